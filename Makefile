@@ -1,0 +1,31 @@
+# make demo | test | quick | clean
+PYTHON ?= python3
+BIN := .venv/bin
+
+demo: .venv/installed
+	@$(BIN)/lab run experiments/rand_hie.toml
+
+test: .venv/tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q
+
+quick: .venv/tested
+	$(BIN)/pytest -q -m "not slow"
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	@touch $@
+
+.venv/tested: .venv/installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,ray]'
+	@touch $@
+
+clean:
+	rm -rf .venv
+
+.PHONY: demo test quick clean

@@ -1,0 +1,334 @@
+"""The command line. Heavy imports stand inside the command that needs them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from federated.arms import Progress, Study
+
+RUNS = click.option(
+    "--runs", default="runs", envvar="LAB_RUNS", type=click.Path(path_type=Path),
+    show_default=True, help="Folder that keeps runs and MLflow's database.",
+)
+TRACKING = click.option(
+    "--tracking-uri", help="MLflow server; default MLFLOW_TRACKING_URI, else SQLite in the runs folder.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="insurance-privacy-lab")
+def lab() -> None:
+    """Claims models across insurers that never share a record.
+
+    \b
+    Try:  lab run experiments/rand_hie.toml
+    """
+
+
+@lab.command()
+@click.argument("experiment", type=click.Path(path_type=Path))
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Override a key of the file; may be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+@click.option("--engine", type=click.Choice(["grid", "ray"]), default="grid", show_default=True, help="In this process, or under Flower's simulation engine.")
+@click.option("--workers", type=click.IntRange(1), help="Threads (grid) or processes (ray); default: the machine's cores.")
+@click.option("--no-track", is_flag=True, help="Keep the run's folder, log nothing to MLflow.")
+@RUNS
+@TRACKING
+def run(
+    experiment: Path,
+    changes: tuple[str, ...],
+    as_json: bool,
+    engine: str,
+    workers: int | None,
+    no_track: bool,
+    runs: Path,
+    tracking_uri: str | None,
+) -> None:
+    """Run an experiment: its arms, a report and an MLflow run.
+
+    \b
+    lab run experiments/rand_hie.toml
+    lab run experiments/rand_hie.toml --set model.ridge=0.1 --json
+    """
+    from federated.experiment import Experiment
+
+    read = Experiment.read(experiment, dict(_pair(change) for change in changes))
+    from federated.experiment import run as perform
+
+    with _progress(quiet=as_json) as progress:
+        study = perform(
+            read,
+            engine=engine,
+            runs=runs,
+            workers=workers,
+            tracking_uri=tracking_uri,
+            track=not no_track,
+            progress=progress,
+        )
+    if as_json:
+        _print_json(study)
+    else:
+        _print_study(study, runs)
+
+
+def _pair(change: str) -> tuple[str, str]:
+    from lab.errors import ConfigurationError
+
+    key, equals, value = change.partition("=")
+    if not equals:
+        raise ConfigurationError(f"--set {change}: needs the form key=value, as model.ridge=0.1")
+    return key.strip(), value.strip()
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Progress | None]:
+    """A line for each arm with what it is doing, on standard error, while the work goes on."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    from rich.progress import BarColumn, Progress as Bars, SpinnerColumn, TextColumn
+    from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+
+    with Bars(
+        SpinnerColumn(finished_text="[green]✓"),
+        TextColumn("{task.description:<10}"),
+        BarColumn(24),
+        TextColumn("{task.fields[what]:<28}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    ) as bars:
+        lines: dict[str, Any] = {}
+
+        def tell(arm: str, what: str, step: int, of: int | None) -> None:
+            for other, line in lines.items():
+                if other != arm:
+                    bars.update(line, total=1, completed=1, what="done")
+            if arm not in lines:
+                lines[arm] = bars.add_task(arm, total=of, what=what)
+            bars.update(lines[arm], total=of, completed=step, what=what)
+
+        yield tell
+
+
+def _print_json(study: Study) -> None:
+    import json
+
+    from federated.record import summary
+
+    result = summary(study)
+    result.pop("curves")
+    result["paths"] = {
+        "folder": str(study.folder),
+        "report": str(study.folder / "report.html"),
+        "tracking": study.tracking,
+    }
+    click.echo(json.dumps(result, ensure_ascii=False, allow_nan=False))
+
+
+def _print_study(study: Study, runs: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    scores = study.scores["deviance_explained"]
+    arms = list(study.arms)
+    table = Table(title=f"{study.experiment.name}: deviance explained on test rows", title_justify="left", box=None, pad_edge=False, header_style="dim")
+    table.add_column("party")
+    table.add_column("training rows", justify="right")
+    for arm in arms:
+        table.add_column(arm, justify="right")
+    sizes = {party.name: len(party.train) for party in study.market.parties}
+    for holder in ["all", *sizes]:
+        cells = [
+            f"{scores[arm, holder]:.4f}" if (arm, holder) in scores.index else "no fit" for arm in arms
+        ]
+        name = "whole market" if holder == "all" else holder
+        rows = f"{sizes.get(holder, sum(sizes.values())):,}"
+        table.add_row(name, rows, *cells, style="bold" if holder == "all" else None)
+    console.print(table)
+    for arm in study.arms.values():
+        for holder, reason in arm.failures.items():
+            console.print(f"{arm.name}, {holder}: {reason}", style="yellow", highlight=False)
+    differences = study.differences
+    if len(differences):
+        for line in differences[differences["party"] == "all"].itertuples():
+            console.print(
+                f"federated minus {line.against}: {line.difference:+.5f} "
+                f"(95 % interval {line.low:+.5f} to {line.high:+.5f})",
+                highlight=False,
+            )
+    receipt = study.receipt
+    if len(receipt):
+        hidden = ", ".join(sorted(receipt["hiding"].unique()))
+        words = f"hidden by {hidden}, {receipt['key_bits'].max()} bits" if hidden != "clear" else "[bold red]IN THE CLEAR[/]"
+        console.print(
+            f"\nleft the parties: {receipt['messages'].sum():,} messages, "
+            f"{receipt['bytes'].sum():,} bytes, {words}; records: 0",
+            highlight=False,
+        )
+    console.print(f"report   {study.folder / 'report.html'}", highlight=False, soft_wrap=True)
+    console.print(f"tracking {study.tracking or 'off'}", highlight=False, soft_wrap=True)
+    command = "lab ui" if str(runs) == "runs" else f"lab ui --runs {runs}"
+    console.print(f"open     {command}", highlight=False, soft_wrap=True)
+
+
+@lab.group()
+def data() -> None:
+    """Look at sources and check tables against contracts."""
+
+
+@data.command()
+@click.argument("source")
+@click.option("--path", help="Where a published table lies, for sources that are not shipped.")
+def describe(source: str, path: str | None) -> None:
+    """Show a source's columns, rows, provenance and licence.
+
+    \b
+    lab data describe rand_hie
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from lab.errors import ConfigurationError
+    from lab.sources import built_in, load
+
+    contract = built_in(source)
+    console = Console()
+    console.print(f"[bold]{contract.name}[/]  {contract.title}", highlight=False)
+    for label, text in (("published", contract.published), ("licence", contract.licence), ("note", contract.notes)):
+        if text:
+            console.print(f"{label}: {text}", highlight=False)
+    try:
+        frame = load(source, path).frame
+        console.print(f"rows: {len(frame):,}, columns: {len(frame.columns)}", highlight=False)
+    except ConfigurationError:
+        if path is not None:
+            raise
+        console.print("rows: give --path to count them", highlight=False)
+    table = Table("column", "role", "rule", "unit", "what", box=None, pad_edge=False, header_style="dim")
+    for name, column in contract.columns.items():
+        table.add_row(name, column.role, column.allowed(), column.unit, column.description)
+    console.print(table)
+
+
+@data.command()
+@click.argument("file")
+@click.option("--contract", required=True, help="A contract file, or the name of a built-in source.")
+def check(file: str, contract: str) -> None:
+    """Check a table against a contract; every violation is listed.
+
+    \b
+    lab data check claims.csv --contract claims.toml
+    """
+    from lab.contracts import Contract
+    from lab.sources import built_in, load
+
+    agreed = Contract.read(Path(contract)) if contract.endswith(".toml") else built_in(contract)
+    table = load(path=file, contract=agreed)
+    click.echo(f"{table.origin}: {len(table.frame):,} rows keep contract {agreed.name}")
+
+
+@lab.command()
+@click.option("--send", is_flag=True, help="Log the runs that MLflow does not have yet.")
+@RUNS
+@TRACKING
+def runs(send: bool, runs: Path, tracking_uri: str | None) -> None:
+    """List runs, newest first.
+
+    \b
+    lab runs
+    """
+    from federated.record import kept, log
+    from lab.tracking import address
+
+    found = kept(runs)
+    if not found:
+        click.echo(f"no runs in {runs}; start with: lab run experiments/rand_hie.toml")
+    for item in found:
+        if send and not item["logged"]:
+            click.echo(log(item["folder"], address(runs, tracking_uri)))
+            continue
+        scores = "  ".join(
+            f"{arm} {value:.4f}" for arm, value in item["explained"].items() if value is not None
+        )
+        note = "" if item["logged"] else "  (not in MLflow)"
+        click.echo(f"{item['folder'].name}  {item['name']}  {scores}{note}")
+
+
+@lab.command()
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
+@RUNS
+@TRACKING
+def ui(port: int, runs: Path, tracking_uri: str | None) -> None:
+    """Open MLflow's page for the runs, on this machine alone.
+
+    \b
+    lab ui --port 5001
+    """
+    from lab.tracking import serve
+
+    click.echo(f"MLflow: http://127.0.0.1:{port}  (Ctrl-C ends it)")
+    sys.exit(serve(runs, tracking_uri, port))
+
+
+@lab.command()
+@click.argument("names", nargs=-1)
+@click.option("--path", type=click.Path(path_type=Path), help="freMTPL2freq.csv(.gz), for the freMTPL2 figures.")
+@click.option("--quick", is_flag=True, help="Smaller jobs: a minute instead of several.")
+def bench(names: tuple[str, ...], path: Path | None, quick: bool) -> None:
+    """Measure on this machine, each figure as a ratio within one run.
+
+    \b
+    lab bench
+    lab bench paillier --quick
+    """
+    from federated.bench import report
+
+    report(names, path, quick)
+
+
+def main() -> None:
+    """Run the command line: errors are one line and an exit code, never a traceback."""
+    try:
+        lab(standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+    except Exception as error:
+        sys.exit(_explain(error))
+
+
+def _explain(error: Exception) -> int:
+    from lab.errors import LabError
+    from secure_agg.errors import SecureAggError
+
+    if os.environ.get("LAB_TRACEBACK"):
+        raise error
+    if isinstance(error, LabError | SecureAggError):
+        click.echo(f"lab: {error}", err=True)
+        return error.exit_code if isinstance(error, LabError) else 1
+    click.echo(
+        f"lab: {type(error).__name__}: {error}; this is a defect, LAB_TRACEBACK=1 shows where", err=True
+    )
+    return 1

@@ -1,0 +1,397 @@
+"""An experiment is one TOML file; this is its form, and how to run one from Python.
+
+>>> from federated.experiment import run
+>>> study = run("experiments/rand_hie.toml", {"model.ridge": 0.1})   # doctest: +SKIP
+>>> study.scores                                                      # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import tomllib
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+import numpy as np
+import pandas as pd
+from pydantic import Field, model_validator
+
+from lab.contracts import Contract, Strict, nearest, parse, read_toml
+from lab.errors import ConfigurationError, ContractError
+from lab.families import Family, FamilyName, LinkName
+from lab.features import Feature, check_features
+from lab.glm import Task
+from lab.partition import Split, deal, test_mask
+from lab.sources import Table, built_in, load
+
+if TYPE_CHECKING:
+    from federated.arms import Study
+    from federated.node import Party
+
+Arm = Literal["alone", "federated", "pooled"]
+
+
+class Data(Strict):
+    """``[data]``: where the rows are, what is modelled, what is kept for testing."""
+
+    source: str | None = None
+    path: str | None = None
+    contract: str | None = None
+    table: str | None = None
+    query: str | None = None
+    target: str
+    exposure: str | None = None
+    weight: str | None = None
+    features: tuple[str | Feature, ...] | None = None
+    person: str | None = None
+    cap: dict[str, float] = {}
+    missing: Literal["refuse", "drop", "mean"] = "refuse"
+    test: float = Field(0.2, ge=0, lt=1)
+    test_rows: str | None = None
+    test_column: str | None = None
+    test_value: str | int | None = None
+
+    @model_validator(mode="after")
+    def _one_place_and_one_split(self) -> Self:
+        if self.source is None and self.path is None:
+            raise ValueError("give source or path")
+        if (self.test_column is None) != (self.test_value is None):
+            raise ValueError("test_column and test_value go together")
+        if self.test_rows is not None and self.test_column is not None:
+            raise ValueError("give test_rows or test_column, not both")
+        return self
+
+
+class Severity(Strict):
+    """``[model.severity]``: a second GLM of the amount per claim; the product is the pure premium."""
+
+    amount: str
+    claims: str
+    family: Literal["gamma", "gaussian", "tweedie"] = "gamma"
+    power: float | None = None
+    features: tuple[str | Feature, ...] | None = None
+
+
+class GLMModel(Strict):
+    """``[model] kind = "glm"``."""
+
+    kind: Literal["glm"] = "glm"
+    family: FamilyName = "poisson"
+    link: LinkName | None = None
+    power: float | None = None
+    ridge: float = Field(0.0, ge=0)
+    severity: Severity | None = None
+
+
+class Strategy(Strict):
+    """``[model.strategy]``: one of Flower's mean-based strategies, with its own parameters."""
+
+    name: Literal["FedAvg", "FedAvgM", "FedProx", "FedAdam", "FedYogi", "FedAdagrad"] = "FedAvg"
+    proximal_mu: float | None = None
+    server_learning_rate: float | None = None
+    server_momentum: float | None = None
+    eta: float | None = None
+    beta_1: float | None = None
+    beta_2: float | None = None
+    tau: float | None = None
+
+    def parameters(self) -> dict[str, float]:
+        """The parameters given; one that the strategy does not have is refused."""
+        allowed = {
+            "FedAvg": (),
+            "FedAvgM": ("server_learning_rate", "server_momentum"),
+            "FedProx": ("proximal_mu",),
+            "FedAdam": ("eta", "beta_1", "beta_2", "tau"),
+            "FedYogi": ("eta", "beta_1", "beta_2", "tau"),
+            "FedAdagrad": ("eta", "tau"),
+        }[self.name]
+        given = {k: v for k, v in self.model_dump().items() if k != "name" and v is not None}
+        for key in given:
+            if key not in allowed:
+                known = ", ".join(allowed) or "none"
+                raise ConfigurationError(
+                    f"model.strategy: {self.name} has no '{key}'; its parameters: {known}"
+                )
+        return given
+
+
+class NetworkModel(Strict):
+    """``[model] kind = "network"``: layers, local training in each round, Flower's strategy."""
+
+    kind: Literal["network"]
+    family: Literal["poisson", "gamma", "binomial"] = "poisson"
+    hidden: tuple[int, ...] = (32, 16)
+    embedding: int = Field(2, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    rounds: int = Field(20, ge=1)
+    epochs: int = Field(1, ge=1)
+    batch: int = Field(2000, ge=1)
+    learning_rate: float = Field(0.005, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    strategy: Strategy = Strategy()
+
+
+class Protected(Strict):
+    """``[protection]``: how contributions are hidden, and the least rows a party lets out a sum of."""
+
+    sums: Literal["clear", "paillier"] = "paillier"
+    key_bits: int = Field(3072, ge=2048)
+    minimum_rows: int = Field(1, ge=1)
+
+
+class Arms(Strict):
+    """``[arms]``: which arms run, and how many bootstrap resamples stand behind the intervals."""
+
+    run: tuple[Arm, ...] = ("alone", "federated", "pooled")
+    replicates: int = Field(200, ge=0)
+
+
+class Experiment(Strict):
+    """The one definition of an experiment file."""
+
+    name: str
+    seed: int = Field(0, ge=0)
+    data: Data
+    parties: Split = Split(split="uniform", count=5)
+    model: Annotated[GLMModel | NetworkModel, Field(discriminator="kind")]
+    protection: Protected = Protected()
+    arms: Arms = Arms()
+
+    @classmethod
+    def read(cls, path: str | Path, changes: dict[str, Any] | None = None) -> Experiment:
+        """Read an experiment file; ``changes`` are dotted keys, as ``--set`` on the command line."""
+        values = read_toml(Path(path))
+        for key, value in (changes or {}).items():
+            _set(values, key, value)
+        if isinstance(values.get("model"), dict):
+            values["model"].setdefault("kind", "glm")
+        experiment = parse(cls, values, where=str(path))
+        experiment.parties.check()
+        experiment.tasks()
+        return experiment
+
+    def tasks(self) -> dict[str, Task]:
+        """The models to fit by name: ``model``, or ``frequency`` and ``severity``."""
+        data, model = self.data, self.model
+        family = Task(
+            target=data.target,
+            exposure=data.exposure,
+            weight=data.weight,
+            family=model.family,
+            link=model.link if isinstance(model, GLMModel) else None,
+            power=model.power if isinstance(model, GLMModel) else None,
+        )
+        if data.exposure is not None and family.law.link != "log":
+            raise ConfigurationError(
+                f"data.exposure enters as a log offset and needs the log link; {model.family} has "
+                f"'{family.law.link}' here: set model.link = 'log' or use data.weight"
+            )
+        if not isinstance(model, GLMModel) or model.severity is None:
+            if isinstance(model, NetworkModel):
+                model.strategy.parameters()
+            return {"model": family}
+        severity = model.severity
+        amount = Task(
+            target=severity.amount, per=severity.claims, family=severity.family, power=severity.power,
+            link="log" if severity.family == "gaussian" else None,
+        )
+        Family.make(severity.family, amount.link, severity.power)
+        return {"frequency": family, "severity": amount}
+
+    def premium_task(self) -> Task:
+        """The pure premium as a response: the amount with the frequency's exposure, Tweedie 1.5."""
+        assert isinstance(self.model, GLMModel) and self.model.severity is not None
+        return Task(
+            target=self.model.severity.amount,
+            exposure=self.data.exposure,
+            family="tweedie",
+            power=1.5,
+        )
+
+    def features(self, contract: Contract, task: str) -> tuple[Feature, ...]:
+        """The features of a task; without a list, every feature column of the contract."""
+        listed = self.data.features
+        if task == "severity" and isinstance(self.model, GLMModel) and self.model.severity:
+            listed = self.model.severity.features or listed
+        taken = set(self._columns_besides_features())
+        if listed is None:
+            listed = tuple(
+                name
+                for name, column in contract.columns.items()
+                if column.role == "feature" and name not in taken
+            )
+        features = tuple(Feature(column=f) if isinstance(f, str) else f for f in listed)
+        for feature in features:
+            self._check_feature(feature, contract, taken)
+        if not features:
+            raise ConfigurationError("data.features: there is no feature to model with")
+        return features
+
+    def _check_feature(self, feature: Feature, contract: Contract, taken: set[str]) -> None:
+        name = feature.column
+        if name not in contract.columns:
+            near = nearest(name, list(contract.columns))
+            hint = f"; did you mean '{near}'?" if near else ""
+            raise ConfigurationError(f"data.features: there is no column '{name}'{hint}")
+        column = contract.columns[name]
+        if name in taken:
+            raise ConfigurationError(
+                f"data.features: '{name}' is the target, exposure, weight or person and cannot be a feature"
+            )
+        if column.role in ("identifier", "never_leaves"):
+            raise ConfigurationError(
+                f"data.features: '{name}' has the role '{column.role}' in contract {contract.name}"
+            )
+        if column.type == "category" and (feature.log or feature.cut):
+            raise ConfigurationError(f"data.features: '{name}' is a category; log and cut are for numbers")
+
+    def _columns_besides_features(self) -> list[str]:
+        d, used = self.data, []
+        used += [d.target, d.exposure, d.weight, d.person, d.test_column]
+        used += [self.parties.column] if self.parties.split == "column" else []
+        if isinstance(self.model, GLMModel) and self.model.severity:
+            used += [self.model.severity.amount, self.model.severity.claims]
+        return [name for name in used if name is not None]
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in nested tables; text that is TOML is read as TOML."""
+    if isinstance(value, str):
+        try:
+            value = tomllib.loads(f"x = {value}")["x"]
+        except tomllib.TOMLDecodeError:
+            pass
+    *path, last = key.split(".")
+    for part in path:
+        values = values.setdefault(part, {})
+        if not isinstance(values, dict):
+            raise ConfigurationError(f"--set {key}: '{part}' is not a table")
+    values[last] = value
+
+
+class Market:
+    """The rows of an experiment, dealt to parties and split for training and testing."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        data = experiment.data
+        own = Contract.read(Path(data.contract)) if data.contract else None
+        agreed = own or (built_in(data.source) if data.source else None)
+        wanted = _wanted(experiment, agreed)
+        table = load(
+            data.source, data.path, contract=own, table=data.table, query=data.query, columns=wanted
+        )
+        self.contract, self.origin, self.digest = table.contract, table.origin, table.digest
+        self.features = {t: experiment.features(table.contract, t) for t in experiment.tasks()}
+        frame = self._usable(table)
+        split, partition = (
+            np.random.default_rng(child) for child in np.random.SeedSequence(experiment.seed).spawn(2)
+        )
+        test = test_mask(
+            frame,
+            fraction=data.test,
+            rows_file=data.test_rows,
+            column=data.test_column,
+            value=None if data.test_value is None else str(data.test_value),
+            person=data.person,
+            rng=split,
+        )
+        if test.all():
+            raise ConfigurationError("data.test: no training rows are left")
+        self.in_sample = not test.any()
+        owners = deal(frame, experiment.parties, data.person, partition)
+        self.parties = [self._party(name, frame, rows, test) for name, rows in owners.items()]
+
+    def _usable(self, table: Table) -> pd.DataFrame:
+        """The columns a study needs, capped, without the rows left out for missing values."""
+        data, frame = self.experiment.data, table.frame
+        for name in self.experiment._columns_besides_features():
+            if name not in frame.columns:
+                near = nearest(name, list(frame.columns))
+                hint = f"; did you mean '{near}'?" if near else ""
+                raise ConfigurationError(f"{self.origin}: there is no column '{name}'{hint}")
+        for name, limit in data.cap.items():
+            if name not in frame.columns or not pd.api.types.is_numeric_dtype(frame[name]):
+                raise ConfigurationError(f"data.cap: '{name}' is not a numeric column")
+            frame[name] = frame[name].clip(upper=limit)
+        features = {f for listed in self.features.values() for f in listed}
+        needed = dict.fromkeys(
+            [*self.experiment._columns_besides_features(), *(f.column for f in sorted(features, key=str))]
+        )
+        if self.experiment.parties.column:
+            needed[self.experiment.parties.column] = None
+        frame = frame[list(needed)]
+        if data.missing == "drop":
+            frame = frame.dropna().reset_index(drop=True)
+            if frame.empty:
+                raise ContractError(f"{self.origin}: no row is left after dropping missing values")
+        for name in self.experiment._columns_besides_features():
+            if frame[name].isna().any():
+                raise ContractError(
+                    f"{self.origin}: column '{name}' is missing in {int(frame[name].isna().sum())} "
+                    "rows; set data.missing = 'drop' to leave them out"
+                )
+        check_features(frame, tuple(sorted(features, key=str)), data.missing)
+        return frame
+
+    def _party(self, name: str, frame: pd.DataFrame, rows: Any, test: Any) -> Party:
+        from federated.node import Party, Policy
+
+        train = frame.iloc[rows[~test[rows]]]
+        if train.empty:
+            raise ConfigurationError(f"{name} would have no training rows; change parties or data.test")
+        held = train if self.in_sample else frame.iloc[rows[test[rows]]]
+        policy = Policy(minimum_rows=self.experiment.protection.minimum_rows)
+        return Party(name, train, held, self.experiment.data.person, policy)
+
+    def pooled(self) -> Party:
+        """One party that holds all rows; what a federation is measured against."""
+        from federated.node import Party
+
+        train = pd.concat([party.train for party in self.parties])
+        test = train if self.in_sample else pd.concat([party.test for party in self.parties])
+        return Party("pooled", train, test, self.experiment.data.person)
+
+
+def _wanted(experiment: Experiment, contract: Contract | None) -> list[str] | None:
+    """The columns to read of a table without a contract: those the experiment names."""
+    if contract is not None or experiment.data.features is None:
+        return None
+    listed = [f if isinstance(f, str) else f.column for f in experiment.data.features]
+    if isinstance(experiment.model, GLMModel) and experiment.model.severity:
+        more = experiment.model.severity.features or ()
+        listed += [f if isinstance(f, str) else f.column for f in more]
+    extra = [experiment.parties.column] if experiment.parties.column else []
+    return list(dict.fromkeys([*experiment._columns_besides_features(), *extra, *listed]))
+
+
+@lru_cache(2)
+def market_of(experiment: str) -> Market:
+    """The market of an experiment given as JSON; one for each process."""
+    return Market(Experiment.model_validate_json(experiment))
+
+
+def run(
+    path: str | Path | Experiment,
+    changes: dict[str, Any] | None = None,
+    *,
+    engine: str = "grid",
+    runs: str | Path = "runs",
+    workers: int | None = None,
+    tracking_uri: str | None = None,
+    track: bool = True,
+    progress: Any = None,
+) -> Study:
+    """Run an experiment: its arms, the report, the MLflow run.
+
+    ``runs``: the folder that keeps runs and MLflow's database. Returns a
+    :class:`~federated.arms.Study`, whose ``scores``, ``coefficients``, ``convergence`` and
+    ``receipt`` are DataFrames. Raises :class:`~lab.errors.LabError` for all that can be explained.
+    """
+    from federated.arms import perform
+    from federated.record import keep
+
+    experiment = path if isinstance(path, Experiment) else Experiment.read(path, changes)
+    study = perform(experiment, engine=engine, workers=workers, progress=progress)
+    keep(study, Path(runs), tracking_uri=tracking_uri, track=track)
+    return study

@@ -1,0 +1,96 @@
+"""How parties agree on a design without showing rows: an encoding made from sums over training rows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from federated.federation import Federation
+from lab.contracts import Contract
+from lab.errors import ConfigurationError, ModelError
+from lab.features import Encoding, Feature, Levels, Number
+from lab.glm import Task
+
+
+def agree(
+    federation: Federation, task: Task, features: tuple[Feature, ...], contract: Contract
+) -> Encoding:
+    """The encoding of ``features``: levels, means and scales over all parties' training rows.
+
+    Levels come from the contract; where it lists none, every party announces the names of the
+    levels it holds (names, no counts). A level without a training row is left out. Means and
+    scales are exact for any split of the rows. Raises :class:`ModelError` for a column that is
+    the same in every training row.
+    """
+    for feature in features:
+        if feature.ordinal and contract.columns[feature.column].levels is None:
+            raise ConfigurationError(
+                f"features: '{feature.column}' is ordinal but contract {contract.name} lists no levels"
+            )
+    categorical = [f for f in features if is_category(f, contract)]
+    numeric = [f for f in features if not is_category(f, contract)]
+    return Encoding(
+        numbers=_standardised(federation, task, numeric, contract),
+        categories=_levelled(federation, task, categorical, contract),
+    )
+
+
+def is_category(feature: Feature, contract: Contract) -> bool:
+    """True where a feature enters as levels."""
+    if feature.ordinal or feature.log:
+        return False
+    column = contract.columns[feature.column]
+    return feature.category or feature.cut is not None or column.type == "category"
+
+
+def _standardised(
+    federation: Federation, task: Task, features: list[Feature], contract: Contract
+) -> tuple[Number, ...]:
+    if not features:
+        return ()
+    terms = tuple(
+        Number(feature=f, mean=0.0, scale=1.0, levels=contract.columns[f.column].levels or ())
+        for f in features
+    )
+    around_zero = _moments(federation, task, terms)
+    count = np.maximum(around_zero["count"], 1)
+    means = around_zero["first"] / count
+    terms = tuple(t.model_copy(update={"mean": float(m)}) for t, m in zip(terms, means, strict=True))
+    spread = np.sqrt(_moments(federation, task, terms)["second"] / count)
+    for term, mean, scale in zip(terms, means, spread, strict=True):
+        if not scale > 1e-9 * abs(mean):
+            raise ModelError(
+                f"feature '{term.feature.name}' is the same in every training row; leave it out"
+            )
+    return tuple(t.model_copy(update={"scale": float(s)}) for t, s in zip(terms, spread, strict=True))
+
+
+def _moments(federation: Federation, task: Task, terms: tuple[Number, ...]) -> dict[str, np.ndarray]:
+    listed = [term.model_dump() for term in terms]
+    return dict(federation.sum("moments", task=task.model_dump_json(), features=listed).arrays)
+
+
+def _levelled(
+    federation: Federation, task: Task, features: list[Feature], contract: Contract
+) -> tuple[Levels, ...]:
+    if not features:
+        return ()
+    known = [f.intervals() if f.cut else contract.columns[f.column].levels for f in features]
+    unknown = tuple(f for f, levels in zip(features, known, strict=True) if levels is None)
+    announced = dict(zip(unknown, federation.levels(task, unknown), strict=True)) if unknown else {}
+    terms = tuple(
+        Levels(feature=f, levels=announced[f] if levels is None else levels)
+        for f, levels in zip(features, known, strict=True)
+    )
+    listed = [term.model_dump() for term in terms]
+    counts = federation.sum("level_counts", task=task.model_dump_json(), features=listed)["count"]
+    kept, start = [], 0
+    for term in terms:
+        present = counts[start : start + len(term.levels)] > 0
+        start += len(term.levels)
+        levels = tuple(level for level, here in zip(term.levels, present, strict=True) if here)
+        if len(levels) < 2:
+            raise ModelError(
+                f"feature '{term.feature.column}' has one level in all training rows; leave it out"
+            )
+        kept.append(term.model_copy(update={"levels": levels}))
+    return tuple(kept)

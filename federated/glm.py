@@ -1,0 +1,214 @@
+"""Fitting a generalised linear model from sums: Fisher scoring with step halving.
+
+The solver sees totals only and the totals do not depend on who holds which row, so the fit is
+the pooled maximum-likelihood fit for any split (McCullagh & Nelder 1989, section 2.5; for sums
+over parties: Wu et al., "Grid Binary LOgistic REgression", 2012).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from federated.federation import Federation
+from lab.errors import ModelError
+from lab.families import Family
+from lab.features import Encoding
+from lab.glm import GLM, Task
+from lab.sums import Floats, Sums
+
+MAX_STEPS = 60
+MAX_HALVINGS = 25
+#: A step this small, in standard deviations of each column, ends the iteration.
+STEP_TOLERANCE = 1e-8
+#: Smallest eigenvalue of the scaled curvature, below which columns count as collinear.
+COLLINEAR = 1e-11
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted model with what an actuary expects to read; all totals are over training rows.
+
+    ``covariance`` (p, p) belongs to the table's own units, in the order of ``encoding.names``.
+    """
+
+    model: GLM
+    rows: int
+    ridge: float
+    deviance: float
+    null_deviance: float
+    log_likelihood: float
+    dispersion: float
+    covariance: Floats
+    trace: tuple[tuple[float, float], ...]  # (deviance, largest step) after each step
+
+    @property
+    def aic(self) -> float:
+        return -2 * self.log_likelihood + 2 * self.model.encoding.width
+
+    @property
+    def deviance_explained(self) -> float:
+        return 1 - self.deviance / self.null_deviance
+
+    def coefficients(self, level: float = 0.95) -> pd.DataFrame:
+        """name, estimate, standard_error, z, p_value, low, high; in the table's own units."""
+        encoding = self.model.encoding
+        estimate = encoding.raw_transform() @ np.array(self.model.beta)
+        error = np.sqrt(np.diag(self.covariance))
+        width = stats.norm.ppf(0.5 + level / 2) * error
+        return pd.DataFrame(
+            {
+                "name": encoding.names,
+                "estimate": estimate,
+                "standard_error": error,
+                "z": estimate / error,
+                "p_value": 2 * stats.norm.sf(np.abs(estimate / error)),
+                "low": estimate - width,
+                "high": estimate + width,
+            }
+        )
+
+
+def fit(federation: Federation, task: Task, encoding: Encoding, ridge: float = 0.0) -> Fit:
+    """The maximum-likelihood fit, or with ``ridge`` the minimum of
+    mean half deviance + ridge / 2 * |beta|^2 over standardised columns, intercept left free.
+
+    Raises :class:`ModelError` for collinear columns, separation and non-convergence, each with
+    the columns concerned.
+    """
+    totals = federation.sum("means", task=task.model_dump_json(), part="train")
+    rows = round(totals.total("rows"))
+    if rows <= encoding.width:
+        raise ModelError(f"{rows} training rows cannot carry {encoding.width} coefficients")
+    penalty = np.full(encoding.width, ridge * totals.total("weight"))
+    penalty[0] = 0.0
+    beta = np.zeros(encoding.width)
+    beta[0] = _start(task.law, totals, rows)
+    beta, state, trace = _scoring(federation, task, encoding, beta, penalty)
+    null = state
+    if encoding.width > 1:
+        empty = Encoding()
+        _, null, _ = _scoring(federation, task, empty, beta[:1] * 0 + _start(task.law, totals, rows), np.zeros(1))
+    dispersion = state.total("pearson") / (rows - encoding.width) if task.law.dispersed else 1.0
+    profiled = task.law.name == "gaussian" and task.law.link == "identity"
+    likelihood = federation.sum(
+        "glm_likelihood",
+        {"beta": beta},
+        task=task.model_dump_json(),
+        encoding=encoding.model_dump_json(),
+        dispersion=state.total("deviance") / rows if profiled else dispersion,
+    )
+    transform = encoding.raw_transform()
+    inverse = np.linalg.inv(_symmetric(state["curvature"], encoding.width) + np.diag(penalty))
+    return Fit(
+        model=GLM(task=task, encoding=encoding, beta=tuple(beta.tolist())),
+        rows=rows,
+        ridge=ridge,
+        deviance=state.total("deviance"),
+        null_deviance=null.total("deviance"),
+        log_likelihood=likelihood.total("log_likelihood"),
+        dispersion=dispersion,
+        covariance=dispersion * transform @ inverse @ transform.T,
+        trace=tuple(trace),
+    )
+
+
+def _start(family: Family, totals: Sums, rows: int) -> float:
+    """The intercept of the constant model (exact but for offsets on other links than log)."""
+    positive = round(totals.total("positive"))
+    if family.name != "gaussian" and positive == 0:
+        raise ModelError("the target is 0 in every training row; there is nothing to model")
+    if family.name == "binomial" and positive == rows:
+        raise ModelError("the target is 1 in every training row; there is nothing to model")
+    by = "exposure" if family.link == "log" else "weight"
+    mean = totals.total("target") / totals.total(by)
+    if family.link == "log" and mean <= 0:
+        raise ModelError("the mean of the target must be above 0 on the log link")
+    return family.eta(mean)
+
+
+def _scoring(
+    federation: Federation, task: Task, encoding: Encoding, beta: Floats, penalty: Floats
+) -> tuple[Floats, Sums, list[tuple[float, float]]]:
+    """(beta, the sums at beta, trace) at the optimum."""
+
+    def take(at: Floats) -> Sums:
+        return federation.sum(
+            "glm_step",
+            {"beta": at},
+            task=task.model_dump_json(),
+            encoding=encoding.model_dump_json(),
+            curvature=True,
+        )
+
+    def objective(at: Floats, sums: Sums) -> float:
+        if sums.total("valid") < rows:
+            return float("inf")
+        return sums.total("deviance") + float(penalty @ at**2)
+
+    state = take(beta)
+    rows = round(state.total("valid"))
+    _refuse_collinear(_symmetric(state["curvature"], len(beta)) + np.diag(penalty), encoding.names)
+    trace: list[tuple[float, float]] = []
+    drifting = 0
+    for _ in range(MAX_STEPS):
+        gradient = state["score"] - penalty * beta
+        matrix = _symmetric(state["curvature"], len(beta)) + np.diag(penalty)
+        try:
+            move = np.linalg.solve(matrix, gradient)
+        except np.linalg.LinAlgError:
+            _refuse_collinear(matrix, encoding.names)
+            raise _diverged(encoding.names, gradient) from None
+        before = objective(beta, state)
+        gain = float(gradient @ move)
+        drifting = drifting + 1 if gain < 1e-4 * abs(before) and np.abs(move).max() > 0.3 else 0
+        if drifting >= 4:
+            raise _diverged(encoding.names, move)
+        for _ in range(MAX_HALVINGS):
+            trial = beta + move
+            reached = take(trial)
+            if objective(trial, reached) <= before + 1e-10 * (1 + abs(before)):
+                break
+            move = move / 2
+        else:
+            raise _diverged(encoding.names, move)
+        beta, state = trial, reached
+        largest = float(np.abs(move).max())
+        trace.append((state.total("deviance"), largest))
+        if largest <= STEP_TOLERANCE * (1 + float(np.abs(beta).max())):
+            return beta, state, trace
+    raise _diverged(encoding.names, move)
+
+
+def _symmetric(triangle: Floats, width: int) -> Floats:
+    """The full matrix of an upper triangle given row by row."""
+    matrix = np.zeros((width, width))
+    matrix[np.triu_indices(width)] = triangle
+    return matrix + np.triu(matrix, 1).T
+
+
+def _refuse_collinear(matrix: Floats, names: tuple[str, ...]) -> None:
+    scale = np.sqrt(np.diag(matrix))
+    flat = [name for name, s in zip(names, scale, strict=True) if not s > 0]
+    if flat:
+        raise ModelError(f"column {', '.join(flat)} is 0 in every training row; leave it out")
+    values, vectors = np.linalg.eigh(matrix / np.outer(scale, scale))
+    if values[0] > COLLINEAR * values[-1]:
+        return
+    share = np.abs(vectors[:, 0])
+    together = [name for name, s in zip(names, share, strict=True) if s > 0.05 * share.max()]
+    raise ModelError(
+        f"columns {', '.join(together)} are collinear: one follows from the others; "
+        "leave one out or set model.ridge"
+    )
+
+
+def _diverged(names: tuple[str, ...], move: Floats) -> ModelError:
+    worst = names[int(np.abs(move).argmax())]
+    return ModelError(
+        f"no finite estimate: the coefficient of '{worst}' grows without end, its rows are "
+        "separated (all or none of them have the event); merge its level, leave it out or set model.ridge"
+    )

@@ -1,0 +1,210 @@
+"""One party's side: its rows, the statistics it knows how to take, and the gate everything passes.
+
+Adding a statistic is adding a pure function from rows to :class:`~lab.sums.Sums` and its line in
+:data:`STATISTICS`. Nothing else at the node can produce an answer.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import TypeAdapter
+
+from federated.messages import Reply, Request
+from federated.protection import seal
+from lab import features, glm, models, scoring
+from lab.contracts import Strict
+from lab.errors import PeerError, PolicyError
+from lab.sums import Floats, Sums
+
+Part = Literal["train", "test"]
+#: Designs and predictions a party keeps at hand; all can be made again.
+KEPT = 8
+
+
+class Policy(Strict):
+    """What a party's gate lets through."""
+
+    minimum_rows: int = 10
+
+
+@dataclass(frozen=True)
+class Released:
+    """One line of the receipt: what passed the gate."""
+
+    query: str
+    statistic: str
+    hiding: str
+    arrays: int
+    values: int
+    bytes: int
+    rows: int
+    key_bits: int
+
+
+@dataclass
+class Party:
+    """A party's rows, split for training and testing, and the rule of its gate."""
+
+    name: str
+    train: pd.DataFrame
+    test: pd.DataFrame
+    person: str | None = None
+    policy: Policy = Policy()
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        self.design = lru_cache(KEPT)(self._design)
+        self.response = lru_cache(KEPT)(self._response)
+        self.scored = lru_cache(KEPT)(self._scored)
+
+    def part(self, part: Part) -> pd.DataFrame:
+        return self.train if part == "train" else self.test
+
+    def _design(self, encoding: str, task: str, part: Part) -> features.Design:
+        rows = _task(task).rows(self.part(part))
+        return features.Design(rows, features.Encoding.model_validate_json(encoding))
+
+    def _response(self, task: str, part: Part) -> glm.Response:
+        agreed = _task(task)
+        return glm.Response(agreed.rows(self.part(part)), agreed)
+
+    def _scored(self, model: str, task: str) -> scoring.Scored:
+        agreed = _task(task)
+        rows = agreed.rows(self.test)
+        response = glm.Response(rows, agreed)
+        rate = models.from_json(model).predict(rows)
+        unit = np.arange(len(rows)) if self.person is None else pd.factorize(rows[self.person])[0]
+        return scoring.Scored(
+            response.y, rate, response.exposure, response.weight, np.asarray(unit, dtype=float)
+        )
+
+    def answer(self, request: Request) -> tuple[Reply, Released]:
+        """The gate: take the statistic, hold it back or let it out sealed, and say what left.
+
+        Raises :class:`PolicyError` for a sum over fewer rows than the party's minimum; a party
+        without any row for a question contributes zeros.
+        """
+        if request.statistic not in STATISTICS:
+            raise PeerError(f"no statistic '{request.statistic}' here")
+        take = STATISTICS[request.statistic]
+        sums = take(self, dict(request.arguments), request.arrays)
+        if 0 < sums.rows < self.policy.minimum_rows:
+            raise PolicyError(
+                f"{request.statistic}: fewer rows behind the sum than this party's minimum "
+                f"of {self.policy.minimum_rows}"
+            )
+        sealed = seal(sums, request, self.workers)
+        plain = sum(array.nbytes for array in sums.arrays.values())
+        released = Released(
+            query=request.query,
+            statistic=request.statistic,
+            hiding=request.hiding,
+            arrays=len(sums.arrays),
+            values=sum(array.size for array in sums.arrays.values()),
+            bytes=plain if sealed is None else len(sealed),
+            rows=sums.rows,
+            key_bits=int(request.public_key, 16).bit_length() if sealed else 0,
+        )
+        return Reply.of(self.name, sums, sealed), released
+
+
+def _task(text: str) -> glm.Task:
+    return glm.Task.model_validate_json(text)
+
+
+Arguments = dict[str, Any]
+Arrays = Mapping[str, Floats]
+
+
+def _numbers(a: Arguments) -> tuple[features.Number, ...]:
+    return TypeAdapter(tuple[features.Number, ...]).validate_python(a["features"])
+
+
+def _levels(a: Arguments) -> tuple[features.Levels, ...]:
+    return TypeAdapter(tuple[features.Levels, ...]).validate_python(a["features"])
+
+
+def _moments(party: Party, a: Arguments, arrays: Arrays) -> Sums:
+    return features.moments(_task(a["task"]).rows(party.train), _numbers(a))
+
+
+def _level_counts(party: Party, a: Arguments, arrays: Arrays) -> Sums:
+    return features.level_counts(_task(a["task"]).rows(party.train), _levels(a))
+
+
+def _means(party: Party, a: Arguments, arrays: Arrays) -> Sums:
+    return glm.means(party.response(a["task"], a["part"]))
+
+
+def _glm_step(party: Party, a: Arguments, arrays: Arrays) -> Sums:
+    return glm.step(
+        party.design(a["encoding"], a["task"], "train"),
+        party.response(a["task"], "train"),
+        family=_task(a["task"]).law,
+        beta=arrays["beta"],
+        curvature=bool(a["curvature"]),
+    )
+
+
+def _glm_likelihood(party: Party, a: Arguments, arrays: Arrays) -> Sums:
+    return glm.likelihood(
+        party.design(a["encoding"], a["task"], "train"),
+        party.response(a["task"], "train"),
+        family=_task(a["task"]).law,
+        beta=arrays["beta"],
+        dispersion=float(a["dispersion"]),
+    )
+
+
+def _score_fit(party: Party, a: Arguments, arrays: Arrays) -> Sums:
+    return scoring.fit_sums(
+        party.scored(a["model"], a["task"]),
+        family=_task(a["task"]).law,
+        constant=float(a["constant"]),
+        replicates=int(a["replicates"]),
+        seed=[int(a["seed"]), zlib.crc32(party.name.encode())],
+    )
+
+
+def _score_lorenz(party: Party, a: Arguments, arrays: Arrays) -> Sums:
+    return scoring.lorenz_sums(party.scored(a["model"], a["task"]), edges=arrays["edges"])
+
+
+def _score_levels(party: Party, a: Arguments, arrays: Arrays) -> Sums:
+    feature = features.Levels.model_validate(a["feature"])
+    rows = _task(a["task"]).rows(party.test)
+    codes = features.codes_of(feature.feature.texts(rows), feature.levels)
+    scored = party.scored(a["model"], a["task"])
+    return scoring.level_sums(scored, codes=codes, count=len(feature.levels))
+
+
+def _network_update(party: Party, a: Arguments, arrays: Arrays) -> Sums:
+    from lab import network
+
+    return network.update(
+        network.tensors(party, a["encoding"], a["task"]),
+        network.Recipe.model_validate(a["recipe"]),
+        dict(arrays),
+        round_number=int(a["round"]),
+        seed=int(a["seed"]),
+    )
+
+
+STATISTICS: dict[str, Callable[[Party, Arguments, Arrays], Sums]] = {
+    "moments": _moments,
+    "level_counts": _level_counts,
+    "means": _means,
+    "glm_step": _glm_step,
+    "glm_likelihood": _glm_likelihood,
+    "score_fit": _score_fit,
+    "score_lorenz": _score_lorenz,
+    "score_levels": _score_levels,
+    "network_update": _network_update,
+}

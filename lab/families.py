@@ -1,0 +1,171 @@
+"""Exponential-dispersion families of a generalised linear model, row by row.
+
+Notation of McCullagh & Nelder, Generalized Linear Models (1989), chapter 2: mean mu, linear
+predictor eta, link g(mu) = eta, variance function V(mu), unit deviance d(y, mu).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import special
+
+from lab.errors import ConfigurationError
+from lab.sums import Floats
+
+FamilyName = Literal["gaussian", "poisson", "gamma", "tweedie", "binomial"]
+LinkName = Literal["canonical", "log"]
+
+#: Power of the variance function V(mu) = mu**p; binomial has mu (1 - mu).
+POWERS = {"gaussian": 0.0, "poisson": 1.0, "gamma": 2.0}
+CANONICAL = {"gaussian": "identity", "poisson": "log", "gamma": "inverse", "binomial": "logit"}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family with its link; ``power`` is the variance power and is asked for Tweedie alone (1 < p < 2).
+
+    The default link is ``log``, the actuaries' choice, for Poisson, Gamma and Tweedie, and the
+    canonical one for Gaussian and binomial.
+    """
+
+    name: FamilyName
+    link: Literal["identity", "log", "inverse", "logit"]
+    power: float
+
+    @staticmethod
+    def make(name: FamilyName, link: LinkName | None = None, power: float | None = None) -> Family:
+        if name == "tweedie":
+            if power is None or not 1 < power < 2:
+                raise ConfigurationError(
+                    f"model.power must lie strictly between 1 and 2 for tweedie, got {power}"
+                )
+            if link == "canonical":
+                raise ConfigurationError("model.link for tweedie is 'log'; drop the key")
+            return Family("tweedie", "log", power)
+        if power is not None:
+            raise ConfigurationError(f"model.power belongs to tweedie, not to {name}; drop the key")
+        default = "canonical" if name in ("gaussian", "binomial") else "log"
+        chosen = CANONICAL[name] if (link or default) == "canonical" else "log"
+        return Family(name, chosen, POWERS.get(name, float("nan")))  # type: ignore[arg-type]
+
+    @property
+    def dispersed(self) -> bool:
+        """True where the dispersion is estimated (Pearson), False where it is 1 by definition."""
+        return self.name not in ("poisson", "binomial")
+
+    def check_target(self, y: Floats) -> str | None:
+        """What is wrong with these responses for this family, or None."""
+        if self.name == "binomial" and not np.isin(y, (0.0, 1.0)).all():
+            return "must be 0 or 1 for a binomial model"
+        if self.name == "gamma" and not (y > 0).all():
+            return "must be above 0 for a gamma model; leave rows without an amount out"
+        if self.name in ("poisson", "tweedie") and not (y >= 0).all():
+            return f"must be 0 or more for a {self.name} model"
+        return None
+
+    def eta(self, mu: float) -> float:
+        """The linear predictor of a mean."""
+        match self.link:
+            case "identity":
+                return mu
+            case "log":
+                return float(np.log(mu))
+            case "inverse":
+                return 1.0 / mu
+            case "logit":
+                return float(np.log(mu / (1 - mu)))
+
+    def mean(self, eta: Floats) -> Floats:
+        """The mean mu; not a number where eta lies outside the link's range."""
+        match self.link:
+            case "identity":
+                return eta
+            case "log":
+                mu: Floats = np.exp(eta)
+                return np.where(mu < 1, mu, np.nan) if self.name == "binomial" else mu
+            case "inverse":
+                return np.divide(1.0, eta, out=np.full_like(eta, np.nan), where=eta > 0)
+            case "logit":
+                return np.asarray(special.expit(eta))
+
+    def slope(self, eta: Floats, mu: Floats) -> Floats:
+        """d mu / d eta."""
+        match self.link:
+            case "identity":
+                return np.ones_like(mu)
+            case "log":
+                return mu
+            case "inverse":
+                return -(mu**2)
+            case "logit":
+                return mu * special.expit(-eta)
+
+    def variance(self, mu: Floats) -> Floats:
+        """V(mu)."""
+        match self.name:
+            case "gaussian":
+                return np.ones_like(mu)
+            case "poisson":
+                return mu
+            case "gamma":
+                return mu**2
+            case "tweedie":
+                return mu**self.power
+            case "binomial":
+                return mu * (1 - mu)
+
+    def deviance(self, y: Floats, mu: Floats) -> Floats:
+        """Unit deviance d(y, mu) of each row; infinite where mu is outside the family's range."""
+        p = self.power
+        with np.errstate(all="ignore"):
+            match self.name:
+                case "gaussian":
+                    d = (y - mu) ** 2
+                case "poisson":
+                    d = 2 * (special.xlogy(y, y / mu) - (y - mu))
+                case "gamma":
+                    d = 2 * (np.log(mu / y) + (y - mu) / mu)
+                case "tweedie":
+                    d = 2 * (
+                        y ** (2 - p) / ((1 - p) * (2 - p))
+                        - y * mu ** (1 - p) / (1 - p)
+                        + mu ** (2 - p) / (2 - p)
+                    )
+                case "binomial":
+                    d = -2 * (special.xlogy(y, mu) + special.xlog1py(1 - y, -mu))
+        return np.where(np.isnan(d), np.inf, d)
+
+    def log_likelihood(self, y: Floats, mu: Floats, weight: Floats, dispersion: float) -> Floats:
+        """Log density of each row; ``weight`` divides the dispersion.
+
+        The Tweedie density is Wright's generalised Bessel function: Dunn & Smyth,
+        "Series evaluation of Tweedie exponential dispersion model densities" (2005), section 2.
+        """
+        phi = dispersion / weight
+        p = self.power
+        match self.name:
+            case "gaussian":
+                return -0.5 * ((y - mu) ** 2 / phi + np.log(2 * np.pi * phi))
+            case "poisson":
+                return (special.xlogy(y, mu) - mu - special.gammaln(y + 1)) / phi
+            case "gamma":
+                k = 1 / phi
+                return special.xlogy(k, k * y / mu) - k * y / mu - np.log(y) - special.gammaln(k)
+            case "binomial":
+                return (special.xlogy(y, mu) + special.xlog1py(1 - y, -mu)) / phi
+            case "tweedie":
+                alpha = (2 - p) / (p - 1)
+                canonical = (y * mu ** (1 - p) / (1 - p) - mu ** (2 - p) / (2 - p)) / phi
+                out: Floats = canonical.copy()
+                positive = y > 0  # a claim amount of zero has its mass in the canonical part
+                log_t = (
+                    alpha * (np.log(y[positive]) - np.log(p - 1))
+                    - (1 + alpha) * np.log(phi[positive])
+                    - np.log(2 - p)
+                )
+                series = special.log_wright_bessel(alpha, 0.0, np.exp(log_t))
+                out[positive] += series - np.log(y[positive])
+                return out
