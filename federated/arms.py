@@ -202,6 +202,10 @@ def perform(
         started = time.perf_counter()
         protection = Paillier(KeyAuthority.with_new_key(experiment.protection.key_bits))
         seconds["key"] = time.perf_counter() - started
+    if experiment.model.kind == "network":
+        from lab.network import single_threaded
+
+        single_threaded()
     with single_threaded_blas(), ExitStack() as stack:
         ones = {
             party.name: stack.enter_context(_in_process([party], 1)) for party in market.parties
@@ -292,6 +296,16 @@ def fit_models(
     return fitted
 
 
+def _cuts(values: pd.Series) -> tuple[float, ...]:
+    """Two significant digits around the mean; a column of two values is cut between them."""
+    low, high = float(values.min()), float(values.max())
+    if values.isin((low, high)).all():
+        return ((low + high) / 2,)
+    mean, deviation = float(values.mean()), float(values.std())
+    cuts = {float(f"{mean + c * deviation:.2g}") for c in CUTS}
+    return tuple(sorted(c for c in cuts if low < c < high)) or (mean,)
+
+
 class _Scorer:
     """Scores models on test rows: a party's own rows are scored at that party, in the clear and
     for itself; the whole market's totals go through the federation where there is one."""
@@ -327,8 +341,7 @@ class _Scorer:
                     terms.append(Levels(feature=f, levels=tuple(levels)))
                 elif not f.ordinal:
                     values = pd.concat([p.train[f.column] for p in market.parties])
-                    cuts = sorted({float(f"{values.mean() + c * values.std():.3g}") for c in CUTS})
-                    cut = Feature(column=f.column, cut=tuple(cuts))
+                    cut = Feature(column=f.column, cut=_cuts(values))
                     terms.append(Levels(feature=cut, levels=cut.intervals()))
             found[part] = tuple(terms)
         if "severity" in market.features:

@@ -42,6 +42,7 @@ class Data(Strict):
     target: str
     exposure: str | None = None
     weight: str | None = None
+    per: str | None = None
     features: tuple[str | Feature, ...] | None = None
     person: str | None = None
     cap: dict[str, float] = {}
@@ -65,8 +66,8 @@ class Data(Strict):
 class Severity(Strict):
     """``[model.severity]``: a second GLM of the amount per claim; the product is the pure premium."""
 
-    amount: str
-    claims: str
+    target: str
+    per: str
     family: Literal["gamma", "gaussian", "tweedie"] = "gamma"
     power: float | None = None
     features: tuple[str | Feature, ...] | None = None
@@ -121,12 +122,13 @@ class NetworkModel(Strict):
     kind: Literal["network"]
     family: Literal["poisson", "gamma", "binomial"] = "poisson"
     hidden: tuple[int, ...] = (32, 16)
-    embedding: int = Field(2, ge=1)
+    embedding: int = Field(3, ge=1)
+    knots: int = Field(8, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
     rounds: int = Field(20, ge=1)
-    epochs: int = Field(1, ge=1)
-    batch: int = Field(2000, ge=1)
-    learning_rate: float = Field(0.005, gt=0)
+    epochs: int = Field(2, ge=1)
+    batches: int = Field(25, ge=1)
+    learning_rate: float = Field(0.02, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     strategy: Strategy = Strategy()
 
@@ -177,6 +179,7 @@ class Experiment(Strict):
             target=data.target,
             exposure=data.exposure,
             weight=data.weight,
+            per=data.per,
             family=model.family,
             link=model.link if isinstance(model, GLMModel) else None,
             power=model.power if isinstance(model, GLMModel) else None,
@@ -192,7 +195,7 @@ class Experiment(Strict):
             return {"model": family}
         severity = model.severity
         amount = Task(
-            target=severity.amount, per=severity.claims, family=severity.family, power=severity.power,
+            target=severity.target, per=severity.per, family=severity.family, power=severity.power,
             link="log" if severity.family == "gaussian" else None,
         )
         Family.make(severity.family, amount.link, severity.power)
@@ -202,7 +205,7 @@ class Experiment(Strict):
         """The pure premium as a response: the amount with the frequency's exposure, Tweedie 1.5."""
         assert isinstance(self.model, GLMModel) and self.model.severity is not None
         return Task(
-            target=self.model.severity.amount,
+            target=self.model.severity.target,
             exposure=self.data.exposure,
             family="tweedie",
             power=1.5,
@@ -247,10 +250,10 @@ class Experiment(Strict):
 
     def _columns_besides_features(self) -> list[str]:
         d, used = self.data, []
-        used += [d.target, d.exposure, d.weight, d.person, d.test_column]
+        used += [d.target, d.exposure, d.weight, d.per, d.person, d.test_column]
         used += [self.parties.column] if self.parties.split == "column" else []
         if isinstance(self.model, GLMModel) and self.model.severity:
-            used += [self.model.severity.amount, self.model.severity.claims]
+            used += [self.model.severity.target, self.model.severity.per]
         return [name for name in used if name is not None]
 
 

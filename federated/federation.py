@@ -42,7 +42,7 @@ class Federation:
     def __init__(
         self, grid: Grid, protection: Protection, parties: int, progress: Progress | None = None
     ) -> None:
-        self._grid, self.protection, self._progress = grid, protection, progress
+        self.grid, self.protection, self._progress = grid, protection, progress
         self._run, self._asked = secrets.token_hex(8), 0
         self.members = self._gather(parties)
         protection.check_parties(parties)
@@ -50,7 +50,7 @@ class Federation:
     def _gather(self, parties: int, patience: float = 60.0) -> tuple[Member, ...]:
         """Wait until so many nodes are here, and ask each who it is."""
         deadline = time.monotonic() + patience
-        while len(nodes := list(self._grid.get_node_ids())) < parties:
+        while len(nodes := list(self.grid.get_node_ids())) < parties:
             if time.monotonic() > deadline:
                 raise PeerError(f"{len(nodes)} of {parties} nodes came within {patience:.0f} s")
             time.sleep(0.1)
@@ -69,7 +69,7 @@ class Federation:
 
     def _exchange(self, content: RecordDict, kind: str, nodes: list[int]) -> list[Message]:
         messages = [Message(content, node, kind) for node in nodes]
-        replies = list(self._grid.send_and_receive(messages))
+        replies = list(self.grid.send_and_receive(messages))
         if len(replies) < len(nodes):
             raise PeerError(f"{len(nodes) - len(replies)} of {len(nodes)} nodes did not answer")
         for reply in replies:

@@ -86,12 +86,12 @@ def fit(federation: Federation, task: Task, encoding: Encoding, ridge: float = 0
     penalty = np.full(encoding.width, ridge * totals.total("weight"))
     penalty[0] = 0.0
     beta = np.zeros(encoding.width)
-    beta[0] = _start(task.law, totals, rows)
+    beta[0] = constant_predictor(task.law, totals)
     beta, state, trace = _scoring(federation, task, encoding, beta, penalty)
     null = state
     if encoding.width > 1:
-        empty = Encoding()
-        _, null, _ = _scoring(federation, task, empty, beta[:1] * 0 + _start(task.law, totals, rows), np.zeros(1))
+        start = np.array([constant_predictor(task.law, totals)])
+        _, null, _ = _scoring(federation, task, Encoding(), start, np.zeros(1))
     dispersion = state.total("pearson") / (rows - encoding.width) if task.law.dispersed else 1.0
     profiled = task.law.name == "gaussian" and task.law.link == "identity"
     likelihood = federation.sum(
@@ -116,9 +116,9 @@ def fit(federation: Federation, task: Task, encoding: Encoding, ridge: float = 0
     )
 
 
-def _start(family: Family, totals: Sums, rows: int) -> float:
-    """The intercept of the constant model (exact but for offsets on other links than log)."""
-    positive = round(totals.total("positive"))
+def constant_predictor(family: Family, totals: Sums) -> float:
+    """The linear predictor of the constant model, from the ``means`` of the training rows."""
+    positive, rows = round(totals.total("positive")), round(totals.total("rows"))
     if family.name != "gaussian" and positive == 0:
         raise ModelError("the target is 0 in every training row; there is nothing to model")
     if family.name == "binomial" and positive == rows:

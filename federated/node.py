@@ -63,6 +63,7 @@ class Party:
         self.design = lru_cache(KEPT)(self._design)
         self.response = lru_cache(KEPT)(self._response)
         self.scored = lru_cache(KEPT)(self._scored)
+        self.tensors = lru_cache(1)(self._tensors)
 
     def part(self, part: Part) -> pd.DataFrame:
         return self.train if part == "train" else self.test
@@ -83,6 +84,16 @@ class Party:
         unit = np.arange(len(rows)) if self.person is None else pd.factorize(rows[self.person])[0]
         return scoring.Scored(
             response.y, rate, response.exposure, response.weight, np.asarray(unit, dtype=float)
+        )
+
+    def _tensors(self, encoding: str, bends: str, task: str) -> Any:
+        from lab import network
+
+        return network.tensors(
+            _task(task).rows(self.train),
+            self.response(task, "train"),
+            features.Encoding.model_validate_json(encoding),
+            network.Bends.model_validate_json(bends),
         )
 
     def answer(self, request: Request) -> tuple[Reply, Released]:
@@ -185,15 +196,21 @@ def _score_levels(party: Party, a: Arguments, arrays: Arrays) -> Sums:
     return scoring.level_sums(scored, codes=codes, count=len(feature.levels))
 
 
+def _histogram(party: Party, a: Arguments, arrays: Arrays) -> Sums:
+    return features.histogram(_task(a["task"]).rows(party.train), _numbers(a), arrays["edges"])
+
+
 def _network_update(party: Party, a: Arguments, arrays: Arrays) -> Sums:
     from lab import network
 
     return network.update(
-        network.tensors(party, a["encoding"], a["task"]),
-        network.Recipe.model_validate(a["recipe"]),
+        party.tensors(a["encoding"], a["bends"], a["task"]),
+        network.Recipe.model_validate_json(a["recipe"]),
+        _task(a["task"]).family,
         dict(arrays),
-        round_number=int(a["round"]),
-        seed=int(a["seed"]),
+        learning_rate=float(a["learning_rate"]),
+        proximal_mu=float(a["proximal_mu"]),
+        seed=zlib.crc32(f"{a['seed']} {a['round']} {party.name}".encode()),
     )
 
 
@@ -201,6 +218,7 @@ STATISTICS: dict[str, Callable[[Party, Arguments, Arrays], Sums]] = {
     "moments": _moments,
     "level_counts": _level_counts,
     "means": _means,
+    "histogram": _histogram,
     "glm_step": _glm_step,
     "glm_likelihood": _glm_likelihood,
     "score_fit": _score_fit,

@@ -197,6 +197,16 @@ def moments(frame: pd.DataFrame, features: tuple[Number, ...]) -> Sums:
     return Sums(arrays, {"count": COUNT, "first": MOMENT, "second": MOMENT}, len(frame))
 
 
+def histogram(frame: pd.DataFrame, features: tuple[Number, ...], edges: Floats) -> Sums:
+    """Rows by interval of each standardised feature, (features, intervals); the ends are open."""
+    counts = np.zeros((len(features), len(edges) - 1))
+    for j, term in enumerate(features):
+        values = (term.feature.numbers(frame, term.levels) - term.mean) / term.scale
+        inside = np.clip(values[~np.isnan(values)], edges[0], edges[-1])
+        counts[j] = np.histogram(inside, edges)[0]
+    return Sums({"count": counts}, {"count": COUNT}, len(frame))
+
+
 def level_counts(frame: pd.DataFrame, features: tuple[Levels, ...]) -> Sums:
     """Rows at each level of each categorical feature, one after the other."""
     counts = [np.zeros(0)]

@@ -56,7 +56,7 @@ def figures(result: dict[str, Any]) -> list[dict[str, str]]:
         ("Calibration", "Actual and expected rate in tenths of exposure, from the lowest predicted rate up (federated).", _calibration),
         ("Lift", "Actual rate of each tenth over the market's mean.", _lift),
         ("Convergence", "How far the deviance (or loss) is above its last value, after each step.", _convergence),
-        ("Coefficients", "Estimates with 95 % intervals, federated, in units of their standard error's column.", _coefficients),
+        ("Coefficients", "Estimates with 95 % intervals, in the table's own units.", _coefficients),
         ("Actual over expected", "By feature level on the test rows (federated); the size of a mark is its exposure.", _levels),
     ):
         svg = _figure(result, draw)
