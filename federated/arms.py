@@ -75,7 +75,8 @@ class ArmResult:
 
     name: Arm
     models: dict[str, dict[str, Fitted]] = field(default_factory=dict)  # holder -> part -> model
-    failures: dict[str, str] = field(default_factory=dict)  # holder -> reason
+    failures: dict[str, str] = field(default_factory=dict)  # holder -> why there is no model
+    notes: dict[str, str] = field(default_factory=dict)  # holder -> what to know of its model
     evaluations: dict[str, dict[str, Evaluation]] = field(default_factory=dict)  # part -> holder
     seconds: float = 0.0
 
@@ -219,7 +220,10 @@ def perform(
                 for at, (name, one) in enumerate(ones.items(), start=1):
                     watch(name, at, len(ones))
                     try:
-                        result.models[name] = fit_models(study, one)
+                        unused: list[str] = []
+                        result.models[name] = fit_models(study, one, left_out=unused)
+                        if unused:
+                            result.notes[name] = f"constant here, left out: {', '.join(unused)}"
                     except ModelError as error:
                         result.failures[name] = str(error).removeprefix(f"{name}: ")
                 scorer.alone(result)
@@ -273,12 +277,18 @@ def fit_models(
     study: Study,
     federation: Federation,
     watch: Callable[[str, int, int | None], None] | None = None,
+    left_out: list[str] | None = None,
 ) -> dict[str, Fitted]:
-    """Fit every part of the experiment's model with this federation."""
+    """Fit every part of the experiment's model with this federation.
+
+    A column that never varies is an error, or with ``left_out`` is left out and named there.
+    """
     experiment, market = study.experiment, study.market
     fitted: dict[str, Fitted] = {}
     for part, task in experiment.tasks().items():
-        encoding = agree(federation, task, market.features[part], market.contract)
+        encoding = agree(
+            federation, task, market.features[part], market.contract, left_out
+        )
         if isinstance(experiment.model, GLMModel):
             fit = glm.fit(federation, task, encoding, experiment.model.ridge)
             trace = pd.DataFrame(fit.trace, columns=["deviance", "largest_step"])

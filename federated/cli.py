@@ -160,7 +160,7 @@ def _print_study(study: Study, runs: Path) -> None:
         table.add_row(name, rows, *cells, style="bold" if holder == "all" else None)
     console.print(table)
     for arm in study.arms.values():
-        for holder, reason in arm.failures.items():
+        for holder, reason in [*arm.failures.items(), *arm.notes.items()]:
             console.print(f"{arm.name}, {holder}: {reason}", style="yellow", highlight=False)
     differences = study.differences
     if len(differences):

@@ -221,7 +221,7 @@ class Experiment(Strict):
             listed = tuple(
                 name
                 for name, column in contract.columns.items()
-                if column.role == "feature" and name not in taken
+                if column.role == "feature" and name not in {*taken, self.parties.column}
             )
         features = tuple(Feature(column=f) if isinstance(f, str) else f for f in listed)
         for feature in features:
@@ -251,7 +251,6 @@ class Experiment(Strict):
     def _columns_besides_features(self) -> list[str]:
         d, used = self.data, []
         used += [d.target, d.exposure, d.weight, d.per, d.person, d.test_column]
-        used += [self.parties.column] if self.parties.split == "column" else []
         if isinstance(self.model, GLMModel) and self.model.severity:
             used += [self.model.severity.target, self.model.severity.per]
         return [name for name in used if name is not None]

@@ -12,14 +12,19 @@ from lab.glm import Task
 
 
 def agree(
-    federation: Federation, task: Task, features: tuple[Feature, ...], contract: Contract
+    federation: Federation,
+    task: Task,
+    features: tuple[Feature, ...],
+    contract: Contract,
+    left_out: list[str] | None = None,
 ) -> Encoding:
     """The encoding of ``features``: levels, means and scales over all parties' training rows.
 
     Levels come from the contract; where it lists none, every party announces the names of the
     levels it holds (names, no counts). A level without a training row is left out. Means and
     scales are exact for any split of the rows. Raises :class:`ModelError` for a column that is
-    the same in every training row.
+    the same in every training row; given a list ``left_out``, such a column is left out instead
+    and its name noted there.
     """
     for feature in features:
         if feature.ordinal and contract.columns[feature.column].levels is None:
@@ -29,8 +34,8 @@ def agree(
     categorical = [f for f in features if is_category(f, contract)]
     numeric = [f for f in features if not is_category(f, contract)]
     return Encoding(
-        numbers=_standardised(federation, task, numeric, contract),
-        categories=_levelled(federation, task, categorical, contract),
+        numbers=_standardised(federation, task, numeric, contract, left_out),
+        categories=_levelled(federation, task, categorical, contract, left_out),
     )
 
 
@@ -43,7 +48,11 @@ def is_category(feature: Feature, contract: Contract) -> bool:
 
 
 def _standardised(
-    federation: Federation, task: Task, features: list[Feature], contract: Contract
+    federation: Federation,
+    task: Task,
+    features: list[Feature],
+    contract: Contract,
+    left_out: list[str] | None,
 ) -> tuple[Number, ...]:
     if not features:
         return ()
@@ -56,12 +65,19 @@ def _standardised(
     means = around_zero["first"] / count
     terms = tuple(t.model_copy(update={"mean": float(m)}) for t, m in zip(terms, means, strict=True))
     spread = np.sqrt(_moments(federation, task, terms)["second"] / count)
+    kept = []
     for term, mean, scale in zip(terms, means, spread, strict=True):
-        if not scale > 1e-9 * abs(mean):
-            raise ModelError(
-                f"feature '{term.feature.name}' is the same in every training row; leave it out"
-            )
-    return tuple(t.model_copy(update={"scale": float(s)}) for t, s in zip(terms, spread, strict=True))
+        if scale > 1e-9 * abs(mean):
+            kept.append(term.model_copy(update={"scale": float(scale)}))
+        else:
+            _leave_out(term.feature, left_out)
+    return tuple(kept)
+
+
+def _leave_out(feature: Feature, left_out: list[str] | None) -> None:
+    if left_out is None:
+        raise ModelError(f"feature '{feature.name}' is the same in every training row; leave it out")
+    left_out.append(feature.name)
 
 
 def _moments(federation: Federation, task: Task, terms: tuple[Number, ...]) -> dict[str, np.ndarray]:
@@ -70,7 +86,11 @@ def _moments(federation: Federation, task: Task, terms: tuple[Number, ...]) -> d
 
 
 def _levelled(
-    federation: Federation, task: Task, features: list[Feature], contract: Contract
+    federation: Federation,
+    task: Task,
+    features: list[Feature],
+    contract: Contract,
+    left_out: list[str] | None,
 ) -> tuple[Levels, ...]:
     if not features:
         return ()
@@ -89,8 +109,7 @@ def _levelled(
         start += len(term.levels)
         levels = tuple(level for level, here in zip(term.levels, present, strict=True) if here)
         if len(levels) < 2:
-            raise ModelError(
-                f"feature '{term.feature.column}' has one level in all training rows; leave it out"
-            )
-        kept.append(term.model_copy(update={"levels": levels}))
+            _leave_out(term.feature, left_out)
+        else:
+            kept.append(term.model_copy(update={"levels": levels}))
     return tuple(kept)

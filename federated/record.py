@@ -106,7 +106,7 @@ def summary(study: Study) -> dict[str, Any]:
                 part: {"scores": _scores(study, arm.name, part), **_models(study, arm.name, part)}
                 for part in study.parts
             }
-        entry["failures"] = arm.failures
+        entry |= {"failures": arm.failures, "notes": arm.notes}
         entry["seconds"] = round(arm.seconds, 3)
         arms[arm.name] = entry
     receipt = study.receipt

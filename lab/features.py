@@ -53,8 +53,8 @@ class Feature(Strict):
     def numbers(self, frame: pd.DataFrame, levels: tuple[str, ...] = ()) -> Floats:
         """The feature as numbers, one for each row; NaN where the value is missing."""
         if self.ordinal:
-            known = pd.Categorical(frame[self.column].astype("str"), categories=list(levels))
-            return np.where(known.codes < 0, np.nan, known.codes + 1.0)
+            place = codes_of(frame[self.column].astype("category"), levels)
+            return np.where(place < 0, np.nan, place + 1.0)
         values = frame[self.column].to_numpy(dtype=np.float64)
         if self.log:
             if (values <= 0).any():
@@ -63,14 +63,19 @@ class Feature(Strict):
         return values
 
     def texts(self, frame: pd.DataFrame) -> pd.Series:
-        """The feature as level names; cut intervals read ``20-25``."""
+        """The feature as level names, a pandas category; cut intervals read ``20-25``."""
         values = frame[self.column]
+        if self.cut is None and not pd.api.types.is_float_dtype(values):
+            return values.astype("category")
+        numbers = values.to_numpy(dtype=np.float64)
         if self.cut is None:
-            if pd.api.types.is_float_dtype(values):
-                return values.map(lambda v: f"{v:g}", na_action="ignore")
-            return values
-        at = np.searchsorted(np.array(self.cut), values.to_numpy(dtype=np.float64), side="left")
-        return pd.Series(np.array(self.intervals(), dtype=object)[at], index=frame.index)
+            levels, codes = np.unique(numbers, return_inverse=True)
+            names = [f"{level:g}" for level in levels[~np.isnan(levels)]]
+            codes = np.where(np.isnan(numbers), -1, codes)
+        else:
+            names = list(self.intervals())
+            codes = np.searchsorted(np.array(self.cut), numbers, side="left")
+        return pd.Series(pd.Categorical.from_codes(codes, names), index=frame.index)
 
     def intervals(self) -> tuple[str, ...]:
         """Names of the cut's intervals, in order."""
@@ -175,15 +180,13 @@ class Design:
 def codes_of(values: pd.Series, levels: tuple[str, ...]) -> NDArray[np.int16]:
     """Position of each value in ``levels``, -1 for one that is not there."""
     known = {level: k for k, level in enumerate(levels)}
-    if isinstance(values.dtype, pd.CategoricalDtype):
-        table = np.array([known.get(str(v), -1) for v in values.cat.categories] + [-1])
-        return table[values.cat.codes.to_numpy()].astype(np.int16)
-    return values.map(known).fillna(-1).to_numpy(dtype=np.int16)
+    table = np.array([known.get(str(v), -1) for v in values.cat.categories] + [-1])
+    return table[values.cat.codes.to_numpy()].astype(np.int16)
 
 
 def seen_levels(frame: pd.DataFrame, feature: Feature) -> list[str]:
     """Level names present at this party, sorted: what a party announces where no contract lists them."""
-    return sorted({str(v) for v in feature.texts(frame).dropna().unique()})
+    return sorted(str(v) for v in feature.texts(frame).dropna().unique())
 
 
 def moments(frame: pd.DataFrame, features: tuple[Number, ...]) -> Sums:
