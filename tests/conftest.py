@@ -1,0 +1,97 @@
+"""What several tests need: tables that are published elsewhere, a key, a federation of frames."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from federated import glm, grid
+from federated.apps import client_app, server_app
+from federated.features import agree
+from federated.federation import Federation, single_threaded_blas
+from federated.node import Party
+from federated.protection import Clear, KeyAuthority, Paillier, Protection
+from lab.contracts import Contract, draft
+from lab.features import Feature
+from lab.glm import Task
+
+TABLES = Path(os.environ.get("LAB_TABLES", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture
+def published() -> Callable[[str], Path]:
+    """Path of a published table, or a skip that says which one is missing."""
+
+    def path(name: str) -> Path:
+        found = TABLES / name
+        if not found.exists():
+            pytest.skip(f"{name} is not here; put the published table below $LAB_TABLES")
+        return found
+
+    return path
+
+
+@pytest.fixture(scope="session")
+def authority_key() -> Any:
+    from secure_agg.keys import generate
+
+    return generate(2048)
+
+
+@pytest.fixture
+def paillier(authority_key: Any) -> Paillier:
+    return Paillier(KeyAuthority(authority_key))
+
+
+def split(frame: pd.DataFrame, parties: int, seed: int = 0) -> list[pd.DataFrame]:
+    """Rows at random, in unequal shares."""
+    rng = np.random.default_rng(seed)
+    owner = rng.choice(parties, len(frame), p=rng.dirichlet(np.full(parties, 2.0)))
+    owner[:parties] = np.arange(parties)
+    return [frame[owner == k] for k in range(parties)]
+
+
+def federate(
+    frames: list[pd.DataFrame],
+    work: Callable[[Federation], Any],
+    protection: Protection | None = None,
+    workers: int = 2,
+) -> Any:
+    """Run ``work`` on a federation whose parties hold these training rows."""
+    parties = [Party(f"insurer {k + 1}", f, f.iloc[:0]) for k, f in enumerate(frames)]
+    found: list[Any] = []
+    app = server_app(
+        lambda nodes: found.append(
+            work(Federation(nodes, protection or Clear(), len(parties)))
+        )
+    )
+    with single_threaded_blas():
+        grid.run_in_process(app, client_app(parties.__getitem__), len(parties), workers)
+    return found[0]
+
+
+def fit_glm(
+    frames: list[pd.DataFrame],
+    task: Task,
+    features: list[str | Feature],
+    *,
+    contract: Contract | None = None,
+    protection: Protection | None = None,
+    ridge: float = 0.0,
+    workers: int = 2,
+) -> glm.Fit:
+    """A GLM over these parties."""
+    agreed = contract or draft(frames[0], "test")
+    chosen = tuple(Feature(column=f) if isinstance(f, str) else f for f in features)
+
+    def work(federation: Federation) -> glm.Fit:
+        return glm.fit(federation, task, agree(federation, task, chosen, agreed), ridge)
+
+    fit: glm.Fit = federate(frames, work, protection, workers)
+    return fit
