@@ -286,9 +286,7 @@ def fit_models(
     experiment, market = study.experiment, study.market
     fitted: dict[str, Fitted] = {}
     for part, task in experiment.tasks().items():
-        encoding = agree(
-            federation, task, market.features[part], market.contract, left_out
-        )
+        encoding = agree(federation, task, market.features[part], market.contract, left_out)
         if isinstance(experiment.model, GLMModel):
             fit = glm.fit(federation, task, encoding, experiment.model.ridge)
             trace = pd.DataFrame(fit.trace, columns=["deviance", "largest_step"])
@@ -344,9 +342,13 @@ class _Scorer:
             for f in features:
                 if is_category(f, market.contract):
                     values = pd.concat([f.texts(p.train) for p in market.parties])
-                    levels = f.intervals() if f.cut else (
-                        market.contract.columns[f.column].levels
-                        or tuple(sorted(values.dropna().astype(str).unique()))
+                    levels = (
+                        f.intervals()
+                        if f.cut
+                        else (
+                            market.contract.columns[f.column].levels
+                            or tuple(sorted(values.dropna().astype(str).unique()))
+                        )
                     )
                     terms.append(Levels(feature=f, levels=tuple(levels)))
                 elif not f.ordinal:

@@ -15,11 +15,16 @@ if TYPE_CHECKING:
     from federated.arms import Progress, Study
 
 RUNS = click.option(
-    "--runs", default="runs", envvar="LAB_RUNS", type=click.Path(path_type=Path),
-    show_default=True, help="Folder that keeps runs and MLflow's database.",
+    "--runs",
+    default="runs",
+    envvar="LAB_RUNS",
+    type=click.Path(path_type=Path),
+    show_default=True,
+    help="Folder that keeps runs and MLflow's database.",
 )
 TRACKING = click.option(
-    "--tracking-uri", help="MLflow server; default MLFLOW_TRACKING_URI, else SQLite in the runs folder.",
+    "--tracking-uri",
+    help="MLflow server; default MLFLOW_TRACKING_URI, else SQLite in the runs folder.",
 )
 
 
@@ -35,10 +40,26 @@ def lab() -> None:
 
 @lab.command()
 @click.argument("experiment", type=click.Path(path_type=Path))
-@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Override a key of the file; may be repeated.")
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of the file; may be repeated.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
-@click.option("--engine", type=click.Choice(["grid", "ray"]), default="grid", show_default=True, help="In this process, or under Flower's simulation engine.")
-@click.option("--workers", type=click.IntRange(1), help="Threads (grid) or processes (ray); default: the machine's cores.")
+@click.option(
+    "--engine",
+    type=click.Choice(["grid", "ray"]),
+    default="grid",
+    show_default=True,
+    help="In this process, or under Flower's simulation engine.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Threads (grid) or processes (ray); default: the machine's cores.",
+)
 @click.option("--no-track", is_flag=True, help="Keep the run's folder, log nothing to MLflow.")
 @RUNS
 @TRACKING
@@ -97,8 +118,14 @@ def _progress(quiet: bool) -> Iterator[Progress | None]:
     if quiet or not console.is_terminal:
         yield None
         return
-    from rich.progress import BarColumn, Progress as Bars, SpinnerColumn, TextColumn
-    from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as Bars
 
     with Bars(
         SpinnerColumn(finished_text="[green]✓"),
@@ -145,7 +172,13 @@ def _print_study(study: Study, runs: Path) -> None:
     console = Console()
     scores = study.scores["deviance_explained"]
     arms = list(study.arms)
-    table = Table(title=f"{study.experiment.name}: deviance explained on test rows", title_justify="left", box=None, pad_edge=False, header_style="dim")
+    table = Table(
+        title=f"{study.experiment.name}: deviance explained on test rows",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        header_style="dim",
+    )
     table.add_column("party")
     table.add_column("training rows", justify="right")
     for arm in arms:
@@ -153,15 +186,16 @@ def _print_study(study: Study, runs: Path) -> None:
     sizes = {party.name: len(party.train) for party in study.market.parties}
     for holder in ["all", *sizes]:
         cells = [
-            f"{scores[arm, holder]:.4f}" if (arm, holder) in scores.index else "no fit" for arm in arms
+            f"{scores[arm, holder]:.4f}" if (arm, holder) in scores.index else "no fit"
+            for arm in arms
         ]
         name = "whole market" if holder == "all" else holder
         rows = f"{sizes.get(holder, sum(sizes.values())):,}"
         table.add_row(name, rows, *cells, style="bold" if holder == "all" else None)
     console.print(table)
-    for arm in study.arms.values():
-        for holder, reason in [*arm.failures.items(), *arm.notes.items()]:
-            console.print(f"{arm.name}, {holder}: {reason}", style="yellow", highlight=False)
+    for result in study.arms.values():
+        for holder, reason in [*result.failures.items(), *result.notes.items()]:
+            console.print(f"{result.name}, {holder}: {reason}", style="yellow", highlight=False)
     differences = study.differences
     if len(differences):
         for line in differences[differences["party"] == "all"].itertuples():
@@ -173,7 +207,11 @@ def _print_study(study: Study, runs: Path) -> None:
     receipt = study.receipt
     if len(receipt):
         hidden = ", ".join(sorted(receipt["hiding"].unique()))
-        words = f"hidden by {hidden}, {receipt['key_bits'].max()} bits" if hidden != "clear" else "[bold red]IN THE CLEAR[/]"
+        words = (
+            f"hidden by {hidden}, {receipt['key_bits'].max()} bits"
+            if hidden != "clear"
+            else "[bold red]IN THE CLEAR[/]"
+        )
         console.print(
             f"\nleft the parties: {receipt['messages'].sum():,} messages, "
             f"{receipt['bytes'].sum():,} bytes, {words}; records: 0",
@@ -208,7 +246,11 @@ def describe(source: str, path: str | None) -> None:
     contract = built_in(source)
     console = Console()
     console.print(f"[bold]{contract.name}[/]  {contract.title}", highlight=False)
-    for label, text in (("published", contract.published), ("licence", contract.licence), ("note", contract.notes)):
+    for label, text in (
+        ("published", contract.published),
+        ("licence", contract.licence),
+        ("note", contract.notes),
+    ):
         if text:
             console.print(f"{label}: {text}", highlight=False)
     try:
@@ -218,7 +260,9 @@ def describe(source: str, path: str | None) -> None:
         if path is not None:
             raise
         console.print("rows: give --path to count them", highlight=False)
-    table = Table("column", "role", "rule", "unit", "what", box=None, pad_edge=False, header_style="dim")
+    table = Table(
+        "column", "role", "rule", "unit", "what", box=None, pad_edge=False, header_style="dim"
+    )
     for name, column in contract.columns.items():
         table.add_row(name, column.role, column.allowed(), column.unit, column.description)
     console.print(table)
@@ -226,7 +270,9 @@ def describe(source: str, path: str | None) -> None:
 
 @data.command()
 @click.argument("file")
-@click.option("--contract", required=True, help="A contract file, or the name of a built-in source.")
+@click.option(
+    "--contract", required=True, help="A contract file, or the name of a built-in source."
+)
 def check(file: str, contract: str) -> None:
     """Check a table against a contract; every violation is listed.
 
@@ -286,7 +332,11 @@ def ui(port: int, runs: Path, tracking_uri: str | None) -> None:
 
 @lab.command()
 @click.argument("names", nargs=-1)
-@click.option("--path", type=click.Path(path_type=Path), help="freMTPL2freq.csv(.gz), for the freMTPL2 figures.")
+@click.option(
+    "--path",
+    type=click.Path(path_type=Path),
+    help="freMTPL2freq.csv(.gz), for the freMTPL2 figures.",
+)
 @click.option("--quick", is_flag=True, help="Smaller jobs: a minute instead of several.")
 def bench(names: tuple[str, ...], path: Path | None, quick: bool) -> None:
     """Measure on this machine, each figure as a ratio within one run.
@@ -329,6 +379,7 @@ def _explain(error: Exception) -> int:
         click.echo(f"lab: {error}", err=True)
         return error.exit_code if isinstance(error, LabError) else 1
     click.echo(
-        f"lab: {type(error).__name__}: {error}; this is a defect, LAB_TRACEBACK=1 shows where", err=True
+        f"lab: {type(error).__name__}: {error}; this is a defect, LAB_TRACEBACK=1 shows where",
+        err=True,
     )
     return 1

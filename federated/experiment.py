@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tomllib
 from functools import lru_cache
 from pathlib import Path
@@ -45,7 +46,7 @@ class Data(Strict):
     per: str | None = None
     features: tuple[str | Feature, ...] | None = None
     person: str | None = None
-    cap: dict[str, float] = {}
+    cap: dict[str, float] = Field(default_factory=dict)
     missing: Literal["refuse", "drop", "mean"] = "refuse"
     test: float = Field(0.2, ge=0, lt=1)
     test_rows: str | None = None
@@ -128,8 +129,8 @@ class NetworkModel(Strict):
     rounds: int = Field(20, ge=1)
     epochs: int = Field(2, ge=1)
     batches: int = Field(25, ge=1)
-    learning_rate: float = Field(0.02, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
+    learning_rate: float = Field(0.006, gt=0)
+    weight_decay: float = Field(0.3, ge=0)
     strategy: Strategy = Strategy()
 
 
@@ -184,10 +185,11 @@ class Experiment(Strict):
             link=model.link if isinstance(model, GLMModel) else None,
             power=model.power if isinstance(model, GLMModel) else None,
         )
-        if data.exposure is not None and family.law.link != "log":
+        link = family.law.link
+        if data.exposure is not None and link != "log":
             raise ConfigurationError(
                 f"data.exposure enters as a log offset and needs the log link; {model.family} has "
-                f"'{family.law.link}' here: set model.link = 'log' or use data.weight"
+                f"'{link}' here: set model.link = 'log' or use data.weight"
             )
         if not isinstance(model, GLMModel) or model.severity is None:
             if isinstance(model, NetworkModel):
@@ -195,7 +197,10 @@ class Experiment(Strict):
             return {"model": family}
         severity = model.severity
         amount = Task(
-            target=severity.target, per=severity.per, family=severity.family, power=severity.power,
+            target=severity.target,
+            per=severity.per,
+            family=severity.family,
+            power=severity.power,
             link="log" if severity.family == "gaussian" else None,
         )
         Family.make(severity.family, amount.link, severity.power)
@@ -246,7 +251,9 @@ class Experiment(Strict):
                 f"data.features: '{name}' has the role '{column.role}' in contract {contract.name}"
             )
         if column.type == "category" and (feature.log or feature.cut):
-            raise ConfigurationError(f"data.features: '{name}' is a category; log and cut are for numbers")
+            raise ConfigurationError(
+                f"data.features: '{name}' is a category; log and cut are for numbers"
+            )
 
     def _columns_besides_features(self) -> list[str]:
         d, used = self.data, []
@@ -259,10 +266,8 @@ class Experiment(Strict):
 def _set(values: dict[str, Any], key: str, value: Any) -> None:
     """Set a dotted key in nested tables; text that is TOML is read as TOML."""
     if isinstance(value, str):
-        try:
+        with contextlib.suppress(tomllib.TOMLDecodeError):
             value = tomllib.loads(f"x = {value}")["x"]
-        except tomllib.TOMLDecodeError:
-            pass
     *path, last = key.split(".")
     for part in path:
         values = values.setdefault(part, {})
@@ -287,7 +292,8 @@ class Market:
         self.features = {t: experiment.features(table.contract, t) for t in experiment.tasks()}
         frame = self._usable(table)
         split, partition = (
-            np.random.default_rng(child) for child in np.random.SeedSequence(experiment.seed).spawn(2)
+            np.random.default_rng(child)
+            for child in np.random.SeedSequence(experiment.seed).spawn(2)
         )
         test = test_mask(
             frame,
@@ -318,7 +324,10 @@ class Market:
             frame[name] = frame[name].clip(upper=limit)
         features = {f for listed in self.features.values() for f in listed}
         needed = dict.fromkeys(
-            [*self.experiment._columns_besides_features(), *(f.column for f in sorted(features, key=str))]
+            [
+                *self.experiment._columns_besides_features(),
+                *(f.column for f in sorted(features, key=str)),
+            ]
         )
         if self.experiment.parties.column:
             needed[self.experiment.parties.column] = None
@@ -341,7 +350,9 @@ class Market:
 
         train = frame.iloc[rows[~test[rows]]]
         if train.empty:
-            raise ConfigurationError(f"{name} would have no training rows; change parties or data.test")
+            raise ConfigurationError(
+                f"{name} would have no training rows; change parties or data.test"
+            )
         held = train if self.in_sample else frame.iloc[rows[test[rows]]]
         policy = Policy(minimum_rows=self.experiment.protection.minimum_rows)
         return Party(name, train, held, self.experiment.data.person, policy)

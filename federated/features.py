@@ -63,7 +63,9 @@ def _standardised(
     around_zero = _moments(federation, task, terms)
     count = np.maximum(around_zero["count"], 1)
     means = around_zero["first"] / count
-    terms = tuple(t.model_copy(update={"mean": float(m)}) for t, m in zip(terms, means, strict=True))
+    terms = tuple(
+        t.model_copy(update={"mean": float(m)}) for t, m in zip(terms, means, strict=True)
+    )
     spread = np.sqrt(_moments(federation, task, terms)["second"] / count)
     kept = []
     for term, mean, scale in zip(terms, means, spread, strict=True):
@@ -76,11 +78,15 @@ def _standardised(
 
 def _leave_out(feature: Feature, left_out: list[str] | None) -> None:
     if left_out is None:
-        raise ModelError(f"feature '{feature.name}' is the same in every training row; leave it out")
+        raise ModelError(
+            f"feature '{feature.name}' is the same in every training row; leave it out"
+        )
     left_out.append(feature.name)
 
 
-def _moments(federation: Federation, task: Task, terms: tuple[Number, ...]) -> dict[str, np.ndarray]:
+def _moments(
+    federation: Federation, task: Task, terms: tuple[Number, ...]
+) -> dict[str, np.ndarray]:
     listed = [term.model_dump() for term in terms]
     return dict(federation.sum("moments", task=task.model_dump_json(), features=listed).arrays)
 

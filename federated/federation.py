@@ -61,8 +61,8 @@ class Federation:
                 Member(
                     name=str(card["party"]),
                     node=reply.metadata.src_node_id,
-                    seat=int(card["seat"]),  # type: ignore[arg-type]
-                    rows=int(card["rows"]),  # type: ignore[arg-type]
+                    seat=int(card["seat"]),
+                    rows=int(card["rows"]),
                 )
             )
         return tuple(sorted(members, key=lambda m: m.seat))
@@ -80,7 +80,7 @@ class Federation:
 
     def _name(self, node: int) -> str:
         known = {member.node: member.name for member in getattr(self, "members", ())}
-        return known.get(node, f"node {node}")
+        return str(known.get(node, f"node {node}"))
 
     def sum(
         self, statistic: str, arrays: Mapping[str, Floats] | None = None, **arguments: Any
@@ -99,7 +99,8 @@ class Federation:
             arguments=arguments,
             arrays=arrays or {},
             parties=len(self.members),
-            **self.protection.request_fields(),  # type: ignore[arg-type]
+            hiding=self.protection.hiding,
+            public_key=self.protection.public_key,
         )
         kind = "train" if statistic == "network_update" else "query"
         order = {member.node: member.seat for member in self.members}

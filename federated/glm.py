@@ -8,6 +8,7 @@ over parties: Wu et al., "Grid Binary LOgistic REgression", 2012).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -207,7 +208,7 @@ def _refuse_collinear(matrix: Floats, names: tuple[str, ...]) -> None:
     )
 
 
-def _diverged(names: tuple[str, ...], move: Floats) -> ModelError:
+def _diverged(names: tuple[str, ...], move: Any) -> ModelError:
     worst = names[int(np.abs(move).argmax())]
     return ModelError(
         f"no finite estimate: the coefficient of '{worst}' grows without end, its rows are "

@@ -109,7 +109,7 @@ class InProcessGrid(Grid):
         except Exception as error:  # what failed is told by its type: a text may hold values
             reply = Message(Error(NODE_FAILED, type(error).__name__), reply_to=message)
         reply.metadata.__dict__["_message_id"] = str(uuid.uuid4())
-        return message_to_proto(reply).SerializeToString()
+        return bytes(message_to_proto(reply).SerializeToString())
 
 
 def run_in_process(server: ServerApp, client: ClientApp, nodes: int, workers: int) -> None:
@@ -139,10 +139,13 @@ def run_on_ray(server: ServerApp, client: ClientApp, nodes: int, workers: int) -
     from flwr.simulation import run_simulation
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    backend = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": workers, "include_dashboard": False, "log_to_driver": False}}
+    backend = {
+        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+        "init_args": {"num_cpus": workers, "include_dashboard": False, "log_to_driver": False},
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        run_simulation(server, client, nodes, backend_config=backend)  # type: ignore[arg-type]
+        run_simulation(server, client, nodes, backend_config=backend)
 
 
 ENGINES: Mapping[str, Callable[[ServerApp, ClientApp, int, int], None]] = {

@@ -60,7 +60,7 @@ class Request:
                 arrays=from_arrays(record.array_records["arrays"]),
                 hiding="paillier" if hiding == "paillier" else "clear",
                 public_key=str(header["public_key"]),
-                parties=int(header["parties"]),  # type: ignore[arg-type]
+                parties=int(header["parties"]),
             )
         except (KeyError, ValueError, TypeError) as error:
             raise PeerError(f"request: not readable: {error}") from None
@@ -98,7 +98,7 @@ class Reply:
             clear = record.array_records.get("clear")
             reply = cls(
                 party=str(header["party"]),
-                rows=int(header["rows"]),  # type: ignore[arg-type]
+                rows=int(header["rows"]),
                 form=form,
                 clear=from_arrays(clear) if clear is not None else None,
                 sealed=sealed["batch"].data if sealed is not None else None,
@@ -136,7 +136,9 @@ def to_arrays(arrays: Mapping[str, Floats]) -> ArrayRecord:
     """Arrays as raw little-endian float64; nothing that needs unpickling travels."""
     return ArrayRecord(
         {
-            name: Array("float64", a.shape, "lab.float64.1", np.ascontiguousarray(a, "<f8").tobytes())
+            name: Array(
+                "float64", a.shape, "lab.float64.1", np.ascontiguousarray(a, "<f8").tobytes()
+            )
             for name, a in arrays.items()
         }
     )

@@ -51,7 +51,9 @@ def train(
     for at in range(1, settings.rounds + 1):
         if watch:
             watch(f"round {at} of {settings.rounds}", at, settings.rounds)
-        told = next(iter(strategy.configure_train(at, _record(weights), ConfigRecord(), federation.grid)))
+        told = next(
+            iter(strategy.configure_train(at, _record(weights), ConfigRecord(), federation.grid))
+        )
         total = federation.sum(
             "network_update",
             weights,
@@ -69,7 +71,9 @@ def train(
         reply = RecordDict(
             {"arrays": _record(mean), "metrics": MetricRecord({"num-examples": rows})}
         )
-        arrays, _ = strategy.aggregate_train(at, [Message(reply, dst_node_id=0, message_type="train")])
+        arrays, _ = strategy.aggregate_train(
+            at, [Message(reply, dst_node_id=0, message_type="train")]
+        )
         weights = {name: np.asarray(a.numpy(), dtype=np.float64) for name, a in arrays.items()}
         trace.append({"step": at, "loss": total.total("loss") / rows})
     model = network.Network(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -56,10 +56,14 @@ class Party:
     train: pd.DataFrame
     test: pd.DataFrame
     person: str | None = None
-    policy: Policy = Policy()
+    policy: Policy = field(default_factory=Policy)
     workers: int = 1
 
     def __post_init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop designs, predictions and tensors at hand."""
         self.design = lru_cache(KEPT)(self._design)
         self.response = lru_cache(KEPT)(self._response)
         self.scored = lru_cache(KEPT)(self._scored)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from federated.messages import Reply, Request
+from federated.messages import Hiding, Reply, Request
 from lab.errors import PeerError, PolicyError
 from lab.sums import Floats, Limit, Sums, combine
 from secure_agg import packing, paillier
@@ -52,11 +52,8 @@ def seal(sums: Sums, request: Request, workers: int) -> bytes | None:
 class Protection(Protocol):
     """The coordinator's side of a way of hiding."""
 
-    name: str
-    key_bits: int
-
-    def request_fields(self) -> dict[str, str]:
-        """What every request must say so that nodes hide their answers."""
+    hiding: Hiding
+    public_key: str  # in hexadecimal, "" where there is none
 
     def check_parties(self, parties: int) -> None:
         """Refuse a federation too small for this way."""
@@ -68,11 +65,8 @@ class Protection(Protocol):
 class Clear:
     """No hiding: the coordinator reads every contribution."""
 
-    name = "clear"
-    key_bits = 0
-
-    def request_fields(self) -> dict[str, str]:
-        return {"hiding": "clear"}
+    hiding: Hiding = "clear"
+    public_key = ""
 
     def check_parties(self, parties: int) -> None:
         return
@@ -130,14 +124,11 @@ class KeyAuthority:
 class Paillier:
     """Contributions encrypted to the key authority's public key."""
 
-    name = "paillier"
+    hiding: Hiding = "paillier"
 
     def __init__(self, authority: KeyAuthority) -> None:
         self._authority = authority
-        self.key_bits = authority.public.bits
-
-    def request_fields(self) -> dict[str, str]:
-        return {"hiding": "paillier", "public_key": f"{self._authority.public.n:x}"}
+        self.public_key = f"{authority.public.n:x}"
 
     def check_parties(self, parties: int) -> None:
         if parties < MINIMUM_PARTIES:
@@ -148,7 +139,7 @@ class Paillier:
 
     def open(self, query: str, replies: list[Reply]) -> Sums:
         public, form = self._authority.public, replies[0].form
-        layout = layout_of(form, len(replies), self.key_bits)
+        layout = layout_of(form, len(replies), public.bits)
         batches: dict[str, paillier.Batch] = {}
         for reply in replies:
             if reply.sealed is None:

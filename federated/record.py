@@ -22,7 +22,16 @@ from lab.features import Feature
 if TYPE_CHECKING:
     from federated.arms import Study
 
-PACKAGES = ("insurance-privacy-lab", "flwr", "torch", "phe", "pandas", "scikit-learn", "mlflow", "numpy")
+PACKAGES = (
+    "insurance-privacy-lab",
+    "flwr",
+    "torch",
+    "phe",
+    "pandas",
+    "scikit-learn",
+    "mlflow",
+    "numpy",
+)
 #: A file of this name in a run's folder holds the id of its MLflow run.
 LOGGED = "mlflow_run_id"
 
@@ -122,7 +131,10 @@ def summary(study: Study) -> dict[str, Any]:
             "in_sample": study.market.in_sample,
             "inputs": inputs,
             "parties": {
-                p.name: {"train": len(p.train), "test": 0 if study.market.in_sample else len(p.test)}
+                p.name: {
+                    "train": len(p.train),
+                    "test": 0 if study.market.in_sample else len(p.test),
+                }
                 for p in study.market.parties
             },
         },
@@ -133,7 +145,8 @@ def summary(study: Study) -> dict[str, Any]:
         "receipt": _records(receipt),
         "receipt_totals": _receipt_totals(study),
         "seconds": {k: round(v, 3) for k, v in study.seconds.items()},
-        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": {name: version(name) for name in PACKAGES}
+        | {"python": platform.python_version()},
     }
     return _plain(result)  # type: ignore[no-any-return]
 

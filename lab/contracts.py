@@ -17,6 +17,8 @@ from lab.errors import ConfigurationError, ContractError
 
 Role = Literal["identifier", "feature", "exposure", "weight", "target", "never_leaves"]
 Model = TypeVar("Model", bound=BaseModel)
+#: Stands among known keys where a table's keys are free, as the names of columns are.
+ANY = "*"
 #: How many rows of one rule are written out; the rest is counted.
 ROWS_SHOWN = 5
 
@@ -106,7 +108,12 @@ def parse(model: type[Model], values: Any, *, where: str) -> Model:
 
 
 def _mistake(model: type[BaseModel], item: dict[str, Any]) -> str:
-    place = [str(part) for part in item["loc"] if not str(part).startswith("function-")]
+    place: list[str] = []
+    for at, part in enumerate(map(str, item["loc"])):  # tags of unions are no keys of the file
+        last = at == len(item["loc"]) - 1
+        known = _known_keys(model, place)
+        if last or part.isdigit() or part in known or ANY in known:
+            place.append(part)
     key = ".".join(place) or "the file"
     if item["type"] == "extra_forbidden":
         near = nearest(place[-1], _known_keys(model, place[:-1]))
@@ -134,12 +141,14 @@ def _known_keys(model: type[BaseModel], place: list[str]) -> list[str]:
                 for child in (
                     node.get("properties", {}).get(part),
                     node.get("additionalProperties") or None,
-                    node.get("items"),
+                    node.get("items") if part.isdigit() else None,
                 )
                 if isinstance(child, dict)
             ]
         nodes = found or nodes
-    return [key for node in _resolve(nodes, definitions) for key in node.get("properties", {})]
+    resolved = _resolve(nodes, definitions)
+    free = [ANY for node in resolved if isinstance(node.get("additionalProperties"), dict)]
+    return [key for node in resolved for key in node.get("properties", {})] + free
 
 
 def _resolve(nodes: list[dict[str, Any]], definitions: dict[str, Any]) -> list[dict[str, Any]]:
@@ -147,8 +156,8 @@ def _resolve(nodes: list[dict[str, Any]], definitions: dict[str, Any]) -> list[d
     for node in nodes:
         if "$ref" in node:
             out += _resolve([definitions[node["$ref"].rsplit("/", 1)[1]]], definitions)
-        elif "anyOf" in node:
-            out += _resolve(node["anyOf"], definitions)
+        elif "anyOf" in node or "oneOf" in node:
+            out += _resolve(node.get("anyOf") or node["oneOf"], definitions)
         else:
             out.append(node)
     return out
@@ -251,7 +260,9 @@ def draft(frame: pd.DataFrame, name: str) -> Contract:
     rows that are kept for testing gets into a model.
     """
     columns = {
-        str(column): Column(type="number" if _is_number(frame[column]) else "category", nullable=True)
+        str(column): Column(
+            type="number" if _is_number(frame[column]) else "category", nullable=True
+        )
         for column in frame.columns
     }
     return Contract(name=name, title="drafted from the table's types", columns=columns)

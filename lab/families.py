@@ -7,7 +7,7 @@ predictor eta, link g(mu) = eta, variance function V(mu), unit deviance d(y, mu)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy import special
@@ -101,7 +101,7 @@ class Family:
             case "inverse":
                 return -(mu**2)
             case "logit":
-                return mu * special.expit(-eta)
+                return np.asarray(mu * special.expit(-eta))
 
     def variance(self, mu: Floats) -> Floats:
         """V(mu)."""
@@ -144,7 +144,9 @@ class Family:
         The Tweedie density is Wright's generalised Bessel function: Dunn & Smyth,
         "Series evaluation of Tweedie exponential dispersion model densities" (2005), section 2.
         """
-        phi = dispersion / weight
+        return np.asarray(self._log_density(y, mu, dispersion / weight))
+
+    def _log_density(self, y: Floats, mu: Floats, phi: Floats) -> Any:
         p = self.power
         match self.name:
             case "gaussian":

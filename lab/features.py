@@ -7,6 +7,7 @@ applied to one party's rows, and the sums it is made from are taken.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Literal, Self
@@ -75,12 +76,14 @@ class Feature(Strict):
         else:
             names = list(self.intervals())
             codes = np.searchsorted(np.array(self.cut), numbers, side="left")
-        return pd.Series(pd.Categorical.from_codes(codes, names), index=frame.index)
+        return pd.Series(
+            pd.Categorical.from_codes(codes, pd.Index(names, dtype="str")), index=frame.index
+        )
 
     def intervals(self) -> tuple[str, ...]:
         """Names of the cut's intervals, in order."""
         cut = self.cut or ()
-        inner = [f"{low:g}-{high:g}" for low, high in zip(cut, cut[1:], strict=False)]
+        inner = [f"{low:g}-{high:g}" for low, high in itertools.pairwise(cut)]
         return (f"<={cut[0]:g}", *inner, f">{cut[-1]:g}")
 
 
@@ -155,13 +158,13 @@ class Design:
             start += len(category.levels) - 1
 
     def blocks(self) -> Iterator[tuple[slice, Floats]]:
-        """(rows, dense matrix of shape (rows, width)); the matrix is overwritten by the next one."""
+        """(rows, dense matrix of shape (rows, width)); the matrix may be changed, the next one overwrites it."""
         buffer = np.zeros((min(BLOCK, max(self.rows, 1)), self.width))
-        buffer[:, 0] = 1.0
         first = 1 + self.numbers.shape[1]
         for begin in range(0, self.rows, BLOCK):
             part = slice(begin, min(begin + BLOCK, self.rows))
             block = buffer[: part.stop - begin]
+            block[:, 0] = 1.0
             block[:, 1:first] = self.numbers[part]
             block[:, first:] = 0.0
             for codes, start, count in self.codes:

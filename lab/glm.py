@@ -122,9 +122,12 @@ def step(
         ratio = np.divide(slope, variance, out=np.zeros_like(mu), where=variance > 0)
         score += x.T @ (weight * residual * ratio)
         deviance += float(weight @ family.deviance(y, mu))
-        pearson += float(weight @ (residual * np.divide(residual, variance, where=variance > 0, out=np.zeros_like(mu))))
+        pearson += float(
+            weight
+            @ (residual * np.divide(residual, variance, where=variance > 0, out=np.zeros_like(mu)))
+        )
         if curvature:
-            scaled = x * np.sqrt(weight * slope * ratio)[:, None]
+            scaled = np.multiply(x, np.sqrt(weight * slope * ratio)[:, None], out=x)
             hessian += scaled.T @ scaled
     arrays = {
         "score": score,

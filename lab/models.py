@@ -31,7 +31,9 @@ def from_json(text: str, where: str = "model") -> Model:
 
         return parse(Network, values, where=where)
     if kind not in _KINDS:
-        raise ConfigurationError(f"{where}: no model of kind {kind!r}; there are glm, product, network")
+        raise ConfigurationError(
+            f"{where}: no model of kind {kind!r}; there are glm, product, network"
+        )
     model: Any = parse(_KINDS[kind], values, where=where)
     return model  # type: ignore[no-any-return]
 

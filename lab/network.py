@@ -9,6 +9,7 @@ into neural networks", 2019). Nothing here uses torch's global randomness.
 from __future__ import annotations
 
 import base64
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -70,7 +71,7 @@ def inputs(frame: pd.DataFrame, encoding: Encoding, bends: Bends) -> tuple[Tenso
     columns = []
     for term, knots in zip(encoding.numbers, bends.knots, strict=True):
         x = np.nan_to_num((term.feature.numbers(frame, term.levels) - term.mean) / term.scale)
-        for low, high in zip(knots, knots[1:], strict=False):
+        for low, high in itertools.pairwise(knots):
             columns.append(np.clip((x - low) / (high - low), 0, 1) - 0.5)
     numbers = np.stack(columns, 1) if columns else np.zeros((len(frame), 0))
     codes = [codes_of(t.feature.texts(frame), t.levels) for t in encoding.categories]
@@ -221,7 +222,12 @@ class Network(Strict):
         numbers, codes = inputs(frame, self.encoding, self.bends)
         with torch.no_grad():
             parts = [
-                forward(self.weights, numbers[k : k + PREDICT_AT_ONCE], codes[k : k + PREDICT_AT_ONCE], self.recipe)
+                forward(
+                    self.weights,
+                    numbers[k : k + PREDICT_AT_ONCE],
+                    codes[k : k + PREDICT_AT_ONCE],
+                    self.recipe,
+                )
                 for k in range(0, len(frame), PREDICT_AT_ONCE)
             ]
         eta = torch.cat(parts).double().numpy() if parts else np.zeros(0)

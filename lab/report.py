@@ -51,13 +51,33 @@ def figures(result: dict[str, Any]) -> list[dict[str, str]]:
     """Each figure: title, what it shows, svg."""
     drawn = []
     for title, text, draw in (
-        ("What joining is worth", "Deviance explained on each party's test rows; the first line is the whole market.", _by_party),
-        ("Lorenz curve", "Share of the target held by the lowest-rated share of exposure. Further below the diagonal sorts better.", _lorenz),
-        ("Calibration", "Actual and expected rate in tenths of exposure, from the lowest predicted rate up (federated).", _calibration),
+        (
+            "What joining is worth",
+            "Deviance explained on each party's test rows; the first line is the whole market.",
+            _by_party,
+        ),
+        (
+            "Lorenz curve",
+            "Share of the target held by the lowest-rated share of exposure. Further below the diagonal sorts better.",
+            _lorenz,
+        ),
+        (
+            "Calibration",
+            "Actual and expected rate in tenths of exposure, from the lowest predicted rate up (federated).",
+            _calibration,
+        ),
         ("Lift", "Actual rate of each tenth over the market's mean.", _lift),
-        ("Convergence", "How far the deviance (or loss) is above its last value, after each step.", _convergence),
+        (
+            "Convergence",
+            "How far the deviance (or loss) is above its last value, after each step.",
+            _convergence,
+        ),
         ("Coefficients", "Estimates with 95 % intervals, in the table's own units.", _coefficients),
-        ("Actual over expected", "By feature level on the test rows (federated); the size of a mark is its exposure.", _levels),
+        (
+            "Actual over expected",
+            "By feature level on the test rows (federated); the size of a mark is its exposure.",
+            _levels,
+        ),
     ):
         svg = _figure(result, draw)
         if svg:
@@ -70,7 +90,7 @@ def _figure(result: dict[str, Any], draw: Any) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    style = {
+    style: Any = {
         "font.family": ["sans-serif"],
         "font.size": 9,
         "svg.fonttype": "none",
@@ -93,14 +113,23 @@ def _figure(result: dict[str, Any], draw: Any) -> str:
         if not draw(result, axes):
             return ""
         out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+        figure.savefig(
+            out, format="svg", metadata={"Date": None, "Creator": None}, transparent=True
+        )
     svg = out.getvalue()
-    return svg[svg.index("<svg") :]
+    head, _, rest = svg[svg.index("<svg") :].partition("<metadata>")
+    return head + rest.partition("</metadata>")[2]
+
+
+def _resize(axes: Axes, width: float, height: float) -> None:
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.set_size_inches(width, height)
 
 
 def _by_party(result: dict[str, Any], axes: Axes) -> bool:
     parties = _parties(result)[::-1]
-    axes.figure.set_size_inches(5.2, 1.3 + 0.3 * len(parties))
+    _resize(axes, 5.2, 1.3 + 0.3 * len(parties))
     for arm, values in result["arms"].items():
         points = [
             (values["scores"][p]["deviance_explained"], y)
@@ -125,8 +154,12 @@ def _lorenz(result: dict[str, Any], axes: Axes) -> bool:
             gini = result["arms"][arm]["scores"]["all"]["gini"]
             style = {"alone": "-", "federated": "-", "pooled": (0, (2, 3))}[arm]
             axes.plot(
-                curves["lorenz"]["exposure"], curves["lorenz"]["target"], lw=1.6, ls=style,
-                color=COLOURS[arm], label=f"{arm}, Gini {gini:.3f}",
+                curves["lorenz"]["exposure"],
+                curves["lorenz"]["target"],
+                lw=1.6,
+                ls=style,
+                color=COLOURS[arm],
+                label=f"{arm}, Gini {gini:.3f}",
             )
     axes.set(xlabel="share of exposure", ylabel="share of target", xlim=(0, 1), ylim=(0, 1))
     axes.legend(loc="upper left")
@@ -145,9 +178,24 @@ def _calibration(result: dict[str, Any], axes: Axes) -> bool:
     table = _tenths(result)
     if table.empty:
         return False
-    axes.plot(table["tenth"], table["expected"] / table["size"], color=COLOURS["federated"], lw=1.6, label="expected")
-    axes.scatter(table["tenth"], table["actual"] / table["size"], color=COLOURS["alone"], s=30, zorder=3, label="actual")
-    axes.set(xlabel="tenth of exposure", ylabel="rate for one unit of exposure", xticks=range(1, 11))
+    axes.plot(
+        table["tenth"],
+        table["expected"] / table["size"],
+        color=COLOURS["federated"],
+        lw=1.6,
+        label="expected",
+    )
+    axes.scatter(
+        table["tenth"],
+        table["actual"] / table["size"],
+        color=COLOURS["alone"],
+        s=30,
+        zorder=3,
+        label="actual",
+    )
+    axes.set(
+        xlabel="tenth of exposure", ylabel="rate for one unit of exposure", xticks=range(1, 11)
+    )
     axes.set_ylim(bottom=0)
     axes.legend(loc="upper left")
     return True
@@ -198,7 +246,7 @@ def _coefficients(result: dict[str, Any], axes: Axes) -> bool:
     rows = [row for row in rows if row["name"] != "intercept"][:MOST_COEFFICIENTS][::-1]
     if not rows:
         return False
-    axes.figure.set_size_inches(5.2, 1.1 + 0.21 * len(rows))
+    _resize(axes, 5.2, 1.1 + 0.21 * len(rows))
     largest = max(max(abs(r["low"]), abs(r["high"])) for r in rows)
     for y, row in enumerate(rows):
         axes.plot([row["low"], row["high"]], [y, y], color=COLOURS["federated"], lw=1.4)
@@ -234,7 +282,7 @@ def _levels(result: dict[str, Any], axes: Axes) -> bool:
     rows = rows[:MOST_COEFFICIENTS][::-1]
     if not rows:
         return False
-    axes.figure.set_size_inches(5.2, 1.1 + 0.2 * len(rows))
+    _resize(axes, 5.2, 1.1 + 0.2 * len(rows))
     for y, (_, ratio, share) in enumerate(rows):
         axes.scatter([ratio], [y], s=12 + 90 * share, color=COLOURS["federated"], zorder=3)
     axes.axvline(1, color=PALE, lw=0.8)

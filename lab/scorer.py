@@ -18,8 +18,8 @@ class Scorer(PythonModel):  # type: ignore[misc]
     def load_context(self, context: Any) -> None:
         self.model = read(Path(context.artifacts["model"]))
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads hints
-        return pd.Series(self.model.predict(pd.DataFrame(model_input)), name="prediction")
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.Series:
+        return pd.Series(self.model.predict(model_input), name="prediction")
 
 
 set_model(Scorer())

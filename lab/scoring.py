@@ -38,7 +38,9 @@ class Scored:
         return self.weight * self.exposure
 
 
-def fit_sums(rows: Scored, *, family: Family, constant: float, replicates: int, seed: list[int]) -> Sums:
+def fit_sums(
+    rows: Scored, *, family: Family, constant: float, replicates: int, seed: list[int]
+) -> Sums:
     """Deviance of the model and of the constant rate, actual and expected, with bootstrap replicates.
 
     Index 0 of each array is the sample itself, 1..replicates are resamples; the same seed gives
@@ -136,9 +138,7 @@ def scores(fit: Sums, lorenz: Sums | None = None) -> Scores:
     )
 
 
-def interval(
-    model: Sums, other: Sums, level: float = 0.95
-) -> tuple[float, float, float]:
+def interval(model: Sums, other: Sums, level: float = 0.95) -> tuple[float, float, float]:
     """(difference, low, high) of deviance explained, model minus other, by paired percentiles."""
 
     def explained(sums: Sums) -> Floats:

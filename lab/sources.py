@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from lab.contracts import Contract, nearest, check, draft
+from lab.contracts import Contract, check, draft, nearest
 from lab.errors import ConfigurationError, ContractError
 
 if TYPE_CHECKING:
@@ -184,7 +184,8 @@ def read_csv(data: bytes, where: str) -> pd.DataFrame:
         raise ContractError(f"{where}: not a readable CSV: {error}") from None
     if ragged:
         raise ContractError(f"{where}: {_ragged_rows(text, len(header))}")
-    return table.to_pandas()
+    frame: pd.DataFrame = table.to_pandas()
+    return frame
 
 
 def _decoded(data: bytes, where: str) -> bytes:

@@ -43,8 +43,10 @@ def log(folder: Path, uri: str) -> str:
         warnings.simplefilter("ignore")
         client = MlflowClient(tracking_uri=uri)
         known = client.get_experiment_by_name(EXPERIMENT)
-        place = known.experiment_id if known else client.create_experiment(
-            EXPERIMENT, artifact_location=_artifacts(folder, uri)
+        place = (
+            known.experiment_id
+            if known
+            else client.create_experiment(EXPERIMENT, artifact_location=_artifacts(folder, uri))
         )
         tags = {"mlflow.runName": result["experiment"]["name"], "lab.folder": str(folder)}
         parent = client.create_run(place, tags=tags | _digests(result)).info.run_id
@@ -57,7 +59,9 @@ def log(folder: Path, uri: str) -> str:
                     place, tags={"mlflow.runName": arm, "mlflow.parentRunId": parent}
                 ).info.run_id
                 now = int(time.time() * 1000)
-                series = [Metric(k, v, now, step) for k, v, step in arm_metrics(arm, values, result)]
+                series = [
+                    Metric(k, v, now, step) for k, v, step in arm_metrics(arm, values, result)
+                ]
                 for at in range(0, len(series), METRICS_AT_ONCE):
                     client.log_batch(child, metrics=series[at : at + METRICS_AT_ONCE])
                 client.set_terminated(child)
@@ -103,7 +107,9 @@ def _log_model(mlflow: Any, folder: Path, result: dict[str, Any], uri: str, pare
     from mlflow.types import ColSpec, Schema
 
     kinds = {"category": "string"}
-    inputs = Schema([ColSpec(kinds.get(t, "double"), n) for n, t in result["data"]["inputs"].items()])
+    inputs = Schema(
+        [ColSpec(kinds.get(t, "double"), n) for n, t in result["data"]["inputs"].items()]
+    )
     mlflow.set_tracking_uri(uri)
     with mlflow.start_run(run_id=parent):
         mlflow.pyfunc.log_model(
@@ -111,7 +117,9 @@ def _log_model(mlflow: Any, folder: Path, result: dict[str, Any], uri: str, pare
             python_model=str(Path(__file__).with_name("scorer.py")),
             artifacts={"model": str(path)},
             signature=ModelSignature(inputs, Schema([ColSpec("double", "prediction")])),
-            pip_requirements=[f"insurance-privacy-lab=={result['versions']['insurance-privacy-lab']}"],
+            pip_requirements=[
+                f"insurance-privacy-lab=={result['versions']['insurance-privacy-lab']}"
+            ],
         )
 
 

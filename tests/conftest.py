@@ -67,9 +67,7 @@ def federate(
     parties = [Party(f"insurer {k + 1}", f, f.iloc[:0]) for k, f in enumerate(frames)]
     found: list[Any] = []
     app = server_app(
-        lambda nodes: found.append(
-            work(Federation(nodes, protection or Clear(), len(parties)))
-        )
+        lambda nodes: found.append(work(Federation(nodes, protection or Clear(), len(parties))))
     )
     with single_threaded_blas():
         grid.run_in_process(app, client_app(parties.__getitem__), len(parties), workers)

@@ -61,7 +61,13 @@ def test_federated_fit_equals_statsmodels_on_the_pooled_rows(family: str, link: 
     ours = fit_glm(split(frame, 5), task, ["age", "income", "region"])
     theirs = pooled(frame, FAMILIES[family, link])
     table_ = ours.coefficients()
-    assert list(table_["name"]) == ["intercept", "age", "income", "region[T.north]", "region[T.south]"]
+    assert list(table_["name"]) == [
+        "intercept",
+        "age",
+        "income",
+        "region[T.north]",
+        "region[T.south]",
+    ]
     np.testing.assert_allclose(table_["estimate"], theirs.params, rtol=1e-8)
     np.testing.assert_allclose(table_["standard_error"], theirs.bse, rtol=1e-8)
     np.testing.assert_allclose(table_["p_value"], theirs.pvalues, rtol=1e-6, atol=1e-300)
@@ -167,7 +173,11 @@ def test_a_number_that_separates_labels_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("value", "family", "words"),
-    [(0.0, "poisson", "0 in every"), (1.0, "binomial", "1 in every"), (0.0, "binomial", "0 in every")],
+    [
+        (0.0, "poisson", "0 in every"),
+        (1.0, "binomial", "1 in every"),
+        (0.0, "binomial", "0 in every"),
+    ],
 )
 def test_a_target_that_never_varies_is_refused(value: float, family: str, words: str) -> None:
     frame = table("poisson").assign(y=value)
@@ -185,7 +195,9 @@ def test_same_bits_for_any_number_of_threads() -> None:
     frame = table("gamma", n=9000)
     parts = split(frame, 6)
     task = Task(target="y", family="gamma")
-    betas = [fit_glm(parts, task, ["age", "income", "region"], workers=w).model.beta for w in (1, 2, 5)]
+    betas = [
+        fit_glm(parts, task, ["age", "income", "region"], workers=w).model.beta for w in (1, 2, 5)
+    ]
     assert betas[0] == betas[1] == betas[2]
 
 
@@ -209,7 +221,9 @@ def test_transforms_make_the_columns_they_name() -> None:
     features = [Feature(column="income", log=True), Feature(column="age", cut=(30, 60))]
     ours = fit_glm(split(frame, 3), Task(target="y"), features)
     cut = pd.cut(frame.age, [-np.inf, 30, 60, np.inf])
-    x = pd.concat([np.log(frame.income), pd.get_dummies(cut, drop_first=True).astype(float)], axis=1)
+    x = pd.concat(
+        [np.log(frame.income), pd.get_dummies(cut, drop_first=True).astype(float)], axis=1
+    )
     theirs = sm.GLM(frame.y.to_numpy(), sm.add_constant(x.to_numpy()), family=sm.families.Poisson())
     np.testing.assert_allclose(
         ours.coefficients()["estimate"], theirs.fit(tol=1e-14).params, rtol=1e-8

@@ -31,7 +31,9 @@ STRATEGIES = {
 }
 
 
-def fit(parts: list[pd.DataFrame], strategy: Strategy | None = None, protection=None, workers=2, **more):
+def fit(
+    parts: list[pd.DataFrame], strategy: Strategy | None = None, protection=None, workers=2, **more
+):
     settings = NetworkModel(
         kind="network", hidden=(8,), rounds=4, batches=5, strategy=strategy or Strategy(), **more
     )
