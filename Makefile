@@ -1,4 +1,4 @@
-# make demo | test | quick | clean
+# make demo | test | quick | notebooks | clean
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -25,7 +25,12 @@ quick: .venv/tested
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,ray]'
 	@touch $@
 
+notebooks: .venv/tested
+	cd notebooks && for book in *.py; do \
+	  ../$(BIN)/jupytext -q --to ipynb $$book && \
+	  LAB_RUNS=$${LAB_RUNS:-../runs} ../$(BIN)/jupyter-execute --inplace $${book%.py}.ipynb; done
+
 clean:
 	rm -rf .venv
 
-.PHONY: demo test quick clean
+.PHONY: demo test quick notebooks clean

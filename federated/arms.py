@@ -32,6 +32,8 @@ from lab.glm import Product, Task
 from lab.models import digest
 from lab.sums import Sums, combine
 
+#: A difference in deviance explained that is rounding, not a difference.
+NOTHING = 1e-12
 #: Where numeric features are cut for the table of actual against expected, in standard deviations.
 CUTS = (-1.5, -0.5, 0.5, 1.5)
 #: Called with (arm, what is being done, step, of how many or None).
@@ -159,7 +161,8 @@ class Study:
             for holder, evaluation in other.evaluations.get(self.part, {}).items():
                 mine = ours.evaluations[self.part].get(holder)
                 if other is not ours and mine is not None:
-                    change, low, high = scoring.interval(mine.fit, evaluation.fit)
+                    found = scoring.interval(mine.fit, evaluation.fit)
+                    change, low, high = (0.0 if abs(v) < NOTHING else v for v in found)
                     row = {"against": other.name, "party": holder}
                     rows.append(row | {"difference": change, "low": low, "high": high})
         return pd.DataFrame(rows)

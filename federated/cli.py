@@ -172,13 +172,8 @@ def _print_study(study: Study, runs: Path) -> None:
     console = Console()
     scores = study.scores["deviance_explained"]
     arms = list(study.arms)
-    table = Table(
-        title=f"{study.experiment.name}: deviance explained on test rows",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-        header_style="dim",
-    )
+    console.print(f"[bold]{study.experiment.name}[/], deviance explained on test rows\n")
+    table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("party")
     table.add_column("training rows", justify="right")
     for arm in arms:
@@ -214,8 +209,9 @@ def _print_study(study: Study, runs: Path) -> None:
         )
         console.print(
             f"\nleft the parties: {receipt['messages'].sum():,} messages, "
-            f"{receipt['bytes'].sum():,} bytes, {words}; records: 0",
+            f"{receipt['bytes'].sum():,} bytes, {words}, no record",
             highlight=False,
+            soft_wrap=True,
         )
     console.print(f"report   {study.folder / 'report.html'}", highlight=False, soft_wrap=True)
     console.print(f"tracking {study.tracking or 'off'}", highlight=False, soft_wrap=True)
