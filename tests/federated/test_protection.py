@@ -130,7 +130,7 @@ def test_a_sum_over_fewer_rows_than_the_minimum_is_refused_by_rule() -> None:
         Party("small", frame[900:940], frame[:0], None, Policy(minimum_rows=100)),
     ]
     app = server_app(lambda nodes: means(Federation(nodes, Clear(), 2)))
-    with pytest.raises(PolicyError, match="small: means: fewer rows behind the sum than .* 100"):
+    with pytest.raises(PolicyError, match=r"small: means: fewer rows behind the sum than .* 100"):
         run_in_process(app, client_app(parties.__getitem__), 2, 2)
 
 

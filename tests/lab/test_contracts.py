@@ -76,7 +76,7 @@ def test_a_bad_value_is_refused_with_its_rule(column: str, value: object, words:
 
 
 def test_a_missing_column_is_named_with_the_nearest() -> None:
-    with pytest.raises(ContractError, match="column 'years' .* missing; is it 'year' in this"):
+    with pytest.raises(ContractError, match=r"column 'years' .* missing; is it 'year' in this"):
         check(good().rename(columns={"years": "year"}), CONTRACT, where="t")
 
 

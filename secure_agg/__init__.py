@@ -1,0 +1,14 @@
+"""Sums that nobody can see into.
+
+Every party packs its numbers into a few large integers, encrypts them under one Paillier key
+and hands them to somebody who multiplies the ciphertexts and learns nothing. Whoever holds the
+private key opens the product once and sees the total, never a party's own numbers.
+
+    keys       make, keep and check Paillier keys
+    packing    many fixed-point numbers in one plaintext, with room for every party's share
+    blinding   the random factor of a ciphertext, the costly part of an encryption
+    paillier   encrypt, add and decrypt whole batches
+
+This package knows nothing of insurance, of networks or of files other than key files, and
+importing it imports nothing else.
+"""

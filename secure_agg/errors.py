@@ -1,0 +1,48 @@
+"""What can go wrong with a protected sum, one type for each party at fault.
+
+No message repeats a secret: neither a party's values, nor a plaintext, nor a part of a key.
+"""
+
+
+class SecureAggError(Exception):
+    """Everything this package raises on purpose."""
+
+
+class InvalidKey(SecureAggError):
+    """Numbers that are no safe Paillier key."""
+
+
+class WrongKey(SecureAggError):
+    """A batch made under another key than the one at hand."""
+
+
+class KeyFileRefused(SecureAggError):
+    """A key file that is readable by others, damaged, of an unknown version, or locked."""
+
+
+class InvalidLayout(SecureAggError):
+    """A layout that can't be honoured: a bound, a resolution, a size or a slot out of range."""
+
+
+class LayoutMismatch(SecureAggError):
+    """Arrays, a batch or a key that do not fit the layout agreed beforehand."""
+
+
+class ValueOutOfBounds(SecureAggError):
+    """A value that is not finite, exceeds its field's bound, or has no exact float64."""
+
+
+class InvalidCiphertext(SecureAggError):
+    """A number that no honest encryption yields, and that could hand over the private key."""
+
+
+class MalformedBatch(SecureAggError):
+    """Bytes that are no serialised batch of this version and size."""
+
+
+class TooManyContributions(SecureAggError):
+    """More contributions than the layout has room for."""
+
+
+class InconsistentSum(SecureAggError):
+    """An opened total that the stated contributions can't have produced."""
