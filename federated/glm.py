@@ -85,15 +85,14 @@ def fit(federation: Federation, task: Task, encoding: Encoding, ridge: float = 0
     rows = round(totals.total("rows"))
     if rows <= encoding.width:
         raise ModelError(f"{rows} training rows cannot carry {encoding.width} coefficients")
-    penalty = np.full(encoding.width, ridge * totals.total("weight"))
-    penalty[0] = 0.0
-    beta = np.zeros(encoding.width)
-    beta[0] = constant_predictor(task.law, totals)
-    beta, state, trace = _scoring(federation, task, encoding, beta, penalty)
-    null = state
-    if encoding.width > 1:
-        start = np.array([constant_predictor(task.law, totals)])
-        _, null, _ = _scoring(federation, task, Encoding(), start, np.zeros(1))
+    start = constant_predictor(task.law, totals)
+    unit = _row_curvature(task.law, totals, rows)
+    problem = _Problem(federation, task, encoding, rows, unit, ridge * totals.total("weight"))
+    beta, state, matrix, trace = _scoring(problem, start)
+    null_deviance = trace[0][0]  # the iteration starts from the constant model
+    if task.exposure is not None and task.law.name != "poisson":  # where its mean is not a ratio
+        empty = _Problem(federation, task, Encoding(), rows, unit, 0.0)
+        null_deviance = _scoring(empty, start)[1].total("deviance")
     dispersion = state.total("pearson") / (rows - encoding.width) if task.law.dispersed else 1.0
     profiled = task.law.name == "gaussian" and task.law.link == "identity"
     likelihood = federation.sum(
@@ -104,13 +103,13 @@ def fit(federation: Federation, task: Task, encoding: Encoding, ridge: float = 0
         dispersion=state.total("deviance") / rows if profiled else dispersion,
     )
     transform = encoding.raw_transform()
-    inverse = np.linalg.inv(_symmetric(state["curvature"], encoding.width) + np.diag(penalty))
+    inverse = np.linalg.inv(matrix)
     return Fit(
         model=GLM(task=task, encoding=encoding, beta=tuple(beta.tolist())),
         rows=rows,
         ridge=ridge,
         deviance=state.total("deviance"),
-        null_deviance=null.total("deviance"),
+        null_deviance=null_deviance,
         log_likelihood=likelihood.total("log_likelihood"),
         dispersion=dispersion,
         covariance=dispersion * transform @ inverse @ transform.T,
@@ -132,64 +131,89 @@ def constant_predictor(family: Family, totals: Sums) -> float:
     return family.eta(mean)
 
 
-def _scoring(
-    federation: Federation, task: Task, encoding: Encoding, beta: Floats, penalty: Floats
-) -> tuple[Floats, Sums, list[tuple[float, float]]]:
-    """(beta, the sums there, trace of (deviance, next step)) at the optimum."""
+def _row_curvature(family: Family, totals: Sums, rows: int) -> float:
+    """About what one row adds to the intercept's curvature, a power of two: a public unit."""
+    mean = np.array([totals.total("target") / totals.total("weight")])
+    eta = np.array([family.eta(float(mean[0]))])
+    row = family.slope(eta, mean) ** 2 / family.variance(mean) * totals.total("weight") / rows
+    return float(2.0 ** np.round(np.log2(row[0])))
 
-    def take(at: Floats) -> Sums:
-        return federation.sum(
+
+@dataclass(frozen=True)
+class _Problem:
+    """What Fisher scoring minimises: deviance + penalty * |beta|^2 without the intercept."""
+
+    federation: Federation
+    task: Task
+    encoding: Encoding
+    rows: int
+    unit: float
+    penalty: float
+
+    def at(self, beta: Floats) -> Sums:
+        return self.federation.sum(
             "glm_step",
-            {"beta": at},
-            task=task.model_dump_json(),
-            encoding=encoding.model_dump_json(),
-            curvature=True,
+            {"beta": beta},
+            task=self.task.model_dump_json(),
+            encoding=self.encoding.model_dump_json(),
+            unit=self.unit,
         )
 
-    def objective(at: Floats, sums: Sums) -> float:
-        if sums.total("valid") < rows:
-            return float("inf")
-        return sums.total("deviance") + float(penalty @ at**2)
+    def curvature(self, sums: Sums) -> Floats:
+        matrix = np.zeros((self.encoding.width, self.encoding.width))
+        matrix[self.encoding.pairs] = self.unit * sums["curvature"]
+        matrix += np.triu(matrix, 1).T
+        matrix[np.diag_indices_from(matrix)] += self.penalties
+        return matrix
 
-    state = take(beta)
-    rows = round(state.total("valid"))
-    _refuse_collinear(_symmetric(state["curvature"], len(beta)) + np.diag(penalty), encoding.names)
+    def score(self, beta: Floats, sums: Sums) -> Floats:
+        return sums["score"] - self.penalties * beta
+
+    def value(self, beta: Floats, sums: Sums) -> float:
+        if sums.total("valid") < self.rows:
+            return float("inf")
+        return sums.total("deviance") + float(self.penalties @ beta**2)
+
+    @property
+    def penalties(self) -> Floats:
+        return np.array([0.0] + [self.penalty] * (self.encoding.width - 1))
+
+
+def _scoring(
+    problem: _Problem, intercept: float
+) -> tuple[Floats, Sums, Floats, list[tuple[float, float]]]:
+    """(beta, the sums there, curvature, trace of (deviance, next step)) at the optimum."""
+    names = problem.encoding.names
+    beta = np.zeros(problem.encoding.width)
+    beta[0] = intercept
+    state = problem.at(beta)
+    _refuse_collinear(problem.curvature(state), names)
     trace: list[tuple[float, float]] = []
     drifting = 0
     for _ in range(MAX_STEPS):
-        gradient = state["score"] - penalty * beta
-        matrix = _symmetric(state["curvature"], len(beta)) + np.diag(penalty)
+        gradient, matrix = problem.score(beta, state), problem.curvature(state)
         try:
             move = np.linalg.solve(matrix, gradient)
         except np.linalg.LinAlgError:
-            _refuse_collinear(matrix, encoding.names)
-            raise _diverged(encoding.names, gradient) from None
+            raise _diverged(names, gradient) from None
         largest = float(np.abs(move).max())
+        trace.append((state.total("deviance"), largest))
         if largest <= STEP_TOLERANCE * (1 + float(np.abs(beta).max())):
-            trace.append((state.total("deviance"), largest))
-            return beta + move, state, trace
-        before, gain = objective(beta, state), float(gradient @ move)
+            return beta + move, state, matrix, trace
+        before, gain = problem.value(beta, state), float(gradient @ move)
         drifting = drifting + 1 if gain < 1e-4 * abs(before) and largest > 0.3 else 0
         if drifting >= 4:
-            raise _diverged(encoding.names, move)
+            raise _diverged(names, move)
         for _ in range(MAX_HALVINGS):
             trial = beta + move
-            reached = take(trial)
-            if objective(trial, reached) <= before + 1e-10 * (1 + abs(before)):
+            reached = problem.at(trial)
+            if problem.value(trial, reached) <= before + 1e-10 * (1 + abs(before)):
                 break
             move = move / 2
         else:
-            raise _diverged(encoding.names, move)
-        trace.append((state.total("deviance"), largest))
+            raise _diverged(names, move)
         beta, state = trial, reached
-    raise _diverged(encoding.names, move)
-
-
-def _symmetric(triangle: Floats, width: int) -> Floats:
-    """The full matrix of an upper triangle given row by row."""
-    matrix = np.zeros((width, width))
-    matrix[np.triu_indices(width)] = triangle
-    return matrix + np.triu(matrix, 1).T
+    raise _diverged(names, move)
 
 
 def _refuse_collinear(matrix: Floats, names: tuple[str, ...]) -> None:

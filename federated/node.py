@@ -164,7 +164,7 @@ def _glm_step(party: Party, a: Arguments, arrays: Arrays) -> Sums:
         party.response(a["task"], "train"),
         family=_task(a["task"]).law,
         beta=arrays["beta"],
-        curvature=bool(a["curvature"]),
+        unit=float(a["unit"]),
     )
 
 

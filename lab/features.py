@@ -129,6 +129,19 @@ class Encoding(Strict):
     def width(self) -> int:
         return len(self.names)
 
+    @cached_property
+    def pairs(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Rows and columns of the upper triangle of X'WX that can differ from zero: two levels of
+        one category never meet in a row."""
+        factor = np.arange(self.width)  # each number its own, the levels of a category together
+        start = 1 + len(self.numbers)
+        for term in self.categories:
+            factor[start : start + len(term.levels) - 1] = self.width + start
+            start += len(term.levels) - 1
+        i, j = np.triu_indices(self.width)
+        meet = (i == j) | (factor[i] != factor[j])
+        return i[meet], j[meet]
+
     def raw_transform(self) -> Floats:
         """T with beta_raw = T beta: from standardised columns to the table's own units, (p, p)."""
         transform = np.eye(self.width)
@@ -145,7 +158,7 @@ class Design:
     """
 
     def __init__(self, frame: pd.DataFrame, encoding: Encoding) -> None:
-        self.rows, self.width = len(frame), encoding.width
+        self.rows, self.width, self.pairs = len(frame), encoding.width, encoding.pairs
         self.numbers = np.zeros((self.rows, len(encoding.numbers)))
         for j, term in enumerate(encoding.numbers):
             scaled = (term.feature.numbers(frame, term.levels) - term.mean) / term.scale

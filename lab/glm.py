@@ -95,13 +95,12 @@ def means(response: Response) -> Sums:
     return Sums(arrays, limits, len(r.y))
 
 
-def step(
-    design: Design, response: Response, *, family: Family, beta: Floats, curvature: bool
-) -> Sums:
-    """Deviance, score and (where asked) curvature at ``beta`` (shape (p,), standardised columns).
+def step(design: Design, response: Response, *, family: Family, beta: Floats, unit: float) -> Sums:
+    """Deviance, score and curvature at ``beta`` (shape (p,), standardised columns).
 
-    ``curvature`` is the upper triangle of X'WX row by row, p (p + 1) / 2 values; ``score`` is
-    X'W(z - eta), p values; ``deviance`` and ``pearson`` are totals over rows, weighted.
+    ``curvature`` holds the entries of X'WX that can differ from zero (``Encoding.pairs``), in the
+    public ``unit`` of an average row, so that its fixed-point format fits any scale of weights;
+    ``score`` is X'W(z - eta), p values; ``deviance`` and ``pearson`` are weighted totals.
     ``valid`` is the number of rows whose mean lies within the family's range.
     """
     p = design.width
@@ -126,9 +125,8 @@ def step(
             weight
             @ (residual * np.divide(residual, variance, where=variance > 0, out=np.zeros_like(mu)))
         )
-        if curvature:
-            scaled = np.multiply(x, np.sqrt(weight * slope * ratio)[:, None], out=x)
-            hessian += scaled.T @ scaled
+        scaled = np.multiply(x, np.sqrt(weight * slope * ratio)[:, None], out=x)
+        hessian += scaled.T @ scaled
     arrays = {
         "score": score,
         "deviance": np.array([deviance]),
@@ -136,8 +134,7 @@ def step(
         "valid": np.array([valid]),
     }
     limits: dict[str, Limit] = dict.fromkeys(arrays, PRECISE) | {"valid": COUNT}
-    if curvature:
-        arrays["curvature"], limits["curvature"] = hessian[np.triu_indices(p)], CURVATURE
+    arrays["curvature"], limits["curvature"] = hessian[design.pairs] / unit, CURVATURE
     return Sums(arrays, limits, design.rows)
 
 
