@@ -266,8 +266,8 @@ class _Rounds:
         encoding = Encoding(numbers=tuple(numbers))
         bends = network.Bends(knots=((-3.0, -1.0, 0.0, 1.0, 3.0),) * 6)
         fields = set(network.Recipe.model_fields)
-        recipe = network.Recipe(**self.settings.model_dump(include=fields))
-        weights = network.initial(encoding, bends, recipe, -1.0, 1)
+        recipe = network.Recipe(intercept=-1.0, **self.settings.model_dump(include=fields))
+        weights = network.initial(encoding, bends, recipe, 1)
         arguments = {
             "task": Task(target="y").model_dump_json(),
             "encoding": encoding.model_dump_json(),

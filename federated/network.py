@@ -42,11 +42,13 @@ def train(
     """(model, loss by round). Same seed and same rows give the same bits."""
     from lab import network
 
-    recipe = network.Recipe(**settings.model_dump(include=set(network.Recipe.model_fields)))
     bends = network.Bends(knots=_knots(federation, task, encoding, settings.knots))
     totals = federation.sum("means", task=task.model_dump_json(), part="train")
-    intercept = constant_predictor(task.law, totals)
-    weights = network.initial(encoding, bends, recipe, intercept, seed)
+    recipe = network.Recipe(
+        intercept=constant_predictor(task.law, totals),
+        **settings.model_dump(include=set(network.Recipe.model_fields)),
+    )
+    weights = network.initial(encoding, bends, recipe, seed)
     strategy, trace = _strategy(settings), []
     for at in range(1, settings.rounds + 1):
         if watch:

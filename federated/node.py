@@ -57,7 +57,7 @@ class Party:
     test: pd.DataFrame
     person: str | None = None
     policy: Policy = field(default_factory=Policy)
-    workers: int = 1
+    workers: int = 2  # processes that may make blinding factors
 
     def __post_init__(self) -> None:
         self.forget()

@@ -9,6 +9,7 @@ comparison, and says its name in every receipt.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -42,11 +43,22 @@ def seal(sums: Sums, request: Request, workers: int) -> bytes | None:
         raise PolicyError(
             f"a sum of {request.parties} parties hides nobody; at least {MINIMUM_PARTIES} are needed"
         )
-    key = PublicKey(int(request.public_key, 16))
+    key = _checked_key(request.public_key)
     form = {name: (sums[name].shape, sums.limits[name]) for name in sorted(sums.arrays)}
     layout = layout_of(form, request.parties, key.bits)
-    batch = paillier.encrypt(key, layout, [sums[n].ravel() for n in form], workers=workers)
+    batch = paillier.encrypt(
+        key, layout, [sums[n].ravel() for n in form], workers=workers, series=True
+    )
     return batch.to_bytes()
+
+
+@lru_cache(4)
+def _checked_key(modulus: str) -> PublicKey:
+    """The public key of a request; its checks take a while and are made once."""
+    try:
+        return PublicKey(int(modulus, 16))
+    except ValueError:
+        raise PeerError("request: the public key is not a hexadecimal number") from None
 
 
 class Protection(Protocol):

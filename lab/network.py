@@ -34,12 +34,14 @@ class Recipe(Strict):
     """How a network is built and trained at a party in one round.
 
     ``batches``: mini-batches to an epoch, the same number at every party, so that a small party
-    takes as many steps as a large one.
+    takes as many steps as a large one. ``intercept``: the linear predictor of the constant model;
+    it is not trained, so that weight decay pulls towards the constant model and not towards 0.
     """
 
     hidden: tuple[int, ...]
     embedding: int
     dropout: float
+    intercept: float
     epochs: int
     batches: int
     weight_decay: float
@@ -96,9 +98,7 @@ def single_threaded() -> None:
     torch.set_num_threads(1)
 
 
-def initial(
-    encoding: Encoding, bends: Bends, recipe: Recipe, intercept: float, seed: int
-) -> dict[str, Floats]:
+def initial(encoding: Encoding, bends: Bends, recipe: Recipe, seed: int) -> dict[str, Floats]:
     """First weights: He-uniform layers, small embeddings, an output that is the constant model."""
     generator = torch.Generator().manual_seed(seed)
     weights: dict[str, Floats] = {}
@@ -115,7 +115,6 @@ def initial(
             drawn = reach * (2 * torch.rand(shape, generator=generator) - 1)
             weights[name] = drawn.double().numpy()
         width = out
-    weights[f"layer.{len(recipe.hidden)}.bias"][:] = intercept
     return weights
 
 
@@ -137,7 +136,7 @@ def forward(
             kept = torch.rand(x.shape, generator=generator) >= recipe.dropout
             x = x * kept / (1 - recipe.dropout)
     out = F.linear(x, weights[f"layer.{last}.weight"], weights[f"layer.{last}.bias"])
-    return out.squeeze(1)
+    return out.squeeze(1) + recipe.intercept
 
 
 def loss(family: str, eta: Tensor, y: Tensor, weight: Tensor) -> Tensor:

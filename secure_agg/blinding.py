@@ -15,25 +15,29 @@ ciphertext.
 
 Tables are public (they follow from n and x), cached for each modulus and replaced by a
 bigger one when more is asked for. The exponents come from `secrets` for every single ciphertext,
-so neither a thread nor a fork can see one twice. A big job also starts helper processes, since
-Python's threads do not multiply side by side. A helper runs this very file, is told the public
-modulus, and writes blinding factors to its standard output. (A fork would be cheaper to start but
-is not safe in a process with threads, and `multiprocessing` imports the caller's main module.)
+so neither a thread nor a fork can see one twice.
+
+Python's threads do not multiply side by side, so a big job, or many small ones, start helpers. A helper runs
+this very file, is told the public modulus, and writes blinding factors to a pipe until nobody has
+read from it for a while. What one thread reads from the pipe no other reads. (A fork would be
+cheaper to start but is not safe in a process with threads, and `multiprocessing` imports the
+caller's main module.)
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
-import queue
 import secrets
+import signal
 import subprocess
 import sys
 import threading
 from array import array
 from collections import OrderedDict
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
 import gmpy2
@@ -43,10 +47,14 @@ log = logging.getLogger(__name__)
 
 LARGEST_WINDOW = 12
 LARGEST_TABLE_BYTES = 2**27
-TABLES_KEPT = 2
+KEPT = 2  # moduli with a table at the same time
 BUILD_COST = 2  # making a table entry costs about twice a multiplication by one
-CHUNK = 128  # blinding factors made side by side: so many, and a row, fit a processor's cache
-HELPER_PAYS_AT = 4e11  # number of limb products, roughly, that takes a quarter of a second
+AGAIN = 4  # who encrypts so many will probably encrypt several times as many in all
+SERIES = 2000  # about so many in all where many small batches follow each other
+CHUNK = 64  # blinding factors made side by side
+HELPER_PAYS_AT = 4e11  # bit products per process: about a quarter of a second
+PIPE_BYTES = 2**18  # what a helper may have made ahead
+IDLE_SECONDS = 120  # after which a helper ends
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,12 @@ def best_window(bits: int, count: int, present: int = 0) -> int:
 def windows(bits: int, window: int) -> int:
     """How many windows cover an exponent of half the bits of n."""
     return -(-bits // (2 * window))
+
+
+def processes_worth(bits: int, count: int) -> int:
+    """How many processes, at least 1, `count` blinding factors are worth."""
+    multiplications = count * windows(bits, best_window(bits, count))
+    return max(1, int(multiplications * bits**2 / HELPER_PAYS_AT)) if os.name == "posix" else 1
 
 
 def build(n: mpz, h: mpz, window: int) -> Table:
@@ -129,48 +143,138 @@ def with_part(value: mpz, part: mpz, n: mpz, n_squared: mpz) -> mpz:
     return result - n_squared if result >= n_squared else result
 
 
+class Helper:
+    """A process that makes blinding factors for one modulus ahead of their use."""
+
+    def __init__(self, n: mpz, window: int) -> None:
+        """Start it. Raises OSError."""
+        self.width = factor_bytes(n)
+        self.lock = threading.RLock()
+        self.rest = b""
+        self.alive = True
+        self.process = subprocess.Popen(  # noqa: S603  our own file and public numbers
+            [sys.executable, "-P", __file__, f"{n:x}", str(window)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            pipesize=PIPE_BYTES,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        assert self.process.stdout is not None
+        self.pipe = self.process.stdout
+        os.set_blocking(self.pipe.fileno(), False)
+
+    def take(self, most: int) -> list[mpz]:
+        """At most so many factors, as many as are ready; never waits."""
+        if not self.lock.acquire(blocking=False):
+            return []
+        try:
+            if not self.alive:
+                return []
+            data = self.pipe.read(most * self.width - len(self.rest))
+            if data == b"":
+                self.stop()
+                return []
+            data = self.rest + (data or b"")
+            end = len(data) - len(data) % self.width
+            self.rest = data[end:]
+            starts = range(0, end, self.width)
+            return [mpz.from_bytes(data[at : at + self.width], "big") for at in starts]
+        finally:
+            self.lock.release()
+
+    def stop(self) -> None:
+        """End the process and forget what it made."""
+        with self.lock:
+            if self.alive and (self.process.poll() or 0) > 0:
+                code = self.process.returncode
+                log.warning("a helper process failed with code %s; going on alone", code)
+            self.alive = False
+            self.process.kill()
+            self.process.wait()
+            self.pipe.close()
+
+    def disown(self) -> None:
+        """Let go of it in a forked child: it is the parent's."""
+        self.alive = False
+        self.process.returncode = 0
+        self.pipe.close()
+
+
 @dataclass
 class _Kept:
-    """The table of one modulus, and how often it was used since it was built."""
+    """For one modulus: the table, the helpers, and what was asked of them.
+
+    used: number of factors since the table was built
+    recent: number of factors since a helper last ended
+    """
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     table: Table | None = None
     used: int = 0
+    recent: int = 0
+    helpers: list[Helper] = field(default_factory=list)
 
 
 class _Cache:
-    """The tables of this process: one for each modulus, the least recently used dropped."""
+    """What this process keeps for each modulus; the least recently used is dropped."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.kept: OrderedDict[mpz, _Kept] = OrderedDict()
 
-    def table(self, n: mpz, count: int) -> Table:
-        """A table for `count` more factors, built by one thread while others that need it wait."""
+    def prepared(
+        self, n: mpz, count: int, workers: int, series: bool = False
+    ) -> tuple[Table, list[Helper]]:
+        """A table and helpers for `count` more factors; threads that need the same wait."""
         with self.lock:
             kept = self.kept.setdefault(n, _Kept())
             self.kept.move_to_end(n)
-            while len(self.kept) > TABLES_KEPT:
-                self.kept.popitem(last=False)
+            dropped = [self.kept.popitem(last=False)[1] for _ in range(len(self.kept) - KEPT)]
+        for helper in (helper for other in dropped for helper in other.helpers):
+            helper.stop()
+        bits = n.bit_length()
         with kept.lock:
-            kept.used += count
-            window = best_window(n.bit_length(), kept.used, kept.table.window if kept.table else 0)
+            if not all(helper.alive for helper in kept.helpers):
+                kept.helpers = [helper for helper in kept.helpers if helper.alive]
+                kept.recent = 0
+            kept.recent += count
+            foreseen = max(kept.recent, SERIES if series else 0)
+            processes = min(workers, processes_worth(bits, foreseen))
+            expected = AGAIN * -(-count // processes)
+            with contextlib.suppress(OSError):
+                while len(kept.helpers) < processes - 1:
+                    kept.helpers.append(Helper(n, best_window(bits, max(expected, foreseen))))
+            ahead = max(
+                expected, kept.used
+            )  # as many again as were used, or as this batch foretells
+            window = best_window(bits, ahead, kept.table.window if kept.table else 0)
             if kept.table is None or window > kept.table.window:
-                kept.table, kept.used = build(n, random_base(n), window), count
-            return kept.table
+                kept.table, kept.used = build(n, random_base(n), window), 0
+            kept.used += -(-count // processes)
+            return kept.table, kept.helpers[: workers - 1]
+
+    def close(self) -> None:
+        """Stop every helper."""
+        for helper in (helper for kept in self.kept.values() for helper in kept.helpers):
+            helper.stop()
 
 
 _cache = _Cache()
 
 
-def _forget_locks() -> None:
-    """A fork may copy a lock that another thread holds: the child starts with a new cache."""
+def _start_over() -> None:
+    """Give a forked child a cache of its own: a lock it inherits may be held for ever."""
     global _cache
+    for helper in (helper for kept in _cache.kept.values() for helper in kept.helpers):
+        helper.disown()
     _cache = _Cache()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_locks)
+    os.register_at_fork(after_in_child=_start_over)
+atexit.register(lambda: _cache.close())
 
 
 def random_base(n: mpz) -> mpz:
@@ -181,79 +285,32 @@ def random_base(n: mpz) -> mpz:
             return -x * x % n
 
 
-def factors(n: mpz, count: int, workers: int) -> Generator[mpz, None, None]:
+def factors(n: mpz, count: int, workers: int, series: bool = False) -> Generator[mpz, None, None]:
     """`count` fresh blinding factors, in no particular order, made by up to `workers` processes.
 
     The caller's thread always works too, and goes on alone should a helper fail.
     """
-    bits = n.bit_length()
-    effort = count * windows(bits, best_window(bits, count)) * bits**2
-    share = max(1, min(workers, int(effort / HELPER_PAYS_AT)))
-    size = CHUNK if share == 1 else max(1, min(CHUNK, count // (4 * share)))
-    ready: queue.SimpleQueue[list[mpz]] = queue.SimpleQueue()
-    with contextlib.ExitStack() as helpers:
-        for _ in range(share - 1):
-            helpers.enter_context(_helper(n, count, share, size, ready))
-        table = _cache.table(n, -(-count // share))
-        while count > 0:
-            try:
-                chunk = ready.get_nowait()
-            except queue.Empty:
-                chunk = draw(table, min(size, count))
-            yield from chunk[:count]
-            count -= len(chunk)
+    table, helpers = _cache.prepared(n, count, workers, series)
+    while count > 0:
+        chunk = next(filter(None, (helper.take(count) for helper in helpers)), None)
+        if chunk is None:
+            chunk = draw(table, min(CHUNK, count))
+        yield from chunk
+        count -= len(chunk)
 
 
-@contextlib.contextmanager
-def _helper(
-    n: mpz, count: int, share: int, size: int, ready: queue.SimpleQueue[list[mpz]]
-) -> Iterator[None]:
-    """A process that puts chunks of blinding factors into `ready` until it is stopped."""
-    numbers = [f"{n:x}", str(-(-count // share)), str(-(-count // size)), str(size)]
-    try:
-        process = subprocess.Popen(  # noqa: S603  our own file and public numbers
-            [sys.executable, "-P", __file__, *numbers],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        )
-    except OSError as error:
-        log.warning("no helper process for blinding factors, going on alone: %s", error)
-        yield
-        return
-    source = process.stdout
-    assert source is not None
-    width = factor_bytes(n)
-
-    def collect() -> None:
-        while len(data := source.read(size * width)) == size * width:
-            starts = range(0, len(data), width)
-            ready.put([mpz.from_bytes(data[at : at + width], "big") for at in starts])
-
-    reader = threading.Thread(target=collect, daemon=True)
-    reader.start()
-    try:
-        yield
-    finally:
-        if process.poll():
-            log.warning("a helper process for blinding factors ended with %s", process.returncode)
-        process.kill()
-        process.wait()
-        reader.join()
-        source.close()
-
-
-def serve(modulus: str, expected: str, chunks: str, size: str) -> None:
-    """What a helper process does: chunks of blinding factors to standard output."""
+def serve(modulus: str, window: str) -> None:
+    """What a helper process does: blinding factors to standard output until nobody reads."""
     n = mpz(modulus, 16)
     width = factor_bytes(n)
-    table = build(n, random_base(n), best_window(n.bit_length(), int(expected)))
+    table = build(n, random_base(n), int(window))
     with contextlib.suppress(BrokenPipeError):
-        for _ in range(int(chunks)):
-            chunk = [factor.to_bytes(width, "big") for factor in draw(table, int(size))]
-            sys.stdout.buffer.write(b"".join(chunk))
+        while True:
+            chunk = b"".join(factor.to_bytes(width, "big") for factor in draw(table, CHUNK))
+            signal.alarm(IDLE_SECONDS)  # ends this process if the write takes longer
+            sys.stdout.buffer.write(chunk)
             sys.stdout.buffer.flush()
+            signal.alarm(0)
 
 
 def factor_bytes(n: mpz) -> int:

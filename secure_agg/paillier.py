@@ -136,19 +136,24 @@ class Batch:
 
 
 def encrypt(
-    public: PublicKey, layout: Layout, arrays: Sequence[npt.ArrayLike], *, workers: int = 2
+    public: PublicKey,
+    layout: Layout,
+    arrays: Sequence[npt.ArrayLike],
+    *,
+    workers: int = 2,
+    series: bool = False,
 ) -> Batch:
     """One party's values, encrypted.
 
     arrays: one for each field of the layout, shape (size,)
-    workers: processes that may work on a big batch; a small one never leaves this thread
+    workers: processes, this one among them, that may make blinding factors for big batches
 
     Raises LayoutMismatch and ValueOutOfBounds before anything is encrypted.
     """
     _fits(public, layout)
     values = checked(layout, arrays)
     n, n_squared = public.n, public.n_squared
-    with closing(blinding.factors(n, layout.plaintexts, workers)) as factors:
+    with closing(blinding.factors(n, layout.plaintexts, workers, series)) as factors:
         ciphertexts = tuple(
             blinding.with_part(factor, plaintext, n, n_squared)
             for plaintext, factor in zip(packed(layout, values), factors, strict=True)
@@ -222,7 +227,8 @@ def decrypt_raw(private: PrivateKey, ciphertexts: Sequence[mpz], *, workers: int
             plaintexts.append(m_q + q * ((m_p - m_q) * q_inverse % p))
         return plaintexts
 
-    chunks = (ciphertexts[at : at + CHUNK] for at in range(0, len(ciphertexts), CHUNK))
+    size = max(1, min(CHUNK, -(-len(ciphertexts) // workers)))
+    chunks = (ciphertexts[at : at + size] for at in range(0, len(ciphertexts), size))
     if workers == 1 or len(ciphertexts) == 1:
         return list(chain.from_iterable(map(opened, chunks)))
     with ThreadPoolExecutor(workers) as pool:

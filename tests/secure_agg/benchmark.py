@@ -82,6 +82,7 @@ def main(bits: int = 2048, values: int = 100_000, slot_bits: int = 64, parties: 
     at.append(time.perf_counter())
     (opened,) = paillier.decrypt(key, total)
     at.append(time.perf_counter())
+    blinding._cache.close()  # a helper's time counts once it has ended
     used = processor_seconds() - used
     assert (opened == sum(arrays)).all()
     seconds = at[-1] - at[0]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import gmpy2
 import pytest
@@ -14,14 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secure_agg import blinding
-from secure_agg.blinding import best_window, build, factors, powers, random_base, windows
+from secure_agg.blinding import best_window, build, draw, factors, powers, random_base, windows
 
 
 @pytest.fixture
 def cold(monkeypatch):
     """A process that has made no table yet."""
     monkeypatch.setattr(blinding, "_cache", blinding._Cache())
-    return blinding._cache
+    yield blinding._cache
+    blinding._cache.close()
 
 
 @given(st.data())
@@ -92,22 +95,22 @@ def test_a_table_is_never_larger_than_its_limit_and_grows_with_the_job(bits, cou
 
 def test_ten_values_do_not_pay_for_a_hundred_thousand(cold, private):
     n = private.public.n
-    small = cold.table(n, 10)
-    assert small.window <= 4
-    assert cold.table(n, 10) is small
-    large = cold.table(n, 500)
+
+    def table(count):
+        return cold.prepared(n, count, 1)[0]
+
+    small = table(10)
+    assert small.window <= 5
+    assert table(1) is small
+    large = table(500)
     assert large.window > small.window
-    assert cold.table(n, 10) is large
+    assert table(10) is large
 
 
-def test_only_so_many_tables_are_kept(cold, private):
-    moduli = [private.public.n + 2 * index for index in range(blinding.TABLES_KEPT + 3)]
-    for n in moduli:
-        if gmpy2.gcd(n, 12345) == 1:
-            cold.kept[n] = blinding._Kept()
-    cold.table(private.public.n, 1)
-    assert len(cold.kept) == blinding.TABLES_KEPT
-    assert private.public.n in cold.kept
+def test_only_so_many_tables_are_kept(cold, fresh, private):
+    for n in (private.public.n + 2, fresh.public.n, private.public.n):
+        cold.prepared(n, 1, 1)
+    assert list(cold.kept) == [fresh.public.n, private.public.n]
 
 
 def test_no_factor_is_used_twice_by_many_threads(cold, private):
@@ -120,53 +123,90 @@ def test_no_factor_is_used_twice_by_many_threads(cold, private):
 def test_no_factor_is_used_twice_by_helper_processes(cold, private, monkeypatch):
     monkeypatch.setattr(blinding, "HELPER_PAYS_AT", 1)
     n, n_squared = private.public.n, private.public.n_squared
-    before = threading.active_count()
     here = []
-
-    def slow_draw(table, count):
-        time.sleep(0.003 * count)
-        here.extend(powers(table, [os.urandom(count) for _ in table.rows]))
-        return here[-count:]
-
-    monkeypatch.setattr(blinding, "draw", slow_draw)
-    made = list(factors(n, 600, 3))
-    assert len(made) == len(set(made)) == 600
+    monkeypatch.setattr(
+        blinding,
+        "draw",
+        lambda *asked: time.sleep(0.2) or here.extend(draw(*asked)) or here[-asked[1] :],
+    )
+    with ThreadPoolExecutor(3) as pool:
+        jobs = [pool.submit(lambda: list(factors(n, 200, 3))) for _ in range(6)]
+        made = [factor for job in jobs for factor in job.result()]
+    assert len(made) == len(set(made)) == 1200
     assert set(made) - set(here), "the helpers made none"
     order = (private.p - 1) * (private.q - 1)
+    assert all(0 < factor < n_squared for factor in made)
     assert all(gmpy2.powmod(factor, order, n_squared) == 1 for factor in made[::60])
-    assert threading.active_count() == before
+    assert len(cold.kept[n].helpers) == 2
 
 
-def test_helpers_stop_when_the_caller_does(cold, private, monkeypatch):
+def test_many_small_jobs_get_a_helper_like_a_big_one(cold, private):
+    n = private.public.n
+    assert blinding.processes_worth(2048, 10) == 1
+    assert blinding.processes_worth(2048, 5000) > 1
+    for _ in range(5):
+        assert cold.prepared(n, 10, 2)[1] == []
+    cold.kept[n].recent = 5000
+    assert len(cold.prepared(n, 10, 2)[1]) == 1
+    assert cold.prepared(n, 10, 1)[1] == []
+
+
+def test_a_helper_waits_idly_ends_when_told_and_is_replaced(cold, private, monkeypatch):
     monkeypatch.setattr(blinding, "HELPER_PAYS_AT", 1)
-    before = threading.active_count()
-    stream = factors(private.public.n, 2000, 2)
-    next(stream)
-    assert threading.active_count() == before + 1
-    stream.close()
-    assert threading.active_count() == before
+    n = private.public.n
+    first = cold.prepared(n, 10, 2)[1]
+    while not (taken := first[0].take(3)):
+        time.sleep(0.01)
+    assert 1 <= len(taken) <= 3
+    assert cold.prepared(n, 10, 2)[1] == first
+    first[0].stop()
+    assert first[0].process.returncode is not None
+    assert first[0].take(3) == []
+    second = cold.prepared(n, 10, 2)[1]
+    assert second != first
+    cold.close()
+    assert second[0].process.returncode is not None
+
+
+def test_a_helper_ends_by_itself_when_nobody_reads(private):
+    code = "import secure_agg.blinding as b, sys; b.IDLE_SECONDS = 1; b.serve(*sys.argv[1:])"
+    command = [sys.executable, "-c", code, f"{private.public.n:x}", "2"]
+    root = Path(blinding.__file__).parents[1]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root) as process:
+        assert process.wait(60) == -signal.SIGALRM
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=root
+    ) as process:
+        process.stdout.close()
+        assert b"Error" not in process.stderr.read().replace(b"BrokenPipeError", b"")
+        process.wait(60)
 
 
 @pytest.mark.parametrize("program", ["/nonexistent", "/bin/false"])
-def test_a_helper_that_fails_is_done_without(cold, private, monkeypatch, program, caplog):
+def test_a_helper_that_fails_is_done_without(cold, private, monkeypatch, program):
     monkeypatch.setattr(blinding, "HELPER_PAYS_AT", 1)
     monkeypatch.setattr(sys, "executable", program)
-    assert len(set(factors(private.public.n, 100, 2))) == 100
-    assert "helper process" in caplog.text
+    for _ in range(2):
+        assert len(set(factors(private.public.n, 100, 2))) == 100
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_fork_uses_no_factor_of_its_parent_and_waits_for_no_lock_of_it(cold, private):
+def test_a_fork_uses_no_factor_of_its_parent_and_waits_for_no_lock_of_it(
+    cold, private, monkeypatch
+):
     n = private.public.n
-    table = cold.table(n, 30)
+    monkeypatch.setattr(blinding, "HELPER_PAYS_AT", 1)
+    table, (helper,) = cold.prepared(n, 30, 2)
+    while not helper.take(1):
+        time.sleep(0.01)
     size = blinding.factor_bytes(n)
     read, write = os.pipe()
-    with cold.lock, cold.kept[n].lock:  # as if another thread were building just now
+    with cold.lock, cold.kept[n].lock, helper.lock:  # as if another thread were building just now
         child = os.fork()
         if child == 0:
             status = 1
             try:
-                for factor in (*factors(n, 30, 1), *blinding.draw(table, 30)):
+                for factor in (*factors(n, 30, 2), *blinding.draw(table, 30)):
                     os.write(write, factor.to_bytes(size, "big"))
                 status = 0
             finally:
@@ -176,5 +216,5 @@ def test_a_fork_uses_no_factor_of_its_parent_and_waits_for_no_lock_of_it(cold, p
         data = pipe.read()
     assert os.waitpid(child, 0)[1] == 0
     theirs = [gmpy2.mpz.from_bytes(data[i : i + size], "big") for i in range(0, len(data), size)]
-    ours = [*factors(n, 30, 1), *blinding.draw(table, 30)]
+    ours = [*factors(n, 30, 2), *blinding.draw(table, 30)]
     assert len({*theirs, *ours}) == 120
