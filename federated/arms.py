@@ -14,31 +14,27 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from flwr.serverapp import Grid
 
 from federated import glm, grid
 from federated.apps import client_app, server_app
-from federated.experiment import Arm, Experiment, GLMModel, Market, market_of
-from federated.features import agree, is_category
+from federated.experiment import Arm, Experiment, GLMModel
+from federated.features import agree
 from federated.federation import Federation, single_threaded_blas
 from federated.node import Party, Released
+from federated.parties import Market, market_of
 from federated.protection import Clear, KeyAuthority, Paillier, Protection
+from federated.scoring import Evaluation, Scorer
 from lab import scoring
 from lab.errors import ModelError
-from lab.features import Feature, Levels
-from lab.glm import Product, Task
+from lab.glm import Product
 from lab.models import digest
-from lab.sums import Sums, combine
 
 #: A difference in deviance explained that is rounding, not a difference.
 NOTHING = 1e-12
-#: Where numeric features are cut for the table of actual against expected, in standard deviations.
-CUTS = (-1.5, -0.5, 0.5, 1.5)
 #: Called with (arm, what is being done, step, of how many or None).
 Progress = Callable[[str, str, int, int | None], None]
-Ask = Callable[..., Sums]
 
 
 @dataclass(frozen=True)
@@ -56,19 +52,6 @@ class Fitted:
     @property
     def hash(self) -> str:
         return digest(self.json)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Opened totals of one model on one set of rows."""
-
-    fit: Sums
-    lorenz: Sums
-    levels: dict[str, tuple[tuple[str, ...], Sums]]
-
-    @property
-    def scores(self) -> scoring.Scores:
-        return scoring.scores(self.fit, self.lorenz)
 
 
 @dataclass
@@ -214,7 +197,7 @@ def perform(
         ones = {
             party.name: stack.enter_context(_in_process([party], 1)) for party in market.parties
         }
-        scorer = _Scorer(study, ones)
+        scorer = Scorer(experiment, market, ones)
         for arm in experiment.arms.run:
             result = study.arms[arm] = ArmResult(arm)
             started = time.perf_counter()
@@ -229,12 +212,12 @@ def perform(
                             result.notes[name] = f"constant here, left out: {', '.join(unused)}"
                     except ModelError as error:
                         result.failures[name] = str(error).removeprefix(f"{name}: ")
-                scorer.alone(result)
+                result.evaluations = scorer.alone(_texts(result))
             elif arm == "pooled":
                 watch("all rows", 0, None)
                 with _in_process([market.pooled()], 1) as pool:
                     result.models["all"] = fit_models(study, pool, watch)
-                scorer.shared(result, None)
+                result.evaluations = scorer.shared(_texts(result)["all"], None)
             else:
                 _federated(study, result, protection, scorer, engine, workers, watch)
             result.seconds = time.perf_counter() - started
@@ -245,7 +228,7 @@ def _federated(
     study: Study,
     result: ArmResult,
     protection: Protection,
-    scorer: _Scorer,
+    scorer: Scorer,
     engine: str,
     workers: int,
     watch: Callable[[str, int, int | None], None],
@@ -257,7 +240,7 @@ def _federated(
             nodes, protection, len(market.parties), lambda what, step: watch(what, step, None)
         )
         result.models["all"] = fit_models(study, federation, watch)
-        scorer.shared(result, federation)
+        result.evaluations = scorer.shared(_texts(result)["all"], federation)
         study.receipts = federation.receipts()
 
     def seat(k: int) -> Party:
@@ -307,114 +290,9 @@ def fit_models(
     return fitted
 
 
-def _cuts(values: pd.Series) -> tuple[float, ...]:
-    """Two significant digits around the mean; a column of two values is cut between them."""
-    low, high = float(values.min()), float(values.max())
-    if values.isin((low, high)).all():
-        return ((low + high) / 2,)
-    mean, deviation = float(values.mean()), float(values.std())
-    cuts = {float(f"{mean + c * deviation:.2g}") for c in CUTS}
-    return tuple(sorted(c for c in cuts if low < c < high)) or (mean,)
-
-
-class _Scorer:
-    """Scores models on test rows: a party's own rows are scored at that party, in the clear and
-    for itself; the whole market's totals go through the federation where there is one."""
-
-    def __init__(self, study: Study, ones: dict[str, Federation]) -> None:
-        self.study, self.ones = study, ones
-        experiment = study.experiment
-        self.tasks: dict[str, Task] = dict(experiment.tasks())
-        if "severity" in self.tasks:
-            self.tasks["pure premium"] = experiment.premium_task()
-        self.constants = {part: self._constant(task) for part, task in self.tasks.items()}
-        self.by_level = self._features_by_level()
-
-    def _constant(self, task: Task) -> float:
-        """The mean of all training rows for one unit of exposure: the model that explains nothing."""
-        text = task.model_dump_json()
-        totals = combine([one.sum("means", task=text, part="train") for one in self.ones.values()])
-        return totals.total("target") / totals.total("exposure")
-
-    def _features_by_level(self) -> dict[str, tuple[Levels, ...]]:
-        """Each feature as levels: its own, or intervals around the mean in standard deviations."""
-        market = self.study.market
-        found = {}
-        for part, features in market.features.items():
-            terms = []
-            for f in features:
-                if is_category(f, market.contract):
-                    values = pd.concat([f.texts(p.train) for p in market.parties])
-                    levels = (
-                        f.intervals()
-                        if f.cut
-                        else (
-                            market.contract.columns[f.column].levels
-                            or tuple(sorted(values.dropna().astype(str).unique()))
-                        )
-                    )
-                    terms.append(Levels(feature=f, levels=tuple(levels)))
-                elif not f.ordinal:
-                    values = pd.concat([p.train[f.column] for p in market.parties])
-                    cut = Feature(column=f.column, cut=_cuts(values))
-                    terms.append(Levels(feature=cut, levels=cut.intervals()))
-            found[part] = tuple(terms)
-        if "severity" in market.features:
-            found["pure premium"] = found["frequency"]
-        return found
-
-    def alone(self, result: ArmResult) -> None:
-        """Every party's own model on its own test rows, and all of them together."""
-        for part in self.tasks:
-            models = {name: kept[part].json for name, kept in result.models.items()}
-            asks = {name: self._ask(part, {name: text}) for name, text in models.items()}
-            found = {name: self._evaluate(part, ask) for name, ask in asks.items()}
-            if len(models) == len(self.ones):
-                found = {"all": self._evaluate(part, self._ask(part, models)), **found}
-            result.evaluations[part] = found
-
-    def shared(self, result: ArmResult, federation: Federation | None) -> None:
-        """One model on everybody's test rows; ``federation`` gives the market's totals."""
-        for part, task in self.tasks.items():
-            text = result.models["all"][part].json
-            everybody = self._ask(part, dict.fromkeys(self.ones, text))
-            if federation is not None:
-                everybody = partial(federation.sum, model=text, task=task.model_dump_json())
-            found = {"all": self._evaluate(part, everybody)}
-            for name in self.ones:
-                found[name] = self._evaluate(part, self._ask(part, {name: text}))
-            result.evaluations[part] = found
-
-    def _ask(self, part: str, models: dict[str, str]) -> Ask:
-        """Totals over these parties, each with its model, taken at each party for itself."""
-        task = self.tasks[part].model_dump_json()
-
-        def ask(statistic: str, arrays: Any = None, **arguments: Any) -> Sums:
-            return combine(
-                [
-                    self.ones[name].sum(statistic, arrays, model=text, task=task, **arguments)
-                    for name, text in models.items()
-                ]
-            )
-
-        return ask
-
-    def _evaluate(self, part: str, ask: Ask) -> Evaluation:
-        experiment = self.study.experiment
-        fit = ask(
-            "score_fit",
-            constant=self.constants[part],
-            replicates=experiment.arms.replicates,
-            seed=experiment.seed,
-        )
-        coarse = ask("score_lorenz", {"edges": scoring.GRID})
-        edges = scoring.finer_edges(coarse, scoring.GRID)
-        lorenz = ask("score_lorenz", {"edges": np.asarray(edges)})
-        levels = {
-            term.feature.column: (
-                term.levels,
-                ask("score_levels", feature=term.model_dump()),
-            )
-            for term in self.by_level[part]
-        }
-        return Evaluation(fit, lorenz, levels)
+def _texts(result: ArmResult) -> dict[str, dict[str, str]]:
+    """The models of an arm as they travel: holder, part, JSON."""
+    return {
+        holder: {part: fitted.json for part, fitted in parts.items()}
+        for holder, parts in result.models.items()
+    }

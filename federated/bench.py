@@ -107,7 +107,8 @@ def glm(path: Path | None, quick: bool) -> list[Row]:
     scikit-learn on freMTPL2 where its path is given."""
     import statsmodels.api as sm
 
-    from federated.experiment import Experiment, Market
+    from federated.experiment import Experiment
+    from federated.parties import Market
     from federated.protection import Clear, KeyAuthority, Paillier
 
     authority = KeyAuthority.with_new_key(3072)

@@ -9,25 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import tomllib
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import numpy as np
-import pandas as pd
 from pydantic import Field, model_validator
 
 from lab.contracts import Contract, Strict, nearest, parse, read_toml
-from lab.errors import ConfigurationError, ContractError
+from lab.errors import ConfigurationError
 from lab.families import Family, FamilyName, LinkName
-from lab.features import Feature, check_features
+from lab.features import Feature
 from lab.glm import Task
-from lab.partition import Split, deal, test_mask
-from lab.sources import Table, built_in, load
+from lab.partition import Split
 
 if TYPE_CHECKING:
     from federated.arms import Study
-    from federated.node import Party
 
 Arm = Literal["alone", "federated", "pooled"]
 
@@ -221,7 +216,7 @@ class Experiment(Strict):
         listed = self.data.features
         if task == "severity" and isinstance(self.model, GLMModel) and self.model.severity:
             listed = self.model.severity.features or listed
-        taken = set(self._columns_besides_features())
+        taken = set(self.columns_besides_features())
         if listed is None:
             listed = tuple(
                 name
@@ -255,7 +250,8 @@ class Experiment(Strict):
                 f"data.features: '{name}' is a category; log and cut are for numbers"
             )
 
-    def _columns_besides_features(self) -> list[str]:
+    def columns_besides_features(self) -> list[str]:
+        """The target and what belongs to it, the person and the test column."""
         d, used = self.data, []
         used += [d.target, d.exposure, d.weight, d.per, d.person, d.test_column]
         if isinstance(self.model, GLMModel) and self.model.severity:
@@ -274,114 +270,6 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(values, dict):
             raise ConfigurationError(f"--set {key}: '{part}' is not a table")
     values[last] = value
-
-
-class Market:
-    """The rows of an experiment, dealt to parties and split for training and testing."""
-
-    def __init__(self, experiment: Experiment) -> None:
-        self.experiment = experiment
-        data = experiment.data
-        own = Contract.read(Path(data.contract)) if data.contract else None
-        agreed = own or (built_in(data.source) if data.source else None)
-        wanted = _wanted(experiment, agreed)
-        table = load(
-            data.source, data.path, contract=own, table=data.table, query=data.query, columns=wanted
-        )
-        self.contract, self.origin, self.digest = table.contract, table.origin, table.digest
-        self.features = {t: experiment.features(table.contract, t) for t in experiment.tasks()}
-        frame = self._usable(table)
-        split, partition = (
-            np.random.default_rng(child)
-            for child in np.random.SeedSequence(experiment.seed).spawn(2)
-        )
-        test = test_mask(
-            frame,
-            fraction=data.test,
-            rows_file=data.test_rows,
-            column=data.test_column,
-            value=None if data.test_value is None else str(data.test_value),
-            person=data.person,
-            rng=split,
-        )
-        if test.all():
-            raise ConfigurationError("data.test: no training rows are left")
-        self.in_sample = not test.any()
-        owners = deal(frame, experiment.parties, data.person, partition)
-        self.parties = [self._party(name, frame, rows, test) for name, rows in owners.items()]
-
-    def _usable(self, table: Table) -> pd.DataFrame:
-        """The columns a study needs, capped, without the rows left out for missing values."""
-        data, frame = self.experiment.data, table.frame
-        for name in self.experiment._columns_besides_features():
-            if name not in frame.columns:
-                near = nearest(name, list(frame.columns))
-                hint = f"; did you mean '{near}'?" if near else ""
-                raise ConfigurationError(f"{self.origin}: there is no column '{name}'{hint}")
-        for name, limit in data.cap.items():
-            if name not in frame.columns or not pd.api.types.is_numeric_dtype(frame[name]):
-                raise ConfigurationError(f"data.cap: '{name}' is not a numeric column")
-            frame[name] = frame[name].clip(upper=limit)
-        features = {f for listed in self.features.values() for f in listed}
-        needed = dict.fromkeys(
-            [
-                *self.experiment._columns_besides_features(),
-                *(f.column for f in sorted(features, key=str)),
-            ]
-        )
-        if self.experiment.parties.column:
-            needed[self.experiment.parties.column] = None
-        frame = frame[list(needed)]
-        if data.missing == "drop":
-            frame = frame.dropna().reset_index(drop=True)
-            if frame.empty:
-                raise ContractError(f"{self.origin}: no row is left after dropping missing values")
-        for name in self.experiment._columns_besides_features():
-            if frame[name].isna().any():
-                raise ContractError(
-                    f"{self.origin}: column '{name}' is missing in {int(frame[name].isna().sum())} "
-                    "rows; set data.missing = 'drop' to leave them out"
-                )
-        check_features(frame, tuple(sorted(features, key=str)), data.missing)
-        return frame
-
-    def _party(self, name: str, frame: pd.DataFrame, rows: Any, test: Any) -> Party:
-        from federated.node import Party, Policy
-
-        train = frame.iloc[rows[~test[rows]]]
-        if train.empty:
-            raise ConfigurationError(
-                f"{name} would have no training rows; change parties or data.test"
-            )
-        held = train if self.in_sample else frame.iloc[rows[test[rows]]]
-        policy = Policy(minimum_rows=self.experiment.protection.minimum_rows)
-        return Party(name, train, held, self.experiment.data.person, policy)
-
-    def pooled(self) -> Party:
-        """One party that holds all rows; what a federation is measured against."""
-        from federated.node import Party
-
-        train = pd.concat([party.train for party in self.parties])
-        test = train if self.in_sample else pd.concat([party.test for party in self.parties])
-        return Party("pooled", train, test, self.experiment.data.person)
-
-
-def _wanted(experiment: Experiment, contract: Contract | None) -> list[str] | None:
-    """The columns to read of a table without a contract: those the experiment names."""
-    if contract is not None or experiment.data.features is None:
-        return None
-    listed = [f if isinstance(f, str) else f.column for f in experiment.data.features]
-    if isinstance(experiment.model, GLMModel) and experiment.model.severity:
-        more = experiment.model.severity.features or ()
-        listed += [f if isinstance(f, str) else f.column for f in more]
-    extra = [experiment.parties.column] if experiment.parties.column else []
-    return list(dict.fromkeys([*experiment._columns_besides_features(), *extra, *listed]))
-
-
-@lru_cache(2)
-def market_of(experiment: str) -> Market:
-    """The market of an experiment given as JSON; one for each process."""
-    return Market(Experiment.model_validate_json(experiment))
 
 
 def run(

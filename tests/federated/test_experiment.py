@@ -11,7 +11,8 @@ import pytest
 import statsmodels.api as sm
 
 from federated.arms import Study, perform
-from federated.experiment import Experiment, Market, market_of, run
+from federated.experiment import Experiment, run
+from federated.parties import Market, market_of
 from lab.errors import ConfigurationError, ContractError, PolicyError
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
