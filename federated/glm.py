@@ -26,6 +26,8 @@ MAX_HALVINGS = 25
 #: A step this small, in standard deviations of each column, is the last; the sums at its start
 #: differ from those at its end by less than float64 shows in a standard error.
 STEP_TOLERANCE = 1e-9
+#: On the log and logit links one step changes no coefficient by more: a factor of 4.5.
+LONGEST_STEP = 1.5
 #: Smallest eigenvalue of the scaled curvature, below which columns count as collinear.
 COLLINEAR = 1e-11
 
@@ -204,6 +206,8 @@ def _scoring(
         drifting = drifting + 1 if gain < 1e-4 * abs(before) and largest > 0.3 else 0
         if drifting >= 4:
             raise _diverged(names, move)
+        if problem.task.law.link in ("log", "logit"):  # longer steps overshoot, and cost a round
+            move = move * min(1.0, LONGEST_STEP / largest)
         for _ in range(MAX_HALVINGS):
             trial = beta + move
             reached = problem.at(trial)

@@ -206,7 +206,7 @@ class Helper:
 class _Kept:
     """For one modulus: the table, the helpers, and what was asked of them.
 
-    used: number of factors since the table was built
+    used: number of factors drawn from the table since it was built
     recent: number of factors since a helper last ended
     """
 
@@ -246,14 +246,17 @@ class _Cache:
             with contextlib.suppress(OSError):
                 while len(kept.helpers) < processes - 1:
                     kept.helpers.append(Helper(n, best_window(bits, max(expected, foreseen))))
-            ahead = max(
-                expected, kept.used
-            )  # as many again as were used, or as this batch foretells
-            window = best_window(bits, ahead, kept.table.window if kept.table else 0)
+            expected = max(expected, kept.used)  # as many again as were drawn so far
+            window = best_window(bits, expected, kept.table.window if kept.table else 0)
             if kept.table is None or window > kept.table.window:
                 kept.table, kept.used = build(n, random_base(n), window), 0
-            kept.used += -(-count // processes)
             return kept.table, kept.helpers[: workers - 1]
+
+    def drew(self, n: mpz, count: int) -> None:
+        """Note that so many factors were drawn from the table."""
+        with self.lock:
+            if n in self.kept:
+                self.kept[n].used += count
 
     def close(self) -> None:
         """Stop every helper."""
@@ -295,6 +298,7 @@ def factors(n: mpz, count: int, workers: int, series: bool = False) -> Generator
         chunk = next(filter(None, (helper.take(count) for helper in helpers)), None)
         if chunk is None:
             chunk = draw(table, min(CHUNK, count))
+            _cache.drew(n, len(chunk))
         yield from chunk
         count -= len(chunk)
 
