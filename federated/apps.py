@@ -22,61 +22,73 @@ from secure_agg.errors import SecureAggError
 
 #: A party by its partition number: from memory in process, from its own table elsewhere.
 PartyOf = Callable[[int], Party]
+Handler = Callable[[Party, RecordDict, Context], RecordDict]
 
 
 def client_app(party_of: PartyOf) -> ClientApp:
-    """The app of a node: ``query`` answers sums, ``query.hello`` says who is here."""
+    """The app of a node: one handler for each kind of message, each behind the same guard."""
     app = ClientApp()
 
-    def party(context: Context) -> Party:
-        return party_of(int(context.node_config["partition-id"]))
+    def guarded(handler: Handler) -> Callable[[Message, Context], Message]:
+        """Whatever goes wrong leaves as a typed refusal; a text that may hold values never does."""
 
-    @app.query()
-    @app.train()
-    def answer(message: Message, context: Context) -> Message:
-        holder = party(context)
-        try:
-            reply, released = holder.answer(Request.from_record(message.content))
-            _note(context, json.dumps(asdict(released)))
-            record = reply.to_record()
-        except LabError as error:
-            record = refuse(error, holder.name)
-        except SecureAggError as error:
-            record = refuse(PeerError(str(error)), holder.name)
-        return Message(record, reply_to=message)
+        def handle(message: Message, context: Context) -> Message:
+            holder = party_of(int(context.node_config["partition-id"]))
+            try:
+                record = handler(holder, message.content, context)
+            except LabError as error:
+                record = refuse(error, holder.name)
+            except SecureAggError as error:
+                record = refuse(PeerError(str(error)), holder.name)
+            except Exception as error:  # a defect: its type may leave, its text may not
+                record = refuse(PeerError(f"failed with {type(error).__name__}"), holder.name)
+            return Message(record, reply_to=message)
 
-    @app.query("hello")
-    def hello(message: Message, context: Context) -> Message:
-        holder = party(context)
-        seat = int(context.node_config["partition-id"])
-        card = ConfigRecord({"party": holder.name, "seat": seat, "rows": len(holder.train)})
-        return Message(RecordDict({"hello": card}), reply_to=message)
+        return handle
 
-    @app.query("levels")
-    def levels(message: Message, context: Context) -> Message:
-        holder, asked = party(context), message.content.config_records["levels"]
-        try:
-            task = Task.model_validate_json(str(asked["task"]))
-            features = [Feature.model_validate(f) for f in json.loads(str(asked["features"]))]
-            rows = task.rows(holder.train)
-            names = json.dumps([seen_levels(rows, feature) for feature in features])
-            record = RecordDict({"levels": ConfigRecord({"names": names})})
-        except LabError as error:
-            record = refuse(error, holder.name)
-        return Message(record, reply_to=message)
-
-    @app.query("receipt")
-    def receipt(message: Message, context: Context) -> Message:
-        kept = context.state.config_records.get("receipt", ConfigRecord({"lines": ""}))
-        return Message(RecordDict({"receipt": kept}), reply_to=message)
-
+    app.query()(guarded(answer))
+    app.train()(guarded(answer))
+    for name, handler in (("hello", hello), ("levels", levels), ("receipt", receipt)):
+        app.query(name)(guarded(handler))
     return app
 
 
+def answer(holder: Party, asked: RecordDict, context: Context) -> RecordDict:
+    """A sum, through the party's gate."""
+    reply, released = holder.answer(Request.from_record(asked))
+    _note(context, json.dumps(asdict(released)))
+    return reply.to_record()
+
+
+def hello(holder: Party, asked: RecordDict, context: Context) -> RecordDict:
+    """Who is here: name, seat, number of training rows."""
+    seat = int(context.node_config["partition-id"])
+    card = {"party": holder.name, "seat": seat, "rows": len(holder.train)}
+    return RecordDict({"hello": ConfigRecord(card)})
+
+
+def levels(holder: Party, asked: RecordDict, context: Context) -> RecordDict:
+    """Names of the levels that training rows have, for features no contract lists them of."""
+    header = asked.config_records["levels"]
+    task = Task.model_validate_json(str(header["task"]))
+    features = [Feature.model_validate(f) for f in json.loads(str(header["features"]))]
+    rows = task.rows(holder.train)
+    names = json.dumps([seen_levels(rows, feature) for feature in features])
+    return RecordDict({"levels": ConfigRecord({"names": names})})
+
+
+def receipt(holder: Party, asked: RecordDict, context: Context) -> RecordDict:
+    """What passed this party's gate so far."""
+    return RecordDict({"receipt": _receipt(context)})
+
+
+def _receipt(context: Context) -> ConfigRecord:
+    """The receipt, kept where Flower keeps a node's state from message to message."""
+    return context.state.config_records.get("receipt", ConfigRecord({"lines": ""}))
+
+
 def _note(context: Context, line: str) -> None:
-    """Write a line of the receipt where Flower keeps a node's state from message to message."""
-    kept = context.state.config_records.get("receipt", ConfigRecord({"lines": ""}))
-    context.state["receipt"] = ConfigRecord({"lines": f"{kept['lines']}{line}\n"})
+    context.state["receipt"] = ConfigRecord({"lines": f"{_receipt(context)['lines']}{line}\n"})
 
 
 def server_app(study: Callable[[Grid], None]) -> ServerApp:

@@ -73,9 +73,11 @@ class Federation:
         if len(replies) < len(nodes):
             raise PeerError(f"{len(nodes) - len(replies)} of {len(nodes)} nodes did not answer")
         for reply in replies:
-            if reply.has_error():
+            if reply.has_error():  # not from our guard: Flower's own text may hold anything
                 name = self._name(reply.metadata.src_node_id)
-                raise PeerError(f"{name}: failed with {reply.error.reason}")
+                raise PeerError(f"{name}: failed outside its app, code {reply.error.code}")
+            if "refusal" in reply.content.config_records:
+                raise refusal(reply.content)
         return replies
 
     def _name(self, node: int) -> str:
@@ -124,8 +126,6 @@ class Federation:
         replies = self._exchange(RecordDict({"levels": asked}), "query.levels", nodes)
         heard: list[set[str]] = [set() for _ in features]
         for reply in replies:
-            if "refusal" in reply.content.config_records:
-                raise refusal(reply.content)
             names = json.loads(str(reply.content.config_records["levels"]["names"]))
             for known, added in zip(heard, names, strict=True):
                 known.update(str(name) for name in added)

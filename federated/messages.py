@@ -86,8 +86,6 @@ class Reply:
 
     @classmethod
     def from_record(cls, record: RecordDict) -> Reply:
-        if "refusal" in record.config_records:
-            raise refusal(record)
         try:
             header = record.config_records["reply"]
             form = {

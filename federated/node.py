@@ -69,6 +69,11 @@ class Party:
         self.scored = lru_cache(KEPT)(self._scored)
         self.tensors = lru_cache(1)(self._tensors)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As the rows alone: what is at hand can be made again where the party is sent."""
+        fields = (self.name, self.train, self.test, self.person, self.policy, self.workers)
+        return Party, fields
+
     def part(self, part: Part) -> pd.DataFrame:
         return self.train if part == "train" else self.test
 

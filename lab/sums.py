@@ -27,7 +27,7 @@ class Limit:
 
 #: Formats by what is summed: counts, curvature entries, what needs every digit, scores, moments.
 COUNT = Limit(bound=2.0**40, resolution=1.0)
-CURVATURE = Limit(bound=2.0**36, resolution=2.0**-30)  # in units of one row
+CURVATURE = Limit(bound=2.0**34, resolution=2.0**-26)  # in units of one row
 PRECISE = Limit(bound=2.0**60, resolution=2.0**-60)
 SCORE = Limit(bound=2.0**48, resolution=2.0**-30)
 MOMENT = Limit(bound=2.0**100, resolution=2.0**-60)

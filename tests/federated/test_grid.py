@@ -5,13 +5,19 @@ from __future__ import annotations
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from federated.grid import InProcessGrid
+from federated.apps import client_app, server_app
+from federated.federation import Federation
+from federated.grid import InProcessGrid, run_in_process
 from federated.messages import Reply, Request, from_arrays, to_arrays
+from federated.node import Party
+from federated.protection import Clear
 from lab.errors import PeerError
+from lab.glm import Task
 from lab.sums import Limit
 
 
@@ -79,3 +85,14 @@ def test_a_reply_whose_arrays_differ_from_its_form_is_refused() -> None:
     reply = Reply("a", 3, {"x": ((2,), Limit(1.0, 1.0))}, clear={"x": np.ones(3)})
     with pytest.raises(PeerError, match="form"):
         Reply.from_record(reply.to_record())
+
+
+def test_a_defect_at_a_node_leaves_as_its_type_alone() -> None:
+    frame = pd.DataFrame({"y": ["secret 4711"]})
+    party = Party("insurer 1", frame, frame)
+    task = Task(target="y").model_dump_json()
+    app = server_app(
+        lambda nodes: Federation(nodes, Clear(), 1).sum("means", task=task, part="train")
+    )
+    with pytest.raises(PeerError, match=r"^insurer 1: failed with ValueError$"):
+        run_in_process(app, client_app(lambda k: party), 1, 1)
