@@ -218,3 +218,11 @@ def test_a_fork_uses_no_factor_of_its_parent_and_waits_for_no_lock_of_it(
     theirs = [gmpy2.mpz.from_bytes(data[i : i + size], "big") for i in range(0, len(data), size)]
     ours = [*factors(n, 30, 2), *blinding.draw(table, 30)]
     assert len({*theirs, *ours}) == 120
+
+
+def test_a_series_of_small_batches_gets_a_helper_at_once(cold, private):
+    n = private.public.n
+    assert cold.prepared(n, 2, 1, series=True)[1] == []
+    assert len(cold.prepared(n, 2, 2, series=True)[1]) == 1
+    assert len(set(factors(n, 50, 2, series=True))) == 50
+    cold.close()
