@@ -69,7 +69,7 @@ def figures(result: dict[str, Any]) -> list[dict[str, str]]:
         ("Lift", "Actual rate of each tenth over the market's mean.", _lift),
         (
             "Convergence",
-            "How far the deviance (or loss) is above its last value, after each step.",
+            "The whole market's deviance at each step, or training loss after each round.",
             _convergence,
         ),
         ("Coefficients", "Estimates with 95 % intervals, in the table's own units.", _coefficients),
@@ -230,14 +230,19 @@ def _convergence(result: dict[str, Any], axes: Axes) -> bool:
     for (arm, part, _), points in groups.items():
         steps, values = zip(*points, strict=True)
         floor = min(values)
-        gap = [max((v - floor) / abs(floor), 1e-16) for v in values]
+        exact = result["experiment"]["model"]["kind"] == "glm"
+        gap = [max((v - floor) / abs(floor), 1e-16) if exact else v for v in values]
         style = "-" if arm == "federated" else (0, (2, 3))
         label = arm if part == "model" else f"{arm}, {part}"
         axes.plot(steps, gap, marker="o", ms=3, lw=1.4, ls=style, color=COLOURS[arm], label=label)
         drawn = True
-    axes.set_yscale("log")
-    axes.set(xlabel="step", ylabel="above the last value, relative")
-    axes.legend(loc="upper right") if drawn else None
+    if result["experiment"]["model"]["kind"] == "glm":
+        axes.set_yscale("log")
+        axes.set(xlabel="step", ylabel="deviance above its last value, relative")
+    else:
+        axes.set(xlabel="round", ylabel="training loss")
+    if drawn:
+        axes.legend(loc="upper right")
     return drawn
 
 

@@ -16,6 +16,8 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 EXPERIMENT = "insurance-privacy-lab"
+#: Makes MLflow's page open on runs and metrics, not on traces of agents.
+KIND = {"mlflow.experimentKind": "custom_model_development"}
 #: MLflow's own limits on one batch.
 METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100
 
@@ -46,7 +48,9 @@ def log(folder: Path, uri: str) -> str:
         place = (
             known.experiment_id
             if known
-            else client.create_experiment(EXPERIMENT, artifact_location=_artifacts(folder, uri))
+            else client.create_experiment(
+                EXPERIMENT, artifact_location=_artifacts(folder, uri), tags=KIND
+            )
         )
         tags = {"mlflow.runName": result["experiment"]["name"], "lab.folder": str(folder)}
         parent = client.create_run(place, tags=tags | _digests(result)).info.run_id
@@ -154,13 +158,18 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def serve(runs: Path, uri: str | None, port: int) -> int:
-    """MLflow's page for these runs, on this machine alone. Returns its exit code."""
+    """MLflow's page for these runs, on this machine alone, until Ctrl-C. Returns its exit code."""
+    import signal
     import subprocess
     import sys
 
     where = address(runs, uri)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", where]
-    try:
-        return subprocess.call([*command, "--host", "127.0.0.1", "--port", str(port)])  # noqa: S603
-    except KeyboardInterrupt:
-        return 0
+    options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    with subprocess.Popen([*command, *options], start_new_session=True) as server:  # noqa: S603
+        try:
+            return server.wait()
+        except KeyboardInterrupt:  # its own group: it stops in order and prints no traceback
+            os.killpg(server.pid, signal.SIGTERM)
+            server.wait()
+            return 0
