@@ -10,7 +10,7 @@ from federated.federation import Federation
 from federated.grid import run_in_process
 from federated.messages import Reply, Request
 from federated.node import Party, Policy
-from federated.protection import Clear, KeyAuthority, Paillier, layout_of
+from federated.protection import Clear, Paillier, layout_of
 from lab.errors import PeerError, PolicyError
 from lab.glm import Task
 from lab.sums import Limit, Sums
@@ -149,7 +149,10 @@ def test_the_receipt_counts_what_passed_the_gate(paillier: Paillier) -> None:
         assert all(line.key_bits == 2048 and line.bytes > 500 for line in lines)
 
 
-def test_the_coordinator_holds_no_private_key(paillier: Paillier) -> None:
-    assert int(paillier.public_key, 16) == paillier._authority.public.n
-    assert not isinstance(paillier._authority, Paillier)
-    assert KeyAuthority.open is not Paillier.open
+def test_no_request_carries_a_prime_of_the_key(paillier: Paillier, authority_key) -> None:
+    request = Request("q", "means", {}, {}, paillier.hiding, paillier.public_key, 3)
+    sent = repr(request.to_record())
+    assert paillier.public_key in sent
+    for prime in (authority_key.p, authority_key.q):
+        assert f"{int(prime):x}" not in sent
+        assert str(int(prime)) not in sent
