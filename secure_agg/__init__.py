@@ -8,6 +8,12 @@ private key opens the product once and sees the total, never a party's own numbe
     packing    many fixed-point numbers in one plaintext, with room for every party's share
     blinding   the random factor of a ciphertext, the costly part of an encryption
     paillier   encrypt, add and decrypt whole batches
+    identity   who is who: signing and sealing, the roster of all parties
+    transcript what a key holder is shown before it opens anything
+    shares     a key that nobody holds alone
+    masks      the second way: pairwise masks for long vectors
+    lanes      the numbers that masks hide
+    wire       how small messages travel
 
 This package knows nothing of insurance, of networks or of files other than key files, and
 importing it imports nothing else.

@@ -46,3 +46,45 @@ class TooManyContributions(SecureAggError):
 
 class InconsistentSum(SecureAggError):
     """An opened total that the stated contributions can't have produced."""
+
+
+class MalformedMessage(SecureAggError):
+    """Bytes that are no message of this kind and version."""
+
+
+class InvalidIdentity(SecureAggError):
+    """A name, a card or a roster that can't stand: empty, doubled, of the wrong size."""
+
+
+class Blame(SecureAggError):
+    """A peer broke the protocol; nothing was opened.
+
+    culprits: names of who did it, or ("coordinator",)
+    """
+
+    def __init__(self, message: str, *culprits: str) -> None:
+        super().__init__(message)
+        self.culprits = culprits
+
+
+class FaultyCoordinator(Blame):
+    """What the coordinator passed on is not what an honest one would have passed on."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"coordinator: {message}", "coordinator")
+
+
+class FaultyParty(Blame):
+    """A contributor sent what an honest one never sends."""
+
+
+class FaultyHolder(Blame):
+    """A holder of a key share gave a false part, or somebody who holds none did."""
+
+
+class MissingHolder(SecureAggError):
+    """Not every holder gave its part, so nothing can be opened."""
+
+
+class TooFewParties(SecureAggError):
+    """Fewer parties than a sum needs to hide anybody, or than the protocol can go on with."""

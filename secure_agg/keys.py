@@ -30,7 +30,7 @@ LARGEST_BITS = 16384  # beyond, checking a stranger's key would keep a machine b
 FILE_FORMAT = "secure_agg.private_key/1"
 SCRYPT = {"n": 2**16, "r": 8, "p": 1}  # 64 MiB and about a quarter of a second
 SCRYPT_LARGEST = {"n": 2**20, "r": 16, "p": 4}  # what a file may ask of us
-LARGEST_FILE_BYTES = 2**16
+LARGEST_FILE_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,27 @@ def _prime(bits: int, sieves: list[mpz]) -> mpz:
 
 
 def save_private(path: str | os.PathLike[str], key: PrivateKey, passphrase: str) -> None:
-    """Write the key to a new file, mode 0600, encrypted under the passphrase.
+    """Write the key to a new file, as `save_secret` does. Raises KeyFileRefused."""
+    header = {"fingerprint": key.public.fingerprint}
+    save_secret(path, FILE_FORMAT, header, {"p": hex(key.p), "q": hex(key.q)}, passphrase)
+
+
+def load_private(path: str | os.PathLike[str], passphrase: str) -> PrivateKey:
+    """The key that `save_private` wrote. Raises what `load_secret` raises."""
+    _, primes = load_secret(path, FILE_FORMAT, passphrase)
+    return PrivateKey(int(primes["p"], 16), int(primes["q"], 16))
+
+
+def save_secret(
+    path: str | os.PathLike[str],
+    kind: str,
+    public: dict[str, str],
+    secret: dict[str, str],
+    passphrase: str,
+) -> None:
+    """Write a secret to a new file, mode 0600, encrypted under the passphrase.
+
+    kind: what the file is and its version; public: what may be read without the passphrase
 
     The file appears whole or not at all, and an existing one is never replaced. JSON; scrypt
     (RFC 7914) derives a key for AES-256-GCM, and everything beside the ciphertext is
@@ -186,13 +206,14 @@ def save_private(path: str | os.PathLike[str], key: PrivateKey, passphrase: str)
     target = Path(path)
     salt, nonce = secrets.token_bytes(16), secrets.token_bytes(12)
     header = {
-        "format": FILE_FORMAT,
-        "fingerprint": key.public.fingerprint,
+        "format": kind,
+        **public,
         "scrypt": {**SCRYPT, "salt": _text(salt)},
         "aes-256-gcm": {"nonce": _text(nonce)},
     }
-    secret = json.dumps({"p": hex(key.p), "q": hex(key.q)}).encode()
-    sealed = AESGCM(_stretched(passphrase, salt, SCRYPT)).encrypt(nonce, secret, _canonical(header))
+    stretched = _stretched(passphrase, salt, SCRYPT)
+    plain = json.dumps(secret).encode()
+    sealed = AESGCM(stretched).encrypt(nonce, plain, _canonical(header))
     content = json.dumps({**header, "sealed": _text(sealed)}, indent=1) + "\n"
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     try:
@@ -203,16 +224,18 @@ def save_private(path: str | os.PathLike[str], key: PrivateKey, passphrase: str)
             os.fsync(file.fileno())
         os.link(temporary, target)  # unlike a rename, this fails if the target exists
     except FileExistsError:
-        raise KeyFileRefused(f"{target} exists; move it away before a new key is written") from None
+        raise KeyFileRefused(f"{target} exists; move it away before a new one is written") from None
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def load_private(path: str | os.PathLike[str], passphrase: str) -> PrivateKey:
-    """The key that `save_private` wrote.
+def load_secret(
+    path: str | os.PathLike[str], kind: str, passphrase: str
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """(public header, secret) of a file that `save_secret` wrote.
 
     Raises KeyFileRefused if anybody but the owner can read or write the file, if it is not of
-    this format, or if passphrase and content do not belong together; OSError if it can't be read.
+    this kind, or if passphrase and content do not belong together; OSError if it can't be read.
     """
     from cryptography.exceptions import InvalidTag
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -228,7 +251,7 @@ def load_private(path: str | os.PathLike[str], passphrase: str) -> PrivateKey:
     try:
         header = json.loads(content)
         sealed = _bytes(header.pop("sealed"))
-        if header["format"] != FILE_FORMAT or len(content) > LARGEST_FILE_BYTES:
+        if header["format"] != kind or len(content) > LARGEST_FILE_BYTES:
             raise ValueError
         cost = {name: header["scrypt"][name] for name in SCRYPT}
         if any(type(v) is not int or not 1 <= v <= SCRYPT_LARGEST[k] for k, v in cost.items()):
@@ -238,10 +261,9 @@ def load_private(path: str | os.PathLike[str], passphrase: str) -> PrivateKey:
         secret = AESGCM(stretched).decrypt(nonce, sealed, _canonical(header))
     except InvalidTag:
         raise KeyFileRefused(f"{path}: wrong passphrase, or the file was altered") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise KeyFileRefused(f"{path} is no {FILE_FORMAT} file, or is damaged") from None
-    primes = json.loads(secret)
-    return PrivateKey(int(primes["p"], 16), int(primes["q"], 16))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise KeyFileRefused(f"{path} is no {kind} file, or is damaged") from None
+    return header, json.loads(secret)
 
 
 def _stretched(passphrase: str, salt: bytes, cost: dict[str, int]) -> bytes:

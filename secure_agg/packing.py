@@ -147,7 +147,7 @@ class Layout:
     @cached_property
     def widths(self) -> tuple[int, ...]:
         """Bits of a slot of each field: enough for the offset sum 0..2 * parties * limit."""
-        return tuple((2 * self.parties * field.limit).bit_length() for field in self.fields)
+        return tuple(slot_bits(field, self.parties) for field in self.fields)
 
     @cached_property
     def plaintexts(self) -> int:
@@ -223,18 +223,23 @@ class Layout:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def checked(layout: Layout, arrays: Sequence[npt.ArrayLike]) -> list[npt.NDArray[np.float64]]:
+def slot_bits(field: Field, parties: int) -> int:
+    """Bits of the sum of `parties` values of a field, sign included."""
+    return (2 * parties * field.limit).bit_length()
+
+
+def checked(
+    fields: Sequence[Field], arrays: Sequence[npt.ArrayLike]
+) -> list[npt.NDArray[np.float64]]:
     """One float64 array for each field, every value finite and within the field's bound.
 
     Integers that have no exact float64 are refused rather than rounded.
     Raises LayoutMismatch (number or shape of arrays) and ValueOutOfBounds (a value).
     """
-    if len(arrays) != len(layout.fields):
-        raise LayoutMismatch(
-            f"the layout has {len(layout.fields)} fields, got {len(arrays)} arrays"
-        )
+    if len(arrays) != len(fields):
+        raise LayoutMismatch(f"the layout has {len(fields)} fields, got {len(arrays)} arrays")
     result = []
-    for index, (field, given) in enumerate(zip(layout.fields, arrays, strict=True)):
+    for index, (field, given) in enumerate(zip(fields, arrays, strict=True)):
         array = np.asarray(given)
         if array.shape != (field.size,):
             raise LayoutMismatch(f"field {index} takes shape ({field.size},), got {array.shape}")
@@ -283,7 +288,7 @@ def pack(layout: Layout, arrays: Sequence[npt.ArrayLike]) -> list[gmpy2.mpz]:
     half to even, and is exact where it lies on the grid.
     Raises LayoutMismatch and ValueOutOfBounds; nothing is clipped and nothing wraps.
     """
-    return list(packed(layout, checked(layout, arrays)))
+    return list(packed(layout, checked(layout.fields, arrays)))
 
 
 def unpack(

@@ -151,7 +151,7 @@ def encrypt(
     Raises LayoutMismatch and ValueOutOfBounds before anything is encrypted.
     """
     _fits(public, layout)
-    values = checked(layout, arrays)
+    values = checked(layout.fields, arrays)
     n, n_squared = public.n, public.n_squared
     with closing(blinding.factors(n, layout.plaintexts, workers, series)) as factors:
         ciphertexts = tuple(

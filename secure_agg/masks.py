@@ -1,0 +1,587 @@
+"""Sums hidden by pairwise masks: fast for long vectors, and nobody holds a key afterwards.
+
+Every two parties agree on a secret stream; one adds it to its vector, the other subtracts it, so
+the streams vanish from the sum of all. Each party also adds a stream of its own. Secrets are shared
+among the parties, so that the streams of those who drop out half-way, and the own streams of those
+who do not, can be removed from the sum, and never both for one party. Bonawitz et al., "Practical
+secure aggregation for privacy-preserving machine learning", CCS 2017, figure 4, with signed keys
+and the consistency check, against a coordinator that may do as it likes:
+
+    0  party        advertise                       two fresh X25519 keys, signed
+    1  party        share                           Shamir shares of its secrets, sealed to each other
+    2  party        mask                            its vector, masked
+    3  party        confirm                         its signature on who sent a masked vector
+    4  party        reveal                          one share of a secret of each party
+    -  coordinator  total                           the sum
+
+A party does each step once in a sum, all its secrets are fresh for each sum, and everything is
+signed or keyed for one query, one question and one roster. `run` below plays all roles.
+
+Threat model: parties are honest but curious; the coordinator may do as it likes. With the threshold
+of more than half of the parties, a coordinator that works with no party (or, for an even number of
+them, one) learns only the sum over the parties it has confirmed, of which there are at least three;
+in general it may work with fewer than 2 * threshold - parties of them (Bonawitz, theorem 6.5): raise
+the threshold to withstand more, and fewer may drop out. Parties that send false shares or a false
+masked vector spoil the sum: that is noticed where it breaks a count or a bound, and the liar is
+not always named. A sum of three tells two who put their numbers together the third's.
+
+Numbers are integers modulo a power of two, so sums are exact, and streams have full 256-bit keys:
+see `secure_agg.lanes`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from secure_agg import wire
+from secure_agg.errors import (
+    FaultyCoordinator,
+    FaultyParty,
+    InconsistentSum,
+    InvalidIdentity,
+    MalformedMessage,
+    TooFewParties,
+)
+from secure_agg.identity import Identity, Roster, derived
+from secure_agg.lanes import Lanes, added, apply_streams, decoded, encoded, vector_lanes
+from secure_agg.packing import Field
+
+TERMS, KEYS, DEALT, SHARES, MASKED, SEAT, REVEALED = (
+    b"SAGGMT01", b"SAGGMK01", b"SAGGMD01", b"SAGGMS01", b"SAGGMV01", b"SAGGMP01", b"SAGGMR01"
+)  # fmt: skip
+FEWEST = 3  # see secure_agg.transcript
+PRIME = 2**256 + 297  # Shamir shares: the field of the smallest prime above every secret
+SHARE_BYTES = 33
+
+Vector = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What one masked sum is about; every key and signature in it is bound to this.
+
+    query: identifies the sum; a party takes part in it once
+    question: 32 bytes, a digest of what was asked
+    roster: of everybody who may take part
+    threshold: this many parties must stay to the end; more than half of the roster
+
+    Raises TooFewParties and InvalidIdentity.
+    """
+
+    query: str
+    question: bytes
+    roster: Roster
+    threshold: int
+
+    def __post_init__(self) -> None:
+        parties = len(self.roster.cards)
+        if parties < FEWEST:
+            raise TooFewParties(
+                f"a sum of {parties} parties hides nobody; at least {FEWEST} are needed"
+            )
+        if not parties // 2 < self.threshold <= parties:
+            raise TooFewParties(
+                f"the threshold must be above half of {parties} parties and at most all of them, "
+                f"got {self.threshold}"
+            )
+        if not self.query.isprintable() or not self.query or len(self.question) != 32:
+            raise InvalidIdentity("a query is named by printable text, a question by 32 bytes")
+
+    @property
+    def least(self) -> int:
+        """The fewest parties a sum may be over."""
+        return max(self.threshold, FEWEST)
+
+    @cached_property
+    def digest(self) -> bytes:
+        return wire.digest(
+            TERMS,
+            [
+                self.query.encode(),
+                self.question,
+                self.roster.digest,
+                self.threshold.to_bytes(4, "big"),
+            ],
+        )
+
+
+def majority(parties: int) -> int:
+    """The smallest threshold above half."""
+    return parties // 2 + 1
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Step 0: a party's two public keys of this sum, for sealing and for masks, signed."""
+
+    sealing: bytes
+    masking: bytes
+    signature: bytes
+
+    def to_bytes(self) -> bytes:
+        return wire.join(KEYS, [self.sealing, self.masking, self.signature])
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Keys:
+        """Raises MalformedMessage."""
+        sealing, masking, signature = wire.split(KEYS, data, 3)
+        if (len(sealing), len(masking)) != (32, 32):
+            raise MalformedMessage("a party's keys must have 32 bytes each")
+        return cls(sealing, masking, signature)
+
+
+@dataclass(frozen=True)
+class Revealed:
+    """Step 4: one share of the own secret of each party in the sum, of the masking key of each
+    that dropped out."""
+
+    own: Mapping[str, int]
+    masking: Mapping[str, int]
+
+    def to_bytes(self) -> bytes:
+        shares = [_shares_out(self.own), _shares_out(self.masking)]
+        return wire.join(REVEALED, shares)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Revealed:
+        """Raises MalformedMessage."""
+        own, masking = wire.split(REVEALED, data, 2)
+        return cls(_shares_in(own), _shares_in(masking))
+
+
+@dataclass(frozen=True)
+class Seat:
+    """What a party remembers between the steps of one sum. Secret; never shown.
+
+    seed: 32 random bytes from which its keys, its own secret and its shares follow
+    step: number of steps done
+    keys: everybody's keys, as this party was shown them
+    dealt: shares of the others' secrets, still sealed
+    confirmed: who is in the sum, as this party confirmed it
+    """
+
+    seed: bytes
+    step: int = 0
+    keys: Mapping[str, Keys] | None = None
+    dealt: Mapping[str, bytes] | None = None
+    confirmed: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Seat(after step {self.step})"
+
+    def to_bytes(self) -> bytes:
+        keys = {name: item.to_bytes() for name, item in (self.keys or {}).items()}
+        tables = [pairs_out(keys), pairs_out(self.dealt or {})]
+        named = wire.join(SEAT, [name.encode() for name in self.confirmed])
+        return wire.join(SEAT, [self.seed, bytes([self.step]), *tables, named])
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Seat:
+        """The seat that `to_bytes` wrote. Raises MalformedMessage."""
+        seed, step, keys, dealt, named = wire.split(SEAT, data, 5)
+        if len(seed) != 32 or len(step) != 1:
+            raise MalformedMessage("a seat's seed has 32 bytes, its step one")
+        confirmed = wire.split(SEAT, named, 0, wire.MOST_PARTS)
+        return cls(
+            seed,
+            step[0],
+            {name: Keys.from_bytes(item) for name, item in pairs_in(keys).items()},
+            pairs_in(dealt),
+            tuple(map(wire.text, confirmed)),
+        )
+
+
+# The steps of a party. Each takes what it remembers and what it was sent, and gives what it
+# remembers now and what it sends.
+
+
+def advertise(identity: Identity, terms: Terms, seed: bytes) -> tuple[Seat, Keys]:
+    """Step 0. seed: 32 fresh random bytes, for this sum alone."""
+    if identity.card.name not in terms.roster:
+        raise FaultyCoordinator(f"query {terms.query} is under a roster without this party")
+    sealing, masking = (_public(_private(seed, use)) for use in (b"sealing", b"masking"))
+    signature = identity.sign(KEYS, terms.digest + sealing + masking)
+    return Seat(seed, 1), Keys(sealing, masking, signature)
+
+
+def share(
+    identity: Identity, terms: Terms, seat: Seat, keys: Mapping[str, Keys]
+) -> tuple[Seat, dict[str, bytes]]:
+    """Step 1: for each other party, sealed, a share of this party's two secrets.
+
+    keys: what each party advertised, this one among them. Raises FaultyCoordinator.
+    """
+    name = _at(seat, 1, identity, terms)
+    _check_keys(terms, name, seat, keys)
+    x = {other: at for at, other in enumerate(terms.roster.names, start=1)}
+    dealt = {
+        use: _deal(_secret(seat.seed, use), seat.seed, use, terms.threshold, [x[o] for o in keys])
+        for use in (b"own", b"masking")
+    }
+    sealed = {}
+    for at, other in enumerate(keys):
+        if other != name:
+            parts = [dealt[use][at].to_bytes(SHARE_BYTES, "big") for use in (b"own", b"masking")]
+            box = ChaCha20Poly1305(_sealing_key(terms, seat, keys[other], name, other))
+            sealed[other] = box.encrypt(bytes(12), b"".join(parts), _names(name, other))
+    return replace(seat, step=2, keys=dict(keys)), sealed
+
+
+def mask(
+    identity: Identity,
+    terms: Terms,
+    seat: Seat,
+    dealt: Mapping[str, bytes],
+    fields: Sequence[Field],
+    arrays: Sequence[npt.ArrayLike],
+) -> tuple[Seat, bytes]:
+    """Step 2: this party's vector under its masks.
+
+    dealt: shares that others sealed to this party; with those others it shares masks
+    fields, arrays: the values and their public format, as in `packing`
+
+    Raises FaultyCoordinator, LayoutMismatch and ValueOutOfBounds.
+    """
+    name = _at(seat, 2, identity, terms)
+    assert seat.keys is not None
+    if not set(dealt) <= set(seat.keys) - {name}:
+        raise FaultyCoordinator(f"query {terms.query} brings shares of somebody without keys")
+    _enough(terms, len(dealt) + 1)
+    vector = encoded(fields, arrays, len(terms.roster.cards))
+    streams = [(_own_key(terms, _secret(seat.seed, b"own")), True)]
+    private = X25519PrivateKey.from_private_bytes(_secret(seat.seed, b"masking"))
+    for other in dealt:
+        key = _pair_key(terms, private, seat.keys[other].masking, name, other)
+        streams.append((key, name < other))
+    apply_streams(vector, streams, fields, len(terms.roster.cards))
+    return replace(seat, step=3, dealt=dict(dealt)), vector.tobytes()
+
+
+def confirm(
+    identity: Identity, terms: Terms, seat: Seat, present: Sequence[str]
+) -> tuple[Seat, bytes]:
+    """Step 3: this party's signature on who sent a masked vector. Raises FaultyCoordinator."""
+    name = _at(seat, 3, identity, terms)
+    assert seat.dealt is not None
+    if len(set(present)) != len(present) or not set(present) <= {name, *seat.dealt}:
+        raise FaultyCoordinator(
+            f"query {terms.query} counts a party twice, or one that shared no secrets"
+        )
+    if name not in present:
+        raise FaultyCoordinator(f"query {terms.query} leaves out {name}, who sent its vector")
+    _enough(terms, len(present))
+    chosen = tuple(sorted(present))
+    return replace(seat, step=4, confirmed=chosen), identity.sign(MASKED, _present(terms, chosen))
+
+
+def reveal(
+    identity: Identity, terms: Terms, seat: Seat, confirmations: Mapping[str, bytes]
+) -> tuple[Seat, Revealed]:
+    """Step 4: shares that remove what masks are left in the sum.
+
+    confirmations: signatures of step 3, from enough of those that are in the sum; each must be on
+        the very parties that this party confirmed
+
+    A party's own secret and its masking key are never both revealed: the first for those in the
+    sum, the second for those not in it. Raises FaultyCoordinator and FaultyParty.
+    """
+    name = _at(seat, 4, identity, terms)
+    assert seat.dealt is not None and seat.keys is not None
+    statement = _present(terms, seat.confirmed)
+    for other, signature in confirmations.items():
+        known = other in seat.confirmed and other in terms.roster
+        if not known or not terms.roster[other].signed(MASKED, statement, signature):
+            raise FaultyCoordinator(
+                f"query {terms.query} claims other parties present to {other} than to {name}"
+            )
+    if len(confirmations) < terms.threshold:
+        raise TooFewParties(
+            f"query {terms.query}: {len(confirmations)} parties confirmed who is in the sum, "
+            f"{terms.threshold} are needed"
+        )
+    own, masking = {}, {}
+    x = {other: at for at, other in enumerate(terms.roster.names, start=1)}
+    mine = _deal(_secret(seat.seed, b"own"), seat.seed, b"own", terms.threshold, [x[name]])
+    own[name] = mine[0]
+    for other, sealed in seat.dealt.items():
+        box = ChaCha20Poly1305(_sealing_key(terms, seat, seat.keys[other], other, name))
+        try:
+            plain = box.decrypt(bytes(12), sealed, _names(other, name))
+        except InvalidTag:
+            raise FaultyParty(f"{other}: its shares can't be opened", other) from None
+        if len(plain) != 2 * SHARE_BYTES:
+            raise FaultyParty(f"{other}: its shares have not the size they should have", other)
+        if other in seat.confirmed:
+            own[other] = int.from_bytes(plain[:SHARE_BYTES], "big")
+        else:
+            masking[other] = int.from_bytes(plain[SHARE_BYTES:], "big")
+    return replace(seat, step=5, seed=bytes(32), dealt=None, keys=None), Revealed(own, masking)
+
+
+# The steps of the coordinator.
+
+
+def checked_keys(terms: Terms, name: str, keys: Keys) -> Keys:
+    """The keys a party advertised, if it signed them for this sum. Raises FaultyParty."""
+    statement = terms.digest + keys.sealing + keys.masking
+    if not terms.roster[name].signed(KEYS, statement, keys.signature):
+        raise FaultyParty(f"{name}: its keys are not signed by it for query {terms.query}", name)
+    return keys
+
+
+def checked_confirmation(terms: Terms, name: str, present: Sequence[str], signed: bytes) -> bytes:
+    """A confirmation, if the party signed these parties for this sum. Raises FaultyParty."""
+    if not terms.roster[name].signed(MASKED, _present(terms, tuple(sorted(present))), signed):
+        raise FaultyParty(f"{name}: signed other parties than it was shown", name)
+    return signed
+
+
+def checked_masked(terms: Terms, name: str, fields: Sequence[Field], data: bytes) -> Lanes:
+    """A masked vector as it travels. Raises FaultyParty."""
+    size = vector_lanes(fields, len(terms.roster.cards))
+    if len(data) != 8 * size:
+        raise FaultyParty(f"{name}: its masked vector has not the agreed size", name)
+    return np.frombuffer(data, dtype="<u8")
+
+
+def total(
+    terms: Terms,
+    keys: Mapping[str, Keys],
+    dealers: Sequence[str],
+    masked: Mapping[str, Lanes],
+    revealed: Mapping[str, Revealed],
+    fields: Sequence[Field],
+) -> list[Vector]:
+    """The coordinator's last step: the sums, one float64 array for each field, rounded once.
+
+    dealers: who shared secrets in step 1; masked: vectors of step 2; revealed: of step 4
+
+    Raises TooFewParties, FaultyParty and InconsistentSum.
+    """
+    names, parties = terms.roster.names, len(terms.roster.cards)
+    if len(masked) < terms.least or len(revealed) < terms.threshold:
+        raise TooFewParties(
+            f"query {terms.query}: {len(masked)} parties sent their vector and {len(revealed)} "
+            f"stayed to the end; {terms.least} and {terms.threshold} are needed"
+        )
+    x = {name: at for at, name in enumerate(names, start=1)}
+    streams = []
+    for name in masked:
+        secret = _joined(terms, x, {h: r.own[name] for h, r in revealed.items() if name in r.own})
+        streams.append((_own_key(terms, secret), False))
+    for gone in [name for name in dealers if name not in masked]:
+        held = {h: r.masking[gone] for h, r in revealed.items() if gone in r.masking}
+        secret = _joined(terms, x, held)
+        private = X25519PrivateKey.from_private_bytes(secret)
+        if _public(private) != keys[gone].masking:
+            raise InconsistentSum(
+                f"query {terms.query}: the shares of {gone}'s secret do not fit its key; "
+                "one of the parties that stayed gave a false share"
+            )
+        for name in masked:
+            key = _pair_key(terms, private, keys[name].masking, gone, name)
+            streams.append((key, gone < name))
+    vector = added(list(masked.values()), fields, parties)
+    apply_streams(vector, streams, fields, parties)
+    return decoded(fields, vector, len(masked), parties)
+
+
+def run(
+    identities: Mapping[str, Identity],
+    terms: Terms,
+    fields: Sequence[Field],
+    arrays: Mapping[str, Sequence[npt.ArrayLike]],
+    gone: Callable[[int, str], bool] = lambda step, name: False,
+) -> list[Vector]:
+    """All roles in order, as a reference: the sum over the parties that send their vector.
+
+    gone: whether a party is silent from this step (0 to 4) on
+    """
+    here = list(terms.roster.names)
+    here = [name for name in here if not gone(0, name)]
+    seats, keys = {}, {}
+    for name in here:  # 0: everybody shows fresh keys, the coordinator checks and passes on
+        seats[name], shown = advertise(identities[name], terms, secrets.token_bytes(32))
+        keys[name] = checked_keys(terms, name, shown)
+    here = [name for name in here if not gone(1, name)]
+    sealed = {}
+    for name in here:  # 1: everybody seals shares of its secrets to everybody else
+        seats[name], sealed[name] = share(identities[name], terms, seats[name], keys)
+    dealers = here
+    here = [name for name in here if not gone(2, name)]
+    masked = {}
+    for name in here:  # 2: everybody masks its vector against all who sealed shares to it
+        dealt = {other: sealed[other][name] for other in dealers if other != name}
+        seats[name], data = mask(identities[name], terms, seats[name], dealt, fields, arrays[name])
+        masked[name] = checked_masked(terms, name, fields, data)
+    here = [name for name in here if not gone(3, name)]
+    confirmations = {}
+    for name in here:  # 3: everybody signs the same list of who is in the sum
+        seats[name], signed = confirm(identities[name], terms, seats[name], list(masked))
+        confirmations[name] = checked_confirmation(terms, name, list(masked), signed)
+    here = [name for name in here if not gone(4, name)]
+    revealed = {}
+    for name in here:  # 4: everybody reveals, for each party, a share of one secret or the other
+        seats[name], revealed[name] = reveal(identities[name], terms, seats[name], confirmations)
+    return total(terms, keys, dealers, masked, revealed, fields)
+
+
+# Secrets.
+
+
+def _secret(seed: bytes, use: bytes) -> bytes:
+    return derived(seed, b"masks " + use)
+
+
+def _private(seed: bytes, use: bytes) -> X25519PrivateKey:
+    return X25519PrivateKey.from_private_bytes(_secret(seed, use))
+
+
+def _public(private: X25519PrivateKey) -> bytes:
+    return private.public_key().public_bytes_raw()
+
+
+def _agreed(terms: Terms, private: X25519PrivateKey, public: bytes, use: bytes) -> bytes:
+    """32 bytes that both sides of a pair derive. Raises FaultyCoordinator for a degenerate key."""
+    try:
+        common = private.exchange(X25519PublicKey.from_public_bytes(public))
+    except ValueError:
+        raise FaultyCoordinator(f"query {terms.query} brings a degenerate public key") from None
+    return derived(common, use + terms.digest)
+
+
+def _pair_key(
+    terms: Terms, private: X25519PrivateKey, public: bytes, one: str, other: str
+) -> bytes:
+    return _agreed(terms, private, public, b"pair " + _names(*sorted((one, other))))
+
+
+def _sealing_key(terms: Terms, seat: Seat, keys: Keys, sender: str, receiver: str) -> bytes:
+    """The key under which one party seals its shares to another; used once."""
+    private = _private(seat.seed, b"sealing")
+    return _agreed(terms, private, keys.sealing, b"sealing " + _names(sender, receiver))
+
+
+def _own_key(terms: Terms, secret: bytes) -> bytes:
+    return derived(secret, b"own " + terms.digest)
+
+
+def _names(one: str, other: str) -> bytes:
+    return wire.join(DEALT, [one.encode(), other.encode()])
+
+
+def _deal(secret: bytes, seed: bytes, use: bytes, threshold: int, at: Sequence[int]) -> list[int]:
+    """Shamir's shares of a secret at these places (Shamir, CACM 1979).
+
+    The coefficients above the secret follow from the seed, so a party needs not keep its shares.
+    """
+    coefficients = [int.from_bytes(secret, "big")]
+    for degree in range(1, threshold):
+        label = b"coefficient %d " % degree + use
+        wide = derived(seed, label) + derived(seed, label + b" more")
+        coefficients.append(int.from_bytes(wide, "big") % PRIME)
+    return [sum(c * pow(x, k, PRIME) for k, c in enumerate(coefficients)) % PRIME for x in at]
+
+
+def _joined(terms: Terms, x: Mapping[str, int], shares: Mapping[str, int]) -> bytes:
+    """The secret behind at least `threshold` shares. Raises TooFewParties, InconsistentSum."""
+    if len(shares) < terms.threshold:
+        raise TooFewParties(
+            f"query {terms.query}: {len(shares)} shares of a secret, {terms.threshold} are needed"
+        )
+    held = sorted((x[name], value) for name, value in shares.items())[: terms.threshold]
+    secret = 0
+    for at, value in held:
+        numerator = denominator = 1
+        for other, _ in held:
+            if other != at:
+                numerator = numerator * -other % PRIME
+                denominator = denominator * (at - other) % PRIME
+        secret += value * numerator * pow(denominator, -1, PRIME)
+    secret %= PRIME
+    if secret >> 256:
+        raise InconsistentSum(
+            f"query {terms.query}: the shares of a secret do not fit together; one of the parties "
+            "that stayed gave a false share"
+        )
+    return secret.to_bytes(32, "big")
+
+
+# Checks.
+
+
+def _at(seat: Seat, step: int, identity: Identity, terms: Terms) -> str:
+    if seat.step != step:
+        raise FaultyCoordinator(
+            f"query {terms.query} asks for step {step} from a party that has done {seat.step}"
+        )
+    return identity.card.name
+
+
+def _enough(terms: Terms, count: int) -> None:
+    if count < terms.least:
+        raise TooFewParties(
+            f"query {terms.query}: {count} parties are left, at least {terms.least} are needed"
+        )
+
+
+def _check_keys(terms: Terms, name: str, seat: Seat, keys: Mapping[str, Keys]) -> None:
+    _enough(terms, len(keys))
+    for other, shown in keys.items():
+        if other not in terms.roster:
+            raise FaultyCoordinator(f"query {terms.query} brings keys of {other}, on no roster")
+        try:
+            checked_keys(terms, other, shown)
+        except FaultyParty as error:
+            raise FaultyCoordinator(
+                f"query {terms.query} passes on what it had to refuse: {error}"
+            ) from None
+    mine = [_public(_private(seat.seed, use)) for use in (b"sealing", b"masking")]
+    if name not in keys or [keys[name].sealing, keys[name].masking] != mine:
+        raise FaultyCoordinator(f"query {terms.query} shows other keys of {name} than it sent")
+    every = [key for shown in keys.values() for key in (shown.sealing, shown.masking)]
+    if len(set(every)) != len(every):
+        raise FaultyCoordinator(f"query {terms.query} brings the same key twice")
+
+
+def _present(terms: Terms, names: Sequence[str]) -> bytes:
+    return wire.join(MASKED, [terms.digest, *(name.encode() for name in names)])
+
+
+# Encodings.
+
+
+def pairs_out(pairs: Mapping[str, bytes]) -> bytes:
+    """Bytes by name, as they travel."""
+    return wire.join(
+        DEALT, [part for name, item in pairs.items() for part in (name.encode(), item)]
+    )
+
+
+def pairs_in(data: bytes) -> dict[str, bytes]:
+    """What `pairs_out` wrote. Raises MalformedMessage."""
+    parts = wire.split(DEALT, data, 0, wire.MOST_PARTS)
+    names = list(map(wire.text, parts[::2]))
+    if len(parts) % 2 or len(set(names)) != len(names):
+        raise MalformedMessage("names and what belongs to them do not pair up")
+    return dict(zip(names, parts[1::2], strict=True))
+
+
+def _shares_out(shares: Mapping[str, int]) -> bytes:
+    return pairs_out({name: value.to_bytes(SHARE_BYTES, "big") for name, value in shares.items()})
+
+
+def _shares_in(data: bytes) -> dict[str, int]:
+    pairs = pairs_in(data)
+    if any(len(value) != SHARE_BYTES for value in pairs.values()):
+        raise MalformedMessage(f"a share has {SHARE_BYTES} bytes")
+    return {name: int.from_bytes(value, "big") for name, value in pairs.items()}
