@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from federated.messages import Request, refuse
+from federated import encrypted, masked
+from federated.memory import Memory
+from federated.messages import letter, read, refuse
 from federated.node import Party
+from federated.protection import answer_clear
 from lab.errors import LabError, PeerError
 from lab.features import Feature, seen_levels
 from lab.glm import Task
@@ -22,7 +24,7 @@ from secure_agg.errors import SecureAggError
 
 #: A party by its partition number: from memory in process, from its own table elsewhere.
 PartyOf = Callable[[int], Party]
-Handler = Callable[[Party, RecordDict, Context], RecordDict]
+Handler = Callable[[Party, Memory, RecordDict], RecordDict]
 
 
 def client_app(party_of: PartyOf) -> ClientApp:
@@ -35,7 +37,8 @@ def client_app(party_of: PartyOf) -> ClientApp:
         def handle(message: Message, context: Context) -> Message:
             holder = party_of(int(context.node_config["partition-id"]))
             try:
-                record = handler(holder, message.content, context)
+                memory = Memory(context, holder.name)
+                record = handler(holder, memory, message.content)
             except LabError as error:
                 record = refuse(error, holder.name)
             except SecureAggError as error:
@@ -48,26 +51,37 @@ def client_app(party_of: PartyOf) -> ClientApp:
 
     app.query()(guarded(answer))
     app.train()(guarded(answer))
-    for name, handler in (("hello", hello), ("levels", levels), ("receipt", receipt)):
+    app.train("masks_mask")(guarded(masked.mask))
+    for name, handler in QUERIES.items():
         app.query(name)(guarded(handler))
     return app
 
 
-def answer(holder: Party, asked: RecordDict, context: Context) -> RecordDict:
-    """A sum, through the party's gate."""
-    reply, released = holder.answer(Request.from_record(asked))
-    _note(context, json.dumps(asdict(released)))
-    return reply.to_record()
+def answer(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:
+    """A sum, through the party's gate, hidden as it was asked for."""
+    header = asked.config_records.get("request", ConfigRecord())
+    if header.get("hiding") == "clear":
+        return answer_clear(holder, memory, asked)
+    return encrypted.answer_encrypted(holder, memory, asked)
 
 
-def hello(holder: Party, asked: RecordDict, context: Context) -> RecordDict:
-    """Who is here: name, seat, number of training rows."""
-    seat = int(context.node_config["partition-id"])
-    card = {"party": holder.name, "seat": seat, "rows": len(holder.train)}
-    return RecordDict({"hello": ConfigRecord(card)})
+def hello(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:
+    """Who is here: name, number of training rows, the card with its public keys."""
+    header = ConfigRecord({"party": holder.name, "rows": len(holder.train)})
+    record = letter(card=memory.identity().card.to_bytes())
+    record["hello"] = header
+    return record
 
 
-def levels(holder: Party, asked: RecordDict, context: Context) -> RecordDict:
+def enrol(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:
+    """Take up the roster and the keys."""
+    given = asked.array_records["letter"]
+    told = [read(asked, name) if name in given else b"" for name in ("key", "split", "share")]
+    memory.enrol(read(asked, "roster"), *told)
+    return RecordDict()
+
+
+def levels(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:
     """Names of the levels that training rows have, for features no contract lists them of."""
     header = asked.config_records["levels"]
     task = Task.model_validate_json(str(header["task"]))
@@ -77,18 +91,23 @@ def levels(holder: Party, asked: RecordDict, context: Context) -> RecordDict:
     return RecordDict({"levels": ConfigRecord({"names": names})})
 
 
-def receipt(holder: Party, asked: RecordDict, context: Context) -> RecordDict:
+def receipt(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:
     """What passed this party's gate so far."""
-    return RecordDict({"receipt": _receipt(context)})
+    return RecordDict({"receipt": ConfigRecord({"lines": memory.receipt()})})
 
 
-def _receipt(context: Context) -> ConfigRecord:
-    """The receipt, kept where Flower keeps a node's state from message to message."""
-    return context.state.config_records.get("receipt", ConfigRecord({"lines": ""}))
-
-
-def _note(context: Context, line: str) -> None:
-    context.state["receipt"] = ConfigRecord({"lines": f"{_receipt(context)['lines']}{line}\n"})
+QUERIES: dict[str, Handler] = {
+    "hello": hello,
+    "enrol": enrol,
+    "levels": levels,
+    "receipt": receipt,
+    "part": encrypted.give_part,
+    "masks_advertise": masked.advertise,
+    "masks_share": masked.share,
+    "masks_mask": masked.mask,
+    "masks_confirm": masked.confirm,
+    "masks_reveal": masked.reveal,
+}
 
 
 def server_app(study: Callable[[Grid], None]) -> ServerApp:

@@ -19,12 +19,15 @@ from flwr.serverapp import Grid
 
 from federated import glm, grid
 from federated.apps import client_app, server_app
-from federated.experiment import Arm, Experiment, GLMModel
+from federated.encrypted import KeyAuthority, KeyHolders, Paillier
+from federated.experiment import Arm, Experiment, GLMModel, Protected
 from federated.features import agree
 from federated.federation import Federation, single_threaded_blas
-from federated.node import Party, Released
+from federated.masked import Masks
+from federated.memory import Released
+from federated.node import Party
 from federated.parties import Market, market_of
-from federated.protection import Clear, KeyAuthority, Paillier, Protection
+from federated.protection import Clear, Protection
 from federated.scoring import Evaluation, Scorer
 from lab import scoring
 from lab.errors import ModelError
@@ -184,10 +187,10 @@ def perform(
     seconds = {"data": time.perf_counter() - started}
     study = Study(experiment, market, {}, {}, seconds)
     protection: Protection = Clear()
-    if experiment.protection.sums == "paillier" and "federated" in experiment.arms.run:
-        tell("federated", "making the key", 0, None)
+    if "federated" in experiment.arms.run:
+        tell("federated", "making keys", 0, None)
         started = time.perf_counter()
-        protection = Paillier(KeyAuthority.with_new_key(experiment.protection.key_bits))
+        protection = protected(experiment.protection)
         seconds["key"] = time.perf_counter() - started
     if experiment.model.kind == "network":
         from lab.network import single_threaded
@@ -222,6 +225,19 @@ def perform(
                 _federated(study, result, protection, scorer, engine, workers, watch)
             result.seconds = time.perf_counter() - started
     return study
+
+
+def protected(settings: Protected) -> Protection:
+    """The coordinator's side of the way of hiding that an experiment asks for."""
+    match settings.sums, settings.key:
+        case "clear", _:
+            return Clear()
+        case "masks", _:
+            return Masks()
+        case _, "authority":
+            return Paillier(KeyAuthority.with_new_key(settings.key_bits))
+        case _:
+            return Paillier(KeyHolders.with_new_key(settings.key_bits))
 
 
 def _federated(

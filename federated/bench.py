@@ -107,9 +107,10 @@ def glm(path: Path | None, quick: bool) -> list[Row]:
     scikit-learn on freMTPL2 where its path is given."""
     import statsmodels.api as sm
 
+    from federated.encrypted import KeyAuthority, Paillier
     from federated.experiment import Experiment
     from federated.parties import Market
-    from federated.protection import Clear, KeyAuthority, Paillier
+    from federated.protection import Clear
 
     authority = KeyAuthority.with_new_key(3072)
     here = Path(__file__).parents[1] / "experiments"

@@ -130,9 +130,11 @@ class NetworkModel(Strict):
 
 
 class Protected(Strict):
-    """``[protection]``: how contributions are hidden, and the least rows a party lets out a sum of."""
+    """``[protection]``: how contributions are hidden, who can open a total, and the least rows a
+    party lets out a sum of."""
 
-    sums: Literal["clear", "paillier"] = "paillier"
+    sums: Literal["clear", "paillier", "masks"] = "paillier"
+    key: Literal["authority", "split"] = "authority"
     key_bits: int = Field(3072, ge=2048)
     minimum_rows: int = Field(1, ge=1)
 

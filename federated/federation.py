@@ -14,13 +14,14 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from federated.messages import Reply, Request, refusal
-from federated.node import Released
+from federated.memory import Released
+from federated.messages import Request, read, refusal
 from federated.protection import Protection
 from lab.errors import PeerError
 from lab.features import Feature
 from lab.glm import Task
 from lab.sums import Floats, Sums
+from secure_agg.identity import Card, Roster
 
 #: Called once for each sum taken: (statistic, number of sums so far).
 Progress = Callable[[str, int], None]
@@ -32,8 +33,8 @@ class Member:
 
     name: str
     node: int
-    seat: int
     rows: int
+    card: Card
 
 
 class Federation:
@@ -44,8 +45,15 @@ class Federation:
     ) -> None:
         self.grid, self.protection, self._progress = grid, protection, progress
         self._run, self._asked = secrets.token_hex(8), 0
+        self.silent: list[tuple[str, str]] = []  # (party, message) left unanswered
         self.members = self._gather(parties)
         protection.check_parties(parties)
+        protection.enrol(self, Roster(tuple(member.card for member in self.members)))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All parties, in seat order."""
+        return tuple(member.name for member in self.members)
 
     def _gather(self, parties: int, patience: float = 60.0) -> tuple[Member, ...]:
         """Wait until so many nodes are here, and ask each who it is."""
@@ -55,34 +63,50 @@ class Federation:
                 raise PeerError(f"{len(nodes)} of {parties} nodes came within {patience:.0f} s")
             time.sleep(0.1)
         members = []
-        for reply in self._exchange(RecordDict(), "query.hello", nodes):
-            card = reply.content.config_records["hello"]
-            members.append(
-                Member(
-                    name=str(card["party"]),
-                    node=reply.metadata.src_node_id,
-                    seat=int(card["seat"]),
-                    rows=int(card["rows"]),
-                )
-            )
-        return tuple(sorted(members, key=lambda m: m.seat))
+        for node, answer in self._exchange("query.hello", dict.fromkeys(nodes, RecordDict())):
+            hello, card = answer.config_records["hello"], Card.from_bytes(read(answer, "card"))
+            if card.name != hello["party"]:
+                raise PeerError(f"{hello['party']}: shows the card of {card.name}")
+            members.append(Member(card.name, node, int(hello["rows"]), card))
+        return tuple(members)
 
-    def _exchange(self, content: RecordDict, kind: str, nodes: list[int]) -> list[Message]:
-        messages = [Message(content, node, kind) for node in nodes]
-        replies = list(self.grid.send_and_receive(messages))
-        if len(replies) < len(nodes):
-            raise PeerError(f"{len(nodes) - len(replies)} of {len(nodes)} nodes did not answer")
-        for reply in replies:
-            if reply.has_error():  # not from our guard: Flower's own text may hold anything
-                name = self._name(reply.metadata.src_node_id)
-                raise PeerError(f"{name}: failed outside its app, code {reply.error.code}")
-            if "refusal" in reply.content.config_records:
-                raise refusal(reply.content)
-        return replies
+    def _exchange(
+        self, kind: str, letters: Mapping[int, RecordDict], patient: bool = False
+    ) -> list[tuple[int, RecordDict]]:
+        """(node, answer) in the order of the letters. Raises what the first refusal stands for."""
+        messages = [Message(letter, node, kind) for node, letter in letters.items()]
+        heard = {m.metadata.src_node_id: m for m in self.grid.send_and_receive(messages)}
+        answers = []
+        for node in letters:
+            reply = heard.get(node)
+            if reply is not None and not reply.has_error():
+                if "refusal" in reply.content.config_records:
+                    raise refusal(reply.content)
+                answers.append((node, reply.content))
+            elif patient:
+                self.silent.append((self._name(node), kind))
+            elif reply is None:
+                raise PeerError(f"{self._name(node)}: did not answer")
+            else:  # not from our guard: Flower's own text may hold anything
+                code = reply.error.code
+                raise PeerError(f"{self._name(node)}: failed outside its app, code {code}")
+        return answers
 
     def _name(self, node: int) -> str:
         known = {member.node: member.name for member in getattr(self, "members", ())}
         return str(known.get(node, f"node {node}"))
+
+    def ask(
+        self, action: str, letters: Mapping[str, RecordDict], *, patient: bool = False
+    ) -> dict[str, RecordDict]:
+        """Send each party its letter; the answers by name, in seat order.
+
+        With ``patient`` a party that does not answer is left out; else it is an error. Raises the
+        typed error of the first party that refuses.
+        """
+        nodes = {m.node: letters[m.name] for m in self.members if m.name in letters}
+        answers = self._exchange(action, nodes, patient)
+        return {self._name(node): answer for node, answer in answers}
 
     def sum(
         self, statistic: str, arrays: Mapping[str, Floats] | None = None, **arguments: Any
@@ -100,19 +124,10 @@ class Federation:
             statistic=statistic,
             arguments=arguments,
             arrays=arrays or {},
-            parties=len(self.members),
             hiding=self.protection.hiding,
-            public_key=self.protection.public_key,
+            parties=self.names,
         )
-        kind = "train" if statistic == "network_update" else "query"
-        order = {member.node: member.seat for member in self.members}
-        messages = self._exchange(request.to_record(), kind, list(order))
-        messages.sort(key=lambda message: order[message.metadata.src_node_id])
-        replies = [Reply.from_record(message.content) for message in messages]
-        for reply, member in zip(replies, self.members, strict=True):
-            if reply.party != member.name:
-                raise PeerError(f"{member.name}: answered under the name {reply.party}")
-        return self.protection.open(request.query, replies)
+        return self.protection.total(self, request)
 
     def levels(self, task: Task, features: tuple[Feature, ...]) -> list[tuple[str, ...]]:
         """Names of the levels of each feature that any party holds; numbers in their order."""
@@ -122,26 +137,22 @@ class Federation:
                 "features": json.dumps([feature.model_dump() for feature in features]),
             }
         )
-        nodes = [member.node for member in self.members]
-        replies = self._exchange(RecordDict({"levels": asked}), "query.levels", nodes)
+        letters = dict.fromkeys(self.names, RecordDict({"levels": asked}))
         heard: list[set[str]] = [set() for _ in features]
-        for reply in replies:
-            names = json.loads(str(reply.content.config_records["levels"]["names"]))
+        for answer in self.ask("query.levels", letters).values():
+            names = json.loads(str(answer.config_records["levels"]["names"]))
             for known, added in zip(heard, names, strict=True):
                 known.update(str(name) for name in added)
         return [tuple(sorted(names, key=_in_order)) for names in heard]
 
     def receipts(self) -> dict[str, list[Released]]:
         """What passed each party's gate so far, as the parties wrote it down."""
-        replies = self._exchange(RecordDict(), "query.receipt", [m.node for m in self.members])
-        lines = {
-            self._name(reply.metadata.src_node_id): [
-                json.loads(line)
-                for line in str(reply.content.config_records["receipt"]["lines"]).splitlines()
-            ]
-            for reply in replies
+        answers = self.ask("query.receipt", dict.fromkeys(self.names, RecordDict()), patient=True)
+        lines = {n: str(a.config_records["receipt"]["lines"]) for n, a in answers.items()}
+        return {
+            name: [Released(**json.loads(line)) for line in text.splitlines()]
+            for name, text in lines.items()
         }
-        return {m.name: [Released(**line) for line in lines[m.name]] for m in self.members}
 
 
 def _in_order(level: str) -> tuple[bool, float, str]:

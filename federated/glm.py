@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import stats
 
 from federated.federation import Federation
-from lab.errors import ModelError
+from lab.errors import ModelError, PeerError
 from lab.families import Family
 from lab.features import Encoding
 from lab.glm import GLM, Task
@@ -153,13 +153,20 @@ class _Problem:
     penalty: float
 
     def at(self, beta: Floats) -> Sums:
-        return self.federation.sum(
+        """The sums at beta. Raises :class:`PeerError` if parties left since the fit began."""
+        sums = self.federation.sum(
             "glm_step",
             {"beta": beta},
             task=self.task.model_dump_json(),
             encoding=self.encoding.model_dump_json(),
             unit=self.unit,
         )
+        if sums.rows != self.rows:
+            raise PeerError(
+                f"a fit began over {self.rows:,} rows and is now over {sums.rows:,}: a party left "
+                "or came back. All steps of a fit need the same parties; run it again"
+            )
+        return sums
 
     def curvature(self, sums: Sums) -> Floats:
         matrix = np.zeros((self.encoding.width, self.encoding.width))

@@ -1,16 +1,18 @@
 """What is said between the coordinator and a node, as Flower records.
 
 A request: the statistic's name, its arguments (JSON for plain values, arrays beside them), how
-the answer must be hidden. A reply: either sums in the clear, or one batch of ciphertexts with
-their public layout, or a typed refusal.
+the answer must be hidden and among whom. A reply: sums in the clear or hidden, with their public
+form, or a typed refusal. Whatever else travels is bytes with a name.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -18,20 +20,40 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from lab.errors import TRAVELLING, LabError, PeerError
 from lab.sums import Floats, Limit, Sums
 
-Hiding = Literal["clear", "paillier"]
+Hiding = Literal["clear", "paillier", "masks"]
+#: Shape and format of each array of a contribution; public, and the same for every party.
+Form = Mapping[str, tuple[tuple[int, ...], Limit]]
 
 
 @dataclass(frozen=True)
 class Request:
-    """One question to every node. ``query`` is new for each question of a run."""
+    """One question to every node.
+
+    ``query`` is new for each question of a run; ``parties`` are all who are asked, in seat order.
+    """
 
     query: str
     statistic: str
     arguments: Mapping[str, Any]
     arrays: Mapping[str, Floats]
     hiding: Hiding = "clear"
-    public_key: str = ""  # Paillier modulus, hexadecimal
-    parties: int = 1
+    parties: tuple[str, ...] = ()
+
+    @cached_property
+    def question(self) -> bytes:
+        """SHA-256 of what is asked; parties sign it, so that all were asked the same."""
+        header = json.dumps([self.statistic, self.arguments], sort_keys=True, allow_nan=False)
+        digest = hashlib.sha256(header.encode())
+        for name in sorted(self.arrays):
+            array = np.ascontiguousarray(self.arrays[name], "<f8")
+            digest.update(json.dumps([name, array.shape]).encode())
+            digest.update(array.data)
+        return digest.digest()
+
+    @property
+    def kind(self) -> str:
+        """Flower's type for the message."""
+        return "train" if self.statistic == "network_update" else "query"
 
     def to_record(self) -> RecordDict:
         header = ConfigRecord(
@@ -40,8 +62,7 @@ class Request:
                 "statistic": self.statistic,
                 "arguments": json.dumps(self.arguments, allow_nan=False),
                 "hiding": self.hiding,
-                "public_key": self.public_key,
-                "parties": self.parties,
+                "parties": list(self.parties),
             }
         )
         return RecordDict({"request": header, "arrays": to_arrays(self.arrays)})
@@ -51,16 +72,19 @@ class Request:
         try:
             header = record.config_records["request"]
             hiding = str(header["hiding"])
-            if hiding not in ("clear", "paillier"):
-                raise PeerError(f"request: hiding must be clear or paillier, got {hiding!r}")
+            if hiding not in get_args(Hiding):
+                allowed = ", ".join(get_args(Hiding))
+                raise PeerError(f"request: hiding must be one of {allowed}, got {hiding!r}")
+            parties = header["parties"]
+            if not isinstance(parties, list):
+                raise PeerError("request: parties must be a list of names")
             return cls(
                 query=str(header["query"]),
                 statistic=str(header["statistic"]),
                 arguments=json.loads(str(header["arguments"])),
                 arrays=from_arrays(record.array_records["arrays"]),
-                hiding="paillier" if hiding == "paillier" else "clear",
-                public_key=str(header["public_key"]),
-                parties=int(header["parties"]),
+                hiding=cast(Hiding, hiding),
+                parties=tuple(map(str, parties)),
             )
         except (KeyError, ValueError, TypeError) as error:
             raise PeerError(f"request: not readable: {error}") from None
@@ -68,38 +92,35 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """A node's contribution: its form is public, its values are in ``clear`` or in ``sealed``."""
+    """A node's contribution: its form is public, its values are in ``clear`` or in ``hidden``."""
 
     party: str
     rows: int
-    form: Mapping[str, tuple[tuple[int, ...], Limit]]
+    form: Form
     clear: Mapping[str, Floats] | None = None
-    sealed: bytes | None = None
+    hidden: bytes | None = None
 
     def to_record(self) -> RecordDict:
         form = {name: [list(s), x.bound, x.resolution] for name, (s, x) in self.form.items()}
         header = ConfigRecord({"party": self.party, "rows": self.rows, "form": json.dumps(form)})
-        if self.sealed is not None:
-            body = Array("bytes", (len(self.sealed),), "lab.paillier.batch.1", self.sealed)
-            return RecordDict({"reply": header, "sealed": ArrayRecord({"batch": body})})
-        return RecordDict({"reply": header, "clear": to_arrays(self.clear or {})})
+        body = to_arrays(self.clear or {}) if self.hidden is None else blobs(hidden=self.hidden)
+        return RecordDict({"reply": header, "body": body})
 
     @classmethod
     def from_record(cls, record: RecordDict) -> Reply:
         try:
-            header = record.config_records["reply"]
+            header, body = record.config_records["reply"], record.array_records["body"]
             form = {
                 name: (tuple(shape), Limit(bound, resolution))
                 for name, (shape, bound, resolution) in json.loads(str(header["form"])).items()
             }
-            sealed = record.array_records.get("sealed")
-            clear = record.array_records.get("clear")
+            hidden = any(array.stype == BYTES for array in body.values())
             reply = cls(
                 party=str(header["party"]),
                 rows=int(header["rows"]),
                 form=form,
-                clear=from_arrays(clear) if clear is not None else None,
-                sealed=sealed["batch"].data if sealed is not None else None,
+                clear=None if hidden else from_arrays(body),
+                hidden=unblob(body, "hidden") if hidden else None,
             )
         except (KeyError, ValueError, TypeError) as error:
             raise PeerError(f"reply: not readable: {error}") from None
@@ -110,10 +131,35 @@ class Reply:
         return reply
 
     @classmethod
-    def of(cls, party: str, sums: Sums, sealed: bytes | None) -> Reply:
-        form = {name: (sums[name].shape, sums.limits[name]) for name in sorted(sums.arrays)}
-        clear = dict(sums.arrays) if sealed is None else None
-        return cls(party, sums.rows, form, clear, sealed)
+    def of(cls, party: str, sums: Sums, hidden: bytes | None) -> Reply:
+        clear = dict(sums.arrays) if hidden is None else None
+        return cls(party, sums.rows, form_of(sums), clear, hidden)
+
+
+def form_of(sums: Sums) -> Form:
+    """The public form of sums, in the order in which they are packed."""
+    return {name: (sums[name].shape, sums.limits[name]) for name in sorted(sums.arrays)}
+
+
+def one_form(replies: Mapping[str, Reply]) -> Form:
+    """The form that all replies have; all of them are hidden. Raises :class:`PeerError`."""
+    first = next(iter(replies.values()))
+    for name, reply in replies.items():
+        if reply.hidden is None:
+            raise PeerError(f"{name}: answered in the clear where a hidden answer was asked")
+        if reply.form != first.form:
+            raise PeerError(f"{name}: sums of another form than {first.party}'s")
+    return first.form
+
+
+def opened(form: Form, arrays: list[Floats], replies: Mapping[str, Reply]) -> Sums:
+    """The total, in the shapes of its form, over the rows behind the replies."""
+    shaped = {
+        name: array.reshape(shape)
+        for (name, (shape, _)), array in zip(form.items(), arrays, strict=True)
+    }
+    limits = {name: limit for name, (_, limit) in form.items()}
+    return Sums(shaped, limits, sum(reply.rows for reply in replies.values()))
 
 
 def refuse(error: LabError, party: str) -> RecordDict:
@@ -130,13 +176,15 @@ def refusal(record: RecordDict) -> LabError:
     return kind(f"{header['party']}: {header['text']}")
 
 
+#: Type tags of arrays; nothing that needs unpickling travels.
+FLOATS, BYTES = "lab.float64.1", "lab.bytes.1"
+
+
 def to_arrays(arrays: Mapping[str, Floats]) -> ArrayRecord:
-    """Arrays as raw little-endian float64; nothing that needs unpickling travels."""
+    """Arrays as raw little-endian float64."""
     return ArrayRecord(
         {
-            name: Array(
-                "float64", a.shape, "lab.float64.1", np.ascontiguousarray(a, "<f8").tobytes()
-            )
+            name: Array("float64", a.shape, FLOATS, np.ascontiguousarray(a, "<f8").tobytes())
             for name, a in arrays.items()
         }
     )
@@ -145,7 +193,31 @@ def to_arrays(arrays: Mapping[str, Floats]) -> ArrayRecord:
 def from_arrays(record: ArrayRecord) -> dict[str, Floats]:
     arrays: dict[str, Floats] = {}
     for name, array in record.items():
-        if array.stype != "lab.float64.1":
+        if array.stype != FLOATS:
             raise PeerError(f"array '{name}': unknown encoding {array.stype!r}")
         arrays[name] = np.frombuffer(array.data, "<f8").reshape(tuple(array.shape)).copy()
     return arrays
+
+
+def blobs(**named: bytes) -> ArrayRecord:
+    """Bytes by name, in a record that Flower sends in pieces."""
+    return ArrayRecord({k: Array("bytes", (len(v),), BYTES, v) for k, v in named.items()})
+
+
+def unblob(record: ArrayRecord, name: str) -> bytes:
+    """One of `blobs`. Raises :class:`PeerError`."""
+    if name not in record or record[name].stype != BYTES:
+        raise PeerError(f"a message lacks its '{name}'")
+    return bytes(record[name].data)
+
+
+def letter(**named: bytes) -> RecordDict:
+    """A message of bytes by name, for the steps of a protocol."""
+    return RecordDict({"letter": blobs(**named)})
+
+
+def read(message: RecordDict, name: str) -> bytes:
+    """One part of a letter. Raises :class:`PeerError`."""
+    if "letter" not in message.array_records:
+        raise PeerError(f"a message lacks its '{name}'")
+    return unblob(message.array_records["letter"], name)

@@ -16,8 +16,7 @@ import numpy as np
 import pandas as pd
 from pydantic import TypeAdapter
 
-from federated.messages import Reply, Request
-from federated.protection import seal
+from federated.messages import Request
 from lab import features, glm, models, scoring
 from lab.contracts import Strict
 from lab.errors import PeerError, PolicyError
@@ -32,20 +31,6 @@ class Policy(Strict):
     """What a party's gate lets through."""
 
     minimum_rows: int = 10
-
-
-@dataclass(frozen=True)
-class Released:
-    """One line of the receipt: what passed the gate."""
-
-    query: str
-    statistic: str
-    hiding: str
-    arrays: int
-    values: int
-    bytes: int
-    rows: int
-    key_bits: int
 
 
 @dataclass
@@ -105,8 +90,8 @@ class Party:
             network.Bends.model_validate_json(bends),
         )
 
-    def answer(self, request: Request) -> tuple[Reply, Released]:
-        """The gate: take the statistic, hold it back or let it out sealed, and say what left.
+    def take(self, request: Request) -> Sums:
+        """The gate: the statistic asked for, over this party's rows.
 
         Raises :class:`PolicyError` for a sum over fewer rows than the party's minimum; a party
         without any row for a question contributes zeros.
@@ -120,19 +105,7 @@ class Party:
                 f"{request.statistic}: fewer rows behind the sum than this party's minimum "
                 f"of {self.policy.minimum_rows}"
             )
-        sealed = seal(sums, request, self.workers)
-        plain = sum(array.nbytes for array in sums.arrays.values())
-        released = Released(
-            query=request.query,
-            statistic=request.statistic,
-            hiding=request.hiding,
-            arrays=len(sums.arrays),
-            values=sum(array.size for array in sums.arrays.values()),
-            bytes=plain if sealed is None else len(sealed),
-            rows=sums.rows,
-            key_bits=int(request.public_key, 16).bit_length() if sealed else 0,
-        )
-        return Reply.of(self.name, sums, sealed), released
+        return sums
 
 
 def _task(text: str) -> glm.Task:

@@ -26,7 +26,7 @@ from lab.glm import Response, Task
 from lab.sums import COUNT, PRECISE, Floats, Limit, Sums
 
 #: Format of a weighted parameter change: |change| * rows below 2**34, kept to 2**-30.
-CHANGE = Limit(bound=2.0**34, resolution=2.0**-30)
+CHANGE = Limit(bound=2.0**32, resolution=2.0**-26)
 PREDICT_AT_ONCE = 20_000
 
 

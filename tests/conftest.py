@@ -13,10 +13,11 @@ import pytest
 
 from federated import glm, grid
 from federated.apps import client_app, server_app
+from federated.encrypted import KeyAuthority, Paillier
 from federated.features import agree
 from federated.federation import Federation, single_threaded_blas
 from federated.node import Party
-from federated.protection import Clear, KeyAuthority, Paillier, Protection
+from federated.protection import Clear, Protection
 from lab.contracts import Contract, draft
 from lab.features import Feature
 from lab.glm import Task

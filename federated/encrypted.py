@@ -1,0 +1,193 @@
+"""Sums under Paillier encryption: the node, the coordinator, and who can open a total.
+
+The key is held by one authority that is not the coordinator, or cut into shares of which every
+party holds one. Either way whoever opens is shown the signed contributions and the terms that
+all parties signed, never a product: `secure_agg.transcript` says what is checked, and
+`secure_agg.shares` what a split key protects and what not.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from flwr.app import RecordDict
+
+from federated.memory import Memory, Released
+from federated.messages import Hiding, Reply, Request, form_of, letter, one_form, opened, read
+from federated.node import Party
+from federated.protection import MINIMUM_PARTIES, Talk, ask_sums, fields_of, released
+from lab.errors import PeerError, PolicyError
+from lab.sums import Floats, Sums
+from secure_agg import paillier, shares
+from secure_agg.identity import Roster
+from secure_agg.keys import PrivateKey, PublicKey, generate
+from secure_agg.packing import Layout
+from secure_agg.transcript import Contribution, Terms, Transcript, contribute, examine, received
+
+# The node.
+
+
+def answer_encrypted(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:
+    """The node's step: its sums, encrypted and signed for this question and these parties."""
+    request = Request.from_record(asked)
+    roster, key = memory.roster(), memory.public_key()
+    sums = holder.take(request)
+    form = form_of(sums)
+    terms = terms_of(request, roster, key, Layout(fields_of(form), len(request.parties), key.bits))
+    arrays = [sums[name].ravel() for name in form]
+    batch = paillier.encrypt(key, terms.layout, arrays, workers=holder.workers, series=True)
+    contribution = contribute(memory.identity(), terms, batch.to_bytes()).to_bytes()
+    memory.note(released(request, sums, len(contribution), key.bits))
+    return Reply.of(holder.name, sums, contribution).to_record()
+
+
+def give_part(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:
+    """The step of a node that holds a share: its part of opening a total it has checked."""
+    share, transcript = memory.key_share(), Transcript.from_bytes(read(asked, "transcript"))
+    _, part = shares.give_part(
+        share, memory.roster(), memory.answered(), transcript, workers=holder.workers
+    )
+    data = part.to_bytes(share.split)
+    memory.answer(transcript.terms.query)
+    count, bits = len(part.numbers), share.split.public.bits
+    query = transcript.terms.query
+    memory.note(Released(query, "part of a decryption", "paillier", 1, count, len(data), 0, bits))
+    return letter(part=data)
+
+
+def terms_of(request: Request, roster: Roster, key: PublicKey, layout: Layout) -> Terms:
+    """What everybody signs; computed by each from what it was asked."""
+    return Terms(
+        request.query,
+        request.question,
+        roster.digest,
+        request.parties,
+        key.fingerprint,
+        layout,
+    )
+
+
+# Who can open.
+
+
+class Opener(Protocol):
+    """Whoever can open a total, as the coordinator reaches it."""
+
+    @property
+    def public(self) -> PublicKey:
+        """The key that parties encrypt to."""
+
+    def enrol(self, roster: Roster) -> dict[str, dict[str, bytes]]:
+        """Take up the roster; what each party must be told beside it."""
+
+    def open(self, talk: Talk, transcript: Transcript, total: paillier.Batch) -> list[Floats]:
+        """The arrays of the total."""
+
+
+class KeyAuthority:
+    """Holds the whole key, is not the coordinator, and opens what its checks allow, once."""
+
+    def __init__(self, private: PrivateKey) -> None:
+        self._private = private
+        self._roster: Roster | None = None
+        self._answered: set[str] = set()
+
+    @classmethod
+    def with_new_key(cls, bits: int) -> KeyAuthority:
+        return cls(generate(bits))
+
+    @property
+    def public(self) -> PublicKey:
+        return self._private.public
+
+    def enrol(self, roster: Roster) -> dict[str, dict[str, bytes]]:
+        self._roster = roster
+        return {}
+
+    def open(self, talk: Talk, transcript: Transcript, total: paillier.Batch) -> list[Floats]:
+        """Raises :class:`~secure_agg.errors.FaultyCoordinator` for anything but a new, complete
+        and signed sum of parties of its roster. The coordinator's total is not looked at."""
+        if self._roster is None:
+            raise PolicyError("key authority: it knows no roster and opens nothing")
+        own = examine(self._roster, transcript, self.public, self._answered)
+        self._answered.add(transcript.terms.query)
+        return paillier.decrypt(self._private, own)
+
+
+class KeyHolders:
+    """Every party holds a share, and all of them must agree to open. The dealer forgets the key."""
+
+    def __init__(self, private: PrivateKey) -> None:
+        self.public, self._private = private.public, private
+        self._split: shares.SplitKey | None = None
+
+    @classmethod
+    def with_new_key(cls, bits: int) -> KeyHolders:
+        return cls(generate(bits))
+
+    def enrol(self, roster: Roster) -> dict[str, dict[str, bytes]]:
+        """Deal the shares, sealed to the parties of the roster."""
+        if not hasattr(self, "_private"):
+            raise PolicyError("the key was dealt before and is forgotten; make a new one")
+        self._split, dealt = shares.deal(self._private, roster.names)
+        del self._private
+        split = self._split.to_bytes()
+        return {
+            name: {"split": split, "share": shares.seal_share(share, roster[name])}
+            for name, share in dealt.items()
+        }
+
+    def open(self, talk: Talk, transcript: Transcript, total: paillier.Batch) -> list[Floats]:
+        """Raises :class:`~secure_agg.errors.FaultyHolder`, and what a holder refuses with."""
+        if self._split is None:
+            raise PolicyError("the key was not dealt; nobody can open anything")
+        shown = letter(transcript=transcript.to_bytes())
+        answers = talk.ask("query.part", dict.fromkeys(self._split.holders, shown))
+        parts = {
+            name: shares.Part.from_bytes(read(answer, "part"), self._split)
+            for name, answer in answers.items()
+        }
+        return shares.combine(self._split, transcript, total, parts)
+
+
+# The coordinator.
+
+
+class Paillier:
+    """Contributions encrypted to a key that the coordinator does not hold."""
+
+    hiding: Hiding = "paillier"
+
+    def __init__(self, opener: Opener) -> None:
+        self.opener = opener
+        self._roster: Roster | None = None
+
+    def check_parties(self, parties: int) -> None:
+        if parties < MINIMUM_PARTIES:
+            raise PolicyError(
+                f"protection.sums = 'paillier' needs at least {MINIMUM_PARTIES} parties, got "
+                f"{parties}: with two, the total minus one's own is the other's secret"
+            )
+
+    def enrol(self, talk: Talk, roster: Roster) -> None:
+        self._roster = roster
+        n = self.opener.public.n
+        known = {"roster": roster.to_bytes(), "key": n.to_bytes(-(-n.bit_length() // 8), "big")}
+        told = self.opener.enrol(roster)
+        letters = {name: letter(**known, **told.get(name, {})) for name in roster.names}
+        talk.ask("query.enrol", letters)
+
+    def total(self, talk: Talk, request: Request) -> Sums:
+        assert self._roster is not None
+        public, replies = self.opener.public, ask_sums(talk, request)
+        form = one_form(replies)
+        layout = Layout(fields_of(form), len(replies), public.bits)
+        terms = terms_of(request, self._roster, public, layout)
+        contributions = [Contribution.from_bytes(reply.hidden or b"") for reply in replies.values()]
+        for name, contribution in zip(replies, contributions, strict=True):
+            if contribution.party != name:
+                raise PeerError(f"{name}: signed as {contribution.party}")
+        batches = [received(self._roster, terms, public, c) for c in contributions]
+        transcript = Transcript(terms, tuple(contributions))
+        total = paillier.add(public, batches)
+        return opened(form, self.opener.open(talk, transcript, total), replies)

@@ -1,0 +1,140 @@
+"""What a node must not forget between messages, kept where Flower keeps a node's state.
+
+Its secret identity, the roster and the keys it was enrolled with, which it never changes, the
+queries it answered, and the receipt of what passed its gate.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+
+from flwr.app import ConfigRecord, Context
+from gmpy2 import mpz
+
+from lab.errors import PeerError, PolicyError
+from secure_agg.identity import SEED_BYTES, Identity, Roster
+from secure_agg.keys import PublicKey
+from secure_agg.shares import KeyShare, SplitKey, open_share
+
+
+@dataclass(frozen=True)
+class Released:
+    """One line of the receipt: what passed the gate."""
+
+    query: str
+    statistic: str
+    hiding: str
+    arrays: int
+    values: int
+    bytes: int
+    rows: int
+    key_bits: int
+
+
+class Memory:
+    """A view of one node's state; two views of the same context are the same memory."""
+
+    def __init__(self, context: Context, name: str) -> None:
+        self._records, self._name = context.state.config_records, name
+
+    def identity(self) -> Identity:
+        """This node's keys, made when first asked for."""
+        seed = self._get("identity", "seed") or secrets.token_bytes(SEED_BYTES)
+        self._set("identity", seed=seed)
+        return Identity(self._name, seed)
+
+    def enrol(self, roster: bytes, key: bytes, split: bytes, sealed_share: bytes) -> None:
+        """Take up the roster and the keys, once and for all.
+
+        key: the Paillier modulus, or nothing; split, sealed_share: a split key and this node's
+        share of it, or nothing. Raises :class:`PolicyError` for a second, different enrolment.
+        """
+        known = self._get("enrolled", "roster")
+        if known and (known, self._get("enrolled", "key")) != (roster, key):
+            raise PolicyError("this node is enrolled under another roster or key; it keeps those")
+        members = Roster.from_bytes(roster)
+        own = self.identity()
+        if self._name not in members or members[self._name] != own.card:
+            raise PolicyError("the roster does not carry this node's own keys")
+        if split:
+            agreed = SplitKey.from_bytes(split)
+            if agreed.public != _public(key):
+                raise PolicyError("the split key is not the key this node encrypts to")
+            share = open_share(own, agreed, sealed_share)
+            self._set("share", exponent=int(share.exponent).to_bytes(len(key), "big"))
+        self._set("enrolled", roster=roster, key=key, split=split)
+
+    def roster(self) -> Roster:
+        """All parties. Raises :class:`PolicyError` before enrolment."""
+        known = self._get("enrolled", "roster")
+        if not known:
+            raise PolicyError("this node is not enrolled; nothing can be hidden without a roster")
+        return Roster.from_bytes(known)
+
+    def public_key(self) -> PublicKey:
+        """The key this node encrypts to, whoever asks. Raises :class:`PolicyError`."""
+        key = self._get("enrolled", "key")
+        if not key:
+            raise PolicyError("this node was enrolled without a Paillier key")
+        return _public(key)
+
+    def key_share(self) -> KeyShare:
+        """This node's share of the key. Raises :class:`PolicyError` if it holds none."""
+        exponent = self._get("share", "exponent")
+        if not exponent:
+            raise PolicyError("this node holds no share of the key")
+        return _share(self._get("enrolled", "split"), self._name, exponent)
+
+    def answered(self) -> frozenset[str]:
+        """Queries this node gave a part for, or took part in under masks."""
+        listed = self._records.get("answered", ConfigRecord()).get("queries", [])
+        return frozenset(map(str, listed if isinstance(listed, list) else []))
+
+    def answer(self, query: str) -> None:
+        """Note a query as answered; it must be noted before the answer leaves."""
+        if query in self.answered():
+            raise PeerError(f"coordinator: query {query} was answered before and is replayed")
+        self._records["answered"] = ConfigRecord({"queries": sorted(self.answered() | {query})})
+
+    def keep(self, name: str, data: bytes) -> None:
+        """Keep the state of a protocol between its steps."""
+        self._set(name, data=data)
+
+    def kept(self, name: str) -> bytes:
+        """The state of a protocol. Raises :class:`PeerError` if there is none."""
+        data = self._get(name, "data")
+        if not data:
+            raise PeerError("coordinator: a step of a protocol that was not begun here")
+        return data
+
+    def note(self, released: Released) -> None:
+        """Write a line of the receipt."""
+        lines = f"{self.receipt()}{json.dumps(asdict(released))}\n"
+        self._records["receipt"] = ConfigRecord({"lines": lines})
+
+    def receipt(self) -> str:
+        """What passed the gate so far, one JSON object to a line."""
+        return str(self._records.get("receipt", ConfigRecord({"lines": ""}))["lines"])
+
+    def _get(self, record: str, key: str) -> bytes:
+        value = self._records.get(record, ConfigRecord()).get(key, b"")
+        assert isinstance(value, bytes)
+        return value
+
+    def _set(self, record: str, **values: bytes) -> None:
+        self._records[record] = ConfigRecord(dict(values))
+
+
+@lru_cache(4)
+def _public(modulus: bytes) -> PublicKey:
+    """A public key; its checks take a while and are made once."""
+    return PublicKey(mpz.from_bytes(modulus, "big"))
+
+
+@lru_cache(64)
+def _share(split: bytes, holder: str, exponent: bytes) -> KeyShare:
+    """A key share, checked against its image once."""
+    return KeyShare(SplitKey.from_bytes(split), holder, mpz.from_bytes(exponent, "big"))
