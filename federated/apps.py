@@ -66,10 +66,10 @@ def answer(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:
 
 
 def hello(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:
-    """Who is here: name, number of training rows, the card with its public keys."""
-    header = ConfigRecord({"party": holder.name, "rows": len(holder.train)})
+    """Who is here: name, seat, number of training rows, the card with its public keys."""
     record = letter(card=memory.identity().card.to_bytes())
-    record["hello"] = header
+    about = {"party": holder.name, "seat": memory.seat, "rows": len(holder.train)}
+    record["hello"] = ConfigRecord(about)
     return record
 
 

@@ -33,6 +33,7 @@ class Member:
 
     name: str
     node: int
+    seat: int
     rows: int
     card: Card
 
@@ -67,8 +68,8 @@ class Federation:
             hello, card = answer.config_records["hello"], Card.from_bytes(read(answer, "card"))
             if card.name != hello["party"]:
                 raise PeerError(f"{hello['party']}: shows the card of {card.name}")
-            members.append(Member(card.name, node, int(hello["rows"]), card))
-        return tuple(members)
+            members.append(Member(card.name, node, int(hello["seat"]), int(hello["rows"]), card))
+        return tuple(sorted(members, key=lambda member: member.seat))
 
     def _exchange(
         self, kind: str, letters: Mapping[int, RecordDict], patient: bool = False

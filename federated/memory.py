@@ -39,6 +39,7 @@ class Memory:
 
     def __init__(self, context: Context, name: str) -> None:
         self._records, self._name = context.state.config_records, name
+        self.seat = int(context.node_config["partition-id"])
 
     def identity(self) -> Identity:
         """This node's keys, made when first asked for."""
