@@ -78,6 +78,7 @@ class Study:
     arms: dict[str, ArmResult]
     receipts: dict[str, list[Released]]
     seconds: dict[str, float]
+    silent: list[tuple[str, str]] = field(default_factory=list)  # (party, message) unanswered
     folder: Any = None
     tracking: str | None = None
 
@@ -257,7 +258,7 @@ def _federated(
         )
         result.models["all"] = fit_models(study, federation, watch)
         result.evaluations = scorer.shared(_texts(result)["all"], federation)
-        study.receipts = federation.receipts()
+        study.receipts, study.silent = federation.receipts(), federation.silent
 
     def seat(k: int) -> Party:
         return market_of(text).parties[k]

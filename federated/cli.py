@@ -201,12 +201,16 @@ def _print_study(study: Study, runs: Path) -> None:
             )
     receipt = study.receipt
     if len(receipt):
-        hidden = ", ".join(sorted(receipt["hiding"].unique()))
-        words = (
-            f"hidden by {hidden}, {receipt['key_bits'].max()} bits"
-            if hidden != "clear"
-            else "[bold red]IN THE CLEAR[/]"
-        )
+        words = {
+            "clear": "[bold red]IN THE CLEAR[/]",
+            "masks": "hidden by pairwise masks",
+            "paillier": f"hidden by paillier, {receipt['key_bits'].max()} bits"
+            + (", key split among all" if study.experiment.protection.key == "split" else ""),
+        }[study.experiment.protection.sums]
+        for party in sorted({party for party, _ in study.silent}):
+            console.print(
+                f"{party}: did not answer every message; see the totals' rows", style="yellow"
+            )
         console.print(
             f"\nleft the parties: {receipt['messages'].sum():,} messages, "
             f"{receipt['bytes'].sum():,} bytes, {words}, no record",

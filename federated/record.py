@@ -218,6 +218,8 @@ def _receipt_totals(study: Study) -> dict[str, Any]:
         "bytes": sum(line.bytes for line in lines),
         "hiding": sorted({line.hiding for line in lines}),
         "key_bits": max((line.key_bits for line in lines), default=0),
+        "key": study.experiment.protection.key,
+        "silent": len({party for party, _ in study.silent}),
         "raw_records": 0,
     }
 

@@ -275,6 +275,13 @@ def _start_over() -> None:
     _cache = _Cache()
 
 
+def forget() -> None:
+    """Stop all helpers and drop all tables; what comes next begins anew."""
+    global _cache
+    _cache.close()
+    _cache = _Cache()
+
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_start_over)
 atexit.register(lambda: _cache.close())

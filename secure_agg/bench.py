@@ -1,0 +1,211 @@
+"""How fast encrypted sums are: against phe, against HEU, against the multiplications they need.
+
+Every figure is a ratio of two measurements in the same run on the same machine. phe is measured on
+a few values and extrapolated. HEU (SecretFlow's library in C++) is measured where it is installed.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import json
+import os
+import resource
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gmpy2
+import numpy as np
+from gmpy2 import mpz
+
+from secure_agg import blinding, paillier, shares
+from secure_agg.keys import PrivateKey, generate
+from secure_agg.modexp import secret_powers
+from secure_agg.packing import Field, Layout
+
+Row = tuple[str, str, str, str]  # what, ours, against, ratio
+PARTIES = 5
+PHE_VALUES = 20
+FORMATS = (("64-bit slots", 2.0**40, 2.0**-20), ("counts < 1e6", 1e6, 1.0))
+
+
+def sums(quick: bool) -> Iterator[Row]:
+    """Five parties add vectors of 100,000 values: encrypt, send, add, decrypt once."""
+    count = 5_000 if quick else 100_000
+    for bits in (2048, 3072):
+        private = generate(bits)
+        phe = _phe_seconds(private, count)
+        for words, bound, resolution in FORMATS:
+            layout = Layout((Field(count, bound, resolution),), PARTIES, bits)
+            what = f"{PARTIES} x {count:,}, {bits} bits, {words}"
+            before = _bound_seconds(private, layout.plaintexts)
+            seconds, used, sent = _job(private, layout)
+            needed = (before + _bound_seconds(private, layout.plaintexts)) / 2
+            yield f"{what}: all", *_faster(seconds, phe, "phe value by value")
+            if resolution < 1 and importlib.util.find_spec("heu"):
+                heu = _heu_seconds(bits, layout.plaintexts)
+                yield f"{what}: all", *_faster(seconds, heu, "HEU, same packing")
+            against = f"bare multiplications: {needed:.2f} s"
+            yield f"{what}: processor", f"{used:.2f} s", against, f"{needed / used:.2f} of bound"
+            yield f"{what}: a value", f"{sent / count:.1f} bytes", "", ""
+
+
+def parts(quick: bool) -> Iterator[Row]:
+    """One holder's part of opening a ciphertext, against the usual way and the whole key."""
+    for bits in (2048, 3072):
+        yield from _parts(bits, 16 if quick else 64)
+
+
+def _parts(bits: int, count: int) -> Iterator[Row]:
+    private = generate(bits)
+    public = private.public
+    split, dealt = shares.deal(private, ("a", "b", "c"))
+    base = mpz(secrets.randbelow(int(public.n))) ** 2 + 1
+    made = [base ** (k + 1) % public.n_squared for k in range(count)]
+    exponent = public.n**2  # as long as n * lambda, modulo which the usual way shares
+    usual = _each(lambda: secret_powers(made[:4], exponent, public.n_squared), 4)
+    whole = _each(lambda: paillier.decrypt_raw(private, made, workers=1), count)
+    part = _each(lambda: shares.prove_part(dealt["a"], made, b"", workers=1), count)
+    given = {h: shares.prove_part(share, made, b"") for h, share in dealt.items()}
+    combined = _each(lambda: shares.open_with(split, made, given, b"", workers=1), count)
+    what = f"a ciphertext, {bits} bits: a holder's part"
+    yield what, *_faster(part, usual, "shares of n * lambda", "ms")
+    yield what, *_slower(part, whole, "whole key")
+    yield f"a ciphertext, {bits} bits: combining", *_slower(combined, whole, "whole key")
+
+
+def _job(private: PrivateKey, layout: Layout) -> tuple[float, float, int]:
+    """(seconds, processor seconds, bytes one party sends) of the whole job."""
+    public, field = private.public, layout.fields[0]
+    generator = np.random.default_rng(1)
+    arrays = [generator.integers(0, 1_000_000, field.size).astype(float) for _ in range(PARTIES)]
+    blinding.forget()
+    with _quiet():
+        begun, used = time.perf_counter(), _processor_seconds()
+        sent = [paillier.encrypt(public, layout, [array]).to_bytes() for array in arrays]
+        batches = [paillier.Batch.from_bytes(data, public, layout) for data in sent]
+        (total,) = paillier.decrypt(private, paillier.add(public, batches))
+        seconds = time.perf_counter() - begun
+    blinding.forget()  # a helper's time counts once it has ended
+    if not np.array_equal(total, np.sum(arrays, axis=0)):
+        raise AssertionError("the opened total is not the sum")
+    return seconds, _processor_seconds() - used, len(sent[0])
+
+
+def _phe_seconds(private: PrivateKey, count: int) -> float:
+    """Seconds phe would need for the same sum, value by value."""
+    public, opener = private.public.to_phe(), private.to_phe()
+    begun = time.process_time()
+    totals = [public.encrypt(1.5 * k) for k in range(PHE_VALUES)]
+    for _ in range(PARTIES - 1):
+        batch = [public.encrypt(1.5 * k) for k in range(PHE_VALUES)]
+        totals = [a + b for a, b in zip(totals, batch, strict=True)]
+    for total in totals:
+        opener.decrypt(total)
+    per_value: float = (time.process_time() - begun) / PHE_VALUES
+    return per_value * count
+
+
+def _bound_seconds(private: PrivateKey, ciphertexts: int) -> float:
+    """Processor seconds of the multiplications and powers alone: no Python, no checks, no wire."""
+    n, n_squared, p = private.public.n, private.public.n_squared, private.p
+    window = blinding.best_window(private.public.bits, ciphertexts * PARTIES)
+    per_factor = blinding.windows(private.public.bits, window)
+    x, a = n_squared // 3, n // 5 * 2 + 1
+    begun = time.process_time()
+    for _ in range(5000):
+        x = x * a % n_squared
+    multiplication = (time.process_time() - begun) / 5000
+    bases = [x % (p * p) + k for k in range(100)]
+    begun = time.process_time()
+    gmpy2.powmod_base_list(bases, p - 1, p * p)
+    power = (time.process_time() - begun) / 100
+    table = per_factor * 2**window * blinding.BUILD_COST
+    factors = ciphertexts * PARTIES * per_factor
+    additions = 2 * ciphertexts * (PARTIES - 1)
+    needed: float = (table + factors + additions) * multiplication + 2 * ciphertexts * power
+    return needed
+
+
+def _heu_seconds(bits: int, ciphertexts: int) -> float:
+    """Seconds HEU needs for so many ciphertexts, in a process of its own: it prints as it works,
+    and takes its number of threads once."""
+    done = subprocess.run(  # noqa: S603  our own file
+        [sys.executable, "-P", __file__, str(bits), str(ciphertexts)],
+        env={
+            **os.environ,
+            "YACL_NUM_THREADS": str(os.cpu_count()),
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        },
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _heu(bits: int, ciphertexts: int) -> float:
+    """The same sum by HEU's ZPaillier, its fastest. Key and table are made before the clock starts."""
+    from functools import reduce
+
+    from heu import numpy as hnp
+    from heu import phe
+
+    kit = hnp.setup(phe.SchemaType.ZPaillier, bits)
+    n = 2 * kit.bigint_encoder().decode(kit.public_key().plaintext_bound()) + 1
+    plaintexts = [n // (k + 3) for k in range(ciphertexts)]
+    encrypt, add, decrypt = kit.encryptor().encrypt, kit.evaluator().add, kit.decryptor().decrypt
+    begun = time.perf_counter()
+    made = [encrypt(kit.array(np.array(plaintexts, dtype=object))) for _ in range(PARTIES)]
+    opened = decrypt(reduce(add, made)).to_numpy()
+    seconds = time.perf_counter() - begun
+    if [int(v) % n for v in opened] != [PARTIES * m % n for m in plaintexts]:
+        raise AssertionError("HEU's total is not the sum")
+    return seconds
+
+
+def _each(work: Callable[[], Any], count: int) -> float:
+    """Seconds for one of `count`, the best of three."""
+    best = float("inf")
+    for _ in range(3):
+        begun = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - begun)
+    return best / count
+
+
+def _faster(ours: float, theirs: float, name: str, unit: str = "s") -> tuple[str, str, str]:
+    ratio, scale = theirs / ours, {"s": 1, "ms": 1000}[unit]
+    shown = f"{ratio:,.0f}" if ratio >= 20 else f"{ratio:.2f}"
+    against = f"{name}: {theirs * scale:,.2f} {unit}"
+    return f"{ours * scale:,.2f} {unit}", against, f"{shown} x faster"
+
+
+def _slower(ours: float, theirs: float, name: str) -> tuple[str, str, str]:
+    return f"{1000 * ours:.2f} ms", f"{name}: {1000 * theirs:.2f} ms", f"{ours / theirs:.2f} x"
+
+
+def _processor_seconds() -> float:
+    """Seconds of processor time so far, of this process and of helpers that have ended."""
+    used = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No garbage collection while the clock runs."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+if __name__ == "__main__":
+    print(json.dumps(_heu(*map(int, sys.argv[1:]))))
