@@ -71,7 +71,7 @@ def paillier(path: Path | None, quick: bool) -> list[Row]:
     party, and a total can be opened without the parties."""
     from secure_agg import bench
 
-    return [*bench.sums(quick), *bench.parts(quick)]
+    return [*bench.sums(quick), *bench.memory(quick), *bench.parts(quick)]
 
 
 def masks(path: Path | None, quick: bool) -> list[Row]:

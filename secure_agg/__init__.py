@@ -4,16 +4,18 @@ Every party packs its numbers into a few large integers, encrypts them under one
 and hands them to somebody who multiplies the ciphertexts and learns nothing. Whoever holds the
 private key opens the product once and sees the total, never a party's own numbers.
 
-    keys       make, keep and check Paillier keys
-    packing    many fixed-point numbers in one plaintext, with room for every party's share
-    blinding   the random factor of a ciphertext, the costly part of an encryption
-    paillier   encrypt, add and decrypt whole batches
-    identity   who is who: signing and sealing, the roster of all parties
-    transcript what a key holder is shown before it opens anything
-    shares     a key that nobody holds alone
-    masks      the second way: pairwise masks for long vectors
-    lanes      the numbers that masks hide
-    wire       how small messages travel
+    keys        make, keep and check Paillier keys
+    packing     many fixed-point numbers in one plaintext, with room for every party's share
+    blinding    the random factor of a ciphertext, the costly part of an encryption
+    modexp      powers with a secret exponent
+    paillier    encrypt, add and decrypt whole batches
+    identity    who is who: signing, sealing, the roster of all parties
+    transcript  what a key holder is shown before it opens anything
+    shares      a key that nobody holds alone; the threat model of encrypted sums
+    masks       another way: pairwise masks for long vectors; their threat model
+    lanes       the numbers that masks hide
+    wire        how small messages travel
+    bench       all of it measured, as ratios within one run
 
 This package knows nothing of insurance, of networks or of files other than key files, and
 importing it imports nothing else.

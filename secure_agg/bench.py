@@ -48,11 +48,19 @@ def sums(quick: bool) -> Iterator[Row]:
             needed = (before + _bound_seconds(private, layout.plaintexts)) / 2
             yield f"{what}: all", *_faster(seconds, phe, "phe value by value")
             if resolution < 1 and importlib.util.find_spec("heu"):
-                heu = _heu_seconds(bits, layout.plaintexts)
+                heu = _child("heu", bits, layout.plaintexts)
                 yield f"{what}: all", *_faster(seconds, heu, "HEU, same packing")
             against = f"bare multiplications: {needed:.2f} s"
             yield f"{what}: processor", f"{used:.2f} s", against, f"{needed / used:.2f} of bound"
             yield f"{what}: a value", f"{sent / count:.1f} bytes", "", ""
+
+
+def memory(quick: bool) -> Iterator[Row]:
+    """Peak memory of encrypting and opening a vector, above what stood there before."""
+    count = 50_000 if quick else 1_000_000
+    above, held, helper = (x / 1e6 for x in _child("memory", 2048, count))
+    what = f"{count:,} values of 64 bits, 2048 bits: peak memory"
+    yield what, f"{above:.0f} MB", f"ciphertexts alone: {held:.0f} MB", f"helper {helper:.0f} MB"
 
 
 def parts(quick: bool) -> Iterator[Row]:
@@ -132,11 +140,11 @@ def _bound_seconds(private: PrivateKey, ciphertexts: int) -> float:
     return needed
 
 
-def _heu_seconds(bits: int, ciphertexts: int) -> float:
-    """Seconds HEU needs for so many ciphertexts, in a process of its own: it prints as it works,
-    and takes its number of threads once."""
+def _child(*arguments: Any) -> Any:
+    """What this file prints as a process of its own: HEU prints as it works and takes its number
+    of threads once, and a process's peak memory is that of all it ever did."""
     done = subprocess.run(  # noqa: S603  our own file
-        [sys.executable, "-P", __file__, str(bits), str(ciphertexts)],
+        [sys.executable, "-P", __file__, *map(str, arguments)],
         env={
             **os.environ,
             "YACL_NUM_THREADS": str(os.cpu_count()),
@@ -146,11 +154,26 @@ def _heu_seconds(bits: int, ciphertexts: int) -> float:
         check=True,
         text=True,
     )
-    return float(json.loads(done.stdout.splitlines()[-1]))
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _memory(bits: int, count: int) -> tuple[int, int, int]:
+    """Bytes: the peak above the start, of the ciphertexts, the peak of a helper process."""
+    private = generate(bits)
+    layout = Layout((Field(count, 2.0**40, 2.0**-20),), PARTIES, bits)
+    values = np.arange(count, dtype=float)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    batch = paillier.encrypt(private.public, layout, [values])
+    paillier.decrypt(private, batch)
+    above = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    blinding.forget()
+    helper = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024
+    return above * unit, len(batch.ciphertexts) * private.public.ciphertext_bytes, helper * unit
 
 
 def _heu(bits: int, ciphertexts: int) -> float:
-    """The same sum by HEU's ZPaillier, its fastest. Key and table are made before the clock starts."""
+    """Seconds of the same sum by HEU's ZPaillier, its fastest. Key and tables are made before."""
     from functools import reduce
 
     from heu import numpy as hnp
@@ -208,4 +231,5 @@ def _quiet() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_heu(*map(int, sys.argv[1:]))))
+    measure = {"heu": _heu, "memory": _memory}[sys.argv[1]]
+    print(json.dumps(measure(*map(int, sys.argv[2:]))))
