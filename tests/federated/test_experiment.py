@@ -201,6 +201,26 @@ def test_exposures_and_counts_out_of_range_are_refused(
         perform(Experiment.model_validate(values))
 
 
+@pytest.mark.parametrize(
+    ("way", "words"),
+    [
+        ({"protection.key": "split"}, "The key is split among all 3 parties"),
+        ({"protection.sums": "masks"}, "under pairwise masks"),
+    ],
+    ids=["split", "masks"],
+)
+def test_the_model_is_the_same_however_it_is_hidden(
+    way: dict[str, str], words: str, tmp_path: Path
+) -> None:
+    few = {"parties.count": 3, "arms.run": '["federated"]', "arms.replicates": 0}
+    changes = {"protection.key_bits": 2048, **few, **way}
+    hidden = run(RAND, changes, runs=tmp_path, track=False)
+    clear = perform(Experiment.read(RAND, {**few, "protection.sums": "clear"}))
+    ours, theirs = (s.coefficients["estimate"] for s in (hidden, clear))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-10)
+    assert words in (hidden.folder / "report.html").read_text()
+
+
 def test_two_parties_under_paillier_are_refused() -> None:
     with pytest.raises(PolicyError, match="at least 3 parties"):
         perform(Experiment.read(RAND, {"parties.count": 2, "arms.run": '["federated"]'}))
