@@ -6,18 +6,20 @@ Both are the same under the in-process grid, Flower's simulation engine and in d
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable
+from threading import Lock
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from federated import encrypted, masked
-from federated.memory import Memory
-from federated.messages import letter, read, refuse
+from federated.memory import Memory, Released
+from federated.messages import Hiding, letter, read, refuse
 from federated.node import Party
 from federated.protection import answer_clear
-from lab.errors import LabError, PeerError
+from lab.errors import LabError, PeerError, PolicyError
 from lab.features import Feature, seen_levels
 from lab.glm import Task
 from secure_agg.errors import SecureAggError
@@ -27,25 +29,42 @@ PartyOf = Callable[[int], Party]
 Handler = Callable[[Party, Memory, RecordDict], RecordDict]
 
 
-def client_app(party_of: PartyOf) -> ClientApp:
-    """The app of a node: one handler for each kind of message, each behind the same guard."""
-    app = ClientApp()
+class _Turns(defaultdict[int, Lock]):
+    """One message at a time for each node; a lock is made anew wherever the app is sent."""
+
+    def __init__(self) -> None:
+        super().__init__(Lock)
+
+    def __reduce__(self) -> tuple[type[_Turns], tuple[()]]:
+        return _Turns, ()
+
+
+def client_app(party_of: PartyOf, hiding: Hiding) -> ClientApp:
+    """The app of a node: one handler for each kind of message, each behind the same guard.
+
+    ``hiding``: the one way in which this side lets sums out, whatever is asked.
+    """
+    app, turns = ClientApp(), _Turns()
 
     def guarded(handler: Handler) -> Callable[[Message, Context], Message]:
         """Whatever goes wrong leaves as a typed refusal; a text that may hold values never does."""
 
         def handle(message: Message, context: Context) -> Message:
-            holder = party_of(int(context.node_config["partition-id"]))
-            try:
-                memory = Memory(context, holder.name)
-                record = handler(holder, memory, message.content)
-            except LabError as error:
-                record = refuse(error, holder.name)
-            except SecureAggError as error:
-                record = refuse(PeerError(str(error)), holder.name)
-            except Exception as error:  # a defect: its type may leave, its text may not
-                record = refuse(PeerError(f"failed with {type(error).__name__}"), holder.name)
-            return Message(record, reply_to=message)
+            seat = int(context.node_config["partition-id"])
+            holder = party_of(seat)
+            memory = Memory(context, holder.name, hiding)
+            with turns[seat]:
+                try:
+                    memory.check_refusals()
+                    return Message(handler(holder, memory, message.content), reply_to=message)
+                except LabError as error:
+                    refused = error
+                except SecureAggError as error:
+                    refused = PeerError(str(error))
+                except Exception as error:  # a defect: its type may leave, its text may not
+                    refused = PeerError(f"failed with {type(error).__name__}")
+                memory.refuse()
+                return Message(refuse(refused, holder.name), reply_to=message)
 
         return handle
 
@@ -60,9 +79,13 @@ def client_app(party_of: PartyOf) -> ClientApp:
 def answer(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:
     """A sum, through the party's gate, hidden as it was asked for."""
     header = asked.config_records.get("request", ConfigRecord())
-    if header.get("hiding") == "clear":
-        return answer_clear(holder, memory, asked)
-    return encrypted.answer_encrypted(holder, memory, asked)
+    match header.get("hiding"):
+        case "clear":
+            return answer_clear(holder, memory, asked)
+        case "paillier":
+            return encrypted.answer_encrypted(holder, memory, asked)
+        case _:
+            raise PeerError("request: is hidden in no way that takes one message")
 
 
 def hello(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:
@@ -86,8 +109,14 @@ def levels(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:
     header = asked.config_records["levels"]
     task = Task.model_validate_json(str(header["task"]))
     features = [Feature.model_validate(f) for f in json.loads(str(header["features"]))]
-    rows = task.rows(holder.train)
-    names = json.dumps([seen_levels(rows, feature) for feature in features])
+    for feature in features:
+        if feature.column not in holder.policy.announces:
+            raise PolicyError(f"names of levels of '{feature.column}' do not leave this party")
+    rows = holder.rows(task.model_dump_json(), "train")
+    seen = [seen_levels(rows, feature) for feature in features]
+    names = json.dumps(seen)
+    count = sum(map(len, seen))
+    memory.note(Released("", "names of levels", "public", len(seen), count, len(names), 0, 0))
     return RecordDict({"levels": ConfigRecord({"names": names})})
 
 

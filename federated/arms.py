@@ -263,13 +263,14 @@ def _federated(
     def seat(k: int) -> Party:
         return market_of(text).parties[k]
 
-    grid.ENGINES[engine](server_app(conduct), client_app(seat), len(market.parties), workers)
+    node = client_app(seat, study.experiment.protection.sums)
+    grid.ENGINES[engine](server_app(conduct), node, len(market.parties), workers)
 
 
 @contextmanager
 def _in_process(parties: Sequence[Party], workers: int) -> Iterator[Federation]:
     """A federation in the clear that never leaves one party (or the pool)."""
-    nodes = grid.InProcessGrid(client_app(lambda k: parties[k]), len(parties), workers)
+    nodes = grid.InProcessGrid(client_app(lambda k: parties[k], "clear"), len(parties), workers)
     try:
         yield Federation(nodes, Clear(), len(parties))
     finally:

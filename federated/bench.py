@@ -124,7 +124,9 @@ def _aggregated(protection: Any, parties: int, size: int) -> tuple[float, Any]:
         for _ in range(3):
             found.append(_timed(lambda: federation.sum("again")["weights"]))
 
-    run_in_process(server_app(study), client_app(holders.__getitem__), parties, 2)
+    run_in_process(
+        server_app(study), client_app(holders.__getitem__, protection.hiding), parties, 2
+    )
     return min(found, key=lambda one: one[0])
 
 
@@ -193,7 +195,8 @@ def _fit(market: Any, protection: Any) -> Any:
         fits.append(solver.fit(federation, task, encoding))
 
     with single_threaded_blas():
-        grid.run_in_process(server_app(study), client_app(parties.__getitem__), len(parties), 2)
+        node = client_app(parties.__getitem__, protection.hiding)
+        grid.run_in_process(server_app(study), node, len(parties), 2)
     return fits[0]
 
 
@@ -281,7 +284,8 @@ class _Rounds:
             found.append(weights)
 
         parties = self.parties
-        ENGINES[engine](server_app(study), client_app(lambda k: parties[k]), len(parties), 1)
+        node = client_app(lambda k: parties[k], "clear")
+        ENGINES[engine](server_app(study), node, len(parties), 1)
         return found[0]
 
     def _start(self) -> Any:

@@ -15,7 +15,14 @@ from flwr.app import RecordDict
 from federated.memory import Memory, Released
 from federated.messages import Hiding, Reply, Request, form_of, letter, one_form, opened, read
 from federated.node import Party
-from federated.protection import MINIMUM_PARTIES, Talk, ask_sums, fields_of, released
+from federated.protection import (
+    MINIMUM_PARTIES,
+    Talk,
+    ask_sums,
+    decoded,
+    fields_of,
+    released,
+)
 from lab.errors import PeerError, PolicyError
 from lab.sums import Floats, Sums
 from secure_agg import paillier, shares
@@ -30,7 +37,10 @@ from secure_agg.transcript import Contribution, Terms, Transcript, contribute, e
 def answer_encrypted(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:
     """The node's step: its sums, encrypted and signed for this question and these parties."""
     request = Request.from_record(asked)
+    memory.allow("paillier")
     roster, key = memory.roster(), memory.public_key()
+    if request.parties != roster.names:  # two sums that differ by a party show that party
+        raise PolicyError("a sum is over all parties of the roster, or none")
     sums = holder.take(request)
     form = form_of(sums)
     terms = terms_of(request, roster, key, Layout(fields_of(form), len(request.parties), key.bits))
@@ -80,7 +90,7 @@ class Opener(Protocol):
     def enrol(self, roster: Roster) -> dict[str, dict[str, bytes]]:
         """Take up the roster; what each party must be told beside it."""
 
-    def open(self, talk: Talk, transcript: Transcript, total: paillier.Batch) -> list[Floats]:
+    def open(self, talk: Talk, transcript: Transcript) -> list[Floats]:
         """The arrays of the total."""
 
 
@@ -101,12 +111,14 @@ class KeyAuthority:
         return self._private.public
 
     def enrol(self, roster: Roster) -> dict[str, dict[str, bytes]]:
+        if self._roster not in (None, roster):
+            raise PolicyError("key authority: it serves one roster, and this is another")
         self._roster = roster
         return {}
 
-    def open(self, talk: Talk, transcript: Transcript, total: paillier.Batch) -> list[Floats]:
+    def open(self, talk: Talk, transcript: Transcript) -> list[Floats]:
         """Raises :class:`~secure_agg.errors.FaultyCoordinator` for anything but a new, complete
-        and signed sum of parties of its roster. The coordinator's total is not looked at."""
+        and signed sum of parties of its roster."""
         if self._roster is None:
             raise PolicyError("key authority: it knows no roster and opens nothing")
         own = examine(self._roster, transcript, self.public, self._answered)
@@ -120,6 +132,7 @@ class KeyHolders:
     def __init__(self, private: PrivateKey) -> None:
         self.public, self._private = private.public, private
         self._split: shares.SplitKey | None = None
+        self._roster: Roster | None = None
 
     @classmethod
     def with_new_key(cls, bits: int) -> KeyHolders:
@@ -131,23 +144,28 @@ class KeyHolders:
             raise PolicyError("the key was dealt before and is forgotten; make a new one")
         self._split, dealt = shares.deal(self._private, roster.names)
         del self._private
+        self._roster = roster
         split = self._split.to_bytes()
         return {
             name: {"split": split, "share": shares.seal_share(share, roster[name])}
             for name, share in dealt.items()
         }
 
-    def open(self, talk: Talk, transcript: Transcript, total: paillier.Batch) -> list[Floats]:
+    def open(self, talk: Talk, transcript: Transcript) -> list[Floats]:
         """Raises :class:`~secure_agg.errors.FaultyHolder`, and what a holder refuses with."""
-        if self._split is None:
+        if self._split is None or self._roster is None:
             raise PolicyError("the key was not dealt; nobody can open anything")
         shown = letter(transcript=transcript.to_bytes())
         answers = talk.ask("query.part", dict.fromkeys(self._split.holders, shown))
         parts = {
-            name: shares.Part.from_bytes(read(answer, "part"), self._split)
+            name: decoded(name, self._part, read(answer, "part"))
             for name, answer in answers.items()
         }
-        return shares.combine(self._split, transcript, total, parts)
+        return shares.combine(self._split, self._roster, transcript, parts)
+
+    def _part(self, data: bytes) -> shares.Part:
+        assert self._split is not None
+        return shares.Part.from_bytes(data, self._split)
 
 
 # The coordinator.
@@ -183,11 +201,13 @@ class Paillier:
         form = one_form(replies)
         layout = Layout(fields_of(form), len(replies), public.bits)
         terms = terms_of(request, self._roster, public, layout)
-        contributions = [Contribution.from_bytes(reply.hidden or b"") for reply in replies.values()]
+        contributions = tuple(
+            decoded(name, Contribution.from_bytes, reply.hidden or b"")
+            for name, reply in replies.items()
+        )
         for name, contribution in zip(replies, contributions, strict=True):
             if contribution.party != name:
                 raise PeerError(f"{name}: signed as {contribution.party}")
-        batches = [received(self._roster, terms, public, c) for c in contributions]
-        transcript = Transcript(terms, tuple(contributions))
-        total = paillier.add(public, batches)
-        return opened(form, self.opener.open(talk, transcript, total), replies)
+        for contribution in contributions:
+            received(self._roster, terms, public, contribution)
+        return opened(form, self.opener.open(talk, Transcript(terms, contributions)), replies)

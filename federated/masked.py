@@ -1,7 +1,9 @@
 """Sums under pairwise masks: the node's five steps and the coordinator's.
 
 `secure_agg.masks` is the protocol; here it is carried by messages. A node keeps its state of the
-protocol, and notes a query as used, before anything leaves it.
+protocol, and notes a query as used, before anything leaves it. That holds as far as Flower keeps
+a node's state: under the in-process grid and the simulation engine, which run one message of a node
+at a time. Nodes on machines of their own need a store that survives a crash.
 """
 
 from __future__ import annotations
@@ -25,7 +27,14 @@ from federated.messages import (
     read,
 )
 from federated.node import Party
-from federated.protection import MINIMUM_PARTIES, Talk, fields_of, named_reply, released
+from federated.protection import (
+    MINIMUM_PARTIES,
+    Talk,
+    decoded,
+    fields_of,
+    named_reply,
+    released,
+)
 from lab.errors import PeerError, PolicyError
 from lab.sums import Sums
 from secure_agg import masks, wire
@@ -33,7 +42,7 @@ from secure_agg.identity import Roster
 from secure_agg.masks import Keys, Revealed, Seat, Terms, pairs_in, pairs_out
 
 OPENING, NAMES, KEPT = b"LABOPN01", b"LABNAM01", b"LABKPT01"
-MASKS = "masks"
+MASKS: Hiding = "masks"
 
 # The node. Every step takes up the state where the last one left it.
 
@@ -68,6 +77,7 @@ def _seated(memory: Memory) -> _Seated:
 
 def advertise(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:
     """Step 0: fresh public keys."""
+    memory.allow(MASKS)
     query, question = wire.split(OPENING, read(asked, "opening"), 2)
     terms = _terms(wire.text(query), question, memory.roster())
     seat, keys = masks.advertise(memory.identity(), terms, secrets.token_bytes(32))
@@ -162,12 +172,14 @@ class Masks:
         opening = letter(opening=wire.join(OPENING, [terms.query.encode(), terms.question]))
         answers = self._ask(talk, "query.masks_advertise", dict.fromkeys(request.parties, opening))
         keys = {
-            name: masks.checked_keys(terms, name, Keys.from_bytes(read(answer, "keys")))
+            name: masks.checked_keys(
+                terms, name, decoded(name, Keys.from_bytes, read(answer, "keys"))
+            )
             for name, answer in answers.items()
         }
         shown = letter(keys=pairs_out({name: key.to_bytes() for name, key in keys.items()}))
         answers = self._ask(talk, "query.masks_share", dict.fromkeys(keys, shown))
-        sealed = {name: pairs_in(read(answer, "sealed")) for name, answer in answers.items()}
+        sealed = {n: decoded(n, pairs_in, read(answer, "sealed")) for n, answer in answers.items()}
         answers = self._ask(
             talk, f"{request.kind}.masks_mask", {n: _question(request, sealed, n) for n in sealed}
         )
@@ -190,7 +202,8 @@ class Masks:
         told = letter(confirmations=pairs_out(confirmations))
         answers = self._ask(talk, "query.masks_reveal", dict.fromkeys(confirmations, told))
         revealed = {
-            name: Revealed.from_bytes(read(answer, "revealed")) for name, answer in answers.items()
+            name: decoded(name, Revealed.from_bytes, read(answer, "revealed"))
+            for name, answer in answers.items()
         }
         arrays = masks.total(terms, keys, list(sealed), masked, revealed, fields)
         return opened(form, arrays, replies)

@@ -14,10 +14,15 @@ from functools import lru_cache
 from flwr.app import ConfigRecord, Context
 from gmpy2 import mpz
 
+from federated.messages import Hiding
 from lab.errors import PeerError, PolicyError
 from secure_agg.identity import SEED_BYTES, Identity, Roster
 from secure_agg.keys import PublicKey
 from secure_agg.shares import KeyShare, SplitKey, open_share
+from secure_agg.transcript import FEWEST
+
+#: A refusal says something about the rows; an honest study ends at the first.
+MOST_REFUSALS = 3
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,25 @@ class Released:
 class Memory:
     """A view of one node's state; two views of the same context are the same memory."""
 
-    def __init__(self, context: Context, name: str) -> None:
-        self._records, self._name = context.state.config_records, name
+    def __init__(self, context: Context, name: str, hiding: Hiding) -> None:
+        self._records, self._name, self._hiding = context.state.config_records, name, hiding
         self.seat = int(context.node_config["partition-id"])
+
+    def allow(self, hiding: Hiding) -> None:
+        """Raises :class:`PolicyError` unless this node hides its sums in this way."""
+        if hiding != self._hiding:
+            raise PolicyError(f"this party answers '{self._hiding}' alone, not '{hiding}'")
+
+    def refuse(self) -> None:
+        """Count a refusal: each can tell one bit of the rows, so there are few."""
+        count = int.from_bytes(self._get("refused", "count"), "big") + 1
+        self._set("refused", count=count.to_bytes(4, "big"))
+
+    def check_refusals(self) -> None:
+        """Raises :class:`PolicyError` if this node has refused too often to answer any more."""
+        refused = int.from_bytes(self._get("refused", "count"), "big")
+        if self._hiding != "clear" and refused >= MOST_REFUSALS:
+            raise PolicyError(f"this party has refused {refused} times and answers no more")
 
     def identity(self) -> Identity:
         """This node's keys, made when first asked for."""
@@ -48,15 +69,21 @@ class Memory:
         return Identity(self._name, seed)
 
     def enrol(self, roster: bytes, key: bytes, split: bytes, sealed_share: bytes) -> None:
-        """Take up the roster and the keys, once and for all.
+        """Take up the roster and the keys, once and for all this state is kept.
 
         key: the Paillier modulus, or nothing; split, sealed_share: a split key and this node's
         share of it, or nothing. Raises :class:`PolicyError` for a second, different enrolment.
         """
-        known = self._get("enrolled", "roster")
-        if known and (known, self._get("enrolled", "key")) != (roster, key):
-            raise PolicyError("this node is enrolled under another roster or key; it keeps those")
+        told = {"roster": roster, "key": key, "split": split, "sealed": sealed_share}
+        if known := self._get("enrolled", "roster"):
+            if known != roster or any(self._get("enrolled", k) != v for k, v in told.items()):
+                raise PolicyError("this node is enrolled under another roster or key; it keeps it")
+            return
         members = Roster.from_bytes(roster)
+        if len(members.cards) < FEWEST:
+            raise PolicyError(f"a roster of {len(members.cards)} parties hides nobody")
+        if key:
+            _public(key)
         own = self.identity()
         if self._name not in members or members[self._name] != own.card:
             raise PolicyError("the roster does not carry this node's own keys")
@@ -66,7 +93,7 @@ class Memory:
                 raise PolicyError("the split key is not the key this node encrypts to")
             share = open_share(own, agreed, sealed_share)
             self._set("share", exponent=int(share.exponent).to_bytes(len(key), "big"))
-        self._set("enrolled", roster=roster, key=key, split=split)
+        self._set("enrolled", **told)
 
     def roster(self) -> Roster:
         """All parties. Raises :class:`PolicyError` before enrolment."""

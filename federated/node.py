@@ -6,10 +6,12 @@ Adding a statistic is adding a pure function from rows to :class:`~lab.sums.Sums
 
 from __future__ import annotations
 
+import hmac
+import secrets
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +33,7 @@ class Policy(Strict):
     """What a party's gate lets through."""
 
     minimum_rows: int = 10
+    announces: tuple[str, ...] = ()  # columns whose level names may leave
 
 
 @dataclass
@@ -43,6 +46,7 @@ class Party:
     person: str | None = None
     policy: Policy = field(default_factory=Policy)
     workers: int = 2  # processes that may make blinding factors
+    secret: bytes = field(default_factory=partial(secrets.token_bytes, 32), repr=False)
 
     def __post_init__(self) -> None:
         self.forget()
@@ -56,26 +60,29 @@ class Party:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As the rows alone: what is at hand can be made again where the party is sent."""
-        fields = (self.name, self.train, self.test, self.person, self.policy, self.workers)
-        return Party, fields
+        data = (self.name, self.train, self.test, self.person)
+        return Party, (*data, self.policy, self.workers, self.secret)
 
-    def part(self, part: Part) -> pd.DataFrame:
-        return self.train if part == "train" else self.test
+    def rows(self, task: str, part: Part) -> pd.DataFrame:
+        """The rows a task is about, without who they belong to: no question is about persons."""
+        frame = self.train if part == "train" else self.test
+        visible = frame if self.person is None else frame.drop(columns=self.person)
+        return _task(task).rows(visible)
 
     def _design(self, encoding: str, task: str, part: Part) -> features.Design:
-        rows = _task(task).rows(self.part(part))
-        return features.Design(rows, features.Encoding.model_validate_json(encoding))
+        agreed = features.Encoding.model_validate_json(encoding)
+        return features.Design(self.rows(task, part), agreed)
 
     def _response(self, task: str, part: Part) -> glm.Response:
-        agreed = _task(task)
-        return glm.Response(agreed.rows(self.part(part)), agreed)
+        return glm.Response(self.rows(task, part), _task(task))
 
     def _scored(self, model: str, task: str) -> scoring.Scored:
-        agreed = _task(task)
-        rows = agreed.rows(self.test)
-        response = glm.Response(rows, agreed)
+        rows = self.rows(task, "test")
+        response = glm.Response(rows, _task(task))
         rate = models.from_json(model).predict(rows)
-        unit = np.arange(len(rows)) if self.person is None else pd.factorize(rows[self.person])[0]
+        unit = np.arange(len(rows))
+        if self.person is not None:
+            unit = pd.factorize(_task(task).rows(self.test)[self.person])[0]
         return scoring.Scored(
             response.y, rate, response.exposure, response.weight, np.asarray(unit, dtype=float)
         )
@@ -84,7 +91,7 @@ class Party:
         from lab import network
 
         return network.tensors(
-            _task(task).rows(self.train),
+            self.rows(task, "train"),
             self.response(task, "train"),
             features.Encoding.model_validate_json(encoding),
             network.Bends.model_validate_json(bends),
@@ -125,11 +132,11 @@ def _levels(a: Arguments) -> tuple[features.Levels, ...]:
 
 
 def _moments(party: Party, a: Arguments, arrays: Arrays) -> Sums:
-    return features.moments(_task(a["task"]).rows(party.train), _numbers(a))
+    return features.moments(party.rows(a["task"], "train"), _numbers(a))
 
 
 def _level_counts(party: Party, a: Arguments, arrays: Arrays) -> Sums:
-    return features.level_counts(_task(a["task"]).rows(party.train), _levels(a))
+    return features.level_counts(party.rows(a["task"], "train"), _levels(a))
 
 
 def _means(party: Party, a: Arguments, arrays: Arrays) -> Sums:
@@ -162,7 +169,7 @@ def _score_fit(party: Party, a: Arguments, arrays: Arrays) -> Sums:
         family=_task(a["task"]).law,
         constant=float(a["constant"]),
         replicates=int(a["replicates"]),
-        seed=[int(a["seed"]), zlib.crc32(party.name.encode())],
+        seed=[int(a["seed"]), *hmac.digest(party.secret, b"resamples", "sha256")],
     )
 
 
@@ -172,14 +179,14 @@ def _score_lorenz(party: Party, a: Arguments, arrays: Arrays) -> Sums:
 
 def _score_levels(party: Party, a: Arguments, arrays: Arrays) -> Sums:
     feature = features.Levels.model_validate(a["feature"])
-    rows = _task(a["task"]).rows(party.test)
+    rows = party.rows(a["task"], "test")
     codes = features.codes_of(feature.feature.texts(rows), feature.levels)
     scored = party.scored(a["model"], a["task"])
     return scoring.level_sums(scored, codes=codes, count=len(feature.levels))
 
 
 def _histogram(party: Party, a: Arguments, arrays: Arrays) -> Sums:
-    return features.histogram(_task(a["task"]).rows(party.train), _numbers(a), arrays["edges"])
+    return features.histogram(party.rows(a["task"], "train"), _numbers(a), arrays["edges"])
 
 
 def _network_update(party: Party, a: Arguments, arrays: Arrays) -> Sums:

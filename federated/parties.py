@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 
 from federated.experiment import Experiment, GLMModel
+from federated.features import is_category
 from federated.node import Party, Policy
 from lab.contracts import Contract, nearest
 from lab.errors import ConfigurationError, ContractError
 from lab.features import check_features
+from lab.glm import Response
 from lab.partition import deal, test_mask
 from lab.sources import Table, built_in, load
 
@@ -85,6 +87,8 @@ class Market:
                     "rows; set data.missing = 'drop' to leave them out"
                 )
         check_features(frame, tuple(sorted(features, key=str)), data.missing)
+        for task in self.experiment.tasks().values():  # here, where rows may be named
+            Response(task.rows(frame), task)
         return frame
 
     def _party(self, name: str, frame: pd.DataFrame, rows: Any, test: Any) -> Party:
@@ -94,8 +98,25 @@ class Market:
                 f"{name} would have no training rows; change parties or data.test"
             )
         held = train if self.in_sample else frame.iloc[rows[test[rows]]]
-        policy = Policy(minimum_rows=self.experiment.protection.minimum_rows)
-        return Party(name, train, held, self.experiment.data.person, policy)
+        features = {f for listed in self.features.values() for f in listed}
+        unlisted = {
+            f.column
+            for f in features
+            if is_category(f, self.contract)
+            and not f.cut
+            and not self.contract.columns[f.column].levels
+        }
+        return Party(
+            name,
+            train,
+            held,
+            self.experiment.data.person,
+            Policy(
+                minimum_rows=self.experiment.protection.minimum_rows,
+                announces=tuple(sorted(unlisted)),
+            ),
+            secret=f"{self.experiment.seed} {name}".encode(),  # simulated: same seed, same bits
+        )
 
     def pooled(self) -> Party:
         """One party that holds all rows; what a federation is measured against."""

@@ -7,8 +7,8 @@ clear way is there for arms of one party and for comparison, and says its name i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Protocol, TypeVar
 
 import numpy as np
 from flwr.app import RecordDict
@@ -18,6 +18,7 @@ from federated.messages import Form, Hiding, Reply, Request
 from federated.node import Party
 from lab.errors import PeerError
 from lab.sums import Sums, combine
+from secure_agg.errors import FaultyParty, SecureAggError
 from secure_agg.identity import Roster
 from secure_agg.packing import Field
 from secure_agg.transcript import FEWEST as MINIMUM_PARTIES
@@ -92,6 +93,17 @@ def named_reply(name: str, answer: RecordDict) -> Reply:
     return reply
 
 
+Decoded = TypeVar("Decoded")
+
+
+def decoded(name: str, decode: Callable[[bytes], Decoded], data: bytes) -> Decoded:
+    """What a party sent, or an error that blames it."""
+    try:
+        return decode(data)
+    except SecureAggError as error:
+        raise FaultyParty(f"{name}: {error}", name) from None
+
+
 def fields_of(form: Form) -> tuple[Field, ...]:
     """The public fixed-point format of a contribution; the same for every party."""
     return tuple(
@@ -116,6 +128,7 @@ def released(request: Request, sums: Sums, sent: int, key_bits: int = 0) -> Rele
 def answer_clear(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:
     """The node's step: its sums, readable."""
     request = Request.from_record(asked)
+    memory.allow("clear")
     sums = holder.take(request)
     memory.note(released(request, sums, sum(array.nbytes for array in sums.arrays.values())))
     return Reply.of(holder.name, sums, None).to_record()

@@ -76,7 +76,8 @@ def _positive(frame: pd.DataFrame, name: str) -> Floats:
         rows = ", ".join(str(i + 1) for i in bad[:5])
         raise ContractError(
             f"column '{name}' must be above 0 where it is an exposure or a weight; "
-            f"{len(bad)} rows are not (first: {rows}); leave such rows out"
+            "leave such rows out",
+            (f"{len(bad)} rows are not (first: {rows})",),  # for the party's own eyes
         )
     return values
 

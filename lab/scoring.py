@@ -45,7 +45,8 @@ def fit_sums(
 
     Index 0 of each array is the sample itself, 1..replicates are resamples; the same seed gives
     the same resamples for every model, so differences between models are paired. ``seed`` holds
-    the study's seed and a number of the party's own.
+    the study's seed and numbers only the party knows: resamples that others could repeat would be
+    equations for single rows.
     """
     expected = rows.rate * rows.exposure
     columns = np.column_stack(

@@ -43,12 +43,14 @@ class Card:
     receiving: bytes
 
     def __post_init__(self) -> None:
-        if not self.name.isprintable() or not 1 <= len(self.name.encode()) <= LONGEST_NAME:
-            raise InvalidIdentity(
-                f"a party's name must be printable, of 1 to {LONGEST_NAME} bytes in UTF-8"
-            )
+        check_name(self.name)
         if len(self.verifying) != 32 or len(self.receiving) != 32:
             raise InvalidIdentity(f"card of {self.name}: a public key must have 32 bytes")
+        if _degenerate(self.receiving) or _degenerate(_montgomery(self.verifying)):
+            raise InvalidIdentity(
+                f"card of {self.name}: a public key is of small order, so that anybody could "
+                "sign or read in this name"
+            )
 
     def signed(self, purpose: bytes, message: bytes, signature: bytes) -> bool:
         """Whether this party signed this message for this purpose."""
@@ -77,16 +79,14 @@ class Card:
 class Identity:
     """A party's secret keys, all from one seed of 32 random bytes; never shown, never pickled."""
 
-    __slots__ = ("_receiving", "_signing", "card")
-
-    card: Card
+    __slots__ = ("_card", "_receiving", "_signing")
 
     def __init__(self, name: str, seed: bytes) -> None:
         if len(seed) != SEED_BYTES:
             raise InvalidIdentity(f"an identity's seed must have {SEED_BYTES} bytes")
         self._signing = Ed25519PrivateKey.from_private_bytes(derived(seed, b"signing"))
         self._receiving = X25519PrivateKey.from_private_bytes(derived(seed, b"receiving"))
-        self.card = Card(
+        self._card = Card(
             name,
             self._signing.public_key().public_bytes_raw(),
             self._receiving.public_key().public_bytes_raw(),
@@ -96,6 +96,11 @@ class Identity:
     def generate(cls, name: str) -> Identity:
         """A fresh identity, from the system's randomness."""
         return cls(name, secrets.token_bytes(SEED_BYTES))
+
+    @property
+    def card(self) -> Card:
+        """What others may know of it."""
+        return self._card
 
     def __repr__(self) -> str:
         return f"Identity({self.card.name!r})"
@@ -162,6 +167,33 @@ class Roster:
     def from_bytes(cls, data: bytes) -> Roster:
         """The roster that `to_bytes` wrote. Raises MalformedMessage and InvalidIdentity."""
         return cls(tuple(map(Card.from_bytes, wire.split(ROSTER, data, 0, wire.MOST_PARTS))))
+
+
+def check_name(name: str) -> None:
+    """Raises InvalidIdentity unless a party may be called so: names stand in messages to people."""
+    if not name.isprintable() or not 1 <= len(name.encode()) <= LONGEST_NAME:
+        raise InvalidIdentity(
+            f"a party's name must be printable, of 1 to {LONGEST_NAME} bytes in UTF-8"
+        )
+
+
+def _degenerate(key: bytes) -> bool:
+    """Whether an X25519 key is of small order: whatever the secret, the agreement is zero."""
+    try:
+        X25519PrivateKey.from_private_bytes(bytes(32)).exchange(
+            X25519PublicKey.from_public_bytes(key)
+        )
+    except ValueError:
+        return True
+    return False
+
+
+def _montgomery(key: bytes) -> bytes:
+    """An Ed25519 key as the X25519 key of the same order (RFC 7748, section 4.1)."""
+    prime = 2**255 - 19
+    y = int.from_bytes(key, "little") % 2**255 % prime
+    u = (1 + y) * pow(1 - y, prime - 2, prime) % prime
+    return u.to_bytes(32, "little")
 
 
 def derived(secret: bytes, purpose: bytes) -> bytes:

@@ -14,7 +14,8 @@ and the consistency check, against a coordinator that may do as it likes:
     4  party        reveal                          one share of a secret of each party
     -  coordinator  total                           the sum
 
-A party does each step once in a sum, all its secrets are fresh for each sum, and everything is
+A party does each step once in a sum, for which it must keep its state where no crash, copy or
+second process takes it back; all its secrets are fresh for each sum, and everything is
 signed or keyed for one query, one question and one roster. `run` below plays all roles.
 
 Threat model: parties are honest but curious; the coordinator may do as it likes. With the threshold
@@ -23,7 +24,8 @@ them, one) learns only the sum over the parties it has confirmed, of which there
 in general it may work with fewer than 2 * threshold - parties of them (Bonawitz, theorem 6.5): raise
 the threshold to withstand more, and fewer may drop out. Parties that send false shares or a false
 masked vector spoil the sum: that is noticed where it breaks a count or a bound, and the liar is
-not always named. A sum of three tells two who put their numbers together the third's.
+not always named. A sum of three tells two who put their numbers together the third's, and two sums
+that differ by who dropped out tell what that party added, if the question is the same.
 
 Numbers are integers modulo a power of two, so sums are exact, and streams have full 256-bit keys:
 see `secure_agg.lanes`.
@@ -44,6 +46,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from secure_agg import wire
 from secure_agg.errors import (
+    Blame,
     FaultyCoordinator,
     FaultyParty,
     InconsistentSum,
@@ -51,7 +54,7 @@ from secure_agg.errors import (
     MalformedMessage,
     TooFewParties,
 )
-from secure_agg.identity import Identity, Roster, derived
+from secure_agg.identity import Identity, Roster, check_name, derived
 from secure_agg.lanes import Lanes, added, apply_streams, decoded, encoded, vector_lanes
 from secure_agg.packing import Field
 
@@ -93,8 +96,9 @@ class Terms:
                 f"the threshold must be above half of {parties} parties and at most all of them, "
                 f"got {self.threshold}"
             )
-        if not self.query.isprintable() or not self.query or len(self.question) != 32:
-            raise InvalidIdentity("a query is named by printable text, a question by 32 bytes")
+        check_name(self.query)
+        if len(self.question) != 32:
+            raise InvalidIdentity("a question is named by a digest of 32 bytes")
 
     @property
     def least(self) -> int:
@@ -317,9 +321,13 @@ def reveal(
         try:
             plain = box.decrypt(bytes(12), sealed, _names(other, name))
         except InvalidTag:
-            raise FaultyParty(f"{other}: its shares can't be opened", other) from None
+            plain = b""
         if len(plain) != 2 * SHARE_BYTES:
-            raise FaultyParty(f"{other}: its shares have not the size they should have", other)
+            raise Blame(
+                f"{other} or the coordinator: {other}'s shares for {name} can't be opened",
+                other,
+                "coordinator",
+            )
         if other in seat.confirmed:
             own[other] = int.from_bytes(plain[:SHARE_BYTES], "big")
         else:

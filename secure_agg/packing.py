@@ -253,9 +253,9 @@ def checked(
             inside &= np.abs(values) < BEYOND_EXACT
         if not inside.all():
             raise ValueOutOfBounds(
-                f"field {index}: {np.count_nonzero(~inside)} of {field.size} values are not "
-                f"finite, exceed the bound {field.bound!r}, or are integers without an exact "
-                "float64; nothing was encrypted. Check the data or agree on a wider bound"
+                f"field {index}: a value is not finite, exceeds the bound {field.bound!r}, or is "
+                "an integer without an exact float64; nothing was hidden and nothing leaves. "
+                "Check the data or agree on a wider bound"
             )
         result.append(values)
     return result

@@ -5,17 +5,22 @@ Threat model and what follows from it
 Parties are honest but curious: they follow the protocol and put together what they saw. The
 coordinator may do as it likes, within what the transcript binds (`secure_agg.transcript`). Up to
 all holders but one may pool their shares and still open nothing, learn nothing of a total and
-nothing of the missing share: any n-1 shares are uniform numbers. What is opened is the total of at
-least three signed contributions to one new query, and nothing else.
+nothing of the missing share: any n-1 shares look like
+independent uniform numbers below n / 2, whatever the key. What is opened is the total of at
+least three signed contributions to one new query, once for each query.
 
 Not protected, said plainly:
 
+* Whoever brings the roster brings the parties: it must come by a way the coordinator can't bend. Three
+  names under one owner are one party.
 * A contributor that deviates *and* works with the coordinator: shown another party's ciphertext it
   can send its inverse or a copy, re-randomised, and so take that party out of a total or count it
   twice. Proofs that contributors know their plaintexts would stop it; they are not here.
-* Two totals of almost the same rows, subtracted. That is for disclosure control, above this package.
+* Two totals that differ by one party or by a few rows, subtracted. That is for disclosure control, above this package.
 * Two of three contributors who put their own numbers together know the third's. No cryptography
   changes that: a sum hides a party among those that do not collude.
+* Time: Paillier has no forward secrecy. Recorded ciphertexts open if all shares leak later, and
+  a quantum computer opens them alone.
 * Availability: one holder that is gone, or refuses, and nothing opens.
 * The dealer. It knew the whole key, and Python does not wipe memory: deal on a machine that is
   switched off afterwards. (Making the key without a dealer was judged, see the README.)
@@ -39,7 +44,8 @@ r**n mod n = c mod n is checked for every ciphertext, so a total that opens is r
 hold, the proof that comes with every part tells who lied: one proof for a whole batch, that the
 discrete logarithms of the holder's public image and of a random combination of its parts are
 equal (Chaum and Pedersen, CRYPTO 1992; in groups of unknown order Shoup, EUROCRYPT 2000; random
-combination: Bellare, Garay and Rabin, EUROCRYPT 1998). Signs are left out of the
+combination: Bellare, Garay and Rabin, EUROCRYPT 1998, with Boyd and Pavlovski, ASIACRYPT 2000,
+on signs). Signs are left out of the
 proof, where they cost soundness, and repaired by whoever combines. A liar who could prove a false
 part would know an element of small order, and with it a factor of n.
 """
@@ -67,13 +73,11 @@ from secure_agg.errors import (
     InvalidKey,
     MalformedMessage,
     MissingHolder,
-    WrongKey,
 )
-from secure_agg.identity import Card, Identity, Roster
+from secure_agg.identity import Card, Identity, Roster, check_name
 from secure_agg.keys import PrivateKey, PublicKey, load_secret, save_secret
 from secure_agg.modexp import secret_powers
 from secure_agg.packing import unpack
-from secure_agg.paillier import Batch
 from secure_agg.transcript import Transcript, examine
 
 SPLIT, SHARE, PART = b"SAGGSP01", b"SAGGSH01", b"SAGGPA01"
@@ -100,10 +104,12 @@ class SplitKey:
     def __post_init__(self) -> None:
         n = self.public.n
         numbers = [self.base, *self.images.values()]
+        for name in self.images:
+            check_name(name)
         if len(self.images) < 2:
             raise InvalidKey(f"a key is split among two holders or more, got {len(self.images)}")
-        if any(not 1 < v < n or gmpy2.gcd(v, n) != 1 for v in numbers):
-            raise InvalidKey("split key: base and images must be above 1, below n, prime to n")
+        if any(not 1 < v < n - 1 or gmpy2.jacobi(v, n) != 1 for v in numbers):
+            raise InvalidKey("split key: base and images must be squares modulo n, and not 1 or -1")
         if gmpy2.powmod(_product(self.images.values(), n), n, n) != self.base:
             raise InvalidKey("split key: the shares do not make up the key; the dealer erred")
 
@@ -129,7 +135,10 @@ class SplitKey:
         if len(listed) % 2 or len(set(names)) != len(names):
             raise MalformedMessage("split key: holders and images do not pair up")
         images = dict(zip(names, map(wire.number, listed[1::2]), strict=True))
-        return cls(PublicKey(wire.number(n)), wire.number(base), images)
+        split = cls(PublicKey(wire.number(n)), wire.number(base), images)
+        if split.to_bytes() != data:
+            raise MalformedMessage("split key: not in its one encoding")
+        return split
 
 
 class KeyShare:
@@ -193,6 +202,8 @@ class Part:
         if len(body) % size:
             raise MalformedMessage("a part's numbers have not the size they should have")
         numbers = tuple(wire.number(body[at : at + size]) for at in range(0, len(body), size))
+        if any(x >= n for x in numbers):
+            raise MalformedMessage("a part's numbers must be below n")
         return cls(numbers, wire.number(challenge), wire.number(response))
 
 
@@ -200,7 +211,8 @@ def deal(private: PrivateKey, holders: Sequence[str]) -> tuple[SplitKey, dict[st
     """The dealer's step: cut the key, after which it must be forgotten.
 
     All shares but the last are drawn uniformly modulo lambda, and the last makes up the sum, so
-    any n-1 of them are uniform and independent of the key. Raises InvalidKey.
+    any n-1 of them are independent and uniform modulo lambda; that lambda is not n / 2 can't be
+    told from them, it is off by one part in 2**(bits / 2 - 1). Raises InvalidKey.
     """
     if len(holders) < 2 or len(set(holders)) != len(holders):
         raise InvalidKey("a key is split among two holders or more, each named once")
@@ -261,33 +273,40 @@ def give_part(
     Raises FaultyCoordinator, see `transcript.examine`.
     """
     total = examine(roster, transcript, share.split.public, answered)
-    part = prove_part(share, total.ciphertexts, _context(transcript), workers=workers)
+    hedge = secrets.token_bytes(32)
+    part = prove_part(share, total.ciphertexts, _context(transcript), workers=workers, hedge=hedge)
     return answered | {transcript.terms.query}, part
 
 
 def combine(
-    split: SplitKey, transcript: Transcript, total: Batch, parts: Mapping[str, Part]
+    split: SplitKey, roster: Roster, transcript: Transcript, parts: Mapping[str, Part]
 ) -> list[npt.NDArray[np.float64]]:
     """The coordinator's step: the arrays of the total.
 
-    total: the product of the transcript's contributions
     parts: from every holder
 
-    Raises MissingHolder, FaultyHolder (naming every liar), InconsistentSum.
+    Raises FaultyCoordinator, like a holder; MissingHolder; FaultyHolder with everybody whose part
+    is false, if the total does not open; InvalidKey; InconsistentSum. A total that opens is
+    right, whatever the proofs: a lie that does no harm names nobody.
     """
-    if total.key != split.public.fingerprint:
-        raise WrongKey(f"the batch is under key {total.key}, not {split.public.fingerprint}")
+    total = examine(roster, transcript, split.public, ())
     plaintexts = open_with(split, total.ciphertexts, parts, _context(transcript))
     return unpack(total.layout, plaintexts, total.contributions)
 
 
 def prove_part(
-    share: KeyShare, ciphertexts: Sequence[mpz], context: bytes, *, workers: int = 2
+    share: KeyShare,
+    ciphertexts: Sequence[mpz],
+    context: bytes,
+    *,
+    workers: int = 2,
+    hedge: bytes = b"",
 ) -> Part:
     """A holder's part of opening these ciphertexts, with its proof. It asks nothing: see give_part.
 
-    context: what the proof is bound to. The proof's nonce is derived from share and statement, so
-    no randomness is needed and none can fail.
+    context: what the proof is bound to
+    hedge: random bytes. The proof's nonce follows from share, statement and these, so poor
+        randomness does not harm it, and a fault provoked in a repeated proof does not either.
     """
     split, n = share.split, share.split.public.n
     bases = [c % n for c in ciphertexts]
@@ -295,7 +314,7 @@ def prove_part(
     statement, (combined_base, _) = _statement(split, share.holder, bases, numbers, context)
     secret = _padded(share.exponent, n)
     nonce_bits = n.bit_length() + CHALLENGE_BITS + STATISTICAL_BITS
-    nonce = _expanded([b"nonce", secret, statement], nonce_bits)
+    nonce = _expanded([b"nonce", secret, hedge, statement], nonce_bits)
     commitments = secret_powers([split.base, combined_base], nonce, n)
     challenge = _challenge(statement, commitments, n)
     return Part(numbers, challenge, nonce + challenge * share.exponent)
@@ -306,7 +325,9 @@ def holds(
 ) -> bool:
     """Whether a part is, up to signs, what the holder's share makes of these ciphertexts."""
     n = split.public.n
-    if len(part.numbers) != len(ciphertexts) or gmpy2.gcd(_product(part.numbers, n), n) != 1:
+    if len(part.numbers) != len(ciphertexts) or not all(0 < x < n for x in part.numbers):
+        return False
+    if gmpy2.gcd(_product(part.numbers, n), n) != 1:
         return False
     bases = [c % n for c in ciphertexts]
     statement, (base, number) = _statement(split, holder, bases, part.numbers, context)
@@ -325,7 +346,10 @@ def open_with(
     *,
     workers: int = 2,
 ) -> list[mpz]:
-    """The plaintexts 0 <= m < n of checked ciphertexts. Raises MissingHolder and FaultyHolder."""
+    """The plaintexts 0 <= m < n of ciphertexts that passed `paillier.check_ciphertexts`.
+
+    Raises MissingHolder, FaultyHolder and InvalidKey.
+    """
     missing = [holder for holder in split.holders if holder not in parts]
     if missing:
         raise MissingHolder(

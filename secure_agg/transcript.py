@@ -34,7 +34,7 @@ from secure_agg.errors import (
     SecureAggError,
     TooFewParties,
 )
-from secure_agg.identity import Identity, Roster
+from secure_agg.identity import Identity, Roster, check_name
 from secure_agg.keys import PublicKey
 from secure_agg.packing import Layout
 from secure_agg.paillier import Batch
@@ -75,6 +75,8 @@ class Terms:
             )
         if len(self.question) != 32 or len(self.roster) != 32:
             raise InvalidIdentity("question and roster are digests of 32 bytes")
+        for name in self.parties:
+            check_name(name)
         if len(set(self.parties)) != len(self.parties):
             raise InvalidIdentity(f"query {self.query}: a party is named twice")
         if len(self.parties) < FEWEST:
@@ -104,11 +106,13 @@ class Terms:
         """The terms that `to_bytes` wrote. Raises MalformedMessage and what the class raises."""
         query, question, roster, key, layout, *named = wire.split(TERMS, data, 5, wire.MOST_PARTS)
         try:
-            form = Layout.from_dict(json.loads(wire.text(layout)))
-        except (json.JSONDecodeError, RecursionError):
+            form = json.loads(wire.text(layout))
+        except (ValueError, RecursionError):
             raise MalformedMessage("terms: the layout is not JSON") from None
         names = tuple(map(wire.text, named))
-        terms = cls(wire.text(query), question, roster, names, wire.text(key), form)
+        terms = cls(
+            wire.text(query), question, roster, names, wire.text(key), Layout.from_dict(form)
+        )
         if terms.to_bytes() != data:
             raise MalformedMessage("terms: not in their one encoding")
         return terms
@@ -122,12 +126,15 @@ class Contribution:
     batch: bytes
     signature: bytes
 
+    def __post_init__(self) -> None:
+        check_name(self.party)
+
     def to_bytes(self) -> bytes:
         return wire.join(CONTRIBUTION, [self.party.encode(), self.batch, self.signature])
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Contribution:
-        """The contribution that `to_bytes` wrote. Raises MalformedMessage."""
+        """The contribution that `to_bytes` wrote. Raises MalformedMessage and InvalidIdentity."""
         party, batch, signature = wire.split(CONTRIBUTION, data, 3)
         return cls(wire.text(party), batch, signature)
 
@@ -138,6 +145,9 @@ class Transcript:
 
     terms: Terms
     contributions: tuple[Contribution, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "contributions", tuple(self.contributions))
 
     def to_bytes(self) -> bytes:
         parts = [self.terms.to_bytes(), *(c.to_bytes() for c in self.contributions)]

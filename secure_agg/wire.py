@@ -24,8 +24,8 @@ def join(kind: bytes, parts: Iterable[bytes]) -> bytes:
     return b"".join([kind, *(piece for part in parts for piece in (_LENGTH.pack(len(part)), part))])
 
 
-def split(kind: bytes, data: bytes, least: int, most: int = 0) -> list[bytes]:
-    """The parts of a message of this kind, at least `least` and at most `most` (or exactly `least`).
+def split(kind: bytes, data: bytes, least: int, most: int | None = None) -> list[bytes]:
+    """The parts of a message of this kind: from `least` to `most`, or exactly `least`.
 
     Raises MalformedMessage.
     """
@@ -38,7 +38,8 @@ def split(kind: bytes, data: bytes, least: int, most: int = 0) -> list[bytes]:
         )
     parts: list[bytes] = []
     at = len(kind)
-    while at < len(data) and len(parts) < MOST_PARTS:
+    most = least if most is None else most
+    while at < len(data) and len(parts) <= most:
         if at + _LENGTH.size > len(data):
             raise MalformedMessage(f"a {name} message is cut off")
         (length,) = _LENGTH.unpack_from(data, at)
@@ -47,7 +48,7 @@ def split(kind: bytes, data: bytes, least: int, most: int = 0) -> list[bytes]:
             raise MalformedMessage(f"a {name} message is cut off")
         parts.append(bytes(data[at : at + length]))
         at += length
-    if at != len(data) or not least <= len(parts) <= max(least, most):
+    if at != len(data) or not least <= len(parts) <= most:
         raise MalformedMessage(f"a {name} message has not the parts it should have")
     return parts
 

@@ -16,7 +16,7 @@ from federated.apps import client_app, server_app
 from federated.encrypted import KeyAuthority, Paillier
 from federated.features import agree
 from federated.federation import Federation, single_threaded_blas
-from federated.node import Party
+from federated.node import Party, Policy
 from federated.protection import Clear, Protection
 from lab.contracts import Contract, draft
 from lab.features import Feature
@@ -65,13 +65,17 @@ def federate(
     workers: int = 2,
 ) -> Any:
     """Run ``work`` on a federation whose parties hold these training rows."""
-    parties = [Party(f"insurer {k + 1}", f, f.iloc[:0]) for k, f in enumerate(frames)]
+    policy = Policy(announces=tuple(frames[0].columns))
+    parties = [
+        Party(f"insurer {k + 1}", f, f.iloc[:0], policy=policy) for k, f in enumerate(frames)
+    ]
     found: list[Any] = []
+    hiding = (protection or Clear()).hiding
     app = server_app(
         lambda nodes: found.append(work(Federation(nodes, protection or Clear(), len(parties))))
     )
     with single_threaded_blas():
-        grid.run_in_process(app, client_app(parties.__getitem__), len(parties), workers)
+        grid.run_in_process(app, client_app(parties.__getitem__, hiding), len(parties), workers)
     return found[0]
 
 

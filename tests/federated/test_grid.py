@@ -95,4 +95,4 @@ def test_a_defect_at_a_node_leaves_as_its_type_alone() -> None:
         lambda nodes: Federation(nodes, Clear(), 1).sum("means", task=task, part="train")
     )
     with pytest.raises(PeerError, match=r"^insurer 1: failed with ValueError$"):
-        run_in_process(app, client_app(lambda k: party), 1, 1)
+        run_in_process(app, client_app(lambda k: party, "clear"), 1, 1)

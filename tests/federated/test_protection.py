@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,11 +16,12 @@ from federated.apps import client_app, server_app
 from federated.encrypted import KeyAuthority, KeyHolders, Paillier
 from federated.federation import Federation
 from federated.masked import Masks
-from federated.messages import Reply, Request, blobs, letter, read
-from federated.node import Party, Policy
+from federated.messages import Hiding, Reply, Request, blobs, letter, read
+from federated.node import STATISTICS, Party, Policy
 from federated.protection import Clear, Protection
 from lab.errors import PeerError, PolicyError
-from lab.glm import Task
+from lab.features import Encoding, Feature
+from lab.glm import GLM, Task
 from lab.sums import Limit, Sums
 from secure_agg.errors import (
     FaultyCoordinator,
@@ -74,16 +76,19 @@ def on_a_road(
     protection: Protection,
     work: Callable[[Federation], Any] = means,
     parties: int = 4,
+    hiding: Hiding | None = None,
+    person: str | None = None,
     **sitting: Callable[[Message], Message | None],
 ) -> Any:
     """Like ``federate``, with somebody on the road."""
     frames = split(table("poisson"), parties)
-    holders = [Party(f"insurer {k + 1}", f, f.iloc[:0]) for k, f in enumerate(frames)]
+    holders = [Party(f"insurer {k + 1}", f, f.iloc[:0], person) for k, f in enumerate(frames)]
+    node = client_app(holders.__getitem__, hiding or protection.hiding)
     found: list[Any] = []
     app = server_app(
         lambda nodes: found.append(work(Federation(Road(nodes, **sitting), protection, parties)))
     )
-    grid.run_in_process(app, client_app(holders.__getitem__), parties, 1)
+    grid.run_in_process(app, node, parties, 1)
     return found[0]
 
 
@@ -154,7 +159,7 @@ def test_a_sum_over_fewer_rows_than_the_minimum_is_refused_by_rule() -> None:
     ]
     app = server_app(lambda nodes: means(Federation(nodes, Clear(), 2)))
     with pytest.raises(PolicyError, match=r"small: means: fewer rows behind the sum than .* 100"):
-        grid.run_in_process(app, client_app(parties.__getitem__), 2, 2)
+        grid.run_in_process(app, client_app(parties.__getitem__, "clear"), 2, 2)
 
 
 def test_no_message_carries_the_key_or_a_share(authority_key: Any) -> None:
@@ -263,23 +268,105 @@ def test_a_node_hides_nothing_without_a_roster() -> None:
         return federation.ask("query", {"insurer 1": request.to_record()})
 
     with pytest.raises(PolicyError, match="insurer 1: this node is not enrolled"):
-        on_a_road(Clear(), unenrolled)
+        on_a_road(Clear(), unenrolled, hiding="paillier")
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_a_node_that_hides_answers_nothing_in_the_clear(name: str, authority_key: Any) -> None:
+    protection = way(name, authority_key)
+
+    def asked_in_the_clear(federation: Federation) -> Any:
+        request = Request("q", "means", {"task": TASK, "part": "train"}, {}, "clear")
+        return federation.ask("query", {"insurer 1": request.to_record()})
+
+    with pytest.raises(PolicyError, match=r"insurer 1: this party answers .* alone, not 'clear'"):
+        on_a_road(protection, asked_in_the_clear)
+
+
+def test_a_node_adds_to_no_sum_of_some_of_the_parties(paillier: Paillier) -> None:
+    def all_but_one(federation: Federation) -> Any:
+        arguments = {"task": TASK, "part": "train"}
+        fewer = Request("q", "means", arguments, {}, "paillier", federation.names[:-1])
+        return paillier.total(federation, fewer)
+
+    with pytest.raises(PolicyError, match="all parties of the roster, or none"):
+        on_a_road(paillier, all_but_one)
+
+
+def test_a_node_refuses_a_second_share_of_a_key_a_stranger_dealt(authority_key: Any) -> None:
+    def deal_again(federation: Federation) -> None:
+        other = Paillier(KeyHolders(authority_key))
+        other.enrol(federation, Roster(tuple(m.card for m in federation.members)))
+
+    with pytest.raises(PolicyError, match="enrolled under another roster or key"):
+        on_a_road(Paillier(KeyHolders(authority_key)), deal_again)
+
+
+def test_the_key_authority_serves_one_roster(authority_key: Any) -> None:
+    authority = KeyAuthority(authority_key)
+    on_a_road(Paillier(authority))
+    with pytest.raises(PolicyError, match="serves one roster"):
+        on_a_road(Paillier(authority))
+
+
+def test_names_of_levels_leave_only_where_they_are_needed() -> None:
+    def everything(federation: Federation) -> Any:
+        return federation.levels(Task(target="y"), (Feature(column="income"),))
+
+    with pytest.raises(PolicyError, match="names of levels of 'income' do not leave"):
+        on_a_road(Clear(), everything)
+
+
+def test_no_question_is_about_persons() -> None:
+    terms = [{"feature": {"column": "age"}, "levels": ["1", "2"]}]
+
+    def by_person(federation: Federation) -> Any:
+        return federation.sum("level_counts", task=TASK, features=terms)
+
+    with pytest.raises(PeerError, match="insurer 1: failed with KeyError"):
+        on_a_road(Clear(), by_person, person="age")
+
+
+def test_a_node_that_refuses_too_often_falls_silent(paillier: Paillier) -> None:
+    def probe(federation: Federation) -> None:
+        for mean in (1e60, 1e61, 1e62):
+            terms = [{"feature": {"column": "age"}, "mean": mean, "scale": 1.0}]
+            with pytest.raises(PeerError, match="bound"):
+                federation.sum("moments", task=TASK, features=terms)
+        means(federation)
+
+    with pytest.raises(PolicyError, match="insurer 1: this party has refused 3 times"):
+        on_a_road(paillier, probe)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["unprotected twin", "as shipped"])
+def test_resamples_are_no_equations_for_single_rows(known: bool) -> None:
+    rows = table("poisson").iloc[:60]
+    party = Party("a", rows, rows)
+    model = GLM(task=Task.model_validate_json(TASK), encoding=Encoding(), beta=(0.0,))
+    arguments = {"model": model.model_dump_json(), "task": TASK, "constant": 1.0}
+    sums = STATISTICS["score_fit"](party, {**arguments, "replicates": 90, "seed": 7}, {})
+    guess = party.secret if known else bytes(32)
+    rng = np.random.default_rng([7, *hmac.digest(guess, b"resamples", "sha256")])
+    weights = np.array([rng.poisson(1.0, 60) for _ in range(90)], dtype=float)
+    found = np.linalg.lstsq(weights, sums["actual"][1:], rcond=None)[0]
+    right = np.abs(found - rows["y"]) < 1e-6
+    assert right.all() if known else right.mean() < 0.2
 
 
 def test_the_key_authority_opens_nothing_but_what_its_checks_allow(authority_key: Any) -> None:
     seen: list[Any] = []
 
     class Watched(KeyAuthority):
-        def open(self, talk: Any, transcript: Transcript, total: Any) -> Any:
-            seen.append((transcript, total))
-            return super().open(talk, transcript, total)
+        def open(self, talk: Any, transcript: Transcript) -> Any:
+            seen.append(transcript)
+            return super().open(talk, transcript)
 
     authority = Watched(authority_key)
     on_a_road(Paillier(authority))
-    transcript, total = seen[0]
     for change in (less, twice, swapped, lambda shown: shown):
         with pytest.raises(FaultyCoordinator):
-            KeyAuthority.open(authority, None, change(transcript), total)  # type: ignore[arg-type]
+            KeyAuthority.open(authority, None, change(seen[0]))  # type: ignore[arg-type]
 
 
 # A party that does not keep to the protocol.
@@ -405,7 +492,6 @@ def test_a_fit_does_not_go_on_when_a_party_leaves() -> None:
         from federated import glm
         from federated.features import agree
         from lab.contracts import draft
-        from lab.features import Feature
 
         task, contract = Task(target="y", exposure="years"), draft(table("poisson"), "t")
         encoding = agree(federation, task, (Feature(column="age"),), contract)
