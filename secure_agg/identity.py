@@ -46,7 +46,7 @@ class Card:
         check_name(self.name)
         if len(self.verifying) != 32 or len(self.receiving) != 32:
             raise InvalidIdentity(f"card of {self.name}: a public key must have 32 bytes")
-        if _degenerate(self.receiving) or _degenerate(_montgomery(self.verifying)):
+        if degenerate(self.receiving) or degenerate(_montgomery(self.verifying)):
             raise InvalidIdentity(
                 f"card of {self.name}: a public key is of small order, so that anybody could "
                 "sign or read in this name"
@@ -177,7 +177,7 @@ def check_name(name: str) -> None:
         )
 
 
-def _degenerate(key: bytes) -> bool:
+def degenerate(key: bytes) -> bool:
     """Whether an X25519 key is of small order: whatever the secret, the agreement is zero."""
     try:
         X25519PrivateKey.from_private_bytes(bytes(32)).exchange(

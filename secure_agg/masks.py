@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -54,7 +54,7 @@ from secure_agg.errors import (
     MalformedMessage,
     TooFewParties,
 )
-from secure_agg.identity import Identity, Roster, check_name, derived
+from secure_agg.identity import Identity, Roster, check_name, degenerate, derived
 from secure_agg.lanes import Lanes, added, apply_streams, decoded, encoded, vector_lanes
 from secure_agg.packing import Field
 
@@ -91,7 +91,7 @@ class Terms:
             raise TooFewParties(
                 f"a sum of {parties} parties hides nobody; at least {FEWEST} are needed"
             )
-        if not parties // 2 < self.threshold <= parties:
+        if type(self.threshold) is not int or not parties // 2 < self.threshold <= parties:
             raise TooFewParties(
                 f"the threshold must be above half of {parties} parties and at most all of them, "
                 f"got {self.threshold}"
@@ -175,16 +175,16 @@ class Seat:
 
     seed: bytes
     step: int = 0
-    keys: Mapping[str, Keys] | None = None
-    dealt: Mapping[str, bytes] | None = None
+    keys: Mapping[str, Keys] = field(default_factory=dict)
+    dealt: Mapping[str, bytes] = field(default_factory=dict)
     confirmed: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"Seat(after step {self.step})"
 
     def to_bytes(self) -> bytes:
-        keys = {name: item.to_bytes() for name, item in (self.keys or {}).items()}
-        tables = [pairs_out(keys), pairs_out(self.dealt or {})]
+        keys = {name: item.to_bytes() for name, item in self.keys.items()}
+        tables = [pairs_out(keys), pairs_out(self.dealt)]
         named = wire.join(SEAT, [name.encode() for name in self.confirmed])
         return wire.join(SEAT, [self.seed, bytes([self.step]), *tables, named])
 
@@ -222,7 +222,9 @@ def share(
 ) -> tuple[Seat, dict[str, bytes]]:
     """Step 1: for each other party, sealed, a share of this party's two secrets.
 
-    keys: what each party advertised, this one among them. Raises FaultyCoordinator.
+    keys: what each party advertised, this one among them
+
+    Raises FaultyCoordinator and TooFewParties.
     """
     name = _at(seat, 1, identity, terms)
     _check_keys(terms, name, seat, keys)
@@ -253,29 +255,31 @@ def mask(
     dealt: shares that others sealed to this party; with those others it shares masks
     fields, arrays: the values and their public format, as in `packing`
 
-    Raises FaultyCoordinator, LayoutMismatch and ValueOutOfBounds.
+    Raises FaultyCoordinator, TooFewParties, LayoutMismatch and ValueOutOfBounds.
     """
     name = _at(seat, 2, identity, terms)
-    assert seat.keys is not None
     if not set(dealt) <= set(seat.keys) - {name}:
         raise FaultyCoordinator(f"query {terms.query} brings shares of somebody without keys")
     _enough(terms, len(dealt) + 1)
     vector = encoded(fields, arrays, len(terms.roster.cards))
-    streams = [(_own_key(terms, _secret(seat.seed, b"own")), True)]
+    form = _form(terms, fields)
+    streams = [(_own_key(form, _secret(seat.seed, b"own")), True)]
     private = X25519PrivateKey.from_private_bytes(_secret(seat.seed, b"masking"))
     for other in dealt:
-        key = _pair_key(terms, private, seat.keys[other].masking, name, other)
+        key = _pair_key(terms, form, private, seat.keys[other].masking, name, other)
         streams.append((key, name < other))
     apply_streams(vector, streams, fields, len(terms.roster.cards))
-    return replace(seat, step=3, dealt=dict(dealt)), vector.tobytes()
+    return replace(seat, step=3, dealt=dict(dealt)), vector.astype("<u8").tobytes()
 
 
 def confirm(
     identity: Identity, terms: Terms, seat: Seat, present: Sequence[str]
 ) -> tuple[Seat, bytes]:
-    """Step 3: this party's signature on who sent a masked vector. Raises FaultyCoordinator."""
+    """Step 3: this party's signature on who sent a masked vector.
+
+    Raises FaultyCoordinator and TooFewParties.
+    """
     name = _at(seat, 3, identity, terms)
-    assert seat.dealt is not None
     if len(set(present)) != len(present) or not set(present) <= {name, *seat.dealt}:
         raise FaultyCoordinator(
             f"query {terms.query} counts a party twice, or one that shared no secrets"
@@ -296,10 +300,9 @@ def reveal(
         the very parties that this party confirmed
 
     A party's own secret and its masking key are never both revealed: the first for those in the
-    sum, the second for those not in it. Raises FaultyCoordinator and FaultyParty.
+    sum, the second for those not in it. Raises FaultyCoordinator, TooFewParties and Blame.
     """
     name = _at(seat, 4, identity, terms)
-    assert seat.dealt is not None and seat.keys is not None
     statement = _present(terms, seat.confirmed)
     for other, signature in confirmations.items():
         known = other in seat.confirmed and other in terms.roster
@@ -332,7 +335,7 @@ def reveal(
             own[other] = int.from_bytes(plain[:SHARE_BYTES], "big")
         else:
             masking[other] = int.from_bytes(plain[SHARE_BYTES:], "big")
-    return replace(seat, step=5, seed=bytes(32), dealt=None, keys=None), Revealed(own, masking)
+    return replace(seat, step=5, seed=bytes(32), dealt={}, keys={}), Revealed(own, masking)
 
 
 # The steps of the coordinator.
@@ -341,6 +344,10 @@ def reveal(
 def checked_keys(terms: Terms, name: str, keys: Keys) -> Keys:
     """The keys a party advertised, if it signed them for this sum. Raises FaultyParty."""
     statement = terms.digest + keys.sealing + keys.masking
+    if name not in terms.roster:
+        raise FaultyParty(f"{name}: is on no roster of query {terms.query}", name)
+    if keys.sealing == keys.masking or degenerate(keys.sealing) or degenerate(keys.masking):
+        raise FaultyParty(f"{name}: shows a degenerate key for query {terms.query}", name)
     if not terms.roster[name].signed(KEYS, statement, keys.signature):
         raise FaultyParty(f"{name}: its keys are not signed by it for query {terms.query}", name)
     return keys
@@ -348,7 +355,8 @@ def checked_keys(terms: Terms, name: str, keys: Keys) -> Keys:
 
 def checked_confirmation(terms: Terms, name: str, present: Sequence[str], signed: bytes) -> bytes:
     """A confirmation, if the party signed these parties for this sum. Raises FaultyParty."""
-    if not terms.roster[name].signed(MASKED, _present(terms, tuple(sorted(present))), signed):
+    statement = _present(terms, tuple(sorted(present)))
+    if name not in present or not terms.roster[name].signed(MASKED, statement, signed):
         raise FaultyParty(f"{name}: signed other parties than it was shown", name)
     return signed
 
@@ -376,16 +384,18 @@ def total(
     Raises TooFewParties, FaultyParty and InconsistentSum.
     """
     names, parties = terms.roster.names, len(terms.roster.cards)
+    for stranger in {*masked, *revealed} - set(names):
+        raise FaultyParty(f"{stranger}: is on no roster of query {terms.query}", stranger)
     if len(masked) < terms.least or len(revealed) < terms.threshold:
         raise TooFewParties(
             f"query {terms.query}: {len(masked)} parties sent their vector and {len(revealed)} "
             f"stayed to the end; {terms.least} and {terms.threshold} are needed"
         )
     x = {name: at for at, name in enumerate(names, start=1)}
-    streams = []
+    streams, form = [], _form(terms, fields)
     for name in masked:
         secret = _joined(terms, x, {h: r.own[name] for h, r in revealed.items() if name in r.own})
-        streams.append((_own_key(terms, secret), False))
+        streams.append((_own_key(form, secret), False))
     for gone in [name for name in dealers if name not in masked]:
         held = {h: r.masking[gone] for h, r in revealed.items() if gone in r.masking}
         secret = _joined(terms, x, held)
@@ -396,7 +406,7 @@ def total(
                 "one of the parties that stayed gave a false share"
             )
         for name in masked:
-            key = _pair_key(terms, private, keys[name].masking, gone, name)
+            key = _pair_key(terms, form, private, keys[name].masking, gone, name)
             streams.append((key, gone < name))
     vector = added(list(masked.values()), fields, parties)
     apply_streams(vector, streams, fields, parties)
@@ -458,6 +468,13 @@ def _public(private: X25519PrivateKey) -> bytes:
     return private.public_key().public_bytes_raw()
 
 
+def _form(terms: Terms, fields: Sequence[Field]) -> bytes:
+    """What a stream is for: the terms and the form of the vector. Masks of parties that disagree
+    on either do not vanish from the sum."""
+    said = [f"{f.size} {f.bound.hex()} {f.resolution.hex()}".encode() for f in fields]
+    return wire.digest(MASKED, [terms.digest, *said])
+
+
 def _agreed(terms: Terms, private: X25519PrivateKey, public: bytes, use: bytes) -> bytes:
     """32 bytes that both sides of a pair derive. Raises FaultyCoordinator for a degenerate key."""
     try:
@@ -468,9 +485,9 @@ def _agreed(terms: Terms, private: X25519PrivateKey, public: bytes, use: bytes) 
 
 
 def _pair_key(
-    terms: Terms, private: X25519PrivateKey, public: bytes, one: str, other: str
+    terms: Terms, form: bytes, private: X25519PrivateKey, public: bytes, one: str, other: str
 ) -> bytes:
-    return _agreed(terms, private, public, b"pair " + _names(*sorted((one, other))))
+    return _agreed(terms, private, public, b"pair " + form + _names(*sorted((one, other))))
 
 
 def _sealing_key(terms: Terms, seat: Seat, keys: Keys, sender: str, receiver: str) -> bytes:
@@ -479,8 +496,8 @@ def _sealing_key(terms: Terms, seat: Seat, keys: Keys, sender: str, receiver: st
     return _agreed(terms, private, keys.sealing, b"sealing " + _names(sender, receiver))
 
 
-def _own_key(terms: Terms, secret: bytes) -> bytes:
-    return derived(secret, b"own " + terms.digest)
+def _own_key(form: bytes, secret: bytes) -> bytes:
+    return derived(secret, b"own " + form)
 
 
 def _names(one: str, other: str) -> bytes:
@@ -590,6 +607,10 @@ def _shares_out(shares: Mapping[str, int]) -> bytes:
 
 def _shares_in(data: bytes) -> dict[str, int]:
     pairs = pairs_in(data)
-    if any(len(value) != SHARE_BYTES for value in pairs.values()):
-        raise MalformedMessage(f"a share has {SHARE_BYTES} bytes")
-    return {name: int.from_bytes(value, "big") for name, value in pairs.items()}
+    shares = {name: int.from_bytes(value, "big") for name, value in pairs.items()}
+    if (
+        any(len(v) != SHARE_BYTES for v in pairs.values())
+        or max(shares.values(), default=0) >= PRIME
+    ):
+        raise MalformedMessage(f"a share is a number below the prime, of {SHARE_BYTES} bytes")
+    return shares

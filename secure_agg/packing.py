@@ -122,16 +122,12 @@ class Layout:
             raise InvalidLayout(
                 f"Layout.key_bits must be at least {SMALLEST_KEY_BITS}, got {self.key_bits!r}"
             )
-        for index, (field, width) in enumerate(zip(self.fields, self.widths, strict=True)):
+        for index, width in enumerate(self.widths):
             if self.count_bits + width > self.plaintext_bits:
                 raise InvalidLayout(
                     f"field {index} needs slots of {width} bits, but a key of {self.key_bits} "
                     f"bits leaves {self.plaintext_bits - self.count_bits}; "
                     "lower the bound or coarsen the resolution"
-                )
-            if 2 * self.parties * max(Fraction(field.limit), Fraction(field.bound)) >= 2**1023:
-                raise InvalidLayout(
-                    f"field {index}: a sum of {self.parties} contributions would not fit a float64"
                 )
 
     @property
@@ -224,7 +220,9 @@ class Layout:
 
 
 def slot_bits(field: Field, parties: int) -> int:
-    """Bits of the sum of `parties` values of a field, sign included."""
+    """Bits of the sum of `parties` values of a field, sign included. Raises InvalidLayout."""
+    if 2 * parties * max(Fraction(field.limit), Fraction(field.bound)) >= 2**1023:
+        raise InvalidLayout(f"a sum of {parties} contributions would not fit a float64")
     return (2 * parties * field.limit).bit_length()
 
 

@@ -178,13 +178,13 @@ def test_describe_and_check_show_a_source_and_every_violation(tmp_path: Path) ->
 def test_ctrl_c_ends_cleanly_and_leaves_nothing_half_written(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from federated.cli import main; main()", "run", str(RAND)]
     process = subprocess.Popen(
-        [*command, "--runs", str(tmp_path), "--set", "arms.replicates=5000"],
+        [*command, "--runs", str(tmp_path), "--set", "arms.replicates=50000"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    time.sleep(6)
+    time.sleep(9)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
