@@ -77,8 +77,9 @@ from secure_agg.errors import (
 from secure_agg.identity import Card, Identity, Roster, check_name
 from secure_agg.keys import PrivateKey, PublicKey, load_secret, save_secret
 from secure_agg.modexp import secret_powers
-from secure_agg.packing import unpack
-from secure_agg.transcript import Transcript, examine
+from secure_agg.packing import Field, Layout, unpack
+from secure_agg.paillier import encrypt
+from secure_agg.transcript import Terms, Transcript, contribute, examine, received
 
 SPLIT, SHARE, PART = b"SAGGSP01", b"SAGGSH01", b"SAGGPA01"
 FILE_FORMAT = "secure_agg.key_share/1"
@@ -292,6 +293,38 @@ def combine(
     total = examine(roster, transcript, split.public, ())
     plaintexts = open_with(split, total.ciphertexts, parts, _context(transcript))
     return unpack(total.layout, plaintexts, total.contributions)
+
+
+def run(
+    private: PrivateKey,
+    identities: Mapping[str, Identity],
+    fields: Sequence[Field],
+    arrays: Mapping[str, Sequence[npt.ArrayLike]],
+) -> list[npt.NDArray[np.float64]]:
+    """All roles in order, as a reference: the total of everybody's arrays, under a split key.
+
+    Every party contributes and holds a share, which need not be so.
+    """
+    names, public = tuple(identities), private.public
+    roster = Roster(tuple(identity.card for identity in identities.values()))
+    # The dealer cuts the key, seals each holder's share to it, and forgets the key.
+    split, dealt = deal(private, names)
+    sealed = {name: seal_share(share, roster[name]) for name, share in dealt.items()}
+    # Every holder opens its share and checks it against what everybody knows of it.
+    held = {name: open_share(identities[name], split, sealed[name]) for name in names}
+    # Every party encrypts its arrays and signs them for this query, question and company.
+    layout, question = Layout(tuple(fields), len(names), public.bits), bytes(32)
+    terms = Terms("q-1", question, roster.digest, names, public.fingerprint, layout)
+    batches = {name: encrypt(public, layout, arrays[name]).to_bytes() for name in names}
+    signed = [contribute(identities[name], terms, batches[name]) for name in names]
+    # The coordinator checks what it received, and shows every holder all of it.
+    for contribution in signed:
+        received(roster, terms, public, contribution)
+    transcript = Transcript(terms, tuple(signed))
+    # Every holder checks again, multiplies, notes the query as answered and gives its part.
+    parts = {name: give_part(held[name], roster, frozenset(), transcript)[1] for name in names}
+    # The coordinator combines all parts.
+    return combine(split, roster, transcript, parts)
 
 
 def prove_part(

@@ -125,6 +125,14 @@ def proved(split, holder, exponent, ciphertexts, numbers, context=CONTEXT):
 # Who can open
 
 
+def test_all_roles_in_order_give_the_exact_total(private):
+    arrays = {name: [[k, -1.5 * k], [2**k]] for k, name in enumerate(IDENTITIES)}
+    fields = (Field(2, 100.0, 0.5), Field(1, 2.0**60, 1.0))
+    opened = shares.run(private, IDENTITIES, fields, arrays)
+    for total, *each in zip(opened, *arrays.values(), strict=True):
+        assert total.tolist() == np.sum(each, axis=0).tolist()
+
+
 @pytest.mark.parametrize("count", [2, 3, 4, 5])
 def test_all_holders_open_the_exact_total_and_no_other_coalition_does(private, shown, total, count):
     holders = NAMES[:count]
