@@ -19,7 +19,7 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from secure_agg.errors import InconsistentSum
-from secure_agg.packing import Field, checked, slot_bits
+from secure_agg.packing import Field, checked, scaled, slot_bits
 
 LANE_BITS = 64
 PIECE = 2**15  # lanes of a stream that are made at a time, so that they stay in the cache
@@ -44,7 +44,7 @@ def encoded(fields: Sequence[Field], arrays: Sequence[npt.ArrayLike], parties: i
     vector[0] = 1
     parts = _parts(fields, vector, parties)
     for (field, part), values in zip(parts, checked(fields, arrays), strict=True):
-        grid = np.rint(np.ldexp(values, field.shift))
+        grid = np.rint(scaled(values, field.shift))
         if len(part) == 1:
             part[0] = grid.astype(np.int64).view(np.uint64)
             continue
@@ -80,7 +80,7 @@ def decoded(
             raise InconsistentSum(
                 "a sum is beyond what its bound allows; a party sent a false vector or share"
             )
-        sums.append(np.ldexp(values, -field.shift))
+        sums.append(scaled(values, -field.shift))
     return sums
 
 
