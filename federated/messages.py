@@ -23,6 +23,8 @@ from lab.sums import Floats, Limit, Sums
 Hiding = Literal["clear", "paillier", "masks"]
 #: Shape and format of each array of a contribution; public, and the same for every party.
 Form = Mapping[str, tuple[tuple[int, ...], Limit]]
+#: What reading a stranger's message may end in.
+UNREADABLE = (KeyError, ValueError, TypeError, AttributeError, RecursionError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -75,19 +77,19 @@ class Request:
             if hiding not in get_args(Hiding):
                 allowed = ", ".join(get_args(Hiding))
                 raise PeerError(f"request: hiding must be one of {allowed}, got {hiding!r}")
-            parties = header["parties"]
-            if not isinstance(parties, list):
-                raise PeerError("request: parties must be a list of names")
+            parties, arguments = header["parties"], json.loads(str(header["arguments"]))
+            if not isinstance(parties, list) or not isinstance(arguments, dict):
+                raise PeerError("request: parties must be a list of names, arguments an object")
             return cls(
                 query=str(header["query"]),
                 statistic=str(header["statistic"]),
-                arguments=json.loads(str(header["arguments"])),
+                arguments=arguments,
                 arrays=from_arrays(record.array_records["arrays"]),
                 hiding=cast(Hiding, hiding),
                 parties=tuple(map(str, parties)),
             )
-        except (KeyError, ValueError, TypeError) as error:
-            raise PeerError(f"request: not readable: {error}") from None
+        except UNREADABLE as error:
+            raise PeerError(f"request: not readable: {type(error).__name__}") from None
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,10 @@ class Reply:
                 clear=None if hidden else from_arrays(body),
                 hidden=unblob(body, "hidden") if hidden else None,
             )
-        except (KeyError, ValueError, TypeError) as error:
-            raise PeerError(f"reply: not readable: {error}") from None
+        except UNREADABLE as error:
+            raise PeerError(f"reply: not readable: {type(error).__name__}") from None
+        if reply.rows < 0:
+            raise PeerError(f"{reply.party}: rows must be 0 or more")
         if reply.clear is not None and {n: a.shape for n, a in reply.clear.items()} != {
             n: shape for n, (shape, _) in form.items()
         }:
@@ -171,7 +175,7 @@ def refuse(error: LabError, party: str) -> RecordDict:
 
 def refusal(record: RecordDict) -> LabError:
     """The error a refusal stands for, with the party named."""
-    header = record.config_records["refusal"]
+    header = {"kind": "", "party": "?", "text": "?", **record.config_records["refusal"]}
     kind = TRAVELLING.get(str(header["kind"]), PeerError)
     return kind(f"{header['party']}: {header['text']}")
 

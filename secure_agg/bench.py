@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import gmpy2
@@ -162,14 +163,19 @@ def _memory(bits: int, count: int) -> tuple[int, int, int]:
     private = generate(bits)
     layout = Layout((Field(count, 2.0**40, 2.0**-20),), PARTIES, bits)
     values = np.arange(count, dtype=float)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak("self")
     batch = paillier.encrypt(private.public, layout, [values])
     paillier.decrypt(private, batch)
-    above = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    blinding.forget()
-    helper = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    unit = 1 if sys.platform == "darwin" else 1024
-    return above * unit, len(batch.ciphertexts) * private.public.ciphertext_bytes, helper * unit
+    above, helpers = _peak("self") - before, blinding.helper_processes()
+    helper = max(map(_peak, map(str, helpers)), default=0)
+    return above, len(batch.ciphertexts) * private.public.ciphertext_bytes, helper
+
+
+def _peak(process: str) -> int:
+    """Bytes of a process's high-water mark; 0 where the system does not keep one."""
+    status = Path(f"/proc/{process}/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
 def _heu(bits: int, ciphertexts: int) -> float:

@@ -46,7 +46,7 @@ from gmpy2 import mpz
 log = logging.getLogger(__name__)
 
 LARGEST_WINDOW = 12
-LARGEST_TABLE_BYTES = 2**27
+LARGEST_TABLE_BYTES = 2**28
 KEPT = 2  # moduli with a table at the same time
 BUILD_COST = 2  # making a table entry costs about twice a multiplication by one
 AGAIN = 4  # who encrypts so many will probably encrypt several times as many in all
@@ -80,10 +80,16 @@ def best_window(bits: int, count: int, present: int = 0) -> int:
         return (count + BUILD_COST * entries) * windows(bits, window)
 
     def fits(window: int) -> bool:
-        entries = windows(bits, window) * 2**window
-        return bool(entries * bits // 4 <= LARGEST_TABLE_BYTES)
+        return table_bytes(bits, window) <= LARGEST_TABLE_BYTES
 
     return min(filter(fits, range(present or 1, LARGEST_WINDOW + 1)), key=cost)
+
+
+def table_bytes(bits: int, window: int) -> int:
+    """Memory of a table: an a takes the bytes of n, an l about twice as many, being what is left of
+    a division, and each some 75 more."""
+    entries: int = windows(bits, window) * 2**window
+    return entries * (3 * bits // 8 + 150)
 
 
 def windows(bits: int, window: int) -> int:
@@ -273,6 +279,12 @@ def _start_over() -> None:
     for helper in (helper for kept in _cache.kept.values() for helper in kept.helpers):
         helper.disown()
     _cache = _Cache()
+
+
+def helper_processes() -> list[int]:
+    """Process identifiers of the helpers at work."""
+    kept = _cache.kept.values()
+    return [helper.process.pid for one in kept for helper in one.helpers if helper.alive]
 
 
 def forget() -> None:

@@ -29,7 +29,7 @@ SMALLEST_BITS = 2048
 LARGEST_BITS = 16384  # beyond, checking a stranger's key would keep a machine busy
 FILE_FORMAT = "secure_agg.private_key/1"
 SCRYPT = {"n": 2**16, "r": 8, "p": 1}  # 64 MiB and about a quarter of a second
-SCRYPT_LARGEST = {"n": 2**20, "r": 16, "p": 4}  # what a file may ask of us
+SCRYPT_LARGEST = {"n": 2**17, "r": 8, "p": 4}  # what a file may ask of us
 LARGEST_FILE_BYTES = 2**20
 
 
@@ -183,7 +183,11 @@ def save_private(path: str | os.PathLike[str], key: PrivateKey, passphrase: str)
 def load_private(path: str | os.PathLike[str], passphrase: str) -> PrivateKey:
     """The key that `save_private` wrote. Raises what `load_secret` raises."""
     _, primes = load_secret(path, FILE_FORMAT, passphrase)
-    return PrivateKey(int(primes["p"], 16), int(primes["q"], 16))
+    try:
+        p, q = (int(primes[name], 16) for name in ("p", "q"))
+    except (KeyError, ValueError, TypeError):
+        raise KeyFileRefused(f"{path} holds no private key") from None
+    return PrivateKey(p, q)
 
 
 def save_secret(
@@ -261,7 +265,7 @@ def load_secret(
         secret = AESGCM(stretched).decrypt(nonce, sealed, _canonical(header))
     except InvalidTag:
         raise KeyFileRefused(f"{path}: wrong passphrase, or the file was altered") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError):
         raise KeyFileRefused(f"{path} is no {kind} file, or is damaged") from None
     return header, json.loads(secret)
 

@@ -211,7 +211,10 @@ class Layout:
                     f"layout field {index}: bound and resolution must be hexadecimal floats"
                 ) from None
             fields.append(Field(field["size"], bound, resolution))
-        return cls(tuple(fields), data["parties"], data["key_bits"])
+        layout = cls(tuple(fields), data["parties"], data["key_bits"])
+        if layout.to_dict() != data:
+            raise InvalidLayout("a layout's bound and resolution must be as float.hex writes them")
+        return layout
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON form, 64 hexadecimal digits."""

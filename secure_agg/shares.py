@@ -71,6 +71,7 @@ from secure_agg import wire
 from secure_agg.errors import (
     FaultyHolder,
     InvalidKey,
+    KeyFileRefused,
     MalformedMessage,
     MissingHolder,
 )
@@ -240,8 +241,11 @@ def save_share(path: str | os.PathLike[str], share: KeyShare, passphrase: str) -
 def load_share(path: str | os.PathLike[str], passphrase: str) -> KeyShare:
     """The share that `save_share` wrote. Raises KeyFileRefused, MalformedMessage and InvalidKey."""
     header, secret = load_secret(path, FILE_FORMAT, passphrase)
-    split = SplitKey.from_bytes(bytes.fromhex(header["split"]))
-    return KeyShare(split, header["holder"], mpz(int(secret["exponent"], 16)))
+    try:
+        split, exponent = bytes.fromhex(header["split"]), int(secret["exponent"], 16)
+        return KeyShare(SplitKey.from_bytes(split), header["holder"], mpz(exponent))
+    except (KeyError, ValueError, TypeError):
+        raise KeyFileRefused(f"{path} holds no key share") from None
 
 
 def seal_share(share: KeyShare, card: Card) -> bytes:

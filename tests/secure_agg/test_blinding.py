@@ -88,7 +88,7 @@ def test_factors_are_nth_powers_below_n_squared(private):
 @given(st.integers(2048, 4096), st.integers(1, 10**6))
 def test_a_table_is_never_larger_than_its_limit_and_grows_with_the_job(bits, count):
     window = best_window(bits, count)
-    assert windows(bits, window) * 2**window * bits // 4 <= blinding.LARGEST_TABLE_BYTES
+    assert blinding.table_bytes(bits, window) <= blinding.LARGEST_TABLE_BYTES
     assert best_window(bits, 10 * count) >= window
     assert best_window(bits, count, present=window) == window
 
