@@ -139,8 +139,9 @@ def glm(path: Path | None, quick: bool) -> list[Row]:
     from federated.experiment import Experiment
     from federated.parties import Market
     from federated.protection import Clear
+    from secure_agg.keys import generate
 
-    authority = KeyAuthority.with_new_key(3072)
+    private = generate(3072)
     here = Path(__file__).parents[1] / "experiments"
     market = Market(Experiment.read(here / "rand_hie.toml", {"data.test": 0.0}))
     frame = market.pooled().train
@@ -151,7 +152,10 @@ def glm(path: Path | None, quick: bool) -> list[Row]:
 
     theirs, _ = _timed(statsmodels_fit, 5)
     rows = []
-    for words, protection in (("clear", Clear()), ("Paillier 3072", Paillier(authority))):
+    for words, protection in (
+        ("clear", Clear()),
+        ("Paillier 3072", Paillier(KeyAuthority(private))),
+    ):
         ours, _ = _timed(partial(_fit, market, protection))
         what = f"RAND HIE, 6 parties, {words}"
         rows.append(_row(what, ours, "statsmodels", theirs, f"{ours / theirs:.1f} x"))
@@ -162,7 +166,7 @@ def glm(path: Path | None, quick: bool) -> list[Row]:
     changes = {"data.path": str(path), "data.test": 0.0}
     market = Market(Experiment.read(here / "fremtpl2_frequency.toml", changes))
     clear, fit = _timed(lambda: _fit(market, Clear()))
-    hidden, _ = _timed(lambda: _fit(market, Paillier(authority)))
+    hidden, _ = _timed(lambda: _fit(market, Paillier(KeyAuthority(private))))
     rows_, matrix = market.pooled().train, _raw_matrix(market, fit)
     weight = rows_["Exposure"].to_numpy()
     rate = rows_["ClaimNb"].to_numpy() / weight

@@ -193,6 +193,13 @@ def test_ctrl_c_ends_cleanly_and_leaves_nothing_half_written(tmp_path: Path) -> 
     assert not list(tmp_path.glob("2*"))
 
 
+def test_the_bench_prints_ratios() -> None:
+    done = lab("bench", "glm", "masks", "--quick")
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.rstrip().endswith((" x", "faster"))]
+    assert len(lines) == 4
+
+
 @pytest.mark.slow
 def test_flowers_own_engine_gives_the_same_model(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="the ray extra is not installed")
