@@ -89,10 +89,9 @@ def answer(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:
 
 
 def hello(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:
-    """Who is here: name, seat, number of training rows, the card with its public keys."""
+    """Who is here: name, seat, the card with its public keys."""
     record = letter(card=memory.identity().card.to_bytes())
-    about = {"party": holder.name, "seat": memory.seat, "rows": len(holder.train)}
-    record["hello"] = ConfigRecord(about)
+    record["hello"] = ConfigRecord({"party": holder.name, "seat": memory.seat})
     return record
 
 
@@ -121,7 +120,9 @@ def levels(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:
 
 
 def receipt(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:
-    """What passed this party's gate so far."""
+    """What passed this party's gate so far, where the party shows it."""
+    if not holder.policy.shows_receipt:
+        raise PolicyError("this party keeps its receipt to itself")
     return RecordDict({"receipt": ConfigRecord({"lines": memory.receipt()})})
 
 

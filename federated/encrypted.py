@@ -13,12 +13,22 @@ from typing import Protocol
 from flwr.app import RecordDict
 
 from federated.memory import Memory, Released
-from federated.messages import Hiding, Reply, Request, form_of, letter, one_form, opened, read
+from federated.messages import (
+    Hiding,
+    Reply,
+    Request,
+    form_of,
+    letter,
+    one_form,
+    opened,
+    read,
+    with_rows,
+)
 from federated.node import Party
 from federated.protection import (
-    MINIMUM_PARTIES,
     Talk,
     ask_sums,
+    check_enough,
     decoded,
     fields_of,
     released,
@@ -42,13 +52,14 @@ def answer_encrypted(holder: Party, memory: Memory, asked: RecordDict) -> Record
     if request.parties != roster.names:  # two sums that differ by a party show that party
         raise PolicyError("a sum is over all parties of the roster, or none")
     sums = holder.take(request)
-    form = form_of(sums)
+    hidden = with_rows(sums)
+    form = form_of(hidden)
     terms = terms_of(request, roster, key, Layout(fields_of(form), len(request.parties), key.bits))
-    arrays = [sums[name].ravel() for name in form]
+    arrays = [hidden[name].ravel() for name in form]
     batch = paillier.encrypt(key, terms.layout, arrays, workers=holder.workers, series=True)
     contribution = contribute(memory.identity(), terms, batch.to_bytes()).to_bytes()
     memory.note(released(request, sums, len(contribution), key.bits))
-    return Reply.of(holder.name, sums, contribution).to_record()
+    return Reply.of(holder.name, hidden, contribution).to_record()
 
 
 def give_part(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:
@@ -181,11 +192,7 @@ class Paillier:
         self._roster: Roster | None = None
 
     def check_parties(self, parties: int) -> None:
-        if parties < MINIMUM_PARTIES:
-            raise PolicyError(
-                f"protection.sums = 'paillier' needs at least {MINIMUM_PARTIES} parties, got "
-                f"{parties}: with two, the total minus one's own is the other's secret"
-            )
+        check_enough(self.hiding, parties)
 
     def enrol(self, talk: Talk, roster: Roster) -> None:
         self._roster = roster
@@ -210,4 +217,4 @@ class Paillier:
                 raise PeerError(f"{name}: signed as {contribution.party}")
         for contribution in contributions:
             received(self._roster, terms, public, contribution)
-        return opened(form, self.opener.open(talk, Transcript(terms, contributions)), replies)
+        return opened(form, self.opener.open(talk, Transcript(terms, contributions)))

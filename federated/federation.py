@@ -34,7 +34,6 @@ class Member:
     name: str
     node: int
     seat: int
-    rows: int
     card: Card
 
 
@@ -68,7 +67,7 @@ class Federation:
             hello, card = answer.config_records["hello"], Card.from_bytes(read(answer, "card"))
             if card.name != hello["party"]:
                 raise PeerError(f"{hello['party']}: shows the card of {card.name}")
-            members.append(Member(card.name, node, int(hello["seat"]), int(hello["rows"]), card))
+            members.append(Member(card.name, node, int(hello["seat"]), card))
         return tuple(sorted(members, key=lambda member: member.seat))
 
     def _exchange(

@@ -25,17 +25,18 @@ from federated.messages import (
     one_form,
     opened,
     read,
+    with_rows,
 )
 from federated.node import Party
 from federated.protection import (
-    MINIMUM_PARTIES,
     Talk,
+    check_enough,
     decoded,
     fields_of,
     named_reply,
     released,
 )
-from lab.errors import PeerError, PolicyError
+from lab.errors import PeerError
 from lab.sums import Sums
 from secure_agg import masks, wire
 from secure_agg.identity import Roster
@@ -108,18 +109,19 @@ def mask(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:
     if request.hiding != MASKS or set(request.parties) != set(terms.roster.names):
         raise PeerError("coordinator: names other parties than the roster")
     sums = holder.take(request)
-    form = form_of(sums)
+    hidden = with_rows(sums)
+    form = form_of(hidden)
     seat, vector = masks.mask(
         memory.identity(),
         terms,
         seated.seat,
         pairs_in(read(asked, "dealt")),
         fields_of(form),
-        [sums[name].ravel() for name in form],
+        [hidden[name].ravel() for name in form],
     )
     seated.keep(seat)
     memory.note(released(request, sums, len(vector)))
-    return Reply.of(holder.name, sums, vector).to_record()
+    return Reply.of(holder.name, hidden, vector).to_record()
 
 
 def confirm(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:
@@ -155,11 +157,7 @@ class Masks:
         self._roster: Roster | None = None
 
     def check_parties(self, parties: int) -> None:
-        if parties < MINIMUM_PARTIES:
-            raise PolicyError(
-                f"protection.sums = 'masks' needs at least {MINIMUM_PARTIES} parties, got "
-                f"{parties}: with two, the total minus one's own is the other's secret"
-            )
+        check_enough(self.hiding, parties)
 
     def enrol(self, talk: Talk, roster: Roster) -> None:
         self._roster = roster
@@ -206,7 +204,7 @@ class Masks:
             for name, answer in answers.items()
         }
         arrays = masks.total(terms, keys, list(sealed), masked, revealed, fields)
-        return opened(form, arrays, replies)
+        return opened(form, arrays)
 
     def _ask(
         self, talk: Talk, action: str, letters: Mapping[str, RecordDict]

@@ -18,7 +18,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from lab.errors import TRAVELLING, LabError, PeerError
-from lab.sums import Floats, Limit, Sums
+from lab.sums import COUNT, Floats, Limit, Sums
 
 Hiding = Literal["clear", "paillier", "masks"]
 #: Shape and format of each array of a contribution; public, and the same for every party.
@@ -94,7 +94,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """A node's contribution: its form is public, its values are in ``clear`` or in ``hidden``."""
+    """A node's contribution: its form is public, its values are in ``clear`` or in ``hidden``.
+
+    ``rows``: how many are behind the sums, 0 where they are hidden: their number is in the sum then
+    """
 
     party: str
     rows: int
@@ -151,19 +154,29 @@ def one_form(replies: Mapping[str, Reply]) -> Form:
     for name, reply in replies.items():
         if reply.hidden is None:
             raise PeerError(f"{name}: answered in the clear where a hidden answer was asked")
-        if reply.form != first.form:
+        if reply.form != first.form or ROWS not in reply.form:
             raise PeerError(f"{name}: sums of another form than {first.party}'s")
     return first.form
 
 
-def opened(form: Form, arrays: list[Floats], replies: Mapping[str, Reply]) -> Sums:
-    """The total, in the shapes of its form, over the rows behind the replies."""
+#: The array in which the number of rows travels where sums are hidden.
+ROWS = "rows behind"
+
+
+def with_rows(sums: Sums) -> Sums:
+    """Sums that carry the number of rows behind them inside, as it is to be hidden too."""
+    rows = {ROWS: np.array([float(sums.rows)])}
+    return Sums({**sums.arrays, **rows}, {**sums.limits, ROWS: COUNT}, 0)
+
+
+def opened(form: Form, arrays: list[Floats]) -> Sums:
+    """The total of sums `with_rows`, in the shapes of its form."""
     shaped = {
         name: array.reshape(shape)
         for (name, (shape, _)), array in zip(form.items(), arrays, strict=True)
     }
-    limits = {name: limit for name, (_, limit) in form.items()}
-    return Sums(shaped, limits, sum(reply.rows for reply in replies.values()))
+    limits = {name: limit for name, (_, limit) in form.items() if name != ROWS}
+    return Sums({name: shaped[name] for name in limits}, limits, round(float(shaped[ROWS][0])))
 
 
 def refuse(error: LabError, party: str) -> RecordDict:

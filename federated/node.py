@@ -34,6 +34,7 @@ class Policy(Strict):
 
     minimum_rows: int = 10
     announces: tuple[str, ...] = ()  # columns whose level names may leave
+    shows_receipt: bool = False  # with the rows behind each sum, which are hidden otherwise
 
 
 @dataclass

@@ -114,6 +114,7 @@ class Market:
             Policy(
                 minimum_rows=self.experiment.protection.minimum_rows,
                 announces=tuple(sorted(unlisted)),
+                shows_receipt=True,
             ),
             secret=f"{self.experiment.seed} {name}".encode(),  # simulated: same seed, same bits
         )

@@ -16,14 +16,12 @@ from flwr.app import RecordDict
 from federated.memory import Memory, Released
 from federated.messages import Form, Hiding, Reply, Request
 from federated.node import Party
-from lab.errors import PeerError
+from lab.errors import PeerError, PolicyError
 from lab.sums import Sums, combine
 from secure_agg.errors import FaultyParty, SecureAggError
 from secure_agg.identity import Roster
 from secure_agg.packing import Field
-from secure_agg.transcript import FEWEST as MINIMUM_PARTIES
-
-__all__ = ["MINIMUM_PARTIES", "Clear", "Protection", "Talk"]
+from secure_agg.transcript import FEWEST
 
 
 class Talk(Protocol):
@@ -76,6 +74,15 @@ class Clear:
             limits = {name: limit for name, (_, limit) in reply.form.items()}
             parts.append(Sums(reply.clear, limits, reply.rows))
         return combine(parts)
+
+
+def check_enough(hiding: Hiding, parties: int) -> None:
+    """Refuse a federation in which nothing can be hidden."""
+    if parties < FEWEST:
+        raise PolicyError(
+            f"protection.sums = '{hiding}' needs at least {FEWEST} parties, got {parties}: with "
+            "two, the total minus one's own is the other's secret"
+        )
 
 
 def ask_sums(talk: Talk, request: Request) -> dict[str, Reply]:

@@ -65,7 +65,7 @@ def federate(
     workers: int = 2,
 ) -> Any:
     """Run ``work`` on a federation whose parties hold these training rows."""
-    policy = Policy(announces=tuple(frames[0].columns))
+    policy = Policy(announces=tuple(frames[0].columns), shows_receipt=True)
     parties = [
         Party(f"insurer {k + 1}", f, f.iloc[:0], policy=policy) for k, f in enumerate(frames)
     ]

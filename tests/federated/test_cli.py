@@ -194,10 +194,10 @@ def test_ctrl_c_ends_cleanly_and_leaves_nothing_half_written(tmp_path: Path) -> 
 
 
 def test_the_bench_prints_ratios() -> None:
-    done = lab("bench", "glm", "masks", "--quick")
+    done = lab("bench", "glm", "--quick")
     assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if line.rstrip().endswith((" x", "faster"))]
-    assert len(lines) == 4
+    lines = [line for line in done.stdout.splitlines() if line.rstrip().endswith(" x")]
+    assert len(lines) == 2
 
 
 @pytest.mark.slow

@@ -283,6 +283,22 @@ def test_a_node_that_hides_answers_nothing_in_the_clear(name: str, authority_key
         on_a_road(protection, asked_in_the_clear)
 
 
+@pytest.mark.parametrize("name", HIDDEN)
+def test_no_message_tells_how_many_rows_a_party_has(name: str, authority_key: Any) -> None:
+    told: list[int] = []
+
+    def back(message: Message) -> Message:
+        if "reply" in message.content.config_records:
+            told.append(Reply.from_record(message.content).rows)
+        return message
+
+    total = on_a_road(way(name, authority_key), back=back)
+    assert told == [0] * 4
+    assert total.rows == len(table("poisson"))
+    with pytest.raises(PolicyError, match="keeps its receipt to itself"):
+        on_a_road(way(name, authority_key), Federation.receipts)
+
+
 def test_a_node_adds_to_no_sum_of_some_of_the_parties(paillier: Paillier) -> None:
     def all_but_one(federation: Federation) -> Any:
         arguments = {"task": TASK, "part": "train"}
