@@ -79,7 +79,7 @@ class Memory:
             if known != roster or any(self._get("enrolled", k) != v for k, v in told.items()):
                 raise PolicyError("this node is enrolled under another roster or key; it keeps it")
             return
-        members = Roster.from_bytes(roster)
+        members = _roster(roster)
         if len(members.cards) < FEWEST:
             raise PolicyError(f"a roster of {len(members.cards)} parties hides nobody")
         if key:
@@ -100,7 +100,7 @@ class Memory:
         known = self._get("enrolled", "roster")
         if not known:
             raise PolicyError("this node is not enrolled; nothing can be hidden without a roster")
-        return Roster.from_bytes(known)
+        return _roster(known)
 
     def public_key(self) -> PublicKey:
         """The key this node encrypts to, whoever asks. Raises :class:`PolicyError`."""
@@ -154,6 +154,12 @@ class Memory:
 
     def _set(self, record: str, **values: bytes) -> None:
         self._records[record] = ConfigRecord(dict(values))
+
+
+@lru_cache(4)
+def _roster(cards: bytes) -> Roster:
+    """A roster; its keys are checked once, not with every message."""
+    return Roster.from_bytes(cards)
 
 
 @lru_cache(4)

@@ -21,7 +21,7 @@ signed or keyed for one query, one question and one roster. `run` below plays al
 Threat model: parties are honest but curious; the coordinator may do as it likes. With the threshold
 of more than half of the parties, a coordinator that works with no party (or, for an even number of
 them, one) learns only the sum over the parties it has confirmed, of which there are at least three;
-in general it may work with fewer than 2 * threshold - parties of them (Bonawitz, theorem 6.5): raise
+in general it may work with fewer than 2 * threshold - parties of them (Bonawitz, section 6): raise
 the threshold to withstand more, and fewer may drop out. Parties that send false shares or a false
 masked vector spoil the sum: that is noticed where it breaks a count or a bound, and the liar is
 not always named. A sum of three tells two who put their numbers together the third's, and two sums
@@ -57,11 +57,11 @@ from secure_agg.errors import (
 from secure_agg.identity import Identity, Roster, check_name, degenerate, derived
 from secure_agg.lanes import Lanes, added, apply_streams, decoded, encoded, vector_lanes
 from secure_agg.packing import Field
+from secure_agg.transcript import FEWEST
 
-TERMS, KEYS, DEALT, SHARES, MASKED, SEAT, REVEALED = (
-    b"SAGGMT01", b"SAGGMK01", b"SAGGMD01", b"SAGGMS01", b"SAGGMV01", b"SAGGMP01", b"SAGGMR01"
+TERMS, KEYS, DEALT, MASKED, SEAT, REVEALED = (
+    b"SAGGMT01", b"SAGGMK01", b"SAGGMD01", b"SAGGMV01", b"SAGGMP01", b"SAGGMR01"
 )  # fmt: skip
-FEWEST = 3  # see secure_agg.transcript
 PRIME = 2**256 + 297  # Shamir shares: the field of the smallest prime above every secret
 SHARE_BYTES = 33
 

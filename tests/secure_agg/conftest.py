@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -39,3 +46,17 @@ def private() -> PrivateKey:
 def fresh() -> PrivateKey:
     """A key of 2048 bits that is made for this run."""
     return generate(2048)
+
+
+def in_a_child(file: str, private: PrivateKey) -> Any:
+    """What a test file prints as JSON when it runs by itself, with memory of its own to measure."""
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, file, f"{private.p:x}", f"{private.q:x}"],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)

@@ -13,7 +13,6 @@ import random
 import re
 import resource
 import secrets
-import subprocess
 import sys
 import tempfile
 import time
@@ -40,6 +39,7 @@ from secure_agg.packing import Field, Layout, pack
 from secure_agg.paillier import HEADER, Batch, add, decrypt
 from secure_agg.shares import SHARE, KeyShare, Part, SplitKey
 from secure_agg.transcript import Contribution, Terms, Transcript, contribute, received
+from tests.secure_agg.conftest import in_a_child
 
 SEED = 2031
 INPUTS = 1_000_000
@@ -523,16 +523,7 @@ def main() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of memory is set as Linux has it")
 def test_a_million_altered_messages_are_refused_or_read_right_in_256_mb(private):
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, __file__, f"{private.p:x}", f"{private.q:x}"],
-        capture_output=True,
-        text=True,
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root)},
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = in_a_child(__file__, private)
     failures = [failure for result in found.values() for failure in result["failures"]]
     assert not failures, "\n".join(failures)
     answers = {name: Counter(result["answers"]) for name, result in found.items()}

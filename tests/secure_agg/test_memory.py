@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
-import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable
@@ -25,6 +23,7 @@ from secure_agg.keys import PrivateKey
 from secure_agg.lanes import PIECE, apply_streams, vector_lanes
 from secure_agg.packing import Field, Layout
 from secure_agg.paillier import Batch, add, decrypt, encrypt
+from tests.secure_agg.conftest import in_a_child
 
 COUNT = 1_000_000
 LAYOUT = Layout((Field(COUNT, 999_999.0, 1.0),), 3, 2048)  # slots of 23 bits
@@ -75,16 +74,7 @@ def _now(what: str) -> int:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the high-water mark that Linux keeps")
 def test_a_million_counts_take_their_ciphertexts_their_arrays_and_the_table(private):
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, __file__, f"{private.p:x}", f"{private.q:x}"],
-        capture_output=True,
-        text=True,
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root)},
-    )
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    result = in_a_child(__file__, private)
     assert result["right"]
     array, flags = 8 * COUNT, COUNT
     plaintexts, ciphertexts = (LAYOUT.plaintexts * _held(size) for size in (256, 512))
