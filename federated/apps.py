@@ -111,7 +111,8 @@ def levels(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:
     for feature in features:
         if feature.column not in holder.policy.announces:
             raise PolicyError(f"names of levels of '{feature.column}' do not leave this party")
-    rows = holder.rows(task.model_dump_json(), "train")
+    asked = holder.portfolio
+    rows = asked.frame if asked is not None else holder.rows(task.model_dump_json(), "train")
     seen = [seen_levels(rows, feature) for feature in features]
     names = json.dumps(seen)
     count = sum(map(len, seen))
@@ -132,6 +133,7 @@ QUERIES: dict[str, Handler] = {
     "levels": levels,
     "receipt": receipt,
     "part": encrypted.give_part,
+    "release": encrypted.release_answer,
     "masks_advertise": masked.advertise,
     "masks_share": masked.share,
     "masks_mask": masked.mask,

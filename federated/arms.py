@@ -30,6 +30,7 @@ from federated.parties import Market, market_of
 from federated.protection import Clear, Protection
 from federated.scoring import Evaluation, Scorer
 from lab import scoring
+from lab.disclosure import Rules
 from lab.errors import ModelError
 from lab.glm import Product
 from lab.models import digest
@@ -228,15 +229,18 @@ def perform(
     return study
 
 
-def protected(settings: Protected) -> Protection:
-    """The coordinator's side of the way of hiding that an experiment asks for."""
+def protected(settings: Protected, rules: Rules | None = None) -> Protection:
+    """The coordinator's side of the way of hiding that an experiment asks for.
+
+    rules: what answers to questions are released by, else the lab's own.
+    """
     match settings.sums, settings.key:
         case "clear", _:
-            return Clear()
+            return Clear(rules)
         case "masks", _:
             return Masks()
         case _, "authority":
-            return Paillier(KeyAuthority.with_new_key(settings.key_bits))
+            return Paillier(KeyAuthority.with_new_key(settings.key_bits, rules))
         case _:
             return Paillier(KeyHolders.with_new_key(settings.key_bits))
 

@@ -223,6 +223,127 @@ def _print_study(study: Study, runs: Path) -> None:
     console.print(f"open     {command}", highlight=False, soft_wrap=True)
 
 
+@lab.command()
+@click.argument("question")
+@click.option(
+    "--on",
+    "experiment",
+    default="experiments/rand_hie.toml",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Whose data, parties and protection: an experiment file.",
+)
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Override a key of it.")
+@click.option("--epsilon", type=float, help="Ask every party to add noise of this epsilon.")
+@click.option("--delta", type=float, default=0.0, help="With a delta the noise is Gaussian.")
+@click.option("--rows-per-person", type=int, default=1, help="Rows of a person that count.")
+@click.option("--json", "form", flag_value="json", help="One JSON object and nothing else.")
+@click.option("--csv", "form", flag_value="csv", help="The table alone, as CSV.")
+@RUNS
+def query(
+    question: str,
+    experiment: Path,
+    changes: tuple[str, ...],
+    epsilon: float | None,
+    delta: float,
+    rows_per_person: int,
+    form: str | None,
+    runs: Path,
+) -> None:
+    """Ask all parties a question in SQL; learn the total and nothing else.
+
+    \b
+    lab query "select idp, count(*), avg(mdvis) from rand_hie group by idp"
+    lab query "select count(*), sum(mdvis) from rand_hie where hlthp = 1" --epsilon 0.5
+    """
+    from federated.experiment import Experiment
+
+    read = Experiment.read(experiment, dict(_pair(change) for change in changes))
+    from federated.query import query as ask
+    from lab.contracts import parse
+    from lab.privacy import Noise
+
+    noise = None
+    if epsilon is not None:
+        given = {"mechanism": "gaussian" if delta else "laplace", "epsilon": epsilon}
+        given |= {"delta": delta, "rows_per_person": rows_per_person}
+        noise = parse(Noise, given, where="noise")
+    answer = ask(read, question, noise=noise, runs=runs)
+    if form == "csv":
+        click.echo(answer.to_csv(index=_named(answer)), nl=False)
+    elif form == "json":
+        click.echo(_answer_json(answer))
+    else:
+        _print_answer(answer, read.protection.key_bits)
+
+
+#: Rows of an answer that are printed; --csv has all of them.
+ROWS_PRINTED = 60
+
+
+def _named(answer: Any) -> bool:
+    """True where the rows of an answer have names, as those of a matrix."""
+    return bool(answer.index.dtype == object or str(answer.index.dtype).startswith("str"))
+
+
+def _answer_json(answer: Any) -> str:
+    import json
+
+    from federated.record import plain
+
+    rows = answer.reset_index(names="") if _named(answer) else answer
+    told = {"rows": rows.astype(object).to_dict("records"), **answer.attrs}
+    return json.dumps(plain(told), ensure_ascii=False, allow_nan=False)
+
+
+def _print_answer(answer: Any, key_bits: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console, told = Console(), answer.attrs
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    names = [str(name) for name in answer.columns]
+    for name in ["", *names] if _named(answer) else names:
+        numeric = name in answer.columns and answer[name].dtype.kind in "iuf"
+        table.add_column(name, justify="right" if numeric else "left")
+    for index, row in answer.head(ROWS_PRINTED).iterrows():
+        values = [_shown(value) for value in row]
+        table.add_row(*([str(index), *values] if _named(answer) else values))
+    console.print(table)
+    if len(answer) > ROWS_PRINTED:
+        console.print(f"… {len(answer) - ROWS_PRINTED:,} more rows; --csv prints all", style="dim")
+    for name in ("reserve", "medians"):
+        if name in told:
+            values = ", ".join(f"{k} {_shown(v)}" for k, v in told[name].items())
+            console.print(values, highlight=False)
+    cells = f"{told['hidden']:,} of {told['cells']:,} cells hidden (·); " if told["hidden"] else ""
+    console.print(f"\n{cells}{told['rules']}", style="dim", highlight=False)
+    receipt = told["receipt"]
+    words = {"clear": "IN THE CLEAR", "paillier": f"under paillier, {key_bits} bits"}
+    noise = told["noise"]
+    console.print(
+        f"left the parties: {len(receipt):,} messages, {sum(r['values'] for r in receipt):,} values, "
+        f"{sum(r['bytes'] for r in receipt):,} bytes, {words[told['hiding']]}"
+        + (f", noise of epsilon {noise['epsilon']:g} by each party" if noise else "")
+        + f", no record; {told['seconds']:.1f} s",
+        style="dim",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _shown(value: Any) -> str:
+    """A value as a person reads it; hidden is a dot."""
+    if value is None:
+        return "empty"
+    if isinstance(value, float):
+        if value != value:
+            return "·"
+        whole = value.is_integer() and abs(value) < 1e15
+        return f"{int(value):,}" if whole else f"{value:,.6g}"
+    return str(value)
+
+
 @lab.group()
 def data() -> None:
     """Look at sources and check tables against contracts."""

@@ -14,6 +14,7 @@ from flwr.app import RecordDict
 
 from federated.memory import Memory, Released
 from federated.messages import (
+    Form,
     Hiding,
     Reply,
     Request,
@@ -31,11 +32,15 @@ from federated.protection import (
     check_enough,
     decoded,
     fields_of,
-    released,
+    named_reply,
+    note,
 )
+from federated.release import QUESTIONS, expected, release
+from lab.disclosure import Rules
 from lab.errors import PeerError, PolicyError
 from lab.sums import Floats, Sums
 from secure_agg import paillier, shares
+from secure_agg.errors import FaultyCoordinator
 from secure_agg.identity import Roster
 from secure_agg.keys import PrivateKey, PublicKey, generate
 from secure_agg.packing import Layout
@@ -58,22 +63,64 @@ def answer_encrypted(holder: Party, memory: Memory, asked: RecordDict) -> Record
     arrays = [hidden[name].ravel() for name in form]
     batch = paillier.encrypt(key, terms.layout, arrays, workers=holder.workers, series=True)
     contribution = contribute(memory.identity(), terms, batch.to_bytes()).to_bytes()
-    memory.note(released(request, sums, len(contribution), key.bits))
+    note(holder, memory, request, sums, len(contribution), key.bits)
     return Reply.of(holder.name, hidden, contribution).to_record()
 
 
 def give_part(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:
     """The step of a node that holds a share: its part of opening a total it has checked."""
     share, transcript = memory.key_share(), Transcript.from_bytes(read(asked, "transcript"))
-    _, part = shares.give_part(
-        share, memory.roster(), memory.answered(), transcript, workers=holder.workers
-    )
+    query, roster = transcript.terms.query, memory.roster()
+    statistic = memory.asked(query)
+    _, part = shares.give_part(share, roster, memory.answered(), transcript, workers=holder.workers)
     data = part.to_bytes(share.split)
-    memory.answer(transcript.terms.query)
+    memory.answer(query)
     count, bits = len(part.numbers), share.split.public.bits
-    query = transcript.terms.query
     memory.note(Released(query, "part of a decryption", "paillier", 1, count, len(data), 0, bits))
+    if statistic in QUESTIONS:  # a total that nobody sees before the rules have been kept
+        return letter(sealed=roster[releaser(roster)].seal(_purpose(query), data))
     return letter(part=data)
+
+
+def releaser(roster: Roster) -> str:
+    """Who opens and releases answers where the key is split: the party in the first seat."""
+    return roster.names[0]
+
+
+def release_answer(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:
+    """The step of the releaser: it opens a total from all parts, and shows what its rules leave."""
+    share, roster, identity = memory.key_share(), memory.roster(), memory.identity()
+    transcript, request = (
+        Transcript.from_bytes(read(asked, "transcript")),
+        Request.from_record(asked),
+    )
+    query = transcript.terms.query
+    if request.question != transcript.terms.question or memory.asked(query) != request.statistic:
+        raise PeerError("coordinator: shows another question than the one that was signed")
+    if request.statistic not in QUESTIONS or holder.portfolio is None:
+        raise PolicyError("this party releases answers to questions alone")
+    parts = {}
+    for name in share.split.holders:
+        sealed = read(asked, f"sealed {name}")
+        opened_part = identity.unseal(_purpose(query), sealed)
+        parts[name] = decoded(
+            name, lambda data: shares.Part.from_bytes(data, share.split), opened_part
+        )
+    arrays = shares.combine(share.split, roster, transcript, parts)
+    answer = _released(request, transcript, arrays, holder.portfolio.rules)
+    return Reply.of(holder.name, answer, None).to_record()
+
+
+def _released(request: Request, transcript: Transcript, arrays: list[Floats], rules: Rules) -> Sums:
+    """What the rules leave of a total that was just opened, if it is of the question's form."""
+    form = expected(request)
+    if fields_of(form) != transcript.terms.layout.fields:
+        raise PeerError("contributions are not of the form that the question asks for")
+    return release(request, opened(form, arrays), rules)
+
+
+def _purpose(query: str) -> bytes:
+    return b"part of the answer to " + query.encode()
 
 
 def terms_of(request: Request, roster: Roster, key: PublicKey, layout: Layout) -> Terms:
@@ -101,21 +148,21 @@ class Opener(Protocol):
     def enrol(self, roster: Roster) -> dict[str, dict[str, bytes]]:
         """Take up the roster; what each party must be told beside it."""
 
-    def open(self, talk: Talk, transcript: Transcript) -> list[Floats]:
-        """The arrays of the total."""
+    def open(self, talk: Talk, transcript: Transcript, request: Request, form: Form) -> Sums:
+        """The total of a model's sums, which are of this form; what may be shown of a question's."""
 
 
 class KeyAuthority:
     """Holds the whole key, is not the coordinator, and opens what its checks allow, once."""
 
-    def __init__(self, private: PrivateKey) -> None:
-        self._private = private
+    def __init__(self, private: PrivateKey, rules: Rules | None = None) -> None:
+        self._private, self._rules = private, rules or Rules.read()
         self._roster: Roster | None = None
         self._answered: set[str] = set()
 
     @classmethod
-    def with_new_key(cls, bits: int) -> KeyAuthority:
-        return cls(generate(bits))
+    def with_new_key(cls, bits: int, rules: Rules | None = None) -> KeyAuthority:
+        return cls(generate(bits), rules)
 
     @property
     def public(self) -> PublicKey:
@@ -127,14 +174,19 @@ class KeyAuthority:
         self._roster = roster
         return {}
 
-    def open(self, talk: Talk, transcript: Transcript) -> list[Floats]:
+    def open(self, talk: Talk, transcript: Transcript, request: Request, form: Form) -> Sums:
         """Raises :class:`~secure_agg.errors.FaultyCoordinator` for anything but a new, complete
         and signed sum of parties of its roster."""
         if self._roster is None:
             raise PolicyError("key authority: it knows no roster and opens nothing")
+        if request.question != transcript.terms.question:
+            raise FaultyCoordinator("it shows another question than the parties signed")
         own = examine(self._roster, transcript, self.public, self._answered)
         self._answered.add(transcript.terms.query)
-        return paillier.decrypt(self._private, own)
+        arrays = paillier.decrypt(self._private, own)
+        if request.statistic in QUESTIONS:
+            return _released(request, transcript, arrays, self._rules)
+        return opened(form, arrays)
 
 
 class KeyHolders:
@@ -162,17 +214,26 @@ class KeyHolders:
             for name, share in dealt.items()
         }
 
-    def open(self, talk: Talk, transcript: Transcript) -> list[Floats]:
+    def open(self, talk: Talk, transcript: Transcript, request: Request, form: Form) -> Sums:
         """Raises :class:`~secure_agg.errors.FaultyHolder`, and what a holder refuses with."""
         if self._split is None or self._roster is None:
             raise PolicyError("the key was not dealt; nobody can open anything")
-        shown = letter(transcript=transcript.to_bytes())
-        answers = talk.ask("query.part", dict.fromkeys(self._split.holders, shown))
+        data = transcript.to_bytes()
+        answers = talk.ask(
+            "query.part", dict.fromkeys(self._split.holders, letter(transcript=data))
+        )
+        if request.statistic in QUESTIONS:
+            sealed = {f"sealed {name}": read(a, "sealed") for name, a in answers.items()}
+            asked = letter(transcript=data, **sealed)
+            asked.update(request.to_record())
+            name = releaser(self._roster)
+            reply = named_reply(name, talk.ask("query.release", {name: asked})[name])
+            return Sums(reply.clear or {}, {n: limit for n, (_, limit) in reply.form.items()}, 0)
         parts = {
             name: decoded(name, self._part, read(answer, "part"))
             for name, answer in answers.items()
         }
-        return shares.combine(self._split, self._roster, transcript, parts)
+        return opened(form, shares.combine(self._split, self._roster, transcript, parts))
 
     def _part(self, data: bytes) -> shares.Part:
         assert self._split is not None
@@ -217,4 +278,4 @@ class Paillier:
                 raise PeerError(f"{name}: signed as {contribution.party}")
         for contribution in contributions:
             received(self._roster, terms, public, contribution)
-        return opened(form, self.opener.open(talk, Transcript(terms, contributions)))
+        return self.opener.open(talk, Transcript(terms, contributions), request, form)

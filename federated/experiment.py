@@ -20,6 +20,8 @@ from lab.families import Family, FamilyName, LinkName
 from lab.features import Feature
 from lab.glm import Task
 from lab.partition import Split
+from lab.portfolio import Budget
+from lab.privacy import Noise
 
 if TYPE_CHECKING:
     from federated.arms import Study
@@ -130,13 +132,25 @@ class NetworkModel(Strict):
 
 
 class Protected(Strict):
-    """``[protection]``: how contributions are hidden, who can open a total, and the least rows a
-    party lets out a sum of."""
+    """``[protection]``: how contributions are hidden, who can open a total, the least rows a party
+    lets out a sum of; for questions the file of disclosure rules (the lab's own if none), what a
+    party may spend on noised answers, and whether it answers with noise alone."""
 
     sums: Literal["clear", "paillier", "masks"] = "paillier"
     key: Literal["authority", "split"] = "authority"
     key_bits: int = Field(3072, ge=2048)
     minimum_rows: int = Field(1, ge=1)
+    disclosure: str | None = None
+    budget: Budget | None = None
+    noised: bool = False
+
+
+class Query(Strict):
+    """One of ``[[query]]``: a question in SQL, with noise if an epsilon is given."""
+
+    sql: str
+    title: str = ""
+    noise: Noise | None = None
 
 
 class Arms(Strict):
@@ -156,6 +170,7 @@ class Experiment(Strict):
     model: Annotated[GLMModel | NetworkModel, Field(discriminator="kind")]
     protection: Protected = Protected()
     arms: Arms = Arms()
+    query: tuple[Query, ...] = ()
 
     @classmethod
     def read(cls, path: str | Path, changes: dict[str, Any] | None = None) -> Experiment:

@@ -34,9 +34,10 @@ from federated.protection import (
     decoded,
     fields_of,
     named_reply,
-    released,
+    note,
 )
-from lab.errors import PeerError
+from federated.release import QUESTIONS
+from lab.errors import PeerError, PolicyError
 from lab.sums import Sums
 from secure_agg import masks, wire
 from secure_agg.identity import Roster
@@ -120,7 +121,7 @@ def mask(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:
         [hidden[name].ravel() for name in form],
     )
     seated.keep(seat)
-    memory.note(released(request, sums, len(vector)))
+    note(holder, memory, request, sums, len(vector))
     return Reply.of(holder.name, hidden, vector).to_record()
 
 
@@ -166,6 +167,11 @@ class Masks:
 
     def total(self, talk: Talk, request: Request) -> Sums:
         assert self._roster is not None
+        if request.statistic in QUESTIONS:
+            raise PolicyError(
+                "under masks the coordinator opens every total, so none can be held back; "
+                "questions need protection.sums = 'paillier'"
+            )
         terms = _terms(request.query, request.question, self._roster)
         opening = letter(opening=wire.join(OPENING, [terms.query.encode(), terms.question]))
         answers = self._ask(talk, "query.masks_advertise", dict.fromkeys(request.parties, opening))

@@ -37,6 +37,7 @@ class Released:
     bytes: int
     rows: int
     key_bits: int
+    epsilon: float = 0.0
 
 
 class Memory:
@@ -137,6 +138,18 @@ class Memory:
         if not data:
             raise PeerError("coordinator: a step of a protocol that was not begun here")
         return data
+
+    def remember(self, query: str, statistic: str) -> None:
+        """Note what a query was about, before its answer leaves."""
+        known = self._records.get("asked", ConfigRecord())
+        self._records["asked"] = ConfigRecord({**known, query: statistic})
+
+    def asked(self, query: str) -> str:
+        """The statistic a query was about. Raises :class:`PeerError` for one not answered here."""
+        known = self._records.get("asked", ConfigRecord())
+        if query not in known:
+            raise PeerError(f"coordinator: query {query} was not answered here; nothing to open")
+        return str(known[query])
 
     def note(self, released: Released) -> None:
         """Write a line of the receipt."""

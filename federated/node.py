@@ -19,9 +19,11 @@ import pandas as pd
 from pydantic import TypeAdapter
 
 from federated.messages import Request
+from federated.release import QUESTIONS
 from lab import features, glm, models, scoring
 from lab.contracts import Strict
 from lab.errors import PeerError, PolicyError
+from lab.portfolio import Portfolio
 from lab.sums import Floats, Sums
 
 Part = Literal["train", "test"]
@@ -34,7 +36,8 @@ class Policy(Strict):
 
     minimum_rows: int = 10
     announces: tuple[str, ...] = ()  # columns whose level names may leave
-    shows_receipt: bool = False  # with the rows behind each sum, which are hidden otherwise
+    shows_receipt: bool = False  # with the rows behind a model's sums, which are hidden otherwise
+    answers: Literal["models", "questions"] = "models"
 
 
 @dataclass
@@ -48,6 +51,7 @@ class Party:
     policy: Policy = field(default_factory=Policy)
     workers: int = 2  # processes that may make blinding factors
     secret: bytes = field(default_factory=partial(secrets.token_bytes, 32), repr=False)
+    portfolio: Portfolio | None = None  # what questions are answered from
 
     def __post_init__(self) -> None:
         self.forget()
@@ -62,7 +66,7 @@ class Party:
     def __reduce__(self) -> tuple[Any, ...]:
         """As the rows alone: what is at hand can be made again where the party is sent."""
         data = (self.name, self.train, self.test, self.person)
-        return Party, (*data, self.policy, self.workers, self.secret)
+        return Party, (*data, self.policy, self.workers, self.secret, self.portfolio)
 
     def rows(self, task: str, part: Part) -> pd.DataFrame:
         """The rows a task is about, without who they belong to: no question is about persons."""
@@ -106,6 +110,8 @@ class Party:
         """
         if request.statistic not in STATISTICS:
             raise PeerError(f"no statistic '{request.statistic}' here")
+        if (request.statistic in QUESTIONS) != (self.policy.answers == "questions"):
+            raise PolicyError(f"this party answers {self.policy.answers} alone")
         take = STATISTICS[request.statistic]
         sums = take(self, dict(request.arguments), request.arrays)
         if 0 < sums.rows < self.policy.minimum_rows:
@@ -204,6 +210,12 @@ def _network_update(party: Party, a: Arguments, arrays: Arrays) -> Sums:
     )
 
 
+def _asked(party: Party) -> Portfolio:
+    if party.portfolio is None:
+        raise PolicyError("this party has no table for questions")
+    return party.portfolio
+
+
 STATISTICS: dict[str, Callable[[Party, Arguments, Arrays], Sums]] = {
     "moments": _moments,
     "level_counts": _level_counts,
@@ -215,4 +227,8 @@ STATISTICS: dict[str, Callable[[Party, Arguments, Arrays], Sums]] = {
     "score_lorenz": _score_lorenz,
     "score_levels": _score_levels,
     "network_update": _network_update,
+    "cells": lambda party, a, arrays: _asked(party).answer(a),
+    "ladder": lambda party, a, arrays: _asked(party).answer(a, arrays["edges"]),
+    "violations": lambda party, a, arrays: _asked(party).violations(a),
+    "drift": lambda party, a, arrays: _asked(party).drift(a, arrays["shares"]),
 }

@@ -8,6 +8,7 @@ clear way is there for arms of one party and for comparison, and says its name i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -16,6 +17,8 @@ from flwr.app import RecordDict
 from federated.memory import Memory, Released
 from federated.messages import Form, Hiding, Reply, Request
 from federated.node import Party
+from federated.release import QUESTIONS, release
+from lab.disclosure import Rules
 from lab.errors import PeerError, PolicyError
 from lab.sums import Sums, combine
 from secure_agg.errors import FaultyParty, SecureAggError
@@ -60,6 +63,9 @@ class Clear:
 
     hiding: Hiding = "clear"
 
+    def __init__(self, rules: Rules | None = None) -> None:
+        self.rules = rules or Rules.read()
+
     def check_parties(self, parties: int) -> None:
         return
 
@@ -73,7 +79,8 @@ class Clear:
                 raise PeerError(f"{name}: answered hidden where clear was asked")
             limits = {name: limit for name, (_, limit) in reply.form.items()}
             parts.append(Sums(reply.clear, limits, reply.rows))
-        return combine(parts)
+        total = combine(parts)
+        return release(request, total, self.rules) if request.statistic in QUESTIONS else total
 
 
 def check_enough(hiding: Hiding, parties: int) -> None:
@@ -118,9 +125,15 @@ def fields_of(form: Form) -> tuple[Field, ...]:
     )
 
 
-def released(request: Request, sums: Sums, sent: int, key_bits: int = 0) -> Released:
-    """The line of the receipt for sums that leave in so many bytes."""
-    return Released(
+def note(
+    holder: Party, memory: Memory, request: Request, sums: Sums, sent: int, key_bits: int = 0
+) -> None:
+    """Write the receipt for sums that leave in so many bytes, before they do.
+
+    The rows behind an answer to a question are for the party's own eyes.
+    """
+    noise = request.arguments.get("question", {}).get("noise") or {}
+    line = Released(
         query=request.query,
         statistic=request.statistic,
         hiding=request.hiding,
@@ -129,7 +142,12 @@ def released(request: Request, sums: Sums, sent: int, key_bits: int = 0) -> Rele
         bytes=sent,
         rows=sums.rows,
         key_bits=key_bits,
+        epsilon=float(noise.get("epsilon", 0.0)),
     )
+    if holder.portfolio is not None:
+        holder.portfolio.keep(asdict(line))
+    memory.remember(request.query, request.statistic)
+    memory.note(replace(line, rows=0) if request.statistic in QUESTIONS else line)
 
 
 def answer_clear(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:
@@ -137,5 +155,5 @@ def answer_clear(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict
     request = Request.from_record(asked)
     memory.allow("clear")
     sums = holder.take(request)
-    memory.note(released(request, sums, sum(array.nbytes for array in sums.arrays.values())))
+    note(holder, memory, request, sums, sum(array.nbytes for array in sums.arrays.values()))
     return Reply.of(holder.name, sums, None).to_record()

@@ -148,7 +148,7 @@ def summary(study: Study) -> dict[str, Any]:
         "versions": {name: version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
     }
-    return _plain(result)  # type: ignore[no-any-return]
+    return plain(result)  # type: ignore[no-any-return]
 
 
 def _scores(study: Study, arm: str, part: str) -> dict[str, Any]:
@@ -228,19 +228,21 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON's own types; a number that is not finite becomes null."""
     match value:
         case dict():
-            return {str(k): _plain(v) for k, v in value.items()}
+            return {str(k): plain(v) for k, v in value.items()}
         case list() | tuple():
-            return [_plain(v) for v in value]
+            return [plain(v) for v in value]
         case Feature():
-            return _plain(value.model_dump())
+            return plain(value.model_dump())
+        case pd.Interval():
+            return str(value)
         case bool() | str() | None:
             return value
         case _ if hasattr(value, "item"):
-            return _plain(value.item())
+            return plain(value.item())
         case float():
             return value if math.isfinite(value) else None
         case _:

@@ -189,6 +189,20 @@ def check(frame: pd.DataFrame, contract: Contract, *, where: str) -> pd.DataFram
     return pd.DataFrame(typed, copy=False)
 
 
+def broken(frame: pd.DataFrame, contract: Contract) -> dict[tuple[str, str], int]:
+    """How many rows break each rule of a contract, whatever rules are broken: (column, rule) -> rows."""
+    counts: dict[tuple[str, str], int] = {}
+    for name, column in contract.columns.items():
+        counts[name, "must be there"] = 0 if name in frame.columns else len(frame)
+        counts[name, column.allowed()] = 0
+        if not column.nullable:
+            counts[name, "must not be empty"] = 0
+        faults = _typed(frame[name], column)[1] if name in frame.columns else []
+        for rule, rows, _ in faults:
+            counts[name, rule if (name, rule) in counts else column.allowed()] += len(rows)
+    return counts
+
+
 def _typed(
     series: pd.Series[Any], column: Column
 ) -> tuple[pd.Series[Any], list[tuple[str, list[int], str]]]:

@@ -37,6 +37,10 @@ class PolicyError(LabError):
     """A party or a key holder refuses to release something, by a rule it names."""
 
 
+class BudgetError(LabError):
+    """A party's privacy budget does not cover what is asked of it."""
+
+
 class PeerError(LabError):
     """Another party failed, or sent something that cannot be used."""
 
@@ -44,5 +48,12 @@ class PeerError(LabError):
 #: How a typed refusal travels: by name, so that the other side can raise the same type.
 TRAVELLING: dict[str, type[LabError]] = {
     kind.__name__: kind
-    for kind in (ConfigurationError, ContractError, ModelError, PolicyError, PeerError)
+    for kind in (
+        ConfigurationError,
+        ContractError,
+        ModelError,
+        PolicyError,
+        BudgetError,
+        PeerError,
+    )
 }

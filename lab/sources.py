@@ -48,6 +48,23 @@ def load(
     :class:`ContractError` with every violation, :class:`ConfigurationError` for a source or a
     path that cannot be read.
     """
+    frame, agreed, origin = unchecked(
+        source, path, contract=contract, table=table, query=query, columns=columns
+    )
+    frame = check(frame, agreed, where=origin)
+    return Table(frame, agreed, origin, digest(frame))
+
+
+def unchecked(
+    source: str | None = None,
+    path: str | None = None,
+    *,
+    contract: Contract | None = None,
+    table: str | None = None,
+    query: str | None = None,
+    columns: list[str] | None = None,
+) -> tuple[pd.DataFrame, Contract, str]:
+    """The rows as they come, the contract they should keep, and where they are from."""
     if source is not None:
         agreed = contract or built_in(source)
         frame = _READERS[source](path, agreed)
@@ -58,8 +75,7 @@ def load(
         agreed = contract or draft(_chosen(frame, columns, origin), Path(origin).name)
     else:
         raise ConfigurationError("data: give a source or a path")
-    frame = check(frame, agreed, where=origin)
-    return Table(frame, agreed, origin, digest(frame))
+    return frame, agreed, origin
 
 
 def digest(frame: pd.DataFrame) -> str:

@@ -31,6 +31,11 @@ CURVATURE = Limit(bound=2.0**34, resolution=2.0**-26)  # in units of one row
 PRECISE = Limit(bound=2.0**60, resolution=2.0**-60)
 SCORE = Limit(bound=2.0**48, resolution=2.0**-30)
 MOMENT = Limit(bound=2.0**100, resolution=2.0**-60)
+#: Formats of an answer's cells: heads and rows, yes or no, amounts, products of two amounts.
+HEADS = Limit(bound=2.0**31, resolution=1.0)
+FLAG = Limit(bound=1.0, resolution=1.0)
+AMOUNT = Limit(bound=2.0**60, resolution=2.0**-44)
+SENSITIVITY = Limit(bound=2.0**60, resolution=2.0**-20)
 
 
 @dataclass(frozen=True)

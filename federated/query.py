@@ -1,0 +1,497 @@
+"""Questions to all parties: SQL in, a DataFrame of what may be shown out.
+
+>>> from federated.query import Desk
+>>> with Desk.on("experiments/rand_hie.toml") as desk:                            # doctest: +SKIP
+...     desk.ask("select idp, count(*), avg(mdvis) from rand_hie group by idp")  # doctest: +SKIP
+
+The parties are simulated on this machine as in ``lab run``; they remember what they were asked, and
+what they spent, in a folder each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+
+from federated.apps import client_app
+from federated.experiment import Experiment
+from federated.federation import Federation
+from federated.grid import InProcessGrid
+from federated.node import Party, Policy
+from federated.protection import Protection
+from lab import actuarial, cells, sql
+from lab.contracts import Contract, broken, check
+from lab.disclosure import Rules, words
+from lab.errors import ConfigurationError, ContractError
+from lab.features import Feature
+from lab.glm import Task
+from lab.partition import deal
+from lab.portfolio import Budget, Portfolio
+from lab.privacy import Noise, draws
+from lab.questions import ROWS, Question, Total
+from lab.sources import digest, unchecked
+from lab.sums import Floats
+
+#: Bins of a quantile's ladder: so many for all cells together, within these for each.
+LADDER, FEWEST_BINS, MOST_BINS = 16_384, 8, 256
+#: Rounds after which a quantile is as narrow as it gets.
+MOST_ROUNDS = 8
+#: Draws of the noise behind an interval, and cells times draws held at once.
+DRAWS, HELD = 2_000, 4_000_000
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """Who is asked: parties that each hold a part of one table, under one contract and one set of
+    rules. fault: what is wrong with the table; then only its violations can be asked about."""
+
+    parties: tuple[Party, ...]
+    contract: Contract
+    rules: Rules
+    person: str | None = None
+    fault: ContractError | None = None
+
+    @classmethod
+    def of(
+        cls,
+        tables: Mapping[str, pd.DataFrame],
+        contract: Contract,
+        rules: Rules | None = None,
+        *,
+        person: str | None = None,
+        folder: Path | None = None,
+        budget: Budget | None = None,
+        noised: bool = False,
+    ) -> Holdings:
+        """Parties by name with their rows as they come.
+
+        folder: where each keeps its history, its budget and its receipt; None for memory alone.
+        """
+        rules, fault, parties = rules or Rules.read(), None, []
+        announces = tuple(
+            name
+            for name, column in contract.columns.items()
+            if column.type == "category" and not column.levels and column.role == "feature"
+        )
+        policy = Policy(
+            minimum_rows=1, announces=announces, shows_receipt=True, answers="questions"
+        )
+        for name, raw in tables.items():
+            raw = raw.reset_index(drop=True)
+            try:
+                frame = check(raw, contract, where=name)
+            except ContractError as error:
+                fault, frame = error, raw
+            place = folder / re.sub(r"[^\w-]+", "-", name) if folder else None
+            holding = Portfolio(frame, contract, rules, person, raw, place, budget, noised)
+            parties.append(Party(name, frame[:0], frame[:0], policy=policy, portfolio=holding))
+        return cls(tuple(parties), contract, rules, person, fault)
+
+    @classmethod
+    def of_experiment(cls, experiment: Experiment, folder: Path | None) -> Holdings:
+        """The whole table of an experiment, dealt as its study deals it."""
+        data, protection = experiment.data, experiment.protection
+        own = Contract.read(Path(data.contract)) if data.contract else None
+        raw, contract, origin = unchecked(
+            data.source, data.path, contract=own, table=data.table, query=data.query
+        )
+        if raw.empty:
+            raise ContractError(f"{origin}: the table has no rows")
+        partition = np.random.default_rng(np.random.SeedSequence(experiment.seed).spawn(2)[1])
+        owners = deal(raw, experiment.parties, data.person, partition)
+        if folder is not None:
+            dealt = [
+                digest(raw.astype("str")),
+                experiment.seed,
+                experiment.parties.model_dump(mode="json"),
+            ]
+            folder = folder / hashlib.sha256(json.dumps(dealt).encode()).hexdigest()[:12]
+        rules = Rules.read(Path(protection.disclosure) if protection.disclosure else None)
+        tables = {name: raw.iloc[rows] for name, rows in owners.items()}
+        return cls.of(
+            tables,
+            contract,
+            rules,
+            person=data.person,
+            folder=folder,
+            budget=protection.budget,
+            noised=protection.noised,
+        )
+
+
+class Desk:
+    """Where an analyst asks questions of all parties; open it with ``with``.
+
+    Raises :class:`~lab.errors.LabError` for all that can be explained.
+    """
+
+    def __init__(
+        self, holdings: Holdings, protection: Protection, *, workers: int | None = None
+    ) -> None:
+        self.holdings, self.protection = holdings, protection
+        parties = holdings.parties
+        node = client_app(lambda seat: parties[seat], protection.hiding)
+        self._grid = InProcessGrid(node, len(parties), workers or os.cpu_count() or 1)
+        try:
+            self.federation = Federation(self._grid, protection, len(parties))
+        except BaseException:
+            self._grid.close()
+            raise
+
+    @classmethod
+    def on(
+        cls,
+        experiment: str | Path | Experiment,
+        changes: dict[str, Any] | None = None,
+        *,
+        runs: str | Path | None = "runs",
+    ) -> Desk:
+        """A desk for the data, the parties and the protection of an experiment file.
+
+        runs: the folder in which the parties keep what they were asked; None for memory alone.
+        """
+        from federated.arms import protected
+
+        if not isinstance(experiment, Experiment):
+            experiment = Experiment.read(experiment, changes)
+        if experiment.protection.sums == "masks":
+            raise ConfigurationError(
+                "protection.sums = 'masks': the coordinator would see every total before the "
+                "rules are kept; questions need 'paillier'"
+            )
+        place = Path(runs) / "parties" if runs is not None else None
+        holdings = Holdings.of_experiment(experiment, place)
+        return cls(holdings, protected(experiment.protection, holdings.rules))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self._grid.close()
+
+    def ask(self, text: str, *, noise: Noise | None = None) -> pd.DataFrame:
+        """The answer: a row for each cell (or as the question's function says), NaN where hidden.
+
+        Its ``attrs`` tell ``hidden`` and ``cells``, ``rules`` in words, ``hiding``, ``noise``,
+        ``seconds``, and ``receipt``: what left each party for this question.
+        """
+        started = time.perf_counter()
+        before = {party: len(lines) for party, lines in self.federation.receipts().items()}
+        plan = self._plan(text, noise)
+        if self.holdings.fault is not None and plan.finish != "violations":
+            raise self.holdings.fault
+        answer = _finished(self, plan)
+        seconds = time.perf_counter() - started
+        answer.attrs |= {
+            "sql": text,
+            "rules": words(self.holdings.rules),
+            "hiding": self.protection.hiding,
+            "noise": noise.model_dump() if noise else None,
+            "seconds": seconds,
+            "receipt": [
+                {"party": party, **asdict(line)}
+                for party, lines in self.federation.receipts().items()
+                for line in lines[before.get(party, 0) :]
+            ],
+        }
+        return answer
+
+    def _plan(self, text: str, noise: Noise | None) -> sql.Plan:
+        contract, person = self.holdings.contract, self.holdings.person
+        plan = sql.compile(text, contract, person, levels=self._levels)
+        if plan.centred:
+            centres = self._centres(plan, noise)
+            plan = sql.compile(text, contract, person, levels=self._levels, centres=centres)
+        if noise is not None:
+            if plan.rungs or plan.finish in ("drift", "violations"):
+                raise ConfigurationError("query: noise is for counts and sums; ask this without")
+            plan.question = plan.question.model_copy(update={"noise": noise})
+        return plan
+
+    def _levels(self, column: str) -> tuple[str, ...]:
+        (found,) = self.federation.levels(Task(target=column), (Feature(column=column),))
+        return found
+
+    def _centres(self, plan: sql.Plan, noise: Noise | None) -> dict[str, float]:
+        """Public numbers near the middle: of the declared range under noise, else of the rows."""
+        if noise is not None:
+            columns = self.holdings.contract.columns
+            ends = {c: (columns[c].minimum or 0.0, columns[c].maximum or 0.0) for c in plan.centred}
+            return {c: (low + high) / 2 for c, (low, high) in ends.items()}
+        totals = [ROWS]
+        for column in plan.centred:
+            totals.append(Total(kind="count", columns=(column,)))
+            totals.append(Total(kind="sum", columns=(column,), centres=(0.0,)))
+        asked = plan.question.model_copy(update={"axes": (), "totals": tuple(totals)})
+        shown, found = self.totals(asked)
+        means = {
+            column: float(found[2 + 2 * k][0] / max(found[1 + 2 * k][0], 1.0))
+            for k, column in enumerate(plan.centred)
+        }
+        return {c: float(f"{m:.3g}") if shown[0] else 0.0 for c, m in means.items()}
+
+    # Rounds of messages.
+
+    def _sum(self, statistic: str, question: Question, arrays: Any = None, **more: Any) -> Any:
+        rules = json.loads(self.holdings.rules.model_dump_json())
+        asked = json.loads(question.model_dump_json())
+        return self.federation.sum(statistic, arrays, question=asked, rules=rules, **more)
+
+    def totals(self, question: Question) -> tuple[Any, list[Floats]]:
+        """Which cells are shown, and each total in them (0 where hidden)."""
+        released = self._sum("cells", question)
+        return released["shown"] > 0, [released[f"total {k}"] for k in range(len(question.totals))]
+
+    def rung(self, question: Question, rung: sql.Rung) -> tuple[Floats, Floats]:
+        """Ends of the interval that holds the quantile of each cell, NaN where hidden."""
+        question = question.model_copy(update={"totals": (ROWS,)})
+        size = question.cells
+        bins = int(np.clip(LADDER // size, FEWEST_BINS, MOST_BINS))
+        low, high = np.full(size, rung.low), np.full(size, np.nextafter(rung.high, np.inf))
+        going, hidden = np.ones(size, dtype=bool), np.zeros(size, dtype=bool)
+        first, steps = True, np.linspace(0, 1, bins + 1)
+        for _ in range(MOST_ROUNDS):
+            around = np.where(going, low, rung.low), np.where(going, high, rung.high)
+            edges = around[0][:, None] + (around[1] - around[0])[:, None] * steps
+            edges[:, -1] = around[1]
+            found = self._sum(
+                "ladder", question, {"edges": edges}, column=rung.column, share=rung.share
+            )
+            hidden |= found["shown"] == 0
+            inside = (found["low"] > -cells.BEYOND) & (found["high"] < cells.BEYOND)
+            taken = going & ~hidden & (inside | first)
+            low, high = np.where(taken, found["low"], low), np.where(taken, found["high"], high)
+            going &= taken & (found["one"] > 0) & inside & (high - low > rung.width)
+            first = False
+            if not going.any():
+                break
+        ends = (
+            np.where(abs(end) >= cells.BEYOND, np.sign(end) * np.inf, end) for end in (low, high)
+        )
+        below, above = ends
+        return np.where(hidden, np.nan, below), np.where(hidden, np.nan, above)
+
+
+def query(
+    experiment: str | Path | Experiment,
+    text: str,
+    changes: dict[str, Any] | None = None,
+    *,
+    noise: Noise | None = None,
+    runs: str | Path | None = "runs",
+) -> pd.DataFrame:
+    """Ask the parties of an experiment one question; see :class:`Desk` for several."""
+    with Desk.on(experiment, changes, runs=runs) as desk:
+        return desk.ask(text, noise=noise)
+
+
+# What is made of the totals.
+
+
+def _finished(desk: Desk, plan: sql.Plan) -> pd.DataFrame:
+    match plan.finish:
+        case "violations":
+            return _violations(desk, plan)
+        case "drift":
+            return _drift(desk, plan)
+    table = _table(desk, plan)
+    told = dict(table.attrs)
+    if plan.finish != "table":
+        table = _MADE[plan.finish](table, plan)
+        table.attrs |= told
+    return table
+
+
+def _table(desk: Desk, plan: sql.Plan) -> pd.DataFrame:
+    """A row for each cell, a column for each group and each output."""
+    question = plan.question
+    names = [axis.names for axis in question.axes]
+    table = pd.DataFrame(list(product(*names)), columns=[a.column for a in question.axes])
+    if not question.axes:
+        table = pd.DataFrame(index=[0])
+    formulas = {n: f for n, f in plan.outputs.items() if isinstance(f, sql.Formula)}
+    shown = np.ones(question.cells, dtype=bool)
+    if formulas:
+        shown, totals = desk.totals(question)
+        masked = [np.where(shown, total, np.nan) for total in totals]
+        spread = _spread(desk, question, masked) if question.noise else None
+        for name, formula in formulas.items():
+            table[name] = formula.value(masked)
+            if spread is not None:
+                low, high = _interval(formula, spread)
+                table[f"{name} from"], table[f"{name} to"] = low, high
+    for name, rung in plan.rungs.items():
+        low, high = desk.rung(question, rung)
+        whole = desk.holdings.contract.columns[rung.column].type == "integer"
+        shown &= ~np.isnan(low)
+        table[name] = _middle(low, high, whole)
+        table[f"{name} from"], table[f"{name} to"] = low, high
+    if plan.outputs:
+        table = table[[*table.columns[: len(question.axes)], *_ordered(plan, table)]]
+    if plan.order is not None:
+        name, falling = plan.order
+        table = table.sort_values(name, ascending=not falling, kind="stable", ignore_index=True)
+    if plan.limit is not None:
+        table = table.head(plan.limit)
+    table.attrs |= {"cells": question.cells, "hidden": int((~shown).sum())}
+    return table
+
+
+def _ordered(plan: sql.Plan, table: pd.DataFrame) -> list[str]:
+    """Outputs in the order in which they were asked, each with its interval."""
+    return [
+        column
+        for name in plan.outputs
+        for column in (name, f"{name} from", f"{name} to")
+        if column in table.columns
+    ]
+
+
+def _middle(low: Floats, high: Floats, whole: bool) -> Floats:
+    """The middle of each interval; the whole number in it where there is just one."""
+    middle = (low + high) / 2
+    first = np.ceil(low)
+    alone = whole & (first < high) & (first + 1 >= high)
+    return np.where(alone, first, middle)
+
+
+def _spread(desk: Desk, question: Question, totals: list[Floats]) -> list[Floats]:
+    """What each total might be without its noise: (draws, cells)."""
+    columns, parties = desk.holdings.contract.columns, len(desk.holdings.parties)
+    size = int(np.clip(HELD // question.cells, 200, DRAWS))
+    rng = np.random.default_rng(0)
+    spread = []
+    for k, release in cells.releases(question, columns).items():
+        step = cells.step_of(question.totals[k], columns)
+        noise = draws(release, parties, size * question.cells, rng).reshape(size, question.cells)
+        spread.append(totals[k] - noise * step)
+    return spread
+
+
+def _interval(formula: sql.Formula, spread: list[Floats]) -> tuple[Floats, Floats]:
+    """Ends of the middle 95 % of what an output might be without the noise."""
+    values = np.broadcast_to(formula.value(spread), spread[0].shape)
+    low, high = np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
+    known = ~np.isnan(values).all(axis=0)
+    low[known], high[known] = np.nanquantile(values[:, known], [0.025, 0.975], axis=0)
+    return low, high
+
+
+def _violations(desk: Desk, plan: sql.Plan) -> pd.DataFrame:
+    rules = list(broken(pd.DataFrame(), desk.holdings.contract))
+    found = desk._sum("violations", plan.question, flags=len(rules))
+    table = pd.DataFrame(rules, columns=["column", "rule"])
+    table["rows"] = np.where(found["shown"] > 0, found["rows"], np.nan)
+    table.attrs |= {"cells": len(rules), "hidden": int((found["shown"] == 0).sum())}
+    return table
+
+
+def _drift(desk: Desk, plan: sql.Plan) -> pd.DataFrame:
+    """The stability index of the parties against the market: its mean, and how many are beyond a line."""
+    shown, (counts, *_) = desk.totals(plan.question)
+    if not shown.any():
+        raise ContractError("drift: no cell of this column may be shown; take wider intervals")
+    shares = counts / counts.sum()
+    found = desk._sum("drift", plan.question, {"shares": shares})
+    parties = found.total("parties")
+    table = pd.DataFrame(
+        {
+            "column": plan.arguments[0],
+            "parties": int(parties),
+            "mean index": found.total("index") / parties,
+            **{f"above {line}": int(found.total(name)) for name, line in cells.DRIFTS.items()},
+        },
+        index=[0],
+    )
+    table.attrs |= {"cells": plan.question.cells, "hidden": int((~shown).sum())}
+    return table
+
+
+def _triangle(table: pd.DataFrame, plan: sql.Plan) -> pd.DataFrame:
+    """Latest, ultimate and reserve by origin; the factors and the triangle are in ``attrs``."""
+    origin, development = (axis.column for axis in plan.question.axes)
+    named = {origin: "origin", development: "development"}
+    first = table[origin].min()
+    calendar = table[development].min() >= first > 1
+    found = actuarial.triangle(table.rename(columns=named), "calendar" if calendar else "age")
+    made = found.ultimates.reset_index(names=origin)
+    made.attrs["factors"] = found.factors.reset_index().to_dict("records")
+    made.attrs["reserve"] = {"reserve": found.reserve, "standard_error": found.standard_error}
+    made.attrs["cumulative"] = found.cumulative.to_dict("split")
+    return made
+
+
+def _intervals(table: pd.DataFrame, plan: sql.Plan) -> tuple[pd.DataFrame, str | None]:
+    """Totals with the start and the end of each interval of time, and the grouping column."""
+    *groups, time = (axis.column for axis in plan.question.axes)
+    ends = [
+        (cell.left, cell.right) if isinstance(cell, pd.Interval) else (cell - 1, cell)
+        for cell in table[time]
+    ]
+    start, end = zip(*ends, strict=True)
+    named = table.drop(columns=time).assign(start=start, end=end)
+    return named, groups[0] if groups else None
+
+
+def _survival(table: pd.DataFrame, plan: sql.Plan) -> pd.DataFrame:
+    totals, group = _intervals(table, plan)
+    found = actuarial.survival(totals, group)
+    made = (
+        found.curve.rename(columns={"group": group}) if group else found.curve.drop(columns="group")
+    )
+    made.attrs["medians"] = {str(name): float(median) for name, median in found.medians.items()}
+    return made
+
+
+def _log_rank(table: pd.DataFrame, plan: sql.Plan) -> pd.DataFrame:
+    totals, group = _intervals(table, plan)
+    if group is None:
+        raise ConfigurationError("query: log_rank(time, event) compares groups: add GROUP BY")
+    statistic, df, p = actuarial.log_rank(totals, group)
+    return pd.DataFrame({"chi2": statistic, "df": df, "p": p}, index=[0])
+
+
+def _matrix(table: pd.DataFrame, plan: sql.Plan) -> pd.DataFrame:
+    names = list(plan.arguments)
+    values = {name: float(table[name].iloc[0]) for name in plan.outputs}
+    full = [[values.get(f"{a} {b}", values.get(f"{b} {a}")) for b in names] for a in names]
+    return pd.DataFrame(full, index=pd.Index(names), columns=names, dtype=float)
+
+
+def _correlation(table: pd.DataFrame, plan: sql.Plan) -> pd.DataFrame:
+    covariance = _matrix(table, plan)
+    spread = np.sqrt(np.diag(covariance))
+    with np.errstate(all="ignore"):
+        made: pd.DataFrame = (covariance / np.outer(spread, spread)).clip(-1, 1)
+    return made
+
+
+def _missing(table: pd.DataFrame, plan: sql.Plan) -> pd.DataFrame:
+    return table.T.set_axis(["missing"], axis=1).rename_axis("column").reset_index()
+
+
+_MADE = {
+    "triangle": _triangle,
+    "survival": _survival,
+    "log_rank": _log_rank,
+    "matrix": _matrix,
+    "correlation": _correlation,
+    "missing": _missing,
+}

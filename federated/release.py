@@ -1,0 +1,73 @@
+"""Questions are answered by release alone: whoever opens their totals shows what the rules leave.
+
+The statistics of :data:`QUESTIONS` never come back as raw totals. What is expected of every
+contribution, and what is made of the totals, follows from the question that all parties signed.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from federated.messages import ROWS, Form, Request
+from lab import cells
+from lab.disclosure import Rules
+from lab.errors import PeerError, PolicyError
+from lab.questions import Question
+from lab.sums import COUNT, Floats, Sums
+
+#: Statistics that only a release answers.
+QUESTIONS = ("cells", "ladder", "violations", "drift")
+
+
+def release(request: Request, totals: Sums, rules: Rules) -> Sums:
+    """What may be shown of the totals of a question, which are of the `expected` form.
+
+    rules: those of whoever releases. Raises :class:`PolicyError` where the question was asked
+    under others.
+    """
+    asked = request.arguments
+    if asked.get("rules") != json.loads(rules.model_dump_json()):
+        raise PolicyError("the question was asked under other disclosure rules than the releaser's")
+    question = Question.model_validate(asked["question"])
+    edges = _edges(request, question)
+    match request.statistic:
+        case "cells":
+            return cells.release(question, rules, totals)
+        case "ladder" if edges is not None:
+            return cells.release_rung(question, rules, totals, edges, float(asked["share"]))
+        case "violations":
+            return cells.release_flags(rules, totals)
+        case "drift":
+            return cells.release_drift(rules, totals)
+    raise PeerError(f"no release of '{request.statistic}'")
+
+
+def _edges(request: Request, question: Question) -> Floats | None:
+    if request.statistic != "ladder":
+        return None
+    edges = request.arrays["edges"]
+    if edges.shape != (question.cells, max(edges.shape[-1], 2)) or not (np.diff(edges) > 0).all():
+        raise PeerError("a ladder has rising edges for each cell")
+    return edges
+
+
+def expected(request: Request) -> Form:
+    """The public form of every contribution to this question, in the order it is packed in.
+
+    It follows from the question, so that nobody can swap one array for another.
+    """
+    question = Question.model_validate(request.arguments["question"])
+    edges = _edges(request, question)
+    agreed: dict[str, Any] = {
+        "cells": lambda: cells.form(question),
+        "ladder": lambda: cells.form(question, 0 if edges is None else edges.shape[1] + 1),
+        "violations": lambda: cells.flag_form(int(request.arguments["flags"])),
+        "drift": lambda: cells.DRIFT_FORM,
+    }[request.statistic]()
+    form = {name: ((size,), limit) for name, (size, limit) in agreed.items()}
+    if request.hiding != "clear":
+        form[ROWS] = ((1,), COUNT)
+    return {name: form[name] for name in sorted(form)}

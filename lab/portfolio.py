@@ -1,0 +1,155 @@
+"""What a party answers questions from: its table, the rules it keeps, its history and its budget."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from lab import cells, privacy
+from lab.actuarial import stability_index
+from lab.contracts import Contract, Strict, broken
+from lab.disclosure import Rules
+from lab.errors import PolicyError
+from lab.history import History
+from lab.questions import OUTSIDE, Question, Total, check
+from lab.sources import digest
+from lab.sums import Floats, Sums
+
+#: The ends of a column's declared range.
+ENDS = ("minimum", "maximum")
+
+
+class Budget(Strict):
+    """What a party is ready to spend on noised answers, ever: the total epsilon, at this delta."""
+
+    epsilon: float
+    delta: float = 1e-6
+
+
+@dataclass
+class Portfolio:
+    """A party's table under its contract. Questions are answered here and nowhere else.
+
+    raw: the table as it came, for counts of violations; folder: where history and budget are kept
+    (None: in memory, and no budget); noised: the party answers no question without noise.
+    """
+
+    frame: pd.DataFrame
+    contract: Contract
+    rules: Rules
+    person: str | None = None
+    raw: pd.DataFrame | None = None
+    folder: Path | None = None
+    budget: Budget | None = None
+    noised: bool = False
+    history: History = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        place = self.folder / "history.db" if self.folder else None
+        self.history = History(place, digest(self.frame), len(self.frame))
+
+    @cached_property
+    def persons(self) -> NDArray[np.int64] | None:
+        """Who each row belongs to, numbered from 0; None where each row is a person."""
+        if self.person is None:
+            return None
+        return np.asarray(pd.factorize(self.frame[self.person])[0], dtype=np.int64)
+
+    @cached_property
+    def ledger(self) -> privacy.Ledger:
+        """The budget on disk. Raises :class:`PolicyError` where the party has none."""
+        if self.budget is None or self.folder is None:
+            raise PolicyError("this party has no budget for noised answers")
+        return privacy.Ledger(self.folder / "budget.db", self.budget.epsilon, self.budget.delta)
+
+    def answer(self, asked: Mapping[str, Any], edges: Floats | None = None) -> Sums:
+        """This party's contribution to an answer; with ``edges`` to a ladder of ``asked["column"]``.
+
+        Raises :class:`PolicyError` for what its contract, its rules or its budget do not allow.
+        """
+        question = self._read(asked)
+        codes = question.codes(self.frame)
+        if question.noise is not None and edges is None:
+            return self._with_noise(question, codes)
+        if question.noise is not None or self.noised:
+            raise PolicyError("this party adds noise to counts and sums, and answers nothing else")
+        least = self.rules.minimum_difference.persons
+        vetoed = self.history.admit(codes, question.cells, self.persons, least)
+        arrays = cells.plain(question, self.frame, self.persons, codes, vetoed, self.rules)
+        bins = 0
+        if edges is not None:
+            values = Total(kind="sum", columns=(str(asked["column"]),), centres=(0.0,))
+            check(
+                question.model_copy(update={"totals": (*question.totals, values)}),
+                self.contract,
+                self.person,
+            )
+            column = self.frame[str(asked["column"])].to_numpy(dtype=np.float64)
+            arrays |= cells.ladder(column, self.persons, codes, edges)
+            bins = edges.shape[1] + 1
+        return cells.sums(cells.form(question, bins), arrays, int((codes != OUTSIDE).sum()))
+
+    def _read(self, asked: Mapping[str, Any]) -> Question:
+        """The question, if it is asked under this party's rules and within its contract."""
+        if asked["rules"] != json.loads(self.rules.model_dump_json()):
+            raise PolicyError(
+                "asked under other disclosure rules than this party's; it keeps its own"
+            )
+        question = Question.model_validate(asked["question"])
+        check(question, self.contract, self.person)
+        return question
+
+    def _with_noise(self, question: Question, codes: NDArray[np.int64]) -> Sums:
+        """A contribution with this party's own noise, charged before the noise is made."""
+        noise, columns = question.noise, self.contract.columns
+        assert noise is not None
+        rows = np.flatnonzero(codes != OUTSIDE)
+        own = None if self.persons is None else self.persons[rows]
+        rows = rows[privacy.bounded(own, noise.rows_per_person, len(rows))]
+        releases = cells.releases(question, columns)
+        self.ledger.charge(
+            question.model_dump_json(), [privacy.event(r) for r in releases.values()]
+        )
+        arrays: dict[str, Floats] = {}
+        for k, total in enumerate(question.totals):
+            step, (low, high) = cells.step_of(total, columns), cells.bounds(total, columns)
+            part = self.frame.iloc[rows][list(total.columns)]
+            if total.kind == "sum":
+                least, most = ({c: getattr(columns[c], end) for c in total.columns} for end in ENDS)
+                part = part.clip(pd.Series(least), pd.Series(most), axis=1)
+            each = np.where(total.present(part), total.values(part), np.nan)
+            values = privacy.clamped(each, low, high, step)
+            exact = cells.added(codes[rows], values, question.cells)
+            arrays[f"total {k}"] = privacy.noised(exact, releases[k]) * step
+        return cells.sums(cells.form(question), arrays, 0)
+
+    def keep(self, line: Mapping[str, Any]) -> None:
+        """Add a line to the party's own receipt: what leaves it, and the rows behind it."""
+        if self.folder is not None:
+            with (self.folder / "receipt.jsonl").open("a", encoding="utf-8") as receipt:
+                receipt.write(json.dumps(line) + "\n")
+
+    def violations(self, asked: Mapping[str, Any]) -> Sums:
+        """Rows that break each rule of the contract, of the table as it came."""
+        self._read(asked)
+        counts = broken(self.frame if self.raw is None else self.raw, self.contract)
+        return cells.sums(cells.flag_form(len(counts)), cells.flagged(counts), 0)
+
+    def drift(self, asked: Mapping[str, Any], shares: Floats) -> Sums:
+        """How far this party's distribution over the question's cells is from the market's."""
+        question = self._read(asked)
+        codes = question.codes(self.frame)
+        counts = np.bincount(codes[codes != OUTSIDE], minlength=question.cells)
+        rows = int(counts.sum())
+        index = stability_index(shares, counts, rows) if rows else None
+        return cells.sums(cells.DRIFT_FORM, cells.drifted(index), 0)
