@@ -314,10 +314,10 @@ def _print_answer(answer: Any, key_bits: int) -> None:
         console.print(f"… {len(answer) - ROWS_PRINTED:,} more rows; --csv prints all", style="dim")
     for name in ("reserve", "medians"):
         if name in told:
-            values = ", ".join(f"{k} {_shown(v)}" for k, v in told[name].items())
-            console.print(values, highlight=False)
-    cells = f"{told['hidden']:,} of {told['cells']:,} cells hidden (·); " if told["hidden"] else ""
-    console.print(f"\n{cells}{told['rules']}", style="dim", highlight=False)
+            line = ", ".join(f"{k} {_shown(v)}" for k, v in told[name].items())
+            console.print(line, highlight=False)
+    lost = f"{told['hidden']:,} of {told['cells']:,} cells hidden (·). " if told["hidden"] else ""
+    console.print(f"\n{lost}{told['rules']}", style="dim", highlight=False, soft_wrap=True)
     receipt = told["receipt"]
     words = {"clear": "IN THE CLEAR", "paillier": f"under paillier, {key_bits} bits"}
     noise = told["noise"]

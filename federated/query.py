@@ -479,8 +479,8 @@ def _correlation(table: pd.DataFrame, plan: sql.Plan) -> pd.DataFrame:
     covariance = _matrix(table, plan)
     spread = np.sqrt(np.diag(covariance))
     with np.errstate(all="ignore"):
-        made: pd.DataFrame = (covariance / np.outer(spread, spread)).clip(-1, 1)
-    return made
+        made = covariance.div(spread, axis=0).div(spread, axis=1)
+    return made.clip(-1, 1)
 
 
 def _missing(table: pd.DataFrame, plan: sql.Plan) -> pd.DataFrame:

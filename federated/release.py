@@ -7,9 +7,6 @@ contribution, and what is made of the totals, follows from the question that all
 from __future__ import annotations
 
 import json
-from typing import Any
-
-import numpy as np
 
 from federated.messages import ROWS, Form, Request
 from lab import cells
@@ -48,10 +45,7 @@ def release(request: Request, totals: Sums, rules: Rules) -> Sums:
 def _edges(request: Request, question: Question) -> Floats | None:
     if request.statistic != "ladder":
         return None
-    edges = request.arrays["edges"]
-    if edges.shape != (question.cells, max(edges.shape[-1], 2)) or not (np.diff(edges) > 0).all():
-        raise PeerError("a ladder has rising edges for each cell")
-    return edges
+    return cells.check_edges(question, request.arrays["edges"])
 
 
 def expected(request: Request) -> Form:
@@ -61,12 +55,13 @@ def expected(request: Request) -> Form:
     """
     question = Question.model_validate(request.arguments["question"])
     edges = _edges(request, question)
-    agreed: dict[str, Any] = {
-        "cells": lambda: cells.form(question),
-        "ladder": lambda: cells.form(question, 0 if edges is None else edges.shape[1] + 1),
-        "violations": lambda: cells.flag_form(int(request.arguments["flags"])),
-        "drift": lambda: cells.DRIFT_FORM,
-    }[request.statistic]()
+    match request.statistic:
+        case "violations":
+            agreed = cells.flag_form(int(request.arguments["flags"]))
+        case "drift":
+            agreed = cells.DRIFT_FORM
+        case _:
+            agreed = cells.form(question, 0 if edges is None else edges.shape[1] + 1)
     form = {name: ((size,), limit) for name, (size, limit) in agreed.items()}
     if request.hiding != "clear":
         form[ROWS] = ((1,), COUNT)

@@ -26,6 +26,8 @@ Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 #: Name, size and format of each array of a contribution.
 Form = dict[str, tuple[int, Limit]]
+#: Most edges of a quantile's ladder, for one cell.
+MOST_EDGES = 1024
 #: Lines of the population stability index that people act on: some drift, much drift.
 DRIFTS = {"some": 0.1, "much": 0.25}
 
@@ -88,7 +90,7 @@ def plain(
         values = total.values(frame)[inside]
         arrays[f"total {k}"] = np.bincount(at, values, cells)
         if total != ROWS:
-            each = np.bincount(member, np.abs(values), len(home))
+            each = np.bincount(member, np.abs(values), len(home)).astype(np.float64)
             arrays[f"sensitivity {k}"] = _upwards(sensitivity(each, home, cells, rules))
     return arrays
 
@@ -150,6 +152,14 @@ def bounds(total: Total, columns: Mapping[str, Column]) -> tuple[float, float]:
         return ranges[0]
     corners = [a * b for a in ranges[0] for b in ranges[1]]
     return min(corners), max(corners)
+
+
+def check_edges(question: Question, edges: Floats) -> Floats:
+    """Edges of a ladder for each cell. Raises :class:`PolicyError` unless they rise, two or more."""
+    usable = edges.ndim == 2 and len(edges) == question.cells and 2 <= edges.shape[1] <= MOST_EDGES
+    if not (usable and (np.diff(edges) > 0).all()):
+        raise PolicyError(f"a ladder has 2 to {MOST_EDGES} rising edges for each cell")
+    return edges
 
 
 def step_of(total: Total, columns: Mapping[str, Column]) -> float:

@@ -96,8 +96,11 @@ class Rules(Strict):
 
 
 def words(rules: Rules) -> str:
-    """One line for the reader. The parameters of concentration rules are told to nobody, because
-    with them a hidden amount can be bounded (Handbook on SDC, section 4.2)."""
+    """One line for the reader: which rules were applied.
+
+    The parameters of concentration rules are told to nobody who reads tables, because with them a
+    hidden amount can be bounded (Handbook on Statistical Disclosure Control, ESSnet, section 4.2).
+    """
     told = [
         f"at least {rules.minimum_count.persons} persons",
         f"at least {rules.minimum_parties.parties} insurers",
@@ -348,7 +351,7 @@ def _protect(cells: Cells, forbidden: Bools, hidden: Bools, rules: Rules) -> boo
         for movable in MOVABLE if cost[0] > 0 else ():
             if (moved := _move(search, target, movable)) is not None:
                 found.append(moved)
-            if found or movable > 8 * hidden.size:
+            if found or movable >= 4 * hidden.size:
                 break
         if not found:
             return False
@@ -428,15 +431,13 @@ def _move(search: _Search, target: int, movable: float) -> Indices | None:
         places[axis] = np.unique([*some, at[axis], n - 1])
         left /= len(places[axis])
     block = np.ravel_multi_index(np.ix_(*places), search.shape)
-    index, cell = (
-        np.argwhere(np.isfinite(search.price[block])).T,
-        block[np.isfinite(search.price[block])],
-    )
+    index = np.nonzero(np.isfinite(search.price[block]))
+    cell = block[index]
     equations = []
     for axis, n in enumerate(search.shape):
         sign = np.where(places[axis][index[axis]] == n - 1, -1.0, 1.0)
         lines = _without(block.shape, axis)
-        line = np.ravel_multi_index(_without(tuple(index), axis), lines)
+        line = np.ravel_multi_index(_without(index, axis), lines)
         form = (int(np.prod(lines)), len(cell))
         equations.append(sparse.csr_array((sign, (line, np.arange(len(cell)))), shape=form))
     change = sparse.vstack(equations)
@@ -446,7 +447,7 @@ def _move(search: _Search, target: int, movable: float) -> Indices | None:
     for value, need in zip(search.values[:, cell], search.needs[:, target], strict=True):
         if need <= 0:
             continue
-        fall = value / need
+        fall = np.minimum(value / need, 100.0)  # more than any move takes
         price = np.where(moves, 0.0, search.price[cell]) / np.clip(fall, 1e-3, 1)
         most = np.concatenate([np.full(len(cell), np.inf), fall] * 2)
         found = optimize.linprog(

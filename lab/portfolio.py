@@ -95,7 +95,7 @@ class Portfolio:
                 self.person,
             )
             column = self.frame[str(asked["column"])].to_numpy(dtype=np.float64)
-            arrays |= cells.ladder(column, self.persons, codes, edges)
+            arrays |= cells.ladder(column, self.persons, codes, cells.check_edges(question, edges))
             bins = edges.shape[1] + 1
         return cells.sums(cells.form(question, bins), arrays, int((codes != OUTSIDE).sum()))
 
@@ -130,7 +130,7 @@ class Portfolio:
             each = np.where(total.present(part), total.values(part), np.nan)
             values = privacy.clamped(each, low, high, step)
             exact = cells.added(codes[rows], values, question.cells)
-            arrays[f"total {k}"] = privacy.noised(exact, releases[k]) * step
+            arrays[f"total {k}"] = np.float64(step) * privacy.noised(exact, releases[k])
         return cells.sums(cells.form(question), arrays, 0)
 
     def keep(self, line: Mapping[str, Any]) -> None:

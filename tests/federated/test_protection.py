@@ -374,15 +374,16 @@ def test_the_key_authority_opens_nothing_but_what_its_checks_allow(authority_key
     seen: list[Any] = []
 
     class Watched(KeyAuthority):
-        def open(self, talk: Any, transcript: Transcript) -> Any:
-            seen.append(transcript)
-            return super().open(talk, transcript)
+        def open(self, talk: Any, transcript: Transcript, *shown: Any) -> Any:
+            seen.append((transcript, *shown))
+            return super().open(talk, transcript, *shown)
 
     authority = Watched(authority_key)
     on_a_road(Paillier(authority))
+    transcript, *shown = seen[0]
     for change in (less, twice, swapped, lambda shown: shown):
         with pytest.raises(FaultyCoordinator):
-            KeyAuthority.open(authority, None, change(seen[0]))  # type: ignore[arg-type]
+            KeyAuthority.open(authority, None, change(transcript), *shown)  # type: ignore[arg-type]
 
 
 # A party that does not keep to the protocol.
