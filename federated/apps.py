@@ -19,13 +19,15 @@ from federated.memory import Memory, Released
 from federated.messages import Hiding, letter, read, refuse
 from federated.node import Party
 from federated.protection import answer_clear
-from lab.errors import LabError, PeerError, PolicyError
+from lab.errors import BudgetError, LabError, PeerError, PolicyError
 from lab.features import Feature, seen_levels
 from lab.glm import Task
 from secure_agg.errors import SecureAggError
 
 #: A party by its partition number: from memory in process, from its own table elsewhere.
 PartyOf = Callable[[int], Party]
+#: Refusals of questions that follow from the question and tell nothing of the rows.
+BY_RULE = (PolicyError, BudgetError)
 Handler = Callable[[Party, Memory, RecordDict], RecordDict]
 
 
@@ -63,7 +65,8 @@ def client_app(party_of: PartyOf, hiding: Hiding) -> ClientApp:
                     refused = PeerError(str(error))
                 except Exception as error:  # a defect: its type may leave, its text may not
                     refused = PeerError(f"failed with {type(error).__name__}")
-                memory.refuse()
+                if not (holder.policy.answers == "questions" and isinstance(refused, BY_RULE)):
+                    memory.refuse()
                 return Message(refuse(refused, holder.name), reply_to=message)
 
         return handle

@@ -223,6 +223,7 @@ class Desk:
             if plan.rungs or plan.finish in ("drift", "violations"):
                 raise ConfigurationError("query: noise is for counts and sums; ask this without")
             plan.question = plan.question.model_copy(update={"noise": noise})
+            cells.releases(plan.question, contract.columns)  # needs bounds: say so before asking
         return plan
 
     def _levels(self, column: str) -> tuple[str, ...]:
@@ -282,11 +283,9 @@ class Desk:
             first = False
             if not going.any():
                 break
-        ends = (
-            np.where(abs(end) >= cells.BEYOND, np.sign(end) * np.inf, end) for end in (low, high)
-        )
-        below, above = ends
-        return np.where(hidden, np.nan, below), np.where(hidden, np.nan, above)
+        low = np.where(low <= -cells.BEYOND, -np.inf, low)
+        high = np.where(high >= cells.BEYOND, np.inf, high)
+        return np.where(hidden, np.nan, low), np.where(hidden, np.nan, high)
 
 
 def query(

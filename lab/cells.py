@@ -209,11 +209,12 @@ def _hidden(question: Question, rules: Rules, totals: Sums) -> Mask:
     cells = Cells(
         persons=totals["persons" if question.person is not None else "total 0"].reshape(shape),
         parties=totals["parties"].reshape(shape),
-        vetoes=totals["vetoes"].reshape(shape),
+        vetoes=np.zeros(shape),
         amounts={str(k): totals[f"total {k}"].reshape(shape) for k in marked},
         sensitivity={str(k): totals[f"sensitivity {k}"].reshape(shape) for k in marked},
     )
-    return suppressed(cells, rules).ravel()
+    vetoed = totals["vetoes"] > 0  # guarded by each party's history, against margins as well
+    return suppressed(cells, rules).ravel() | vetoed
 
 
 def release_rung(

@@ -126,7 +126,8 @@ def sensitivity(contributions: Floats, cell: Indices, cells: int, rules: Rules) 
     persons is safe, and no party has shown who its largest are. The converse does not hold: a sum
     above 0 may belong to a safe cell.
     """
-    order = np.lexsort((-contributions, cell))
+    order = np.argsort(-contributions)
+    order = order[np.argsort(cell[order], kind="stable")]
     value, cell = contributions[order], cell[order]
     rank = np.arange(len(cell)) - np.searchsorted(cell, cell)
 

@@ -123,7 +123,7 @@ class Portfolio:
         arrays: dict[str, Floats] = {}
         for k, total in enumerate(question.totals):
             step, (low, high) = cells.step_of(total, columns), cells.bounds(total, columns)
-            part = self.frame.iloc[rows][list(total.columns)]
+            part = self.frame.iloc[rows][list(dict.fromkeys(total.columns))]
             if total.kind == "sum":
                 least, most = ({c: getattr(columns[c], end) for c in total.columns} for end in ENDS)
                 part = part.clip(pd.Series(least), pd.Series(most), axis=1)
