@@ -20,7 +20,7 @@ from flwr.serverapp import Grid
 from federated import glm, grid
 from federated.apps import client_app, server_app
 from federated.encrypted import KeyAuthority, KeyHolders, Paillier
-from federated.experiment import Arm, Experiment, GLMModel, Protected
+from federated.experiment import Arm, Experiment, GLMModel, Protected, Query
 from federated.features import agree
 from federated.federation import Federation, single_threaded_blas
 from federated.masked import Masks
@@ -80,6 +80,7 @@ class Study:
     receipts: dict[str, list[Released]]
     seconds: dict[str, float]
     silent: list[tuple[str, str]] = field(default_factory=list)  # (party, message) unanswered
+    answers: list[tuple[Query, pd.DataFrame]] = field(default_factory=list)
     folder: Any = None
     tracking: str | None = None
 

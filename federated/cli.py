@@ -300,6 +300,8 @@ def _print_answer(answer: Any, key_bits: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from lab.report import shown
+
     console, told = Console(), answer.attrs
     table = Table(box=None, pad_edge=False, header_style="dim")
     names = [str(name) for name in answer.columns]
@@ -307,14 +309,14 @@ def _print_answer(answer: Any, key_bits: int) -> None:
         numeric = name in answer.columns and answer[name].dtype.kind in "iuf"
         table.add_column(name, justify="right" if numeric else "left")
     for index, row in answer.head(ROWS_PRINTED).iterrows():
-        values = [_shown(value) for value in row]
+        values = [shown(value) for value in row]
         table.add_row(*([str(index), *values] if _named(answer) else values))
     console.print(table)
     if len(answer) > ROWS_PRINTED:
         console.print(f"… {len(answer) - ROWS_PRINTED:,} more rows; --csv prints all", style="dim")
     for name in ("reserve", "medians"):
         if name in told:
-            line = ", ".join(f"{k} {_shown(v)}" for k, v in told[name].items())
+            line = ", ".join(f"{k} {shown(v)}" for k, v in told[name].items())
             console.print(line, highlight=False)
     lost = f"{told['hidden']:,} of {told['cells']:,} cells hidden (·). " if told["hidden"] else ""
     console.print(f"\n{lost}{told['rules']}", style="dim", highlight=False, soft_wrap=True)
@@ -330,18 +332,6 @@ def _print_answer(answer: Any, key_bits: int) -> None:
         highlight=False,
         soft_wrap=True,
     )
-
-
-def _shown(value: Any) -> str:
-    """A value as a person reads it; hidden is a dot."""
-    if value is None:
-        return "empty"
-    if isinstance(value, float):
-        if value != value:
-            return "·"
-        whole = value.is_integer() and abs(value) < 1e15
-        return f"{int(value):,}" if whole else f"{value:,.6g}"
-    return str(value)
 
 
 @lab.group()

@@ -24,6 +24,8 @@ from lab.portfolio import Budget
 from lab.privacy import Noise
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from federated.arms import Study
 
 Arm = Literal["alone", "federated", "pooled"]
@@ -289,6 +291,16 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
+def _answers(experiment: Experiment, runs: Path) -> list[tuple[Query, pd.DataFrame]]:
+    """Each question of the experiment with its answer."""
+    if not experiment.query:
+        return []
+    from federated.query import Desk
+
+    with Desk.on(experiment, runs=runs) as desk:
+        return [(query, desk.ask(query.sql, noise=query.noise)) for query in experiment.query]
+
+
 def run(
     path: str | Path | Experiment,
     changes: dict[str, Any] | None = None,
@@ -310,6 +322,8 @@ def run(
     from federated.record import keep
 
     experiment = path if isinstance(path, Experiment) else Experiment.read(path, changes)
+    answers = _answers(experiment, Path(runs))
     study = perform(experiment, engine=engine, workers=workers, progress=progress)
+    study.answers = answers
     keep(study, Path(runs), tracking_uri=tracking_uri, track=track)
     return study

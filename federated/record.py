@@ -21,6 +21,7 @@ from lab.features import Feature
 
 if TYPE_CHECKING:
     from federated.arms import Study
+    from federated.experiment import Query
 
 PACKAGES = (
     "insurance-privacy-lab",
@@ -142,6 +143,7 @@ def summary(study: Study) -> dict[str, Any]:
         "differences": _records(study.differences),
         "convergence": _records(study.convergence),
         "curves": {arm.name: _curves(study, arm.name) for arm in study.arms.values()},
+        "answers": [_answer(query, answer) for query, answer in study.answers],
         "receipt": _records(receipt),
         "receipt_totals": _receipt_totals(study),
         "seconds": {k: round(v, 3) for k, v in study.seconds.items()},
@@ -206,6 +208,17 @@ def _curves(study: Study, arm: str) -> dict[str, Any]:
         "tenths": _records(scoring.deciles(evaluation.lorenz).reset_index()),
         "levels": levels,
     }
+
+
+def _answer(query: Query, answer: pd.DataFrame) -> dict[str, Any]:
+    """A question and its answer: the table as columns and rows, and what is to know of it."""
+    told = {str(k): v for k, v in answer.attrs.items() if k != "receipt"}
+    named = answer.reset_index() if answer.index.dtype == object else answer
+    told["columns"] = [str(name) for name in named.columns]
+    told["rows"] = named.astype(object).to_numpy().tolist()
+    receipt = answer.attrs["receipt"]
+    left = {k: sum(line[k] for line in receipt) for k in ("values", "bytes")}
+    return {"title": query.title, **told, "left": {"messages": len(receipt), **left}}
 
 
 def _receipt_totals(study: Study) -> dict[str, Any]:

@@ -26,13 +26,28 @@ def render(result: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "count": lambda v: f"{v:,.0f}", "size": _size}
+    environment.filters |= {
+        "number": _number,
+        "count": lambda v: f"{v:,.0f}",
+        "size": _size,
+        "shown": shown,
+    }
     page = environment.get_template("report.html")
     return page.render(r=result, figures=figures(result), parties=_parties(result), colours=COLOURS)
 
 
 def _number(value: float | None, digits: int = 4) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+def shown(value: Any) -> str:
+    """A value of an answer as a person reads it; hidden is a dot."""
+    if value is None or value != value:
+        return "·"
+    if isinstance(value, float):
+        whole = value.is_integer() and abs(value) < 1e15
+        return f"{int(value):,}" if whole else f"{value:,.6g}"
+    return str(value)
 
 
 def _size(value: float) -> str:

@@ -39,6 +39,8 @@ from lab.sums import Floats
 
 #: A column of whole numbers groups by its values where its range has no more of them.
 MOST_LEVELS = 1000
+#: Operations in one output; the arithmetic is nested.
+MOST_OPERATIONS = 200
 #: How narrow a quantile's interval is asked for, as a share of its range.
 FINE = 1e-6
 
@@ -50,6 +52,9 @@ class _Plain(Dialect):
         FUNCTIONS: ClassVar[dict[str, Any]] = {}
         FUNCTION_PARSERS: ClassVar[dict[str, Any]] = {}
         NO_PAREN_FUNCTIONS: ClassVar[dict[Any, Any]] = {}
+
+        def _warn_unsupported(self) -> None:
+            """What is no SELECT is refused; nothing is printed about it."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +165,8 @@ def compile(
         raise ConfigurationError(f"query: {reason}") from None
     except PolicyError as error:
         raise ConfigurationError(f"query: {error}") from None
+    except RecursionError:
+        raise ConfigurationError("query: nested too deeply") from None
     return plan
 
 
@@ -240,7 +247,10 @@ class _Reader:
     def read(self, select: exp.Select) -> Plan:
         table = self._table(select)
         where = self._condition(select.args["where"].this) if select.args.get("where") else None
-        grouped = select.args["group"].expressions if select.args.get("group") else []
+        group = select.args.get("group") or exp.Group()
+        if any(value for key, value in group.args.items() if key != "expressions"):
+            raise _refused(group)
+        grouped = group.expressions
         axes = [self._axis(node) for node in grouped]
         whole = self._whole(select.expressions)
         if whole is not None:
@@ -264,6 +274,8 @@ class _Reader:
         source = select.args.get("from_")
         if source is None or not isinstance(source.this, exp.Table):
             raise ConfigurationError(f"query: say FROM {self.contract.name}")
+        if any(value for key, value in source.this.args.items() if key not in ("this", "alias")):
+            raise _refused(source.this)
         name = str(source.this.name)
         if name != self.contract.name:
             raise ConfigurationError(
@@ -278,9 +290,9 @@ class _Reader:
             case exp.Paren():
                 return self._condition(node.this)
             case exp.And():
-                return Every(of=(self._condition(node.this), self._condition(node.expression)))
+                return Every(of=tuple(self._condition(part) for part in node.flatten()))
             case exp.Or():
-                return Some(of=(self._condition(node.this), self._condition(node.expression)))
+                return Some(of=tuple(self._condition(part) for part in node.flatten()))
             case exp.Not():
                 return Not(of=self._condition(node.this))
             case exp.Is() if isinstance(node.expression, exp.Null):
@@ -288,7 +300,7 @@ class _Reader:
             case exp.In() if node.expressions:
                 values = tuple(self._value(v) for v in node.expressions)
                 return OneOf(column=self._column(node.this), values=values)
-            case exp.Between():
+            case exp.Between() if not node.args.get("symmetric"):
                 column = self._column(node.this)
                 low = Compare(column=column, operation=">=", value=self._value(node.args["low"]))
                 high = Compare(column=column, operation="<=", value=self._value(node.args["high"]))
@@ -309,7 +321,9 @@ class _Reader:
             if isinstance(value, float):
                 return -value
         if isinstance(node, exp.Literal):
-            return str(node.this) if node.is_string else float(node.this)
+            value = str(node.this) if node.is_string else float(node.this)
+            if value not in (np.inf, -np.inf):
+                return value
         if isinstance(node, exp.Paren):
             return self._value(node.this)
         raise ConfigurationError(
@@ -330,6 +344,7 @@ class _Reader:
             near = nearest(name, list(known))
             hint = f"; did you mean '{near}'?" if near else ""
             raise ConfigurationError(f"query: there is no column '{name}'{hint}")
+        allowed(name, self.contract, self.person)
         if number and known[name].type == "category":
             raise ConfigurationError(f"query: '{name}' is text and has no sum")
         return name
@@ -399,6 +414,8 @@ class _Reader:
                     f"{name} low": Formula("rate low", parts),
                     f"{name} high": Formula("rate high", parts),
                 }
+        if sum(1 for _ in node.find_all(exp.Binary, exp.Unary)) > MOST_OPERATIONS:
+            raise ConfigurationError("query: nested too deeply")
         return {name: self._formula(node)}
 
     def _rate_parts(self, arguments: list[Any]) -> tuple[Formula, Formula, float]:
@@ -444,7 +461,7 @@ class _Reader:
             case exp.Neg():
                 return self._formula(node.this) * -1.0
             case exp.Literal() if not node.is_string:
-                return Formula("number", (float(node.this),))
+                return Formula("number", (self._number(node),))
             case exp.Anonymous():
                 return self._function(*_call(node))
             case _ if type(node) in _SIGNS:
@@ -468,7 +485,7 @@ class _Reader:
             return self._total(ROWS) - self._count(*self._columns(arguments, 1, name, number=False))
         if name in _RATIOS:
             return self._ratio(name, arguments)
-        if name in ("quantile", "median", "min", "max"):
+        if name in ("quantile", "median", "min", "max", "rate", *_WHOLE):
             raise ConfigurationError(
                 f"query: {name}() stands alone: arithmetic on it is not answered"
             )
@@ -648,13 +665,16 @@ class _Reader:
     def _presented(self, plan: Plan, select: exp.Select) -> Plan:
         if select.args.get("order"):
             first, *more = select.args["order"].expressions
-            name = first.this.name if isinstance(first.this, exp.Column) else first.this.sql()
+            name = first.this.name if isinstance(first.this, exp.Column) else first.this.sql(normalize_functions=False)
             names = [*plan.outputs, *(axis.column for axis in plan.question.axes)]
             if more or name not in names or plan.finish != "table":
                 raise ConfigurationError("query: ORDER BY one column of the answer")
             plan.order = (name, bool(first.args.get("desc")))
         if select.args.get("limit"):
-            plan.limit = int(self._number(select.args["limit"].expression))
+            count = select.args["limit"].args.get("expression")
+            if not isinstance(count, exp.Literal) or not count.name.isdecimal():
+                raise ConfigurationError("query: LIMIT takes one whole number")
+            plan.limit = int(count.name)
         return plan
 
 
@@ -668,7 +688,7 @@ def _name(node: Any) -> str:
 
 def _lists(node: Any) -> bool:
     """missing(*), of every column."""
-    return _name(node) == "missing" and isinstance(node.expressions[0], exp.Star)
+    return _name(node) == "missing" and any(isinstance(n, exp.Star) for n in node.expressions)
 
 
 def _whole_numbers(low: float | None, high: float | None) -> tuple[float, ...]:
