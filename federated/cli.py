@@ -260,6 +260,7 @@ def query(
 
     read = Experiment.read(experiment, dict(_pair(change) for change in changes))
     from federated.query import query as ask
+    from federated.query import with_names
     from lab.contracts import parse
     from lab.privacy import Noise
 
@@ -270,7 +271,7 @@ def query(
         noise = parse(Noise, given, where="noise")
     answer = ask(read, question, noise=noise, runs=runs)
     if form == "csv":
-        click.echo(answer.to_csv(index=_named(answer)), nl=False)
+        click.echo(with_names(answer).to_csv(index=False), nl=False)
     elif form == "json":
         click.echo(_answer_json(answer))
     else:
@@ -281,18 +282,13 @@ def query(
 ROWS_PRINTED = 60
 
 
-def _named(answer: Any) -> bool:
-    """True where the rows of an answer have names, as those of a matrix."""
-    return bool(answer.index.dtype == object or str(answer.index.dtype).startswith("str"))
-
-
 def _answer_json(answer: Any) -> str:
     import json
 
+    from federated.query import with_names
     from federated.record import plain
 
-    rows = answer.reset_index(names="") if _named(answer) else answer
-    told = {"rows": rows.astype(object).to_dict("records"), **answer.attrs}
+    told = {"rows": with_names(answer).astype(object).to_dict("records"), **answer.attrs}
     return json.dumps(plain(told), ensure_ascii=False, allow_nan=False)
 
 
@@ -300,17 +296,16 @@ def _print_answer(answer: Any, key_bits: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from federated.query import with_names
     from lab.report import shown
 
     console, told = Console(), answer.attrs
     table = Table(box=None, pad_edge=False, header_style="dim")
-    names = [str(name) for name in answer.columns]
-    for name in ["", *names] if _named(answer) else names:
-        numeric = name in answer.columns and answer[name].dtype.kind in "iuf"
-        table.add_column(name, justify="right" if numeric else "left")
-    for index, row in answer.head(ROWS_PRINTED).iterrows():
-        values = [shown(value) for value in row]
-        table.add_row(*([str(index), *values] if _named(answer) else values))
+    rows = with_names(answer)
+    for name in rows.columns:
+        table.add_column(str(name), justify="right" if rows[name].dtype.kind in "iuf" else "left")
+    for row in rows.head(ROWS_PRINTED).astype(object).to_numpy():
+        table.add_row(*map(shown, row))
     console.print(table)
     if len(answer) > ROWS_PRINTED:
         console.print(f"… {len(answer) - ROWS_PRINTED:,} more rows; --csv prints all", style="dim")

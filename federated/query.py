@@ -301,6 +301,12 @@ def query(
         return desk.ask(text, noise=noise)
 
 
+def with_names(answer: pd.DataFrame) -> pd.DataFrame:
+    """The answer with the names of its rows as a column, where they have names, as in a matrix."""
+    named = not isinstance(answer.index, pd.RangeIndex)
+    return answer.rename_axis("").reset_index() if named else answer
+
+
 # What is made of the totals.
 
 
@@ -324,7 +330,7 @@ def _table(desk: Desk, plan: sql.Plan) -> pd.DataFrame:
     names = [axis.names for axis in question.axes]
     table = pd.DataFrame(list(product(*names)), columns=[a.column for a in question.axes])
     if not question.axes:
-        table = pd.DataFrame(index=[0])
+        table = pd.DataFrame(index=range(1))
     formulas = {n: f for n, f in plan.outputs.items() if isinstance(f, sql.Formula)}
     shown = np.ones(question.cells, dtype=bool)
     if formulas:
@@ -417,7 +423,7 @@ def _drift(desk: Desk, plan: sql.Plan) -> pd.DataFrame:
             "mean index": found.total("index") / parties,
             **{f"above {line}": int(found.total(name)) for name, line in cells.DRIFTS.items()},
         },
-        index=[0],
+        index=range(1),
     )
     table.attrs |= {"cells": plan.question.cells, "hidden": int((~shown).sum())}
     return table
@@ -464,7 +470,7 @@ def _log_rank(table: pd.DataFrame, plan: sql.Plan) -> pd.DataFrame:
     if group is None:
         raise ConfigurationError("query: log_rank(time, event) compares groups: add GROUP BY")
     statistic, df, p = actuarial.log_rank(totals, group)
-    return pd.DataFrame({"chi2": statistic, "df": df, "p": p}, index=[0])
+    return pd.DataFrame({"chi2": statistic, "df": df, "p": p}, index=range(1))
 
 
 def _matrix(table: pd.DataFrame, plan: sql.Plan) -> pd.DataFrame:

@@ -212,8 +212,10 @@ def _curves(study: Study, arm: str) -> dict[str, Any]:
 
 def _answer(query: Query, answer: pd.DataFrame) -> dict[str, Any]:
     """A question and its answer: the table as columns and rows, and what is to know of it."""
+    from federated.query import with_names
+
     told = {str(k): v for k, v in answer.attrs.items() if k != "receipt"}
-    named = answer.reset_index() if answer.index.dtype == object else answer
+    named = with_names(answer)
     told["columns"] = [str(name) for name in named.columns]
     told["rows"] = named.astype(object).to_numpy().tolist()
     receipt = answer.attrs["receipt"]

@@ -665,7 +665,8 @@ class _Reader:
     def _presented(self, plan: Plan, select: exp.Select) -> Plan:
         if select.args.get("order"):
             first, *more = select.args["order"].expressions
-            name = first.this.name if isinstance(first.this, exp.Column) else first.this.sql(normalize_functions=False)
+            sql = first.this.sql(normalize_functions=False)
+            name = first.this.name if isinstance(first.this, exp.Column) else sql
             names = [*plan.outputs, *(axis.column for axis in plan.question.axes)]
             if more or name not in names or plan.finish != "table":
                 raise ConfigurationError("query: ORDER BY one column of the answer")

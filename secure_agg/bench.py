@@ -40,7 +40,7 @@ def sums(quick: bool) -> Iterator[Row]:
     count = 5_000 if quick else 100_000
     for bits in (2048, 3072):
         private = generate(bits)
-        phe = _phe_seconds(private, count)
+        phe = phe_seconds(private, count)
         for words, bound, resolution in FORMATS:
             layout = Layout((Field(count, bound, resolution),), PARTIES, bits)
             what = f"{PARTIES} x {count:,}, {bits} bits, {words}"
@@ -112,7 +112,7 @@ def _job(private: PrivateKey, layout: Layout) -> tuple[float, int]:
     return seconds, len(sent[0])
 
 
-def _phe_seconds(private: PrivateKey, count: int) -> float:
+def phe_seconds(private: PrivateKey, count: int) -> float:
     """Seconds phe would need for the same sum, value by value."""
     public, opener = private.public.to_phe(), private.to_phe()
     begun = time.process_time()
