@@ -184,6 +184,10 @@ class Desk:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Send the parties home."""
         self._grid.close()
 
     def ask(self, text: str, *, noise: Noise | None = None) -> pd.DataFrame:
