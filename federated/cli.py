@@ -254,7 +254,7 @@ def query(
 
     \b
     lab query "select idp, count(*), avg(mdvis) from rand_hie group by idp"
-    lab query "select count(*), sum(mdvis) from rand_hie where hlthp = 1" --epsilon 0.5
+    lab query "select count(*), avg(disea) from rand_hie where hlthp = 1" --epsilon 0.5
     """
     from federated.experiment import Experiment
 

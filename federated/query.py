@@ -48,6 +48,8 @@ from lab.sums import Floats
 LADDER, FEWEST_BINS, MOST_BINS = 16_384, 8, 256
 #: Rounds after which a quantile is as narrow as it gets.
 MOST_ROUNDS = 8
+#: The rule of a noised answer, in words.
+NOISED = "Shown where the noised count is at least {}; every party's own noise protects the rest."
 #: Draws of the noise behind an interval, and cells times draws held at once.
 DRAWS, HELD = 2_000, 4_000_000
 
@@ -205,7 +207,9 @@ class Desk:
         seconds = time.perf_counter() - started
         answer.attrs |= {
             "sql": text,
-            "rules": words(self.holdings.rules),
+            "rules": NOISED.format(self.holdings.rules.minimum_count.persons)
+            if noise
+            else words(self.holdings.rules),
             "hiding": self.protection.hiding,
             "noise": noise.model_dump() if noise else None,
             "seconds": seconds,

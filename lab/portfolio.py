@@ -83,8 +83,7 @@ class Portfolio:
             return self._with_noise(question, codes)
         if question.noise is not None or self.noised:
             raise PolicyError("this party adds noise to counts and sums, and answers nothing else")
-        least = self.rules.minimum_difference.persons
-        vetoed = self.history.admit(codes, question.cells, self.persons, least)
+        vetoed = self._admitted(question, codes)
         arrays = cells.plain(question, self.frame, self.persons, codes, vetoed, self.rules)
         bins = 0
         if edges is not None:
@@ -98,6 +97,11 @@ class Portfolio:
             arrays |= cells.ladder(column, self.persons, codes, cells.check_edges(question, edges))
             bins = edges.shape[1] + 1
         return cells.sums(cells.form(question, bins), arrays, int((codes != OUTSIDE).sum()))
+
+    def _admitted(self, question: Question, codes: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """The cells that history vetoes; the others are history now."""
+        least = self.rules.minimum_difference.persons
+        return self.history.admit(codes, question.cells, self.persons, least)
 
     def _read(self, asked: Mapping[str, Any]) -> Question:
         """The question, if it is asked under this party's rules and within its contract."""
@@ -146,10 +150,12 @@ class Portfolio:
         return cells.sums(cells.flag_form(len(counts)), cells.flagged(counts), 0)
 
     def drift(self, asked: Mapping[str, Any], shares: Floats) -> Sums:
-        """How far this party's distribution over the question's cells is from the market's."""
+        """How far this party's distribution over the question's cells is from the market's, where
+        its history lets it tell: an index of small cells, asked often, is their counts."""
         question = self._read(asked)
         codes = question.codes(self.frame)
-        counts = np.bincount(codes[codes != OUTSIDE], minlength=question.cells)
-        rows = int(counts.sum())
-        index = stability_index(shares, counts, rows) if rows else None
+        told = ~self._admitted(question, codes)
+        counts = np.bincount(codes[codes != OUTSIDE], minlength=question.cells)[told]
+        rows, known = int(counts.sum()), shares[told]
+        index = stability_index(known, counts, rows) if rows and known.sum() > 0 else None
         return cells.sums(cells.DRIFT_FORM, cells.drifted(index), 0)

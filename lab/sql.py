@@ -172,7 +172,8 @@ def compile(
 
 def _select(text: str) -> exp.Select:
     try:
-        statements = parse(text, read=_Plain)
+        found = parse(text, read=_Plain)
+        statements = [s for s in found if s is not None and not isinstance(s, exp.Semicolon)]
     except (errors.ParseError, errors.TokenError) as error:
         place = error.errors[0] if isinstance(error, errors.ParseError) and error.errors else {}
         where = f" at column {place['col']}, near '{place['highlight']}'" if place else ""
