@@ -173,7 +173,7 @@ class Question(Strict):
 
     table: str
     where: Condition | None = None
-    axes: tuple[Axis, ...] = Field((), max_length=3)
+    axes: tuple[Axis, ...] = ()
     totals: tuple[Total, ...] = (ROWS,)
     person: str | None = None
     noise: Noise | None = None
@@ -182,6 +182,8 @@ class Question(Strict):
     def _answerable(self) -> Self:
         if not self.totals or self.totals[0] != ROWS:
             raise ValueError("a question's first total is the number of rows")
+        if len(self.axes) > 3:
+            raise ValueError(f"at most 3 grouping columns, not {len(self.axes)}")
         if len({axis.column for axis in self.axes}) != len(self.axes):
             raise ValueError("a column groups twice")
         if self.cells > MOST_CELLS:

@@ -41,6 +41,8 @@ from lab.sums import Floats
 MOST_LEVELS = 1000
 #: Operations in one output; the arithmetic is nested.
 MOST_OPERATIONS = 200
+#: No interval is narrower than so many neighbouring numbers: its ladder must rise.
+FINEST = 1024
 #: How narrow a quantile's interval is asked for, as a share of its range.
 FINE = 1e-6
 
@@ -259,6 +261,10 @@ class _Reader:
         else:
             plan = Plan(Question(table=table), self._outputs(select.expressions, grouped))
             plan.question = Question(table=table, axes=tuple(axes))
+            if twice := [axis.column for axis in axes if axis.column in plan.outputs]:
+                raise ConfigurationError(
+                    f"query: '{twice[0]}' is a group; call the output otherwise"
+                )
         asked = plan.question.model_copy(
             update={
                 "where": where,
@@ -448,12 +454,13 @@ class _Reader:
                 f"look for it: {function}({column}, … low, high)"
             )
         width = self._number(rest[0]) if rest else FINE * (high - low)
-        if len(rest) > 1 or not (0 <= share <= 1 and low < high and width > 0):
+        finest = FINEST * float(np.spacing(max(abs(low), abs(high))))
+        if len(rest) > 1 or not (0 <= share <= 1 and finest < high - low < np.inf and width > 0):
             raise ConfigurationError(
                 f"query: {function}(column, …): a share is between 0 and 1, low below high, a "
                 "width above 0"
             )
-        return Rung(column, share, low, high, width)
+        return Rung(column, share, low, high, max(width, finest))
 
     def _formula(self, node: Any) -> Formula:
         match node:
@@ -568,7 +575,9 @@ class _Reader:
 
     def _whole(self, nodes: list[Any]) -> exp.Anonymous | None:
         found = [n.unalias() for n in nodes if _name(n.unalias()) in _WHOLE or _lists(n.unalias())]
-        if found and len(nodes) > 1 and _name(found[0]) not in ("survival", "log_rank"):
+        grouped = bool(found) and _name(found[0]) in ("survival", "log_rank")
+        others = [n for n in nodes if not (grouped and isinstance(n, exp.Column))]
+        if found and len(others) > 1:
             raise ConfigurationError(f"query: {_name(found[0])}() is a whole answer; ask it alone")
         return found[0] if found else None
 
