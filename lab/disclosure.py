@@ -12,11 +12,12 @@ table last (HiTaS: de Wolf, LNCS 2316, 2002).
 *How a cell is protected*: the corners of a box of hidden cells can be raised and lowered by turns
 and no total changes; so far the reader cannot tell (the hypercube method: Giessing & Repsilber,
 "Tools and strategies to protect multiple tables with the GHQUAR cell suppression engine", LNCS
-2316, 2002). Where no box is wide enough, or few cells need protection, linear programming finds the
-cheapest such move of any form. Both hide more than the least that would do, never too little.
+2316, 2002). Where few cells need protection, or no box is wide enough, linear programming finds a cheap
+move of any form. Both hide more than the least that would do, never too little.
 
 *What is not seen from here*: a person in two cells or at two parties counts twice; a party that
-takes its own rows off the totals knows more than a reader, so cells that it knows protect last.
+takes its own rows off the totals knows more than a reader, so cells that it knows protect last; a
+total that is too concentrated shows it only in a table of totals, which may then protect others.
 """
 
 from __future__ import annotations
@@ -42,40 +43,41 @@ Indices = NDArray[np.int64]
 RULES = Path(__file__).with_name("tables") / "disclosure.toml"
 #: Boxes tried in a whole table, and places tried along a line: bounds for large tables.
 BOXES, PLACES = 10_000_000, 256
-#: With no more primary cells, boxes are compared with linear programming for each.
-FEW = 500
-#: Cells that may take part in linear programming, the most promising first; more if that fails.
-MOVABLE = 100, 1_000, 10_000
+#: So many primary cells are protected by linear programming alone: it hides less, and is slower.
+FEW = 100
+#: Cells that may take part in linear programming, the cheapest; more if that fails.
+MOVABLE = 1_000, 10_000
 
 
-class MinimumPersons(Strict):
+class Rule(Strict):
+    """``source``: the office or the paper that the rule and its value are taken from."""
+
+    source: str = Field(min_length=1)
+
+
+class MinimumPersons(Rule):
     persons: int = Field(ge=1)
-    source: str
 
 
-class MinimumParties(Strict):
+class MinimumParties(Rule):
     parties: int = Field(ge=1)
-    source: str
 
 
-class Dominance(Strict):
+class Dominance(Rule):
     """(n,k): sensitive when the ``largest`` persons hold more than ``percent`` of an amount."""
 
     largest: int = Field(ge=1)
     percent: float = Field(gt=0, lt=100)
-    source: str
 
 
-class PPercent(Strict):
+class PPercent(Rule):
     """p%: sensitive when the second largest can tell the largest amount to within ``percent``."""
 
     percent: float = Field(gt=0, le=100)
-    source: str
 
 
-class Rounding(Strict):
+class Rounding(Rule):
     base: int = Field(ge=1)
-    source: str
 
 
 class Rules(Strict):
@@ -103,13 +105,13 @@ def words(rules: Rules) -> str:
     """
     told = [
         f"at least {rules.minimum_count.persons} persons",
-        f"at least {rules.minimum_parties.parties} insurers",
+        f"at least {rules.minimum_parties.parties} parties",
     ]
     if rules.dominance or rules.p_percent:
         told.append("no person's amount can be estimated closely")
-    told.append("no hidden cell follows from totals or earlier answers")
+    told.append("and no cell that falls short follows from totals or earlier answers")
     rounding = f"; counts are multiples of {rules.rounding.base}" if rules.rounding.base > 1 else ""
-    return "Shown where: " + ", ".join(told) + rounding + ". Empty cells are hidden as well."
+    return f"Shown where: {', '.join(told)}; empty cells are hidden{rounding}."
 
 
 def sensitivity(contributions: Floats, cell: Indices, cells: int, rules: Rules) -> Floats:
@@ -310,11 +312,9 @@ def _search(cells: Cells, forbidden: Bools, hidden: Bools, total: Bools, rules: 
     again = np.where(last, 8 * persons.max(), 0.0)
     again[(persons <= 0) | (total & ~hidden)] = np.inf
     price = again + np.where(hidden, 0, persons)
-    small = hidden & (persons < rules.minimum_count.persons) & ~total  # often too small for a box
-    first = price + small * persons.max()
     places = tuple(
         np.argsort(lines.reshape(-1, lines.shape[-1]), axis=-1, kind="stable")[:, :PLACES]
-        for lines in (np.moveaxis(first, axis, -1) for axis in range(len(shape)))
+        for lines in (np.moveaxis(price, axis, -1) for axis in range(len(shape)))
     )
     strides = tuple(int(np.prod(shape[axis + 1 :])) for axis in range(len(shape)))
     return _Search(shape, strides, values, needs, price.ravel(), again.ravel(), places)
@@ -330,9 +330,6 @@ def _protect(cells: Cells, forbidden: Bools, hidden: Bools, rules: Rules) -> boo
         return True
     search = _search(cells, forbidden, hidden, total, rules)
     reach = max(3, int((BOXES / len(targets)) ** (1 / hidden.ndim)))
-    free = np.isfinite(search.price).reshape(hidden.shape)  # the most constrained come first
-    ways = reduce(np.minimum, [free.sum(axis, keepdims=True) for axis in range(free.ndim)])
-    targets = targets[np.argsort(ways.flat[targets], kind="stable")]
 
     def hide(found: Indices) -> None:
         found = found[~total.flat[found]]
@@ -347,16 +344,11 @@ def _protect(cells: Cells, forbidden: Bools, hidden: Bools, rules: Rules) -> boo
             left.append(some[~np.isfinite(cost)])
         targets = np.concatenate(left)
     for target in map(int, targets):
-        corners, cost = _boxes(search, np.array([target]), reach)
-        found = [corners[0]] if np.isfinite(cost[0]) else []
-        for movable in MOVABLE if cost[0] > 0 else ():
-            if (moved := _move(search, target, movable)) is not None:
-                found.append(moved)
-            if found or movable >= 4 * hidden.size:
-                break
-        if not found:
+        moves = (_move(search, target, movable) for movable in MOVABLE)
+        found = next((move for move in moves if move is not None), None)
+        if found is None:
             return False
-        hide(min(found, key=lambda cells: float(search.price[cells].sum())))
+        hide(found)
     return True
 
 
@@ -423,14 +415,9 @@ def _move(search: _Search, target: int, movable: float) -> Indices | None:
     for done, axis in enumerate(np.argsort(search.shape)):
         n = search.shape[axis]
         line = target + (np.arange(n) - at[axis]) * search.strides[axis]
-        ends = [(search.shape[a] - 1 - at[a]) * search.strides[a] for a in range(d) if a != axis]
-        loose = np.any([search.price[line + end] == 0 for end in ends], axis=0)
-        order = np.argsort(search.price[line], kind="stable")
         side = max(2, int(left ** (1 / (d - done))) - 2)
-        # Half of the places where a total is free to move with the line, half the cheapest.
-        some = order[loose[order]][: side // 2]
-        some = np.append(some, order[~np.isin(order, some)][: side - len(some)])
-        places[axis] = np.unique([*some, at[axis], n - 1])
+        cheapest = np.argsort(search.price[line], kind="stable")[:side]
+        places[axis] = np.unique([*cheapest, at[axis], n - 1])
         left /= len(places[axis])
     block = np.ravel_multi_index(np.ix_(*places), search.shape)
     index = np.nonzero(np.isfinite(search.price[block]))
@@ -450,7 +437,7 @@ def _move(search: _Search, target: int, movable: float) -> Indices | None:
         if need <= 0:
             continue
         fall = np.minimum(value / need, 100.0)  # more than any move takes
-        price = np.where(moves, 0.0, search.price[cell]) / np.clip(fall, 1e-3, 1)
+        price = np.where(moves, 0.0, search.price[cell])
         most = np.concatenate([np.full(len(cell), np.inf), fall] * 2)
         found = optimize.linprog(
             np.tile(price / (price.max() or 1.0) + 1e-6, 4),
