@@ -46,6 +46,16 @@ from secure_agg.masks import Keys, Revealed, Seat, Terms, pairs_in, pairs_out
 OPENING, NAMES, KEPT = b"LABOPN01", b"LABNAM01", b"LABKPT01"
 MASKS: Hiding = "masks"
 
+
+def _refuse_questions(request: Request) -> None:
+    """At the node and at the coordinator: nobody could hold back what the rules hide."""
+    if request.statistic in QUESTIONS:
+        raise PolicyError(
+            "under masks the coordinator opens every total, so none can be held back; "
+            "questions need protection.sums = 'paillier'"
+        )
+
+
 # The node. Every step takes up the state where the last one left it.
 
 
@@ -109,6 +119,7 @@ def mask(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:
         raise PeerError("coordinator: asks another question than it opened the masks for")
     if request.hiding != MASKS or set(request.parties) != set(terms.roster.names):
         raise PeerError("coordinator: names other parties than the roster")
+    _refuse_questions(request)
     sums = holder.take(request)
     hidden = with_rows(sums)
     form = form_of(hidden)
@@ -167,11 +178,7 @@ class Masks:
 
     def total(self, talk: Talk, request: Request) -> Sums:
         assert self._roster is not None
-        if request.statistic in QUESTIONS:
-            raise PolicyError(
-                "under masks the coordinator opens every total, so none can be held back; "
-                "questions need protection.sums = 'paillier'"
-            )
+        _refuse_questions(request)
         terms = _terms(request.query, request.question, self._roster)
         opening = letter(opening=wire.join(OPENING, [terms.query.encode(), terms.question]))
         answers = self._ask(talk, "query.masks_advertise", dict.fromkeys(request.parties, opening))

@@ -228,7 +228,6 @@ STATISTICS: dict[str, Callable[[Party, Arguments, Arrays], Sums]] = {
     "score_levels": _score_levels,
     "network_update": _network_update,
     "cells": lambda party, a, arrays: _asked(party).answer(a),
-    "ladder": lambda party, a, arrays: _asked(party).answer(a, arrays["edges"]),
     "violations": lambda party, a, arrays: _asked(party).violations(a),
     "drift": lambda party, a, arrays: _asked(party).drift(a, arrays["shares"]),
 }

@@ -17,7 +17,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -40,14 +40,13 @@ from lab.glm import Task
 from lab.partition import deal
 from lab.portfolio import Budget, Portfolio
 from lab.privacy import Noise, draws
-from lab.questions import ROWS, Question, Total
+from lab.questions import ROWS, Axis, Question, Total
 from lab.sources import digest, unchecked
 from lab.sums import Floats
 
-#: Bins of a quantile's ladder: so many for all cells together, within these for each.
-LADDER, FEWEST_BINS, MOST_BINS = 16_384, 8, 256
-#: Rounds after which a quantile is as narrow as it gets.
-MOST_ROUNDS = 8
+#: Rungs of a quantile's first ladder and of each later one, most of them, and their outer ends.
+RUNGS = (16, *[4] * 24)
+BEYOND = 1e300
 #: The rule of a noised answer, in words.
 NOISED = "Shown where the noised count is at least {}; every party's own noise protects the rest."
 #: Draws of the noise behind an interval, and cells times draws held at once.
@@ -81,7 +80,8 @@ class Holdings:
 
         folder: where each keeps its history, its budget and its receipt; None for memory alone.
         """
-        rules, fault, parties = rules or Rules.read(), None, []
+        rules, fault = rules or Rules.read(), None
+        parties: list[Party] = []
         announces = tuple(
             name
             for name, column in contract.columns.items()
@@ -97,6 +97,10 @@ class Holdings:
             except ContractError as error:
                 fault, frame = error, raw
             place = folder / re.sub(r"[^\w-]+", "-", name) if folder else None
+            if place is not None and any(
+                place == p.portfolio.folder for p in parties if p.portfolio
+            ):
+                raise ConfigurationError(f"{name}: another party's name gives the same folder")
             holding = Portfolio(frame, contract, rules, person, raw, place, budget, noised)
             parties.append(Party(name, frame[:0], frame[:0], policy=policy, portfolio=holding))
         return cls(tuple(parties), contract, rules, person, fault)
@@ -227,6 +231,12 @@ class Desk:
         if plan.centred:
             centres = self._centres(plan, noise)
             plan = sql.compile(text, contract, person, levels=self._levels, centres=centres)
+        rounded = self.holdings.rules.rounding.base > 1
+        if rounded and any(f.operation != "total" for f in plan.formulas.values()):
+            raise ConfigurationError(
+                "query: counts are rounded by the rules, so no ratio of them is answered; ask for "
+                "counts and sums"
+            )
         if noise is not None:
             if plan.rungs or plan.finish in ("drift", "violations"):
                 raise ConfigurationError("query: noise is for counts and sums; ask this without")
@@ -254,7 +264,7 @@ class Desk:
             column: float(found[2 + 2 * k][0] / max(found[1 + 2 * k][0], 1.0))
             for k, column in enumerate(plan.centred)
         }
-        return {c: float(f"{m:.3g}") if shown[0] else 0.0 for c, m in means.items()}
+        return {c: float(f"{m:.9g}") if shown[0] else 0.0 for c, m in means.items()}
 
     # Rounds of messages.
 
@@ -268,32 +278,50 @@ class Desk:
         released = self._sum("cells", question)
         return released["shown"] > 0, [released[f"total {k}"] for k in range(len(question.totals))]
 
-    def rung(self, question: Question, rung: sql.Rung) -> tuple[Floats, Floats]:
-        """Ends of the interval that holds the quantile of each cell, NaN where hidden."""
-        question = question.model_copy(update={"totals": (ROWS,)})
-        size = question.cells
-        bins = int(np.clip(LADDER // size, FEWEST_BINS, MOST_BINS))
-        low, high = np.full(size, rung.low), np.full(size, np.nextafter(rung.high, np.inf))
-        going, hidden = np.ones(size, dtype=bool), np.zeros(size, dtype=bool)
-        first, steps = True, np.linspace(0, 1, bins + 1)
-        for _ in range(MOST_ROUNDS):
-            around = np.where(going, low, rung.low), np.where(going, high, rung.high)
-            edges = around[0][:, None] + (around[1] - around[0])[:, None] * steps
-            edges[:, -1] = around[1]
-            found = self._sum(
-                "ladder", question, {"edges": edges}, column=rung.column, share=rung.share
-            )
-            hidden |= found["shown"] == 0
-            inside = (found["low"] > -cells.BEYOND) & (found["high"] < cells.BEYOND)
-            taken = going & ~hidden & (inside | first)
-            low, high = np.where(taken, found["low"], low), np.where(taken, found["high"], high)
-            going &= taken & (found["one"] > 0) & inside & (high - low > rung.width)
-            first = False
-            if not going.any():
+    def quantile(self, question: Question, rung: sql.Rung) -> tuple[Floats, Floats]:
+        """Ends of the interval that holds the quantile of each cell, NaN where hidden.
+
+        Everything follows from tables that are released like any other. The rank is moved from the
+        ends until the minimum of persons lies on either side: 0 and 1 ask for bounds, and not for
+        somebody's value.
+        """
+        within = Total(kind="count", columns=(rung.column,))
+        shown, counts = self.totals(question.model_copy(update={"totals": (ROWS, within)}))
+        least = self.holdings.rules.minimum_count.persons
+        low, high = np.full(len(shown), np.nan), np.full(len(shown), np.nan)
+        for cell in np.flatnonzero(shown & (counts[1] >= least)):
+            held = float(counts[1][cell])
+            rank = min(max(np.ceil(rung.share * held), least), max(held - least + 1, 1))
+            low[cell], high[cell] = self._climbed(question.within(int(cell)), rung, rank, held)
+        return low, high
+
+    def _climbed(
+        self, question: Question, rung: sql.Rung, rank: float, held: float
+    ) -> tuple[float, float]:
+        """The interval of a rank among ``held`` rows, narrowed by ladders of released counts.
+
+        Each round puts a ladder where the rank is, until that is narrow enough or rungs are
+        hidden, whose rows may be anywhere among them.
+        """
+        own = self.holdings.contract.columns[rung.column]  # which every row keeps
+        low = -np.inf if own.minimum is None else own.minimum
+        high = np.inf if own.maximum is None else float(np.nextafter(own.maximum, np.inf))
+        start, end = rung.low, float(np.nextafter(rung.high, np.inf))
+        for rungs in RUNGS:
+            inner = np.linspace(start, end, rungs + 1)
+            axis = Axis(column=rung.column, edges=(-BEYOND, *inner.tolist(), BEYOND))
+            shown, (rows,) = self.totals(question.model_copy(update={"axes": (axis,)}))
+            ends = np.concatenate([[-np.inf], inner, [np.inf]])
+            sure = np.cumsum(rows)  # rows up to the end of each rung, at least and at most
+            most = sure + np.where(np.cumsum(~shown) > 0, held - sure[-1], 0)
+            low = max(low, ends[(most < rank).sum()])
+            high = min(high, ends[min((sure < rank).sum() + 1, len(rows))])
+            inside = max(low, start), min(high, end)
+            narrowed = 0 < inside[1] - inside[0] <= (end - start) / 2
+            if high - low <= rung.width or not narrowed:
                 break
-        low = np.where(low <= -cells.BEYOND, -np.inf, low)
-        high = np.where(high >= cells.BEYOND, np.inf, high)
-        return np.where(hidden, np.nan, low), np.where(hidden, np.nan, high)
+            start, end = inside
+        return float(low), float(high)
 
 
 def query(
@@ -324,6 +352,8 @@ def _finished(desk: Desk, plan: sql.Plan) -> pd.DataFrame:
             return _violations(desk, plan)
         case "drift":
             return _drift(desk, plan)
+        case "missing":
+            return _missing(desk, plan)
     table = _table(desk, plan)
     told = dict(table.attrs)
     if plan.finish != "table":
@@ -339,7 +369,7 @@ def _table(desk: Desk, plan: sql.Plan) -> pd.DataFrame:
     table = pd.DataFrame(list(product(*names)), columns=[a.column for a in question.axes])
     if not question.axes:
         table = pd.DataFrame(index=range(1))
-    formulas = {n: f for n, f in plan.outputs.items() if isinstance(f, sql.Formula)}
+    formulas = plan.formulas
     shown = np.ones(question.cells, dtype=bool)
     if formulas:
         shown, totals = desk.totals(question)
@@ -351,7 +381,7 @@ def _table(desk: Desk, plan: sql.Plan) -> pd.DataFrame:
                 low, high = _interval(formula, spread)
                 table[f"{name} from"], table[f"{name} to"] = low, high
     for name, rung in plan.rungs.items():
-        low, high = desk.rung(question, rung)
+        low, high = desk.quantile(question, rung)
         whole = desk.holdings.contract.columns[rung.column].type == "integer"
         shown &= ~np.isnan(low)
         table[name] = _middle(low, high, whole)
@@ -379,7 +409,8 @@ def _ordered(plan: sql.Plan, table: pd.DataFrame) -> list[str]:
 
 def _middle(low: Floats, high: Floats, whole: bool) -> Floats:
     """The middle of each interval; the whole number in it where there is just one."""
-    middle = (low + high) / 2
+    with np.errstate(invalid="ignore"):
+        middle = np.where(np.isfinite(high - low), (low + high) / 2, np.nan)
     first = np.ceil(low)
     alone = whole & (first < high) & (first + 1 >= high)
     return np.where(alone, first, middle)
@@ -416,6 +447,18 @@ def _violations(desk: Desk, plan: sql.Plan) -> pd.DataFrame:
     return table
 
 
+def _missing(desk: Desk, plan: sql.Plan) -> pd.DataFrame:
+    """Empty values by column, each asked by itself: one that few have hides no other."""
+    found = dict.fromkeys(plan.outputs, 0.0)
+    for total in plan.question.totals[1:]:
+        asked = plan.question.model_copy(update={"totals": (ROWS, total)})
+        shown, (rows, filled) = desk.totals(asked)
+        found[total.columns[0]] = float(rows[0] - filled[0]) if shown[0] else np.nan
+    table = pd.DataFrame({"column": list(found), "missing": list(found.values())})
+    table.attrs |= {"cells": len(table), "hidden": int(table["missing"].isna().sum())}
+    return table
+
+
 def _drift(desk: Desk, plan: sql.Plan) -> pd.DataFrame:
     """The stability index of the parties against the market: its mean, and how many are beyond a line."""
     shown, (counts, *_) = desk.totals(plan.question)
@@ -443,6 +486,8 @@ def _triangle(table: pd.DataFrame, plan: sql.Plan) -> pd.DataFrame:
     named = {origin: "origin", development: "development"}
     first = table[origin].min()
     calendar = table[development].min() >= first > 1
+    if calendar:
+        table = table[table[development] >= table[origin]]
     found = actuarial.triangle(table.rename(columns=named), "calendar" if calendar else "age")
     made = found.ultimates.reset_index(names=origin)
     made.attrs["factors"] = found.factors.reset_index().to_dict("records")
@@ -453,14 +498,13 @@ def _triangle(table: pd.DataFrame, plan: sql.Plan) -> pd.DataFrame:
 
 def _intervals(table: pd.DataFrame, plan: sql.Plan) -> tuple[pd.DataFrame, str | None]:
     """Totals with the start and the end of each interval of time, and the grouping column."""
-    *groups, time = (axis.column for axis in plan.question.axes)
-    ends = [
-        (cell.left, cell.right) if isinstance(cell, pd.Interval) else (cell - 1, cell)
-        for cell in table[time]
-    ]
+    *groups, time = plan.question.axes
+    bounds = [float(edge) for edge in plan.arguments]
+    named = dict(zip(time.names, pairwise(bounds), strict=False))
+    ends = [named.get(cell) or (cell - 1, cell) for cell in table[time.column]]
     start, end = zip(*ends, strict=True)
-    named = table.drop(columns=time).assign(start=start, end=end)
-    return named, groups[0] if groups else None
+    totals = table.drop(columns=time.column).assign(start=start, end=end)
+    return totals, groups[0].column if groups else None
 
 
 def _survival(table: pd.DataFrame, plan: sql.Plan) -> pd.DataFrame:
@@ -496,15 +540,10 @@ def _correlation(table: pd.DataFrame, plan: sql.Plan) -> pd.DataFrame:
     return made.clip(-1, 1)
 
 
-def _missing(table: pd.DataFrame, plan: sql.Plan) -> pd.DataFrame:
-    return table.T.set_axis(["missing"], axis=1).rename_axis("column").reset_index()
-
-
 _MADE = {
     "triangle": _triangle,
     "survival": _survival,
     "log_rank": _log_rank,
     "matrix": _matrix,
     "correlation": _correlation,
-    "missing": _missing,
 }

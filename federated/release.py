@@ -13,10 +13,10 @@ from lab import cells
 from lab.disclosure import Rules
 from lab.errors import PeerError, PolicyError
 from lab.questions import Question
-from lab.sums import COUNT, Floats, Sums
+from lab.sums import COUNT, Sums
 
 #: Statistics that only a release answers.
-QUESTIONS = ("cells", "ladder", "violations", "drift")
+QUESTIONS = ("cells", "violations", "drift")
 
 
 def release(request: Request, totals: Sums, rules: Rules) -> Sums:
@@ -29,23 +29,14 @@ def release(request: Request, totals: Sums, rules: Rules) -> Sums:
     if asked.get("rules") != json.loads(rules.model_dump_json()):
         raise PolicyError("the question was asked under other disclosure rules than the releaser's")
     question = Question.model_validate(asked["question"])
-    edges = _edges(request, question)
     match request.statistic:
         case "cells":
             return cells.release(question, rules, totals)
-        case "ladder" if edges is not None:
-            return cells.release_rung(question, rules, totals, edges, float(asked["share"]))
         case "violations":
             return cells.release_flags(rules, totals)
         case "drift":
             return cells.release_drift(rules, totals)
     raise PeerError(f"no release of '{request.statistic}'")
-
-
-def _edges(request: Request, question: Question) -> Floats | None:
-    if request.statistic != "ladder":
-        return None
-    return cells.check_edges(question, request.arrays["edges"])
 
 
 def expected(request: Request) -> Form:
@@ -54,14 +45,13 @@ def expected(request: Request) -> Form:
     It follows from the question, so that nobody can swap one array for another.
     """
     question = Question.model_validate(request.arguments["question"])
-    edges = _edges(request, question)
     match request.statistic:
         case "violations":
             agreed = cells.flag_form(int(request.arguments["flags"]))
         case "drift":
             agreed = cells.DRIFT_FORM
         case _:
-            agreed = cells.form(question, 0 if edges is None else edges.shape[1] + 1)
+            agreed = cells.form(question)
     form = {name: ((size,), limit) for name, (size, limit) in agreed.items()}
     if request.hiding != "clear":
         form[ROWS] = ((1,), COUNT)

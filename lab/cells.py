@@ -26,14 +26,12 @@ Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 #: Name, size and format of each array of a contribution.
 Form = dict[str, tuple[int, Limit]]
-#: Most edges of a quantile's ladder, for one cell.
-MOST_EDGES = 1024
 #: Lines of the population stability index that people act on: some drift, much drift.
 DRIFTS = {"some": 0.1, "much": 0.25}
 
 
-def form(question: Question, bins: int = 0) -> Form:
-    """What a contribution to this question must look like; with ``bins`` to a rung of its ladder."""
+def form(question: Question) -> Form:
+    """What a contribution to this question must look like."""
     arrays: Form = {}
     size = question.cells
     for k, total in enumerate(question.totals):
@@ -44,10 +42,6 @@ def form(question: Question, bins: int = 0) -> Form:
         arrays |= {"parties": (size, FLAG), "vetoes": (size, FLAG)}
         if question.person is not None:
             arrays["persons"] = (size, HEADS)
-    if bins:
-        arrays["rungs"] = (size * bins, HEADS)
-        if question.person is not None:
-            arrays["heads"] = (size * bins, HEADS)
     return arrays
 
 
@@ -88,7 +82,7 @@ def plain(
         arrays["persons"] = heads
     for k, total in enumerate(question.totals):
         values = total.values(frame)[inside]
-        arrays[f"total {k}"] = np.bincount(at, values, cells)
+        arrays[f"total {k}"] = np.bincount(at, values, cells).astype(np.float64)
         if total != ROWS:
             each = np.bincount(member, np.abs(values), len(home)).astype(np.float64)
             arrays[f"sensitivity {k}"] = _upwards(sensitivity(each, home, cells, rules))
@@ -110,31 +104,6 @@ def _upwards(values: Floats) -> Floats:
     return np.maximum(np.ceil(values / step) * step, -SENSITIVITY.bound)
 
 
-def ladder(values: Floats, persons: Ints | None, codes: Ints, edges: Floats) -> dict[str, Floats]:
-    """Rows (and persons) between the edges of each cell's ladder, for a quantile.
-
-    values: (rows,), NaN where missing; edges: (cells, inner + 1), rising. The bins of a cell are:
-    below its edges, the inner ones ``[a, b)``, and not below its last edge.
-    """
-    cells, bins = edges.shape[0], edges.shape[1] + 1
-    usable = np.flatnonzero((codes != OUTSIDE) & ~np.isnan(values))
-    usable = usable[np.argsort(codes[usable], kind="stable")]
-    at = codes[usable]
-    starts = np.searchsorted(at, np.arange(cells + 1))
-    rung = np.concatenate(
-        [
-            np.searchsorted(edges[cell], values[usable[starts[cell] : starts[cell + 1]]], "right")
-            for cell in range(cells)
-        ]
-    )
-    place = at * bins + rung
-    counts = {"rungs": np.bincount(place, minlength=cells * bins).astype(float)}
-    if persons is not None:
-        home = _members(place, persons[usable])[1]
-        counts["heads"] = np.bincount(home, minlength=cells * bins).astype(float)
-    return counts
-
-
 def bounds(total: Total, columns: Mapping[str, Column]) -> tuple[float, float]:
     """The least and the largest that one row may add, by the contract. Raises :class:`PolicyError`."""
     if total.kind == "count":
@@ -152,14 +121,6 @@ def bounds(total: Total, columns: Mapping[str, Column]) -> tuple[float, float]:
         return ranges[0]
     corners = [a * b for a in ranges[0] for b in ranges[1]]
     return min(corners), max(corners)
-
-
-def check_edges(question: Question, edges: Floats) -> Floats:
-    """Edges of a ladder for each cell. Raises :class:`PolicyError` unless they rise, two or more."""
-    usable = edges.ndim == 2 and len(edges) == question.cells and 2 <= edges.shape[1] <= MOST_EDGES
-    if not (usable and (np.diff(edges) > 0).all()):
-        raise PolicyError(f"a ladder has 2 to {MOST_EDGES} rising edges for each cell")
-    return edges
 
 
 def step_of(total: Total, columns: Mapping[str, Column]) -> float:
@@ -215,58 +176,6 @@ def _hidden(question: Question, rules: Rules, totals: Sums) -> Mask:
     )
     vetoed = totals["vetoes"] > 0  # guarded by each party's history, against margins as well
     return suppressed(cells, rules).ravel() | vetoed
-
-
-def release_rung(
-    question: Question, rules: Rules, totals: Sums, edges: Floats, share: float
-) -> Sums:
-    """The interval that holds a quantile of each cell, never one of fewer persons than the minimum.
-
-    The quantile is the value of rank ceil(share * n), moved away from the ends until the minimum
-    of persons lies on either side, so that 0 and 1 ask for bounds and not for somebody's value.
-    ``low`` and ``high`` are infinite where the ladder does not reach.
-    """
-    hidden, least = _hidden(question, rules, totals), rules.minimum_count.persons
-    cells, bins = edges.shape[0], edges.shape[1] + 1
-    rungs = totals["rungs"].reshape(cells, bins)
-    heads = totals["heads"].reshape(cells, bins) if question.person is not None else None
-    found = {name: np.zeros(cells) for name in ("low", "high", "one")}
-    for cell in np.flatnonzero(~hidden):
-        first, last = _around(rungs[cell], None if heads is None else heads[cell], share, least)
-        if first < 0:
-            hidden[cell] = True
-            continue
-        ends = np.concatenate([[-BEYOND], edges[cell], [BEYOND]])
-        found["low"][cell], found["high"][cell] = ends[first], ends[last + 1]
-        found["one"][cell] = first == last
-    return _public({"shown": (~hidden).astype(float), **found})
-
-
-#: Stands for infinity in arrays that must be finite.
-BEYOND = 2.0**1000
-
-
-def _around(rungs: Floats, heads: Floats | None, share: float, least: int) -> tuple[int, int]:
-    """First and last bin of the interval around a quantile; (-1, -1) where there is none.
-
-    A person with rows in several bins is counted in each, so persons are as many as in the
-    fullest bin, at least.
-    """
-
-    def enough(first: int, last: int) -> bool:
-        held = rungs[first : last + 1].sum() if heads is None else heads[first : last + 1].max()
-        return bool(held >= least)
-
-    total = int(rungs.sum())
-    rank = min(max(int(np.ceil(share * total)), least), max(total - least + 1, 1))
-    first = last = int(np.searchsorted(np.cumsum(rungs), rank))
-    while last < len(rungs) and not enough(first, last):
-        below = rungs[first - 1] if first else -1.0
-        above = rungs[last + 1] if last + 1 < len(rungs) else -1.0
-        if below < 0 and above < 0:
-            return -1, -1
-        first, last = (first - 1, last) if below >= above else (first, last + 1)
-    return (first, last) if last < len(rungs) else (-1, -1)
 
 
 def release_flags(rules: Rules, totals: Sums) -> Sums:

@@ -109,7 +109,9 @@ def words(rules: Rules) -> str:
     ]
     if rules.dominance or rules.p_percent:
         told.append("no person's amount can be estimated closely")
-    told.append("and no cell that falls short follows from totals or earlier answers")
+    told.append(
+        "nothing that falls short follows from margins, nor anything of few from all answers"
+    )
     rounding = f"; counts are multiples of {rules.rounding.base}" if rules.rounding.base > 1 else ""
     return f"Shown where: {', '.join(told)}; empty cells are hidden{rounding}."
 

@@ -25,6 +25,7 @@ alone, as that a count is not below 0.
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import sqlite3
 import threading
@@ -140,7 +141,7 @@ def _vetoed(asked: Asked, pieces: _Pieces, cells: int, minimum: int) -> Mask:
     while True:
         shown = np.append(~(vetoed | known), False)[pieces.cell]  # OUTSIDE is the last
         table = _Table(row_of[pieces.old], count, np.where(shown, pieces.cell, OUTSIDE))
-        harmful = _harmful(table, pieces.persons, minimum)
+        harmful = _harmful(table, pieces.persons, minimum) if shown.any() else None
         if harmful is None:
             return vetoed
         if not len(harmful):  # too many cells, or the history alone is not seen to keep the rule
@@ -296,6 +297,11 @@ def _null(matrix: Ints, prime: int) -> Ints:
     return basis
 
 
+def _sealed(piece: bytes, cells: bytes) -> bytes:
+    """A digest that tells damage, not somebody who means to deceive."""
+    return hashlib.sha256(len(piece).to_bytes(8, "big") + piece + cells).digest()
+
+
 class History:
     """A party's history on disk (or in memory), for one state of its table.
 
@@ -328,26 +334,25 @@ class History:
         store.execute("PRAGMA synchronous = EXTRA")
         store.execute("BEGIN IMMEDIATE")
         store.execute(
-            "CREATE TABLE IF NOT EXISTS asked (state TEXT PRIMARY KEY, piece BLOB, cells BLOB)"
+            "CREATE TABLE IF NOT EXISTS asked "
+            "(state TEXT PRIMARY KEY, piece BLOB, cells BLOB, digest BLOB)"
         )
         found = store.execute(
-            "SELECT piece, cells FROM asked WHERE state = ?", (self._digest,)
+            "SELECT piece, cells, digest FROM asked WHERE state = ?", (self._digest,)
         ).fetchone()
         before = self._asked
         if found:
-            piece, table = (np.frombuffer(blob, "<i8") for blob in found)
+            *blobs, digest = found
+            if not all(isinstance(blob, bytes) for blob in found) or _sealed(*blobs) != digest:
+                raise ValueError("it does not match its digest")
+            piece, table = (np.frombuffer(blob, "<i8") for blob in blobs)
             before = Asked(piece, table.reshape(int(piece.max(initial=0)) + 1, -1))
             if len(piece) != len(codes):
                 raise ValueError("it is of a table with another number of rows")
         vetoed, after = admit(before, codes, cells, persons, minimum)
         if after is not before:
-            store.execute(
-                "INSERT OR REPLACE INTO asked VALUES (?, ?, ?)",
-                (
-                    self._digest,
-                    after.piece.astype("<i8").tobytes(),
-                    after.cells.astype("<i8").tobytes(),
-                ),
-            )
+            blobs = after.piece.astype("<i8").tobytes(), after.cells.astype("<i8").tobytes()
+            row = (self._digest, *blobs, _sealed(*blobs))
+            store.execute("INSERT OR REPLACE INTO asked VALUES (?, ?, ?, ?)", row)
         store.execute("COMMIT")
         return vetoed

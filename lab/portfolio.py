@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +19,12 @@ from lab.contracts import Contract, Strict, broken
 from lab.disclosure import Rules
 from lab.errors import PolicyError
 from lab.history import History
-from lab.questions import OUTSIDE, Question, Total, check
+from lab.questions import OUTSIDE, Question, check
 from lab.sources import digest
 from lab.sums import Floats, Sums
 
+#: Values of a factor that the history tells apart.
+MOST_VALUES = 50
 #: The ends of a column's declared range.
 ENDS = ("minimum", "maximum")
 
@@ -63,7 +65,10 @@ class Portfolio:
         """Who each row belongs to, numbered from 0; None where each row is a person."""
         if self.person is None:
             return None
-        return np.asarray(pd.factorize(self.frame[self.person])[0], dtype=np.int64)
+        codes, names = pd.factorize(self.frame[self.person])
+        unknown = np.flatnonzero(codes < 0)  # each is a person of its own
+        codes[unknown] = len(names) + np.arange(len(unknown))
+        return np.asarray(codes, dtype=np.int64)
 
     @cached_property
     def ledger(self) -> privacy.Ledger:
@@ -72,36 +77,52 @@ class Portfolio:
             raise PolicyError("this party has no budget for noised answers")
         return privacy.Ledger(self.folder / "budget.db", self.budget.epsilon, self.budget.delta)
 
-    def answer(self, asked: Mapping[str, Any], edges: Floats | None = None) -> Sums:
-        """This party's contribution to an answer; with ``edges`` to a ladder of ``asked["column"]``.
+    def answer(self, asked: Mapping[str, Any]) -> Sums:
+        """This party's contribution to an answer.
 
         Raises :class:`PolicyError` for what its contract, its rules or its budget do not allow.
         """
         question = self._read(asked)
         codes = question.codes(self.frame)
-        if question.noise is not None and edges is None:
+        if question.noise is not None:
             return self._with_noise(question, codes)
-        if question.noise is not None or self.noised:
-            raise PolicyError("this party adds noise to counts and sums, and answers nothing else")
         vetoed = self._admitted(question, codes)
         arrays = cells.plain(question, self.frame, self.persons, codes, vetoed, self.rules)
-        bins = 0
-        if edges is not None:
-            values = Total(kind="sum", columns=(str(asked["column"]),), centres=(0.0,))
-            check(
-                question.model_copy(update={"totals": (*question.totals, values)}),
-                self.contract,
-                self.person,
-            )
-            column = self.frame[str(asked["column"])].to_numpy(dtype=np.float64)
-            arrays |= cells.ladder(column, self.persons, codes, cells.check_edges(question, edges))
-            bins = edges.shape[1] + 1
-        return cells.sums(cells.form(question, bins), arrays, int((codes != OUTSIDE).sum()))
+        return cells.sums(cells.form(question), arrays, int((codes != OUTSIDE).sum()))
 
     def _admitted(self, question: Question, codes: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """The cells that history vetoes; the others are history now."""
-        least = self.rules.minimum_difference.persons
-        return self.history.admit(codes, question.cells, self.persons, least)
+        """The cells that history vetoes; the others are history now.
+
+        A total tells more than its cells where it leaves rows out or weighs them by a column that
+        somebody may know: rows with a value, and rows by the values of a factor (its commonest
+        value and the others, where it has many), are cells to the history as well.
+        """
+        least, vetoed = self.rules.minimum_difference.persons, np.zeros(question.cells, dtype=bool)
+        for parts, count in self._told(question, len(codes)):
+            split = np.where(codes == OUTSIDE, OUTSIDE, codes * count + parts)
+            split[parts == OUTSIDE] = OUTSIDE
+            found = self.history.admit(split, question.cells * count, self.persons, least)
+            vetoed |= found.reshape(question.cells, count).any(axis=1)
+        return vetoed
+
+    def _told(self, question: Question, rows: int) -> Iterator[tuple[NDArray[np.int64], int]]:
+        """How the totals of a question split its cells: the part of each row, and how many."""
+        yield np.zeros(rows, dtype=np.int64), 1
+        for columns in {total.columns for total in question.totals}:
+            filled = (
+                np.logical_and.reduce([self.frame[c].notna() for c in columns]) if columns else True
+            )
+            if not np.all(filled):
+                yield np.where(filled, 0, 1).astype(np.int64), 2
+        factors = {
+            c for total in question.totals if len(set(total.columns)) > 1 for c in total.columns
+        }
+        for column in sorted(factors):
+            parts, values = pd.factorize(self.frame[column])
+            count = len(values)
+            if count > MOST_VALUES:
+                parts, count = np.where(parts == np.bincount(parts[parts >= 0]).argmax(), 0, 1), 2
+            yield parts.astype(np.int64), max(count, 1)
 
     def _read(self, asked: Mapping[str, Any]) -> Question:
         """The question, if it is asked under this party's rules and within its contract."""
@@ -111,6 +132,8 @@ class Portfolio:
             )
         question = Question.model_validate(asked["question"])
         check(question, self.contract, self.person)
+        if self.noised and question.noise is None:
+            raise PolicyError("this party answers with noise alone; give an epsilon")
         return question
 
     def _with_noise(self, question: Question, codes: NDArray[np.int64]) -> Sums:

@@ -106,6 +106,21 @@ class Axis(Strict):
             shown.append(pd.Interval(low, high, "both" if high == self.edges[-1] else "left"))
         return shown + [None] * self.missing
 
+    def condition(self, place: int) -> Condition:
+        """What the rows of one of its cells keep."""
+        if self.missing and place == self.size - 1:
+            return Empty(column=self.column)
+        if self.levels:
+            return Compare(column=self.column, operation="=", value=self.levels[place])
+        last = place == len(self.edges) - 2
+        low, high = self.edges[place], self.edges[place + 1]
+        return Every(
+            of=(
+                Compare(column=self.column, operation=">=", value=low),
+                Compare(column=self.column, operation="<=" if last else "<", value=high),
+            )
+        )
+
     def codes(self, column: pd.Series[Any]) -> NDArray[np.int64]:
         """The cell of each row, `OUTSIDE` where it is in none."""
         if self.edges:
@@ -203,6 +218,14 @@ class Question(Strict):
         """Every column it looks at, but the person."""
         asked = {axis.column for axis in self.axes} | set(mentioned(self.where))
         return asked | {column for total in self.totals for column in total.columns}
+
+    def within(self, cell: int) -> Question:
+        """The same question about one of its cells, without groups and about the number of rows."""
+        parts: list[Condition] = [] if self.where is None else [self.where]
+        for axis, place in zip(self.axes, np.unravel_index(cell, self.shape or (1,)), strict=False):
+            parts.append(axis.condition(int(place)))
+        where = Every(of=tuple(parts)) if parts else None
+        return self.model_copy(update={"where": where, "axes": (), "totals": (ROWS,)})
 
     def rows(self, frame: pd.DataFrame) -> Mask:
         """Rows the question is about: where the condition is true, not false and not unknown."""

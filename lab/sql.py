@@ -7,7 +7,7 @@ or it is refused with the reason. A party sees the question alone.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -44,7 +44,7 @@ MOST_OPERATIONS = 200
 #: No interval is narrower than so many neighbouring numbers: its ladder must rise.
 FINEST = 1024
 #: How narrow a quantile's interval is asked for, as a share of its range.
-FINE = 1e-6
+FINE = 1e-4
 
 
 class _Plain(Dialect):
@@ -138,6 +138,10 @@ class Plan:
     centred: tuple[str, ...] = ()  # columns whose mean should be the centre of their sums
     order: tuple[str, bool] | None = None  # an output's name, descending
     limit: int | None = None
+
+    @property
+    def formulas(self) -> dict[str, Formula]:
+        return {name: one for name, one in self.outputs.items() if isinstance(one, Formula)}
 
     @property
     def rungs(self) -> dict[str, Rung]:
@@ -246,10 +250,12 @@ class _Reader:
         self.contract, self.person, self.levels, self.centres = contract, person, levels, centres
         self.totals: list[Total] = [ROWS]
         self.centred: list[str] = []
+        self.filled: set[str] = set()  # columns that the condition wants filled
 
     def read(self, select: exp.Select) -> Plan:
         table = self._table(select)
         where = self._condition(select.args["where"].this) if select.args.get("where") else None
+        self.filled = set(_filled(where))
         group = select.args.get("group") or exp.Group()
         if any(value for key, value in group.args.items() if key != "expressions"):
             raise _refused(group)
@@ -367,7 +373,7 @@ class _Reader:
                 )
             cut = self._column(arguments[0], number=True)
             edges = tuple(self._number(edge) for edge in arguments[1:])
-            return Axis(column=cut, edges=edges, missing=self.contract.columns[cut].nullable)
+            return Axis(column=cut, edges=edges, missing=self._nullable(cut))
         name = self._column(node)
         column = self.contract.columns[name]
         allowed(name, self.contract, self.person)
@@ -385,7 +391,7 @@ class _Reader:
             raise ConfigurationError(
                 f"query: contract {self.contract.name} does not list the values of '{name}'; {how}"
             )
-        return Axis(column=name, levels=levels, missing=column.nullable)
+        return Axis(column=name, levels=levels, missing=self._nullable(name))
 
     # Outputs.
 
@@ -460,6 +466,8 @@ class _Reader:
                 f"query: {function}(column, …): a share is between 0 and 1, low below high, a "
                 "width above 0"
             )
+        if own.type == "integer":  # an interval of width 1 holds one whole number
+            finest = max(finest, 1.0)
         return Rung(column, share, low, high, max(width, finest))
 
     def _formula(self, node: Any) -> Formula:
@@ -549,8 +557,11 @@ class _Reader:
         return Formula("total", (float(self.totals.index(total)),))
 
     def _count(self, *columns: str) -> Formula:
-        filled = tuple(sorted({c for c in columns if self.contract.columns[c].nullable}))
+        filled = tuple(sorted({c for c in columns if self._nullable(c)}))
         return self._total(Total(kind="count", columns=filled) if filled else ROWS)
+
+    def _nullable(self, column: str) -> bool:
+        return self.contract.columns[column].nullable and column not in self.filled
 
     def _sum(self, *columns: str) -> Formula:
         return self._total(Total(kind="sum", columns=columns, centres=(0.0,) * len(columns)))
@@ -564,7 +575,7 @@ class _Reader:
     def comoment(self, a: str, b: str) -> Formula:
         """Sum of (a - mean)(b - mean) over rows that have both."""
         n = self._count(a, b)
-        if a == b or not any(self.contract.columns[c].nullable for c in (a, b)):
+        if a == b or not any(self._nullable(c) for c in (a, b)):
             return self._around(a, b) - self._around(a) * self._around(b) / n
         raise ConfigurationError(
             f"query: '{a}' and '{b}' may be empty in different rows; add where {a} is not null "
@@ -625,7 +636,7 @@ class _Reader:
                     f"query: '{column}' needs a range in its contract, or edges: histogram({column}, 0, 10, 20)"
                 )
             edges = tuple(np.linspace(low, high, int(edges[0]) + 1).tolist())
-        axis = Axis(column=column, edges=edges, missing=self.contract.columns[column].nullable)
+        axis = Axis(column=column, edges=edges, missing=self._nullable(column))
         plan = self._plan("table", (axis,))
         plan.outputs["count"] = self._total(ROWS)
         return plan
@@ -655,12 +666,14 @@ class _Reader:
             raise ConfigurationError(
                 "query: survival(time, event) or survival(time, event, edge, edge, …)"
             )
-        time = arguments[0]
-        if len(arguments) > 2:
-            time = exp.Anonymous(this="cut", expressions=[time, *arguments[2:]])
-        plan = self._plan(
-            "survival", (*axes, self._axis(time).model_copy(update={"missing": False}))
-        )
+        edges = [self._number(edge) for edge in arguments[2:]]
+        if edges:  # who leaves at an edge leaves at the end of an interval
+            just_after = [float(np.nextafter(edge, np.inf)) for edge in edges[1:]]
+            name = self._column(arguments[0], number=True)
+            time = Axis(column=name, edges=(edges[0], *just_after))
+        else:
+            time = self._axis(arguments[0]).model_copy(update={"missing": False})
+        plan = self._plan("survival", (*axes, time), *map(str, edges))
         plan.outputs["leaving"] = self._total(ROWS)
         plan.outputs["events"] = self._sum(self._column(arguments[1], number=True))
         return plan
@@ -700,6 +713,16 @@ def _name(node: Any) -> str:
 def _lists(node: Any) -> bool:
     """missing(*), of every column."""
     return _name(node) == "missing" and any(isinstance(n, exp.Star) for n in node.expressions)
+
+
+def _filled(condition: Condition | None) -> Iterator[str]:
+    """Columns that are not empty in any row for which the condition is true."""
+    match condition:
+        case Not(of=Empty(column=column)) | Compare(column=column) | OneOf(column=column):
+            yield column
+        case Every(of=parts):
+            for part in parts:
+                yield from _filled(part)
 
 
 def _whole_numbers(low: float | None, high: float | None) -> tuple[float, ...]:
