@@ -102,7 +102,7 @@ pd.DataFrame(visits.attrs["receipt"])[["party", "arrays", "values", "bytes", "ke
 # %% [markdown]
 # ## 2. How are diseases spread?
 #
-# Quantiles come as intervals as narrow as asked for, and never hold fewer than ten persons.
+# Quantiles come as the interval that released counts prove, as narrow as the rules allow.
 
 # %%
 desk.ask(
