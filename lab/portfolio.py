@@ -23,7 +23,7 @@ from lab.questions import OUTSIDE, Question, check
 from lab.sources import digest
 from lab.sums import Floats, Sums
 
-#: Values of a factor that the history tells apart.
+#: A value of a factor is common where at least one in so many rows has it.
 MOST_VALUES = 50
 #: The ends of a column's declared range.
 ENDS = ("minimum", "maximum")
@@ -94,20 +94,61 @@ class Portfolio:
         """The cells that history vetoes; the others are history now.
 
         A total tells more than its cells where it leaves rows out or weighs them by a column that
-        somebody may know: rows with a value, and rows by the values of a factor (its commonest
-        value and the others, where it has many), are cells to the history as well.
+        somebody may know: rows with a value, and rows by the values of a factor, are cells to
+        the history as well.
         """
         least, vetoed = self.rules.minimum_difference.persons, np.zeros(question.cells, dtype=bool)
-        for parts, count in self._told(question, len(codes)):
-            split = np.where(codes == OUTSIDE, OUTSIDE, codes * count + parts)
-            split[parts == OUTSIDE] = OUTSIDE
-            found = self.history.admit(split, question.cells * count, self.persons, least)
-            vetoed |= found.reshape(question.cells, count).any(axis=1)
+        for parts, count in self._told(question, codes):
+            split = np.full(len(codes), OUTSIDE, dtype=np.int64)
+            inside = (codes != OUTSIDE) & (parts != OUTSIDE)
+            split[inside], keys = pd.factorize(codes[inside] * count + parts[inside])
+            found = self.history.admit(split, max(len(keys), 1), self.persons, least)
+            vetoed[np.asarray(keys)[found[: len(keys)]] // count] = True
         return vetoed
 
-    def _told(self, question: Question, rows: int) -> Iterator[tuple[NDArray[np.int64], int]]:
+    def _by_value(
+        self, codes: NDArray[np.int64], factor: pd.Series[Any]
+    ) -> tuple[NDArray[np.int64], int]:
+        """Rows by the value of a factor: each common value is a part, the rare ones are one.
+
+        A sum and a sum times the factor give the rare ones' sum without any one value, so without
+        it the minimum must be left; in a cell where it is not, each rare value is a part.
+        """
+        value = np.asarray(pd.factorize(factor)[0], dtype=np.int64)
+        known, least = value >= 0, self.rules.minimum_difference.persons
+        if not known.any():
+            return value, 1
+        common = np.bincount(value[known]) >= max(len(value) / MOST_VALUES, least)
+        rare = known & ~common[value] & (codes != OUTSIDE)
+        once = rare & self._first
+        width = int(value.max()) + 1
+        pair, keys = pd.factorize(codes[once] * width + value[once])
+        heads, cell = np.bincount(pair, minlength=len(keys)), np.asarray(keys) // width
+        left = np.bincount(cell, heads, codes.max(initial=0) + 1)
+        np.subtract.at(left, *self._most(cell, heads))
+        return np.where(rare & (left[codes] >= least), width, value), width + 1
+
+    @staticmethod
+    def _most(cell: NDArray[np.int64], heads: NDArray[np.int64]) -> tuple[Any, Any]:
+        """Each cell, and the most persons of one value in it."""
+        order = np.lexsort((-heads, cell))
+        cells_, first = np.unique(cell[order], return_index=True)
+        return cells_, heads[order][first]
+
+    @cached_property
+    def _first(self) -> NDArray[np.bool_]:
+        """True for the first row of each person."""
+        first = np.ones(len(self.frame), dtype=bool)
+        if self.persons is not None:
+            first[:] = False
+            first[np.unique(self.persons, return_index=True)[1]] = True
+        return first
+
+    def _told(
+        self, question: Question, codes: NDArray[np.int64]
+    ) -> Iterator[tuple[NDArray[np.int64], int]]:
         """How the totals of a question split its cells: the part of each row, and how many."""
-        yield np.zeros(rows, dtype=np.int64), 1
+        yield np.zeros(len(codes), dtype=np.int64), 1
         for columns in {total.columns for total in question.totals}:
             filled = (
                 np.logical_and.reduce([self.frame[c].notna() for c in columns]) if columns else True
@@ -118,11 +159,7 @@ class Portfolio:
             c for total in question.totals if len(set(total.columns)) > 1 for c in total.columns
         }
         for column in sorted(factors):
-            parts, values = pd.factorize(self.frame[column])
-            count = len(values)
-            if count > MOST_VALUES:
-                parts, count = np.where(parts == np.bincount(parts[parts >= 0]).argmax(), 0, 1), 2
-            yield parts.astype(np.int64), max(count, 1)
+            yield self._by_value(codes, self.frame[column])
 
     def _read(self, asked: Mapping[str, Any]) -> Question:
         """The question, if it is asked under this party's rules and within its contract."""

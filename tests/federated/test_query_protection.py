@@ -572,3 +572,28 @@ def test_receipts_shown_tell_no_rows_and_a_partys_own_does(
         own = [json.loads(line) for line in kept]
         assert [line["rows"] for line in own] == [int((frame["plan"] == 1).sum())]
         assert own[0]["query"] == shown[0]["query"]
+
+
+# Sums that weigh rows by a column somebody knows, or leave out rows without a value.
+
+
+@pytest.mark.parametrize("odd", [1, 40], ids=["one person is known by it", "many are"])
+@pytest.mark.parametrize("empty", [False, True], ids=["a factor", "an empty value"])
+def test_a_sum_tells_nobody_apart_by_a_known_column(odd: int, empty: bool) -> None:
+    rng, parts = np.random.default_rng(5), {}
+    for k in range(3):
+        known = np.where(np.arange(80) < (odd if k == 0 else 40), np.nan if empty else 2.0, 1.0)
+        parts[f"insurer {k + 1}"] = pd.DataFrame({"paid": rng.gamma(2, 500, 80), "plan": known})
+    columns = {
+        "paid": Column(type="number", minimum=0, maximum=1e6),
+        "plan": Column(type="integer", minimum=0, maximum=3, nullable=empty),
+    }
+    text = "count(plan)" if empty else "sum(paid * plan)"
+    with Desk(Holdings.of(parts, Contract(name="claims", columns=columns)), Clear()) as desk:
+        answer = desk.ask(f"select {text} told, sum(paid) paid from claims")
+    if odd == 1:  # told - paid, or the rows less told, would be one person's
+        assert answer["told"].isna().all()
+    else:
+        rows = pd.concat(parts.values())
+        truth = rows["plan"].count() if empty else (rows["paid"] * rows["plan"]).sum()
+        assert answer["told"].iloc[0] == pytest.approx(truth)
