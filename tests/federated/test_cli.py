@@ -176,9 +176,20 @@ def test_describe_and_check_show_a_source_and_every_violation(tmp_path: Path) ->
 
 
 def test_ctrl_c_ends_cleanly_and_leaves_nothing_half_written(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from federated.cli import main; main()", "run", str(RAND)]
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # also with &
+    code = f"{heard}\nfrom federated.cli import main; main()"
     process = subprocess.Popen(
-        [*command, "--runs", str(tmp_path), "--set", "arms.replicates=50000"],
+        [
+            sys.executable,
+            "-c",
+            code,
+            "run",
+            str(RAND),
+            "--runs",
+            str(tmp_path),
+            "--set",
+            "arms.replicates=50000",
+        ],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
