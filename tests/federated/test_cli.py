@@ -26,6 +26,8 @@ SMALL = [
     "arms.replicates=10",
     "--set",
     'arms.run=["federated"]',
+    "--set",
+    "query=[]",
 ]
 
 
@@ -121,9 +123,8 @@ def test_a_run_is_logged_listed_and_its_model_loads_from_mlflow(tmp_path: Path) 
 
 @pytest.mark.filterwarnings("ignore")  # MLflow's own, in this process
 def test_a_tracking_server_that_is_down_or_locked_is_told_and_costs_nothing(tmp_path: Path) -> None:
-    study = run(
-        RAND, {"protection.sums": "clear", "arms.run": '["federated"]'}, runs=tmp_path, track=False
-    )
+    changes = {"protection.sums": "clear", "arms.run": '["federated"]', "query": "[]"}
+    study = run(RAND, changes, runs=tmp_path, track=False)
     assert "(not in MLflow)" in lab("runs", "--runs", tmp_path).stdout
     assert log(study.folder, "http://127.0.0.1:9").startswith("not logged to MLflow at http")
     lock = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)
@@ -146,7 +147,7 @@ def test_a_tracking_server_that_is_down_or_locked_is_told_and_costs_nothing(tmp_
         (["run", RAND, "--set", "model.ridge"], 2, "key=value"),
         (["data", "describe", "rand_hei"], 2, "did you mean 'rand_hie'"),
         (["data", "check", "nowhere.csv", "--contract", "rand_hie"], 2, "no such file"),
-        (["run", RAND, "--set", "parties.count=2"], 1, "at least 3 parties"),
+        (["run", RAND, "--set", "query=[]", "--set", "parties.count=2"], 1, "at least 3 parties"),
         (["run", ROOT / "experiments" / "fremtpl2_frequency.toml"], 2, "OpenML"),
         (["rnu"], 2, "No such command"),
     ],
