@@ -20,7 +20,7 @@ from flwr.serverapp import Grid
 from federated import glm, grid
 from federated.apps import client_app, server_app
 from federated.encrypted import KeyAuthority, KeyHolders, Paillier
-from federated.experiment import Arm, Experiment, GLMModel, Protected, Query
+from federated.experiment import Arm, Experiment, GLMModel, Protected, Query, TreesModel
 from federated.features import agree
 from federated.federation import Federation, single_threaded_blas
 from federated.masked import Masks
@@ -295,6 +295,13 @@ def fit_models(
     experiment, market = study.experiment, study.market
     fitted: dict[str, Fitted] = {}
     for part, task in experiment.tasks().items():
+        if isinstance(experiment.model, TreesModel):
+            from federated import trees
+
+            told = (market.features[part], market.contract, experiment.model, experiment.seed)
+            grown, losses = trees.train(federation, task, *told, watch)
+            fitted[part] = Fitted(grown, None, losses)
+            continue
         encoding = agree(federation, task, market.features[part], market.contract, left_out)
         if isinstance(experiment.model, GLMModel):
             fit = glm.fit(federation, task, encoding, experiment.model.ridge)

@@ -133,6 +133,31 @@ class NetworkModel(Strict):
     strategy: Strategy = Strategy()
 
 
+class TreesModel(Strict):
+    """``[model] kind = "trees"``: gradient-boosted trees, grown level by level.
+
+    ``ridge`` and ``least`` are in average rows: what pulls a leaf towards 0, and what must stand on
+    either side of a cut. ``features``: the share of features drawn for each tree. ``held``: the
+    share of persons that judge when to stop, after ``patience`` trees without gain. ``monotone``:
+    1 or -1 for features in which the model must rise or fall.
+    """
+
+    kind: Literal["trees"]
+    family: FamilyName = "binomial"
+    power: float | None = None
+    trees: int = Field(100, ge=1, le=10_000)
+    depth: int = Field(6, ge=1, le=10)
+    learning_rate: float = Field(0.1, gt=0, le=1)
+    bins: int = Field(64, ge=2, le=254)  # one byte, less one for what is missing
+    ridge: float = Field(1.0, ge=0)
+    least: float = Field(20.0, gt=0)
+    least_gain: float = Field(0.0, ge=0)
+    features: float = Field(1.0, gt=0, le=1)
+    held: float = Field(0.0, ge=0, lt=1)
+    patience: int = Field(20, ge=1)
+    monotone: dict[str, Literal[-1, 1]] = Field(default_factory=dict)
+
+
 class Protected(Strict):
     """``[protection]``: how contributions are hidden, who can open a total, the least rows a party
     lets out a sum of; for questions the file of disclosure rules (the lab's own if none), what a
@@ -169,7 +194,7 @@ class Experiment(Strict):
     seed: int = Field(0, ge=0)
     data: Data
     parties: Split = Split(split="uniform", count=5)
-    model: Annotated[GLMModel | NetworkModel, Field(discriminator="kind")]
+    model: Annotated[GLMModel | NetworkModel | TreesModel, Field(discriminator="kind")]
     protection: Protected = Protected()
     arms: Arms = Arms()
     query: tuple[Query, ...] = ()
@@ -197,7 +222,7 @@ class Experiment(Strict):
             per=data.per,
             family=model.family,
             link=model.link if isinstance(model, GLMModel) else None,
-            power=model.power if isinstance(model, GLMModel) else None,
+            power=None if isinstance(model, NetworkModel) else model.power,
         )
         link = family.law.link
         if data.exposure is not None and link != "log":

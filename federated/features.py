@@ -35,7 +35,7 @@ def agree(
     numeric = [f for f in features if not is_category(f, contract)]
     return Encoding(
         numbers=_standardised(federation, task, numeric, contract, left_out),
-        categories=_levelled(federation, task, categorical, contract, left_out),
+        categories=levelled(federation, task, categorical, contract, left_out),
     )
 
 
@@ -91,7 +91,7 @@ def _moments(
     return dict(federation.sum("moments", task=task.model_dump_json(), features=listed).arrays)
 
 
-def _levelled(
+def levelled(
     federation: Federation,
     task: Task,
     features: list[Feature],

@@ -88,7 +88,7 @@ def fit(federation: Federation, task: Task, encoding: Encoding, ridge: float = 0
     if rows <= encoding.width:
         raise ModelError(f"{rows} training rows cannot carry {encoding.width} coefficients")
     start = constant_predictor(task.law, totals)
-    unit = _row_curvature(task.law, totals, rows)
+    unit = row_curvature(task.law, totals, rows)
     problem = _Problem(federation, task, encoding, rows, unit, ridge * totals.total("weight"))
     beta, state, matrix, trace = _scoring(problem, start)
     null_deviance = trace[0][0]  # the iteration starts from the constant model
@@ -133,7 +133,7 @@ def constant_predictor(family: Family, totals: Sums) -> float:
     return family.eta(mean)
 
 
-def _row_curvature(family: Family, totals: Sums, rows: int) -> float:
+def row_curvature(family: Family, totals: Sums, rows: int) -> float:
     """About what one row adds to the intercept's curvature, a power of two: a public unit."""
     mean = np.array([totals.total("target") / totals.total("weight")])
     eta = np.array([family.eta(float(mean[0]))])

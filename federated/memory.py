@@ -119,14 +119,13 @@ class Memory:
 
     def answered(self) -> frozenset[str]:
         """Queries this node gave a part for, or took part in under masks."""
-        listed = self._records.get("answered", ConfigRecord()).get("queries", [])
-        return frozenset(map(str, listed if isinstance(listed, list) else []))
+        return frozenset(self._listed("answered"))
 
     def answer(self, query: str) -> None:
         """Note a query as answered; it must be noted before the answer leaves."""
-        if query in self.answered():
+        if query in self._listed("answered"):
             raise PeerError(f"coordinator: query {query} was answered before and is replayed")
-        self._records["answered"] = ConfigRecord({"queries": sorted(self.answered() | {query})})
+        self._listed("answered")[query] = True
 
     def keep(self, name: str, data: bytes) -> None:
         """Keep the state of a protocol between its steps."""
@@ -141,12 +140,11 @@ class Memory:
 
     def remember(self, query: str, statistic: str) -> None:
         """Note what a query was about, before its answer leaves."""
-        known = self._records.get("asked", ConfigRecord())
-        self._records["asked"] = ConfigRecord({**known, query: statistic})
+        self._listed("asked")[query] = statistic
 
     def asked(self, query: str) -> str:
         """The statistic a query was about. Raises :class:`PeerError` for one not answered here."""
-        known = self._records.get("asked", ConfigRecord())
+        known = self._listed("asked")
         if query not in known:
             raise PeerError(f"coordinator: query {query} was not answered here; nothing to open")
         return str(known[query])
@@ -159,6 +157,12 @@ class Memory:
     def receipt(self) -> str:
         """What passed the gate so far, one JSON object to a line."""
         return str(self._records.get("receipt", ConfigRecord({"lines": ""}))["lines"])
+
+    def _listed(self, name: str) -> ConfigRecord:
+        """A record that grows by queries; written in place, for it is written often."""
+        if name not in self._records:
+            self._records[name] = ConfigRecord()
+        return self._records[name]
 
     def _get(self, record: str, key: str) -> bytes:
         value = self._records.get(record, ConfigRecord()).get(key, b"")

@@ -62,6 +62,8 @@ class Party:
         self.response = lru_cache(KEPT)(self._response)
         self.scored = lru_cache(KEPT)(self._scored)
         self.tensors = lru_cache(1)(self._tensors)
+        self.boosted = lru_cache(1)(self._boosted)
+        self.in_order = lru_cache(1)(self._in_order)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As the rows alone: what is at hand can be made again where the party is sent."""
@@ -100,6 +102,28 @@ class Party:
             self.response(task, "train"),
             features.Encoding.model_validate_json(encoding),
             network.Bends.model_validate_json(bends),
+        )
+
+    def _in_order(self, task: str, cuts: str) -> list[Floats]:
+        from lab import trees
+
+        terms = TypeAdapter(tuple[trees.Cuts, ...]).validate_json(cuts)
+        return trees.in_order(self.rows(task, "train"), terms)
+
+    def _boosted(self, cuts: str, task: str, recipe: str) -> Any:
+        """Rows that trees grow from; which are held out goes by their person, or their number."""
+        from lab import trees  # numba is loaded for trees alone
+
+        self.in_order.cache_clear()  # bins are agreed by now
+        rows = _task(task).rows(self.train)
+        keys = rows.index.to_series() if self.person is None else rows[self.person]
+        return trees.Rows(
+            self.rows(task, "train"),
+            self.response(task, "train"),
+            keys,
+            TypeAdapter(tuple[trees.Cuts, ...]).validate_json(cuts),
+            _task(task),
+            trees.Recipe.model_validate_json(recipe),
         )
 
     def take(self, request: Request) -> Sums:
@@ -210,6 +234,20 @@ def _network_update(party: Party, a: Arguments, arrays: Arrays) -> Sums:
     )
 
 
+def _bin_counts(party: Party, a: Arguments, arrays: Arrays) -> Sums:
+    from lab import trees
+
+    return trees.counts(party.in_order(a["task"], a["cuts"]), edges=arrays["edges"])
+
+
+def _tree_level(party: Party, a: Arguments, arrays: Arrays) -> Sums:
+    from lab import trees
+
+    rows = party.boosted(a["cuts"], a["task"], a["recipe"])
+    place = trees.Place.model_validate_json(a["place"])
+    return trees.level(rows, place, list(map(int, a["nodes"])), list(map(int, a["features"])))
+
+
 def _asked(party: Party) -> Portfolio:
     if party.portfolio is None:
         raise PolicyError("this party has no table for questions")
@@ -227,6 +265,8 @@ STATISTICS: dict[str, Callable[[Party, Arguments, Arrays], Sums]] = {
     "score_lorenz": _score_lorenz,
     "score_levels": _score_levels,
     "network_update": _network_update,
+    "bin_counts": _bin_counts,
+    "tree_level": _tree_level,
     "cells": lambda party, a, arrays: _asked(party).answer(a),
     "violations": lambda party, a, arrays: _asked(party).violations(a),
     "drift": lambda party, a, arrays: _asked(party).drift(a, arrays["shares"]),

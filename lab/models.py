@@ -13,8 +13,9 @@ from lab.glm import GLM, Product
 
 if TYPE_CHECKING:
     from lab.network import Network
+    from lab.trees import Trees
 
-    Model = GLM | Product | Network
+    Model = GLM | Product | Network | Trees
 
 _KINDS: dict[str, type[Strict]] = {"glm": GLM, "product": Product}
 
@@ -30,9 +31,13 @@ def from_json(text: str, where: str = "model") -> Model:
         from lab.network import Network
 
         return parse(Network, values, where=where)
+    if kind == "trees":  # and numba for trees
+        from lab.trees import Trees
+
+        return parse(Trees, values, where=where)
     if kind not in _KINDS:
         raise ConfigurationError(
-            f"{where}: no model of kind {kind!r}; there are glm, product, network"
+            f"{where}: no model of kind {kind!r}; there are glm, product, network, trees"
         )
     model: Any = parse(_KINDS[kind], values, where=where)
     return model  # type: ignore[no-any-return]
