@@ -52,7 +52,7 @@ def train(
     rows = round(totals.total("rows"))
     intercept = round(constant_predictor(task.law, totals) * COARSE) / COARSE
     unit = row_curvature(task.law, totals, rows)
-    recipe = Recipe(intercept=intercept, unit=unit, held=settings.held, seed=seed)
+    recipe = Recipe(intercept=intercept, unit=unit, rows=rows, held=settings.held, seed=seed)
     told: dict[str, Any] = {
         "task": task.model_dump_json(),
         "cuts": "[" + ",".join(cut.model_dump_json() for cut in cuts) + "]",

@@ -27,9 +27,8 @@ from lab.features import Feature, codes_of
 from lab.glm import Response, Task
 from lab.sums import COUNT, Floats, Limit, Sums
 
-#: Derivatives are counted in 2**-20 of what an average row adds, sums to 2**27 such rows.
-GRAIN = 2.0**-20
-DERIVATIVE = Limit(bound=2.0**27, resolution=GRAIN)
+#: Derivatives are counted in 2**-16 of what an average row adds, to 64 times what all rows add.
+GRAIN, REACH = 2.0**-16, 64
 #: Losses, in the same unit, are larger for each row.
 LOSS = Limit(bound=2.0**34, resolution=2.0**-16)
 #: Bins of a feature without the one for missing values; a bin's number is one byte.
@@ -146,12 +145,19 @@ def counts(columns: list[Floats], *, edges: Floats) -> Sums:
 
 class Recipe(Strict):
     """What is fixed before the first tree. ``unit``: the second derivative of an average row;
-    ``held``: the share of persons (or rows) that no tree is grown from, to judge them by."""
+    ``rows``: how many all parties have; ``held``: the share of persons (or rows) that no tree is
+    grown from, to judge them by."""
 
     intercept: float
     unit: float = Field(gt=0)
+    rows: int = Field(gt=0)
     held: float = Field(0.0, ge=0, lt=1)
     seed: int = 0
+
+    @property
+    def limit(self) -> Limit:
+        """The format of a sum of derivatives."""
+        return Limit(bound=float(REACH << self.rows.bit_length()), resolution=GRAIN)
 
 
 class Place(Strict):
@@ -293,7 +299,7 @@ def level(rows: Rows, place: Place, nodes: list[int], features: list[int]) -> Su
         "hessian": np.asarray(found[:, 1::2] * GRAIN, dtype=np.float64),
         "rows": behind.astype(np.float64),
     }
-    limits = {"gradient": DERIVATIVE, "hessian": DERIVATIVE, "rows": COUNT}
+    limits = {"gradient": rows.recipe.limit, "hessian": rows.recipe.limit, "rows": COUNT}
     if len(place.growing.feature) == 1:
         both, unit = (rows.grown, rows.held), rows.recipe.unit
         arrays["loss"] = np.array([s.loss(rows.law, unit) for s in both]) * LOSS.resolution
