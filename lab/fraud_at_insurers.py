@@ -1,0 +1,320 @@
+"""Fraud planted into insurers' claims, and what comes of it at the fund.
+
+The record against which most of it can be seen lies elsewhere: at the fund, which settled the
+true invoice, knows the person's conditions and the days in hospital, or at other insurers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lab.assumptions import CONDITIONS, PRODUCTS, REIMBURSING, TYPOLOGIES, Fraud, Insurer
+from lab.care import DECLINED, ITEMS, PAID, Rows, due, join, take
+from lab.fraud import At, Scene, case_of_each_provider, excess, free, mark, times, upcode
+from lab.population import DAYS, Bools
+
+GROUP, CASH, HIGH = (
+    PRODUCTS.index(name) for name in ("group_medical", "hospital_cash", "high_deductible")
+)
+#: A ring works for so many days at one provider.
+RING_DAYS = 45
+#: So long before inception, at least, a condition that is concealed was on record.
+KNOWN_FOR = 30
+
+
+def by_claimants(
+    s: Scene, insurers: tuple[Insurer, ...], rows: Rows, claims: Rows
+) -> tuple[Rows, Rows]:
+    """All that is done to insurers; returns encounters and claims, with what was added."""
+    size = np.bincount(claims["payer"], minlength=len(insurers) + 1)[1:]
+    sham = [i.fraud.get("ring", 0) * n for i, n in zip(insurers, size, strict=True)]
+    rings = _gatherings(s, sum(sham), s.crooked["ring"])
+    seen, filed = [rows], [claims]
+    for k, insurer in enumerate(insurers):
+        stays, added = _at_insurer(s, k, insurer, rings, rows, claims)
+        seen.append(stays)
+        filed += added
+    rate, total = s.a.public.fraud, int((~rows["own"]).sum())
+    seen.append(ring_at_fund(s, rows, join(filed), round(rate.get("ring", 0) * total)))
+    seen.append(lent_card(s, rows, claims, round(rate.get("identity_lending", 0) * total)))
+    return join(seen), join(filed)
+
+
+def _at_insurer(
+    s: Scene, k: int, insurer: Insurer, rings: Gatherings, rows: Rows, claims: Rows
+) -> tuple[Rows, list[Rows]]:
+    """Every kind of fraud at one insurer: stays and claims to be added; ``claims`` is altered."""
+    mine = (claims["payer"] == k + 1) & (claims["outcome"] != DECLINED)
+    bills = mine & (claims["product"] < len(REIMBURSING))
+    private = s.prov.level[claims["provider"]] == 0
+
+    def many(kind: Fraud) -> int:
+        return round(insurer.fraud.get(kind, 0) * int(mine.sum()))
+
+    refile(s, claims, upcode(s, claims, bills & ~claims["own"], many("upcoding")))
+    refile(s, claims, excess(s, claims, bills & private, many("excessive_treatment")))
+    bill_apart(s, claims, bills, many("unbundling"))
+    company = round(s.a.noise.company * int(mine.sum()))
+    first, last = s.prov.of_level(1)
+    hosts = _gatherings(s, company, np.arange(first, last), honest=True)
+    stays, concealed = conceal(s, rows, k, many("non_disclosure"))
+    return stays, [
+        double(s, claims, bills, many("double_reimbursement")),
+        phantom(s, claims, mine, many("phantom_billing")),
+        gather(s, claims, mine, rings, many("ring")),
+        gather(s, claims, mine, hosts, company),
+        lent_policy(s, rows, claims, k, many("identity_lending")),
+        concealed,
+    ]
+
+
+def refile(s: Scene, claims: Rows, at: At) -> None:
+    """Claim all that the fund left of a bill, and pay what is due on it."""
+    claims["claimed"][at] = claims["billed"][at] - claims["fund"][at]
+    product, days = claims["product"][at], claims["days"][at]
+    paid = due(s.a, product, claims["claimed"][at], days)
+    agreed = product >= len(REIMBURSING)
+    claims["claimed"][at] = np.where(agreed, paid, claims["claimed"][at])
+    claims["paid"][at] = paid
+    claims["outcome"][at] = PAID
+
+
+def double(s: Scene, claims: Rows, bills: Bools, count: int) -> Rows:
+    """Double reimbursement: the fund's part is concealed, or two insurers pay the same remainder."""
+    second = _second_cover(s, claims)
+    twice = s.choose(bills & free(claims) & (second >= 0), count - count // 2)
+    settled = bills & free(claims) & (claims["fund"] > 0)
+    settled[twice] = False
+    concealed = s.choose(settled, count // 2)
+    claims["fund"][concealed] = 0
+    at = np.concatenate([twice, concealed])
+    refile(s, claims, at)
+    mark(claims, at, "double_reimbursement", s.cases.new(len(at)))
+    copy = _under_policy(s, take(claims, twice), second[twice])
+    altered = np.flatnonzero(s.rng.random(len(twice)) < s.a.schemes.altered)
+    copy["invoice"][altered] = s.invoices.new(len(altered))
+    return copy
+
+
+def _second_cover(s: Scene, claims: Rows) -> NDArray[np.int8]:
+    """A product of another insurer that would pay for the same bill, -1 for none."""
+    found = np.full(len(claims["person"]), -1, dtype=np.int8)
+    left = claims["billed"] - claims["fund"]
+    for k, name in enumerate(REIMBURSING):
+        terms = s.a.terms[name]
+        other = s.cover.in_force(k, claims["person"], claims["day"])
+        other &= s.cover.insurer[k, claims["person"]] != claims["payer"] - 1
+        other &= (claims["stay"] | terms.outpatient) & (left > terms.deductible + 100)
+        found[other] = k
+    return found
+
+
+def _under_policy(s: Scene, claims: Rows, product: NDArray[np.int8]) -> Rows:
+    """The same claims, filed under each person's policy of this product."""
+    person = claims["person"]
+    claims["payer"] = s.cover.insurer[product, person] + np.int8(1)
+    claims["product"] = product
+    claims["policy"] = s.cover.number[product, person]
+    refile(s, claims, np.arange(len(person)))
+    return claims
+
+
+def phantom(s: Scene, claims: Rows, mine: Bools, count: int) -> Rows:
+    """Phantom billing: a visit that never was, on the paper of a provider the fund knows."""
+    made = take(claims, s.choose(mine & free(claims) & (claims["product"] == GROUP), count))
+    size, person = len(made["person"]), made["person"]
+    low = np.maximum(s.cover.start[GROUP, person], 0)
+    high = np.minimum(s.cover.end[GROUP, person], DAYS)
+    made["day"] = (low + s.rng.random(size) * (high - low)).astype(np.int16)
+    made["provider"] = s.rng.choice(s.crooked["phantom_billing"], size).astype(np.int32)
+    made["own"][:] = False
+    made["invoice"] = s.invoices.new(size)
+    everything = np.arange(size)
+    times(made, everything, dict.fromkeys(ITEMS, s.between((0.8, 1.6), size)))
+    made["fund"][s.rng.random(size) >= s.a.schemes.forged_slip] = 0
+    refile(s, made, everything)
+    mark(made, everything, "phantom_billing", case_of_each_provider(s, made, everything))
+    return made
+
+
+def bill_apart(s: Scene, claims: Rows, bills: Bools, count: int) -> None:
+    """Unbundling: of a stay the insurer gets a part, as an invoice that the fund never saw."""
+    long = claims["stay"] & ~claims["own"] & (claims["days"] >= 2)
+    at = s.choose(bills & free(claims) & long, count)
+    inside = claims["day"][at] + s.rng.integers(0, claims["days"][at])
+    claims["day"][at] = np.minimum(inside, DAYS - 1)
+    claims["days"][at] = np.maximum(claims["days"][at] // 2, 1)
+    claims["invoice"][at], claims["fund"][at] = s.invoices.new(len(at)), 0
+    times(claims, at, dict.fromkeys(ITEMS, s.between((0.4, 0.9), len(at))))
+    refile(s, claims, at)
+    mark(claims, at, "unbundling", s.cases.new(len(at)))
+
+
+@dataclass(frozen=True)
+class Gatherings:
+    """Where patients are brought together, from which day, and the case; 0 for honest reasons."""
+
+    provider: NDArray[np.int64]
+    begin: NDArray[np.int64]
+    case: NDArray[np.int64]
+
+
+def _gatherings(
+    s: Scene, claims: float, places: NDArray[np.signedinteger[Any]], honest: bool = False
+) -> Gatherings:
+    """As many as so many claims call for, each at one of these providers."""
+    each = np.mean(s.a.schemes.ring_patients) * np.mean(s.a.schemes.ring_visits)
+    count = max(1, round(claims / each))
+    cases = np.zeros(count, dtype=np.int64) if honest else s.cases.new(count)
+    begin = s.rng.integers(0, DAYS - RING_DAYS, count)
+    return Gatherings(s.rng.choice(places, count), begin, cases)
+
+
+def gather(s: Scene, claims: Rows, mine: Bools, where: Gatherings, count: int) -> Rows:
+    """Holders of group policies who come to one provider again and again for some weeks.
+
+    A ring spreads over payers, so that each has a few of its patients. Honest ones belong to one
+    insurer: an employer has a physiotherapist in, and to that insurer it looks like a ring.
+    """
+    low, high = s.a.schemes.ring_visits
+    patients = s.choose(
+        mine & free(claims) & (claims["product"] == GROUP), round(2 * count / (low + high))
+    )
+    which = s.rng.integers(0, len(where.case), len(patients))
+    begin, person = where.begin[which], claims["person"][patients]
+    covered = s.cover.in_force(GROUP, person, begin)
+    covered &= s.cover.in_force(GROUP, person, begin + RING_DAYS)
+    visits = s.rng.integers(low, high + 1, len(patients)) * covered
+    made, which = take(claims, np.repeat(patients, visits)), np.repeat(which, visits)
+    size = len(which)
+    everything = np.arange(size)
+    made["day"] = (where.begin[which] + s.rng.integers(0, RING_DAYS, size)).astype(np.int16)
+    made["provider"] = where.provider[which].astype(np.int32)
+    made["invoice"] = s.invoices.new(size)
+    made["own"][:], made["fund"][:] = True, 0
+    times(made, everything, dict.fromkeys(ITEMS, s.between((0.8, 1.3), size)))
+    refile(s, made, everything)
+    if where.case.any():
+        mark(made, everything, "ring", where.case[which])
+    return made
+
+
+def ring_at_fund(s: Scene, rows: Rows, claims: Rows, count: int) -> Rows:
+    """The members of rings show the fund's card for other visits of the same weeks."""
+    members = take(claims, s.choose(claims["typology"] == TYPOLOGIES.index("ring"), count))
+    size = len(members["person"])
+    again = np.resize(np.arange(size), count if size else 0)
+    made = take(rows, s.choose(~rows["own"] & ~rows["stay"] & free(rows), len(again)))
+    again = again[: len(made["person"])]
+    made["person"], made["provider"] = members["person"][again], members["provider"][again]
+    shifted = members["day"][again] + s.rng.integers(-10, 11, len(again))
+    made["day"] = np.clip(shifted, 0, DAYS - 1).astype(np.int16)
+    made["invoice"] = s.invoices.new(len(again))
+    mark(made, slice(None), "ring", members["scheme"][again])
+    return made
+
+
+def conceal(s: Scene, rows: Rows, k: int, count: int) -> tuple[Rows, Rows]:
+    """Non-disclosure: a condition on the fund's record is concealed, and soon claimed for.
+
+    The stay is a true one and the fund settles it; the claim under the policy is the fraud.
+    """
+    stays, claims = [], []
+    for product in (HIGH, CASH):
+        found = _could_conceal(s, product, k)
+        person, condition = (part[: round(count / 2)] for part in found)
+        made = take(rows, _grave_stays(s, rows, condition))
+        size = len(person)
+        made["person"], made["invoice"] = person.astype(np.int32), s.invoices.new(size)
+        made["reason"] = condition.astype(np.int8)
+        early = s.rng.integers(*s.a.schemes.early, size)
+        day = s.cover.start[product, person] + early
+        made["day"] = np.clip(day, 0, DAYS - 1).astype(np.int16)
+        kept = s.cover.in_force(product, person, made["day"])
+        s.cover.declared[product, person[kept]] &= ~(1 << condition[kept]).astype(np.int8)
+        made = take(made, kept)
+        size = int(kept.sum())
+        _worth_claiming(s, made, product)
+        stays.append(made)
+        claim = take(made, np.arange(size)) | _blank(size)
+        claim = _under_policy(s, claim, np.full(size, product, dtype=np.int8))
+        mark(claim, slice(None), "non_disclosure", s.cases.new(size))
+        claims.append(claim)
+    return join(stays), join(claims)
+
+
+def _blank(size: int) -> Rows:
+    """The columns that a claim has and an encounter has not."""
+    amounts = {name: np.zeros(size, dtype=np.int32) for name in ("claimed", "paid")}
+    return amounts | {"outcome": np.zeros(size, dtype=np.int8)}
+
+
+def _worth_claiming(s: Scene, stays: Rows, product: int) -> None:
+    """Dear enough that something is left of the bill above the deductible."""
+    size = len(stays["person"])
+    wanted = s.a.terms[PRODUCTS[product]].deductible * s.between((1.5, 4.0), size)
+    factor = np.maximum(wanted / np.maximum(stays["billed"] - stays["fund"], 1), 1)
+    times(stays, np.arange(size), dict.fromkeys(ITEMS, factor))
+
+
+def _could_conceal(s: Scene, product: int, k: int) -> tuple[At, At]:
+    """(person, condition) of holders whose condition was on record well before inception."""
+    start = s.cover.start[product]
+    held = s.cover.insurer[product] == k
+    held &= (start > -s.a.schemes.early[0]) & (start < DAYS - s.a.schemes.early[1])
+    condition, person = np.nonzero(held & (s.pop.first_day < start - KNOWN_FOR))
+    order = s.rng.permutation(len(person))
+    condition, person = condition[order], person[order]
+    once = np.sort(np.unique(person, return_index=True)[1])
+    return person[once], condition[once]
+
+
+def _grave_stays(s: Scene, rows: Rows, condition: At) -> At:
+    """A dear stay for each condition: one of the dearest fifth of stays for it."""
+    at = np.zeros(len(condition), dtype=np.intp)
+    honest = rows["stay"] & ~rows["own"] & free(rows)
+    for c in range(len(CONDITIONS)):
+        wanted = condition == c
+        among = np.flatnonzero(honest & (rows["reason"] == c))
+        among = among if len(among) else np.flatnonzero(honest)
+        dear = among[np.argsort(rows["billed"][among], kind="stable")][-max(1, len(among) // 5) :]
+        at[wanted] = s.rng.choice(dear, int(wanted.sum()))
+    return at
+
+
+def lent_policy(s: Scene, rows: Rows, claims: Rows, k: int, count: int) -> Rows:
+    """Identity lending: another is treated on a policy whose holder lies in hospital elsewhere."""
+    mine = claims["payer"] == k + 1
+    in_bed = ~rows["own"] & rows["stay"] & (rows["days"] >= 3)
+    in_bed &= (s.cover.insurer[GROUP, rows["person"]] == k) & ~np.isin(
+        rows["invoice"], claims["invoice"][mine]
+    )
+    in_bed &= s.cover.in_force(GROUP, rows["person"], rows["day"] + np.int16(1))
+    holder = take(rows, s.choose(in_bed, count))
+    alike = mine & free(claims) & claims["own"] & (claims["product"] == GROUP)
+    like = s.choose(alike, len(holder["person"]))
+    made, holder = take(claims, like), take(holder, np.arange(len(like)))
+    size = len(like)
+    inside = s.rng.integers(1, holder["days"])
+    made["day"] = np.minimum(holder["day"] + inside, DAYS - 1).astype(np.int16)
+    made["person"], made["invoice"] = holder["person"], s.invoices.new(size)
+    made["provider"] = s.rng.integers(0, len(s.prov.level), size).astype(np.int32)
+    made = _under_policy(s, made, np.full(size, GROUP, dtype=np.int8))
+    mark(made, slice(None), "identity_lending", s.cases.new(size))
+    return made
+
+
+def lent_card(s: Scene, rows: Rows, claims: Rows, count: int) -> Rows:
+    """The same with the fund's card, whose holder is treated elsewhere on own account."""
+    away = take(claims, s.choose(claims["own"] & free(claims), count))
+    made = take(rows, s.choose(~rows["own"] & free(rows), len(away["person"])))
+    made["person"], made["day"] = away["person"], away["day"]
+    made["invoice"] = s.invoices.new(len(away["person"]))
+    first, last = s.prov.of_level(1)[0], s.prov.of_level(3)[1]
+    made["provider"] = s.rng.integers(first, last, len(away["person"])).astype(np.int32)
+    mark(made, slice(None), "identity_lending", s.cases.new(len(away["person"])))
+    return made
