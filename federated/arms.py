@@ -29,7 +29,7 @@ from federated.node import Party
 from federated.parties import Market, market_of
 from federated.protection import Clear, Protection
 from federated.scoring import Evaluation, Scorer
-from lab import scoring
+from lab import detection, scoring
 from lab.disclosure import Rules
 from lab.errors import ModelError
 from lab.glm import Product
@@ -67,6 +67,7 @@ class ArmResult:
     failures: dict[str, str] = field(default_factory=dict)  # holder -> why there is no model
     notes: dict[str, str] = field(default_factory=dict)  # holder -> what to know of its model
     evaluations: dict[str, dict[str, Evaluation]] = field(default_factory=dict)  # part -> holder
+    others: dict[str, Evaluation] = field(default_factory=dict)  # holder -> on all rows but its own
     seconds: float = 0.0
 
 
@@ -97,11 +98,24 @@ class Study:
     def table(self, part: str | None = None) -> pd.DataFrame:
         """Scores by arm and party; ``all`` is the whole market's test rows."""
         rows = [
-            {"arm": arm.name, "party": holder, **vars(evaluation.scores)}
+            {"arm": arm.name, "party": holder, **self.scored(evaluation)}
             for arm in self.arms.values()
             for holder, evaluation in arm.evaluations.get(part or self.part, {}).items()
         ]
         return pd.DataFrame(rows).set_index(["arm", "party"])
+
+    def scored(self, evaluation: Evaluation) -> dict[str, Any]:
+        """All scores of an evaluation by name; those of a detector among them."""
+        found = dict(vars(evaluation.scores))
+        if evaluation.detected is not None and (asked := self.experiment.detection):
+            rank, cost = evaluation.detected.rank, asked.investigation_cost
+            found |= detection.scores(rank, asked.budget, investigation_cost=cost)
+        return found
+
+    @property
+    def headline(self) -> str:
+        """The score that arms are compared by."""
+        return "average_precision" if self.experiment.detection else "deviance_explained"
 
     @property
     def scores(self) -> pd.DataFrame:
@@ -141,7 +155,7 @@ class Study:
 
     @property
     def differences(self) -> pd.DataFrame:
-        """Federated minus the other arms in deviance explained, with 95 % bootstrap intervals."""
+        """Federated minus the other arms in the headline score, with 95 % bootstrap intervals."""
         rows: list[dict[str, Any]] = []
         ours = self.arms.get("federated")
         if ours is None or not self.experiment.arms.replicates:
@@ -150,10 +164,30 @@ class Study:
             for holder, evaluation in other.evaluations.get(self.part, {}).items():
                 mine = ours.evaluations[self.part].get(holder)
                 if other is not ours and mine is not None:
-                    found = scoring.interval(mine.fit, evaluation.fit)
+                    found = _difference(mine, evaluation)
                     change, low, high = (0.0 if abs(v) < NOTHING else v for v in found)
                     row = {"against": other.name, "party": holder}
                     rows.append(row | {"difference": change, "low": low, "high": high})
+        return pd.DataFrame(rows)
+
+    @property
+    def joining(self) -> pd.DataFrame:
+        """What each party and the others lose when it stays away: the headline score on its rows
+        and on theirs, of the federated model and of the one without it."""
+        whole, without = self.arms.get("federated"), self.arms.get("without")
+        if whole is None or without is None:
+            return pd.DataFrame()
+        rows = []
+        for holder, theirs in without.others.items():
+            own = whole.evaluations[self.part][holder], without.evaluations[self.part][holder]
+            pairs = {"own_rows": own, "others_rows": (whole.others[holder], theirs)}
+            row: dict[str, Any] = {"party": holder}
+            for place, (joined, away) in pairs.items():
+                row[f"{place}_federated"] = self.scored(joined)[self.headline]
+                row[f"{place}_without"] = self.scored(away)[self.headline]
+                change, low, high = _difference(joined, away)
+                row |= {f"{place}_gain": change, f"{place}_low": low, f"{place}_high": high}
+            rows.append(row)
         return pd.DataFrame(rows)
 
     @property
@@ -173,6 +207,13 @@ class Study:
             rows=("rows", "max"),
             key_bits=("key_bits", "max"),
         ).reset_index()
+
+
+def _difference(model: Evaluation, other: Evaluation) -> tuple[float, float, float]:
+    """(difference, low, high) in average precision of detectors, else in deviance explained."""
+    if model.detected is not None and other.detected is not None:
+        return detection.difference(model.detected.rank, other.detected.rank)
+    return scoring.interval(model.fit, other.fit)
 
 
 def perform(
@@ -211,14 +252,16 @@ def perform(
             if arm == "alone":
                 for at, (name, one) in enumerate(ones.items(), start=1):
                     watch(name, at, len(ones))
-                    try:
-                        unused: list[str] = []
-                        result.models[name] = fit_models(study, one, left_out=unused)
-                        if unused:
-                            result.notes[name] = f"constant here, left out: {', '.join(unused)}"
-                    except ModelError as error:
-                        result.failures[name] = str(error).removeprefix(f"{name}: ")
+                    _fit_for(study, result, name, one)
                 result.evaluations = scorer.alone(_texts(result))
+            elif arm == "without":
+                for at, name in enumerate(ones, start=1):
+                    watch(f"without {name}", at, len(ones))
+                    others = [party for party in market.parties if party.name != name]
+                    with _in_process(others, workers) as rest:
+                        _fit_for(study, result, name, rest)
+                result.evaluations = scorer.alone(_texts(result))
+                result.others = scorer.others(_texts(result))
             elif arm == "pooled":
                 watch("all rows", 0, None)
                 with _in_process([market.pooled()], 1) as pool:
@@ -270,6 +313,8 @@ def _federated(
 
     node = client_app(seat, study.experiment.protection.sums)
     grid.ENGINES[engine](server_app(conduct), node, len(market.parties), workers)
+    if "without" in study.experiment.arms.run:
+        result.others = scorer.others(dict.fromkeys(scorer.ones, _texts(result)["all"]))
 
 
 @contextmanager
@@ -280,6 +325,17 @@ def _in_process(parties: Sequence[Party], workers: int) -> Iterator[Federation]:
         yield Federation(nodes, Clear(), len(parties))
     finally:
         nodes.close()
+
+
+def _fit_for(study: Study, result: ArmResult, holder: str, federation: Federation) -> None:
+    """Fit a holder's models, or note why there are none."""
+    try:
+        unused: list[str] = []
+        result.models[holder] = fit_models(study, federation, left_out=unused)
+        if unused:
+            result.notes[holder] = f"constant here, left out: {', '.join(unused)}"
+    except ModelError as error:
+        result.failures[holder] = str(error).removeprefix(f"{holder}: ")
 
 
 def fit_models(

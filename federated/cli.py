@@ -169,10 +169,12 @@ def _print_study(study: Study, runs: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from lab.figures import NAMES
+
     console = Console()
-    scores = study.scores["deviance_explained"]
+    scores = study.scores[study.headline]
     arms = list(study.arms)
-    console.print(f"[bold]{study.experiment.name}[/], deviance explained on test rows\n")
+    console.print(f"[bold]{study.experiment.name}[/], {NAMES[study.headline]} on test rows\n")
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("party")
     table.add_column("training rows", justify="right")
@@ -414,7 +416,7 @@ def runs(send: bool, runs: Path, tracking_uri: str | None) -> None:
             click.echo(log(item["folder"], address(runs, tracking_uri)))
             continue
         scores = "  ".join(
-            f"{arm} {value:.4f}" for arm, value in item["explained"].items() if value is not None
+            f"{arm} {value:.4f}" for arm, value in item["scores"].items() if value is not None
         )
         note = "" if item["logged"] else "  (not in MLflow)"
         click.echo(f"{item['folder'].name}  {item['name']}  {scores}{note}")

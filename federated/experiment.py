@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from federated.arms import Study
 
-Arm = Literal["alone", "federated", "pooled"]
+Arm = Literal["alone", "without", "federated", "pooled"]
 
 
 class Data(Strict):
@@ -172,6 +172,28 @@ class Protected(Strict):
     noised: bool = False
 
 
+class Detection(Strict):
+    """``[detection]``: how a fraud detector is scored.
+
+    ``truth``: the column of 0 and 1 that it is judged by, the target if none. ``typology``: the
+    kind of each fraud. ``amount``: what is saved where a fraud is stopped. ``groups``: who is
+    compared for fairness. ``budget``: the share of claims that can be investigated, each at
+    ``investigation_cost``. The columns named here are read on test rows alone.
+    """
+
+    truth: str | None = None
+    typology: str | None = None
+    amount: str | None = None
+    groups: tuple[str | Feature, ...] = ()
+    budget: float = Field(0.01, gt=0, le=1)
+    investigation_cost: float = Field(0.0, ge=0)
+
+    def columns(self) -> list[str]:
+        """All columns that it reads."""
+        groups = [g if isinstance(g, str) else g.column for g in self.groups]
+        return [c for c in (self.truth, self.typology, self.amount, *groups) if c is not None]
+
+
 class Query(Strict):
     """One of ``[[query]]``: a question in SQL, with noise if an epsilon is given."""
 
@@ -181,7 +203,11 @@ class Query(Strict):
 
 
 class Arms(Strict):
-    """``[arms]``: which arms run, and how many bootstrap resamples stand behind the intervals."""
+    """``[arms]``: which arms run, and how many bootstrap resamples stand behind the intervals.
+
+    ``without`` leaves one party out at a time: what it gets of the others' model, and what they
+    lose without its rows.
+    """
 
     run: tuple[Arm, ...] = ("alone", "federated", "pooled")
     replicates: int = Field(200, ge=0)
@@ -195,6 +221,7 @@ class Experiment(Strict):
     data: Data
     parties: Split = Split(split="uniform", count=5)
     model: Annotated[GLMModel | NetworkModel | TreesModel, Field(discriminator="kind")]
+    detection: Detection | None = None
     protection: Protected = Protected()
     arms: Arms = Arms()
     query: tuple[Query, ...] = ()
@@ -210,7 +237,18 @@ class Experiment(Strict):
         experiment = parse(cls, values, where=str(path))
         experiment.parties.check()
         experiment.tasks()
+        experiment.check_detection()
         return experiment
+
+    def check_detection(self) -> None:
+        """Refuse ``[detection]`` where the model gives no probability of fraud."""
+        if self.detection is not None and (
+            self.model.family != "binomial" or self.data.exposure or self.data.per
+        ):
+            raise ConfigurationError(
+                "detection: is for a probability of fraud; it needs model.family = 'binomial', "
+                "without data.exposure and data.per"
+            )
 
     def tasks(self) -> dict[str, Task]:
         """The models to fit by name: ``model``, or ``frequency`` and ``severity``."""
@@ -300,6 +338,8 @@ class Experiment(Strict):
         used += [d.target, d.exposure, d.weight, d.per, d.person, d.test_column]
         if isinstance(self.model, GLMModel) and self.model.severity:
             used += [self.model.severity.target, self.model.severity.per]
+        if self.detection is not None:
+            used += [self.detection.truth, self.detection.typology]
         return [name for name in used if name is not None]
 
 

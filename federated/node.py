@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 
 from federated.messages import Request
 from federated.release import QUESTIONS
-from lab import features, glm, models, scoring
+from lab import detection, features, glm, models, scoring
 from lab.contracts import Strict
 from lab.errors import PeerError, PolicyError
 from lab.portfolio import Portfolio
@@ -194,13 +194,18 @@ def _glm_likelihood(party: Party, a: Arguments, arrays: Arrays) -> Sums:
     )
 
 
+def _resamples(party: Party, a: Arguments) -> list[int]:
+    """The seed of a party's resamples: nobody else can draw them."""
+    return [int(a["seed"]), *hmac.digest(party.secret, b"resamples", "sha256")]
+
+
 def _score_fit(party: Party, a: Arguments, arrays: Arrays) -> Sums:
     return scoring.fit_sums(
         party.scored(a["model"], a["task"]),
         family=_task(a["task"]).law,
         constant=float(a["constant"]),
         replicates=int(a["replicates"]),
-        seed=[int(a["seed"]), *hmac.digest(party.secret, b"resamples", "sha256")],
+        seed=_resamples(party, a),
     )
 
 
@@ -214,6 +219,41 @@ def _score_levels(party: Party, a: Arguments, arrays: Arrays) -> Sums:
     codes = features.codes_of(feature.feature.texts(rows), feature.levels)
     scored = party.scored(a["model"], a["task"])
     return scoring.level_sums(scored, codes=codes, count=len(feature.levels))
+
+
+def _judged(party: Party, a: Arguments) -> tuple[Floats, Floats]:
+    """Truth and amount of each test row; amounts are 0 where no column has them."""
+    rows = party.rows(a["task"], "test")
+    truth = rows[a["truth"]].to_numpy(dtype=np.float64)
+    amount = rows[a["amount"]].to_numpy(dtype=np.float64) if a["amount"] else 0 * truth
+    return truth, amount
+
+
+def _detection_rank(party: Party, a: Arguments, arrays: Arrays) -> Sums:
+    scored, (truth, amount) = party.scored(a["model"], a["task"]), _judged(party, a)
+    return detection.rank_sums(
+        truth,
+        scored.rate,
+        amount,
+        scored.unit,
+        edges=arrays["edges"],
+        replicates=int(a["replicates"]),
+        seed=_resamples(party, a),
+    )
+
+
+def _detection_groups(party: Party, a: Arguments, arrays: Arrays) -> Sums:
+    group = features.Levels.model_validate(a["group"])
+    texts = group.feature.texts(party.rows(a["task"], "test"))
+    truth, amount = _judged(party, a)
+    return detection.group_sums(
+        truth,
+        party.scored(a["model"], a["task"]).rate,
+        amount,
+        codes=features.codes_of(texts, group.levels).astype(np.int64),
+        count=len(group.levels),
+        threshold=float(a["threshold"]),
+    )
 
 
 def _histogram(party: Party, a: Arguments, arrays: Arrays) -> Sums:
@@ -264,6 +304,8 @@ STATISTICS: dict[str, Callable[[Party, Arguments, Arrays], Sums]] = {
     "score_fit": _score_fit,
     "score_lorenz": _score_lorenz,
     "score_levels": _score_levels,
+    "detection_rank": _detection_rank,
+    "detection_groups": _detection_groups,
     "network_update": _network_update,
     "bin_counts": _bin_counts,
     "tree_level": _tree_level,

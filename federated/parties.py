@@ -58,10 +58,7 @@ class Market:
         """The columns a study needs, capped, without the rows left out for missing values."""
         data, frame = self.experiment.data, table.frame
         for name in self.experiment.columns_besides_features():
-            if name not in frame.columns:
-                near = nearest(name, list(frame.columns))
-                hint = f"; did you mean '{near}'?" if near else ""
-                raise ConfigurationError(f"{self.origin}: there is no column '{name}'{hint}")
+            self._check_column(frame, name)
         for name, limit in data.cap.items():
             if name not in frame.columns or not pd.api.types.is_numeric_dtype(frame[name]):
                 raise ConfigurationError(f"data.cap: '{name}' is not a numeric column")
@@ -75,6 +72,9 @@ class Market:
         )
         if self.experiment.parties.column:
             needed[self.experiment.parties.column] = None
+        for name in self.experiment.detection.columns() if self.experiment.detection else ():
+            self._check_column(frame, name)
+            needed[name] = None
         frame = frame[list(needed)]
         if data.missing == "drop":
             frame = frame.dropna().reset_index(drop=True)
@@ -90,6 +90,12 @@ class Market:
         for task in self.experiment.tasks().values():  # here, where rows may be named
             Response(task.rows(frame), task)
         return frame
+
+    def _check_column(self, frame: pd.DataFrame, name: str) -> None:
+        if name not in frame.columns:
+            near = nearest(name, list(frame.columns))
+            hint = f"; did you mean '{near}'?" if near else ""
+            raise ConfigurationError(f"{self.origin}: there is no column '{name}'{hint}")
 
     def _party(self, name: str, frame: pd.DataFrame, rows: Any, test: Any) -> Party:
         train = frame.iloc[rows[~test[rows]]]
@@ -135,6 +141,7 @@ def _wanted(experiment: Experiment, contract: Contract | None) -> list[str] | No
         more = experiment.model.severity.features or ()
         listed += [f if isinstance(f, str) else f.column for f in more]
     extra = [experiment.parties.column] if experiment.parties.column else []
+    extra += experiment.detection.columns() if experiment.detection else []
     return list(dict.fromkeys([*experiment.columns_besides_features(), *extra, *listed]))
 
 

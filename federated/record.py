@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from lab import report, scoring, tracking
+from lab import detection, report, scoring, tracking
 from lab.errors import ConfigurationError
 from lab.features import Feature
 
 if TYPE_CHECKING:
     from federated.arms import Study
     from federated.experiment import Query
+    from federated.scoring import Detected
 
 PACKAGES = (
     "insurance-privacy-lab",
@@ -98,7 +99,7 @@ def kept(runs: Path) -> list[dict[str, Any]]:
             {
                 "folder": path.parent,
                 "name": result["experiment"]["name"],
-                "explained": {a: s.get("deviance_explained") for a, s in scores.items()},
+                "scores": {a: s.get(result["headline"]) for a, s in scores.items()},
                 "logged": (path.parent / LOGGED).exists(),
             }
         )
@@ -139,8 +140,10 @@ def summary(study: Study) -> dict[str, Any]:
                 for p in study.market.parties
             },
         },
+        "headline": study.headline,
         "arms": arms,
         "differences": _records(study.differences),
+        "joining": _records(study.joining),
         "convergence": _records(study.convergence),
         "curves": {arm.name: _curves(study, arm.name) for arm in study.arms.values()},
         "answers": [_answer(query, answer) for query, answer in study.answers],
@@ -157,7 +160,7 @@ def _scores(study: Study, arm: str, part: str) -> dict[str, Any]:
     found = study.arms[arm].evaluations.get(part, {})
     return {
         holder: {
-            **vars(e.scores),
+            **study.scored(e),
             "deviance_total": float(e.fit["deviance"][0]),
             "actual": float(e.fit["actual"][0]),
             "expected": float(e.fit["expected"][0]),
@@ -207,6 +210,34 @@ def _curves(study: Study, arm: str) -> dict[str, Any]:
         "lorenz": {"exposure": x.tolist(), "target": y.tolist()},
         "tenths": _records(scoring.deciles(evaluation.lorenz).reset_index()),
         "levels": levels,
+        "detection": None
+        if evaluation.detected is None
+        else _detection(study, evaluation.detected),
+    }
+
+
+def _detection(study: Study, found: Detected) -> dict[str, Any]:
+    """What is drawn of a fraud detector: curves, tenths, groups and kinds of fraud."""
+    precision, recall = detection.precision_recall(found.rank)
+    share, lift = detection.lift_curve(found.rank)
+    asked = study.experiment.detection
+    kind = asked.typology if asked else None
+    return {
+        "precision": precision.tolist(),
+        "recall": recall.tolist(),
+        "share": share.tolist(),
+        "lift": lift.tolist(),
+        "tenths": _records(detection.calibration(found.rank).reset_index()),
+        "typologies": _records(
+            detection.by_typology(found.groups[kind][1], found.groups[kind][0]).reset_index()
+            if kind in found.groups
+            else pd.DataFrame()
+        ),
+        "groups": {
+            column: _records(detection.fairness(sums, levels).reset_index())
+            for column, (levels, sums) in found.groups.items()
+            if column != kind
+        },
     }
 
 

@@ -14,7 +14,7 @@ from federated.experiment import Experiment
 from federated.features import is_category
 from federated.federation import Federation
 from federated.parties import Market
-from lab import scoring
+from lab import detection, scoring
 from lab.features import Feature, Levels
 from lab.glm import Task
 from lab.sums import Sums, combine
@@ -24,13 +24,29 @@ CUTS = (-1.5, -0.5, 0.5, 1.5)
 Ask = Callable[..., Sums]
 
 
+#: Totals by level of some columns: names of the levels, and the totals.
+ByLevel = dict[str, tuple[tuple[str, ...], Sums]]
+
+
+@dataclass(frozen=True)
+class Detected:
+    """Opened totals of a fraud detector: its ranking, and who is flagged at the budget, by group.
+
+    The typology of frauds, where it is known, is one of the groups, under the name of its column.
+    """
+
+    rank: Sums
+    groups: ByLevel
+
+
 @dataclass(frozen=True)
 class Evaluation:
-    """Opened totals of one model on one set of rows."""
+    """Opened totals of one model on one set of rows; ``detected`` for a fraud detector."""
 
     fit: Sums
     lorenz: Sums
-    levels: dict[str, tuple[tuple[str, ...], Sums]]
+    levels: ByLevel
+    detected: Detected | None = None
 
     @property
     def scores(self) -> scoring.Scores:
@@ -58,6 +74,11 @@ class Scorer:
             self.tasks["pure premium"] = experiment.premium_task()
         self.constants = {part: self._constant(task) for part, task in self.tasks.items()}
         self.by_level = self._features_by_level()
+        asked = experiment.detection
+        groups = (*asked.groups, *([asked.typology] if asked.typology else [])) if asked else ()
+        self.groups = tuple(
+            self._as_levels(Feature(column=g) if isinstance(g, str) else g) for g in groups
+        )
 
     def _constant(self, task: Task) -> float:
         """The mean of all training rows for one unit of exposure: the model that explains nothing."""
@@ -68,29 +89,27 @@ class Scorer:
     def _features_by_level(self) -> dict[str, tuple[Levels, ...]]:
         """Each feature as levels: its own, or intervals around the mean in standard deviations."""
         market = self.market
-        found = {}
-        for part, features in market.features.items():
-            terms = []
-            for f in features:
-                if is_category(f, market.contract):
-                    values = pd.concat([f.texts(p.train) for p in market.parties])
-                    levels = (
-                        f.intervals()
-                        if f.cut
-                        else (
-                            market.contract.columns[f.column].levels
-                            or tuple(sorted(values.dropna().astype(str).unique()))
-                        )
-                    )
-                    terms.append(Levels(feature=f, levels=tuple(levels)))
-                elif not f.ordinal:
-                    values = pd.concat([p.train[f.column] for p in market.parties])
-                    cut = Feature(column=f.column, cut=_cuts(values))
-                    terms.append(Levels(feature=cut, levels=cut.intervals()))
-            found[part] = tuple(terms)
+        found = {
+            part: tuple(self._as_levels(f) for f in features if not f.ordinal)
+            for part, features in market.features.items()
+        }
         if "severity" in market.features:
             found["pure premium"] = found["frequency"]
         return found
+
+    def _as_levels(self, feature: Feature) -> Levels:
+        """A feature as levels: those of the contract, those that parties have, or intervals."""
+        contract, parties = self.market.contract, self.market.parties
+        if not is_category(feature, contract):
+            cuts = _cuts(pd.concat([p.train[feature.column] for p in parties]))
+            feature = Feature(column=feature.column, cut=cuts)
+        if feature.cut:
+            return Levels(feature=feature, levels=feature.intervals())
+        listed = contract.columns[feature.column].levels
+        if listed is None:
+            values = pd.concat([feature.texts(p.train) for p in parties])
+            listed = tuple(sorted(values.dropna().astype(str).unique()))
+        return Levels(feature=feature, levels=tuple(listed))
 
     def alone(self, models: dict[str, dict[str, str]]) -> dict[str, dict[str, Evaluation]]:
         """Every party's own model on its own test rows, and all of them together; by part."""
@@ -117,6 +136,15 @@ class Scorer:
             asks = {"all": everybody, **asks}
             evaluations[part] = {name: self._evaluate(part, ask) for name, ask in asks.items()}
         return evaluations
+
+    def others(self, models: dict[str, dict[str, str]]) -> dict[str, Evaluation]:
+        """The model of each holder on all test rows but the holder's own, for the headline part."""
+        part = next(reversed(self.tasks))
+        asks = {
+            holder: self._ask(part, {name: texts[part] for name in self.ones if name != holder})
+            for holder, texts in models.items()
+        }
+        return {holder: self._evaluate(part, ask) for holder, ask in asks.items()}
 
     def _ask(self, part: str, models: dict[str, str]) -> Ask:
         """Totals over these parties, each with its model, taken at each party for itself."""
@@ -150,4 +178,25 @@ class Scorer:
             )
             for term in self.by_level[part]
         }
-        return Evaluation(fit, lorenz, levels)
+        return Evaluation(fit, lorenz, levels, self._detect(ask))
+
+    def _detect(self, ask: Ask) -> Detected | None:
+        """The ranking in bins that are fine where claims are investigated, then the groups."""
+        asked = self.experiment.detection
+        if asked is None:
+            return None
+        judged = {"truth": asked.truth or self.experiment.data.target, "amount": asked.amount}
+        drawn = {"replicates": self.experiment.arms.replicates, "seed": self.experiment.seed}
+        whole = {"edges": detection.GRID}
+        coarse = ask("detection_rank", whole, **judged, replicates=0, seed=0)
+        edges = detection.ranking_edges(coarse, detection.GRID)
+        rank = ask("detection_rank", {"edges": edges}, **judged, **drawn)
+        threshold = detection.threshold_at(rank, edges, asked.budget)
+        groups = {
+            group.feature.column: (
+                group.levels,
+                ask("detection_groups", group=group.model_dump(), threshold=threshold, **judged),
+            )
+            for group in self.groups
+        }
+        return Detected(rank, groups)

@@ -238,6 +238,19 @@ def at_budget(sums: Sums, share: float, *, investigation_cost: float) -> Investi
     )
 
 
+def scores(sums: Sums, share: float, *, investigation_cost: float) -> dict[str, float]:
+    """The headline scores of a ranking by name; see the functions they come from."""
+    precision, low, high = interval(sums)
+    return {
+        "average_precision": precision,
+        "average_precision_low": low,
+        "average_precision_high": high,
+        "roc_auc": roc_auc(sums["rows"], sums["fraud"]),
+        "frauds": float(sums["fraud"].sum()),
+        "fraud_share": float(_ratio(sums["fraud"].sum(), sums["rows"].sum())),
+    } | vars(at_budget(sums, share, investigation_cost=investigation_cost))
+
+
 def _tops(sums: Sums, shares: Floats) -> dict[str, Floats]:
     """Sums over the top ``shares`` of claims, pro rata within a bin."""
     reached = _from_top(sums["rows"])

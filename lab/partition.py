@@ -141,7 +141,7 @@ def test_mask(
     if rows_file is not None:
         mask = _listed(rows_file, len(frame))
     elif column is not None:
-        mask = frame[column].astype("str").to_numpy() == str(value)
+        mask = _equal(frame[column], str(value))
         if not mask.any():
             raise ConfigurationError(f"data.test_value: no row has {column} = '{value}'")
     else:
@@ -156,6 +156,16 @@ def test_mask(
                 f"data.test: {torn} persons have rows on both sides of the train/test split"
             )
     return mask
+
+
+def _equal(values: pd.Series, wanted: str) -> NDArray[np.bool_]:
+    """Rows with this value, numbers compared as numbers."""
+    if not pd.api.types.is_numeric_dtype(values):
+        return np.asarray(values.astype("str") == wanted)
+    try:
+        return np.asarray(values == float(wanted))
+    except ValueError:
+        return np.zeros(len(values), dtype=bool)
 
 
 def _listed(path: str, total: int) -> NDArray[np.bool_]:

@@ -81,4 +81,4 @@ study.receipt.groupby("party", sort=False)[["messages", "values", "bytes"]].sum(
 # %%
 from federated.record import kept
 
-[(item["name"], item["explained"], item["logged"]) for item in kept(study.folder.parent)][:3]
+[(item["name"], item["scores"], item["logged"]) for item in kept(study.folder.parent)][:3]
