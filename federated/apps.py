@@ -19,6 +19,7 @@ from federated.memory import Memory, Released
 from federated.messages import Hiding, letter, read, refuse
 from federated.node import Party
 from federated.protection import answer_clear
+from lab import profile
 from lab.errors import BudgetError, LabError, PeerError, PolicyError
 from lab.features import Feature, seen_levels
 from lab.glm import Task
@@ -55,6 +56,9 @@ def client_app(party_of: PartyOf, hiding: Hiding) -> ClientApp:
             seat = int(context.node_config["partition-id"])
             holder = party_of(seat)
             memory = Memory(context, holder.name, hiding)
+            for digest, data in memory.profiles():  # where this process has not joined them yet
+                if digest not in holder.profiles:
+                    holder.profiles[digest] = profile.read(data)
             with turns[seat]:
                 try:
                     memory.check_refusals()
@@ -123,6 +127,15 @@ def levels(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:
     return RecordDict({"levels": ConfigRecord({"names": names})})
 
 
+def join_profile(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:
+    """Take up a released profile, to be joined to this party's rows."""
+    data = read(asked, "profile")
+    taken = profile.read(data)
+    holder.profiles[taken.digest] = taken
+    memory.keep_profile(taken.digest, data)
+    return RecordDict()
+
+
 def receipt(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:
     """What passed this party's gate so far, where the party shows it."""
     if not holder.policy.shows_receipt:
@@ -134,6 +147,7 @@ QUERIES: dict[str, Handler] = {
     "hello": hello,
     "enrol": enrol,
     "levels": levels,
+    "profile": join_profile,
     "receipt": receipt,
     "part": encrypted.give_part,
     "release": encrypted.release_answer,

@@ -6,6 +6,7 @@ same solver runs in all three, so a difference between them is never an accident
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,8 @@ from lab.disclosure import Rules
 from lab.errors import ModelError
 from lab.glm import Product
 from lab.models import digest
+from lab.profile import Cells, Profile, Profiled
+from lab.sums import combine
 
 #: A difference in deviance explained that is rounding, not a difference.
 NOTHING = 1e-12
@@ -48,6 +51,15 @@ class Fitted:
     model: Any
     fit: glm.Fit | None
     trace: pd.DataFrame  # step, deviance (or loss)
+    profiles: tuple[Profile, ...] = ()
+
+    @property
+    def file(self) -> str:
+        """The model as it is kept: with the profiles that its features come from."""
+        if not self.profiles:
+            return self.json
+        whole = Profiled(profiles=self.profiles, model=self.model)
+        return whole.model_dump_json()
 
     @property
     def json(self) -> str:
@@ -55,7 +67,7 @@ class Fitted:
 
     @property
     def hash(self) -> str:
-        return digest(self.json)
+        return digest(self.file)
 
 
 @dataclass
@@ -225,6 +237,7 @@ def perform(
 ) -> Study:
     """Run the arms of an experiment and score every model on every party's test rows."""
     workers = workers or os.cpu_count() or 1
+    own = Rules.of_own_rows()
     tell = progress or (lambda arm, what, step, of: None)
     started = time.perf_counter()
     market = market_of(experiment.model_dump_json())
@@ -234,7 +247,7 @@ def perform(
     if "federated" in experiment.arms.run:
         tell("federated", "making keys", 0, None)
         started = time.perf_counter()
-        protection = protected(experiment.protection)
+        protection = protected(experiment.protection, market.rules)
         seconds["key"] = time.perf_counter() - started
     if experiment.model.kind == "network":
         from lab.network import single_threaded
@@ -242,7 +255,8 @@ def perform(
         single_threaded()
     with single_threaded_blas(), ExitStack() as stack:
         ones = {
-            party.name: stack.enter_context(_in_process([party], 1)) for party in market.parties
+            party.name: stack.enter_context(_in_process([party], 1, own))
+            for party in market.parties
         }
         scorer = Scorer(experiment, market, ones)
         for arm in experiment.arms.run:
@@ -252,20 +266,25 @@ def perform(
             if arm == "alone":
                 for at, (name, one) in enumerate(ones.items(), start=1):
                     watch(name, at, len(ones))
-                    _fit_for(study, result, name, one)
+                    profiles = [one.profile(cells, own) for cells in market.cells]
+                    _fit_for(study, result, name, one, profiles)
                 result.evaluations = scorer.alone(_texts(result))
             elif arm == "without":
                 for at, name in enumerate(ones, start=1):
                     watch(f"without {name}", at, len(ones))
                     others = [party for party in market.parties if party.name != name]
-                    with _in_process(others, workers) as rest:
-                        _fit_for(study, result, name, rest)
+                    with _in_process(others, workers, market.rules) as rest:
+                        profiles = [rest.profile(cells, market.rules) for cells in market.cells]
+                        _join(ones, profiles)
+                        _fit_for(study, result, name, rest, profiles)
                 result.evaluations = scorer.alone(_texts(result))
                 result.others = scorer.others(_texts(result))
             elif arm == "pooled":
                 watch("all rows", 0, None)
-                with _in_process([market.pooled()], 1) as pool:
-                    result.models["all"] = fit_models(study, pool, watch)
+                profiles = [_pooled_profile(ones, cells, own) for cells in market.cells]
+                _join(ones, profiles)
+                with _in_process([market.pooled()], 1, own) as pool:
+                    result.models["all"] = fit_models(study, pool, watch, profiles=profiles)
                 result.evaluations = scorer.shared(_texts(result)["all"], None)
             else:
                 _federated(study, result, protection, scorer, engine, workers, watch)
@@ -304,7 +323,9 @@ def _federated(
         federation = Federation(
             nodes, protection, len(market.parties), lambda what, step: watch(what, step, None)
         )
-        result.models["all"] = fit_models(study, federation, watch)
+        profiles = [federation.profile(cells, market.rules) for cells in market.cells]
+        _join(scorer.ones, profiles)
+        result.models["all"] = fit_models(study, federation, watch, profiles=profiles)
         result.evaluations = scorer.shared(_texts(result)["all"], federation)
         study.receipts, study.silent = federation.receipts(), federation.silent
 
@@ -318,20 +339,38 @@ def _federated(
 
 
 @contextmanager
-def _in_process(parties: Sequence[Party], workers: int) -> Iterator[Federation]:
-    """A federation in the clear that never leaves one party (or the pool)."""
+def _in_process(parties: Sequence[Party], workers: int, rules: Rules) -> Iterator[Federation]:
+    """A federation in the clear that never leaves one party (or the pool, or this process)."""
     nodes = grid.InProcessGrid(client_app(lambda k: parties[k], "clear"), len(parties), workers)
     try:
-        yield Federation(nodes, Clear(), len(parties))
+        yield Federation(nodes, Clear(rules), len(parties))
     finally:
         nodes.close()
 
 
-def _fit_for(study: Study, result: ArmResult, holder: str, federation: Federation) -> None:
+def _pooled_profile(ones: dict[str, Federation], cells: Cells, own: Rules) -> Profile:
+    """The profile of all rows with nothing hidden; persons are counted once at each party here too."""
+    told, rules = json.loads(cells.model_dump_json()), own.model_dump(mode="json")
+    totals = [one.sum("profile", cells=told, rules=rules) for one in ones.values()]
+    return Profile.of(cells, combine(totals))
+
+
+def _join(ones: dict[str, Federation], profiles: Sequence[Profile]) -> None:
+    for one in ones.values():
+        one.join(profiles)
+
+
+def _fit_for(
+    study: Study,
+    result: ArmResult,
+    holder: str,
+    federation: Federation,
+    profiles: Sequence[Profile],
+) -> None:
     """Fit a holder's models, or note why there are none."""
     try:
         unused: list[str] = []
-        result.models[holder] = fit_models(study, federation, left_out=unused)
+        result.models[holder] = fit_models(study, federation, left_out=unused, profiles=profiles)
         if unused:
             result.notes[holder] = f"constant here, left out: {', '.join(unused)}"
     except ModelError as error:
@@ -343,33 +382,38 @@ def fit_models(
     federation: Federation,
     watch: Callable[[str, int, int | None], None] | None = None,
     left_out: list[str] | None = None,
+    profiles: Sequence[Profile] = (),
 ) -> dict[str, Fitted]:
     """Fit every part of the experiment's model with this federation.
 
     A column that never varies is an error, or with ``left_out`` is left out and named there.
     """
     experiment, market = study.experiment, study.market
+    federation.join(profiles)
+    known = {"profiles": tuple(profile.digest for profile in profiles)}
     fitted: dict[str, Fitted] = {}
-    for part, task in experiment.tasks().items():
+    for part, plain in experiment.tasks().items():
+        task = plain.model_copy(update=known)
         if isinstance(experiment.model, TreesModel):
             from federated import trees
 
             told = (market.features[part], market.contract, experiment.model, experiment.seed)
             grown, losses = trees.train(federation, task, *told, watch)
-            fitted[part] = Fitted(grown, None, losses)
+            fitted[part] = Fitted(grown, None, losses, tuple(profiles))
             continue
         encoding = agree(federation, task, market.features[part], market.contract, left_out)
         if isinstance(experiment.model, GLMModel):
             fit = glm.fit(federation, task, encoding, experiment.model.ridge)
             trace = pd.DataFrame(fit.trace, columns=["deviance", "largest_step"])
-            fitted[part] = Fitted(fit.model, fit, trace.rename_axis("step").reset_index())
+            steps = trace.rename_axis("step").reset_index()
+            fitted[part] = Fitted(fit.model, fit, steps, tuple(profiles))
         else:
             from federated.network import train
 
             model, trace = train(
                 federation, task, encoding, experiment.model, experiment.seed, watch
             )
-            fitted[part] = Fitted(model, None, trace)
+            fitted[part] = Fitted(model, None, trace, tuple(profiles))
     if "severity" in fitted:
         product = Product(frequency=fitted["frequency"].model, severity=fitted["severity"].model)
         fitted["pure premium"] = Fitted(product, None, pd.DataFrame())

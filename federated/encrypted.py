@@ -35,7 +35,7 @@ from federated.protection import (
     named_reply,
     note,
 )
-from federated.release import QUESTIONS, expected, release
+from federated.release import RELEASED, expected, release
 from lab.disclosure import Rules
 from lab.errors import PeerError, PolicyError
 from lab.sums import Floats, Sums
@@ -77,7 +77,7 @@ def give_part(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:
     memory.answer(query)
     count, bits = len(part.numbers), share.split.public.bits
     memory.note(Released(query, "part of a decryption", "paillier", 1, count, len(data), 0, bits))
-    if statistic in QUESTIONS:  # a total that nobody sees before the rules have been kept
+    if statistic in RELEASED:  # a total that nobody sees before the rules have been kept
         return letter(sealed=roster[releaser(roster)].seal(_purpose(query), data))
     return letter(part=data)
 
@@ -97,8 +97,8 @@ def release_answer(holder: Party, memory: Memory, asked: RecordDict) -> RecordDi
     query = transcript.terms.query
     if request.question != transcript.terms.question or memory.asked(query) != request.statistic:
         raise PeerError("coordinator: shows another question than the one that was signed")
-    if request.statistic not in QUESTIONS or holder.portfolio is None:
-        raise PolicyError("this party releases answers to questions alone")
+    if request.statistic not in RELEASED:
+        raise PolicyError("this party releases answers to questions and profiles alone")
     parts = {}
     for name in share.split.holders:
         sealed = read(asked, f"sealed {name}")
@@ -107,7 +107,7 @@ def release_answer(holder: Party, memory: Memory, asked: RecordDict) -> RecordDi
             name, lambda data: shares.Part.from_bytes(data, share.split), opened_part
         )
     arrays = shares.combine(share.split, roster, transcript, parts)
-    answer = _released(request, transcript, arrays, holder.portfolio.rules)
+    answer = _released(request, transcript, arrays, holder.rules)
     return Reply.of(holder.name, answer, None).to_record()
 
 
@@ -184,7 +184,7 @@ class KeyAuthority:
         own = examine(self._roster, transcript, self.public, self._answered)
         self._answered.add(transcript.terms.query)
         arrays = paillier.decrypt(self._private, own)
-        if request.statistic in QUESTIONS:
+        if request.statistic in RELEASED:
             return _released(request, transcript, arrays, self._rules)
         return opened(form, arrays)
 
@@ -222,7 +222,7 @@ class KeyHolders:
         answers = talk.ask(
             "query.part", dict.fromkeys(self._split.holders, letter(transcript=data))
         )
-        if request.statistic in QUESTIONS:
+        if request.statistic in RELEASED:
             sealed = {f"sealed {name}": read(a, "sealed") for name, a in answers.items()}
             asked = letter(transcript=data, **sealed)
             asked.update(request.to_record())

@@ -22,6 +22,7 @@ from lab.glm import Task
 from lab.partition import Split
 from lab.portfolio import Budget
 from lab.privacy import Noise
+from lab.profile import Profiling
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +33,11 @@ Arm = Literal["alone", "without", "federated", "pooled"]
 
 
 class Data(Strict):
-    """``[data]``: where the rows are, what is modelled, what is kept for testing."""
+    """``[data]``: where the rows are, what is modelled, what is kept for testing.
+
+    ``together``: the rows of a person are at one party and on one side of the split for testing;
+    if not, a person may be at several parties, and before and after a split by time.
+    """
 
     source: str | None = None
     path: str | None = None
@@ -45,6 +50,7 @@ class Data(Strict):
     per: str | None = None
     features: tuple[str | Feature, ...] | None = None
     person: str | None = None
+    together: bool = True
     cap: dict[str, float] = Field(default_factory=dict)
     missing: Literal["refuse", "drop", "mean"] = "refuse"
     test: float = Field(0.2, ge=0, lt=1)
@@ -222,6 +228,7 @@ class Experiment(Strict):
     parties: Split = Split(split="uniform", count=5)
     model: Annotated[GLMModel | NetworkModel | TreesModel, Field(discriminator="kind")]
     detection: Detection | None = None
+    profile: tuple[Profiling, ...] = ()
     protection: Protected = Protected()
     arms: Arms = Arms()
     query: tuple[Query, ...] = ()
@@ -238,6 +245,7 @@ class Experiment(Strict):
         experiment.parties.check()
         experiment.tasks()
         experiment.check_detection()
+        experiment.check_profiles()
         return experiment
 
     def check_detection(self) -> None:
@@ -249,6 +257,20 @@ class Experiment(Strict):
                 "detection: is for a probability of fraud; it needs model.family = 'binomial', "
                 "without data.exposure and data.per"
             )
+
+    def check_profiles(self) -> None:
+        """Refuse profiles where persons cannot be counted or totals cannot be held back."""
+        if not self.profile:
+            return
+        if self.data.person is None:
+            raise ConfigurationError("profile: counts persons; it needs data.person")
+        if self.protection.sums == "masks":
+            raise ConfigurationError(
+                "profile: under masks the coordinator opens every total, so small cells cannot be "
+                "held back; set protection.sums = 'paillier'"
+            )
+        if isinstance(self.model, GLMModel) and self.model.severity:
+            raise ConfigurationError("profile: does not go with model.severity")
 
     def tasks(self) -> dict[str, Task]:
         """The models to fit by name: ``model``, or ``frequency`` and ``severity``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +15,13 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from federated.memory import Released
-from federated.messages import Request, read, refusal
+from federated.messages import Request, letter, read, refusal
 from federated.protection import Protection
+from lab.disclosure import Rules
 from lab.errors import PeerError
 from lab.features import Feature
 from lab.glm import Task
+from lab.profile import Cells, Profile
 from lab.sums import Floats, Sums
 from secure_agg.identity import Card, Roster
 
@@ -128,6 +130,18 @@ class Federation:
             parties=self.names,
         )
         return self.protection.total(self, request)
+
+    def profile(self, cells: Cells, rules: Rules) -> Profile:
+        """What the rules leave of the parties' sums by provider and period."""
+        told = json.loads(cells.model_dump_json())
+        asked = json.loads(rules.model_dump_json())
+        return Profile.of(cells, self.sum("profile", cells=told, rules=asked))
+
+    def join(self, profiles: Sequence[Profile]) -> None:
+        """Give every party the profiles that features come from."""
+        for one in profiles:
+            data = one.model_dump_json().encode()
+            self.ask("query.profile", dict.fromkeys(self.names, letter(profile=data)))
 
     def levels(self, task: Task, features: tuple[Feature, ...]) -> list[tuple[str, ...]]:
         """Names of the levels of each feature that any party holds; numbers in their order."""

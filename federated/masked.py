@@ -36,7 +36,7 @@ from federated.protection import (
     named_reply,
     note,
 )
-from federated.release import QUESTIONS
+from federated.release import RELEASED
 from lab.errors import PeerError, PolicyError
 from lab.sums import Sums
 from secure_agg import masks, wire
@@ -49,10 +49,10 @@ MASKS: Hiding = "masks"
 
 def _refuse_questions(request: Request) -> None:
     """At the node and at the coordinator: nobody could hold back what the rules hide."""
-    if request.statistic in QUESTIONS:
+    if request.statistic in RELEASED:
         raise PolicyError(
             "under masks the coordinator opens every total, so none can be held back; "
-            "questions need protection.sums = 'paillier'"
+            "questions and profiles need protection.sums = 'paillier'"
         )
 
 

@@ -138,6 +138,14 @@ class Memory:
             raise PeerError("coordinator: a step of a protocol that was not begun here")
         return data
 
+    def keep_profile(self, digest: str, data: bytes) -> None:
+        """Keep a released profile."""
+        self._listed("profiles")[digest] = data
+
+    def profiles(self) -> list[tuple[str, bytes]]:
+        """Profiles kept, by digest."""
+        return [(d, v) for d, v in self._listed("profiles").items() if isinstance(v, bytes)]
+
     def remember(self, query: str, statistic: str) -> None:
         """Note what a query was about, before its answer leaves."""
         self._listed("asked")[query] = statistic

@@ -16,12 +16,13 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from federated.messages import Request
 from federated.release import QUESTIONS
-from lab import detection, features, glm, models, scoring
+from lab import detection, features, glm, models, profile, scoring
 from lab.contracts import Strict
+from lab.disclosure import Rules
 from lab.errors import PeerError, PolicyError
 from lab.portfolio import Portfolio
 from lab.sums import Floats, Sums
@@ -38,6 +39,7 @@ class Policy(Strict):
     announces: tuple[str, ...] = ()  # columns whose level names may leave
     shows_receipt: bool = False  # with the rows behind a model's sums, which are hidden otherwise
     answers: Literal["models", "questions"] = "models"
+    rules: Rules = Field(default_factory=Rules.read)  # by which it releases what it opens
 
 
 @dataclass
@@ -52,6 +54,12 @@ class Party:
     workers: int = 2  # processes that may make blinding factors
     secret: bytes = field(default_factory=partial(secrets.token_bytes, 32), repr=False)
     portfolio: Portfolio | None = None  # what questions are answered from
+    profiles: dict[str, profile.Profile] = field(default_factory=dict)  # released, by digest
+
+    @property
+    def rules(self) -> Rules:
+        """The rules of disclosure by which this party releases what it opens."""
+        return self.policy.rules if self.portfolio is None else self.portfolio.rules
 
     def __post_init__(self) -> None:
         self.forget()
@@ -74,7 +82,18 @@ class Party:
         """The rows a task is about, without who they belong to: no question is about persons."""
         frame = self.train if part == "train" else self.test
         visible = frame if self.person is None else frame.drop(columns=self.person)
-        return _task(task).rows(visible)
+        asked = _task(task)
+        rows = asked.rows(visible)
+        for digest in asked.profiles:
+            if digest not in self.profiles:
+                raise PeerError("coordinator: names a profile that was not released to this party")
+            rows = self.profiles[digest].join(rows)
+        return rows
+
+    def claims(self) -> pd.DataFrame:
+        """All rows, for training and for testing, with who they belong to."""
+        parts = [self.train] if self.test is self.train else [self.train, self.test]
+        return pd.concat(parts)
 
     def _design(self, encoding: str, task: str, part: Part) -> features.Design:
         agreed = features.Encoding.model_validate_json(encoding)
@@ -288,6 +307,12 @@ def _tree_level(party: Party, a: Arguments, arrays: Arrays) -> Sums:
     return trees.level(rows, place, list(map(int, a["nodes"])), list(map(int, a["features"])))
 
 
+def _profile(party: Party, a: Arguments, arrays: Arrays) -> Sums:
+    if party.person is None:
+        raise PolicyError("this party knows no persons, and a profile counts them")
+    return profile.sums(party.claims(), profile.Cells.model_validate(a["cells"]), party.person)
+
+
 def _asked(party: Party) -> Portfolio:
     if party.portfolio is None:
         raise PolicyError("this party has no table for questions")
@@ -309,6 +334,7 @@ STATISTICS: dict[str, Callable[[Party, Arguments, Arrays], Sums]] = {
     "network_update": _network_update,
     "bin_counts": _bin_counts,
     "tree_level": _tree_level,
+    "profile": _profile,
     "cells": lambda party, a, arrays: _asked(party).answer(a),
     "violations": lambda party, a, arrays: _asked(party).violations(a),
     "drift": lambda party, a, arrays: _asked(party).drift(a, arrays["shares"]),

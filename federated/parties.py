@@ -12,12 +12,14 @@ import pandas as pd
 from federated.experiment import Experiment, GLMModel
 from federated.features import is_category
 from federated.node import Party, Policy
-from lab.contracts import Contract, nearest
+from lab.contracts import Contract, nearest, parse
+from lab.disclosure import Rules
 from lab.errors import ConfigurationError, ContractError
 from lab.features import check_features
 from lab.glm import Response
 from lab.partition import deal, test_mask
-from lab.sources import Table, built_in, load
+from lab.profile import Cells, Profiling, profiled
+from lab.sources import Table, built_in, load, read_file
 
 
 class Market:
@@ -32,8 +34,13 @@ class Market:
         table = load(
             data.source, data.path, contract=own, table=data.table, query=data.query, columns=wanted
         )
-        self.contract, self.origin, self.digest = table.contract, table.origin, table.digest
-        self.features = {t: experiment.features(table.contract, t) for t in experiment.tasks()}
+        self.origin, self.digest = table.origin, table.digest
+        for asked in experiment.profile:
+            asked.check(table.contract)
+        self.cells = tuple(_cells(asked, table.contract) for asked in experiment.profile)
+        self.contract = profiled(table.contract, experiment.profile)
+        self.rules = Rules.read(_path(experiment.protection.disclosure))
+        self.features = {t: experiment.features(self.contract, t) for t in experiment.tasks()}
         frame = self._usable(table)
         split, partition = (
             np.random.default_rng(child)
@@ -47,11 +54,12 @@ class Market:
             value=None if data.test_value is None else str(data.test_value),
             person=data.person,
             rng=split,
+            together=data.together,
         )
         if test.all():
             raise ConfigurationError("data.test: no training rows are left")
         self.in_sample = not test.any()
-        owners = deal(frame, experiment.parties, data.person, partition)
+        owners = deal(frame, experiment.parties, data.person, partition, together=data.together)
         self.parties = [self._party(name, frame, rows, test) for name, rows in owners.items()]
 
     def _usable(self, table: Table) -> pd.DataFrame:
@@ -63,11 +71,15 @@ class Market:
             if name not in frame.columns or not pd.api.types.is_numeric_dtype(frame[name]):
                 raise ConfigurationError(f"data.cap: '{name}' is not a numeric column")
             frame[name] = frame[name].clip(upper=limit)
-        features = {f for listed in self.features.values() for f in listed}
+        joined = {column for asked in self.experiment.profile for column in asked.columns()}
+        features = {
+            f for listed in self.features.values() for f in listed if f.column not in joined
+        }
         needed = dict.fromkeys(
             [
                 *self.experiment.columns_besides_features(),
                 *(f.column for f in sorted(features, key=str)),
+                *(column for asked in self.experiment.profile for column in asked.reads()),
             ]
         )
         if self.experiment.parties.column:
@@ -121,6 +133,7 @@ class Market:
                 minimum_rows=self.experiment.protection.minimum_rows,
                 announces=tuple(sorted(unlisted)),
                 shows_receipt=True,
+                rules=self.rules,
             ),
             secret=f"{self.experiment.seed} {name}".encode(),  # simulated: same seed, same bits
         )
@@ -130,6 +143,26 @@ class Market:
         train = pd.concat([party.train for party in self.parties])
         test = train if self.in_sample else pd.concat([party.test for party in self.parties])
         return Party("pooled", train, test, self.experiment.data.person)
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+def _cells(asked: Profiling, contract: Contract) -> Cells:
+    """The cells of a profile: the numbers of the public register, the days of the contract."""
+    where = f"profile '{asked.name}'"
+    if asked.register_file is None:
+        raise ConfigurationError(f"{where}: register_file must name the public register of '{asked.by}'")
+    listed = read_file(Path(asked.register_file))
+    if asked.by not in listed.columns:
+        raise ConfigurationError(f"{where}: {asked.register_file} has no column '{asked.by}'")
+    day = contract.columns[asked.day]
+    assert day.minimum is not None and day.maximum is not None  # checked with the contract
+    periods = int((day.maximum - day.minimum) // asked.every) + 1
+    numbers = sorted({int(number) for number in listed[asked.by]})
+    found = {"asked": asked, "numbers": numbers, "first": int(day.minimum), "periods": periods}
+    return parse(Cells, found, where=where)
 
 
 def _wanted(experiment: Experiment, contract: Contract | None) -> list[str] | None:

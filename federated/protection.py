@@ -17,7 +17,7 @@ from flwr.app import RecordDict
 from federated.memory import Memory, Released
 from federated.messages import Form, Hiding, Reply, Request
 from federated.node import Party
-from federated.release import QUESTIONS, release
+from federated.release import RELEASED, release
 from lab.disclosure import Rules
 from lab.errors import PeerError, PolicyError
 from lab.sums import Sums, combine
@@ -80,7 +80,7 @@ class Clear:
             limits = {name: limit for name, (_, limit) in reply.form.items()}
             parts.append(Sums(reply.clear, limits, reply.rows))
         total = combine(parts)
-        return release(request, total, self.rules) if request.statistic in QUESTIONS else total
+        return release(request, total, self.rules) if request.statistic in RELEASED else total
 
 
 def check_enough(hiding: Hiding, parties: int) -> None:
@@ -132,7 +132,7 @@ def note(
 
     The rows behind an answer to a question are for the party's own eyes.
     """
-    noise = request.arguments.get("question", {}).get("noise") or {}
+    noise = (request.arguments.get("question") or {}).get("noise") or {}
     line = Released(
         query=request.query,
         statistic=request.statistic,
@@ -147,7 +147,7 @@ def note(
     if holder.portfolio is not None:
         holder.portfolio.keep(asdict(line))
     memory.remember(request.query, request.statistic)
-    memory.note(replace(line, rows=0) if request.statistic in QUESTIONS else line)
+    memory.note(replace(line, rows=0) if request.statistic in RELEASED else line)
 
 
 def answer_clear(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:

@@ -79,7 +79,7 @@ def _write(folder: Path, study: Study, result: dict[str, Any]) -> None:
             for part, fitted in parts.items():
                 if part == study.part:
                     name = arm.name if holder == "all" else f"{arm.name}-{holder}"
-                    (folder / "models" / f"{name}.json".replace(" ", "-")).write_text(fitted.json)
+                    (folder / "models" / f"{name}.json".replace(" ", "-")).write_text(fitted.file)
     text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
     (folder / "result.json").write_text(text, encoding="utf-8")
     study.receipt.to_csv(folder / "receipt.csv", index=False)

@@ -1,6 +1,7 @@
 """Questions are answered by release alone: whoever opens their totals shows what the rules leave.
 
-The statistics of :data:`QUESTIONS` never come back as raw totals. What is expected of every
+The statistics of :data:`RELEASED` never come back as raw totals: those of questions, and the
+profile of providers that a model's features come from. What is expected of every
 contribution, and what is made of the totals, follows from the question that all parties signed.
 """
 
@@ -9,14 +10,16 @@ from __future__ import annotations
 import json
 
 from federated.messages import ROWS, Form, Request
-from lab import cells
+from lab import cells, profile
 from lab.disclosure import Rules
 from lab.errors import PeerError, PolicyError
 from lab.questions import Question
 from lab.sums import COUNT, Sums
 
-#: Statistics that only a release answers.
+#: Statistics of questions.
 QUESTIONS = ("cells", "violations", "drift")
+#: Statistics that only a release answers.
+RELEASED = (*QUESTIONS, "profile")
 
 
 def release(request: Request, totals: Sums, rules: Rules) -> Sums:
@@ -28,6 +31,8 @@ def release(request: Request, totals: Sums, rules: Rules) -> Sums:
     asked = request.arguments
     if asked.get("rules") != json.loads(rules.model_dump_json()):
         raise PolicyError("the question was asked under other disclosure rules than the releaser's")
+    if request.statistic == "profile":
+        return profile.release(profile.Cells.model_validate(asked["cells"]), rules, totals)
     question = Question.model_validate(asked["question"])
     match request.statistic:
         case "cells":
@@ -44,14 +49,15 @@ def expected(request: Request) -> Form:
 
     It follows from the question, so that nobody can swap one array for another.
     """
-    question = Question.model_validate(request.arguments["question"])
     match request.statistic:
         case "violations":
             agreed = cells.flag_form(int(request.arguments["flags"]))
         case "drift":
             agreed = cells.DRIFT_FORM
+        case "profile":
+            agreed = profile.Cells.model_validate(request.arguments["cells"]).form()
         case _:
-            agreed = cells.form(question)
+            agreed = cells.form(Question.model_validate(request.arguments["question"]))
     form = {name: ((size,), limit) for name, (size, limit) in agreed.items()}
     if request.hiding != "clear":
         form[ROWS] = ((1,), COUNT)

@@ -14,7 +14,7 @@ from federated.experiment import Experiment
 from federated.features import is_category
 from federated.federation import Federation
 from federated.parties import Market
-from lab import detection, scoring
+from lab import detection, models, scoring
 from lab.features import Feature, Levels
 from lab.glm import Task
 from lab.sums import Sums, combine
@@ -90,7 +90,11 @@ class Scorer:
         """Each feature as levels: its own, or intervals around the mean in standard deviations."""
         market = self.market
         found = {
-            part: tuple(self._as_levels(f) for f in features if not f.ordinal)
+            part: tuple(
+                self._as_levels(f)
+                for f in features
+                if not f.ordinal and f.column in market.parties[0].train.columns
+            )
             for part, features in market.features.items()
         }
         if "severity" in market.features:
@@ -127,12 +131,12 @@ class Scorer:
     ) -> dict[str, dict[str, Evaluation]]:
         """One model on everybody's test rows; ``federation`` gives the market's totals."""
         evaluations = {}
-        for part, task in self.tasks.items():
+        for part in self.tasks:
             asks = {name: self._ask(part, {name: model[part]}) for name in self.ones}
             everybody = self._ask(part, dict.fromkeys(self.ones, model[part]))
             if federation is not None:
-                text = task.model_dump_json()
-                everybody = partial(federation.sum, model=model[part], task=text)
+                text = model[part]
+                everybody = partial(federation.sum, model=text, task=self._task(part, text))
             asks = {"all": everybody, **asks}
             evaluations[part] = {name: self._evaluate(part, ask) for name, ask in asks.items()}
         return evaluations
@@ -146,19 +150,23 @@ class Scorer:
         }
         return {holder: self._evaluate(part, ask) for holder, ask in asks.items()}
 
-    def _ask(self, part: str, models: dict[str, str]) -> Ask:
+    def _ask(self, part: str, texts: dict[str, str]) -> Ask:
         """Totals over these parties, each with its model, taken at each party for itself."""
-        task = self.tasks[part].model_dump_json()
+        told = {name: {"model": t, "task": self._task(part, t)} for name, t in texts.items()}
 
         def ask(statistic: str, arrays: Any = None, **arguments: Any) -> Sums:
-            return combine(
-                [
-                    self.ones[name].sum(statistic, arrays, model=text, task=task, **arguments)
-                    for name, text in models.items()
-                ]
-            )
+            parts = [
+                self.ones[name].sum(statistic, arrays, **own, **arguments)
+                for name, own in told.items()
+            ]
+            return combine(parts)
 
         return ask
+
+    def _task(self, part: str, model: str) -> str:
+        """What is scored: the part's task, over rows with the profiles that the model knows."""
+        known = getattr(getattr(models.from_json(model), "task", None), "profiles", ())
+        return self.tasks[part].model_copy(update={"profiles": known}).model_dump_json()
 
     def _evaluate(self, part: str, ask: Ask) -> Evaluation:
         experiment = self.experiment

@@ -96,6 +96,18 @@ class Rules(Strict):
         path = path or RULES
         return parse(cls, read_toml(path), where=str(path))
 
+    @classmethod
+    def of_own_rows(cls) -> Rules:
+        """What a party may see of its own rows: everything."""
+        source = "a party's own rows"
+        least = MinimumPersons(source=source, persons=1)
+        return cls(
+            minimum_count=least,
+            minimum_parties=MinimumParties(source=source, parties=1),
+            minimum_difference=least,
+            rounding=Rounding(source=source, base=1),
+        )
+
 
 def words(rules: Rules) -> str:
     """One line for the reader: which rules were applied.

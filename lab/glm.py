@@ -22,7 +22,8 @@ class Task(Strict):
     """What is modelled: ``target`` in ``family``, on the log link with ``exposure`` as offset.
 
     ``per``: the target is the total of so many claims; the model is of the amount per claim,
-    weighted by their number, over the rows that have any.
+    weighted by their number, over the rows that have any. ``profiles``: digests of the profiles
+    that are joined to the rows (`lab.profile`).
     """
 
     target: str
@@ -32,6 +33,7 @@ class Task(Strict):
     family: FamilyName = "poisson"
     link: LinkName | None = None
     power: float | None = None
+    profiles: tuple[str, ...] = ()
 
     @property
     def law(self) -> Family:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from lab.contracts import Strict, parse
 from lab.errors import ConfigurationError
 from lab.glm import GLM, Product
+from lab.profile import Profiled
 
 if TYPE_CHECKING:
     from lab.network import Network
     from lab.trees import Trees
 
-    Model = GLM | Product | Network | Trees
+    Model = GLM | Product | Network | Trees | Profiled
 
 _KINDS: dict[str, type[Strict]] = {"glm": GLM, "product": Product}
 
@@ -35,9 +36,12 @@ def from_json(text: str, where: str = "model") -> Model:
         from lab.trees import Trees
 
         return parse(Trees, values, where=where)
+    if kind == "profiled":
+        inner = from_json(json.dumps(values.get("model")), where)
+        return parse(Profiled, values | {"model": inner}, where=where)
     if kind not in _KINDS:
         raise ConfigurationError(
-            f"{where}: no model of kind {kind!r}; there are glm, product, network, trees"
+            f"{where}: no model of kind {kind!r}; there are glm, product, network, trees, profiled"
         )
     model: Any = parse(_KINDS[kind], values, where=where)
     return model  # type: ignore[no-any-return]

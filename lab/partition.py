@@ -53,7 +53,12 @@ def units(frame: pd.DataFrame, person: str | None) -> NDArray[np.int64]:
 
 
 def deal(
-    frame: pd.DataFrame, split: Split, person: str | None, rng: np.random.Generator
+    frame: pd.DataFrame,
+    split: Split,
+    person: str | None,
+    rng: np.random.Generator,
+    *,
+    together: bool = True,
 ) -> dict[str, Rows]:
     """Rows of each party by its name; every row belongs to one party, each party has rows."""
     split.check()
@@ -61,7 +66,7 @@ def deal(
         assert split.column is not None
         codes, names = _codes(frame[split.column])
         names = [f"{split.column} {name}" for name in names]
-        _refuse_torn_persons(frame, codes, person, split.column)
+        _refuse_torn_persons(frame, codes, person if together else None, split.column)
     else:
         assert split.count is not None
         unit = units(frame, person)
@@ -92,7 +97,7 @@ def _refuse_torn_persons(
     if torn:
         raise ConfigurationError(
             f"parties.column '{column}' puts rows of {torn} persons at more than one party; "
-            "split by a column that is fixed for a person, or drop data.person"
+            "split by a column that is fixed for a person, or set data.together = false"
         )
 
 
@@ -136,6 +141,7 @@ def test_mask(
     value: str | None,
     person: str | None,
     rng: np.random.Generator,
+    together: bool = True,
 ) -> NDArray[np.bool_]:
     """True for the rows kept for testing, by whole persons where there is a person column."""
     if rows_file is not None:
@@ -148,12 +154,13 @@ def test_mask(
         unit = units(frame, person)
         drawn = rng.permutation(int(unit.max()) + 1) < round(fraction * (int(unit.max()) + 1))
         return np.asarray(drawn[unit])
-    if person is not None and mask.any():
+    if together and person is not None and mask.any():
         share = pd.Series(mask).groupby(units(frame, person)).mean()
         torn = int(((share > 0) & (share < 1)).sum())
         if torn:
             raise ConfigurationError(
-                f"data.test: {torn} persons have rows on both sides of the train/test split"
+                f"data.test: {torn} persons have rows on both sides of the train/test split; "
+                "set data.together = false if that is meant, as for a split by time"
             )
     return mask
 

@@ -1,0 +1,225 @@
+"""What all parties know of a provider: counted at each, released by rules, joined to each claim."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from federated.apps import client_app
+from federated.encrypted import KeyAuthority, KeyHolders, Paillier
+from federated.experiment import Experiment, run
+from federated.federation import Federation
+from federated.grid import InProcessGrid
+from federated.masked import Masks
+from federated.node import Party
+from federated.protection import Protection
+from lab import models
+from lab.disclosure import Rules
+from lab.errors import ConfigurationError, PeerError, PolicyError
+from lab.profile import Cells, Profile, Profiling, read, sums
+from secure_agg.keys import PrivateKey
+
+ASKED = Profiling(
+    name="clinic",
+    by="provider",
+    day="day",
+    every=30,
+    means=("cost",),
+    shares={"weekend": {"column": "weekday", "operation": ">=", "value": 5}},
+)
+CELLS = Cells(asked=ASKED, numbers=(11, 12, 15), first=0, periods=2)
+CONTRACT = """name = "claims"
+[columns]
+person = { type = "integer", role = "identifier" }
+provider = { type = "integer", role = "identifier" }
+day = { type = "integer", role = "identifier", minimum = 0, maximum = 59 }
+payer = { type = "category", levels = ["a", "b", "c"] }
+weekday = { type = "integer", minimum = 0, maximum = 6 }
+cost = { type = "number" }
+fraud = { type = "integer", role = "target", minimum = 0, maximum = 1 }
+"""
+
+
+def claims(rows: int = 600, seed: int = 0) -> pd.DataFrame:
+    """Claims of three payers; provider 15 has few, and at provider 12 fraud is common."""
+    rng = np.random.default_rng(seed)
+    frame = pd.DataFrame(
+        {
+            "person": rng.integers(1, 150, rows),
+            "provider": rng.choice([11, 12, 15], rows, p=[0.6, 0.385, 0.015]),
+            "day": rng.integers(0, 60, rows),
+            "payer": pd.Categorical(rng.choice(["a", "b", "c"], rows), ["a", "b", "c"]),
+            "weekday": rng.integers(0, 7, rows),
+            "cost": rng.gamma(2.0, 100.0, rows),
+        }
+    )
+    odds = np.where(frame["provider"] == 12, 0.25, 0.05)
+    return frame.assign(fraud=(rng.random(rows) < odds).astype(int))
+
+
+def parties(frame: pd.DataFrame) -> list[Party]:
+    return [
+        Party(str(payer), part.iloc[::2], part.iloc[1::2], person="person")
+        for payer, part in frame.groupby("payer", observed=True)
+    ]
+
+
+def profile_of(frame: pd.DataFrame, protection: Protection, rules: Rules) -> Profile:
+    held = parties(frame)
+    nodes = InProcessGrid(client_app(held.__getitem__, protection.hiding), len(held), 2)
+    try:
+        return Federation(nodes, protection, len(held)).profile(CELLS, rules)
+    finally:
+        nodes.close()
+
+
+@pytest.mark.parametrize("opener", [KeyAuthority, KeyHolders])
+def test_profile_under_paillier_is_what_pandas_counts_where_enough_persons_are(
+    authority_key: PrivateKey, opener: type
+) -> None:
+    frame, rules = claims(), Rules.read()
+    profile = profile_of(frame, Paillier(opener(authority_key)), rules)
+    keys = [frame["provider"], frame["day"] // 30]
+    for at, (provider, period) in enumerate((p, k) for p in (11, 12, 15) for k in (0, 1)):
+        cell = frame[(keys[0] == provider) & (keys[1] == period)]
+        at_party = cell.groupby("payer", observed=True)["person"]
+        persons = at_party.nunique().sum()
+        enough = persons >= rules.minimum_count.persons
+        enough &= (at_party.size() > 0).sum() >= rules.minimum_parties.parties
+        visits = at_party.value_counts()
+        expected = {
+            "clinic_claims": len(cell) / 30,
+            "clinic_persons": persons,
+            "clinic_returning": (visits > 1).sum(),
+            "clinic_parties": cell["payer"].nunique(),
+            "clinic_mean_cost": cell["cost"].mean(),
+            "clinic_weekend": (cell["weekday"] >= 5).mean(),
+        }
+        assert enough == (provider != 15)
+        for name, value in expected.items():
+            found = profile.columns[name][at]
+            assert found == pytest.approx(value, rel=1e-9) if enough else found is None
+
+
+def test_profile_of_few_persons_or_under_other_rules_is_not_opened(
+    authority_key: PrivateKey,
+) -> None:
+    loose = Rules.of_own_rows()
+    with pytest.raises(PolicyError, match="other disclosure rules"):
+        profile_of(claims(), Paillier(KeyAuthority(authority_key)), loose)
+    with pytest.raises(PolicyError, match="questions and profiles"):
+        profile_of(claims(), Masks(), Rules.read())
+
+
+def test_party_without_persons_and_party_without_the_profile_refuse() -> None:
+    one = parties(claims())[0]
+    task = '{"target": "fraud", "family": "binomial", "profiles": ["ab"]}'
+    with pytest.raises(PeerError, match="not released"):
+        one.rows(task, "train")
+    with pytest.raises(PeerError, match="not readable"):
+        read(b'{"cells": 3}')
+    with pytest.raises(PeerError, match="not readable"):
+        read(b"[" * 100_000)
+
+
+def test_claims_in_no_cell_get_no_value() -> None:
+    frame = claims(50)
+    totals = sums(frame, CELLS, "person")
+    shown = {"shown": np.ones(CELLS.count)}
+    profile = Profile.of(
+        CELLS,
+        type(totals)(
+            {**totals.arrays, **shown}, {**totals.limits, "shown": totals.limits["claims"]}, 0
+        ),
+    )
+    strange = frame.assign(provider=np.where(frame.index < 5, 13, frame["provider"]))
+    strange.loc[5:9, "day"] = 99
+    joined = profile.join(strange)
+    assert joined["clinic_claims"].isna().to_numpy()[:10].all()
+    assert joined["clinic_claims"].notna().to_numpy()[10:].all()
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """An experiment file over claims of three payers."""
+    claims(900).astype({"payer": str}).to_parquet(tmp_path / "claims.parquet")
+    pd.DataFrame({"provider": [11, 12, 15, 16]}).to_csv(tmp_path / "register.csv", index=False)
+    (tmp_path / "claims.toml").write_text(CONTRACT)
+    text = f"""name = "clinics"
+[data]
+path = "{tmp_path}/claims.parquet"
+contract = "{tmp_path}/claims.toml"
+target = "fraud"
+person = "person"
+together = false
+features = ["cost", "clinic_claims", "clinic_weekend"]
+missing = "MISSING"
+[parties]
+split = "column"
+column = "payer"
+[model]
+kind = "trees"
+trees = 4
+depth = 2
+least = 5
+[detection]
+groups = ["weekday"]
+amount = "cost"
+[protection]
+key_bits = 2048
+[arms]
+run = ["alone", "without", "federated", "pooled"]
+replicates = 5
+[[profile]]
+name = "clinic"
+by = "provider"
+day = "day"
+register_file = "{tmp_path}/register.csv"
+shares = {{ weekend = {{ column = "weekday", operation = ">=", value = 5 }} }}
+"""
+    path = tmp_path / "clinics.toml"
+    path.write_text(text.replace('missing = "MISSING"\n', ""))
+    return path
+
+
+def test_model_is_kept_with_the_profile_it_needs_and_scores_plain_claims(
+    study: Path, tmp_path: Path
+) -> None:
+    found = run(study, runs=tmp_path / "runs", track=False)
+    assert set(found.scores.index.get_level_values("arm")) == {
+        "alone", "without", "federated", "pooled"
+    }  # fmt: skip
+    joining = found.joining.set_index("party")
+    assert list(joining.index) == ["payer a", "payer b", "payer c"]
+    fitted = found.arms["federated"].models["all"]["model"]
+    kept = models.read(found.folder / "models" / "federated.json")
+    test = pd.concat([party.test for party in found.market.parties])
+    joined = fitted.profiles[0].join(test)
+    assert np.array_equal(kept.predict(test), fitted.model.predict(joined))
+    receipt = found.receipt.set_index("statistic")
+    assert (receipt.loc["profile", "hiding"] == "paillier").all()
+    assert (receipt.loc["profile", "rows"] == 0).all()
+    assert "clinic_claims" in (found.folder / "models" / "federated.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"protection.sums": "masks"}, "masks"),
+        ({"data.person": None}, "person"),
+        ({"profile": [{"name": "c", "by": "nobody", "day": "day"}]}, "no column 'nobody'"),
+        ({"profile": [{"name": "c", "by": "provider", "day": "cost"}]}, "whole number"),
+        ({"profile": [{"name": "c", "by": "provider", "day": "day"}]}, "register_file"),
+        ({"data.together": True}, "together"),
+        ({"model.family": "poisson"}, "family"),
+        ({"detection.groups": ["nothing"]}, "no column 'nothing'"),
+    ],
+)
+def test_experiment_refuses_profiles_and_detection_that_cannot_be(
+    study: Path, change: dict[str, object], says: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        run(Experiment.read(study, change), track=False)
