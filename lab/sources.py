@@ -131,6 +131,17 @@ def _fremtpl2_claims(path: str | None, contract: Contract) -> pd.DataFrame:
     return policies.join(paid, on="IDpol").fillna({"PaidNb": 0, "ClaimAmount": 0.0})
 
 
+def _default_credit(path: str | None, contract: Contract) -> pd.DataFrame:
+    folder = _given(path, contract)
+    guest = read_file(_either(folder, "default_credit_hetero_guest"))
+    host = read_file(_either(folder, "default_credit_hetero_host"))
+    named = [
+        half.set_index("id").rename(columns=lambda name, to=to: name.replace("x", to))
+        for half, to in ((guest, "g"), (host, "h"))
+    ]
+    return named[0].join(named[1], how="inner").reset_index()
+
+
 def _given(path: str | None, contract: Contract) -> Path:
     if path is None:
         raise ConfigurationError(
@@ -152,6 +163,7 @@ _READERS: dict[str, Callable[[str | None, Contract], pd.DataFrame]] = {
     "rand_hie_full": _published,
     "fremtpl2_freq": _published,
     "fremtpl2_claims": _fremtpl2_claims,
+    "default_credit": _default_credit,
 }
 SOURCES = tuple(_READERS)
 
