@@ -19,6 +19,7 @@ from lab.sums import Floats
 
 COVERS = ("employee", "resident", *PRODUCTS)
 MISSING = -1
+FIRST_YEAR, FIRST_PROVIDER = 2021, 1001
 OF_POLICIES = (
     "policy",
     "deductible",
@@ -42,9 +43,10 @@ def settled(w: World, rows: Rows) -> Rows:
     long = np.where(stay, days / _mean_of_group(days, group * 2 + stay), np.nan)
     columns: Rows = {
         "person": person + 1,
-        "provider": provider + 1001,
+        "provider": FIRST_PROVIDER + provider,
         "invoice": rows["invoice"],
         "admission_day": day,
+        "year": FIRST_YEAR + day // YEAR,
         "age": np.minimum(pop.age[person] + day // YEAR, 103),
         "sex": pop.male[person].astype(np.int8),
         "district": pop.district[person],
@@ -92,7 +94,7 @@ def _cover_of(pop: Population, rows: Rows) -> Ints:
 
 
 def _month(day: Ints) -> Ints:
-    calendar = np.datetime64("2021-01-01") + np.arange(int(day.max()) + 1)
+    calendar = np.datetime64(f"{FIRST_YEAR}-01-01") + np.arange(int(day.max()) + 1)
     months = calendar.astype("datetime64[M]").astype(np.int64) % 12 + 1
     return np.asarray(months[day], dtype=np.int8)
 
