@@ -23,7 +23,7 @@ At = NDArray[np.intp]
 #: The levels of the providers that each kind of fraud has accomplices at; 0 is private.
 ACCOMPLICES = {
     "upcoding": (1, 2, 3),
-    "excessive_treatment": (0, 2, 3),
+    "excessive_treatment": (0, 1, 2, 3),
     "phantom_billing": (1, 2, 3),
     "ring": (1, 2),
 }

@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.assumptions import CONDITIONS, PRODUCTS, REIMBURSING, TYPOLOGIES, Fraud, Insurer
+from lab.assumptions import (
+    CHAPTER_OF,
+    CONDITIONS,
+    PRODUCTS,
+    REIMBURSING,
+    TYPOLOGIES,
+    Fraud,
+    Insurer,
+    Product,
+)
 from lab.care import DECLINED, ITEMS, PAID, Rows, charge, due, join, take
 from lab.fraud import At, Scene, case_of_each_provider, excess, free, mark, times, upcode
 from lab.population import DAYS, Bools
@@ -21,6 +30,10 @@ GROUP, CITY, HIGH, CASH = (
     PRODUCTS.index(name)
     for name in ("group_medical", "city_supplement", "high_deductible", "hospital_cash")
 )
+#: Concealed conditions by product: where claims are few, fraud is not half of them.
+CONCEALED = {HIGH: 0.15, CASH: 0.85}
+#: How often, at most, a stay is billed anew until enough of it is left for a claim.
+ROUNDS = 30
 #: A ring works for so many days at one provider.
 RING_DAYS = 45
 #: So long before inception, at least, a condition that is concealed was on record.
@@ -258,14 +271,17 @@ def conceal(s: Scene, rows: Rows, k: int, count: int) -> tuple[Rows, Rows]:
     The stay is a true one and the fund settles it; the claim under the policy is the fraud.
     """
     stays, claims = [], []
-    for product in (HIGH, CASH):
+    for product, share in CONCEALED.items():
         found = _could_conceal(s, product, k)
-        person, condition = (part[: round(count / 2)] for part in found)
-        made = take(rows, _grave_stays(s, rows, condition))
+        person, condition = (part[: round(count * share)] for part in found)
+        made = take(rows, _stays_for(s, rows, condition, PRODUCTS[product]))
         size = len(person)
         made["person"], made["invoice"] = person.astype(np.int32), s.invoices.new(size)
         charge(s, made, made["provider"], s.between((0.9, 1.1), size), s.rng)
         made["reason"] = condition.astype(np.int8)
+        made["chapter"] = np.array([s.a.chapters.code.index(CHAPTER_OF[c]) for c in CONDITIONS])[
+            condition
+        ].astype(np.int8)
         early = s.rng.integers(*s.a.schemes.early, size)
         day = s.cover.start[product, person] + early
         made["day"] = np.clip(day, 0, DAYS - 1).astype(np.int16)
@@ -289,11 +305,12 @@ def _blank(size: int) -> Rows:
 
 
 def _worth_claiming(s: Scene, stays: Rows, product: int) -> None:
-    """Dear enough that something is left of the bill above the deductible."""
-    size = len(stays["person"])
-    wanted = s.a.terms[PRODUCTS[product]].deductible * s.between((1.5, 4.0), size)
-    factor = np.maximum(wanted / np.maximum(stays["billed"] - stays["fund"], 1), 1)
-    times(s, stays, np.arange(size), dict.fromkeys(ITEMS, factor))
+    """Bill a little more, and settle with the fund anew, until enough is left above the deductible."""
+    least = s.a.terms[PRODUCTS[product]].deductible + 100
+    for _ in range(ROUNDS):
+        short = np.flatnonzero(stays["billed"] - stays["fund"] <= least)
+        if len(short) and least > 100:
+            times(s, stays, short, dict.fromkeys(ITEMS, s.between((1.0, 1.15), len(short))))
 
 
 def _could_conceal(s: Scene, product: int, k: int) -> tuple[At, At]:
@@ -308,16 +325,17 @@ def _could_conceal(s: Scene, product: int, k: int) -> tuple[At, At]:
     return person[once], condition[once]
 
 
-def _grave_stays(s: Scene, rows: Rows, condition: At) -> At:
-    """A dear stay for each condition: one of the dearest fifth of stays for it."""
+def _stays_for(s: Scene, rows: Rows, condition: At, product: Product) -> At:
+    """An honest stay like one for each condition, where it can be one that a claim is worth for."""
     at = np.zeros(len(condition), dtype=np.intp)
     honest = rows["stay"] & ~rows["own"] & free(rows)
+    worth = honest & (rows["billed"] - rows["fund"] > s.a.terms[product].deductible)
     for c in range(len(CONDITIONS)):
         wanted = condition == c
-        among = np.flatnonzero(honest & (rows["reason"] == c))
-        among = among if len(among) else np.flatnonzero(honest)
-        dear = among[np.argsort(rows["billed"][among], kind="stable")][-max(1, len(among) // 5) :]
-        at[wanted] = s.rng.choice(dear, int(wanted.sum()))
+        for among in (worth & (rows["reason"] == c), worth, honest):
+            if among.any():
+                at[wanted] = s.rng.choice(np.flatnonzero(among), int(wanted.sum()))
+                break
     return at
 
 

@@ -28,6 +28,8 @@ OF_POLICIES = (
     "declared_conditions",
 )
 QUARTER = 90
+#: Claims that a provider's mean is drawn towards the usual by.
+FEW = 20
 #: More days than the market has, so that a day never reaches into another group.
 WIDE = 4096
 
@@ -124,7 +126,7 @@ def _history(rows: Rows, cost: Floats) -> Rows:
     """What this payer knows of the person and of the provider from earlier claims."""
     person, provider, day = rows["person"], rows["provider"], rows["day"]
     order, previous, last_year = _earlier(person, day, YEAR)
-    _, _, busy = _earlier(provider, day, QUARTER)
+    by_provider, _, busy = _earlier(provider, day, QUARTER)
     visited = person[order].astype(np.int64) * 2**20 + provider[order]
     new = np.zeros(len(order), dtype=np.int64)
     new[np.unique(visited, return_index=True)[1]] = 1
@@ -137,8 +139,19 @@ def _history(rows: Rows, cost: Floats) -> Rows:
         "claims_last_year": last_year,
         "providers_so_far": found,
         "provider_claims_quarter": busy,
-        "provider_cost": _mean_of_group(cost, provider),
+        "provider_cost": _mean_so_far(cost, provider, by_provider),
     }
+
+
+def _mean_so_far(values: Floats, group: Ints, order: Ints) -> Floats:
+    """For each row the mean of the earlier ones of its group, drawn towards 1."""
+    ranked, key = values[order], group[order]
+    total = np.cumsum(ranked) - ranked
+    begin = np.searchsorted(key, key)
+    mean = (total - total[begin] + FEW) / (np.arange(len(key)) - begin + FEW)
+    out = np.empty_like(mean)
+    out[order] = mean
+    return out
 
 
 def _earlier(group: Ints, day: Ints, span: int) -> tuple[Ints, Ints, Ints]:
