@@ -237,10 +237,6 @@ def test_a_market_is_made_described_and_never_made_over(tmp_path: Path) -> None:
     assert page.returncode == 0, page.stderr
     assert "PUBLISHED NUMBERS THAT A MADE MARKET IS HELD TO, AND THIS ONE'S" in page.stdout
     assert "columns: 51" in page.stdout
-    flags = lab("market", "flags", folder)
-    assert "double_reimbursement" in flags.stdout
     again = lab("market", "make", folder)
     assert (again.returncode, again.stdout) == (2, "")
     assert again.stderr == f"lab: {folder}: is not empty; name a new folder\n"
-    other = lab("market", "flags", tmp_path)
-    assert (other.returncode, other.stderr.count("\n")) == (2, 1)
