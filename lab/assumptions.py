@@ -65,7 +65,7 @@ class Group(Strict):
     def numbers(self) -> dict[str, Any]:
         """What is assumed, without where it is from."""
         own = self.model_dump(exclude=set(Group.model_fields))
-        return {key: value for key, value in own.items() if not isinstance(value, dict) or value}
+        return {key: own[key] for key in own if not isinstance(getattr(self, key), Group)}
 
 
 class ByAge(Group):
@@ -143,6 +143,7 @@ class Use(Group):
     conditions_stays: float
     for_a_condition: float = Share
     secondary: float = Share
+    fetched: float = Share
     stays: tuple[float, float, float]
     transfers: float = Share
     same_hospital: float = Share
@@ -249,7 +250,10 @@ class Noise(Group):
     day: float = Share
     cut: float = Share
     late: float = Share
+    late_days: int = Field(ge=0)
     company: float = Share
+    popular: float = Share
+    card: float = Field(ge=0)
     documents: float = Share
 
 

@@ -22,8 +22,8 @@ Rows = dict[str, NDArray[Any]]
 ITEMS = ("drugs", "examinations", "treatment", "consumables")
 OUTCOMES = ("paid", "reduced", "declined")
 PAID, REDUCED, DECLINED = range(3)
-#: The smallest bill in yuan: large enough to be divided.
-LEAST = 40
+#: The smallest bill in yuan, large enough to be divided, and the largest.
+LEAST, DEAREST = 40, 3_000_000
 #: A visit for no chronic condition.
 ACUTE = -1
 #: Of those told that a condition is excluded, how many claim for it all the same.
@@ -41,6 +41,10 @@ class Numbers:
     def new(self, count: int) -> NDArray[np.int64]:
         first, self._next = self._next, self._next + count
         return np.arange(first, self._next)
+
+    def shuffled(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """What each number so far becomes, so that it does not tell when it was handed out."""
+        return np.append(0, 1 + rng.permutation(self._next - 1))
 
 
 def take(rows: Rows, at: NDArray[Any]) -> Rows:
@@ -65,7 +69,7 @@ def encounters(w: World, invoices: Numbers, rng: np.random.Generator) -> Rows:
         _stay_for_days(w.a, rows, rng)
         rows = join([rows, _transfers(w, rows, rng)])
         _cost(w, rows, rng)
-        _settle(w, rows, rng)
+        rows["fund"] = funded(w, rows, rng)
         years.append(rows)
     rows = join(years)
     size = len(rows["person"])
@@ -180,15 +184,17 @@ def _stay_for_days(a: Assumptions, rows: Rows, rng: np.random.Generator) -> None
     days = np.zeros(len(rows["person"]), dtype=np.int16)
     days[at] = 1 + rng.poisson(rng.gamma(2.0, mean / 2))
     rows["days"] = days
-    # Drugs are bought outside while in hospital: honest, and looks like two places at once.
+    # Honest, and looks like two places at once: while somebody lies in hospital, drugs are bought
+    # outside, or relatives fetch the usual ones with the card.
     lying = np.full(int(rows["person"].max()) + 1, -1)
     lying[rows["person"][at]] = at
-    during = np.flatnonzero(rows["own"] & ~rows["stay"])
-    during = during[rng.random(len(during)) < a.own_account.during_a_stay]
-    during = during[lying[rows["person"][during]] >= 0]
-    bed = lying[rows["person"][during]]
+    chance = np.where(rows["own"], a.own_account.during_a_stay, a.use.fetched)
+    chance[rows["stay"] | (~rows["own"] & (rows["reason"] == ACUTE))] = 0
+    moved = np.flatnonzero(rng.random(len(chance)) < chance)
+    moved = moved[lying[rows["person"][moved]] >= 0]
+    bed = lying[rows["person"][moved]]
     day = rows["day"][bed] + rng.integers(0, days[bed] + 1)
-    rows["day"][during] = np.minimum(day, DAYS - 1)
+    rows["day"][moved] = np.minimum(day, DAYS - 1)
 
 
 def _transfers(w: World, rows: Rows, rng: np.random.Generator) -> Rows:
@@ -206,36 +212,57 @@ def _transfers(w: World, rows: Rows, rng: np.random.Generator) -> Rows:
 
 
 def _cost(w: World, rows: Rows, rng: np.random.Generator) -> None:
-    """Whole yuan by item; the mean of each level is the assumed one, the tail is heavy."""
-    a, prov = w.a, w.prov
-    stay, provider = rows["stay"], rows["provider"]
-    size, level = len(stay), prov.level[provider]
-    mean = np.array(
-        [[a.outpatient_yuan[x].mean for x in LEVELS], [a.stay_yuan[x].mean for x in LEVELS]]
-    )
+    """Bills in whole yuan; the mean of each level is the assumed one, the tail is heavy."""
+    a, size = w.a, len(rows["stay"])
     factor = np.array(a.chapters.cost)[rows["chapter"]]
     factor *= np.array(a.severity.cost)[rows["severity"]]
     factor *= np.maximum(rows["days"], 1) ** a.spread.days
-    factor *= np.exp(prov.style[provider])
-    kind = stay * len(LEVELS) + level
+    factor *= np.exp(w.prov.style[rows["provider"]])
+    kind, mean = _kind(w, rows["stay"], rows["provider"]), _means(a)
     usual = np.bincount(kind, factor, 2 * len(LEVELS)) / np.maximum(
         np.bincount(kind, minlength=2 * len(LEVELS)), 1
     )
     sigma = np.where(rng.random(size) < a.spread.heavy_share, a.spread.heavy, a.spread.bills)
     noise = np.exp(sigma * rng.standard_normal(size) - sigma**2 / 2)
-    billed = np.maximum(mean.ravel()[kind] * factor / usual[kind] * noise, LEAST)
-    billed = np.minimum(billed, 3e6).astype(np.int32)
+    billed = np.maximum(mean[kind] * factor / usual[kind] * noise, LEAST)
+    rows["billed"] = np.minimum(billed, DEAREST).astype(np.int32)
+    _itemise(w, rows, rng)
+
+
+def _kind(w: World, stay: Bools, provider: Ints) -> Ints:
+    """Places of outpatient visits, then stays, at each level, in :func:`_means`."""
+    return np.asarray(stay * len(LEVELS) + w.prov.level[provider])
+
+
+def _means(a: Assumptions) -> Floats:
+    return np.array([table[x].mean for table in (a.outpatient_yuan, a.stay_yuan) for x in LEVELS])
+
+
+def _itemise(w: World, rows: Rows, rng: np.random.Generator) -> None:
+    """The four items of each bill; providers differ in their liking for drugs."""
+    a, billed, stay = w.a, rows["billed"], rows["stay"]
     share = np.where(stay, np.array(a.items.stay)[:, None], np.array(a.items.outpatient)[:, None])
-    share = share * np.exp(a.spread.items * rng.standard_normal((len(ITEMS), size)))
-    share[0] *= np.exp(prov.drugs[provider])
+    share = share * np.exp(a.spread.items * rng.standard_normal((len(ITEMS), len(stay))))
+    share[0] *= np.exp(w.prov.drugs[rows["provider"]])
     share /= share.sum(axis=0)
     for k, item in enumerate(ITEMS[:-1]):
         rows[item] = (billed * share[k]).astype(np.int32)
     rows[ITEMS[-1]] = billed - rows["drugs"] - rows["examinations"] - rows["treatment"]
-    rows["billed"] = billed
 
 
-def _settle(w: World, rows: Rows, rng: np.random.Generator) -> None:
+def charge(
+    w: World, rows: Rows, provider: NDArray[Any], factor: Floats, rng: np.random.Generator
+) -> None:
+    """Bill such care anew, at another provider and its level's prices, and settle it with the fund."""
+    means = _means(w.a)
+    before, after = (means[_kind(w, rows["stay"], p)] for p in (rows["provider"], provider))
+    billed = np.clip(rows["billed"] * factor * after / before, LEAST, DEAREST)
+    rows["provider"], rows["billed"] = provider.astype(np.int32), billed.astype(np.int32)
+    _itemise(w, rows, rng)
+    rows["fund"] = funded(w, rows, rng)
+
+
+def funded(w: World, rows: Rows, rng: np.random.Generator) -> NDArray[np.int32]:
     """What the fund pays: a share of covered costs by scheme and level, nothing on own account."""
     person, f = rows["person"], w.a.fund
     scheme = np.where(w.pop.employment == RETIRED, 1, np.where(w.pop.employee, 0, 2))
@@ -251,7 +278,7 @@ def _settle(w: World, rows: Rows, rng: np.random.Generator) -> None:
     covered = rows["billed"] * (1 - f.not_covered * rng.random(len(person)) ** 2)
     covered -= np.where(rows["stay"], np.array(f.stay_deductible)[status], 0.0)
     rate = np.where(rows["own"], 0.0, rates[status, rows["stay"].astype(int), level])
-    rows["fund"] = (rate * np.maximum(covered, 0)).astype(np.int32)
+    return np.asarray(rate * np.maximum(covered, 0), dtype=np.int32)
 
 
 def due(a: Assumptions, product: Ints, claimed: NDArray[Any], days: Ints) -> NDArray[np.int32]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.assumptions import TYPOLOGIES
-from lab.care import ITEMS, Numbers, Rows, join, take
+from lab.care import ITEMS, Numbers, Rows, charge, funded, join, take
 from lab.population import DAYS, Bools, World
 from lab.sums import Floats
 
@@ -68,14 +68,12 @@ def mark(rows: Rows, at: At | slice, typology: str, cases: NDArray[Any]) -> None
     rows["scheme"][at] = cases
 
 
-def times(rows: Rows, at: At, factors: dict[str, Floats]) -> None:
-    """Multiply items of bills; the fund's part grows with the bill."""
-    before = rows["billed"][at]
+def times(s: Scene, rows: Rows, at: At, factors: dict[str, Floats]) -> None:
+    """Multiply items of bills; the fund pays its part of what it is shown."""
     for item, factor in factors.items():
         rows[item][at] = np.minimum(rows[item][at] * factor, 1e8)
     rows["billed"][at] = sum(rows[item][at] for item in ITEMS)
-    grown = rows["fund"][at] * (rows["billed"][at] / np.maximum(before, 1))
-    rows["fund"][at] = np.minimum(grown.astype(np.int32), rows["billed"][at])
+    rows["fund"][at] = funded(s, take(rows, at), s.rng)
 
 
 def by_providers(s: Scene, rows: Rows) -> Rows:
@@ -93,7 +91,7 @@ def excess(s: Scene, rows: Rows, among: Bools, count: int) -> At:
     where = np.isin(rows["provider"], s.crooked["excessive_treatment"])
     at = s.choose(among & free(rows) & where, count)
     factors = {item: s.between(s.a.schemes.excessive, len(at)) for item in ITEMS[:2]}
-    times(rows, at, factors)
+    times(s, rows, at, factors)
     mark(rows, at, "excessive_treatment", case_of_each_provider(s, rows, at))
     return at
 
@@ -104,7 +102,7 @@ def upcode(s: Scene, rows: Rows, among: Bools, count: int) -> At:
     graver = rows["severity"][at] + s.rng.integers(1, 3, len(at))
     rows["severity"][at] = np.minimum(graver, 2)
     factor = s.between(s.a.schemes.upcoded, len(at))
-    times(rows, at, dict.fromkeys(ITEMS, factor))
+    times(s, rows, at, dict.fromkeys(ITEMS, factor))
     mark(rows, at, "upcoding", case_of_each_provider(s, rows, at))
     return at
 
@@ -116,13 +114,14 @@ def unbundle(s: Scene, rows: Rows, among: Bools, count: int) -> Rows:
     mark(rows, at, "unbundling", s.cases.new(len(at)))
     parts = s.rng.integers(2, 4, len(at))
     factor = s.between(s.a.schemes.unbundled, len(at)) / parts
-    times(rows, at, dict.fromkeys(ITEMS, factor))
+    times(s, rows, at, dict.fromkeys(ITEMS, factor))
     rows["days"][at] = rows["days"][at] // parts
     more = np.repeat(at, parts - 1)
     part = np.concatenate([np.arange(1, n) for n in parts]) if len(at) else parts
     added = take(rows, more)
     added["day"] = np.minimum(added["day"] + part * added["days"], DAYS - 1)
     added["invoice"] = s.invoices.new(len(more))
+    charge(s, added, added["provider"], s.between((0.8, 1.2), len(more)), s.rng)
     return join([rows, added])
 
 

@@ -1,7 +1,7 @@
 """A simulated insurance market like Shanghai's: one public insurer, several commercial ones.
 
 Three years of claims on the same persons, in a folder for each party, with fraud of eight kinds
-planted and the truth kept apart. What is published and what is invented says :func:`describe`.
+planted and the truth kept apart. ``lab/market_facts.py`` says what is published and what invented.
 The same seed makes the same files, bit for bit.
 """
 
@@ -20,14 +20,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lab import care, population
-from lab.assumptions import CONDITIONS, MOST_INSURERS, PRODUCTS, Assumptions, Group, Insurer
+from lab.assumptions import CONDITIONS, MOST_INSURERS, PRODUCTS, Assumptions, Insurer
 from lab.care import Numbers, Rows, join, take
 from lab.contracts import Contract
 from lab.errors import ConfigurationError
 from lab.fraud import Scene, by_providers
 from lab.fraud_at_insurers import by_claimants
-from lab.population import NEVER, YEAR, YEARS, Population, World
-from lab.settlement import MISSING, investigation, settled
+from lab.population import DAYS, NEVER, YEAR, YEARS, Population, Providers, World
+from lab.settlement import FIRST_PROVIDER, MISSING, investigation, settled
 from lab.sums import Floats
 
 PAYERS = ("public", *(f"insurer-{k + 1}" for k in range(MOST_INSURERS)))
@@ -37,8 +37,6 @@ VERSION = 1
 FEWEST, MOST = 1_000, 20_000_000
 #: Claim numbers of the payers lie so far apart.
 APART = 1_000_000_000
-#: A prime; invoice numbers are spread over its residues, so that they do not tell when they were made.
-SPREAD = 999_999_999_989
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,47 @@ class Made:
 
 
 def contract(name: str) -> Contract:
-    """The contract of a table: claims, conditions, persons, policies or truth."""
-    return Contract.read(CONTRACTS / f"{name}.toml")
+    """The contract of a table: claims, conditions, persons, policies, providers or truth.
+
+    ``market`` is that of :func:`pool`: the columns of claims, and ``fraud`` and ``typology``.
+    """
+    if name != "market":
+        return Contract.read(CONTRACTS / f"{name}.toml")
+    claims, truth = contract("claims"), contract("truth")
+    columns = claims.columns | {key: truth.columns[key] for key in ("fraud", "typology")}
+    changed = {
+        "name": "market",
+        "title": "Simulated market, claims of all payers in one table, with the truth about each",
+        "notes": claims.notes + " Here the truth stands beside it: fraud, typology.",
+        "columns": columns,
+    }
+    return claims.model_copy(update=changed)
+
+
+def payers(folder: Path) -> list[str]:
+    """The payers of a market, the public insurer first.
+
+    Raises :class:`ConfigurationError` for a folder that is no market.
+    """
+    found = [payer for payer in PAYERS if (folder / payer / "claims.parquet").is_file()]
+    if not (folder / "market.toml").is_file() or len(found) < 2:
+        raise ConfigurationError(
+            f"{folder}: is no market; make one with: lab market make FOLDER --persons 50000"
+        )
+    return found
+
+
+def pool(folder: Path) -> pd.DataFrame:
+    """Claims of all payers of a market in one table, with the truth: what no party may do.
+
+    Columns are those of ``contract("market")``, categories have its levels. Raises
+    :class:`ConfigurationError` for a folder that is no market.
+    """
+    tables = [folder / payer / "claims.parquet" for payer in payers(folder)]
+    claims = pd.concat([pd.read_parquet(table) for table in tables], ignore_index=True)
+    truth = pd.read_parquet(folder / "truth" / "claims.parquet")
+    pooled = claims.merge(truth, on="claim", how="left", validate="one_to_one")
+    return pooled[list(contract("market").columns)]
 
 
 def make(
@@ -67,25 +104,35 @@ def make(
     """Make a market in ``folder``, all of it or nothing.
 
     Written are ``public/`` (persons, conditions, claims), ``insurer-1/`` and on (policies,
-    claims), ``truth/claims.parquet`` and ``market.toml``. Raises :class:`ConfigurationError` for
+    claims), ``register/providers.parquet`` for everybody, ``truth/claims.parquet`` and
+    ``market.toml``. Raises :class:`ConfigurationError` for
     a folder with something in it and for sizes that make no market.
     """
     begun = time.perf_counter()
     a = assumptions or Assumptions.read()
     _refuse(folder, persons, insurers, seed, a)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise _unwritten(folder, error) from None
     try:
         rows = _fill(draft, a, _some(a, insurers), persons, seed)
         draft.chmod(0o755)
         if folder.exists():
             folder.rmdir()
         draft.rename(folder)
-    except BaseException:
+    except OSError as error:
+        raise _unwritten(folder, error) from None
+    finally:
         shutil.rmtree(draft, ignore_errors=True)
-        raise
     tables = {name: folder / name for name in rows}
     return Made(folder, tables, rows, time.perf_counter() - begun)
+
+
+def _unwritten(folder: Path, error: OSError) -> ConfigurationError:
+    reason = error.strerror or str(error)
+    return ConfigurationError(f"{folder}: cannot be written: {reason}; nothing was left there")
 
 
 def _refuse(folder: Path, persons: int, insurers: int, seed: int, a: Assumptions) -> None:
@@ -131,13 +178,13 @@ def _fill(
     claims = care.commercial(w, rows, invoices, ill)
     rows, claims = by_claimants(scene, insurers, rows, claims)
     claims = care.assess(a, claims, ill)
-    spread = int(cheating.integers(2**29, 2**30))
+    renumbered = invoices.shuffled(looking)
     written, truth = {}, []
     for k, payer in enumerate(PAYERS[: len(insurers) + 1]):
         own = take(claims, claims["payer"] == k) if k else _at_fund(a, rows, looking)
         if not len(own["day"]):
             raise ConfigurationError(f"{payer} would have no claims; ask for more persons")
-        own["invoice"] = own["invoice"] * spread % SPREAD
+        own["invoice"] = renumbered[own["invoice"]]
         own = take(own, np.lexsort((looking.random(len(own["day"])), own["day"])))
         columns, facts = _claims(w, own, k, insurers, looking)
         written[f"{payer}/claims.parquet"] = _write(draft, payer, "claims", columns)
@@ -147,6 +194,9 @@ def _fill(
             written[f"{payer}/policies.parquet"] = _write(draft, payer, "policies", policies)
     written["public/persons.parquet"] = _write(draft, "public", "persons", _persons(w.pop))
     written["public/conditions.parquet"] = _write(draft, "public", "conditions", _found(w.pop))
+    written["register/providers.parquet"] = _write(
+        draft, "register", "providers", _register(w.prov)
+    )
     written["truth/claims.parquet"] = _write(draft, "truth", "claims", join(truth), "truth")
     _sign(draft, a, len(insurers), persons, seed, list(written))
     return written
@@ -154,8 +204,8 @@ def _fill(
 
 def _at_fund(a: Assumptions, rows: Rows, rng: np.random.Generator) -> Rows:
     """The encounters that the fund settles, as its claims; some are not in its files yet."""
-    there = rng.random(len(rows["day"])) >= a.noise.late
-    own = take(rows, ~rows["own"] & there)
+    lately = rows["day"] >= DAYS - a.noise.late_days
+    own = take(rows, ~rows["own"] & ~(lately & (rng.random(len(lately)) < a.noise.late)))
     outcome = np.zeros(len(own["day"]), dtype=np.int8)
     return own | {"claimed": own["billed"], "paid": own["fund"], "outcome": outcome}
 
@@ -212,6 +262,14 @@ def _found(pop: Population) -> Rows:
         "person": person + 1,
         "condition": condition.astype(np.int8),
         "first_day": pop.first_day[condition, person],
+    }
+
+
+def _register(prov: Providers) -> Rows:
+    return {
+        "provider": FIRST_PROVIDER + np.arange(len(prov.level)),
+        "level": np.where(prov.level == 0, MISSING, prov.level),
+        "district": prov.district,
     }
 
 
@@ -295,91 +353,3 @@ def _sign(
         with (draft / name).open("rb") as file:
             lines.append(f'"{name}" = "{hashlib.file_digest(file, "sha256").hexdigest()}"')
     (draft / "market.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-# --- what is published, what is invented, and how near a made market comes --------------------
-
-
-def measures(folder: Path) -> dict[str, float]:
-    """The numbers of a made market that have published ones beside them, by their names."""
-    persons = pd.read_parquet(folder / "public" / "persons.parquet")
-    held = pd.read_parquet(folder / "public" / "conditions.parquet")
-    columns = ["inpatient", "provider_level", "billed", "length_of_stay"]
-    claims = pd.read_parquet(folder / "public" / "claims.parquet", columns=columns)
-    age, size = persons["age"], len(persons)
-    early = held[held["first_day"] < 0]
-    ill = {
-        name: persons["person"].isin(part["person"])
-        for name, part in early.groupby("condition", observed=True)
-    }
-    stays, visits = claims[claims["inpatient"] == 1], claims[claims["inpatient"] == 0]
-    third = claims["provider_level"] == 3
-    found = {
-        "persons aged 0 to 14": (age < 15).mean(),
-        "persons aged 15 to 59": ((age >= 15) & (age < 60)).mean(),
-        "persons aged 60 and over": (age >= 60).mean(),
-        "men": (persons["sex"] == "M").mean(),
-        "persons in Pudong": (persons["district"] == "Pudong").mean(),
-        "hypertension on record, 60 and over": ill["hypertension"][age >= 60].mean(),
-        "diabetes on record, adults": ill["diabetes"][age >= 18].mean(),
-        "outpatient visits at the first level": (visits["provider_level"] == 1).mean(),
-        "stays a person a year": len(stays) / size / YEARS,
-        "mean days of a stay": stays["length_of_stay"].mean(),
-        "yuan for an outpatient visit at the third level": visits.loc[third, "billed"].mean(),
-        "yuan for a stay at the third level": stays.loc[third, "billed"].mean(),
-    }
-    return {name: float(value) for name, value in found.items()} | _sold(folder, size)
-
-
-def _sold(folder: Path, persons: int) -> dict[str, float]:
-    """The same of commercial cover, over all insurers."""
-    homes = sorted(folder.glob("insurer-*"))
-    policies = pd.concat([pd.read_parquet(home / "policies.parquet") for home in homes])
-    columns = ["cover", "outcome", "paid", "age"]
-    claims = pd.concat(
-        [pd.read_parquet(home / "claims.parquet", columns=columns) for home in homes]
-    )
-    city = policies[policies["product"] == "city_supplement"]
-    settled = claims[(claims["cover"] == "city_supplement") & (claims["outcome"] != "declined")]
-    high = policies[policies["product"] == "high_deductible"]
-    return {
-        "persons with the city supplement": len(city) / persons,
-        "city supplement, claims a policy year": len(settled) / float(city["exposure_years"].sum()),
-        "city supplement, yuan a claim": float(settled["paid"].mean()),
-        "city supplement, claims of those over 65": float((settled["age"] > 65).mean()),
-        "persons with a high-deductible policy": len(high) / persons,
-    }
-
-
-def describe(folder: Path | None = None, assumptions: Assumptions | None = None) -> str:
-    """A plain page: what is published and where, what is invented, and how near a market comes.
-
-    Without a folder, the assumptions alone; with one, the market's numbers beside the published.
-    """
-    a = assumptions or Assumptions.read()
-    published = [(place, group) for place, group in a.groups() if group.source]
-    invented = [(place, group) for place, group in a.groups() if group.invented]
-    lines = ["A simulated insurance market like Shanghai's", "", "PUBLISHED"]
-    for place, group in published:
-        lines += [f"  {place}: {_short(group)}", f"      {group.source}"]
-    lines += ["", "INVENTED"]
-    for place, group in invented:
-        lines += [f"  {place}: {_short(group)}"] + [f"      {group.note}"] * bool(group.note)
-    lines += ["", "PUBLISHED NUMBERS" + (", AND THIS MARKET'S BESIDE THEM" if folder else "")]
-    here = measures(folder) if folder else {}
-    for fact in a.facts:
-        beside = f"  here {here[fact.name]:,.4g}" if folder else ""
-        lines += [f"  {fact.name}: {fact.value:,.4g} (within {fact.tolerance:g}){beside}"]
-        lines += [f"      {fact.source}"]
-    return "\n".join(lines) + "\n"
-
-
-def _short(group: Group) -> str:
-    def one(value: object) -> str:
-        if isinstance(value, dict):
-            return "{" + ", ".join(f"{k} {one(v)}" for k, v in value.items()) + "}"
-        if isinstance(value, tuple | list):
-            return "[" + ", ".join(map(one, value)) + "]"
-        return f"{value:,.6g}" if isinstance(value, float) else str(value)
-
-    return ", ".join(f"{key} {one(value)}" for key, value in group.numbers().items())

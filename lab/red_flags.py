@@ -1,21 +1,27 @@
 """Red flags: one plain rule for each kind of fraud, a number for each claim, high is suspect.
 
-``claims`` are the claims of any parties, one table after the other, under the contract
-market_claims. The rules are the same for one party and for all of them; what differs is what can
-be seen. They are yardsticks for federated detectors, and pool what no party may pool.
+The rules are the same for one party and for all of them; what differs is what can be seen. They
+are yardsticks for federated detectors, and :func:`compare` pools what no party may pool.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from lab.assumptions import CHAPTER_OF, CONDITIONS
+from lab.market import payers, pool
 from lab.sums import Floats
 
 #: Of these covers, and of the public insurer's, every payment is for the bill.
 AGREED_SUMS = ("critical_illness", "hospital_cash")
 PUBLIC = "public"
+INSURERS = "insurers"
 #: Days around a claim within which a ring is looked for.
 AROUND = 45
 #: Claims that a provider's mean is drawn towards the market's by.
@@ -82,24 +88,27 @@ def stay_billed_apart(claims: pd.DataFrame) -> Floats:
 
 
 def provider_in_excess(claims: pd.DataFrame) -> Floats:
-    """How far a provider's drugs and examinations lie above those of the same group elsewhere.
+    """Drugs and examinations for each yuan of treatment, beside the same group elsewhere.
 
-    Logarithms: ten times the provider's mean, drawn towards 0, and the claim's own.
+    Logarithms: five times the provider's mean, drawn towards 0, and the claim's own.
     """
     amount = np.log(claims["drug_cost"] + claims["examination_cost"] + 1.0)
+    amount -= np.log(claims["treatment_cost"] + claims["consumable_cost"] + 1.0)
     alike = [claims["drg"], claims["inpatient"], claims["provider_level"].fillna(0)]
     above = amount - amount.groupby(alike, observed=True).transform("median")
     of_provider = above.groupby(claims["provider"])
     mean = of_provider.transform("sum") / (of_provider.transform("size") + PRIOR)
-    return _numbers(10 * mean + above)
+    return _numbers(5 * mean + above)
 
 
 def claimants_in_company(claims: pd.DataFrame) -> Floats:
     """How many come to this provider again and again in the same weeks, times their insurers.
 
-    0 for a claim of somebody who does not come again. The public insurer's claims are left out.
+    Counted are visits that no fund has paid for. Other visits there of the same persons, in the
+    same weeks, have the number too; whoever does not come again has 0.
     """
-    filed = claims[claims["payer"] != PUBLIC].sort_values("admission_day", kind="stable")
+    filed = claims[(claims["payer"] != PUBLIC) & (claims["fund_paid"] == 0)]
+    filed = filed[filed["inpatient"] == 0].sort_values("admission_day", kind="stable")
     same = filed.groupby(["person", "provider"])["admission_day"]
     again = filed[(same.diff() <= AROUND) | (-same.diff(-1) <= AROUND)]
     score = pd.Series(0.0, index=claims.index)
@@ -109,7 +118,11 @@ def claimants_in_company(claims: pd.DataFrame) -> Floats:
         near = np.abs(day[:, None] - day) <= AROUND
         here = [len(np.unique(person[row])) * len(np.unique(payer[row])) for row in near]
         score.loc[visits.index] = np.array(here, dtype=float)
-    return _numbers(score)
+    place = ["person", "provider", "admission_day"]
+    found = again[place].assign(score=score[again.index])
+    pairs = claims[place].reset_index().merge(found, on=place[:2], suffixes=("", "_found"))
+    near = (pairs["admission_day"] - pairs["admission_day_found"]).abs() <= AROUND
+    return _numbers(pairs[near].groupby("index")["score"].max().reindex(claims.index, fill_value=0))
 
 
 def known_before_inception(
@@ -135,18 +148,103 @@ def known_before_inception(
     return _numbers(claims.index.isin(concealed["index"]) + early.fillna(0))
 
 
-def in_two_places(claims: pd.DataFrame) -> Floats:
-    """Whether the person lay in another provider's bed on a day well within that stay."""
-    beds = claims.loc[claims["inpatient"] == 1, ["person", "provider", "admission_day"]].copy()
-    beds["leaves"] = beds["admission_day"] + claims["length_of_stay"]
-    visits = claims[["person", "provider", "admission_day", "inpatient"]].reset_index()
-    pairs = visits.merge(beds, on="person", suffixes=("", "_bed"))
-    within = (pairs["admission_day_bed"] < pairs["admission_day"]) & (
-        pairs["admission_day"] < pairs["leaves"]
-    )
-    there = pairs[within & (pairs["provider"] != pairs["provider_bed"])]
-    return _numbers(pd.Series(claims.index.isin(there["index"]), index=claims.index))
+def in_two_places(claims: pd.DataFrame, register: pd.DataFrame) -> Floats:
+    """Whether the person was elsewhere: in another provider's bed that day, or in another city.
+
+    A bed counts on the days between admission and discharge; ``register`` tells which providers
+    are outside the city.
+    """
+    outside = register.loc[register["district"].isna(), "provider"]
+    away = claims[["person", "provider"]].copy()
+    away["first"] = claims["admission_day"] + claims["inpatient"]
+    away["last"] = claims["admission_day"] + claims["length_of_stay"] - 1
+    abroad = away["provider"].isin(outside)
+    away["first"] -= claims["inpatient"].where(abroad, 0)
+    away["last"] = away["last"].where(~abroad, np.maximum(away["first"], away["last"]))
+    away = away[away["first"] <= away["last"]]
+    visits = claims[["person", "provider", "admission_day"]].reset_index()
+    pairs = visits.merge(away, on="person", suffixes=("", "_away"))
+    there = pairs["admission_day"].between(pairs["first"], pairs["last"])
+    found = pairs.loc[there & (pairs["provider"] != pairs["provider_away"]), "index"]
+    return _numbers(pd.Series(claims.index.isin(found), index=claims.index))
 
 
 def _numbers(values: pd.Series) -> Floats:
     return values.to_numpy(dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What somebody sees: tables under the contracts of the market, any of them without rows."""
+
+    claims: pd.DataFrame
+    policies: pd.DataFrame
+    conditions: pd.DataFrame
+    register: pd.DataFrame
+
+
+FLAGS: dict[str, Callable[[Seen], Floats]] = {
+    "double_reimbursement": lambda seen: invoice_paid_twice(seen.claims),
+    "phantom_billing": lambda seen: fund_knows_nothing(seen.claims),
+    "upcoding": lambda seen: (
+        coded_higher_than_elsewhere(seen.claims) + graver_than_its_days(seen.claims)
+    ),
+    "unbundling": lambda seen: stay_billed_apart(seen.claims),
+    "excessive_treatment": lambda seen: provider_in_excess(seen.claims),
+    "ring": lambda seen: claimants_in_company(seen.claims),
+    "non_disclosure": lambda seen: known_before_inception(
+        seen.claims, seen.policies, seen.conditions
+    ),
+    "identity_lending": lambda seen: in_two_places(seen.claims, seen.register),
+}
+
+
+def compare(folder: Path) -> pd.DataFrame:
+    """What joining shows: each red flag from a party's own tables, and from all of them.
+
+    A row for each typology and party: ``frauds``, how many of its claims are such fraud; ``alone``
+    and ``together``, the average precision of the flag among these and its honest claims. What
+    chance would score is ``base``. Party ``insurers`` is each insurer for itself, counted
+    together. No row where a party has no such claims: there it sees nothing of them at all.
+    """
+    claims = pool(folder)
+    parties = payers(folder)
+    whole = _seen(folder, claims, parties)
+    together = {kind: flag(whole) for kind, flag in FLAGS.items()}
+    alone = {kind: np.zeros(len(claims)) for kind in FLAGS}
+    for payer in parties:
+        at = (claims["payer"] == payer).to_numpy()
+        seen = _seen(folder, claims[at].reset_index(drop=True), [payer])
+        for kind, flag in FLAGS.items():
+            alone[kind][at] = flag(seen)
+    public = (claims["payer"] == PUBLIC).to_numpy()
+    masks = {PUBLIC: public, INSURERS: ~public}
+    masks |= {payer: (claims["payer"] == payer).to_numpy() for payer in parties[1:]}
+    rows = []
+    for kind in FLAGS:
+        fraud = (claims["typology"] == kind).to_numpy()
+        told = fraud | (claims["typology"] == "none").to_numpy()
+        for party, mask in masks.items():
+            at = told & mask
+            if fraud[at].any():
+                scores = (_precision(fraud[at], s[kind][at]) for s in (alone, together))
+                rows.append((kind, party, int(fraud[at].sum()), fraud[at].mean(), *scores))
+    names = ["typology", "party", "frauds", "base", "alone", "together"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def _seen(folder: Path, claims: pd.DataFrame, parties: list[str]) -> Seen:
+    """What these payers have in their files, and the register, which is public."""
+    conditions = pd.read_parquet(folder / PUBLIC / "conditions.parquet")
+    policies = pd.read_parquet(folder / "insurer-1" / "policies.parquet")[:0]
+    homes = [folder / payer for payer in parties if payer != PUBLIC]
+    if homes:
+        policies = pd.concat([pd.read_parquet(home / "policies.parquet") for home in homes])
+    register = pd.read_parquet(folder / "register" / "providers.parquet")
+    return Seen(claims, policies, conditions if PUBLIC in parties else conditions[:0], register)
+
+
+def _precision(fraud: NDArray[np.bool_], score: Floats) -> float:
+    from sklearn.metrics import average_precision_score
+
+    return float(average_precision_score(fraud, score))

@@ -19,6 +19,7 @@ from lab.sums import Floats
 
 COVERS = ("employee", "resident", *PRODUCTS)
 MISSING = -1
+FIRST_YEAR, FIRST_PROVIDER = 2021, 1001
 OF_POLICIES = (
     "policy",
     "deductible",
@@ -27,6 +28,8 @@ OF_POLICIES = (
     "declared_conditions",
 )
 QUARTER = 90
+#: Claims that a provider's mean is drawn towards the usual by.
+FEW = 20
 #: More days than the market has, so that a day never reaches into another group.
 WIDE = 4096
 
@@ -42,9 +45,10 @@ def settled(w: World, rows: Rows) -> Rows:
     long = np.where(stay, days / _mean_of_group(days, group * 2 + stay), np.nan)
     columns: Rows = {
         "person": person + 1,
-        "provider": provider + 1001,
+        "provider": FIRST_PROVIDER + provider,
         "invoice": rows["invoice"],
         "admission_day": day,
+        "year": FIRST_YEAR + day // YEAR,
         "age": np.minimum(pop.age[person] + day // YEAR, 103),
         "sex": pop.male[person].astype(np.int8),
         "district": pop.district[person],
@@ -92,7 +96,7 @@ def _cover_of(pop: Population, rows: Rows) -> Ints:
 
 
 def _month(day: Ints) -> Ints:
-    calendar = np.datetime64("2021-01-01") + np.arange(int(day.max()) + 1)
+    calendar = np.datetime64(f"{FIRST_YEAR}-01-01") + np.arange(int(day.max()) + 1)
     months = calendar.astype("datetime64[M]").astype(np.int64) % 12 + 1
     return np.asarray(months[day], dtype=np.int8)
 
@@ -122,7 +126,7 @@ def _history(rows: Rows, cost: Floats) -> Rows:
     """What this payer knows of the person and of the provider from earlier claims."""
     person, provider, day = rows["person"], rows["provider"], rows["day"]
     order, previous, last_year = _earlier(person, day, YEAR)
-    _, _, busy = _earlier(provider, day, QUARTER)
+    by_provider, _, busy = _earlier(provider, day, QUARTER)
     visited = person[order].astype(np.int64) * 2**20 + provider[order]
     new = np.zeros(len(order), dtype=np.int64)
     new[np.unique(visited, return_index=True)[1]] = 1
@@ -135,8 +139,19 @@ def _history(rows: Rows, cost: Floats) -> Rows:
         "claims_last_year": last_year,
         "providers_so_far": found,
         "provider_claims_quarter": busy,
-        "provider_cost": _mean_of_group(cost, provider),
+        "provider_cost": _mean_so_far(cost, provider, by_provider),
     }
+
+
+def _mean_so_far(values: Floats, group: Ints, order: Ints) -> Floats:
+    """For each row the mean of the earlier ones of its group, drawn towards 1."""
+    ranked, key = values[order], group[order]
+    total = np.cumsum(ranked) - ranked
+    begin = np.searchsorted(key, key)
+    mean = (total - total[begin] + FEW) / (np.arange(len(key)) - begin + FEW)
+    out = np.empty_like(mean)
+    out[order] = mean
+    return out
 
 
 def _earlier(group: Ints, day: Ints, span: int) -> tuple[Ints, Ints, Ints]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from lab import market
 from lab.contracts import Contract, check, draft, nearest
 from lab.errors import ConfigurationError, ContractError
 
@@ -96,6 +97,8 @@ def built_in(source: str) -> Contract:
         raise ConfigurationError(
             f"data.source: no source '{source}'{hint}; there are {', '.join(_READERS)}"
         )
+    if source == "market":
+        return market.contract("market")
     return Contract.read(TABLES / f"{source}.toml")
 
 
@@ -142,6 +145,15 @@ def _default_credit(path: str | None, contract: Contract) -> pd.DataFrame:
     return named[0].join(named[1], how="inner").reset_index()
 
 
+def _market(path: str | None, contract: Contract) -> pd.DataFrame:
+    if path is None:
+        raise ConfigurationError(
+            "data.path is needed for market: the folder of one; make it with: "
+            "lab market make FOLDER --persons 50000"
+        )
+    return market.pool(Path(path))
+
+
 def _given(path: str | None, contract: Contract) -> Path:
     if path is None:
         raise ConfigurationError(
@@ -164,6 +176,7 @@ _READERS: dict[str, Callable[[str | None, Contract], pd.DataFrame]] = {
     "fremtpl2_freq": _published,
     "fremtpl2_claims": _fremtpl2_claims,
     "default_credit": _default_credit,
+    "market": _market,
 }
 SOURCES = tuple(_READERS)
 

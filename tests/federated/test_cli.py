@@ -53,6 +53,8 @@ def test_every_command_has_help_with_an_example() -> None:
         ["run"],
         ["data", "describe"],
         ["data", "check"],
+        ["market", "make"],
+        ["market", "flags"],
         ["runs"],
         ["ui"],
         ["bench"],
@@ -223,3 +225,18 @@ def test_flowers_own_engine_gives_the_same_model(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         hashes.append(json.loads(done.stdout)["arms"]["federated"]["model_hash"])
     assert hashes[0] == hashes[1]
+
+
+def test_a_market_is_made_described_and_never_made_over(tmp_path: Path) -> None:
+    folder = tmp_path / "city"
+    made = lab("market", "make", folder, "--persons", 4000, "--insurers", 2, "--seed", 3)
+    assert made.returncode == 0, made.stderr
+    assert "insurer-2/policies.parquet" in made.stdout
+    assert f"{folder}, seed 3, " in made.stdout
+    page = lab("data", "describe", "market", "--path", folder)
+    assert page.returncode == 0, page.stderr
+    assert "PUBLISHED NUMBERS THAT A MADE MARKET IS HELD TO, AND THIS ONE'S" in page.stdout
+    assert "columns: 51" in page.stdout
+    again = lab("market", "make", folder)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert again.stderr == f"lab: {folder}: is not empty; name a new folder\n"
