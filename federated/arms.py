@@ -345,11 +345,12 @@ def _personal(study: Study, result: ArmResult) -> None:
     """The federated network with each party's own last layer, made at that party."""
     from federated.network import personal
 
-    experiment, shared = study.experiment, study.arms["federated"].models["all"]["model"].model
+    experiment, shared = study.experiment, study.arms["federated"].models["all"]["model"]
     assert experiment.model.kind == "network"
     for party in study.market.parties:
-        own = personal(party, shared, experiment.model.personal, experiment.seed)
-        result.models[party.name] = {"model": Fitted(own, None, pd.DataFrame())}
+        own = personal(party, shared.model, experiment.model.personal, experiment.seed)
+        fitted = Fitted(own, None, pd.DataFrame(), shared.profiles)
+        result.models[party.name] = {"model": fitted}
 
 
 @contextmanager

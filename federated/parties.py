@@ -153,7 +153,9 @@ def _cells(asked: Profiling, contract: Contract) -> Cells:
     """The cells of a profile: the numbers of the public register, the days of the contract."""
     where = f"profile '{asked.name}'"
     if asked.register_file is None:
-        raise ConfigurationError(f"{where}: register_file must name the public register of '{asked.by}'")
+        raise ConfigurationError(
+            f"{where}: register_file must name the public register of '{asked.by}'"
+        )
     listed = read_file(Path(asked.register_file))
     if asked.by not in listed.columns:
         raise ConfigurationError(f"{where}: {asked.register_file} has no column '{asked.by}'")

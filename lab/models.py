@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     Model = GLM | Product | Network | Trees | Profiled
 
 _KINDS: dict[str, type[Strict]] = {"glm": GLM, "product": Product}
-
-
 #: Bytes of a model file that are read at all.
 LARGEST = 1 << 28
 
@@ -30,7 +28,10 @@ def from_json(text: str | bytes, where: str = "model") -> Model:
     try:
         values: Any = json.loads(text)
         kind = values["kind"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        inside = values["model"] if kind == "profiled" else {}
+        if inside.get("kind") == "profiled":
+            raise ValueError("one in another")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ConfigurationError(
             f"{where}: is not a model file of this laboratory, or not all of one"
         ) from None
@@ -43,7 +44,7 @@ def from_json(text: str | bytes, where: str = "model") -> Model:
 
         return parse(Trees, values, where=where)
     if kind == "profiled":
-        inner = from_json(json.dumps(values.get("model")), where)
+        inner = from_json(json.dumps(inside), where)
         return parse(Profiled, values | {"model": inner}, where=where)
     if not isinstance(kind, str) or kind not in _KINDS:
         raise ConfigurationError(

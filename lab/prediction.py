@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ from lab.contracts import Column, Contract, check
 from lab.errors import ConfigurationError, ContractError, ModelError
 from lab.features import Feature
 from lab.glm import GLM, Product
+from lab.profile import Profiled
 
 if TYPE_CHECKING:
     from lab.models import Model
@@ -63,7 +64,12 @@ def predict(
 
 def _terms(model: Model) -> Iterator[tuple[Feature, tuple[str, ...], bool]]:
     """What a model reads: feature, its levels if any, and whether its column is read as text."""
-    if isinstance(model, Product):
+    if isinstance(model, Profiled):  # what it looks up, and what the table itself must have
+        added = {column for profile in model.profiles for column in profile.columns}
+        asked = [profile.cells.asked for profile in model.profiles]
+        yield from ((Feature(column=c), (), False) for a in asked for c in (a.by, a.day))
+        yield from (term for term in _terms(_bare(model)) if term[0].column not in added)
+    elif isinstance(model, Product):
         yield from _terms(model.frequency)
         yield from _terms(model.severity)
     elif isinstance(model, GLM) or model.kind == "network":
@@ -80,7 +86,15 @@ def _terms(model: Model) -> Iterator[tuple[Feature, tuple[str, ...], bool]]:
             )
 
 
+def _bare(model: Model) -> Model:
+    """The model without the profiles its features come from."""
+    inner: Any = model.model if isinstance(model, Profiled) else model
+    return inner  # type: ignore[no-any-return]
+
+
 def _meaning(model: Model) -> str:
+    model = _bare(model)
+    assert not isinstance(model, Profiled)
     first, last = (
         (model.frequency.task, model.severity.task)
         if isinstance(model, Product)
@@ -101,7 +115,7 @@ def _unknown(model: Model, rows: pd.DataFrame) -> Iterator[str]:
         values = rows[feature.column]
         gone = int(values.isna().sum())
         if gone:
-            how = "as missing" if model.kind == "trees" else "as the base level or the mean"
+            how = "as missing" if _bare(model).kind == "trees" else "as the base level or the mean"
             yield f"{feature.column}: missing in {gone:,} rows, which are scored {how}"
         if not text:
             continue
