@@ -53,6 +53,7 @@ def test_every_command_has_help_with_an_example() -> None:
         ["run"],
         ["data", "describe"],
         ["data", "check"],
+        ["score"],
         ["runs"],
         ["ui"],
         ["bench"],
