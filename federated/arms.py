@@ -279,6 +279,9 @@ def perform(
                         _fit_for(study, result, name, rest, profiles)
                 result.evaluations = scorer.alone(_texts(result))
                 result.others = scorer.others(_texts(result))
+            elif arm == "personal":
+                _personal(study, result)
+                result.evaluations = scorer.alone(_texts(result))
             elif arm == "pooled":
                 watch("all rows", 0, None)
                 profiles = [_pooled_profile(ones, cells, own) for cells in market.cells]
@@ -336,6 +339,18 @@ def _federated(
     grid.ENGINES[engine](server_app(conduct), node, len(market.parties), workers)
     if "without" in study.experiment.arms.run:
         result.others = scorer.others(dict.fromkeys(scorer.ones, _texts(result)["all"]))
+
+
+def _personal(study: Study, result: ArmResult) -> None:
+    """The federated network with each party's own last layer, made at that party."""
+    from federated.network import personal
+
+    experiment, shared = study.experiment, study.arms["federated"].models["all"]["model"]
+    assert experiment.model.kind == "network"
+    for party in study.market.parties:
+        own = personal(party, shared.model, experiment.model.personal, experiment.seed)
+        fitted = Fitted(own, None, pd.DataFrame(), shared.profiles)
+        result.models[party.name] = {"model": fitted}
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import click
 
 if TYPE_CHECKING:
     from federated.arms import Progress, Study
+    from lab.contracts import Contract
 
 RUNS = click.option(
     "--runs",
@@ -394,10 +395,9 @@ def check(file: str, contract: str) -> None:
     \b
     lab data check claims.csv --contract claims.toml
     """
-    from lab.contracts import Contract
-    from lab.sources import built_in, load
+    from lab.sources import load
 
-    agreed = Contract.read(Path(contract)) if contract.endswith(".toml") else built_in(contract)
+    agreed = _contract(contract)
     table = load(path=file, contract=agreed)
     click.echo(f"{table.origin}: {len(table.frame):,} rows keep contract {agreed.name}")
 
@@ -470,6 +470,43 @@ def _plain_table(*names: str, text: int = 1) -> Any:
     for k, name in enumerate(names):
         table.add_column(name, justify="left" if k < text else "right")
     return table
+
+
+def _contract(name: str) -> Contract:
+    from lab.contracts import Contract
+    from lab.sources import built_in
+
+    return Contract.read(Path(name)) if name.endswith(".toml") else built_in(name)
+
+
+@lab.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("table")
+@click.option("--out", type=click.Path(path_type=Path), help="A .csv, .csv.gz or .parquet file.")
+@click.option("--contract", help="Check the table against this contract, or built-in source.")
+@click.option("--query", help="Rows to read where the table is a database: SQL.")
+def score(
+    model: Path, table: str, out: Path | None, contract: str | None, query: str | None
+) -> None:
+    """Score a table: its rows with a column "prediction", as CSV unless --out says otherwise.
+
+    MODEL is a model's JSON file or a run's folder, TABLE a CSV or Parquet file or a database.
+
+    \b
+    lab score runs/20261124-005153-visits-rand-hie-df28 claims.csv --out scored.csv
+    """
+    from lab.prediction import check_ending, predict, write
+
+    if out is not None:
+        check_ending(out)
+    agreed = _contract(contract) if contract else None
+    scored, notes = predict(model, table, contract=agreed, query=query)
+    if out is None:
+        click.echo(scored.to_csv(index=False), nl=False)
+    else:
+        write(scored, out)
+    for note in notes:
+        click.echo(note, err=True)
 
 
 @lab.command()

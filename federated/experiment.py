@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from federated.arms import Study
 
-Arm = Literal["alone", "without", "federated", "pooled"]
+Arm = Literal["alone", "without", "federated", "personal", "pooled"]
 
 
 class Data(Strict):
@@ -122,8 +122,24 @@ class Strategy(Strict):
         return given
 
 
+class Personal(Strict):
+    """``[model.personal]``: how each party tunes a copy of the last layer on its own rows.
+
+    ``credibility``: the shared layer counts as much as so many rows of the party's own.
+    """
+
+    epochs: int = Field(10, ge=1)
+    learning_rate: float = Field(0.005, gt=0)
+    credibility: float = Field(100.0, ge=0)
+
+
 class NetworkModel(Strict):
-    """``[model] kind = "network"``: layers, local training in each round, Flower's strategy."""
+    """``[model] kind = "network"``: layers, local training in each round, Flower's strategy.
+
+    ``imbalance`` is for frauds that are few: ``weights`` lets both classes weigh the same,
+    ``focal`` lets rows that are told apart easily weigh less, the more so the higher
+    ``focal_gamma``. Scores stay probabilities.
+    """
 
     kind: Literal["network"]
     family: Literal["poisson", "gamma", "binomial"] = "poisson"
@@ -136,7 +152,18 @@ class NetworkModel(Strict):
     batches: int = Field(25, ge=1)
     learning_rate: float = Field(0.006, gt=0)
     weight_decay: float = Field(0.3, ge=0)
+    imbalance: Literal["none", "weights", "focal"] = "none"
+    focal_gamma: float = Field(2.0, ge=0, le=10)
     strategy: Strategy = Strategy()
+    personal: Personal = Personal()
+
+    @model_validator(mode="after")
+    def _classes_are_two(self) -> Self:
+        if self.imbalance != "none" and self.family != "binomial":
+            raise ValueError(
+                f"imbalance = '{self.imbalance}' needs family = 'binomial', got '{self.family}'"
+            )
+        return self
 
 
 class TreesModel(Strict):
@@ -232,6 +259,20 @@ class Experiment(Strict):
     protection: Protected = Protected()
     arms: Arms = Arms()
     query: tuple[Query, ...] = ()
+
+    @model_validator(mode="after")
+    def _personal_follows_federated(self) -> Self:
+        arms = self.arms.run
+        if "personal" not in arms:
+            return self
+        if self.model.kind != "network":
+            raise ValueError(
+                "arms.run: 'personal' tunes the last layer of a network and needs "
+                f"model.kind = 'network', got '{self.model.kind}'"
+            )
+        if "federated" not in arms[: arms.index("personal")]:
+            raise ValueError("arms.run: list 'federated' before 'personal', which starts from it")
+        return self
 
     @classmethod
     def read(cls, path: str | Path, changes: dict[str, Any] | None = None) -> Experiment:

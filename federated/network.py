@@ -8,6 +8,7 @@ as a single reply; a strategy that takes a mean over replies cannot tell the dif
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,10 @@ import numpy as np
 import pandas as pd
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from federated.experiment import NetworkModel
+from federated.experiment import NetworkModel, Personal
 from federated.federation import Federation
 from federated.glm import constant_predictor
+from federated.node import Party
 from lab.features import Encoding
 from lab.glm import Task
 from lab.sums import Floats
@@ -86,6 +88,19 @@ def train(
         safetensors=network.Network.pack(weights),
     )
     return model, pd.DataFrame(trace)
+
+
+def personal(party: Party, model: Network, settings: Personal, seed: int) -> Network:
+    """The model with the party's own last layer, from its own rows; nothing of it passes the gate."""
+    from lab import network
+
+    parts = (model.encoding, model.bends, model.task)
+    return network.personal(
+        model,
+        party.tensors(*(part.model_dump_json() for part in parts)),
+        seed=zlib.crc32(f"personal {seed} {party.name}".encode()),
+        **settings.model_dump(),
+    )
 
 
 def _record(weights: dict[str, Floats]) -> ArrayRecord:

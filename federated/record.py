@@ -60,12 +60,12 @@ def keep(study: Study, runs: Path, *, tracking_uri: str | None, track: bool) -> 
 def log(folder: Path, uri: str) -> str:
     """Log a kept run to MLflow and note its id. Returns what to tell the user."""
     try:
-        identity = tracking.log(folder, uri)
+        identity, registered = tracking.log(folder, uri)
     except Exception as error:  # whatever the tracking server does, the run is kept
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         return f"not logged to MLflow at {_public(uri)} ({reason}); 'lab runs --send' tries again"
     (folder / LOGGED).write_text(identity)
-    return f"MLflow run {identity}"
+    return f"MLflow run {identity}" + (f", {registered}" if registered else "")
 
 
 def _public(uri: str) -> str:

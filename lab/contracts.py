@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
+import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -21,6 +22,7 @@ Model = TypeVar("Model", bound=BaseModel)
 ANY = "*"
 #: How many rows of one rule are written out; the rest is counted.
 ROWS_SHOWN = 5
+MISTAKES_SHOWN = 20
 
 
 class Strict(BaseModel):
@@ -103,7 +105,10 @@ def parse(model: type[Model], values: Any, *, where: str) -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        lines = tuple(_mistake(model, dict(item)) for item in error.errors())
+        found = error.errors()
+        lines = [_mistake(model, dict(item)) for item in found[:MISTAKES_SHOWN]]
+        if len(found) > MISTAKES_SHOWN:
+            lines.append(f"and {len(found) - MISTAKES_SHOWN} more")
         raise ConfigurationError("\n  ".join([f"{where}:", *lines])) from None
 
 
@@ -118,7 +123,7 @@ def _mistake(model: type[BaseModel], item: dict[str, Any]) -> str:
     if item["type"] == "extra_forbidden":
         near = nearest(place[-1], _known_keys(model, place[:-1]))
         return f"unknown key '{key}'" + (f"; did you mean '{near}'?" if near else "")
-    came = "" if isinstance(item["input"], dict | list) else f", got {item['input']!r}"
+    came = "" if isinstance(item["input"], dict | list) else f", got {item['input']!r:.60}"
     return f"{key}: {item['msg'].removeprefix('Value error, ').lower()}{came}"
 
 
@@ -249,9 +254,14 @@ def _typed(
 
 def _as_text(series: pd.Series[Any]) -> pd.Series[Any]:
     """Category values as text; whole numbers lose their '.0' so that 3.0 and 3 are one level."""
-    if pd.api.types.is_float_dtype(series) and (series.dropna() % 1 == 0).all():
-        series = series.astype("Int64")
+    if pd.api.types.is_float_dtype(series):
+        series = series.map({v: level_of(v) for v in series.dropna().unique()}).astype("object")
     return series.astype("str").where(series.notna())
+
+
+def level_of(number: float) -> str:
+    """A number as the name of a level: the shortest digits that mean it, without exponent."""
+    return np.format_float_positional(number, trim="-")
 
 
 def _fault(series: pd.Series[Any], mask: pd.Series[bool], rule: str) -> tuple[str, list[int], str]:

@@ -15,14 +15,16 @@ from typing import Literal, Self
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from lab.contracts import Strict
+from lab.contracts import Strict, level_of
 from lab.errors import ConfigurationError, ContractError
 from lab.sums import COUNT, MOMENT, Floats, Sums
 
 #: Rows handled at once: a block of the design stays in the processor's cache.
 BLOCK = 4096
+#: Levels of a category: their codes are 16-bit numbers.
+MOST_LEVELS = 2**15 - 1
 
 
 class Feature(Strict):
@@ -71,7 +73,7 @@ class Feature(Strict):
         numbers = values.to_numpy(dtype=np.float64)
         if self.cut is None:
             levels, codes = np.unique(numbers, return_inverse=True)
-            names = [f"{level:g}" for level in levels[~np.isnan(levels)]]
+            names = [level_of(level) for level in levels[~np.isnan(levels)]]
             codes = np.where(np.isnan(numbers), -1, codes)
         else:
             names = list(self.intervals())
@@ -93,7 +95,7 @@ class Number(Strict):
     kind: Literal["number"] = "number"
     feature: Feature
     mean: float
-    scale: float
+    scale: float = Field(gt=0)
     levels: tuple[str, ...] = ()
 
 
@@ -111,6 +113,12 @@ class Encoding(Strict):
 
     numbers: tuple[Number, ...] = ()
     categories: tuple[Levels, ...] = ()
+
+    @model_validator(mode="after")
+    def _levels_have_codes(self) -> Self:
+        if not all(1 < len(term.levels) <= MOST_LEVELS for term in self.categories):
+            raise ValueError(f"a category needs 2 to {MOST_LEVELS:,} levels")
+        return self
 
     @cached_property
     def names(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,10 @@ COLOURS = {
     "alone": "#c2703d",
     "without": "#8a8fb5",
     "federated": "#0f766e",
+    "personal": "#7c5cbf",
     "pooled": "#1f2a33",
 }
-MARKS = {"alone": "o", "without": "s", "federated": "D", "pooled": "|"}
+MARKS = {"alone": "o", "without": "s", "federated": "D", "personal": "^", "pooled": "|"}
 #: Scores that arms are compared by, as people call them.
 NAMES = {"deviance_explained": "deviance explained", "average_precision": "PR-AUC"}
 MOST_COEFFICIENTS = 40
@@ -102,7 +104,8 @@ def _figure(result: dict[str, Any], draw: Any) -> str:
         "axes.axisbelow": True,
         "legend.frameon": False,
     }
-    with mpl.rc_context(style):
+    with mpl.rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # text stays text: the page's fonts draw it
         figure = Figure(figsize=(5.2, 3.6), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
@@ -142,7 +145,7 @@ def _by_party(result: dict[str, Any], axes: Axes) -> bool:
     axes.set_yticks(range(len(holders)), ["whole market" if p == "all" else p for p in holders])
     axes.axhline(len(holders) - 1.5, color=LINE, lw=1)
     axes.set_xlabel(NAMES[score])
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=4, columnspacing=1)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=5, columnspacing=1)
     return True
 
 
@@ -151,7 +154,7 @@ def _lorenz(result: dict[str, Any], axes: Axes) -> bool:
     for arm, curves in result["curves"].items():
         if curves:
             gini = result["arms"][arm]["scores"]["all"]["gini"]
-            style = {"alone": "-", "federated": "-", "pooled": (0, (2, 3))}[arm]
+            style = (0, (2, 3)) if arm == "pooled" else "-"
             axes.plot(
                 curves["lorenz"]["exposure"],
                 curves["lorenz"]["target"],

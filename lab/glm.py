@@ -6,10 +6,11 @@ X'WX, the score X'W(z - eta) and the deviance at given coefficients: all are sum
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import pandas as pd
+from pydantic import model_validator
 
 from lab.contracts import Strict
 from lab.errors import ContractError
@@ -163,6 +164,12 @@ class GLM(Strict):
     task: Task
     encoding: Encoding
     beta: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _one_for_each_column(self) -> Self:
+        if len(self.beta) != self.encoding.width:
+            raise ValueError(f"beta: needs {self.encoding.width} values, got {len(self.beta)}")
+        return self
 
     def predict(self, frame: pd.DataFrame) -> Floats:
         """The mean for one unit of exposure (or for one claim), one for each row."""

@@ -181,8 +181,11 @@ _READERS: dict[str, Callable[[str | None, Contract], pd.DataFrame]] = {
 SOURCES = tuple(_READERS)
 
 
-def read_file(path: Path) -> pd.DataFrame:
-    """A CSV (optionally .gz; UTF-8 with or without a mark, or GB18030/GBK) or a Parquet file."""
+def read_file(path: Path, *, as_text: bool = False) -> pd.DataFrame:
+    """A CSV (optionally .gz; UTF-8 with or without a mark, or GB18030/GBK) or a Parquet file.
+
+    ``as_text``: the values of a CSV as they are written.
+    """
     if not path.is_file():
         raise ConfigurationError(f"{path}: no such file")
     try:
@@ -192,10 +195,10 @@ def read_file(path: Path) -> pd.DataFrame:
         data = gzip.decompress(raw) if path.suffix == ".gz" else raw
     except (OSError, EOFError, ValueError) as error:
         raise ContractError(f"{path.name}: cannot be read: {error}") from None
-    return read_csv(data, path.name)
+    return read_csv(data, path.name, as_text=as_text)
 
 
-def read_csv(data: bytes, where: str) -> pd.DataFrame:
+def read_csv(data: bytes, where: str, *, as_text: bool = False) -> pd.DataFrame:
     """A strict CSV reader: what is not plainly a table is refused, with the row.
 
     Refused: NUL bytes, an encoding other than UTF-8 or GB18030, a duplicated or empty column
@@ -218,7 +221,10 @@ def read_csv(data: bytes, where: str) -> pd.DataFrame:
             read_options=csv.ReadOptions(column_names=header, skip_rows=1, use_threads=False),
             parse_options=csv.ParseOptions(newlines_in_values=True, invalid_row_handler=note),
             convert_options=csv.ConvertOptions(
-                null_values=NULLS, strings_can_be_null=True, timestamp_parsers=["-"]
+                column_types=dict.fromkeys(header, pa.string()) if as_text else None,
+                null_values=NULLS,
+                strings_can_be_null=not as_text,
+                timestamp_parsers=["-"],
             ),
         )
     except pa.ArrowInvalid as error:
@@ -275,7 +281,9 @@ def read_sql(url: str, table: str | None, query: str | None) -> pd.DataFrame:
     import sqlalchemy as sa
 
     if (table is None) == (query is None):
-        raise ConfigurationError("data: a database needs either data.table or data.query")
+        raise ConfigurationError(
+            "a database needs either a table or a query: data.table, data.query, --query"
+        )
     try:
         engine = sa.create_engine(url)
         with engine.connect() as connection:

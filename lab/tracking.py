@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import re
 import time
 import warnings
 from pathlib import Path
@@ -28,8 +30,9 @@ def address(runs: Path, uri: str | None) -> str:
     return given or f"sqlite:///{(runs / 'mlflow.db').resolve()}"
 
 
-def log(folder: Path, uri: str) -> str:
-    """Log a kept run: a parent run and a child for each arm. Returns the parent's id.
+def log(folder: Path, uri: str) -> tuple[str, str]:
+    """Log a kept run: a parent run and a child for each arm. Returns the parent's id, and which
+    version of a registered model the federated one became.
 
     Whatever MLflow raises passes on; the caller tells it and nothing is lost, for the folder
     stays as it is.
@@ -80,12 +83,12 @@ def log(folder: Path, uri: str) -> str:
                 )
             for name in ("report.html", "result.json", "receipt.csv"):
                 client.log_artifact(parent, str(folder / name))
-            _log_model(mlflow, folder, result, uri, parent)
+            logged = _log_model(mlflow, folder, result, uri, parent)
         except BaseException:
             client.set_terminated(parent, "FAILED")
             raise
         client.set_terminated(parent)
-    return str(parent)
+        return str(parent), _register(client, logged, result, parent)
 
 
 def _artifacts(folder: Path, uri: str) -> str | None:
@@ -100,13 +103,32 @@ def _digests(result: dict[str, Any]) -> dict[str, str]:
     return {"lab.data": data["origin"], "lab.data.sha256": data["digest"]}
 
 
-def _log_model(mlflow: Any, folder: Path, result: dict[str, Any], uri: str, parent: str) -> None:
+def _register(client: Any, logged: Any, result: dict[str, Any], parent: str) -> str:
+    """A version of the registered model of the experiment's name; without a registry, a note."""
+    digest = result["arms"].get("federated", {}).get("model_hash")
+    if logged is None or digest is None:
+        return ""
+    name = re.sub("[/:]", "-", result["experiment"]["name"])
+    tags = _digests(result) | {"lab.model.sha256": digest}
+    try:
+        with contextlib.suppress(Exception):  # there already; whatever else, the next one tells
+            client.create_registered_model(name)
+        version = client.create_model_version(
+            name, logged.model_uri, parent, tags, model_id=logged.model_id
+        ).version
+    except Exception as error:  # whatever the registry does, the run is logged
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        return f"not registered ({reason})"
+    return f"model '{name}' version {version}"
+
+
+def _log_model(mlflow: Any, folder: Path, result: dict[str, Any], uri: str, parent: str) -> Any:
     """The federated model (or the pooled one) with its signature, as code and JSON."""
     path = folder / "models" / "federated.json"
     if not path.exists():
         path = folder / "models" / "pooled.json"
     if not path.exists():
-        return
+        return None
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
 
@@ -116,7 +138,7 @@ def _log_model(mlflow: Any, folder: Path, result: dict[str, Any], uri: str, pare
     )
     mlflow.set_tracking_uri(uri)
     with mlflow.start_run(run_id=parent):
-        mlflow.pyfunc.log_model(
+        return mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("scorer.py")),
             artifacts={"model": str(path)},

@@ -12,12 +12,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lab import kernels
 from lab.contracts import Strict
@@ -68,6 +68,19 @@ class Tree(Strict):
     bins: tuple[str, ...] = ("0",)
     value: tuple[float, ...] = (0.0,)
 
+    @model_validator(mode="after")
+    def _leads_down(self) -> Self:
+        """Compiled code follows these numbers unchecked: every step must lead to a later node."""
+        count = len(self.feature)
+        if not 0 < count == len(self.left) == len(self.bins) == len(self.value):
+            raise ValueError("feature, left, bins and value need one entry for each node")
+        for at, (feature, left) in enumerate(zip(self.feature, self.left, strict=True)):
+            if feature < LEAF or (feature != LEAF and not at < left < count - 1):
+                raise ValueError("a node needs two later nodes below it, or feature -1")
+        if not all(0 <= int(text, 16) < 1 << 256 for text in self.bins):
+            raise ValueError("bins need up to 64 hexadecimal digits")
+        return self
+
     @cached_property
     def goes_left(self) -> NDArray[np.bool_]:
         """(nodes, 256) whether a bin goes left."""
@@ -104,6 +117,14 @@ class Trees(Strict):
     cuts: tuple[Cuts, ...]
     intercept: float
     trees: tuple[Tree, ...] = ()
+
+    @model_validator(mode="after")
+    def _features_are_there(self) -> Self:
+        if any(cut.bins > MOST_BINS + 1 for cut in self.cuts):
+            raise ValueError(f"a feature has at most {MOST_BINS} bins")
+        if any(max(tree.feature) >= len(self.cuts) for tree in self.trees):
+            raise ValueError("a tree cuts by a feature that is not there")
+        return self
 
     def predict(self, frame: pd.DataFrame) -> Floats:
         """The mean for one unit of exposure (or for one claim), one for each row."""

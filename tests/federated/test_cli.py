@@ -55,6 +55,7 @@ def test_every_command_has_help_with_an_example() -> None:
         ["data", "check"],
         ["market", "make"],
         ["market", "flags"],
+        ["score"],
         ["runs"],
         ["ui"],
         ["bench"],
