@@ -32,6 +32,14 @@ if TYPE_CHECKING:
 Arm = Literal["alone", "without", "federated", "personal", "pooled"]
 
 
+class Made(Strict):
+    """``[data.market]``: a simulated market that is made for the run."""
+
+    persons: int = 50_000
+    insurers: int = 4
+    seed: int = 0
+
+
 class Data(Strict):
     """``[data]``: where the rows are, what is modelled, what is kept for testing.
 
@@ -41,6 +49,7 @@ class Data(Strict):
 
     source: str | None = None
     path: str | None = None
+    market: Made | None = None
     contract: str | None = None
     table: str | None = None
     query: str | None = None
@@ -62,6 +71,8 @@ class Data(Strict):
     def _one_place_and_one_split(self) -> Self:
         if self.source is None and self.path is None:
             raise ValueError("give source or path")
+        if self.market is not None and (self.source != "market" or self.path is not None):
+            raise ValueError("market is made where source = 'market' and no path is given")
         if (self.test_column is None) != (self.test_value is None):
             raise ValueError("test_column and test_value go together")
         if self.test_rows is not None and self.test_column is not None:

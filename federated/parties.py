@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from federated.experiment import Experiment, GLMModel
+from federated.experiment import Data, Experiment, GLMModel
 from federated.features import is_category
 from federated.node import Party, Policy
 from lab.contracts import Contract, nearest, parse
@@ -17,6 +20,7 @@ from lab.disclosure import Rules
 from lab.errors import ConfigurationError, ContractError
 from lab.features import check_features
 from lab.glm import Response
+from lab.market import REGISTER, make
 from lab.partition import deal, test_mask
 from lab.profile import Cells, Profiling, profiled
 from lab.sources import Table, built_in, load, read_file
@@ -31,13 +35,18 @@ class Market:
         own = Contract.read(Path(data.contract)) if data.contract else None
         agreed = own or (built_in(data.source) if data.source else None)
         wanted = _wanted(experiment, agreed)
-        table = load(
-            data.source, data.path, contract=own, table=data.table, query=data.query, columns=wanted
-        )
-        self.origin, self.digest = table.origin, table.digest
-        for asked in experiment.profile:
-            asked.check(table.contract)
-        self.cells = tuple(_cells(asked, table.contract) for asked in experiment.profile)
+        with _place(data) as path:
+            table = load(
+                data.source, path, contract=own, table=data.table, query=data.query, columns=wanted
+            )
+            for asked in experiment.profile:
+                asked.check(table.contract)
+            register = _register(data, path)
+            self.cells = tuple(
+                _cells(asked, table.contract, register) for asked in experiment.profile
+            )
+        self.digest = table.digest
+        self.origin = _origin(data) or table.origin
         self.contract = profiled(table.contract, experiment.profile)
         self.rules = Rules.read(_path(experiment.protection.disclosure))
         self.features = {t: experiment.features(self.contract, t) for t in experiment.tasks()}
@@ -149,16 +158,37 @@ def _path(text: str | None) -> Path | None:
     return None if text is None else Path(text)
 
 
-def _cells(asked: Profiling, contract: Contract) -> Cells:
+@contextmanager
+def _place(data: Data) -> Iterator[str | None]:
+    """Where the table lies; a market that is made for this run is gone once it is read."""
+    if data.market is None:
+        yield data.path
+        return
+    with TemporaryDirectory() as folder:
+        yield str(make(Path(folder) / "market", **data.market.model_dump()).folder)
+
+
+def _origin(data: Data) -> str | None:
+    made = data.market
+    return f"a simulated market of {made.persons:,} persons, seed {made.seed}" if made else None
+
+
+def _register(data: Data, path: str | None) -> Path | None:
+    """The register of providers that a simulated market brings along."""
+    return Path(path, REGISTER) if data.source == "market" and path is not None else None
+
+
+def _cells(asked: Profiling, contract: Contract, register: Path | None) -> Cells:
     """The cells of a profile: the numbers of the public register, the days of the contract."""
     where = f"profile '{asked.name}'"
-    if asked.register_file is None:
+    path = _path(asked.register_file) or register
+    if path is None:
         raise ConfigurationError(
             f"{where}: register_file must name the public register of '{asked.by}'"
         )
-    listed = read_file(Path(asked.register_file))
+    listed = read_file(path)
     if asked.by not in listed.columns:
-        raise ConfigurationError(f"{where}: {asked.register_file} has no column '{asked.by}'")
+        raise ConfigurationError(f"{where}: {path.name} has no column '{asked.by}'")
     day = contract.columns[asked.day]
     assert day.minimum is not None and day.maximum is not None  # checked with the contract
     periods = int((day.maximum - day.minimum) // asked.every) + 1

@@ -34,6 +34,8 @@ PAYERS = ("public", *(f"insurer-{k + 1}" for k in range(MOST_INSURERS)))
 CONTRACTS = Path(__file__).with_name("tables") / "market"
 #: Of what is made from the same seed and assumptions; raise it when the generator changes.
 VERSION = 1
+#: The public register of providers in a market's folder.
+REGISTER = "register/providers.parquet"
 FEWEST, MOST = 1_000, 20_000_000
 #: Claim numbers of the payers lie so far apart.
 APART = 1_000_000_000
@@ -194,9 +196,7 @@ def _fill(
             written[f"{payer}/policies.parquet"] = _write(draft, payer, "policies", policies)
     written["public/persons.parquet"] = _write(draft, "public", "persons", _persons(w.pop))
     written["public/conditions.parquet"] = _write(draft, "public", "conditions", _found(w.pop))
-    written["register/providers.parquet"] = _write(
-        draft, "register", "providers", _register(w.prov)
-    )
+    written[REGISTER] = _write(draft, "register", "providers", _register(w.prov))
     written["truth/claims.parquet"] = _write(draft, "truth", "claims", join(truth), "truth")
     _sign(draft, a, len(insurers), persons, seed, list(written))
     return written

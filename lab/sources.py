@@ -138,11 +138,9 @@ def _default_credit(path: str | None, contract: Contract) -> pd.DataFrame:
     folder = _given(path, contract)
     guest = read_file(_either(folder, "default_credit_hetero_guest"))
     host = read_file(_either(folder, "default_credit_hetero_host"))
-    named = [
-        half.set_index("id").rename(columns=lambda name, to=to: name.replace("x", to))
-        for half, to in ((guest, "g"), (host, "h"))
-    ]
-    return named[0].join(named[1], how="inner").reset_index()
+    guest.columns = guest.columns.str.replace("x", "g")
+    host.columns = host.columns.str.replace("x", "h")
+    return guest.merge(host, on="id")
 
 
 def _market(path: str | None, contract: Contract) -> pd.DataFrame:
