@@ -25,7 +25,7 @@ from lab.errors import ConfigurationError, PeerError
 from lab.questions import Compare, Question
 from lab.sums import AMOUNT, COUNT, FLAG, Floats, Limit, Sums
 
-Measure = Literal["claims", "persons", "returning", "parties"]
+Measure = Literal["claims", "persons", "returning", "parties", "returning_parties"]
 #: A whole market in small pieces; more is a list of claims, not a profile.
 MOST_CELLS = 1_000_000
 
@@ -35,7 +35,7 @@ class Profiling(Strict):
 
     ``by``: the number of the provider; ``day``: the day of a claim, a whole number with a range in
     its contract; ``every``: days of a period. ``measures``: claims a day, persons, persons who
-    come again in the period, parties with a claim. ``means``: columns averaged over claims.
+    come again in the period, parties with a claim, parties with persons who come again. ``means``: columns averaged over claims.
     ``shares``: the share of claims for which a comparison holds. ``where``: the claims meant.
     """
 
@@ -119,7 +119,8 @@ class Cells(Strict):
     def form(self) -> dict[str, tuple[int, Limit]]:
         """(values, format) of each sum, by name; it follows from the question alone."""
         counts = ["claims", "persons", "returning", *(f"share {n}" for n in self.asked.shares)]
-        agreed = dict.fromkeys(counts, (self.count, COUNT)) | {"parties": (self.count, FLAG)}
+        agreed = dict.fromkeys(counts, (self.count, COUNT))
+        agreed |= dict.fromkeys(("parties", "returning_parties"), (self.count, FLAG))
         for column in self.asked.means:
             agreed |= {f"sum {column}": (self.count, AMOUNT), f"of {column}": (self.count, COUNT)}
         return agreed
@@ -138,12 +139,13 @@ def sums(frame: pd.DataFrame, cells: Cells, person: str) -> Sums:
 
     pairs = pd.DataFrame({"cell": cell, "person": frame[person].to_numpy()})
     visits = pairs.value_counts(sort=False).reset_index()
-    claims = counted(cell)
+    claims, returning = counted(cell), counted(visits.loc[visits["count"] > 1, "cell"].to_numpy())
     arrays = {
         "claims": claims,
         "persons": counted(visits["cell"].to_numpy()),
-        "returning": counted(visits.loc[visits["count"] > 1, "cell"].to_numpy()),
+        "returning": returning,
         "parties": (claims > 0).astype(np.float64),
+        "returning_parties": (returning > 0).astype(np.float64),
     }
     for name, condition in asked.shares.items():
         arrays[f"share {name}"] = counted(cell[_holds(condition, frame)])
@@ -191,7 +193,7 @@ class Profile(Strict):
         """From what was released."""
         asked, shown = cells.asked, totals["shown"] > 0
         found = {"claims": totals["claims"] / asked.every}
-        found |= {name: totals[name] for name in ("persons", "returning", "parties")}
+        found |= {name: totals[name] for name in get_args(Measure)[1:]}
         claims = np.maximum(totals["claims"], 1)
         found |= {name: totals[f"share {name}"] / claims for name in asked.shares}
         for column in asked.means:

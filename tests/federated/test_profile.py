@@ -95,6 +95,9 @@ def test_profile_under_paillier_is_what_pandas_counts_where_enough_persons_are(
             "clinic_persons": persons,
             "clinic_returning": (visits > 1).sum(),
             "clinic_parties": cell["payer"].nunique(),
+            "clinic_returning_parties": (
+                visits[visits > 1].index.get_level_values("payer").nunique()
+            ),
             "clinic_mean_cost": cell["cost"].mean(),
             "clinic_weekend": (cell["weekday"] >= 5).mean(),
         }
