@@ -401,14 +401,16 @@ def trees(path: Path | None, quick: bool) -> list[Row]:
     are grown and the rest is extrapolated; it is the model in the clear, to the bit."""
     from federated.encrypted import KeyAuthority, Paillier
     from federated.protection import Clear
+    from secure_agg.keys import generate
 
     rows, count, few = (50_000, 20, 1) if quick else (1_000_000, 100, 2)
     frame = _suspicious(rows)
     _boosted(frame.head(5_000), 1, Clear())  # numba compiles
     clear, _, loss = _boosted(frame, count, Clear())
     start, *_ = _boosted(frame, few, Clear())
-    sealed = Paillier(KeyAuthority.with_new_key(2048))
-    first, model, _ = _boosted(frame, few, sealed)
+    private = generate(2048)  # an authority serves one federation
+    first, model, _ = _boosted(frame, few, Paillier(KeyAuthority(private)))
+    sealed = Paillier(KeyAuthority(private))
     (more, same, _), spent = _spent(lambda: _boosted(frame, 2 * few, sealed))
     if model.trees != same.trees[:few] or same != _boosted(frame, 2 * few, Clear())[1]:
         raise AssertionError("the trees under Paillier are not the trees in the clear")
@@ -467,6 +469,7 @@ def _spent(work: Callable[[], tuple[float, Any, float]]) -> tuple[Any, dict[str,
 
     from federated import encrypted
     from federated.node import Party
+    from secure_agg import paillier
 
     spent, turn = dict.fromkeys(("ask_sums", "take", "encrypt", "open"), 0.0), Lock()
 
@@ -481,7 +484,7 @@ def _spent(work: Callable[[], tuple[float, Any, float]]) -> tuple[Any, dict[str,
 
     with ExitStack() as stack:
         for place, name in (
-            (encrypted, "ask_sums"), (Party, "take"), (encrypted.paillier, "encrypt"),
+            (encrypted, "ask_sums"), (Party, "take"), (paillier, "encrypt"),
             (encrypted.KeyAuthority, "open"),
         ):  # fmt: skip
             function = clocked(name, getattr(place, name))
