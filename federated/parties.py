@@ -142,7 +142,7 @@ class Market:
         """One party that holds all rows; what a federation is measured against."""
         train = pd.concat([party.train for party in self.parties])
         test = train if self.in_sample else pd.concat([party.test for party in self.parties])
-        return Party("pooled", train, test, self.experiment.data.person)
+        return Party("pooled", train, test, self.experiment.data.person, self.parties[0].policy)
 
 
 def _path(text: str | None) -> Path | None:

@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
 from federated.encrypted import KeyAuthority, Paillier
-from federated.experiment import Experiment, TreesModel
+from federated.experiment import Experiment, TreesModel, run
 from federated.trees import train
 from lab.contracts import Column, Contract, draft
 from lab.errors import ConfigurationError, ContractError, ModelError
@@ -343,6 +343,19 @@ def test_kept_missing_values_are_for_trees_and_means_for_the_others(tmp_path: Pa
     Experiment.read(tmp_path / "x.toml")
     with pytest.raises(ContractError, match="'keep' for trees"):
         check_features(claims("poisson", 50, 1, 0.5), (Feature(column="clinic"),), "refuse")
+
+
+def test_an_experiment_on_a_table_with_empty_cells_grows_the_pooled_trees(tmp_path: Path) -> None:
+    claims("poisson", 500, 1, 0.2).to_csv(tmp_path / "x.csv", index=False)
+    data = {"path": str(tmp_path / "x.csv"), "target": "y", "exposure": "years", "missing": "keep"}
+    told = {
+        "name": "x", "data": data, "parties": {"split": "uniform", "count": 3},
+        "model": {"kind": "trees", "family": "poisson", "trees": 3, "least": 5.0},
+        "protection": {"sums": "clear"}, "arms": {"replicates": 0},
+    }  # fmt: skip
+    study = run(Experiment.model_validate(told), runs=tmp_path / "runs", track=False)
+    hashes = [study.arms[arm].models["all"]["model"].hash for arm in ("federated", "pooled")]
+    assert hashes[0] == hashes[1]
 
 
 # Against others.
