@@ -61,7 +61,7 @@ class Data(Strict):
     person: str | None = None
     together: bool = True
     cap: dict[str, float] = Field(default_factory=dict)
-    missing: Literal["refuse", "drop", "mean"] = "refuse"
+    missing: Literal["refuse", "drop", "mean", "keep"] = "refuse"
     test: float = Field(0.2, ge=0, lt=1)
     test_rows: str | None = None
     test_column: str | None = None
@@ -336,6 +336,11 @@ class Experiment(Strict):
             link=model.link if isinstance(model, GLMModel) else None,
             power=None if isinstance(model, NetworkModel) else model.power,
         )
+        if data.missing in ("mean", "keep") and (data.missing == "keep") != (model.kind == "trees"):
+            raise ConfigurationError(
+                f"data.missing = '{data.missing}' is not for {model.kind}: trees keep missing values "
+                "in a bin of their own ('keep'), other models fill in the mean ('mean')"
+            )
         link = family.law.link
         if data.exposure is not None and link != "log":
             raise ConfigurationError(

@@ -9,6 +9,7 @@ from lab.contracts import Contract
 from lab.errors import ConfigurationError, ModelError
 from lab.features import Encoding, Feature, Levels, Number
 from lab.glm import Task
+from lab.sums import Floats
 
 
 def agree(
@@ -98,8 +99,22 @@ def levelled(
     contract: Contract,
     left_out: list[str] | None,
 ) -> tuple[Levels, ...]:
+    kept = []
+    for term, count in counted_levels(federation, task, features, contract):
+        levels = tuple(level for level, rows in zip(term.levels, count, strict=True) if rows > 0)
+        if len(levels) < 2:
+            _leave_out(term.feature, left_out)
+        else:
+            kept.append(term.model_copy(update={"levels": levels}))
+    return tuple(kept)
+
+
+def counted_levels(
+    federation: Federation, task: Task, features: list[Feature], contract: Contract
+) -> list[tuple[Levels, Floats]]:
+    """Each feature's levels, of the contract or announced, and the training rows at each."""
     if not features:
-        return ()
+        return []
     known = [f.intervals() if f.cut else contract.columns[f.column].levels for f in features]
     unknown = tuple(f for f, levels in zip(features, known, strict=True) if levels is None)
     announced = dict(zip(unknown, federation.levels(task, unknown), strict=True)) if unknown else {}
@@ -109,13 +124,5 @@ def levelled(
     )
     listed = [term.model_dump() for term in terms]
     counts = federation.sum("level_counts", task=task.model_dump_json(), features=listed)["count"]
-    kept, start = [], 0
-    for term in terms:
-        present = counts[start : start + len(term.levels)] > 0
-        start += len(term.levels)
-        levels = tuple(level for level, here in zip(term.levels, present, strict=True) if here)
-        if len(levels) < 2:
-            _leave_out(term.feature, left_out)
-        else:
-            kept.append(term.model_copy(update={"levels": levels}))
-    return tuple(kept)
+    ends = np.cumsum([len(term.levels) for term in terms])
+    return list(zip(terms, np.split(counts, ends[:-1]), strict=True))

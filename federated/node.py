@@ -126,7 +126,7 @@ class Party:
     def _in_order(self, task: str, cuts: str) -> list[Floats]:
         from lab import trees
 
-        terms = TypeAdapter(tuple[trees.Cuts, ...]).validate_json(cuts)
+        terms: tuple[trees.Cuts, ...] = trees.told(tuple[trees.Cuts, ...], cuts)
         return trees.in_order(self.rows(task, "train"), terms)
 
     def _boosted(self, cuts: str, task: str, recipe: str) -> Any:
@@ -140,9 +140,9 @@ class Party:
             self.rows(task, "train"),
             self.response(task, "train"),
             keys,
-            TypeAdapter(tuple[trees.Cuts, ...]).validate_json(cuts),
+            trees.told(tuple[trees.Cuts, ...], cuts),
             _task(task),
-            trees.Recipe.model_validate_json(recipe),
+            trees.told(trees.Recipe, recipe),
         )
 
     def take(self, request: Request) -> Sums:
@@ -296,15 +296,15 @@ def _network_update(party: Party, a: Arguments, arrays: Arrays) -> Sums:
 def _bin_counts(party: Party, a: Arguments, arrays: Arrays) -> Sums:
     from lab import trees
 
-    return trees.counts(party.in_order(a["task"], a["cuts"]), edges=arrays["edges"])
+    rows, columns = len(party.rows(a["task"], "train")), party.in_order(a["task"], a["cuts"])
+    return trees.counts(columns, edges=arrays["edges"], rows=rows, most=int(a["most"]))
 
 
 def _tree_level(party: Party, a: Arguments, arrays: Arrays) -> Sums:
     from lab import trees
 
     rows = party.boosted(a["cuts"], a["task"], a["recipe"])
-    place = trees.Place.model_validate_json(a["place"])
-    return trees.level(rows, place, list(map(int, a["nodes"])), list(map(int, a["features"])))
+    return trees.level(rows, trees.told(trees.Ask, a["ask"]))
 
 
 def _profile(party: Party, a: Arguments, arrays: Arrays) -> Sums:

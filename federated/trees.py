@@ -3,6 +3,7 @@
 Level by level: for the lesser child of every cut the parties are asked for derivatives by bin, the
 greater child is its parent minus that (Ke et al., "LightGBM", 2017). Cuts are chosen from totals
 alone, which are exact whole numbers, so that the trees are those of the pooled rows to the bit.
+What is known of a node before it is asked bounds its numbers, and narrow numbers cost less to hide.
 """
 
 from __future__ import annotations
@@ -15,26 +16,25 @@ import numpy as np
 import pandas as pd
 
 from federated.experiment import TreesModel
-from federated.features import is_category, levelled
+from federated.features import counted_levels, is_category
 from federated.federation import Federation
 from federated.glm import constant_predictor, row_curvature
 from lab import kernels
 from lab.contracts import Contract
 from lab.errors import ConfigurationError, ModelError
-from lab.features import Feature
+from lab.features import Feature, Number
 from lab.glm import Task
-from lab.sums import Floats
-from lab.trees import LEAF, MOST_BINS, Cuts, Place, Recipe, Tree, Trees
+from lab.sums import Floats, Sums
+from lab.trees import GRAIN, LEAF, MOST_BINS, MOST_ROWS, Ask, Cuts, Place, Recipe, Tree, Trees
 
-#: The first ladder of edges: half octaves either side of 0; then every heavy step is cut into so
-#: many, so many times: to four digits.
-OCTAVES = 40
-STEPS, TIMES = 16, 3
+#: The first ladder of edges: octaves either side of 0; then every heavy step is cut into so many,
+#: so many times: to five digits.
+OCTAVES = 128
+STEPS, TIMES = 8, 6
 #: Average rows that pull the order of a category's levels towards the node's mean.
 SMOOTH = 10.0
 #: The constant model is rounded, so that the last bits of a mean cannot change a tree.
 COARSE = 2.0**10
-Ask = Callable[..., Any]
 
 
 def train(
@@ -47,40 +47,64 @@ def train(
     watch: Callable[[str, int, int | None], None] | None = None,
 ) -> tuple[Trees, pd.DataFrame]:
     """(model, losses by step). Same seed and same rows give the same bits, for any split of rows."""
-    cuts = agree_cuts(federation, task, features, contract, settings)
     totals = federation.sum("means", task=task.model_dump_json(), part="train")
-    rows = round(totals.total("rows"))
-    intercept = round(constant_predictor(task.law, totals) * COARSE) / COARSE
-    unit = row_curvature(task.law, totals, rows)
-    recipe = Recipe(intercept=intercept, unit=unit, rows=rows, held=settings.held, seed=seed)
+    cuts = agree_cuts(federation, task, features, contract, settings, round(totals.total("rows")))
+    recipe = _recipe(federation, task, totals, settings, seed)
     told: dict[str, Any] = {
         "task": task.model_dump_json(),
         "cuts": "[" + ",".join(cut.model_dump_json() for cut in cuts) + "]",
         "recipe": recipe.model_dump_json(),
     }
 
-    def ask(place: Place, nodes: list[int], chosen: list[int]) -> Any:
-        return federation.sum(
-            "tree_level", place=place.model_dump_json(), nodes=nodes, features=chosen, **told
-        )
+    def asked(ask: Ask) -> Sums:
+        return federation.sum("tree_level", ask=ask.model_dump_json(), **told)
 
     trees: list[Tree] = []
     trace, place = [], Place()
     for at in range(settings.trees + 1):
         if watch:
             watch(f"tree {at} of {settings.trees}", at, settings.trees)
-        chosen = _chosen(len(cuts), settings.features, seed, at)
-        root = ask(place, [0], chosen)
-        grown, held = root["loss"] * unit / np.maximum(root["size"], 1)
-        trace.append({"step": at, "loss": grown, "held": held if settings.held else np.nan})
+        growth = _Growth(cuts, _chosen(len(cuts), settings.features, seed, at), settings, recipe)
+        root = asked(growth.first(place))
+        if not all(root["size"][: 2 if settings.held else 1]):
+            raise ModelError("no row is left to grow from, or none to judge by; change model.held")
+        loss = root["loss"] * recipe.unit * recipe.step**2 / np.maximum(root["size"], 1)
+        held = loss[1] if settings.held else np.nan
+        trace.append({"step": at, "loss": loss[0], "held": held})
         best = _best(trace, settings)
         if at == settings.trees or at - best >= settings.patience:
             break
-        tree = _Growth(cuts, chosen, settings, place, ask).grow(root)
+        tree = growth.grow(place, root, asked)
         trees.append(tree)
         place = place.next(tree)
-    model = Trees(task=task, cuts=cuts, intercept=intercept, trees=tuple(trees[:best]))
+    model = Trees(task=task, cuts=cuts, intercept=recipe.intercept, trees=tuple(trees[:best]))
     return model, pd.DataFrame(trace)
+
+
+def _recipe(
+    federation: Federation, task: Task, totals: Sums, settings: TreesModel, seed: int
+) -> Recipe:
+    """What is fixed before the first tree, rounded so that no order of rows can change a bit."""
+    law, rows, step = task.law, round(totals.total("rows")), 1.0
+    if rows > MOST_ROWS:
+        raise ModelError(f"{rows:,} rows are more than the {MOST_ROWS:,} that trees are exact for")
+    start = constant_predictor(law, totals)
+    if law.name == "gaussian":  # the other families have a scale of their own
+        term = Number(feature=Feature(column=task.target), mean=start, scale=1.0)
+        listed = [term.model_dump()]
+        found = federation.sum("moments", task=task.model_dump_json(), features=listed)
+        spread = float(found["second"][0]) / rows
+        if spread <= 1e-24 * start**2:
+            raise ModelError("the target is the same in every training row")
+        step = 2.0 ** round(np.log2(spread) / 2)
+    return Recipe(
+        intercept=round(start / step * COARSE) / COARSE * step,
+        step=step,
+        unit=row_curvature(law, totals, rows),
+        rows=rows,
+        held=settings.held,
+        seed=seed,
+    )
 
 
 def _chosen(count: int, share: float, seed: int, at: int) -> list[int]:
@@ -107,48 +131,48 @@ class _Cut(NamedTuple):
 
 @dataclass
 class _Node:
-    """A leaf that may be cut: its number, the derivatives in its bins (None where it is too deep
-    to be cut), their sums, and the range its value must keep to."""
+    """A leaf that may be cut: its number, the sums of its derivatives, the range its value must
+    keep to; the derivatives in its bins and the magnitudes of first ones, where they are known."""
 
     number: int
-    gradient: Floats | None
-    hessian: Floats | None
     sums: tuple[float, float]
     low: float = -np.inf
     high: float = np.inf
+    gradient: Floats | None = None
+    hessian: Floats | None = None
+    gross: float = 0.0
 
 
 class _Growth:
-    """One tree while it grows."""
+    """One tree while it grows. Derivatives are in units, values in steps of the recipe."""
 
     def __init__(
-        self,
-        cuts: tuple[Cuts, ...],
-        chosen: list[int],
-        settings: TreesModel,
-        place: Place,
-        ask: Ask,
+        self, cuts: tuple[Cuts, ...], chosen: list[int], settings: TreesModel, recipe: Recipe
     ) -> None:
-        self.cuts, self.chosen, self.settings = cuts, chosen, settings
-        self.place, self.ask = place, ask
+        self.cuts, self.chosen, self.settings, self.recipe = cuts, chosen, settings, recipe
         self.start = np.concatenate([[0], np.cumsum([cuts[j].bins for j in chosen])])
         self.ordered = np.array([cuts[j].edges is not None for j in chosen])
         self.direction = np.array([cuts[j].monotone for j in chosen])
         self.feature, self.left, self.bins = [LEAF], [0], [0]
         self.value = [0.0]
 
-    def grow(self, root: Any) -> Tree:
-        g, h = root["gradient"][0], root["hessian"][0]
+    def first(self, place: Place) -> Ask:
+        """The question about the root, of which nothing is known yet."""
+        most = (self.recipe.most, self.recipe.most)
+        return Ask(place=place, nodes=(0,), features=tuple(self.chosen), most=(most,))
+
+    def grow(self, place: Place, root: Sums, asked: Callable[[Ask], Sums]) -> Tree:
+        g, h = root["gradient 0"], root["hessian 0"]
         width = self.start[1]
         sums = (float(g[:width].sum()), float(h[:width].sum()))
-        level = [_Node(0, g, h, sums)]
+        level = [_Node(0, sums, gradient=g, hessian=h, gross=root.total("gross"))]
         for depth in range(1, self.settings.depth + 1):
             pairs = [pair for node in level if (pair := self._cut(node))]
             if not pairs:
                 break
             level = [child for pair in pairs for child in pair[1:]]
             if depth < self.settings.depth:
-                self._fill(pairs)
+                self._fill(place, pairs, asked)
         return self._tree()
 
     def _tree(self) -> Tree:
@@ -156,7 +180,7 @@ class _Growth:
             feature=tuple(self.feature),
             left=tuple(self.left),
             bins=tuple(f"{bins:x}" for bins in self.bins),
-            value=tuple(self.value),
+            value=tuple(v * self.recipe.step for v in self.value),
         )
 
     def _cut(self, node: _Node) -> tuple[_Node, _Node, _Node] | None:
@@ -170,8 +194,8 @@ class _Growth:
         self.feature[node.number], self.left[node.number] = best.feature, first
         self.bins[node.number] = best.bins
         rest = (node.sums[0] - best.sums[0], node.sums[1] - best.sums[1])
-        left = _Node(first, None, None, best.sums, node.low, node.high)
-        right = _Node(first + 1, None, None, rest, node.low, node.high)
+        left = _Node(first, best.sums, node.low, node.high)
+        right = _Node(first + 1, rest, node.low, node.high)
         if direction:
             middle = (self._leaf(left) + self._leaf(right)) / 2
             if direction > 0:
@@ -189,28 +213,50 @@ class _Growth:
 
     def _leaf(self, node: _Node) -> float:
         g, h = node.sums
-        return float(np.clip(-g / (h + self.settings.ridge), node.low, node.high))
+        value = -g / (h + self.settings.ridge) if h > 0 else 0.0
+        return float(np.clip(value, node.low, node.high))
 
     def _settle(self, node: _Node) -> None:
         self.value[node.number] = self.settings.learning_rate * self._leaf(node)
 
-    def _fill(self, pairs: list[tuple[_Node, _Node, _Node]]) -> None:
-        """Derivatives by bin for all children: the lesser of two is asked, the other follows."""
+    def _fill(
+        self,
+        place: Place,
+        pairs: list[tuple[_Node, _Node, _Node]],
+        asked: Callable[[Ask], Sums],
+    ) -> None:
+        """Derivatives by bin for children that can be cut: the lesser of two is asked, the other
+        follows. No bin of a node holds more than all of it, nor more than its parent's."""
+        pairs = [pair for pair in pairs if any(map(self._can_be_cut, pair[1:]))]
+        if not pairs:
+            return
         lesser = [min(pair[1:], key=lambda n: n.sums[1]) for pair in pairs]
-        place = self.place.model_copy(update={"growing": self._tree()})
-        total = self.ask(place, [node.number for node in lesser], self.chosen)
-        for k, (parent, left, right) in enumerate(pairs):
-            small, large = (left, right) if lesser[k] is left else (right, left)
+        ask = Ask(
+            place=place.model_copy(update={"growing": self._tree()}),
+            nodes=tuple(node.number for node in lesser),
+            features=tuple(self.chosen),
+            most=tuple(
+                (max(pair[0].gross, GRAIN), node.sums[1])
+                for pair, node in zip(pairs, lesser, strict=True)
+            ),
+        )
+        total = asked(ask)
+        for k, ((parent, left, right), small) in enumerate(zip(pairs, lesser, strict=True)):
+            large = right if small is left else left
             assert parent.gradient is not None and parent.hessian is not None
-            small.gradient, small.hessian = total["gradient"][k], total["hessian"][k]
+            small.gradient, small.hessian = total[f"gradient {k}"], total[f"hessian {k}"]
+            small.gross = float(total["gross"][k])
             large.gradient = parent.gradient - small.gradient
             large.hessian = parent.hessian - small.hessian
-            parent.gradient = parent.hessian = None
+            large.gross = parent.gross - small.gross
+
+    def _can_be_cut(self, node: _Node) -> bool:
+        return node.sums[1] >= 2 * self.settings.least
 
     def _best_cut(self, node: _Node) -> _Cut | None:
         """The cut that gains most, or None where none is allowed or worth it."""
         g, h, s = node.gradient, node.hessian, self.settings
-        if g is None or h is None:
+        if g is None or h is None or not self._can_be_cut(node):
             return None
         free = (SMOOTH, s.ridge, s.least, node.low, node.high)
         gain, cut, missing = kernels.best_cuts(
@@ -248,23 +294,24 @@ def agree_cuts(
     features: tuple[Feature, ...],
     contract: Contract,
     settings: TreesModel,
+    rows: int,
 ) -> tuple[Cuts, ...]:
     """Bins of each feature with about the same number of training rows in each, from counts alone.
 
     Edges are found on a ladder that is cut finer where rows are many; a value that many rows share
-    gets a bin of its own. Levels are those of the contract, or announced, that have a row.
+    gets a bin of its own. Levels are those of the contract, or announced, that have a row; where
+    they are more than fit, the most frequent ones (of equally frequent ones the first), and the
+    rest share the bin of missing values. A feature that is the same in all rows is left out.
+    Raises :class:`ModelError` if none is left.
     """
     _check_monotone(settings, features, contract)
     categories = [f for f in features if is_category(f, contract)]
-    levels = {t.feature: t.levels for t in levelled(federation, task, categories, contract, [])}
     found: dict[Feature, Cuts] = {}
-    for feature, named in levels.items():
-        if len(named) > MOST_BINS:
-            raise ConfigurationError(
-                f"data.features: '{feature.column}' has {len(named)} levels, trees take {MOST_BINS}; "
-                "group them or leave it out"
-            )
-        found[feature] = Cuts(feature=feature, levels=named)
+    for levels, count in counted_levels(federation, task, categories, contract):
+        frequent = np.sort(np.argsort(-count, kind="stable")[:MOST_BINS])
+        kept = tuple(levels.levels[k] for k in frequent if count[k] > 0)
+        if len(kept) + (count[frequent].sum() < rows) > 1:
+            found[levels.feature] = Cuts(feature=levels.feature, levels=kept)
     numbers = [f for f in features if f not in categories]
     terms = [
         Cuts(
@@ -275,17 +322,20 @@ def agree_cuts(
         )
         for f in numbers
     ]
-    wide = 2.0 ** (np.arange(2 * OCTAVES + 1) / 2 - OCTAVES / 2)
+    wide = 2.0 ** np.arange(-OCTAVES // 2, OCTAVES // 2 + 1)
     ladders = [np.concatenate([-wide[::-1], [0.0], wide])] * len(numbers)
     told = f"[{','.join(term.model_dump_json() for term in terms)}]"
-    counts = _counted(federation, task, told, ladders)
+    counts = _counted(federation, task, told, ladders, rows)
     for _ in range(TIMES):
         pairs = zip(ladders, counts, strict=True)
         ladders = [_finer(ladder, count, settings.bins) for ladder, count in pairs]
-        counts = _counted(federation, task, told, ladders)
+        counts = _counted(federation, task, told, ladders, rows)
     for term, ladder, count in zip(terms, ladders, counts, strict=True):
         edges = tuple(_edges(ladder, count, settings.bins))
-        found[term.feature] = term.model_copy(update={"edges": edges})
+        if edges or 0 < count.sum() < rows:
+            found[term.feature] = term.model_copy(update={"edges": edges})
+    if not found:
+        raise ModelError("every feature is the same in all training rows; there is nothing to cut")
     return tuple(found[f] for f in features if f in found)
 
 
@@ -300,7 +350,9 @@ def _check_monotone(
             )
 
 
-def _counted(federation: Federation, task: Task, terms: str, ladders: list[Floats]) -> list[Floats]:
+def _counted(
+    federation: Federation, task: Task, terms: str, ladders: list[Floats], rows: int
+) -> list[Floats]:
     """Rows on each rung of each feature's ladder, one more than it has edges."""
     if not ladders:
         return []
@@ -309,13 +361,13 @@ def _counted(federation: Federation, task: Task, terms: str, ladders: list[Float
         row[: len(ladder)] = ladder
     edges = np.minimum(edges, np.finfo(np.float64).max)
     told = task.model_dump_json()
-    counts = federation.sum("bin_counts", {"edges": edges}, task=told, cuts=terms)["count"]
-    return [row[: len(ladder) + 1] for row, ladder in zip(counts, ladders, strict=True)]
+    found = federation.sum("bin_counts", {"edges": edges}, task=told, cuts=terms, most=rows)
+    return [row[: len(ladder) + 1] for row, ladder in zip(found["count"], ladders, strict=True)]
 
 
 def _finer(ladder: Floats, count: Floats, bins: int) -> Floats:
     """The ladder with heavy rungs cut and light ones joined."""
-    heavy = count.sum() / (2 * bins)
+    heavy = count.sum() / (4 * bins)
     edges, joined = [], 0.0
     for k, edge in enumerate(ladder):  # edge k ends rung k; the last rung has no end
         low = ladder[k - 1] if k else edge
@@ -339,21 +391,13 @@ def _edges(ladder: Floats, count: Floats, bins: int) -> list[float]:
     full = np.flatnonzero(count)
     if len(full) <= bins:
         return [float(ladder[k]) for k in full[:-1]]
-    share = count.sum() / bins
-    alone = count >= share
+    alone = count >= count.sum() / bins
     left, rows = bins - int(alone.sum()), float(count[~alone].sum())
-    target = rows / max(left, 1)
     edges, held = [], 0.0
     for k in range(len(ladder)):
-        following = alone[k + 1] if k + 1 < len(count) else False
         held += 0.0 if alone[k] else float(count[k])
-        if alone[k] or held >= target or (following and held):
+        near = held + count[k + 1] / 2 >= rows / max(left, 1)  # with the next would be further off
+        if alone[k] or (held and (near or alone[k + 1])):
             edges.append(float(ladder[k]))
-            held = 0.0
+            left, rows, held = left - (held > 0), rows - held, 0.0
     return edges[: bins - 1]
-
-
-def check(model: Trees) -> None:
-    """Refuse a model without a tree."""
-    if not model.trees:
-        raise ModelError("no tree was grown")

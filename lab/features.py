@@ -74,10 +74,10 @@ class Feature(Strict):
         if self.cut is None:
             levels, codes = np.unique(numbers, return_inverse=True)
             names = [level_of(level) for level in levels[~np.isnan(levels)]]
-            codes = np.where(np.isnan(numbers), -1, codes)
         else:
             names = list(self.intervals())
             codes = np.searchsorted(np.array(self.cut), numbers, side="left")
+        codes = np.where(np.isnan(numbers), -1, codes)
         return pd.Series(
             pd.Categorical.from_codes(codes, pd.Index(names, dtype="str")), index=frame.index
         )
@@ -171,7 +171,7 @@ class Design:
         for j, term in enumerate(encoding.numbers):
             scaled = (term.feature.numbers(frame, term.levels) - term.mean) / term.scale
             self.numbers[:, j] = np.nan_to_num(scaled)
-        self.codes: list[tuple[NDArray[np.int16], int, int]] = []
+        self.codes: list[tuple[NDArray[np.int32], int, int]] = []
         start = 1 + len(encoding.numbers)
         for category in encoding.categories:
             codes = codes_of(category.feature.texts(frame), category.levels)
@@ -201,11 +201,11 @@ class Design:
         return np.vstack(parts) if parts else np.zeros((0, self.width))
 
 
-def codes_of(values: pd.Series, levels: tuple[str, ...]) -> NDArray[np.int16]:
+def codes_of(values: pd.Series, levels: tuple[str, ...]) -> NDArray[np.int32]:
     """Position of each value in ``levels``, -1 for one that is not there."""
     known = {level: k for k, level in enumerate(levels)}
-    table = np.array([known.get(str(v), -1) for v in values.cat.categories] + [-1])
-    return table[values.cat.codes.to_numpy()].astype(np.int16)
+    table = np.array([known.get(str(v), -1) for v in values.cat.categories] + [-1], dtype=np.int32)
+    return table[values.cat.codes.to_numpy()]
 
 
 def seen_levels(frame: pd.DataFrame, feature: Feature) -> list[str]:
@@ -244,16 +244,18 @@ def level_counts(frame: pd.DataFrame, features: tuple[Levels, ...]) -> Sums:
 
 
 def check_features(frame: pd.DataFrame, features: tuple[Feature, ...], missing: str) -> None:
-    """Refuse missing values in features, unless the experiment says they take the mean."""
+    """Refuse missing values in features, unless the experiment says that they take the mean, or
+    that they are kept."""
     for feature in features:
         gone = frame[feature.column].isna()
         number = pd.api.types.is_numeric_dtype(frame[feature.column])
-        if gone.any() and (missing == "refuse" or not number):
+        filled = number and not (feature.category or feature.cut)
+        if gone.any() and missing != "keep" and (missing == "refuse" or not filled):
             rows = ", ".join(str(i + 1) for i in gone.to_numpy().nonzero()[0][:5])
             raise ContractError(
                 f"feature '{feature.column}' is missing in {int(gone.sum())} rows (first: {rows}); "
-                "set data.missing = 'drop' to leave these rows out"
-                + (" or 'mean' to fill in the mean" if number else "")
+                "set data.missing = 'drop' to leave these rows out, or 'keep' for trees"
+                + (", or 'mean' to fill in the mean" if filled else "")
             )
         if feature.ordinal and number:
             raise ConfigurationError(

@@ -5,6 +5,7 @@ Sums are of integers, so that no order of rows and no split of them changes a bi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,15 @@ OBJECTIVES = {
 }
 
 
-@njit(nogil=True, cache=True)
+def compiled(function: Callable[..., Any]) -> Any:
+    """The function, compiled when first called and kept on disk if there is a place to keep it."""
+    try:
+        return njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # numba found no folder it may write to
+        return njit(nogil=True)(function)
+
+
+@compiled
 def bins(values: Any, edges: Any, out: Any) -> None:  # pragma: no cover
     """The number of edges below each value into ``out`` (rows,); one more than all where missing."""
     for i in range(values.shape[0]):
@@ -42,7 +51,7 @@ def bins(values: Any, edges: Any, out: Any) -> None:  # pragma: no cover
         out[i] = low
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def descend(
     codes: Any, node: Any, feature: Any, left: Any, goes_left: Any
 ) -> None:  # pragma: no cover
@@ -54,52 +63,72 @@ def descend(
         node[i] = at
 
 
-@njit(nogil=True, cache=True)
-def gradients(
+@compiled
+def derivatives(
     objective: int,
     power: float,
     y: Any,
     weight: Any,
     eta: Any,
-    scale: float,
+    scales: Any,
     out: Any,
-) -> None:  # pragma: no cover
-    """First and second derivatives of half the deviance of each row at ``eta``, times ``scale``,
-    rounded to whole numbers; out: (rows, 2).
+) -> Any:  # pragma: no cover
+    """First and second derivatives of half the deviance of each row at ``eta``.
+
+    scales: (3,) factors of first and second derivatives and of the deviance, each rounded to a
+    whole number once scaled. out: (rows, 2), changed. Returns the sums of the deviance, of the
+    first derivatives' magnitudes and of the second ones; where one is not a number, or too large
+    for an int64, ``out`` holds nothing of use.
 
     Friedman, "Greedy function approximation" (2001), section 4; second order as in Chen &
     Guestrin, "XGBoost" (2016), section 2.2. The Tweedie second derivative is the observed one.
     """
+    loss, gross, total = 0.0, 0.0, 0.0
     for i in range(y.shape[0]):
+        at, claim = eta[i], y[i]
         if objective == BINOMIAL:
-            mean = 1.0 / (1.0 + np.exp(-eta[i]))
-            g, h = mean - y[i], mean * (1.0 - mean)
+            small = np.exp(-abs(at))
+            mean = (1.0 if at >= 0.0 else small) / (1.0 + small)
+            g, h = mean - claim, small / ((1.0 + small) * (1.0 + small))
+            d = 2.0 * (np.log1p(small) + max(at, 0.0) - claim * at)
         elif objective == POISSON:
-            mean = np.exp(eta[i])
-            g, h = mean - y[i], mean
+            mean = np.exp(at)
+            g, h = mean - claim, mean
+            d = 2.0 * (mean - claim)
+            if claim > 0.0:
+                d += 2.0 * claim * (np.log(claim) - at)
         elif objective == GAMMA:
-            ratio = y[i] * np.exp(-eta[i])
+            ratio = claim * np.exp(-at)
             g, h = 1.0 - ratio, ratio
+            d = 2.0 * (at - np.log(claim) + ratio - 1.0)
         elif objective == TWEEDIE:
-            a = np.exp((2.0 - power) * eta[i])
-            b = y[i] * np.exp((1.0 - power) * eta[i])
+            a = np.exp((2.0 - power) * at)
+            b = claim * np.exp((1.0 - power) * at)
             g, h = a - b, (2.0 - power) * a - (1.0 - power) * b
+            whole = claim ** (2.0 - power) / ((1.0 - power) * (2.0 - power))
+            d = 2.0 * (whole - b / (1.0 - power) + a / (2.0 - power))
         else:
-            g, h = eta[i] - y[i], 1.0
-        out[i, 0] = np.rint(g * weight[i] * scale)
-        out[i, 1] = np.rint(h * weight[i] * scale)
+            g, h = at - claim, 1.0
+            d = g * g
+        g = np.rint(g * weight[i] * scales[0])
+        h = np.rint(h * weight[i] * scales[1])
+        out[i, 0], out[i, 1] = g, h
+        loss += np.rint(d * weight[i] * scales[2])
+        gross += abs(g)
+        total += h
+    return loss, gross, total
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def histograms(
-    codes: Any, node: Any, slot: Any, derivatives: Any, start: Any, out: Any, rows: Any
+    codes: Any, node: Any, slot: Any, derivatives: Any, start: Any, out: Any, gross: Any
 ) -> None:  # pragma: no cover
     """Add the derivatives of each row to the bins of its node.
 
     slot: (nodes,) the place of a node in ``out``, -1 for one that is not asked. start: (features,)
     the first bin of each. derivatives: (rows, 2). out: (places, 2 bins), first and second
-    derivatives in turn; rows: (places,). Indices are unsigned, which spares a test for negative
-    ones in the innermost loop.
+    derivatives in turn; gross: (places,) magnitudes of first derivatives. Indices are unsigned,
+    which spares a test for negative ones in the innermost loop.
     """
     wanted = np.empty(node.shape[0], dtype=np.uint32)
     place = np.empty(node.shape[0], dtype=np.uint32)
@@ -114,14 +143,14 @@ def histograms(
         row = np.uint64(wanted[k])
         sums = out[np.uint64(place[k])]
         g, h = derivatives[row, 0], derivatives[row, 1]
-        rows[place[k]] += 1
+        gross[place[k]] += abs(g)
         for j in range(np.uint64(codes.shape[1])):
             b = (start[np.uint64(j)] + np.uint64(codes[row, np.uint64(j)])) * two
             sums[b] += g
             sums[b + one] += h
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def best_cuts(
     g: Any,
     h: Any,
@@ -180,13 +209,13 @@ def best_cuts(
     return gain, cut, missing_left
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _leaf(g: float, h: float, low: float, high: float) -> float:  # pragma: no cover
     return min(max(-g / h, low), high)
 
 
-@njit(nogil=True, cache=True)
-def _worth(g: float, h: float, low: float, high: float) -> float:  # pragma: no cover
+@compiled
+def _worth(g: float, h: float, low: float, high: float) -> Any:  # pragma: no cover
     """Twice the fall of the loss with the best allowed leaf value."""
     value = _leaf(g, h, low, high)
     return -(2.0 * g * value + h * value * value)

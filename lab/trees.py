@@ -10,40 +10,57 @@ trees are the same to the bit however the rows are split and whether or not the 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from lab import kernels
 from lab.contracts import Strict
-from lab.errors import PeerError
+from lab.errors import ConfigurationError, ModelError, PeerError
 from lab.families import Family
 from lab.features import Feature, codes_of
 from lab.glm import Response, Task
 from lab.sums import COUNT, Floats, Limit, Sums
 
-#: Derivatives are counted in 2**-16 of what an average row adds, to 64 times what all rows add.
-GRAIN, REACH = 2.0**-16, 64
+#: Derivatives are counted in 2**-10 of what an average row adds, to 64 times what all rows add.
+GRAIN, REACH = 2.0**-10, 64
 #: Losses, in the same unit, are larger for each row.
 LOSS = Limit(bound=2.0**34, resolution=2.0**-16)
-#: Bins of a feature without the one for missing values; a bin's number is one byte.
+#: Levels of a category that have bins of their own; a bin's number is one byte.
 MOST_BINS = 254
+#: Rows of all parties: their sums of derivatives are exact in float64.
+MOST_ROWS = 2**31
+#: Nodes of a tree of depth 10; bins of all nodes that one question may ask for.
+MOST_NODES, MOST_CELLS = 2**11 - 1, 2**24
 LEAF = -1
+Told = TypeVar("Told")
 
 
 class Cuts(Strict):
     """A feature in bins. Numbers: bin k holds values above ``edges[k - 1]`` and up to ``edges[k]``.
-    Categories, where ``edges`` is None: bin k is level k. The last bin is for what is missing."""
+    Categories, where ``edges`` is None: bin k is level k. The last bin is for what is missing, and
+    for levels that have none of their own: unknown ones, and the rarest where there are too many."""
 
     feature: Feature
     edges: tuple[float, ...] | None = None
     levels: tuple[str, ...] = ()
     monotone: Literal[-1, 0, 1] = 0
+
+    @model_validator(mode="after")
+    def _fits_a_byte(self) -> Self:
+        if self.edges is None and len(self.levels) > MOST_BINS:
+            raise ValueError(f"at most {MOST_BINS} levels have bins")
+        if self.edges is not None and (
+            len(self.edges) >= MOST_BINS or sorted(set(self.edges)) != list(self.edges)
+        ):
+            raise ValueError(f"edges must rise and be fewer than {MOST_BINS}")
+        return self
 
     @property
     def bins(self) -> int:
@@ -69,16 +86,18 @@ class Tree(Strict):
     value: tuple[float, ...] = (0.0,)
 
     @model_validator(mode="after")
-    def _leads_down(self) -> Self:
-        """Compiled code follows these numbers unchecked: every step must lead to a later node."""
+    def _is_a_tree(self) -> Self:
+        """Compiled code follows these numbers unchecked."""
         count = len(self.feature)
-        if not 0 < count == len(self.left) == len(self.bins) == len(self.value):
-            raise ValueError("feature, left, bins and value need one entry for each node")
+        if not 1 <= count <= MOST_NODES or not (
+            count == len(self.left) == len(self.bins) == len(self.value)
+        ):
+            raise ValueError(f"a tree has 1 to {MOST_NODES} nodes, each with all its parts")
         for at, (feature, left) in enumerate(zip(self.feature, self.left, strict=True)):
             if feature < LEAF or (feature != LEAF and not at < left < count - 1):
-                raise ValueError("a node needs two later nodes below it, or feature -1")
-        if not all(0 <= int(text, 16) < 1 << 256 for text in self.bins):
-            raise ValueError("bins need up to 64 hexadecimal digits")
+                raise ValueError("children must come after their parent")
+        if not all(re.fullmatch("[0-9a-f]{1,64}", bins) for bins in self.bins):
+            raise ValueError("bins must be hexadecimal numbers of at most 256 bits")
         return self
 
     @cached_property
@@ -120,10 +139,8 @@ class Trees(Strict):
 
     @model_validator(mode="after")
     def _features_are_there(self) -> Self:
-        if any(cut.bins > MOST_BINS + 1 for cut in self.cuts):
-            raise ValueError(f"a feature has at most {MOST_BINS} bins")
         if any(max(tree.feature) >= len(self.cuts) for tree in self.trees):
-            raise ValueError("a tree cuts by a feature that is not there")
+            raise ValueError("a tree cuts a feature that the model does not have")
         return self
 
     def predict(self, frame: pd.DataFrame) -> Floats:
@@ -152,33 +169,45 @@ def in_order(frame: pd.DataFrame, cuts: tuple[Cuts, ...]) -> list[Floats]:
     return [np.sort(values[~np.isnan(values)]) for values in columns]
 
 
-def counts(columns: list[Floats], *, edges: Floats) -> Sums:
-    """Rows up to each edge and above the one before, (features, edges + 1); edges: (features,
-    edges), rising, filled up with infinity."""
+def counts(columns: list[Floats], *, edges: Floats, rows: int, most: int) -> Sums:
+    """Rows up to each edge and above the one before, (features, edges + 1).
+
+    edges: (features, edges), rising, filled up with the largest number. rows: how many the party
+    has; most: how many it may have at most.
+    """
+    if edges.ndim != 2 or len(edges) != len(columns):
+        raise PeerError("request: edges must be one row for each feature")
     up_to = [
         np.searchsorted(column, row, side="right")
         for column, row in zip(columns, edges, strict=True)
     ]
     ends = [[len(column)] for column in columns]
     count = np.diff(np.hstack([up_to, ends]), axis=1, prepend=0).astype(np.float64)
-    return Sums({"count": count}, {"count": COUNT}, max(map(len, columns), default=0))
+    return Sums({"count": count}, {"count": Limit(bound=float(most), resolution=1.0)}, rows)
 
 
 class Recipe(Strict):
-    """What is fixed before the first tree. ``unit``: the second derivative of an average row;
-    ``rows``: how many all parties have; ``held``: the share of persons (or rows) that no tree is
-    grown from, to judge them by."""
+    """What is fixed before the first tree. ``step``: by how much linear predictors differ, a power
+    of two; ``unit``: the second derivative of an average row; ``rows``: how many all parties have;
+    ``held``: the share of persons (or rows) that no tree is grown from, to judge them by."""
 
     intercept: float
+    step: float = Field(1.0, gt=0)
     unit: float = Field(gt=0)
-    rows: int = Field(gt=0)
+    rows: int = Field(gt=0, le=MOST_ROWS)
     held: float = Field(0.0, ge=0, lt=1)
     seed: int = 0
 
     @property
-    def limit(self) -> Limit:
-        """The format of a sum of derivatives."""
-        return Limit(bound=float(REACH << self.rows.bit_length()), resolution=GRAIN)
+    def most(self) -> float:
+        """The largest sum of derivatives, in units."""
+        return float(REACH << self.rows.bit_length())
+
+    @property
+    def scales(self) -> Floats:
+        """(3,) units of first and second derivatives and of the loss, as grains to one."""
+        unit, step = self.unit, self.step
+        return 1 / np.array([unit * step * GRAIN, unit * GRAIN, unit * step**2 * LOSS.resolution])
 
 
 class Place(Strict):
@@ -199,6 +228,42 @@ def chained(chain: str, tree: Tree) -> str:
     return hashlib.sha256(f"{chain} {tree.model_dump_json()}".encode()).hexdigest()
 
 
+class Ask(Strict):
+    """A question about leaves of the tree that grows: for each the bounds of its first and second
+    derivatives, in units, which follow from totals known before."""
+
+    place: Place
+    nodes: tuple[int, ...] = Field(min_length=1)
+    features: tuple[int, ...] = Field(min_length=1)
+    most: tuple[tuple[float, float], ...]
+
+    def check(self, cuts: tuple[Cuts, ...], recipe: Recipe) -> None:
+        """Raises :class:`PeerError` for what nobody who grows trees would ask."""
+        growing, last = self.place.growing, self.place.last or Tree()
+        leaves = {at for at, feature in enumerate(growing.feature) if feature == LEAF}
+        if max(*growing.feature, *last.feature) >= len(cuts):
+            raise PeerError("request: a tree cuts a feature that was not agreed on")
+        if len(set(self.nodes)) != len(self.nodes) or not leaves.issuperset(self.nodes):
+            raise PeerError("request: nodes must be leaves of the tree that grows, each once")
+        if list(self.features) != sorted(set(self.features) & set(range(len(cuts)))):
+            raise PeerError("request: features must be of those agreed on, in order, each once")
+        if len(self.nodes) * sum(cuts[j].bins for j in self.features) > MOST_CELLS:
+            raise PeerError(f"request: more than {MOST_CELLS:,} bins at once")
+        if len(self.most) != len(self.nodes) or not all(
+            GRAIN <= most <= recipe.most for pair in self.most for most in pair
+        ):
+            raise PeerError("request: bounds must be given for each node, within the recipe's")
+
+
+def told(form: type[Told] | Any, text: str) -> Told:
+    """What a request holds as JSON. Raises :class:`PeerError`."""
+    try:
+        found: Told = TypeAdapter(form).validate_json(text)
+    except ValidationError:
+        raise PeerError("request: its trees, cuts or recipe are not readable") from None
+    return found
+
+
 @dataclass
 class Side:
     """Rows that trees are grown from, or rows that they are judged by, with their scores so far."""
@@ -208,12 +273,24 @@ class Side:
     weight: Floats
     offset: Floats
     eta: Floats
-    node: NDArray[np.int32]
+    node: NDArray[np.int32] = field(init=False)
+    derivatives: NDArray[np.int64] = field(init=False)
+    loss: float = 0.0  # deviance in grains
 
-    def loss(self, law: Family, unit: float) -> float:
-        """Deviance in whole grains of the unit."""
-        deviance = law.deviance(self.y, law.mean(self.eta + self.offset))
-        return float(np.rint(self.weight * deviance / (unit * LOSS.resolution)).sum())
+    def __post_init__(self) -> None:
+        self.node = np.zeros(len(self.y), dtype=np.int32)
+        self.derivatives = np.zeros((len(self.y), 2), dtype=np.int64)
+
+    def derive(self, law: Family, recipe: Recipe) -> None:
+        """Derivatives and loss at the scores so far. Raises :class:`ModelError` beyond bounds."""
+        objective = kernels.OBJECTIVES[law.name]
+        told = (self.y, self.weight, self.eta + self.offset, recipe.scales, self.derivatives)
+        self.loss, gross, total = kernels.derivatives(objective, law.power, *told)
+        if not max(gross, total) * GRAIN <= recipe.most:
+            raise ModelError(
+                f"a few rows weigh more than {REACH} times all rows of an average model; "
+                "lower model.learning_rate, raise model.least or model.ridge, or cap the target"
+            )
 
 
 class Rows:
@@ -233,36 +310,29 @@ class Rows:
         recipe: Recipe,
     ) -> None:
         self.cuts, self.law, self.recipe = cuts, task.law, recipe
+        if self.law.link != Family.make(self.law.name, power=task.power).link:
+            raise ConfigurationError(f"trees model {task.family} on its usual link; drop the link")
         codes, held = binned(frame, cuts), drawn(keys, recipe)
         self.grown, self.held = (self._side(codes, response, part) for part in (~held, held))
-        self._features: list[int] = []
-        self._codes = self.grown.codes
-        self.derivatives = np.zeros((len(self.grown.y), 2), dtype=np.int64)
+        self._features: tuple[int, ...] = ()
+        self._codes = self.grown.codes[:, :0]
         self._restart()
 
     def _side(self, codes: NDArray[np.uint8], r: Response, part: NDArray[np.bool_]) -> Side:
-        chosen = (r.y[part], r.weight[part], r.offset[part])
         start = np.full(int(part.sum()), self.recipe.intercept)
-        return Side(codes[part], *chosen, start, np.zeros(len(start), dtype=np.int32))
+        return Side(codes[part], r.y[part], r.weight[part], r.offset[part], start)
 
     def _restart(self) -> None:
-        self.chain = ""
         for side in (self.grown, self.held):
             side.eta[:] = self.recipe.intercept
-        self._start_tree()
+        self._start_tree("")
 
-    def _start_tree(self) -> None:
-        self.growing, side = Tree(), self.grown
-        side.node[:] = 0
-        kernels.gradients(
-            kernels.OBJECTIVES[self.law.name],
-            self.law.power,
-            side.y,
-            side.weight,
-            side.eta + side.offset,
-            1 / (self.recipe.unit * GRAIN),
-            self.derivatives,
-        )
+    def _start_tree(self, chain: str) -> None:
+        self.chain, self.growing = "nowhere", Tree()  # until there are derivatives to go on from
+        self.grown.node[:] = 0
+        for side in (self.grown, self.held):
+            side.derive(self.law, self.recipe)
+        self.chain = chain
 
     def follow(self, place: Place) -> None:
         """Come to where the trees stand. Raises :class:`PeerError` if the way there is unknown."""
@@ -274,15 +344,14 @@ class Rows:
             self._grow(place.last)
             self.grown.eta += np.array(place.last.value)[self.grown.node]
             place.last.add_values(self.held.codes, self.held.eta)
-            self.chain = place.chain
-            self._start_tree()
+            self._start_tree(place.chain)
         self._grow(place.growing)
 
-    def columns(self, features: list[int]) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
+    def columns(self, features: tuple[int, ...]) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
         """The bins of these features alone, side by side, and where each feature's bins start."""
         if features != self._features:
-            whole = features == list(range(len(self.cuts)))
-            self._codes = self.grown.codes if whole else self.grown.codes[:, features].copy()
+            whole = len(features) == len(self.cuts)
+            self._codes = self.grown.codes if whole else self.grown.codes[:, list(features)]
             self._features = features
         widths = [self.cuts[j].bins for j in features]
         return self._codes, np.concatenate([[0], np.cumsum(widths)]).astype(np.uint64)
@@ -296,34 +365,41 @@ class Rows:
 
 def drawn(keys: pd.Series, recipe: Recipe) -> NDArray[np.bool_]:
     """(rows,) true for those held out, by a hash of their key and the seed."""
-    salted = hashlib.sha256(f"held out {recipe.seed}".encode()).digest()[:16].hex()[:16]
-    hashed = pd.util.hash_pandas_object(keys, index=False, hash_key=salted).to_numpy()
+    salt = hashlib.sha256(f"held out {recipe.seed}".encode()).digest()[:8]
+    hashed = pd.util.hash_pandas_object(keys, index=False).to_numpy()
+    hashed = pd.util.hash_array(hashed ^ np.uint64(int.from_bytes(salt, "big")))
     return np.asarray(hashed < np.uint64(int(recipe.held * 2.0**63)) * np.uint64(2))
 
 
-def level(rows: Rows, place: Place, nodes: list[int], features: list[int]) -> Sums:
-    """Derivatives by bin of some nodes of the growing tree, and the losses where it is a lone root.
+def level(rows: Rows, ask: Ask) -> Sums:
+    """Derivatives by bin of leaves of the growing tree, and the losses where it is a lone root.
 
-    ``gradient`` and ``hessian`` (nodes, bins of the features one after the other) are in units of
-    an average row, ``rows`` (nodes,); ``loss`` holds the deviance and ``size`` the weight of grown
-    and held-out rows.
+    ``gradient k`` and ``hessian k`` (bins of the features one after the other) are of the k-th
+    node asked for, ``gross`` (nodes,) sums the magnitudes of its first derivatives, all in units;
+    ``loss`` holds the deviance and ``size`` the number of grown and held-out rows. Raises
+    :class:`PeerError` for a question that does not fit, :class:`ModelError` for a model that runs
+    away.
     """
-    rows.follow(place)
-    codes, start = rows.columns(features)
-    slot = np.full(len(place.growing.feature), LEAF, dtype=np.int64)
-    slot[nodes] = np.arange(len(nodes))
-    found = np.zeros((len(nodes), 2 * int(start[-1])), dtype=np.int64)
-    behind = np.zeros(len(nodes), dtype=np.int64)
-    kernels.histograms(codes, rows.grown.node, slot, rows.derivatives, start, found, behind)
-    arrays: dict[str, Floats] = {
-        "gradient": np.asarray(found[:, 0::2] * GRAIN, dtype=np.float64),
-        "hessian": np.asarray(found[:, 1::2] * GRAIN, dtype=np.float64),
-        "rows": behind.astype(np.float64),
-    }
-    limits = {"gradient": rows.recipe.limit, "hessian": rows.recipe.limit, "rows": COUNT}
-    if len(place.growing.feature) == 1:
-        both, unit = (rows.grown, rows.held), rows.recipe.unit
-        arrays["loss"] = np.array([s.loss(rows.law, unit) for s in both]) * LOSS.resolution
+    ask.check(rows.cuts, rows.recipe)
+    rows.follow(ask.place)
+    codes, start = rows.columns(ask.features)
+    slot = np.full(len(ask.place.growing.feature), LEAF, dtype=np.int64)
+    slot[list(ask.nodes)] = np.arange(len(ask.nodes))
+    found = np.zeros((len(ask.nodes), 2 * int(start[-1])), dtype=np.int64)
+    gross = np.zeros(len(ask.nodes), dtype=np.int64)
+    side = rows.grown
+    kernels.histograms(codes, side.node, slot, side.derivatives, start, found, gross)
+    arrays: dict[str, Floats] = {"gross": np.asarray(gross * GRAIN, dtype=np.float64)}
+    limits = {"gross": Limit(max(most[0] for most in ask.most), GRAIN)}
+    for k, (node, most) in enumerate(zip(found, ask.most, strict=True)):
+        for i, name in enumerate(("gradient", "hessian")):
+            arrays[f"{name} {k}"] = np.asarray(node[i::2] * GRAIN, dtype=np.float64)
+            limits[f"{name} {k}"] = Limit(most[i], GRAIN)
+    if len(slot) == 1:
+        both = (rows.grown, rows.held)
+        arrays["loss"] = np.array([s.loss for s in both]) * LOSS.resolution
         arrays["size"] = np.array([float(len(s.y)) for s in both])
         limits |= {"loss": LOSS, "size": COUNT}
+    if any(np.abs(array).max() > limits[name].bound for name, array in arrays.items()):
+        raise PeerError("request: a sum is beyond the bound that was given for it")
     return Sums(arrays, limits, len(rows.grown.y) + len(rows.held.y))
