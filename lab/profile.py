@@ -4,6 +4,9 @@ Each party adds up its own claims; the totals are released under the rules of di
 party joins what was released to its claims as columns. A period is known when it is over: claims
 are scored at its end, not at settlement. Persons are counted once at each party, so that one who
 claims at two parties counts twice.
+
+What is told of a provider in a period is told among all its patients of that period: they must be
+enough persons of enough parties, while those who come again, or at weekends, may be few of them.
 """
 
 from __future__ import annotations
@@ -35,8 +38,9 @@ class Profiling(Strict):
 
     ``by``: the number of the provider; ``day``: the day of a claim, a whole number with a range in
     its contract; ``every``: days of a period. ``measures``: claims a day, persons, persons who
-    come again in the period, parties with a claim, parties with persons who come again. ``means``: columns averaged over claims.
-    ``shares``: the share of claims for which a comparison holds. ``where``: the claims meant.
+    come again in the period, parties with a claim, parties with persons who come again.
+    ``means``: columns averaged over claims. ``shares``: the share of claims for which a comparison
+    holds. ``where``: the claims that all of these are about.
     """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
@@ -118,9 +122,10 @@ class Cells(Strict):
 
     def form(self) -> dict[str, tuple[int, Limit]]:
         """(values, format) of each sum, by name; it follows from the question alone."""
-        counts = ["claims", "persons", "returning", *(f"share {n}" for n in self.asked.shares)]
+        counts = ["population", "claims", "persons", "returning"]
+        counts += [f"share {name}" for name in self.asked.shares]
         agreed = dict.fromkeys(counts, (self.count, COUNT))
-        agreed |= dict.fromkeys(("parties", "returning_parties"), (self.count, FLAG))
+        agreed |= dict.fromkeys(("present", "parties", "returning_parties"), (self.count, FLAG))
         for column in self.asked.means:
             agreed |= {f"sum {column}": (self.count, AMOUNT), f"of {column}": (self.count, COUNT)}
         return agreed
@@ -129,18 +134,21 @@ class Cells(Strict):
 def sums(frame: pd.DataFrame, cells: Cells, person: str) -> Sums:
     """One party's sums by cell, in the `form` of the cells."""
     asked = cells.asked
-    meant = np.ones(len(frame), dtype=bool) if asked.where is None else _holds(asked.where, frame)
-    frame = frame[meant]
     cell = cells.cell(frame)
     frame, cell = frame[cell >= 0], cell[cell >= 0]
 
     def counted(at: NDArray[np.int64], value: Floats | None = None) -> Floats:
         return np.bincount(at, value, cells.count).astype(np.float64)
 
-    pairs = pd.DataFrame({"cell": cell, "person": frame[person].to_numpy()})
-    visits = pairs.value_counts(sort=False).reset_index()
+    population = counted(_visits(cell, frame[person])["cell"].to_numpy())
+    if asked.where is not None:
+        meant = _holds(asked.where, frame)
+        frame, cell = frame[meant], cell[meant]
+    visits = _visits(cell, frame[person])
     claims, returning = counted(cell), counted(visits.loc[visits["count"] > 1, "cell"].to_numpy())
     arrays = {
+        "population": population,
+        "present": (population > 0).astype(np.float64),
         "claims": claims,
         "persons": counted(visits["cell"].to_numpy()),
         "returning": returning,
@@ -158,17 +166,24 @@ def sums(frame: pd.DataFrame, cells: Cells, person: str) -> Sums:
     return Sums(arrays, limits, len(frame))
 
 
+def _visits(cell: NDArray[np.int64], person: pd.Series) -> pd.DataFrame:
+    """How often (``count``) each person was in each cell."""
+    pairs = pd.DataFrame({"cell": cell, "person": person.to_numpy()})
+    return pairs.value_counts(sort=False).reset_index()
+
+
 def _holds(condition: Compare, frame: pd.DataFrame) -> NDArray[np.bool_]:
     return Question(table="", where=condition).rows(frame)
 
 
 def release(cells: Cells, rules: Rules, totals: Sums) -> Sums:
-    """Totals of the cells with enough persons and parties, 0 elsewhere; ``shown`` is 1 where shown.
+    """Totals of the cells with patients enough of parties enough, 0 elsewhere; ``shown`` is 1 where
+    shown.
 
     Concentration rules are not applied: a mean over ten persons can be mostly one of theirs.
     """
-    enough = totals["persons"] >= rules.minimum_count.persons
-    enough &= totals["parties"] >= rules.minimum_parties.parties
+    enough = totals["population"] >= rules.minimum_count.persons
+    enough &= totals["present"] >= rules.minimum_parties.parties
     arrays = {name: np.where(enough, values, 0.0) for name, values in totals.arrays.items()}
     shown = {"shown": enough.astype(np.float64)}
     return Sums({**arrays, **shown}, {**totals.limits, "shown": FLAG}, 0)

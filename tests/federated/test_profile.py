@@ -19,7 +19,8 @@ from federated.protection import Protection
 from lab import models
 from lab.disclosure import Rules
 from lab.errors import ConfigurationError, PeerError, PolicyError
-from lab.profile import Cells, Profile, Profiling, read, sums
+from lab.profile import Cells, Profile, Profiling, read, release, sums
+from lab.questions import Compare
 from secure_agg.keys import PrivateKey
 
 ASKED = Profiling(
@@ -105,6 +106,21 @@ def test_profile_under_paillier_is_what_pandas_counts_where_enough_persons_are(
         for name, value in expected.items():
             found = profile.columns[name][at]
             assert found == pytest.approx(value, rel=1e-9) if enough else found is None
+
+
+def test_few_claims_are_told_of_many_patients_and_none_of_few() -> None:
+    frame = claims(400)
+    some = ASKED.model_copy(update={"where": Compare(column="weekday", operation="=", value=6)})
+    cells = CELLS.model_copy(update={"asked": some})
+    totals = sums(frame, cells, "person")
+    released = release(cells, Rules.of_own_rows(), totals)
+    rules = Rules.read().model_copy(update={"minimum_parties": Rules.of_own_rows().minimum_parties})
+    told = release(cells, rules, totals)
+    few = totals["persons"] < rules.minimum_count.persons
+    many = totals["population"] >= rules.minimum_count.persons
+    assert (few & many).any() and (~many & (totals["claims"] > 0)).any()
+    assert np.array_equal(told["shown"] > 0, many)
+    assert np.array_equal(told["returning"], np.where(many, released["returning"], 0))
 
 
 def test_profile_of_few_persons_or_under_other_rules_is_not_opened(
