@@ -24,17 +24,10 @@ from typing import Literal, NamedTuple, Self
 from gmpy2 import mpz
 from pydantic import Field, model_validator
 
-from federated.enrolment import (
-    INSURERS,
-    Enrolment,
-    Hex32,
-    Member,
-    canonical,
-    read_json,
-    write_whole,
-)
+from federated.enrolment import INSURERS, Enrolment, Hex32, Member
 from lab.contracts import Strict, parse
 from lab.errors import ConfigurationError, PeerError
+from lab.files import canonical, read_json, write_whole
 from secure_agg.errors import InvalidKey
 from secure_agg.identity import Identity, Roster
 from secure_agg.keys import PublicKey

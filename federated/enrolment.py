@@ -9,17 +9,16 @@ coordinator reads the fingerprint back over a channel it trusts.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import secrets
 import unicodedata
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from lab.contracts import Strict, parse
 from lab.errors import ConfigurationError, PeerError
+from lab.files import canonical, read_json, write_whole
 from secure_agg.errors import InvalidIdentity
 from secure_agg.identity import SEED_BYTES, Card, Identity, check_name
 
@@ -28,7 +27,6 @@ Role = Literal["public", "commercial", "supervisor", "coordinator"]
 INSURERS: tuple[Role, ...] = ("public", "commercial")
 IDENTITY_FORMAT = "insurance-privacy-lab identity 1"
 PURPOSE = b"enrolment"
-LARGEST_FILE_BYTES = 2**20
 Hex32 = Field(pattern=r"^[0-9a-f]{64}$")
 
 
@@ -140,7 +138,7 @@ def new_identity(path: Path, name: str) -> Identity:
     seed = secrets.token_bytes(SEED_BYTES)
     identity = Identity(name, seed)
     content = {"format": IDENTITY_FORMAT, "name": name, "seed": seed.hex()}
-    write_private(path, json.dumps(content, ensure_ascii=False, indent=1).encode() + b"\n")
+    write_whole(path, canonical(content) + b"\n", 0o600)
     return identity
 
 
@@ -162,65 +160,3 @@ def load_identity(path: Path) -> Identity:
         return Identity(str(content["name"]), bytes.fromhex(content["seed"]))
     except (KeyError, ValueError, TypeError, InvalidIdentity):
         raise ConfigurationError(f"{path}: is no identity file, or is damaged") from None
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """A file of mode 0600, whole or not at all, on disk when this returns."""
-    write_whole(path, content, 0o600)
-
-
-def write_whole(path: Path, content: bytes, mode: int = 0o644) -> None:
-    """Replace a file by another, so that a reader sees the old or the new one and never a part."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be written: {error.strerror}") from None
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A file's JSON object. Raises :class:`ConfigurationError`; a key named twice is refused."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(LARGEST_FILE_BYTES + 1)
-    except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
-    if len(data) > LARGEST_FILE_BYTES:
-        raise ConfigurationError(f"{path}: is larger than {LARGEST_FILE_BYTES} bytes")
-    try:
-        content = json.loads(data, object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ConfigurationError(f"{path}: must be one JSON object")
-    return content
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        raise ValueError("a key is named twice")
-    return content
-
-
-def canonical(content: Any) -> bytes:
-    """The one encoding of JSON content: sorted keys, no spaces, UTF-8."""
-    return json.dumps(
-        content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
