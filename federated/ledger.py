@@ -7,6 +7,7 @@ checkpoints that others gave it, and a log that was cut back or written anew con
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -54,12 +55,17 @@ def vouched(checkpoint: Checkpoint, card: Card) -> None:
 
 @dataclass(frozen=True)
 class Checked:
-    """A log or an extract, what was found of it, and how many checkpoints of others it met."""
+    """A log or an extract and what was found of it.
+
+    key_known: whether the party's key came from elsewhere; beside: whether a head file is there;
+    witnesses: how many checkpoints of it others noted
+    """
 
     path: Path
     verdict: Verdict
+    key_known: bool
+    beside: bool
     witnesses: int
-    beside: bool  # whether a head file was there
 
 
 def logs_in(folder: Path) -> list[Path]:
@@ -67,30 +73,39 @@ def logs_in(folder: Path) -> list[Path]:
     return sorted(folder.rglob(LOG_NAME))
 
 
-def verify_together(paths: Iterable[Path], keys: Mapping[str, bytes]) -> list[Checked]:
+def verify_together(
+    paths: Iterable[Path], keys: Mapping[str, bytes], key: bytes = b""
+) -> list[Checked]:
     """Verify logs, each with its head file and with what the others witnessed of it.
 
-    keys: public keys by party, as a charter has them; without one, the key a log names itself is
-    taken. Raises :class:`~lab.errors.ConfigurationError` for a file that can't be read.
+    keys: public keys by party, as a charter has them; key: that of whoever is not among them.
+    Raises :class:`~lab.errors.ConfigurationError` for a file that can't be read.
     """
     paths = list(paths)
     told: dict[str, list[Checkpoint]] = {}
     for path in paths:
         for entry in audit.entries(audit.read_lines(path)):
             if entry.kind == "witness":
-                checkpoint = Checkpoint.of(entry.told)
-                told.setdefault(checkpoint.party, []).append(checkpoint)
-    return [_verify(path, keys, told) for path in paths]
+                with suppress(LogError):  # whether the line is sound is verified below
+                    checkpoint = Checkpoint.of(entry.told)
+                    told.setdefault(checkpoint.party, []).append(checkpoint)
+    return [_verify(path, keys, key, told) for path in paths]
 
 
-def _verify(path: Path, keys: Mapping[str, bytes], told: Mapping[str, list[Checkpoint]]) -> Checked:
+def _verify(
+    path: Path, keys: Mapping[str, bytes], key: bytes, told: Mapping[str, list[Checkpoint]]
+) -> Checked:
     first = next(audit.entries(audit.read_lines(path)), None)
     party = str(first.told.get("party", "")) if first else ""
+    key = keys.get(party, key)
     known = told.get(party, [])
-    beside = audit.known_head(path)
-    verdict = audit.verify(
-        audit.read_lines(path), check, key=keys.get(party, b""), known=[*beside, *known]
-    )
-    if keys and party not in keys and not verdict.fault:
+    try:
+        beside = audit.known_head(path)
+    except LogError as error:
+        return Checked(path, Verdict(party, fault=str(error)), bool(key), True, len(known))
+    verdict = audit.verify(audit.read_lines(path), check, key=key, known=[*beside, *known])
+    if keys and not key and not verdict.fault:
         verdict.fault = f"{party} is not a member of the charter"
-    return Checked(path, verdict, len(known), bool(beside))
+    if not verdict.lines and not verdict.fault:
+        verdict.fault = "holds no line"
+    return Checked(path, verdict, bool(key), bool(beside), len(known))
