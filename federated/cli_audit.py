@@ -117,7 +117,7 @@ def _tell_verdict(item: Checked) -> None:
 def show_log(
     path: Path, run: str | None, kind: tuple[str, ...], last: int | None, as_json: bool
 ) -> None:
-    """Read a log; what is shown is not verified.
+    """Read a log: line, time in UTC, kind, what it tells. What is shown is not verified.
 
     \b
     lab audit show ping-an/log.jsonl --kind release --kind refusal --last 20
@@ -137,30 +137,21 @@ def show_log(
         for entry in chosen:
             click.echo(entry.line().decode())
         return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("line", "time (UTC)", "kind", "run", "query", "what"):
-        table.add_column(
-            column, no_wrap=column != "what", justify="right" if column == "line" else "left"
-        )
+    told = ""
     for entry in chosen:
-        what = ", ".join(f"{k} {_short(v)}" for k, v in entry.told.items())
-        cells = (
-            entry.seq + 1,
-            entry.time[:19].replace("T", " "),
-            entry.kind,
-            entry.run,
-            entry.query,
-        )
-        table.add_row(*(Text(str(cell)) for cell in cells), Text(what))
-    Console().print(table)
+        if entry.run != told:
+            click.echo(f"run {_short(entry.run)}" if entry.run else "no run")
+            told = entry.run
+        what = ", ".join(f"{_short(k)} {_short(v)}" for k, v in entry.told.items())
+        time = entry.time[:19].replace("T", " ")
+        query = f"{_short(entry.query)}: " * bool(entry.query)
+        click.echo(f"{entry.seq + 1:>6}  {time}  {entry.kind:<10}  {query}{what}")
 
 
 def _short(value: Any) -> str:
-    text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    """A value in a line: numbers with commas, control signs as escapes, keys by their beginning."""
+    text = f"{value:,}" if type(value) is int else str(value)
+    text = text if text.isprintable() else ascii(text)
     return text if len(text) <= 80 else f"{text[:16]}…"
 
 

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from lab import audit
-from lab.audit import Checkpoint, Verdict
+from lab.audit import Checkpoint, Entry, Verdict
 from lab.errors import LogError
 from lab.log import EVERY, Log
 from secure_agg.identity import Card, Identity, signed_by
@@ -78,7 +78,8 @@ def verify_together(
 ) -> list[Checked]:
     """Verify logs, each with its head file and with what the others witnessed of it.
 
-    keys: public keys by party, as a charter has them; key: that of whoever is not among them.
+    keys: public keys by party, as a charter has them; key: that of whoever is not among them. A
+    witnessed checkpoint that the party did not sign accuses nobody.
     Raises :class:`~lab.errors.ConfigurationError` for a file that can't be read.
     """
     paths = list(paths)
@@ -98,7 +99,8 @@ def _verify(
     first = next(audit.entries(audit.read_lines(path)), None)
     party = str(first.told.get("party", "")) if first else ""
     key = keys.get(party, key)
-    known = told.get(party, [])
+    used = key or _own_word(first)
+    known = [c for c in told.get(party, []) if check(used, c.message(), bytes.fromhex(c.signature))]
     try:
         beside = audit.known_head(path)
     except LogError as error:
@@ -109,3 +111,11 @@ def _verify(
     if not verdict.lines and not verdict.fault:
         verdict.fault = "holds no line"
     return Checked(path, verdict, bool(key), bool(beside), len(known))
+
+
+def _own_word(first: Entry | None) -> bytes:
+    """The key that a log's first line names."""
+    try:
+        return bytes.fromhex(first.told["key"]) if first else b""
+    except (KeyError, TypeError, ValueError):
+        return b""

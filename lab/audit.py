@@ -30,7 +30,7 @@ import json
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +93,12 @@ class Entry:
     @property
     def digest(self) -> bytes:
         """32 bytes over the content."""
-        content = asdict(self)
-        del content["chain"]
+        content = {name: value for name, value in vars(self).items() if name != "chain"}
         return _hash(b"line", canonical(content))
 
     def line(self) -> bytes:
         """The line without its end."""
-        return canonical(asdict(self))
+        return canonical(vars(self))
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class Checkpoint:
 
     def message(self) -> bytes:
         """What is signed."""
-        told = {k: v for k, v in asdict(self).items() if k != "signature"}
+        told = {name: value for name, value in vars(self).items() if name != "signature"}
         return _hash(b"checkpoint", canonical(told))
 
     def entry(self) -> Entry:
@@ -176,7 +175,7 @@ def entries(lines: Iterable[bytes]) -> Iterator[Entry]:
     """The lines that can be read, unverified; what was omitted or torn is left out."""
     for line in lines:
         with suppress(LogError):
-            found = _parsed(line)
+            found = parsed(line)
             if isinstance(found, Entry):
                 yield found
 
@@ -210,7 +209,7 @@ def verify(
             )
             break
         try:
-            _take(found, _parsed(line), check)
+            _take(found, parsed(line), check)
         except LogError as error:
             found.fault = f"line {found.lines + 1}: {error}"
             break
@@ -222,7 +221,7 @@ def verify(
     return found
 
 
-def _parsed(line: bytes) -> Entry | bytes:
+def parsed(line: bytes) -> Entry | bytes:
     """The entry of a line, or the digest that stands for one. Raises :class:`LogError`."""
     text = line.removesuffix(b"\n")
     try:
@@ -303,7 +302,7 @@ def _disagrees(found: Verdict, checkpoint: Checkpoint, check: Check) -> str:
         _check_signature(found, checkpoint, check)
     except LogError as error:
         return f"kept elsewhere: {error}"
-    if checkpoint.seq >= found.lines:
+    if checkpoint.seq + 1 >= found.lines:  # its own line follows it
         return (
             f"line {found.lines + 1} and what follows are gone: a checkpoint kept elsewhere was made "
             f"after line {checkpoint.seq + 1}"
@@ -327,7 +326,7 @@ def extract(lines: Iterable[bytes], run: str) -> list[bytes]:
     end = 0
     last = -1
     for line in lines:
-        entry = _parsed(line)
+        entry = parsed(line)
         if isinstance(entry, bytes):
             shown.append(line)
             continue

@@ -202,7 +202,8 @@ class Log:
             try:
                 if not self._broken:
                     self.append("stop", reason=reason)
-                    self.checkpoint()
+                    if self._unsigned:
+                        self.checkpoint()
             finally:
                 self._broken = CLOSED
                 os.close(self._file)
