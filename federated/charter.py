@@ -45,6 +45,8 @@ _ANY_MODEL = (
     "score_fit",
     "score_lorenz",
     "score_levels",
+    "detection_rank",
+    "detection_groups",
 )
 #: What an analysis may ask of a node: names of statistics. What stands in no line is refused.
 ANALYSES: Mapping[str, tuple[str, ...]] = {
@@ -52,8 +54,9 @@ ANALYSES: Mapping[str, tuple[str, ...]] = {
     "network": (*_ANY_MODEL, "network_update"),
     "trees": (*_ANY_MODEL, "bin_counts", "tree_level"),
     "questions": ("cells", "violations", "drift"),
+    "profiles": ("profile",),  # of providers, as features of a model
 }
-Analysis = Literal["glm", "network", "trees", "questions"]
+Analysis = Literal["glm", "network", "trees", "questions", "profiles"]
 
 
 class Key(Strict):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from federated.enrolment import Enrolment
 
 FILE = click.Path(path_type=Path, dir_okay=False)
-ANALYSES = ("glm", "network", "trees", "questions")
+ANALYSES = ("glm", "network", "trees", "questions", "profiles")
 
 
 @click.group()
