@@ -90,7 +90,7 @@ def _tell_verdict(item: Checked) -> None:
     omitted = f", {verdict.omitted:,} of them as a digest alone" if verdict.omitted else ""
     click.echo(
         f"{item.path}: log of {verdict.party} holds: {verdict.lines:,} lines{omitted}, "
-        f"{verdict.checkpoints:,} checkpoints"
+        f"{verdict.checkpoints:,} checkpoint{'s' * (verdict.checkpoints != 1)}"
     )
     if verdict.unsigned:
         click.echo(
@@ -142,7 +142,9 @@ def show_log(
         if entry.run != told:
             click.echo(f"run {_short(entry.run)}" if entry.run else "no run")
             told = entry.run
-        what = ", ".join(f"{_short(k)} {_short(v)}" for k, v in entry.told.items())
+        first = [name for name in logs.KINDS.get(entry.kind, ()) if name in entry.told]
+        names = [*first, *(name for name in entry.told if name not in first)]
+        what = ", ".join(f"{_short(name)} {_short(entry.told[name])}" for name in names)
         time = entry.time[:19].replace("T", " ")
         query = f"{_short(entry.query)}: " * bool(entry.query)
         click.echo(f"{entry.seq + 1:>6}  {time}  {entry.kind:<10}  {query}{what}")
