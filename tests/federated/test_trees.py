@@ -122,7 +122,7 @@ def drawn(drawn: dict) -> tuple[list[pd.DataFrame], pd.DataFrame, Task, dict]:
     return parts, frame, task_of(drawn["family"], drawn["exposure"]), model
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(tables)
 def test_federated_trees_equal_pooled_trees_for_any_split(told) -> None:
     parts, frame, task, model = drawn(told)
