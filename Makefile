@@ -22,7 +22,7 @@ quick: .venv/tested
 	@touch $@
 
 .venv/tested: .venv/installed
-	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[dev,ray]'
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[dev,ray,postgres]'
 	@touch $@
 
 notebooks: .venv/tested

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from federated import cli_data
+from federated import cli_audit, cli_charter, cli_data
 
 if TYPE_CHECKING:
     from federated.arms import Progress, Study
@@ -40,7 +40,13 @@ def lab() -> None:
     """
 
 
-for _command in (cli_data.data, cli_data.market, cli_data.score):
+for _command in (
+    cli_data.data,
+    cli_data.market,
+    cli_data.score,
+    cli_charter.charter,
+    cli_audit.audit,
+):
     lab.add_command(_command)
 
 

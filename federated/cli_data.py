@@ -68,17 +68,20 @@ def describe(source: str, path: str | None) -> None:
 @click.option(
     "--contract", required=True, help="A contract file, or the name of a built-in source."
 )
-def check(file: str, contract: str) -> None:
+@click.option("--table", help="The table, where FILE is the address of a database.")
+@click.option("--query", help="Or a query.")
+def check(file: str, contract: str, table: str | None, query: str | None) -> None:
     """Check a table against a contract; every violation is listed.
 
     \b
     lab data check claims.csv --contract claims.toml
+    lab data check postgresql://reader@host/claims --table visits --contract claims.toml
     """
     from lab.sources import load
 
     agreed = _contract(contract)
-    table = load(path=file, contract=agreed)
-    click.echo(f"{table.origin}: {len(table.frame):,} rows keep contract {agreed.name}")
+    found = load(path=file, contract=agreed, table=table, query=query)
+    click.echo(f"{found.origin}: {len(found.frame):,} rows keep contract {agreed.name}")
 
 
 @click.group()

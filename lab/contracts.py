@@ -7,11 +7,13 @@ check reports every violation at once and a table with one violation is not used
 from __future__ import annotations
 
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lab.errors import ConfigurationError, ContractError
@@ -174,24 +176,9 @@ def check(frame: pd.DataFrame, contract: Contract, *, where: str) -> pd.DataFram
     Rows are counted from 1, without the header. Columns that the contract does not name are
     dropped: what no contract describes takes part in nothing.
     """
-    violations: list[str] = []
-    if frame.empty:
-        raise ContractError(f"{where}: the table has no rows; {contract.name} needs at least one")
-    for missing in [name for name in contract.columns if name not in frame.columns]:
-        near = nearest(missing, [str(name) for name in frame.columns])
-        hint = f"; is it '{near}' in this table?" if near else ""
-        violations.append(f"column '{missing}' of contract {contract.name} is missing{hint}")
-    typed: dict[str, pd.Series[Any]] = {}
-    for name, column in contract.columns.items():
-        if name in frame.columns:
-            typed[name], faults = _typed(frame[name], column)
-            violations += [_line(name, column, rule, rows, got) for rule, rows, got in faults]
-    if violations:
-        count = f"{len(violations)} violation{'s' * (len(violations) > 1)}"
-        raise ContractError(
-            f"{where}: {count} of contract {contract.name}", tuple(f"  {v}" for v in violations)
-        )
-    return pd.DataFrame(typed, copy=False)
+    checker = Checker(contract, where)
+    checker.add(frame)
+    return checker.table()
 
 
 def broken(frame: pd.DataFrame, contract: Contract) -> dict[tuple[str, str], int]:
@@ -202,54 +189,201 @@ def broken(frame: pd.DataFrame, contract: Contract) -> dict[tuple[str, str], int
         counts[name, column.allowed()] = 0
         if not column.nullable:
             counts[name, "must not be empty"] = 0
-        faults = _typed(frame[name], column)[1] if name in frame.columns else []
-        for rule, rows, _ in faults:
-            counts[name, rule if (name, rule) in counts else column.allowed()] += len(rows)
+    checker = Checker(contract, "")
+    checker.add(frame)
+    for name, fault in checker.faults():
+        rule = fault.rule if (name, fault.rule) in counts else contract.columns[name].allowed()
+        counts[name, rule] += fault.count
     return counts
 
 
-def _typed(
-    series: pd.Series[Any], column: Column
-) -> tuple[pd.Series[Any], list[tuple[str, list[int], str]]]:
-    """A column in its contract's type, and the rules it breaks: (rule, rows, what came first)."""
+@dataclass
+class Fault:
+    """A rule that rows of a column break: the first of them, how many, and what came first."""
+
+    rule: str
+    rows: list[int]
+    count: int
+    got: str
+
+
+class Checker:
+    """A table under check that comes in parts of rows; what is kept of a part is its typed columns.
+
+    `add` takes the next rows, `table` gives all of them or every violation.
+    """
+
+    def __init__(self, contract: Contract, where: str) -> None:
+        self._contract, self._where, self._rows = contract, where, 0
+        self._columns: dict[str, _Numbers | _Levels] = {}
+        self._known: list[str] = []
+
+    def add(self, part: pd.DataFrame) -> None:
+        """Take the next rows; all parts have the same columns."""
+        if not self._known:
+            self._known = [str(name) for name in part.columns]
+        for name, column in self._contract.columns.items():
+            if name in part.columns:
+                if name not in self._columns:
+                    made = _Levels(column) if column.type == "category" else _Numbers(column)
+                    self._columns[name] = made
+                self._columns[name].add(part[name], self._rows)
+        self._rows += len(part)
+
+    def faults(self) -> list[tuple[str, Fault]]:
+        """What was found so far, in the contract's order of columns."""
+        return [(name, f) for name, column in self._columns.items() for f in column.faults()]
+
+    def table(self) -> pd.DataFrame:
+        """All rows with the contract's types. Raises ContractError with every violation."""
+        contract, where = self._contract, self._where
+        if not self._rows:
+            raise ContractError(
+                f"{where}: the table has no rows; {contract.name} needs at least one"
+            )
+        violations: list[str] = []
+        for missing in [name for name in contract.columns if name not in self._columns]:
+            near = nearest(missing, self._known)
+            hint = f"; is it '{near}' in this table?" if near else ""
+            violations.append(f"column '{missing}' of contract {contract.name} is missing{hint}")
+        violations += [_line(name, contract.columns[name], f) for name, f in self.faults()]
+        if violations:
+            count = f"{len(violations)} violation{'s' * (len(violations) > 1)}"
+            raise ContractError(
+                f"{where}: {count} of contract {contract.name}", tuple(f"  {v}" for v in violations)
+            )
+        order = [name for name in contract.columns if name in self._columns]
+        typed = {name: self._columns.pop(name).whole() for name in order}  # one at a time
+        return pd.DataFrame(typed, copy=False)
+
+
+class _Column:
+    """Faults of a column by the place of their rule, so that they are told in one order."""
+
+    def __init__(self, column: Column) -> None:
+        self.column = column
+        self.found: dict[int, Fault] = {}
+
+    def note(
+        self, place: int, rule: str, mask: NDArray[np.bool_], start: int, came: pd.Series[Any]
+    ) -> None:
+        """Note rows of a part that break a rule; start: the rows before this part."""
+        bad = np.flatnonzero(mask)
+        if len(bad):
+            fault = self.found.setdefault(place, Fault(rule, [], 0, str(came.iloc[bad[0]])))
+            fault.rows += (bad[: ROWS_SHOWN - len(fault.rows)] + start + 1).tolist()
+            fault.count += len(bad)
+
+    def faults(self) -> list[Fault]:
+        return [self.found[place] for place in sorted(self.found)]
+
+
+class _Numbers(_Column):
+    """A column of float64, NaN where it is empty."""
+
+    def __init__(self, column: Column) -> None:
+        super().__init__(column)
+        self.parts: list[NDArray[np.float64]] = []
+
+    def add(self, part: pd.Series[Any], start: int) -> None:
+        rule, gone = self.column.allowed(), part.isna().to_numpy()
+        values = _as_numbers(part)
+        self.note(0, rule, np.isnan(values) & ~gone, start, part)
+        self.note(1, "must be finite", np.isinf(values), start, part)
+        values[np.isinf(values)] = np.nan
+        if not self.column.nullable:
+            self.note(2, "must not be empty", gone, start, part)
+        self.note(3, rule, _outside(values, self.column), start, part)
+        self.parts.append(values)
+
+    def whole(self) -> pd.Series[Any]:
+        return pd.Series(np.concatenate(self.parts), copy=False)
+
+
+class _Levels(_Column):
+    """A column of categories: the number of each row's level, and the levels of each part."""
+
+    def __init__(self, column: Column) -> None:
+        super().__init__(column)
+        self.codes: list[NDArray[np.int32]] = []
+        self.levels: list[pd.Index[Any]] = []
+        self.size = 0
+
+    def add(self, part: pd.Series[Any], start: int) -> None:
+        if not self.column.nullable:
+            self.note(0, "must not be empty", part.isna().to_numpy(), start, part)
+        codes, levels = pd.factorize(_as_text(part))
+        self.codes.append(np.where(codes < 0, -1, codes + self.size).astype(np.int32))
+        self.levels.append(pd.Index(levels))
+        self.size += len(levels)
+
+    def _texts(self) -> pd.Series[Any]:
+        """The level of each code; whole numbers that came as text lose their '.0', as floats do."""
+        texts = pd.Series(pd.Index(np.concatenate(self.levels)), dtype="str")
+        if texts.iloc[:1].str.fullmatch(WHOLE).any() and texts.str.fullmatch(WHOLE).all():
+            return texts.str.removesuffix(".0")
+        return texts
+
+    def faults(self) -> list[Fault]:
+        if self.column.levels is not None:
+            texts = self._texts()
+            bad = np.append(~texts.isin(self.column.levels).to_numpy(), False)
+            self.found.pop(1, None)
+            start = 0
+            for codes in self.codes:
+                mask = bad[codes]  # an empty value is the last
+                if mask.any():
+                    self.note(1, self.column.allowed(), mask, start, texts.reindex(codes))
+                start += len(codes)
+        return super().faults()
+
+    def whole(self) -> pd.Series[Any]:
+        texts = self._texts()
+        levels = pd.Index(texts.unique(), dtype="str").sort_values()
+        place = np.append(levels.get_indexer(pd.Index(texts)), -1)
+        codes = place[np.concatenate(self.codes)]
+        return pd.Series(pd.Categorical.from_codes(codes, categories=levels), copy=False)
+
+
+#: A whole number as text, perhaps with the '.0' that programs give to columns with gaps.
+WHOLE = r"-?(?:0|[1-9][0-9]*)(?:\.0)?"
+
+
+def _as_numbers(part: pd.Series[Any]) -> NDArray[np.float64]:
+    """Numbers of any kind of column, NaN where there is none."""
+    if isinstance(part.dtype, pd.StringDtype):
+        import pyarrow as pa
+
+        try:
+            read = pa.array(part, pa.string(), from_pandas=True).cast(pa.float64())
+            return np.array(read.to_numpy(zero_copy_only=False), dtype=np.float64)
+        except pa.ArrowInvalid:  # not all are numbers; which, the slower way tells
+            truth = part.str.lower().map({"true": 1.0, "false": 0.0})
+            part = pd.to_numeric(part, errors="coerce").astype("float64").fillna(truth)
+    values = pd.to_numeric(part, errors="coerce").astype("float64")
+    return np.array(values.to_numpy(), dtype=np.float64)
+
+
+def _outside(values: NDArray[np.float64], column: Column) -> NDArray[np.bool_]:
+    """Numbers that the column does not allow."""
     import pandera.pandas as pa
 
-    faults: list[tuple[str, list[int], str]] = []
-    gone = series.isna()
-    if column.type == "category":
-        values = _as_text(series)
-    else:
-        values = pd.to_numeric(series, errors="coerce").astype("float64")
-        unreadable = values.isna() & ~gone
-        if unreadable.any():
-            faults.append(_fault(series, unreadable, column.allowed()))
-        values = values.mask(~values.abs().lt(float("inf")) & values.notna())
-        endless = values.isna() & ~gone & ~unreadable
-        if endless.any():
-            faults.append(_fault(series, endless, "must be finite"))
-    if gone.any() and not column.nullable:
-        faults.append(_fault(series, gone, "must not be empty"))
     checks = [
         rule
         for rule in (
             pa.Check.ge(column.minimum) if column.minimum is not None else None,
             pa.Check.gt(column.above) if column.above is not None else None,
             pa.Check.le(column.maximum) if column.maximum is not None else None,
-            pa.Check.isin(column.levels) if column.levels is not None else None,
             pa.Check(lambda s: s % 1 == 0) if column.type == "integer" else None,
         )
         if rule is not None
     ]
+    mask = np.zeros(len(values), dtype=bool)
     try:
-        pa.SeriesSchema(checks=checks, nullable=True).validate(values, lazy=True)
+        pa.SeriesSchema(checks=checks, nullable=True).validate(pd.Series(values), lazy=True)
     except pa.errors.SchemaErrors as error:
-        broken = sorted({int(i) for i in error.failure_cases["index"].dropna()})
-        mask = pd.Series(False, index=series.index)
-        mask.loc[broken] = True
-        faults.append(_fault(series, mask, column.allowed()))
-    if column.type == "category":
-        return values.astype("category"), faults
-    return values, faults
+        mask[[int(row) for row in error.failure_cases["index"].dropna()]] = True
+    return mask
 
 
 def _as_text(series: pd.Series[Any]) -> pd.Series[Any]:
@@ -264,17 +398,12 @@ def level_of(number: float) -> str:
     return np.format_float_positional(number, trim="-")
 
 
-def _fault(series: pd.Series[Any], mask: pd.Series[bool], rule: str) -> tuple[str, list[int], str]:
-    rows = [int(i) + 1 for i in mask.to_numpy().nonzero()[0]]
-    return rule, rows, str(series.iloc[rows[0] - 1])
-
-
-def _line(name: str, column: Column, rule: str, rows: list[int], got: str) -> str:
-    shown = ", ".join(map(str, rows[:ROWS_SHOWN]))
-    more = f" and {len(rows) - ROWS_SHOWN} more" if len(rows) > ROWS_SHOWN else ""
-    came = "" if rule == "must not be empty" else f", got {got}"
+def _line(name: str, column: Column, fault: Fault) -> str:
+    shown = ", ".join(map(str, fault.rows))
+    more = f" and {fault.count - ROWS_SHOWN} more" if fault.count > ROWS_SHOWN else ""
+    came = "" if fault.rule == "must not be empty" else f", got {fault.got}"
     advice = f"; {column.advice}" if column.advice else ""
-    return f"row{'s' * (len(rows) > 1)} {shown}{more}: {name} {rule}{came}{advice}"
+    return f"row{'s' * (fault.count > 1)} {shown}{more}: {name} {fault.rule}{came}{advice}"
 
 
 def draft(frame: pd.DataFrame, name: str) -> Contract:

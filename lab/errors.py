@@ -41,6 +41,10 @@ class BudgetError(LabError):
     """A party's privacy budget does not cover what is asked of it."""
 
 
+class LogError(LabError):
+    """A party's log can't be written or does not hold together; nothing leaves without a log."""
+
+
 class PeerError(LabError):
     """Another party failed, or sent something that cannot be used."""
 
@@ -54,6 +58,7 @@ TRAVELLING: dict[str, type[LabError]] = {
         ModelError,
         PolicyError,
         BudgetError,
+        LogError,
         PeerError,
     )
 }

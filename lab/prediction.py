@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from lab import models, sources
-from lab.contracts import Column, Contract, check
+from lab.contracts import Column, Contract, check, level_of
 from lab.errors import ConfigurationError, ContractError, ModelError
 from lab.features import Feature
 from lab.glm import GLM, Product
@@ -36,7 +36,8 @@ def predict(
     finite prediction, :class:`ConfigurationError` for files that cannot be read.
     """
     loaded = models.read(model)
-    frame, _, origin = sources.unchecked(path=table, contract=contract, query=query)
+    texts = [f.column for f, levels, _ in _terms(loaded) if any(map(_is_code, levels))]
+    frame, _, origin = sources.unchecked(path=table, contract=contract, query=query, texts=texts)
     if PREDICTION in frame.columns:
         raise ContractError(f"{origin}: has a column '{PREDICTION}' already; rename or drop it")
     if contract is not None:
@@ -60,6 +61,14 @@ def predict(
     if Path(table).name.removesuffix(".gz").endswith(".csv"):  # numbers as they are written there
         frame = sources.read_file(Path(table), as_text=True)
     return frame.assign(**{PREDICTION: values}), [_meaning(loaded), *_unknown(loaded, rows)]
+
+
+def _is_code(level: str) -> bool:
+    """Whether a level is none that a number has: its column is read as it is written."""
+    try:
+        return level != level_of(float(level))
+    except ValueError:
+        return True
 
 
 def _terms(model: Model) -> Iterator[tuple[Feature, tuple[str, ...], bool]]:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from lab import market
-from lab.contracts import Contract, check, draft, nearest
+from lab import databases, market
+from lab.contracts import Checker, Contract, check, draft, nearest
+from lab.delimited import Delimited
 from lab.errors import ConfigurationError, ContractError
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 TABLES = Path(__file__).parent / "tables"
-NULLS = ["", "NA", "N/A", "NaN", "nan", "NULL", "null", "None"]
-BAD_ROWS_SHOWN = 5
+#: Rows that are looked at together.
+PART_ROWS = 2**16
 
 
 @dataclass(frozen=True)
@@ -43,16 +38,24 @@ def load(
     query: str | None = None,
     columns: list[str] | None = None,
 ) -> Table:
-    """Read a table and check it against its contract.
+    """Read a table and check it against its contract, in parts where it has one.
 
     ``columns`` limits a table without a contract to what a study uses. Raises
     :class:`ContractError` with every violation, :class:`ConfigurationError` for a source or a
     path that cannot be read.
     """
-    frame, agreed, origin = unchecked(
-        source, path, contract=contract, table=table, query=query, columns=columns
-    )
-    frame = check(frame, agreed, where=origin)
+    agreed = contract or (built_in(source) if source else None)
+    if agreed is None or path is None or source not in (None, *ONE_FILE):
+        frame, agreed, origin = unchecked(
+            source, path, contract=contract, table=table, query=query, columns=columns
+        )
+        frame = check(frame, agreed, where=origin)
+    else:
+        origin = _origin(source, path)
+        checker = Checker(agreed, origin)
+        for part in _parts(path, list(agreed.columns), table, query):
+            checker.add(part)
+        frame = checker.table()
     return Table(frame, agreed, origin, digest(frame))
 
 
@@ -64,28 +67,73 @@ def unchecked(
     table: str | None = None,
     query: str | None = None,
     columns: list[str] | None = None,
+    texts: Collection[str] = (),
 ) -> tuple[pd.DataFrame, Contract, str]:
-    """The rows as they come, the contract they should keep, and where they are from."""
+    """The rows as they come, the contract they should keep, and where they are from.
+
+    texts: columns of a file without a contract whose values are codes, read as they are written.
+    """
     if source is not None:
         agreed = contract or built_in(source)
         frame = _READERS[source](path, agreed)
-        origin = source if path is None else f"{source} from {Path(path).name}"
+        origin = _origin(source, path)
     elif path is not None:
-        frame = read_sql(path, table, query) if "://" in path else read_file(Path(path))
-        origin = path.rsplit("@", 1)[-1] if "://" in path else Path(path).name
+        if "://" in path:
+            frame = read_sql(path, table, query)
+        else:
+            frame = read_file(Path(path), _codes(contract) or texts)
+        origin = _origin(None, path)
         agreed = contract or draft(_chosen(frame, columns, origin), Path(origin).name)
     else:
         raise ConfigurationError("data: give a source or a path")
     return frame, agreed, origin
 
 
+def _origin(source: str | None, path: str | None) -> str:
+    """What a table is called in errors and records; never with a password."""
+    if path is None:
+        return source or ""
+    name = databases.origin(path) if "://" in path else Path(path).name
+    return name if source is None else f"{source} from {name}"
+
+
+def _parts(
+    path: str, columns: list[str], table: str | None, query: str | None
+) -> Iterator[pd.DataFrame]:
+    """The rows in parts, those of these columns that there are."""
+    if "://" in path:
+        return databases.parts(path, table, query, columns)
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigurationError(f"{path}: no such file")
+    if file.suffix == ".parquet":
+        return _parquet_parts(file, columns)
+    return Delimited.file(file).parts(columns)
+
+
+def _parquet_parts(path: Path, columns: list[str]) -> Iterator[pd.DataFrame]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            known = file.schema_arrow.names
+            chosen = [name for name in known if name in columns] or known[:1]
+            for batch in file.iter_batches(PART_ROWS, columns=chosen):
+                yield batch.to_pandas(ignore_metadata=True)
+    except (OSError, pa.ArrowException) as error:
+        raise ContractError(f"{path.name}: cannot be read: {error}") from None
+
+
 def digest(frame: pd.DataFrame) -> str:
     """SHA-256 over the columns' names and values, independent of how they are stored."""
     sha = hashlib.sha256(",".join(frame.columns).encode())
     for name in frame.columns:
-        values = frame[name]
-        plain = values.astype("str") if isinstance(values.dtype, pd.CategoricalDtype) else values
-        sha.update(pd.util.hash_pandas_object(plain, index=False).to_numpy().tobytes())
+        for start in range(0, len(frame), PART_ROWS):
+            values = frame[name].iloc[start : start + PART_ROWS]
+            if isinstance(values.dtype, pd.CategoricalDtype):
+                values = values.astype("str")
+            sha.update(pd.util.hash_pandas_object(values, index=False).to_numpy().tobytes())
     return sha.hexdigest()
 
 
@@ -115,7 +163,7 @@ def _chosen(frame: pd.DataFrame, columns: list[str] | None, origin: str) -> pd.D
 
 def _rand_hie(path: str | None, contract: Contract) -> pd.DataFrame:
     if path is not None:
-        return read_file(Path(path))
+        return read_file(Path(path), _codes(contract))
     from statsmodels.datasets import randhie
 
     frame: pd.DataFrame = randhie.load_pandas().data
@@ -123,7 +171,7 @@ def _rand_hie(path: str | None, contract: Contract) -> pd.DataFrame:
 
 
 def _published(path: str | None, contract: Contract) -> pd.DataFrame:
-    return read_file(_given(path, contract))
+    return read_file(_given(path, contract), _codes(contract))
 
 
 def _fremtpl2_claims(path: str | None, contract: Contract) -> pd.DataFrame:
@@ -179,115 +227,36 @@ _READERS: dict[str, Callable[[str | None, Contract], pd.DataFrame]] = {
 SOURCES = tuple(_READERS)
 
 
-def read_file(path: Path, *, as_text: bool = False) -> pd.DataFrame:
+#: Sources whose path is one file as it is published.
+ONE_FILE = ("rand_hie", "rand_hie_full", "fremtpl2_freq")
+
+
+def read_file(path: Path, texts: Collection[str] = (), *, as_text: bool = False) -> pd.DataFrame:
     """A CSV (optionally .gz; UTF-8 with or without a mark, or GB18030/GBK) or a Parquet file.
 
-    ``as_text``: the values of a CSV as they are written.
+    texts: columns of a CSV whose values are codes and stay as they are written; ``as_text``: all.
     """
     if not path.is_file():
         raise ConfigurationError(f"{path}: no such file")
+    if path.suffix != ".parquet":
+        return Delimited.file(path).whole(texts, as_written=as_text)
     try:
-        if path.suffix == ".parquet":
-            return pd.read_parquet(path)
-        raw = path.read_bytes()
-        data = gzip.decompress(raw) if path.suffix == ".gz" else raw
-    except (OSError, EOFError, ValueError) as error:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
         raise ContractError(f"{path.name}: cannot be read: {error}") from None
-    return read_csv(data, path.name, as_text=as_text)
 
 
-def read_csv(data: bytes, where: str, *, as_text: bool = False) -> pd.DataFrame:
-    """A strict CSV reader: what is not plainly a table is refused, with the row.
-
-    Refused: NUL bytes, an encoding other than UTF-8 or GB18030, a duplicated or empty column
-    name, a row with more or fewer values than the header. Read as missing: empty, NA, NaN, null.
-    """
-    import pyarrow as pa
-    from pyarrow import csv
-
-    text = _decoded(data, where)
-    header = _header(text, where)
-    ragged: list[str] = []
-
-    def note(row: csv.InvalidRow) -> str:
-        ragged.append(f"{row.actual_columns} values")
-        return "skip"
-
-    try:
-        table: pa.Table = csv.read_csv(
-            io.BytesIO(text),
-            read_options=csv.ReadOptions(column_names=header, skip_rows=1, use_threads=False),
-            parse_options=csv.ParseOptions(newlines_in_values=True, invalid_row_handler=note),
-            convert_options=csv.ConvertOptions(
-                column_types=dict.fromkeys(header, pa.string()) if as_text else None,
-                null_values=NULLS,
-                strings_can_be_null=not as_text,
-                timestamp_parsers=["-"],
-            ),
-        )
-    except pa.ArrowInvalid as error:
-        raise ContractError(f"{where}: not a readable CSV: {error}") from None
-    if ragged:
-        raise ContractError(f"{where}: {_ragged_rows(text, len(header))}")
-    frame: pd.DataFrame = table.to_pandas()
-    return frame
+def _codes(contract: Contract | None) -> list[str]:
+    """Columns of a contract whose values are codes, not numbers."""
+    columns = contract.columns.items() if contract else ()
+    return [name for name, column in columns if column.type == "category"]
 
 
-def _decoded(data: bytes, where: str) -> bytes:
-    if b"\x00" in data:
-        row = data[: data.index(b"\x00")].count(b"\n")
-        place = f"row {row}" if row else "the header"
-        raise ContractError(
-            f"{where} {place}: holds a NUL byte; the file is damaged or is not text, export it again"
-        )
-    for encoding in ("utf-8-sig", "gb18030"):
-        try:
-            return data.decode(encoding).encode("utf-8")
-        except UnicodeDecodeError:
-            continue
-    raise ContractError(f"{where}: is neither UTF-8 nor GB18030 text; save it as UTF-8")
-
-
-def _header(text: bytes, where: str) -> list[str]:
-    import csv
-
-    first = text.split(b"\n", 1)[0].decode().strip("\r")
-    names = [name.strip() for name in next(csv.reader([first]), [])]
-    if not any(names):
-        raise ContractError(f"{where}: has no header; the first line must name the columns")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ContractError(
-            f"{where}: column {', '.join(repr(n) for n in twice)} appears twice; rename or drop one"
-        )
-    return names
-
-
-def _ragged_rows(text: bytes, width: int) -> str:
-    """Which rows have another number of values than the header, counted with the csv module."""
-    import csv
-
-    rows = csv.reader(io.StringIO(text.decode(), newline=""))
-    bad = [(i, len(row)) for i, row in enumerate(rows) if row and len(row) != width and i]
-    shown = ", ".join(f"row {i} has {n}" for i, n in bad[:BAD_ROWS_SHOWN])
-    more = f" and {len(bad) - BAD_ROWS_SHOWN} more rows" if len(bad) > BAD_ROWS_SHOWN else ""
-    return f"every row needs {width} values, {shown}{more}; a comma in a text must be quoted"
+def read_csv(data: bytes, where: str) -> pd.DataFrame:
+    """The table of a CSV's bytes, as `lab.delimited` reads it."""
+    return Delimited.data(data, where).whole()
 
 
 def read_sql(url: str, table: str | None, query: str | None) -> pd.DataFrame:
     """The rows of a table or a query of any database that SQLAlchemy reaches."""
-    import sqlalchemy as sa
-
-    if (table is None) == (query is None):
-        raise ConfigurationError(
-            "a database needs either a table or a query: data.table, data.query, --query"
-        )
-    try:
-        engine = sa.create_engine(url)
-        with engine.connect() as connection:
-            if table is not None:
-                selection = sa.select(sa.Table(table, sa.MetaData(), autoload_with=connection))
-            return pd.read_sql(sa.text(query) if query is not None else selection, connection)
-    except (sa.exc.SQLAlchemyError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigurationError(f"data.path: the database cannot be read: {reason}") from None
+    return pd.concat(databases.parts(url, table, query), ignore_index=True)

@@ -54,12 +54,7 @@ class Card:
 
     def signed(self, purpose: bytes, message: bytes, signature: bytes) -> bool:
         """Whether this party signed this message for this purpose."""
-        key = Ed25519PublicKey.from_public_bytes(self.verifying)
-        try:
-            key.verify(signature, wire.join(SIGNED, [purpose, message]))
-        except InvalidSignature:
-            return False
-        return True
+        return signed_by(self.verifying, purpose, message, signature)
 
     def seal(self, purpose: bytes, secret: bytes) -> bytes:
         """The secret, for this party's eyes and this purpose alone."""
@@ -167,6 +162,16 @@ class Roster:
     def from_bytes(cls, data: bytes) -> Roster:
         """The roster that `to_bytes` wrote. Raises MalformedMessage and InvalidIdentity."""
         return cls(tuple(map(Card.from_bytes, wire.split(ROSTER, data, 0, wire.MOST_PARTS))))
+
+
+def signed_by(verifying: bytes, purpose: bytes, message: bytes, signature: bytes) -> bool:
+    """Whether the holder of this Ed25519 key signed this message for this purpose."""
+    try:
+        key = Ed25519PublicKey.from_public_bytes(verifying)
+        key.verify(signature, wire.join(SIGNED, [purpose, message]))
+    except (InvalidSignature, ValueError):
+        return False
+    return True
 
 
 def check_name(name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from federated.protection import Clear, Protection
 from lab.contracts import Contract, draft
 from lab.features import Feature
 from lab.glm import Task
+from tests.postgresql import Server, server
 
 TABLES = Path(os.environ.get("LAB_TABLES", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -36,6 +37,13 @@ def published() -> Callable[[str], Path]:
         return found
 
     return path
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Server]:
+    """A PostgreSQL server of its own for this session, or a skip that says what to install."""
+    with server() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -59,6 +59,8 @@ def test_every_command_has_help_with_an_example() -> None:
         ["runs"],
         ["ui"],
         ["bench"],
+        *(["charter", name] for name in ("init", "add", "sign", "show")),
+        *(["audit", name] for name in ("verify", "show", "extract", "export")),
     ):
         done = lab(*command, "--help")
         assert done.returncode == 0

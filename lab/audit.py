@@ -1,0 +1,347 @@
+"""A party's log: what was asked of it, what it refused, what left it; one file that only grows.
+
+Each line is a JSON object in its one encoding, and carries a hash over the line before and its own
+content, so that no line can be changed, removed, added or moved without breaking the chain:
+
+    digest = H("line", content)          chain = H("chain", chain of the line before, digest)
+
+with H = SHA-256 over parts with their lengths. Every so often the party signs the end of the chain
+(a checkpoint, Ed25519), in a line of its own and in a small file beside the log. What that proves:
+
+* whoever alters the log and does not hold the party's key is found out, up to the last checkpoint;
+* lines after the last checkpoint are chained but not signed: cut off at the end, they are missed by
+  nobody, so a checkpoint is made at every stop and whenever a reply should be vouched for;
+* whoever cuts the log *and* the file beside it back to an older checkpoint, or holds the key and
+  writes the log anew, is found out by checkpoints that others keep. So parties give each other
+  their checkpoints, and note those of others as lines of kind ``witness``.
+
+A line is on disk before what it tells of leaves: after a power loss the log may tell of a release
+that did not happen, and never the other way round. The content carries a random salt, so that an
+extract can show a line as its digest alone and betray nothing (`extract`).
+
+Chained logs: Schneier and Kelsey, "Secure audit logs to support computer forensics", ACM TISSEC 2,
+1999, section 3; witnessed heads: Crosby and Wallach, USENIX Security 2009, section 2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lab.errors import ConfigurationError, LogError
+from lab.files import canonical, read_json
+
+#: What a line of each kind tells at least. A party's values are never among it.
+KINDS: Mapping[str, tuple[str, ...]] = {
+    "start": ("party", "key", "version"),
+    "stop": ("reason",),
+    "request": ("statistic", "by"),
+    "approval": ("statistic", "by"),
+    "refusal": ("statistic", "rule", "text"),
+    "release": ("statistic", "hiding", "arrays", "values", "bytes", "rows", "key_bits"),
+    "key": ("event", "fingerprint"),
+    "budget": ("epsilon", "delta"),
+    "fault": ("what",),
+    "checkpoint": ("signature",),
+    "witness": ("party", "seq", "head", "time", "signature"),
+}
+FIELDS: Mapping[str, type] = {
+    **dict.fromkeys(("time", "kind", "charter", "run", "query", "salt", "chain"), str),
+    "seq": int,
+    "told": dict,
+}
+START = bytes(32)
+#: No line is longer; what is longer is damage.
+LONGEST_LINE = 2**20
+
+#: Whether this public key (32 bytes) made this signature over this message: (key, message, signature).
+Check = Callable[[bytes, bytes, bytes], bool]
+
+
+def _hash(purpose: bytes, *parts: bytes) -> bytes:
+    sha = hashlib.sha256()
+    for part in (b"insurance-privacy-lab log 1", purpose, *parts):
+        sha.update(struct.pack(">Q", len(part)) + part)
+    return sha.digest()
+
+
+def chained(before: bytes, digest: bytes) -> bytes:
+    """The chain after a line of this digest."""
+    return _hash(b"chain", before, digest)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line. ``told`` holds what its kind tells; ``time`` is UTC; ``chain`` is in hexadecimal."""
+
+    seq: int
+    time: str
+    kind: str
+    charter: str
+    run: str
+    query: str
+    told: Mapping[str, Any]
+    salt: str
+    chain: str = ""
+
+    @property
+    def digest(self) -> bytes:
+        """32 bytes over the content."""
+        content = {name: value for name, value in vars(self).items() if name != "chain"}
+        return _hash(b"line", canonical(content))
+
+    def line(self) -> bytes:
+        """The line without its end."""
+        return canonical(vars(self))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A party's word for the end of its log: the chain after line ``seq`` was ``head`` (hex)."""
+
+    party: str
+    seq: int
+    head: str
+    time: str
+    signature: str
+
+    def message(self) -> bytes:
+        """What is signed."""
+        told = {name: value for name, value in vars(self).items() if name != "signature"}
+        return _hash(b"checkpoint", canonical(told))
+
+    def entry(self) -> Entry:
+        """Its line in the party's own log, unchained; nothing in it is left unsigned."""
+        told = {"signature": self.signature}
+        return Entry(self.seq + 1, self.time, "checkpoint", "", "", "", told, "")
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Checkpoint:
+        """A checkpoint of JSON's values. Raises :class:`LogError` if it can't be one."""
+        try:
+            made = cls(**{name: values[name] for name in KINDS["witness"]})
+            sizes = len(bytes.fromhex(made.head)), len(bytes.fromhex(made.signature))
+            if sizes != (32, 64) or type(made.seq) is not int or made.seq < 0:
+                raise ValueError
+            made.message()
+        except (KeyError, TypeError, ValueError):
+            raise LogError("a checkpoint is not readable") from None
+        return made
+
+
+def head_file(log: Path) -> Path:
+    """Where the last checkpoint of a log stands beside it."""
+    return log.with_name(f"{log.stem}.head.json")
+
+
+@dataclass
+class Verdict:
+    """What a log was found to be; ``fault`` is empty if it holds together.
+
+    lines, omitted: how many there are, how many of them an extract shows as a digest alone;
+    unsigned: how many stand after the last checkpoint; key: the party's public key, 32 bytes; torn:
+    bytes of a last line without an end; heads: the chain after each line.
+    """
+
+    party: str = ""
+    key: bytes = b""
+    lines: int = 0
+    omitted: int = 0
+    checkpoints: int = 0
+    unsigned: int = 0
+    chain: bytes = START
+    torn: bytes = b""
+    fault: str = ""
+    heads: list[bytes] = field(default_factory=list, repr=False)
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a log with their ends. Raises :class:`ConfigurationError`."""
+    try:
+        with path.open("rb") as file:
+            while line := file.readline(LONGEST_LINE):
+                yield line
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def entries(lines: Iterable[bytes]) -> Iterator[Entry]:
+    """The lines that can be read, unverified; what was omitted or torn is left out."""
+    for line in lines:
+        with suppress(LogError):
+            found = parsed(line)
+            if isinstance(found, Entry):
+                yield found
+
+
+def known_head(log: Path) -> list[Checkpoint]:
+    """The checkpoint in the file beside a log, if there is one. Raises LogError if it is damaged."""
+    path = head_file(log)
+    if not path.exists():
+        return []
+    try:
+        return [Checkpoint.of(read_json(path))]
+    except (ConfigurationError, LogError) as error:
+        raise LogError(f"{path}: the file beside the log is damaged: {error}") from None
+
+
+def verify(
+    lines: Iterable[bytes], check: Check, *, key: bytes = b"", known: Iterable[Checkpoint] = ()
+) -> Verdict:
+    """Whether a log or an extract holds together, and which line is the first that does not.
+
+    key: the party's public key by another way; without it the log's own word is taken for it.
+    known: checkpoints of this party that others keep, or that stand beside the log: the log must
+    agree with each of them and reach as far.
+    """
+    found = Verdict(key=key)
+    for line in lines:
+        if not line.endswith(b"\n"):
+            found.torn = line
+            found.fault = (
+                f"line {found.lines + 1} is cut off in the middle: by a power loss, or by hand"
+            )
+            break
+        try:
+            _take(found, parsed(line), check)
+        except LogError as error:
+            found.fault = f"line {found.lines + 1}: {error}"
+            break
+    if not found.fault or found.torn:
+        for checkpoint in known:
+            if reason := _disagrees(found, checkpoint, check):
+                found.fault, found.torn = reason, b""
+                break
+    return found
+
+
+def parsed(line: bytes) -> Entry | bytes:
+    """The entry of a line, or the digest that stands for one. Raises :class:`LogError`."""
+    text = line.removesuffix(b"\n")
+    try:
+        content = json.loads(text)
+        if canonical(content) != text or not isinstance(content, dict):
+            raise ValueError
+        if content.keys() == {"seq", "digest"}:
+            return _digest_of(content)
+        kinds = {name: type(value) for name, value in content.items()}
+        if kinds != FIELDS:
+            raise ValueError
+        return Entry(**content)
+    except (ValueError, RecursionError, TypeError):
+        raise LogError("is not a line of a log") from None
+
+
+def _digest_of(content: Mapping[str, Any]) -> bytes:
+    digest = bytes.fromhex(content["digest"])
+    if len(digest) != 32 or type(content["seq"]) is not int:
+        raise ValueError
+    return digest
+
+
+def _take(found: Verdict, item: Entry | bytes, check: Check) -> None:
+    """Check the next line against what was found before it. Raises :class:`LogError`."""
+    chain = chained(found.chain, item if isinstance(item, bytes) else item.digest)
+    if isinstance(item, Entry):
+        if item.seq != found.lines:
+            raise LogError(f"has number {item.seq} where {found.lines} belongs")
+        if item.chain != chain.hex():
+            raise LogError("does not follow from the line before: one of the two was changed")
+        _check_entry(found, item, check)
+    elif not found.lines:
+        raise LogError("the first line must be there: it names the party and its key")
+    found.lines += 1
+    found.chain = chain
+    found.heads.append(chain)
+    found.omitted += isinstance(item, bytes)
+    signed = isinstance(item, Entry) and item.kind == "checkpoint"
+    found.unsigned = 0 if signed else found.unsigned + 1
+    found.checkpoints += signed
+
+
+def _check_entry(found: Verdict, entry: Entry, check: Check) -> None:
+    if any(name not in entry.told for name in KINDS.get(entry.kind, ("",))):
+        raise LogError("is of no known kind, or does not tell what its kind must")
+    if entry.kind == "start":
+        party, key = str(entry.told["party"]), str(entry.told["key"])
+        if found.key and key != found.key.hex():
+            raise LogError(f"is by another key than {found.key.hex()[:16]}…")
+        if found.lines and party != found.party:
+            raise LogError(f"is of {party}, the lines before are of {found.party}")
+        try:
+            found.party, found.key = party, bytes.fromhex(key)
+        except ValueError:
+            raise LogError("names no key") from None
+    elif not found.lines:
+        raise LogError("a log begins with a start, which names the party and its key")
+    if entry.kind == "checkpoint":
+        head = {"party": found.party, "seq": found.lines - 1, "head": found.chain.hex()}
+        told = {"time": entry.time, "signature": entry.told["signature"]}
+        checkpoint = Checkpoint.of(head | told)
+        _check_signature(found, checkpoint, check)
+        if checkpoint.entry().digest != entry.digest:
+            raise LogError("a checkpoint tells more than is signed")
+
+
+def _check_signature(found: Verdict, checkpoint: Checkpoint, check: Check) -> None:
+    if not check(found.key, checkpoint.message(), bytes.fromhex(checkpoint.signature)):
+        raise LogError(
+            f"a checkpoint after line {checkpoint.seq + 1} is not signed by the party's key"
+        )
+
+
+def _disagrees(found: Verdict, checkpoint: Checkpoint, check: Check) -> str:
+    """Why a checkpoint from elsewhere and this log do not go together; empty if they do."""
+    try:
+        _check_signature(found, checkpoint, check)
+    except LogError as error:
+        return f"kept elsewhere: {error}"
+    if checkpoint.seq + 1 >= found.lines:  # its own line follows it
+        return (
+            f"line {found.lines + 1} and what follows are gone: a checkpoint kept elsewhere was made "
+            f"after line {checkpoint.seq + 1}"
+        )
+    if found.heads[checkpoint.seq].hex() != checkpoint.head:
+        return (
+            f"line {checkpoint.seq + 1} or one before was changed and signed anew: a checkpoint kept "
+            "elsewhere says otherwise"
+        )
+    return ""
+
+
+def extract(lines: Iterable[bytes], run: str) -> list[bytes]:
+    """The lines of one run, and of all others their digest alone; it verifies like the whole log.
+
+    Lines that belong to no run are shown where they prove something: starts and checkpoints. It
+    ends with the first checkpoint after the run's last line. Raises :class:`LogError` for a log
+    without a line of the run, or without a checkpoint after its last.
+    """
+    shown: list[bytes] = []
+    end = 0
+    last = -1
+    for line in lines:
+        entry = parsed(line)
+        if isinstance(entry, bytes):
+            shown.append(line)
+            continue
+        proves = entry.kind in ("start", "checkpoint")
+        whole = proves or entry.run == run
+        digest = {"seq": entry.seq, "digest": entry.digest.hex()}
+        shown.append(line if whole else canonical(digest) + b"\n")
+        if entry.run == run and not proves:
+            last = len(shown)
+        if entry.kind == "checkpoint" and end < last:
+            end = len(shown)
+    if last < 0:
+        raise LogError(f"no line of run {run} in this log")
+    if end < last:
+        raise LogError(
+            f"the last lines of run {run} are not signed yet; stop the party or checkpoint"
+        )
+    return shown[:end]

@@ -1,0 +1,74 @@
+"""Files that appear whole or not at all, and JSON that has one encoding."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from lab.errors import ConfigurationError
+
+LARGEST_JSON_BYTES = 2**20
+
+
+def write_whole(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Replace a file, so that a reader sees the old or the new one, and the new one is on disk.
+
+    mode: 0o600 for what is its owner's alone. Raises :class:`ConfigurationError`.
+    """
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on disk: a file that was synced may still lose its name."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file's JSON object of at most a MiB. Raises ConfigurationError; no key may occur twice."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST_JSON_BYTES + 1)
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(data) > LARGEST_JSON_BYTES:
+        raise ConfigurationError(f"{path}: is larger than {LARGEST_JSON_BYTES} bytes")
+    try:
+        content = json.loads(data, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{path}: must be one JSON object")
+    return content
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise ValueError("a key is named twice")
+    return content
+
+
+def canonical(content: Any) -> bytes:
+    """The one encoding of JSON content: sorted keys, no spaces, UTF-8. Raises ValueError."""
+    return json.dumps(
+        content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
