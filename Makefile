@@ -1,6 +1,8 @@
 # make demo | test | quick | notebooks | clean
 PYTHON ?= python3
 BIN := .venv/bin
+# Compiled modules are kept: tests start many processes, and each would compile them again.
+unexport PYTHONDONTWRITEBYTECODE
 
 demo: .venv/installed
 	@$(BIN)/lab run experiments/rand_hie.toml
