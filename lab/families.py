@@ -20,6 +20,8 @@ LinkName = Literal["canonical", "log"]
 
 #: Power of the variance function V(mu) = mu**p; binomial has mu (1 - mu).
 POWERS = {"gaussian": 0.0, "poisson": 1.0, "gamma": 2.0}
+#: The smallest and the largest probability that float64 tells from 0 and from 1.
+WITHIN = np.finfo(np.float64).tiny, 1 - np.finfo(np.float64).epsneg
 CANONICAL = {"gaussian": "identity", "poisson": "log", "gamma": "inverse", "binomial": "logit"}
 
 
@@ -118,8 +120,13 @@ class Family:
                 return mu * (1 - mu)
 
     def deviance(self, y: Floats, mu: Floats) -> Floats:
-        """Unit deviance d(y, mu) of each row; infinite where mu is outside the family's range."""
+        """Unit deviance d(y, mu) of each row; infinite where mu is outside the family's range.
+
+        A probability that is 0 or 1 by rounding counts as the nearest number between them.
+        """
         p = self.power
+        if self.name == "binomial":
+            mu = np.where((mu >= 0) & (mu <= 1), np.clip(mu, *WITHIN), mu)
         with np.errstate(all="ignore"):
             match self.name:
                 case "gaussian":
