@@ -258,7 +258,7 @@ class _Growth:
         g, h, s = node.gradient, node.hessian, self.settings
         if g is None or h is None or not self._can_be_cut(node):
             return None
-        free = (SMOOTH, s.ridge, s.least, node.low, node.high)
+        free = (SMOOTH, self.recipe.unit, s.ridge, s.least, node.low, node.high)
         gain, cut, missing = kernels.best_cuts(
             g, h, self.start, self.ordered, self.direction, *free
         )
