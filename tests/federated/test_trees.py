@@ -275,6 +275,21 @@ def test_levels_that_do_not_fit_share_the_bin_of_missing_values() -> None:
     assert (model.predict(rare) == model.predict(gone)).all()
 
 
+def test_levels_are_cut_where_they_have_an_effect_and_left_where_they_have_none() -> None:
+    rng = np.random.default_rng(8)
+    frame = pd.DataFrame(
+        {
+            "noise": rng.choice([f"n{k}" for k in range(200)], 8000),
+            "clinic": rng.choice([f"c{k}" for k in range(50)], 8000),
+        }
+    )
+    odds = np.where(frame["clinic"].isin([f"c{k}" for k in range(10)]), 0.12, 0.03)
+    frame["y"] = (rng.random(8000) < odds).astype(float)
+    model, _ = grow([frame], task_of("binomial"), ("noise", "clinic"), trees=20, bins=64)
+    places = [model.cuts[j].feature.column for tree in model.trees for j in tree.feature if j >= 0]
+    assert 0 < 3 * places.count("noise") < 2 * places.count("clinic")
+
+
 def test_a_column_may_be_constant_or_missing_altogether_at_a_party() -> None:
     frame = claims("poisson", 400, 8)
     parts = [part.copy() for part in split(frame, 3)]
