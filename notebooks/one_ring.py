@@ -25,7 +25,9 @@ from federated.experiment import run
 
 ROOT = next(p for p in [Path.cwd(), *Path.cwd().parents] if (p / "experiments").is_dir())
 changes = {
-    "model.trees": 30,
+    "data.market.seed": 7,
+    "model.trees": 40,
+    "model.learning_rate": 0.1,
     "protection.key_bits": 2048,
     "arms.run": ["alone", "federated"],
     "arms.replicates": 20,

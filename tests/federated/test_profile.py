@@ -19,6 +19,7 @@ from federated.protection import Protection
 from lab import models
 from lab.disclosure import Rules
 from lab.errors import ConfigurationError, PeerError, PolicyError
+from lab.prediction import predict
 from lab.profile import Cells, Profile, Profiling, read, release, sums
 from lab.questions import Compare
 from secure_agg.keys import PrivateKey
@@ -218,6 +219,8 @@ def test_model_is_kept_with_the_profile_it_needs_and_scores_plain_claims(
     test = pd.concat([party.test for party in found.market.parties])
     joined = fitted.profiles[0].join(test)
     assert np.array_equal(kept.predict(test), fitted.model.predict(joined))
+    scored, _ = predict(found.folder, str(tmp_path / "claims.parquet"))
+    assert np.array_equal(scored["prediction"], kept.predict(claims(900)))
     receipt = found.receipt.set_index("statistic")
     assert (receipt.loc["profile", "hiding"] == "paillier").all()
     assert (receipt.loc["profile", "rows"] == 0).all()
