@@ -94,6 +94,8 @@ class Study:
     seconds: dict[str, float]
     silent: list[tuple[str, str]] = field(default_factory=list)  # (party, message) unanswered
     answers: list[tuple[Query, pd.DataFrame]] = field(default_factory=list)
+    run: str = ""  # its name in the parties' logs, where the parties are real
+    outlook: list[Any] = field(default_factory=list)  # who took part, where they are
     folder: Any = None
     tracking: str | None = None
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from federated import cli_audit, cli_charter, cli_data
+from federated import cli_audit, cli_charter, cli_data, cli_exchange
 
 if TYPE_CHECKING:
     from federated.arms import Progress, Study
@@ -41,11 +41,15 @@ def lab() -> None:
 
 
 for _command in (
+    cli_audit.audit,
+    cli_charter.charter,
     cli_data.data,
     cli_data.market,
     cli_data.score,
-    cli_charter.charter,
-    cli_audit.audit,
+    cli_exchange.exchange,
+    cli_exchange.holder,
+    cli_exchange.keys,
+    cli_exchange.node,
 ):
     lab.add_command(_command)
 
@@ -73,6 +77,13 @@ for _command in (
     help="Threads (grid) or processes (ray); default: the machine's cores.",
 )
 @click.option("--no-track", is_flag=True, help="Keep the run's folder, log nothing to MLflow.")
+@click.option(
+    "--on",
+    "exchange",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="With real parties: the folder of an exchange that is served.",
+)
+@click.option("--fresh", is_flag=True, help="With --on: do not go on with an unfinished run.")
 @RUNS
 @TRACKING
 def run(
@@ -82,6 +93,8 @@ def run(
     engine: str,
     workers: int | None,
     no_track: bool,
+    exchange: Path | None,
+    fresh: bool,
     runs: Path,
     tracking_uri: str | None,
 ) -> None:
@@ -93,7 +106,7 @@ def run(
     """
     from federated.experiment import Experiment
 
-    read = Experiment.read(experiment, dict(_pair(change) for change in changes))
+    read = Experiment.read(experiment, changed(changes))
     from federated.experiment import run as perform
 
     with _progress(quiet=as_json) as progress:
@@ -105,11 +118,18 @@ def run(
             tracking_uri=tracking_uri,
             track=not no_track,
             progress=progress,
+            exchange=exchange,
+            fresh=fresh,
         )
     if as_json:
         _print_json(study)
     else:
         _print_study(study, runs)
+
+
+def changed(changes: tuple[str, ...]) -> dict[str, str]:
+    """The keys and values of ``--set``."""
+    return dict(map(_pair, changes))
 
 
 def _pair(change: str) -> tuple[str, str]:
@@ -192,16 +212,24 @@ def _print_study(study: Study, runs: Path) -> None:
     table.add_column("training rows", justify="right")
     for arm in arms:
         table.add_column(arm, justify="right")
-    sizes = {party.name: len(party.train) for party in study.market.parties}
+    sizes = {name: size["train"] for name, size in study.market.sizes.items()}
+    absent = "not scored" if study.outlook else "no fit"  # a real party scores itself, or nobody
     for holder in ["all", *sizes]:
         cells = [
-            f"{scores[arm, holder]:.4f}" if (arm, holder) in scores.index else "no fit"
+            f"{scores[arm, holder]:.4f}" if (arm, holder) in scores.index else absent
             for arm in arms
         ]
         name = "whole market" if holder == "all" else holder
-        rows = f"{sizes.get(holder, sum(sizes.values())):,}"
-        table.add_row(name, rows, *cells, style="bold" if holder == "all" else None)
+        rows = sizes[holder] if holder != "all" else sum(n or 0 for n in sizes.values())
+        table.add_row(
+            name,
+            f"{rows:,}" if rows else "not told",
+            *cells,
+            style="bold" if holder == "all" else None,
+        )
     console.print(table)
+    if study.outlook:
+        _print_outlook(console, study)
     for result in study.arms.values():
         for holder, reason in [*result.failures.items(), *result.notes.items()]:
             console.print(f"{result.name}, {holder}: {reason}", style="yellow", highlight=False)
@@ -235,6 +263,17 @@ def _print_study(study: Study, runs: Path) -> None:
     console.print(f"tracking {study.tracking or 'off'}", highlight=False, soft_wrap=True)
     command = "lab ui" if str(runs) == "runs" else f"lab ui --runs {runs}"
     console.print(f"open     {command}", highlight=False, soft_wrap=True)
+
+
+def _print_outlook(console: Any, study: Study) -> None:
+    """Who took part in a run with real parties, since when, and why who left."""
+    from rich.table import Table
+
+    console.print(f"\nrun {study.run}", highlight=False)
+    table = Table("party", "role", "here since (UTC)", "", box=None, header_style="dim")
+    for party in study.outlook:
+        table.add_row(party.name, party.role, party.since, party.state)
+    console.print(table)
 
 
 @lab.command()
@@ -272,7 +311,7 @@ def query(
     """
     from federated.experiment import Experiment
 
-    read = Experiment.read(experiment, dict(_pair(change) for change in changes))
+    read = Experiment.read(experiment, changed(changes))
     from federated.query import query as ask
     from federated.query import with_names
     from lab.contracts import parse

@@ -63,6 +63,26 @@ def describe(source: str, path: str | None) -> None:
     console.print(table)
 
 
+@data.command("deal")
+@click.argument("experiment", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Override a key of it.")
+def deal_data(experiment: Path, folder: Path, changes: tuple[str, ...]) -> None:
+    """Write the tables of an experiment's simulated parties, to start real nodes on.
+
+    \b
+    lab data deal experiments/rand_hie.toml tables
+    """
+    from federated.cli import changed
+    from federated.experiment import Experiment
+    from federated.parties import MARK, deal_tables
+
+    read = Experiment.read(experiment, changed(changes))
+    for name, place in deal_tables(read, folder).items():
+        click.echo(f"{name}: {place}")
+    click.echo(f"rows for testing: {MARK} = 1")
+
+
 @data.command()
 @click.argument("file")
 @click.option(

@@ -459,10 +459,13 @@ def run(
     tracking_uri: str | None = None,
     track: bool = True,
     progress: Any = None,
+    exchange: str | Path | None = None,
+    fresh: bool = False,
 ) -> Study:
     """Run an experiment: its arms, the report, the MLflow run.
 
-    ``runs``: the folder that keeps runs and MLflow's database. Returns a
+    ``runs``: the folder that keeps runs and MLflow's database; ``exchange``: the folder of an
+    exchange whose parties take part, ``fresh``: not to go on with an unfinished run there. Returns a
     :class:`~federated.arms.Study`, whose ``scores``, ``coefficients``, ``convergence`` and
     ``receipt`` are DataFrames. Raises :class:`~lab.errors.LabError` for all that can be explained.
     """
@@ -470,6 +473,12 @@ def run(
     from federated.record import keep
 
     experiment = path if isinstance(path, Experiment) else Experiment.read(path, changes)
+    if exchange is not None:
+        from federated.conduct import perform_on
+
+        study = perform_on(experiment, Path(exchange), fresh=fresh, progress=progress)
+        keep(study, Path(runs), tracking_uri=tracking_uri, track=track)
+        return study
     answers = _answers(experiment, Path(runs))
     study = perform(experiment, engine=engine, workers=workers, progress=progress)
     study.answers = answers

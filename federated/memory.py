@@ -46,6 +46,7 @@ class Memory:
     def __init__(self, context: Context, name: str, hiding: Hiding) -> None:
         self._records, self._name, self._hiding = context.state.config_records, name, hiding
         self.seat = int(context.node_config["partition-id"])
+        self._minimum = int(context.node_config.get("minimum-parties", 0))
 
     def allow(self, hiding: Hiding) -> None:
         """Raises :class:`PolicyError` unless this node hides its sums in this way."""
@@ -102,6 +103,27 @@ class Memory:
         if not known:
             raise PolicyError("this node is not enrolled; nothing can be hidden without a roster")
         return _roster(known)
+
+    def allow_parties(self, parties: tuple[str, ...]) -> None:
+        """Raises :class:`PolicyError` unless a sum may be over these parties.
+
+        In a simulation it is over all parties of the roster, or none. Where the parties agreed on a
+        minimum, a run may go on without a party that is gone, and never take one back: two sums of
+        one question that differ by a party show that party.
+        """
+        names, least = self.roster().names, self._minimum
+        if not least:
+            if parties != names:
+                raise PolicyError("a sum is over all parties of the roster, or none")
+            return
+        if parties != tuple(name for name in names if name in set(parties)):
+            raise PolicyError("a sum is over parties of the roster, in its order")
+        if len(parties) < least:
+            raise PolicyError(f"a sum has at least {least} parties here, not {len(parties)}")
+        before = self._get("behind", "parties").decode()
+        if before and not set(parties) <= set(before.split("\n")):
+            raise PolicyError("a party that left this run does not come back into its sums")
+        self._set("behind", parties="\n".join(parties).encode())
 
     def public_key(self) -> PublicKey:
         """The key this node encrypts to, whoever asks. Raises :class:`PolicyError`."""

@@ -21,6 +21,8 @@ from lab.errors import TRAVELLING, LabError, PeerError
 from lab.sums import COUNT, Floats, Limit, Sums
 
 Hiding = Literal["clear", "paillier", "masks"]
+#: Rows that no party has.
+MOST_ROWS = 2**40
 #: Shape and format of each array of a contribution; public, and the same for every party.
 Form = Mapping[str, tuple[tuple[int, ...], Limit]]
 #: What reading a stranger's message may end in.
@@ -31,7 +33,8 @@ UNREADABLE = (KeyError, ValueError, TypeError, AttributeError, RecursionError, O
 class Request:
     """One question to every node.
 
-    ``query`` is new for each question of a run; ``parties`` are all who are asked, in seat order.
+    ``query`` is new for each question of a run; ``parties`` are all who are asked, in seat order;
+    ``charter`` is the digest of what real parties agreed on, empty in a simulation.
     """
 
     query: str
@@ -40,11 +43,14 @@ class Request:
     arrays: Mapping[str, Floats]
     hiding: Hiding = "clear"
     parties: tuple[str, ...] = ()
+    charter: str = ""
 
     @cached_property
     def question(self) -> bytes:
         """SHA-256 of what is asked; parties sign it, so that all were asked the same."""
-        header = json.dumps([self.statistic, self.arguments], sort_keys=True, allow_nan=False)
+        header = json.dumps(
+            [self.statistic, self.arguments, self.charter], sort_keys=True, allow_nan=False
+        )
         digest = hashlib.sha256(header.encode())
         for name in sorted(self.arrays):
             array = np.ascontiguousarray(self.arrays[name], "<f8")
@@ -65,6 +71,7 @@ class Request:
                 "arguments": json.dumps(self.arguments, allow_nan=False),
                 "hiding": self.hiding,
                 "parties": list(self.parties),
+                "charter": self.charter,
             }
         )
         return RecordDict({"request": header, "arrays": to_arrays(self.arrays)})
@@ -87,6 +94,7 @@ class Request:
                 arrays=from_arrays(record.array_records["arrays"]),
                 hiding=cast(Hiding, hiding),
                 parties=tuple(map(str, parties)),
+                charter=str(header["charter"]),
             )
         except UNREADABLE as error:
             raise PeerError(f"request: not readable: {type(error).__name__}") from None
@@ -106,8 +114,8 @@ class Reply:
     hidden: bytes | None = None
 
     def to_record(self) -> RecordDict:
-        form = {name: [list(s), x.bound, x.resolution] for name, (s, x) in self.form.items()}
-        header = ConfigRecord({"party": self.party, "rows": self.rows, "form": json.dumps(form)})
+        form = form_to_json(self.form)
+        header = ConfigRecord({"party": self.party, "rows": self.rows, "form": form})
         body = to_arrays(self.clear or {}) if self.hidden is None else blobs(hidden=self.hidden)
         return RecordDict({"reply": header, "body": body})
 
@@ -129,8 +137,8 @@ class Reply:
             )
         except UNREADABLE as error:
             raise PeerError(f"reply: not readable: {type(error).__name__}") from None
-        if reply.rows < 0:
-            raise PeerError(f"{reply.party}: rows must be 0 or more")
+        if not 0 <= reply.rows <= MOST_ROWS:
+            raise PeerError(f"{reply.party}: rows must be 0 or more, and no more than there can be")
         if reply.clear is not None and {n: a.shape for n, a in reply.clear.items()} != {
             n: shape for n, (shape, _) in form.items()
         }:
@@ -143,6 +151,11 @@ class Reply:
         return cls(party, sums.rows, form_of(sums), clear, hidden)
 
 
+def form_to_json(form: Form) -> str:
+    """A form as text: shape, bound and resolution of each array."""
+    return json.dumps({name: [list(s), x.bound, x.resolution] for name, (s, x) in form.items()})
+
+
 def form_of(sums: Sums) -> Form:
     """The public form of sums, in the order in which they are packed."""
     return {name: (sums[name].shape, sums.limits[name]) for name in sorted(sums.arrays)}
@@ -150,13 +163,24 @@ def form_of(sums: Sums) -> Form:
 
 def one_form(replies: Mapping[str, Reply]) -> Form:
     """The form that all replies have; all of them are hidden. Raises :class:`PeerError`."""
-    first = next(iter(replies.values()))
     for name, reply in replies.items():
         if reply.hidden is None:
-            raise PeerError(f"{name}: answered in the clear where a hidden answer was asked")
-        if reply.form != first.form or ROWS not in reply.form:
-            raise PeerError(f"{name}: sums of another form than {first.party}'s")
-    return first.form
+            raise PeerError(f"{name}: answered in the clear where a hidden answer was asked", name)
+    form = agreed_form(replies)
+    if ROWS not in form:
+        raise PeerError("all parties: their sums do not carry the rows behind them")
+    return form
+
+
+def agreed_form(replies: Mapping[str, Reply]) -> Form:
+    """The form of more than half of the replies. Raises :class:`PeerError` that blames the others."""
+    for form in (reply.form for reply in replies.values()):
+        others = [name for name, reply in replies.items() if reply.form != form]
+        if not others:
+            return form
+        if 2 * len(others) < len(replies):
+            raise PeerError(f"{', '.join(others)}: sums of another form than the others'", *others)
+    raise PeerError("the parties' sums are of different forms; no form is that of more than half")
 
 
 #: The array in which the number of rows travels where sums are hidden.

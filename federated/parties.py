@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from federated.experiment import Data, Experiment, GLMModel
 from federated.features import is_category
 from federated.node import Party, Policy
-from lab.contracts import Contract, nearest, parse
+from lab.contracts import Column, Contract, nearest, parse
 from lab.disclosure import Rules
 from lab.errors import ConfigurationError, ContractError
-from lab.features import check_features
+from lab.features import Feature, check_features
 from lab.glm import Response
 from lab.market import REGISTER, make
 from lab.partition import deal, test_mask
@@ -50,7 +51,7 @@ class Market:
         self.contract = profiled(table.contract, experiment.profile)
         self.rules = Rules.read(_path(experiment.protection.disclosure))
         self.features = {t: experiment.features(self.contract, t) for t in experiment.tasks()}
-        frame = self._usable(table)
+        frame, _ = usable(experiment, self.features, table)
         split, partition = (
             np.random.default_rng(child)
             for child in np.random.SeedSequence(experiment.seed).spawn(2)
@@ -70,53 +71,6 @@ class Market:
         self.in_sample = not test.any()
         owners = deal(frame, experiment.parties, data.person, partition, together=data.together)
         self.parties = [self._party(name, frame, rows, test) for name, rows in owners.items()]
-
-    def _usable(self, table: Table) -> pd.DataFrame:
-        """The columns a study needs, capped, without the rows left out for missing values."""
-        data, frame = self.experiment.data, table.frame
-        for name in self.experiment.columns_besides_features():
-            self._check_column(frame, name)
-        for name, limit in data.cap.items():
-            if name not in frame.columns or not pd.api.types.is_numeric_dtype(frame[name]):
-                raise ConfigurationError(f"data.cap: '{name}' is not a numeric column")
-            frame[name] = frame[name].clip(upper=limit)
-        joined = {column for asked in self.experiment.profile for column in asked.columns()}
-        features = {
-            f for listed in self.features.values() for f in listed if f.column not in joined
-        }
-        needed = dict.fromkeys(
-            [
-                *self.experiment.columns_besides_features(),
-                *(f.column for f in sorted(features, key=str)),
-                *(column for asked in self.experiment.profile for column in asked.reads()),
-            ]
-        )
-        if self.experiment.parties.column:
-            needed[self.experiment.parties.column] = None
-        for name in self.experiment.detection.columns() if self.experiment.detection else ():
-            self._check_column(frame, name)
-            needed[name] = None
-        frame = frame[list(needed)]
-        if data.missing == "drop":
-            frame = frame.dropna().reset_index(drop=True)
-            if frame.empty:
-                raise ContractError(f"{self.origin}: no row is left after dropping missing values")
-        for name in self.experiment.columns_besides_features():
-            if frame[name].isna().any():
-                raise ContractError(
-                    f"{self.origin}: column '{name}' is missing in {int(frame[name].isna().sum())} "
-                    "rows; set data.missing = 'drop' to leave them out"
-                )
-        check_features(frame, tuple(sorted(features, key=str)), data.missing)
-        for task in self.experiment.tasks().values():  # here, where rows may be named
-            Response(task.rows(frame), task)
-        return frame
-
-    def _check_column(self, frame: pd.DataFrame, name: str) -> None:
-        if name not in frame.columns:
-            near = nearest(name, list(frame.columns))
-            hint = f"; did you mean '{near}'?" if near else ""
-            raise ConfigurationError(f"{self.origin}: there is no column '{name}'{hint}")
 
     def _party(self, name: str, frame: pd.DataFrame, rows: Any, test: Any) -> Party:
         train = frame.iloc[rows[~test[rows]]]
@@ -146,6 +100,20 @@ class Market:
             ),
             secret=f"{self.experiment.seed} {name}".encode(),  # simulated: same seed, same bits
         )
+
+    @property
+    def inputs(self) -> list[str]:
+        """The columns that models read."""
+        used = {f.column for listed in self.features.values() for f in listed}
+        return [name for name in self.parties[0].train.columns if name in used]
+
+    @property
+    def sizes(self) -> dict[str, dict[str, int | None]]:
+        """Rows for training and for testing of each party."""
+        return {
+            p.name: {"train": len(p.train), "test": 0 if self.in_sample else len(p.test)}
+            for p in self.parties
+        }
 
     def pooled(self) -> Party:
         """One party that holds all rows; what a federation is measured against."""
@@ -197,6 +165,64 @@ def _cells(asked: Profiling, contract: Contract, register: Path | None) -> Cells
     return parse(Cells, found, where=where)
 
 
+Features = Mapping[str, tuple[Feature, ...]]
+
+
+def columns_needed(experiment: Experiment, features: Features) -> list[str]:
+    """The columns that a study reads at a party."""
+    detected = experiment.detection.columns() if experiment.detection else ()
+    names = [
+        *experiment.columns_besides_features(),
+        *(f.column for f in sorted(_own(experiment, features), key=str)),
+        *(column for asked in experiment.profile for column in asked.reads()),
+        *([experiment.parties.column] if experiment.parties.column else []),
+        *detected,
+    ]
+    return list(dict.fromkeys(names))
+
+
+def _own(experiment: Experiment, features: Features) -> set[Feature]:
+    """The features that stand in a party's table; profiles are joined later."""
+    joined = {column for asked in experiment.profile for column in asked.columns()}
+    return {f for task in features.values() for f in task if f.column not in joined}
+
+
+def usable(
+    experiment: Experiment, features: Features, table: Table
+) -> tuple[pd.DataFrame, NDArray[np.int64]]:
+    """The columns a study needs, capped, without the rows left out for missing values; and which
+    rows of the table are left. Raises ConfigurationError and ContractError."""
+    data, frame = experiment.data, table.frame
+    needed = columns_needed(experiment, features)
+    for name in needed:
+        if name not in frame.columns:
+            near = nearest(name, list(frame.columns))
+            hint = f"; did you mean '{near}'?" if near else ""
+            raise ConfigurationError(f"{table.origin}: there is no column '{name}'{hint}")
+    for name, limit in data.cap.items():
+        if name not in frame.columns or not pd.api.types.is_numeric_dtype(frame[name]):
+            raise ConfigurationError(f"data.cap: '{name}' is not a numeric column")
+        frame[name] = frame[name].clip(upper=limit)
+    frame = frame[needed]
+    kept = np.arange(len(frame))
+    if data.missing == "drop":
+        kept = np.flatnonzero(frame.notna().all(axis=1))
+        frame = frame.iloc[kept].reset_index(drop=True)
+        if frame.empty:
+            raise ContractError(f"{table.origin}: no row is left after dropping missing values")
+    for name in experiment.columns_besides_features():
+        if frame[name].isna().any():
+            raise ContractError(
+                f"{table.origin}: column '{name}' is missing in {int(frame[name].isna().sum())} "
+                "rows; set data.missing = 'drop' to leave them out"
+            )
+    own = _own(experiment, features)
+    check_features(frame, tuple(sorted(own, key=str)), data.missing)
+    for task in experiment.tasks().values():  # here, where rows may be named
+        Response(task.rows(frame), task)
+    return frame, kept
+
+
 def _wanted(experiment: Experiment, contract: Contract | None) -> list[str] | None:
     """The columns to read of a table without a contract: those the experiment names."""
     if contract is not None or experiment.data.features is None:
@@ -214,3 +240,34 @@ def _wanted(experiment: Experiment, contract: Contract | None) -> list[str] | No
 def market_of(experiment: str) -> Market:
     """The market of an experiment given as JSON; one for each process."""
     return Market(Experiment.model_validate_json(experiment))
+
+
+#: The column that marks rows for testing in a dealt table.
+MARK = "held_out"
+
+
+def deal_tables(experiment: Experiment, folder: Path) -> dict[str, Path]:
+    """The simulated parties' tables as files, so that real nodes can be started on the same rows.
+
+    A folder for each party with ``table.parquet`` and ``contract.toml``; rows for testing are
+    marked in the column :data:`MARK`. Raises :class:`ConfigurationError` for a folder in use.
+    """
+    import tomli_w
+
+    market = Market(experiment)
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigurationError(f"{folder}: is not empty; choose a new folder")
+    found = {}
+    mark = Column(type="integer", role="identifier", minimum=0, maximum=1)
+    for party in market.parties:
+        place = found[party.name] = folder / party.name
+        place.mkdir(parents=True, mode=0o700)
+        held = party.test.iloc[:0] if market.in_sample else party.test
+        parts = [party.train.assign(**{MARK: 0}), held.assign(**{MARK: 1})]
+        rows = pd.concat(parts).sort_index(kind="stable")
+        columns = {name: market.contract.columns[name] for name in party.train.columns}
+        contract = market.contract.model_copy(update={"columns": columns | {MARK: mark}})
+        rows.to_parquet(place / "table.parquet", index=False)
+        told = contract.model_dump(mode="json", exclude_defaults=True)
+        (place / "contract.toml").write_text(tomli_w.dumps(told), encoding="utf-8")
+    return found

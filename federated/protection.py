@@ -15,7 +15,7 @@ import numpy as np
 from flwr.app import RecordDict
 
 from federated.memory import Memory, Released
-from federated.messages import Form, Hiding, Reply, Request
+from federated.messages import Form, Hiding, Reply, Request, agreed_form
 from federated.node import Party
 from federated.release import RELEASED, release
 from lab.disclosure import Rules
@@ -73,14 +73,21 @@ class Clear:
         return
 
     def total(self, talk: Talk, request: Request) -> Sums:
-        parts = []
-        for name, reply in ask_sums(talk, request).items():
-            if reply.clear is None:
-                raise PeerError(f"{name}: answered hidden where clear was asked")
-            limits = {name: limit for name, (_, limit) in reply.form.items()}
-            parts.append(Sums(reply.clear, limits, reply.rows))
-        total = combine(parts)
+        replies = ask_sums(talk, request)
+        agreed_form(replies)
+        total = combine([_clear(name, reply) for name, reply in replies.items()])
         return release(request, total, self.rules) if request.statistic in RELEASED else total
+
+
+def _clear(name: str, reply: Reply) -> Sums:
+    """A readable contribution, if it is one. Raises :class:`PeerError`."""
+    if reply.clear is None:
+        raise PeerError(f"{name}: answered hidden where clear was asked", name)
+    for key, (_, limit) in reply.form.items():
+        if not np.all(np.abs(reply.clear[key]) <= limit.bound):  # what is no number is not either
+            raise PeerError(f"{name}: sent a number that is not finite or beyond its bound", name)
+    limits = {key: limit for key, (_, limit) in reply.form.items()}
+    return Sums(reply.clear, limits, reply.rows)
 
 
 def check_enough(hiding: Hiding, parties: int) -> None:
@@ -101,9 +108,12 @@ def ask_sums(talk: Talk, request: Request) -> dict[str, Reply]:
 
 def named_reply(name: str, answer: RecordDict) -> Reply:
     """A reply, if it comes under the name of the party it comes from."""
-    reply = Reply.from_record(answer)
+    try:
+        reply = Reply.from_record(answer)
+    except PeerError as error:
+        raise PeerError(str(error), name) from None
     if reply.party != name:
-        raise PeerError(f"{name}: answered under the name {reply.party}")
+        raise PeerError(f"{name}: answered under the name {reply.party}", name)
     return reply
 
 

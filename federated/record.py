@@ -121,9 +121,7 @@ def summary(study: Study) -> dict[str, Any]:
         entry["seconds"] = round(arm.seconds, 3)
         arms[arm.name] = entry
     receipt = study.receipt
-    frame = study.market.parties[0].train
-    used = {f.column for listed in study.market.features.values() for f in listed}
-    inputs = {c: study.market.contract.columns[c].type for c in frame.columns if c in used}
+    inputs = {c: study.market.contract.columns[c].type for c in study.market.inputs}
     result = {
         "experiment": study.experiment.model_dump(mode="json"),
         "data": {
@@ -132,15 +130,10 @@ def summary(study: Study) -> dict[str, Any]:
             "contract": study.market.contract.name,
             "in_sample": study.market.in_sample,
             "inputs": inputs,
-            "parties": {
-                p.name: {
-                    "train": len(p.train),
-                    "test": 0 if study.market.in_sample else len(p.test),
-                }
-                for p in study.market.parties
-            },
+            "parties": study.market.sizes,
         },
         "headline": study.headline,
+        **({"run": study.run, "outlook": list(map(vars, study.outlook))} if study.run else {}),
         "arms": arms,
         "differences": _records(study.differences),
         "joining": _records(study.joining),
@@ -254,6 +247,11 @@ def _answer(query: Query, answer: pd.DataFrame) -> dict[str, Any]:
     return {"title": query.title, **told, "left": {"messages": len(receipt), **left}}
 
 
+def _hiding(study: Study) -> list[str]:
+    """How sums were hidden where no party shows its receipt."""
+    return [study.experiment.protection.sums] if study.run else []
+
+
 def _receipt_totals(study: Study) -> dict[str, Any]:
     lines = [line for kept in study.receipts.values() for line in kept]
     return {
@@ -262,7 +260,7 @@ def _receipt_totals(study: Study) -> dict[str, Any]:
         "arrays": sum(line.arrays for line in lines),
         "values": sum(line.values for line in lines),
         "bytes": sum(line.bytes for line in lines),
-        "hiding": sorted({line.hiding for line in lines}),
+        "hiding": sorted({line.hiding for line in lines}) or _hiding(study),
         "key_bits": max((line.key_bits for line in lines), default=0),
         "key": study.experiment.protection.key,
         "silent": len({party for party, _ in study.silent}),

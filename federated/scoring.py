@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -63,6 +63,10 @@ def _cuts(values: pd.Series) -> tuple[float, ...]:
     return tuple(sorted(c for c in cuts if low < c < high)) or (mean,)
 
 
+def _mean(totals: Sums) -> float:
+    return totals.total("target") / totals.total("exposure")
+
+
 class Scorer:
     """Scores models on test rows: a party's own rows are scored at that party, in the clear and
     for itself; the whole market's totals go through the federation where there is one."""
@@ -80,11 +84,42 @@ class Scorer:
             self._as_levels(Feature(column=g) if isinstance(g, str) else g) for g in groups
         )
 
+    @classmethod
+    def apart(cls, experiment: Experiment, market: Any, federation: Federation) -> Scorer:
+        """For parties whose rows are elsewhere: the market's totals are scored, and nothing is
+        cut by the values of numbers, which nobody here has seen."""
+        scorer = cls.__new__(cls)
+        scorer.experiment, scorer.market, scorer.ones = experiment, market, {}
+        scorer.tasks = dict(experiment.tasks())
+        if "severity" in scorer.tasks:
+            scorer.tasks["pure premium"] = experiment.premium_task()
+        scorer.constants = {
+            part: _mean(federation.sum("means", task=task.model_dump_json(), part="train"))
+            for part, task in scorer.tasks.items()
+        }
+        asked = experiment.detection
+        groups = (*asked.groups, *([asked.typology] if asked.typology else [])) if asked else ()
+        by = [Feature(column=g) if isinstance(g, str) else g for g in groups]
+        listed = {**market.features, "pure premium": market.features.get("frequency", ())}
+        scorer.by_level = {part: scorer._known(listed[part]) for part in scorer.tasks}
+        scorer.groups = scorer._known(by)
+        return scorer
+
+    def _known(self, features: Iterable[Feature]) -> tuple[Levels, ...]:
+        """Features as levels, of those whose levels or cuts are public."""
+        columns, contract = self.market.contract.columns, self.market.contract
+        return tuple(
+            self._as_levels(f)
+            for f in features
+            if f.cut or (is_category(f, contract) and columns[f.column].levels)
+        )
+
     def _constant(self, task: Task) -> float:
         """The mean of all training rows for one unit of exposure: the model that explains nothing."""
         text = task.model_dump_json()
-        totals = combine([one.sum("means", task=text, part="train") for one in self.ones.values()])
-        return totals.total("target") / totals.total("exposure")
+        return _mean(
+            combine([one.sum("means", task=text, part="train") for one in self.ones.values()])
+        )
 
     def _features_by_level(self) -> dict[str, tuple[Levels, ...]]:
         """Each feature as levels: its own, or intervals around the mean in standard deviations."""
@@ -133,7 +168,7 @@ class Scorer:
         evaluations = {}
         for part in self.tasks:
             asks = {name: self._ask(part, {name: model[part]}) for name in self.ones}
-            everybody = self._ask(part, dict.fromkeys(self.ones, model[part]))
+            everybody: Ask = self._ask(part, dict.fromkeys(self.ones, model[part]))
             if federation is not None:
                 text = model[part]
                 everybody = partial(federation.sum, model=text, task=self._task(part, text))

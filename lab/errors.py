@@ -46,7 +46,14 @@ class LogError(LabError):
 
 
 class PeerError(LabError):
-    """Another party failed, or sent something that cannot be used."""
+    """Another party failed, or sent something that cannot be used.
+
+    culprits: names of who did it, where it is known
+    """
+
+    def __init__(self, message: str, *culprits: str) -> None:
+        super().__init__(message)
+        self.culprits = culprits
 
 
 #: How a typed refusal travels: by name, so that the other side can raise the same type.

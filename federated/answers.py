@@ -1,0 +1,166 @@
+"""What answers a letter: an insurer by the client app of a simulation, a supervisor by its rule."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Protocol
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+
+from federated.apps import client_app
+from federated.charter import Charter, same
+from federated.insurer import (
+    Insurer,
+    Refusal,
+    Study,
+)
+from federated.keeping import Kept
+from federated.letters import Letter
+from federated.memory import Memory
+from federated.supervisor import SHARE_FILE, Opened, opened_total
+from lab.errors import ConfigurationError, PeerError, PolicyError
+from lab.files import read_json
+from lab.log import Log
+from secure_agg.errors import SecureAggError
+from secure_agg.keys import PrivateKey
+from secure_agg.shares import SplitKey
+
+BEGIN, CHECKPOINT, OPEN = "query.begin", "query.checkpoint", "query.open"
+#: Records of a state that stand in files of their own and are put back when a run is taken up.
+SECRETS = ("identity", "enrolled", "share")
+#: Runs whose rows are kept at hand.
+AT_HAND = 4
+
+
+class Answers(Protocol):
+    """What answers a letter."""
+
+    def begin(self, kept: Kept, study: Study) -> None:
+        """Take part in a run, or raise what speaks against it."""
+
+    def allow_asker(self, name: str) -> None:
+        """Raises :class:`Refusal` for somebody who may not ask."""
+
+    def answer(self, kept: Kept, letter: Letter, message: Message, log: Log) -> RecordDict:
+        """The reply, which may be a refusal; changes what is kept of the run."""
+
+
+class Insurers:
+    """An insurer answers by the same client app as in a simulation, on its own rows."""
+
+    def __init__(self, folder: Path, insurer: Insurer, seed: bytes) -> None:
+        self._folder, self._insurer, self._seed = folder, insurer, seed
+        self._charter, self._name = insurer.charter, insurer.settings.name
+        self._parties: dict[str, Any] = {}
+        self._now = ""
+        self._app = client_app(lambda seat: self._parties[self._now], insurer.limits.hiding)
+
+    def begin(self, kept: Kept, study: Study) -> None:
+        self._insurer.consider(study)
+        self._take_up(kept, study)
+        self._memory(kept)
+
+    def _take_up(self, kept: Kept, study: Study) -> None:
+        secret = hashlib.sha256(b"rows " + self._seed).digest()
+        self._parties[kept.run] = self._insurer.party(study, secret)
+        for old in list(self._parties)[:-AT_HAND]:
+            del self._parties[old]
+        if study.experiment.model.kind == "network":
+            from lab.network import single_threaded
+
+            single_threaded()
+
+    def _memory(self, kept: Kept) -> Context:
+        """The app's state, with the secrets that stand elsewhere put back."""
+        seat = self._charter.roster.names.index(self._name)
+        context = Context(
+            run_id=0,
+            node_id=0,
+            node_config={
+                "partition-id": seat,
+                "minimum-parties": self._insurer.minimum_parties,
+            },
+            state=kept.records,
+            run_config={},
+        )
+        if "identity" not in kept.records:
+            kept.records["identity"] = ConfigRecord({"seed": self._seed})
+            key = self._charter.key
+            if key is not None:
+                modulus = key.public.n.to_bytes(-(-key.public.bits // 8), "big")
+                split, share = dealt(self._folder, key.split, self._name)
+                roster = self._charter.roster.to_bytes()
+                Memory(context, self._name, "paillier").enrol(roster, modulus, split, share)
+            else:
+                roster = self._charter.roster.to_bytes()
+                Memory(context, self._name, "masks").enrol(roster, b"", b"", b"")
+        return context
+
+    def allow_asker(self, name: str) -> None:
+        self._insurer.allow_asker(name)
+
+    def answer(self, kept: Kept, letter: Letter, message: Message, log: Log) -> RecordDict:
+        if not kept.study:
+            raise PolicyError("this run was not announced here; nothing in it is answered")
+        study = Study.from_json(kept.study)
+        if kept.run not in self._parties:
+            self._take_up(kept, study)
+        asked = message.content.config_records.get("request", {})
+        if "statistic" in asked:
+            self._insurer.allow_statistic(study, str(asked["statistic"]))
+            same(self._charter.digest, str(asked.get("charter", "")), letter.sender)
+        self._now = kept.run
+        return self._app(message, self._memory(kept)).content
+
+
+def dealt(folder: Path, digest: str, name: str) -> tuple[bytes, bytes]:
+    """The public part of a split key and this holder's sealed share, from the dealer's file."""
+    if not digest:
+        return b"", b""
+    path = folder / SHARE_FILE
+    split = split_of(path, digest)
+    try:
+        return split.to_bytes(), bytes.fromhex(read_json(path)["share"])
+    except (KeyError, ValueError, TypeError):
+        raise ConfigurationError(f"{path}: holds no share for {name}") from None
+
+
+def split_of(path: Path, digest: str) -> SplitKey:
+    """The public part of a split key. Raises :class:`ConfigurationError`."""
+    if not path.exists():
+        raise ConfigurationError(f"{path}: put the file here that lab keys deal made")
+    try:
+        split = SplitKey.from_bytes(bytes.fromhex(read_json(path)["split"]))
+    except (KeyError, ValueError, TypeError, SecureAggError):
+        raise ConfigurationError(f"{path}: is no part of a split key") from None
+    if split.digest.hex() != digest:
+        raise ConfigurationError(f"{path}: belongs to another key than the charter's")
+    return split
+
+
+class Supervisors:
+    """A supervisor opens totals by the rule of the key authority, and remembers all it opened."""
+
+    def __init__(self, folder: Path, charter: Charter, private: PrivateKey) -> None:
+        self._folder, self._charter, self._private = folder, charter, private
+        if charter.key is None or charter.key.public.n != private.public.n:
+            raise ConfigurationError(f"{folder}: holds another key than the charter's")
+        self._opened = Opened(folder)
+
+    def begin(self, kept: Kept, study: Study) -> None:
+        if study.experiment.model.kind not in self._charter.analyses:
+            raise Refusal("analyses", f"the charter allows no '{study.experiment.model.kind}'")
+
+    def allow_asker(self, name: str) -> None:
+        if name != self._charter.coordinator:
+            raise Refusal("askers", f"'{name}' may not ask this party")
+
+    def answer(self, kept: Kept, letter: Letter, message: Message, log: Log) -> RecordDict:
+        if letter.kind != OPEN:
+            raise PeerError("coordinator: asks a supervisor what only insurers answer")
+        if not kept.study:
+            raise PolicyError("this run was not announced here; nothing in it is answered")
+        return opened_total(
+            self._charter, self._private, self._opened, log, letter.run, message.content
+        )

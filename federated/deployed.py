@@ -1,0 +1,407 @@
+"""A study with real parties: the coordinator's side.
+
+The same solvers ask through the same `Federation.sum`; behind it are letters to processes that
+may be slow, gone, wrong or unwilling. A party that does not answer in time, answers what cannot be
+used, or refuses by a rule is left out of the rest of the run where the charter's minimum allows it,
+and is named; below the minimum the run ends with the reason, and goes on from its last total when
+it is started again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Message, RecordDict
+
+from federated import certificates, exchange
+from federated.answers import BEGIN, CHECKPOINT
+from federated.charter import Charter, same
+from federated.enrolment import INSURERS
+from federated.exchange import Settings
+from federated.exchange_grid import ExchangeGrid, Seen
+from federated.federation import Federation, Member, Progress
+from federated.fleet import packed
+from federated.insurer import Study as Announced
+from federated.journal import Journal, question_of
+from federated.ledger import vouched
+from federated.letters import Letter, answering, received
+from federated.memory import Released
+from federated.messages import Request, letter, refusal
+from federated.protection import Protection
+from lab.audit import Checkpoint
+from lab.errors import LabError, ModelError, PeerError
+from lab.log import Log
+from lab.sums import Floats, Sums
+from secure_agg.errors import Blame
+from secure_agg.identity import Identity
+
+#: Replies of a run's attempts do not meet: numbers of letters of different attempts differ.
+ATTEMPTS = 2**32
+
+
+class Absent(PeerError):
+    """Parties without a usable answer, each with the reason; beside them the answers of others."""
+
+    def __init__(self, reasons: Mapping[str, str], answers: Mapping[str, RecordDict]) -> None:
+        super().__init__("; ".join(reasons.values()), *reasons)
+        self.reasons, self.answers = dict(reasons), dict(answers)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What the coordinator knows of a party. since: when its node came; rows: where it shows them."""
+
+    name: str
+    role: str
+    since: str
+    state: str
+    rows: int | None = None
+
+
+class RealFederation(Federation):
+    """All parties of a run, reached by letters."""
+
+    def __init__(
+        self,
+        grid: ExchangeGrid,
+        protection: Protection,
+        folder: Path,
+        charter: Charter,
+        identity: Identity,
+        journal: Journal,
+        log: Log,
+        announced: Announced,
+        progress: Progress | None = None,
+    ) -> None:
+        self.grid: ExchangeGrid = grid
+        self.protection, self._progress = protection, progress
+        self._folder, self._settings = folder, Settings.read(folder)
+        self._charter, self._identity = charter, identity
+        self.journal, self._log = journal, log
+        self._run, self._asked, self._letters = journal.run, 0, journal.attempt * ATTEMPTS
+        self.silent: list[tuple[str, str]] = []
+        self.checkpoints: dict[str, Checkpoint] = {}
+        self._since: dict[str, str] = {}
+        self._keys = {
+            m.name: certificates.pem(m.flower_key) for m in charter.members if m.flower_key
+        }
+        self._split = charter.key is not None and charter.key.opens == "split"
+        opens = charter.key.by if charter.key and charter.key.opens == "authority" else ()
+        self._holders = tuple(opens) if protection.hiding == "paillier" else ()
+        self.members: tuple[Member, ...] = ()
+        self.members = self._come(self._settings.gather_seconds)
+        self._begin(announced)
+        protection.check_parties(len(self.members))
+        protection.enrol(self, charter.roster)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Insurers that take part, in seat order."""
+        return tuple(member.name for member in self.members)
+
+    def _nodes(self) -> dict[str, Seen]:
+        """Members whose node is here now and not revoked."""
+        gone = exchange.revoked(self._folder)
+        here = {seen.key: seen for seen in self.grid.seen() if seen.online}
+        return {
+            name: here[key] for name, key in self._keys.items() if key in here and name not in gone
+        }
+
+    def _come(self, patience: float) -> tuple[Member, ...]:
+        """Wait for all members, and at the deadline go on with those who are here."""
+        insurers = [
+            m.name
+            for m in self._charter.members
+            if m.role in INSURERS and m.name not in self.journal.out
+        ]
+        deadline, here = time.monotonic() + patience, self._nodes()
+        wanted = {*insurers, *self._holders}
+        while not wanted <= set(here) and time.monotonic() < deadline:
+            time.sleep(0.2)
+            here = self._nodes()
+        for name in self._holders:
+            if name not in here:
+                raise PeerError(
+                    f"{name}: opens totals and did not come within {patience:g} s", name
+                )
+        late = [name for name in insurers if name not in here]
+        self._leave({name: f"{name}: did not come within {patience:g} s" for name in late}, here)
+        self._since = {name: seen.since for name, seen in here.items()}
+        cards = {card.name: card for card in self._charter.roster.cards}
+        seats = list(self._charter.roster.names)
+        return tuple(
+            Member(name, here[name].node, seats.index(name), cards[name])
+            for name in insurers
+            if name in here
+        )
+
+    def _leave(self, reasons: Mapping[str, str], among: Iterable[str]) -> None:
+        """Note who is left out from now on. Raises :class:`PeerError` where too few would be left;
+        then nobody is noted, and the run can be taken up again with all."""
+        left = {c.name for c in self._charter.roster.cards if c.name in among} - set(reasons)
+        least = len(self._charter.roster.cards) if self._split else self._charter.minimum_parties
+        if len(left) < least:
+            told = "; ".join([*self.journal.out.values(), *reasons.values()])
+            raise PeerError(
+                f"{len(left)} parties are left and {least} are needed: {told}. "
+                "The run goes on from its last total when it is started again"
+            )
+        for name, reason in reasons.items():
+            self.journal.leave(name, reason)
+            self._log.append("fault", run=self._run, what=f"the run goes on without {reason}")
+            if self._progress:
+                self._progress(f"without {reason}", self._asked)
+
+    def _go_on_without(self, reasons: Mapping[str, str]) -> None:
+        """Leave parties out of the rest of the run. Raises :class:`PeerError` below the minimum."""
+        for name in self._holders:
+            if name in reasons:
+                raise PeerError(reasons[name], name)
+        self._leave(reasons, self.names)
+        self.members = tuple(m for m in self.members if m.name not in reasons)
+
+    def _begin(self, announced: Announced) -> None:
+        told = letter(study=announced.to_json().encode())
+        while True:
+            everyone = dict.fromkeys((*self.names, *self._holders), told)
+            try:
+                self.ask(BEGIN, everyone)
+                return
+            except Absent as gone:
+                self._go_on_without(gone.reasons)
+
+    def ask(
+        self, action: str, letters: Mapping[str, RecordDict], *, patient: bool = False
+    ) -> dict[str, RecordDict]:
+        """Send each party its letter; the answers by name, in seat order.
+
+        Raises :class:`Absent` with the reason for each party that did not answer, answered what
+        cannot be used, or refused; with ``patient`` only for refusals.
+        """
+        here = {*self.names, *self._holders}
+        sent = self._written(action, {n: one for n, one in letters.items() if n in here})
+        heard = self._exchanged(sent)
+        answers: dict[str, RecordDict] = {}
+        reasons: dict[str, str] = {}
+        for name in letters:
+            try:
+                if name not in sent:
+                    raise Silent
+                answers[name] = self._content(name, sent[name], heard.get(name))
+            except Silent:
+                self.silent.append((name, action))
+                if not patient:
+                    seconds = self._settings.answer_seconds
+                    reasons[name] = f"{name}: did not answer within {seconds:g} s"
+            except ModelError:
+                raise
+            except LabError as error:
+                reasons[name] = str(error)
+        if reasons:
+            raise Absent(reasons, answers)
+        return answers
+
+    def _written(self, action: str, letters: Mapping[str, RecordDict]) -> dict[str, Letter]:
+        """One letter for all parties that are told the same."""
+        groups: dict[int, list[str]] = {}
+        for name, content in letters.items():
+            groups.setdefault(id(content), []).append(name)
+        written = {}
+        for names in groups.values():
+            self._letters += 1
+            one = Letter(
+                self._charter.digest,
+                self._run,
+                self._letters,
+                self._identity.card.name,
+                tuple(names),
+                action,
+                packed(letters[names[0]]),
+            )
+            written.update(dict.fromkeys(names, one))
+        return written
+
+    def _content(self, name: str, asked: Letter, heard: Message | None) -> RecordDict:
+        """What a party answers, if it is its answer to this letter."""
+        if heard is None:
+            raise Silent
+        reply = received(heard.content, self._card(name))
+        same(self._charter.digest, reply.charter, name)
+        content = reply.content
+        if "refusal" in content.config_records:
+            error = refusal(content)
+            self._log.append(
+                "refusal",
+                run=self._run,
+                query="",
+                statistic=asked.kind,
+                rule=_rule(str(error)),
+                text=str(error),
+                party=name,
+            )
+            raise error
+        answering(reply, asked)
+        return content
+
+    def _card(self, name: str) -> Any:
+        return self._charter.member(name).card
+
+    def _exchanged(self, letters: Mapping[str, Letter]) -> dict[str, Message]:
+        """Replies by name, of those who answered in time. A letter goes out again to a node that
+        came back, and after a while to any; whoever gets it twice gives the same answer."""
+        signed = {one.number: one.signed(self._identity) for one in letters.values()}
+        deadline = time.monotonic() + self._settings.answer_seconds
+        waiting: dict[str, str] = {}
+        sent: dict[str, tuple[float, str, float]] = {}
+        heard: dict[str, Message] = {}
+        look = 0.0
+        while set(heard) < set(letters) and time.monotonic() < deadline:
+            if time.monotonic() >= look:
+                look, here = time.monotonic() + 1.0, self._nodes()
+                gone = exchange.revoked(self._folder)
+                if all(name in heard or name in gone for name in letters):
+                    break
+                due = [
+                    name
+                    for name in letters
+                    if name not in heard and name in here and _due(sent.get(name), here[name])
+                ]
+                messages = [
+                    Message(signed[letters[n].number], here[n].node, letters[n].kind) for n in due
+                ]
+                if messages:
+                    for name, identity in zip(due, self.grid.push_messages(messages), strict=True):
+                        wait = sent[name][2] * 2 if name in sent else self._settings.again_seconds
+                        waiting[identity] = name
+                        sent[name] = (time.monotonic(), here[name].since, wait)
+            for reply in self.grid.pull_messages(list(waiting)) if waiting else ():
+                name = waiting.pop(reply.metadata.reply_to_message_id, "")
+                if name and reply.has_error():  # the broker's word that the node went away with it
+                    sent.pop(name, None)
+                elif name:
+                    heard.setdefault(name, reply)
+            if not waiting:
+                time.sleep(0.05)
+        return heard
+
+    def sum(
+        self, statistic: str, arrays: Mapping[str, Floats] | None = None, **arguments: Any
+    ) -> Sums:
+        """The total of a statistic over all parties that take part, or as it was opened before."""
+        self._asked += 1
+        if self._progress:
+            self._progress(statistic, self._asked)
+        request = Request(
+            "",
+            statistic,
+            arguments,
+            arrays or {},
+            self.protection.hiding,
+            (),
+            self._charter.digest,
+        )
+        question = question_of(statistic, request.question)
+        known = self.journal.total(self._asked, question)
+        if known is not None:
+            return known
+        while True:
+            query = f"{self._run}-{self._letters + 1}"
+            masked = self.protection.hiding == "masks"  # which takes off what is not there
+            parties = self._charter.roster.names if masked else self.names
+            asked = replace(request, query=query, parties=parties)
+            try:
+                total = self.protection.total(self, asked)
+                break
+            except Absent as gone:
+                self._go_on_without(gone.reasons)
+            except (PeerError, Blame) as error:
+                culprits = [name for name in error.culprits if name in self.names]
+                if not culprits:
+                    raise
+                self._go_on_without(dict.fromkeys(culprits, str(error)))
+        self._log.append(
+            "release",
+            run=self._run,
+            query=query,
+            statistic=statistic,
+            hiding=self.protection.hiding,
+            arrays=len(total.arrays),
+            values=sum(array.size for array in total.arrays.values()),
+            bytes=sum(array.nbytes for array in total.arrays.values()),
+            rows=total.rows,
+            key_bits=self._charter.key.public.bits if self._charter.key else 0,
+            parties=list(self.names),
+        )
+        self.journal.commit(self._asked, question, total)
+        return total
+
+    def levels(self, task: Any, features: Any) -> list[tuple[str, ...]]:
+        while True:
+            try:
+                return super().levels(task, features)
+            except Absent as gone:
+                self._go_on_without(gone.reasons)
+
+    def _of_those_who_answer(self, action: str, names: tuple[str, ...]) -> dict[str, RecordDict]:
+        try:
+            return self.ask(action, dict.fromkeys(names, RecordDict()))
+        except Absent as gone:
+            return gone.answers
+
+    def receipts(self) -> dict[str, list[Released]]:
+        """What left each party that shows it; a party that does not is no fault."""
+        answers = self._of_those_who_answer("query.receipt", self.names)
+        lines = {n: str(a.config_records["receipt"]["lines"]) for n, a in answers.items()}
+        return {
+            name: [Released(**json.loads(line)) for line in text.splitlines()]
+            for name, text in lines.items()
+        }
+
+    def take_checkpoints(self) -> None:
+        """Have every party sign the end of its log, and keep that as a witness."""
+        answers = self._of_those_who_answer(CHECKPOINT, (*self.names, *self._holders))
+        for name, answer in answers.items():
+            try:
+                told = json.loads(str(answer.config_records["checkpoint"]["told"]))
+                checkpoint = Checkpoint.of(told)
+                vouched(checkpoint, self._card(name))
+            except (LabError, KeyError, ValueError) as error:
+                self._log.append("fault", run=self._run, what=f"{name}: no checkpoint: {error}")
+                continue
+            self._log.witness(checkpoint, run=self._run)
+            self.checkpoints[name] = checkpoint
+
+    def outlook(self, receipts: Mapping[str, list[Released]]) -> list[Outlook]:
+        """Who was here, since when, the rows behind their sums, and why who left."""
+        found = []
+        for member in self._charter.members:
+            if member.role == "coordinator":
+                continue
+            rows = [line.rows for line in receipts.get(member.name, [])]
+            state = self.journal.out.get(member.name, "took part")
+            since = self._since.get(member.name, "")[:19].replace("T", " ")
+            found.append(
+                Outlook(member.name, member.role, since, state, max(rows) if rows else None)
+            )
+        return found
+
+
+class Silent(Exception):
+    """No answer in time."""
+
+
+def _due(sent: tuple[float, str, float] | None, seen: Seen) -> bool:
+    """Whether a letter should go out: never sent, to a node that came back since, or long ago."""
+    if sent is None:
+        return True
+    when, since, wait = sent
+    return seen.since != since or time.monotonic() > when + wait
+
+
+def _rule(text: str) -> str:
+    return text.split("[", 1)[1].split("]")[0] if "[" in text and "]" in text else "gate"

@@ -1,0 +1,131 @@
+"""Flower's own handlers of node and run calls, reached without Flower's web stack.
+
+A call through that stack takes 8 ms of processor time, of which the handler has a tenth; an
+exchange of letters among four parties is some sixty calls. So the calls that letters are made of
+go from the door straight to the function that Flower's router would call, with the same check of
+who calls. State, checks and handlers are Flower's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from fastapi import HTTPException
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PushMessagesRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    PullObjectRequest,
+    PushObjectRequest,
+)
+from flwr.proto.run_pb2 import GetRunRequest
+from flwr.proto.runtime_pb2 import (
+    GetNodesRequest,
+    PullAppMessagesRequest,
+    PushAppMessagesRequest,
+    SendTaskHeartbeatRequest,
+)
+from flwr.supercore.error import FlowerError
+from flwr.supercore.error.catalog import API_ERROR_MAP
+from flwr.supercore.servicer.runtime import runtime_handlers as core
+from flwr.superlink.routers.fleet.node_auth import authenticate_node
+from flwr.superlink.servicer.fleet import fleet_handlers as fleet
+from flwr.superlink.servicer.runtime import runtime_handlers as runtime
+from google.protobuf.message import DecodeError
+
+Headers = Mapping[str, str]
+#: Status and body.
+Answered = tuple[int, bytes]
+Handler = Callable[[Any, Any], Any]
+
+#: The node routes: what a request is, and who answers it.
+NODES: dict[str, tuple[Any, Handler]] = {
+    "activate-node": (ActivateNodeRequest, fleet.activate_node),
+    "deactivate-node": (DeactivateNodeRequest, fleet.deactivate_node),
+    "send-node-heartbeat": (SendNodeHeartbeatRequest, fleet.send_node_heartbeat),
+    "pull-messages": (
+        PullMessagesRequest,
+        lambda asked, state: fleet.pull_messages(asked, state, state.object_store),
+    ),
+    "push-messages": (PushMessagesRequest, fleet.push_messages),
+    "get-run": (GetRunRequest, fleet.get_run),
+    "push-object": (PushObjectRequest, fleet.push_object),
+    "pull-object": (PullObjectRequest, fleet.pull_object),
+    "confirm-message-received": (
+        ConfirmMessageReceivedRequest,
+        lambda asked, state: fleet.confirm_message_received(asked, state, state.object_store),
+    ),
+}
+#: What a run's letters are made of; whatever else a run needs goes through Flower's web stack.
+RUNS: dict[str, tuple[Any, Callable[[Any, Any, Any], Any]]] = {
+    "push-messages": (PushAppMessagesRequest, runtime.push_messages),
+    "pull-messages": (PullAppMessagesRequest, runtime.pull_messages),
+    "push-object": (PushObjectRequest, runtime.push_object),
+    "pull-object": (PullObjectRequest, runtime.pull_object),
+    "confirm-message-received": (
+        ConfirmMessageReceivedRequest,
+        runtime.confirm_message_received,
+    ),
+    "get-nodes": (GetNodesRequest, runtime.get_nodes),
+    "send-task-heartbeat": (SendTaskHeartbeatRequest, core.send_task_heartbeat),
+}
+
+
+def of_node(name: str, app: Any, headers: Headers, body: bytes) -> Answered:
+    """Answer a node: its signature of the time is checked by Flower's own function."""
+    kind, handler = NODES[name]
+
+    def answer() -> Any:
+        asked = kind.FromString(body)
+        caller = SimpleNamespace(
+            headers=headers, app=app, state=SimpleNamespace(protobuf_request=asked)
+        )
+        authenticate_node(caller)
+        return handler(asked, _state(app))
+
+    return _answered(answer)
+
+
+def of_run(name: str, app: Any, headers: Headers, body: bytes) -> Answered:
+    """Answer a run's coordinator, by the token of its task."""
+    kind, handler = RUNS[name]
+
+    def answer() -> Any:
+        state, token = _state(app), headers.get("flwr-task-token", "")
+        task = state.get_task_by_token(token) if token else None
+        if task is None:
+            raise HTTPException(401, "no task has this token")
+        return handler(kind.FromString(body), state, task)
+
+    return _answered(answer)
+
+
+def _state(app: Any) -> Any:
+    return app.state.linkstate_factory.state()
+
+
+def _answered(answer: Callable[[], Any]) -> Answered:
+    """What a handler answers; its errors as Flower tells them, which is without details."""
+    try:
+        return 200, answer().SerializeToString(deterministic=True)
+    except DecodeError:
+        return 400, _told("not readable")
+    except FlowerError as error:
+        known = API_ERROR_MAP[error.code]
+        return known.http_status_code, _told(known.public_message)
+    except HTTPException as error:
+        return error.status_code, _told(str(error.detail))
+    except Exception:  # whatever a caller provoked: its text stays here
+        return 500, _told("internal error")
+
+
+def _told(text: str) -> bytes:
+    return json.dumps({"detail": text}).encode()

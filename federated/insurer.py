@@ -1,0 +1,352 @@
+"""An insurer's node: its folder, the limits that nothing outside can loosen, its rows for a run.
+
+``node.toml`` is the insurer's own word. The charter may be stricter and never looser; what a
+coordinator asks is held against both, by rules that have names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pydantic import Field
+
+from federated import certificates
+from federated.charter import ANALYSES, Analysis, Charter
+from federated.enrolment import Enrolment, Role
+from federated.exchange import ADMISSION, Admission
+from federated.experiment import Experiment
+from federated.node import Party, Policy
+from federated.parties import columns_needed, usable
+from federated.party import make_folder, make_party
+from lab.contracts import Column, Contract, Strict, parse, read_toml
+from lab.errors import ConfigurationError, PolicyError
+from lab.features import Feature
+from lab.files import canonical, write_whole
+from lab.sources import SOURCES, Table, built_in, load
+
+SETTINGS, KEY, CERTIFICATE, AUTHORITY = "node.toml", "tls.key", "node.pem", "authority.pem"
+REQUESTS, APPROVED, STATE = "requests", "approved", "runs"
+
+
+class Refusal(PolicyError):
+    """A node's refusal by a rule of its own; the rule's name travels in the text."""
+
+    def __init__(self, rule: str, text: str) -> None:
+        super().__init__(f"[{rule}] {text}")
+        self.rule = rule
+
+
+class OwnData(Strict):
+    """``[data]``: where the rows are; which are for testing, if a column says so."""
+
+    path: str | None = None
+    source: str | None = None
+    table: str | None = None
+    query: str | None = None
+    contract: str | None = None
+    test_column: str | None = None
+    test_value: str | int | None = None
+
+
+class Limits(Strict):
+    """``[limits]``: what this insurer takes part in.
+
+    hiding: the one way in which its sums leave; approval: whether a person must approve each
+    experiment; shows_receipt: whether the coordinator may see what left, with the rows behind it.
+    """
+
+    analyses: tuple[Analysis, ...] = ("glm",)
+    never_leaves: tuple[str, ...] = ()
+    minimum_rows: int = Field(default=10, ge=1)
+    minimum_parties: int = Field(default=3, ge=3)
+    askers: tuple[str, ...] = ()
+    approval: Literal["never", "always"] = "never"
+    hiding: Literal["paillier", "masks", "clear"] = "paillier"
+    shows_receipt: bool = True
+    announces: tuple[str, ...] = ()
+
+
+class NodeSettings(Strict):
+    """``node.toml``."""
+
+    name: str
+    role: Role
+    data: OwnData | None = None
+    limits: Limits = Limits()
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        return parse(cls, read_toml(folder / SETTINGS), where=str(folder / SETTINGS))
+
+
+TEMPLATE = """# What this insurer's node holds and takes part in. Nothing outside can loosen it.
+name = {name}
+role = {role}
+
+[data]
+{data}
+# test_column = "held_out"     # rows where it has test_value are for testing;
+# test_value = 1               # without it they are drawn by a hash of the person
+
+[limits]
+analyses = ["glm"]             # of: glm, network, trees, questions
+never_leaves = []              # columns that take part in nothing
+minimum_rows = 10              # rows behind a sum, or it stays here
+minimum_parties = 3            # parties behind a sum, or it stays here
+askers = []                    # who may ask; empty: the charter's coordinator
+approval = "never"             # "always": a person approves each experiment first
+hiding = "paillier"            # the one way in which sums leave
+shows_receipt = true           # the coordinator may see what left, and the rows behind it
+announces = []                 # columns whose names of levels may be told
+"""
+
+
+def init(folder: Path, name: str, role: Role, path: str | None, contract: str | None) -> Enrolment:
+    """A new node in a new folder: keys, a commented node.toml, the enrolment to hand over."""
+    make_folder(folder)
+    for inner in (REQUESTS, APPROVED, STATE):
+        (folder / inner).mkdir(mode=0o700)
+    key = certificates.new_key()
+    certificates.write_key(folder / KEY, key)
+    enrolment = make_party(folder, name, role, certificates.openssh_line(key))
+    quoted = {"name": json.dumps(name, ensure_ascii=False), "role": json.dumps(role)}
+    if role == "supervisor":
+        text = "\n".join(f"{k} = {v}" for k, v in quoted.items()) + "\n"
+    else:
+        kind = "source" if path in SOURCES else "path"
+        told = {kind: path, "contract": contract}
+        lines = [f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in told.items() if v]
+        text = TEMPLATE.format(**quoted, data="\n".join(lines))
+    write_whole(folder / SETTINGS, text.encode(), 0o600)  # an address may hold a password
+    return enrolment
+
+
+def admission_of(folder: Path, name: str) -> Admission:
+    """The admission the exchange gave; its certificates are put where TLS reads them."""
+    path = folder / ADMISSION
+    if not path.exists():
+        raise ConfigurationError(
+            f"{path}: put the admission here that the exchange made of {folder / 'enrolment.json'}"
+        )
+    admission = Admission.read(path)
+    own = certificates.openssh_line(certificates.read_key(folder / KEY))
+    if admission.member.name != name or admission.member.flower_key != own:
+        raise ConfigurationError(f"{path}: is the admission of another node or of other keys")
+    write_whole(folder / CERTIFICATE, admission.certificate.encode())
+    write_whole(folder / AUTHORITY, admission.authority.encode())
+    return admission
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a run is about, as the coordinator announces it to every party."""
+
+    experiment: Experiment
+    contract: Contract
+
+    def to_json(self) -> str:
+        told = {
+            "experiment": self.experiment.model_dump(mode="json"),
+            "contract": self.contract.model_dump(mode="json"),
+        }
+        return canonical(told).decode()
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Raises :class:`ConfigurationError`."""
+        try:
+            told = json.loads(text)
+            experiment, contract = told["experiment"], told["contract"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise ConfigurationError("the announced experiment is not readable") from None
+        return cls(
+            parse(Experiment, experiment, where="the announced experiment"),
+            parse(Contract, contract, where="the announced contract"),
+        )
+
+    @property
+    def features(self) -> dict[str, tuple[Feature, ...]]:
+        """The features of each task."""
+        tasks = self.experiment.tasks()
+        return {task: self.experiment.features(self.contract, task) for task in tasks}
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all of it: what a person approves."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+class Insurer:
+    """The node's own rules and rows."""
+
+    def __init__(self, folder: Path, settings: NodeSettings, charter: Charter) -> None:
+        self.folder, self.settings, self.charter = folder, settings, charter
+        if settings.data is None:
+            raise ConfigurationError(f"{folder / SETTINGS}: an insurer needs [data]")
+        self.limits, self.data = settings.limits, settings.data
+
+    def table(self) -> Table:
+        """The insurer's table, checked against its contract."""
+        return load(
+            self.data.source,
+            self.data.path,
+            contract=self.contract(),
+            table=self.data.table,
+            query=self.data.query,
+        )
+
+    def contract(self) -> Contract:
+        """The insurer's contract, of its file or of a built-in source."""
+        name = self.data.contract or self.data.source
+        if name is None:
+            raise ConfigurationError(f"{self.folder / SETTINGS}: data.contract is needed")
+        if name in SOURCES:
+            return built_in(name)
+        return Contract.read(self.folder / name if not Path(name).is_absolute() else Path(name))
+
+    @property
+    def minimum_parties(self) -> int:
+        return max(self.limits.minimum_parties, self.charter.minimum_parties)
+
+    def allow_asker(self, name: str) -> None:
+        """Raises :class:`Refusal` for somebody who may not ask."""
+        allowed = self.limits.askers or (self.charter.coordinator,)
+        if name not in allowed:
+            raise Refusal("askers", f"'{name}' may not ask this party")
+
+    def allow_statistic(self, study: Study, statistic: str) -> None:
+        """Raises :class:`Refusal` for a statistic that is no part of the announced analysis."""
+        if statistic not in ANALYSES[study.experiment.model.kind]:
+            raise Refusal("analyses", f"'{statistic}' is no part of what was announced")
+
+    def consider(self, study: Study) -> None:
+        """Raises :class:`Refusal` for an experiment that breaks a rule, or waits for a person."""
+        experiment, kind = study.experiment, study.experiment.model.kind
+        if kind not in self.limits.analyses or kind not in self.charter.analyses:
+            raise Refusal("analyses", f"this party takes no part in '{kind}'")
+        held = sorted(set(columns_needed(experiment, study.features)) & self._held_back(study))
+        if held:
+            raise Refusal("never_leaves", f"{', '.join(held)} take part in nothing here")
+        self._check_contract(study)
+        if experiment.protection.sums != self.limits.hiding:
+            raise Refusal("hiding", f"sums leave this party under {self.limits.hiding} alone")
+        if (
+            self.limits.approval == "always"
+            and not (self.folder / APPROVED / study.digest).exists()
+        ):
+            path = self.folder / REQUESTS / f"{study.digest}.json"
+            write_whole(path, study.to_json().encode(), 0o600)
+            raise Refusal(
+                "approval", f"waits for a person's approval, {study.digest[:12]}; ask again"
+            )
+
+    def _held_back(self, study: Study) -> set[str]:
+        """Columns of the negative list and of the contract's; whose rows are a person's is known."""
+        roles = {
+            name
+            for name, column in self.contract().columns.items()
+            if column.role in ("never_leaves", "identifier")
+        }
+        own = set(self.limits.never_leaves)
+        return own | (roles - {study.experiment.data.person, study.experiment.data.test_column})
+
+    def _check_contract(self, study: Study) -> None:
+        """Every column that is used must be the same here; this party may have more."""
+        ours, theirs, agreed = self.contract(), study.contract, self.charter.contracts
+        if agreed.get(theirs.name) != theirs.version:
+            version = f"{theirs.name} version {theirs.version}"
+            raise Refusal("contract", f"{version} is not the charter's")
+        for name in columns_needed(study.experiment, study.features):
+            here, there = ours.columns.get(name), theirs.columns.get(name)
+            if here is None or there is None or _rule_of(here) != _rule_of(there):
+                raise Refusal("contract", f"column '{name}' is another here than in {theirs.name}")
+
+    def party(self, study: Study, secret: bytes) -> Party:
+        """This insurer's rows for one run, and the gate before them."""
+        experiment, table = study.experiment, self.table()
+        marks = self._marks(table.frame, experiment)
+        frame, kept = usable(experiment, study.features, table)
+        test = marks[kept]
+        if experiment.data.test == 0 and experiment.data.test_column is None:
+            test = np.zeros(len(frame), dtype=bool)
+        train = frame.iloc[~test]
+        if train.empty:
+            raise Refusal("rows", "no row for training is left here")
+        return Party(
+            self.settings.name,
+            train,
+            train if not test.any() else frame.iloc[test],
+            experiment.data.person,
+            Policy(
+                minimum_rows=max(
+                    self.limits.minimum_rows,
+                    self.charter.limits.minimum_rows,
+                    experiment.protection.minimum_rows,
+                ),
+                announces=self.limits.announces,
+                shows_receipt=self.limits.shows_receipt,
+            ),
+            secret=secret,
+        )
+
+    def _marks(self, frame: pd.DataFrame, experiment: Experiment) -> NDArray[np.bool_]:
+        """Rows for testing: by the experiment's column, by this party's, else by a keyed hash."""
+        data = experiment.data
+        for column, value in (
+            (data.test_column, data.test_value),
+            (self.data.test_column, self.data.test_value),
+        ):
+            if column is not None:
+                if column not in frame.columns:
+                    raise Refusal("rows", "the column that marks rows for testing is not here")
+                marked = _equal(frame[column], str(value))
+                if not marked.any():
+                    raise Refusal("rows", "the column that marks rows for testing marks none")
+                return marked
+        who = pd.Series(np.arange(len(frame))) if data.person is None else frame[data.person]
+        key = hashlib.sha256(f"held out {experiment.seed}".encode()).hexdigest()[:16]
+        drawn = pd.util.hash_pandas_object(who.astype("str"), index=False, hash_key=key)
+        return np.asarray(drawn.to_numpy() / 2.0**64 < data.test, dtype=bool)
+
+
+def _equal(column: pd.Series[Any], value: str) -> NDArray[np.bool_]:
+    """Rows of a value; in a column of numbers 1 and 1.0 are one."""
+    if pd.api.types.is_numeric_dtype(column):
+        try:
+            return np.asarray(column.to_numpy() == float(value), dtype=bool)
+        except ValueError:
+            return np.zeros(len(column), dtype=bool)
+    return np.asarray(column.astype("str").to_numpy() == value, dtype=bool)
+
+
+def _rule_of(column: Column) -> dict[str, Any]:
+    """What a column must be, without what a contract says for people, and its role."""
+    return column.model_dump(exclude={"description", "advice", "unit", "role"})
+
+
+def waiting(folder: Path) -> dict[str, Study]:
+    """Experiments that wait for a person's approval, by digest."""
+    found = {}
+    for path in sorted((folder / REQUESTS).glob("*.json")):
+        if not (folder / APPROVED / path.stem).exists():
+            found[path.stem] = Study.from_json(path.read_text(encoding="utf-8"))
+    return found
+
+
+def approve(folder: Path, digest: str, who: str) -> str:
+    """A person's approval of an experiment; the node writes it in its log when it acts on it."""
+    found = [full for full in waiting(folder) if full.startswith(digest)]
+    if len(found) != 1 or len(digest) < 8:
+        raise ConfigurationError(
+            f"{digest}: {len(found)} waiting experiments begin so; lab node requests lists them"
+        )
+    told: dict[str, Any] = {"by": who, "experiment": found[0]}
+    write_whole(folder / APPROVED / found[0], canonical(told), 0o600)
+    return found[0]

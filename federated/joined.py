@@ -1,0 +1,303 @@
+"""A party's own process in an exchange: takes letters one at a time, decides, logs, answers.
+
+An insurer's node and a supervisor differ in what answers (`Insurers`, `Supervisors`); the rest is
+the same. The order is what matters: the request is logged, the rules are asked, the answer is
+made, what is to leave is logged and the state is on disk, and only then the answer leaves.
+
+Nothing is ever loaded from an app that travels: a run whose app is not the approved bundle is
+refused by its hash, before the bundle would be fetched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from federated import keeping
+from federated.answers import BEGIN, CHECKPOINT, SECRETS, Answers, Insurers, Supervisors
+from federated.charter import same
+from federated.enrolment import INSURERS
+from federated.federation import single_threaded_blas
+from federated.fleet import LineError, NodeLine, bundle
+from federated.insurer import (
+    APPROVED,
+    AUTHORITY,
+    CERTIFICATE,
+    KEY,
+    STATE,
+    Insurer,
+    NodeSettings,
+    Refusal,
+    Study,
+    admission_of,
+)
+from federated.keeping import Kept
+from federated.ledger import LOG_NAME, open_log
+from federated.letters import Letter, received, sender_of
+from federated.memory import Released
+from federated.messages import read, refuse
+from federated.party import charter_of, identity_of, seed_of
+from lab.errors import ConfigurationError, LabError, LogError, PeerError
+from lab.files import read_json, write_whole
+from secure_agg.errors import SecureAggError
+from secure_agg.identity import Identity
+from secure_agg.keys import PrivateKey
+
+#: Seconds between two tries to come in, at first and at most.
+FIRST_WAIT, LONGEST_WAIT = 0.2, 20.0
+Tell = Callable[[str], None]
+
+
+class Node:
+    """The process. ``serve`` runs it until it is told to stop."""
+
+    def __init__(self, folder: Path, tell: Tell, unlock: Callable[[], PrivateKey]) -> None:
+        self.folder, self._say = folder, tell
+        self.settings = NodeSettings.read(folder)
+        self.identity: Identity = identity_of(folder)
+        name = self.settings.name
+        if self.identity.card.name != name:
+            raise ConfigurationError(f"{folder}: node.toml says {name}, the keys another name")
+        self.charter = charter_of(folder, name)
+        self.admission = admission_of(folder, name)
+        self._answers: Answers
+        if self.settings.role in INSURERS:
+            insurer = Insurer(folder, self.settings, self.charter)
+            insurer.table()  # a table that breaks its contract is told now, not in the first run
+            self._answers = Insurers(folder, insurer, seed_of(folder))
+        else:
+            self._answers = Supervisors(folder, self.charter, unlock())
+        self._bundle = hashlib.sha256(bundle()).hexdigest()
+        self._apps: dict[int, str] = {}
+        self._stop, self._waiting = threading.Event(), False
+
+    def serve(self, ready: Callable[[], None] | None = None) -> None:
+        """Take part until SIGINT or SIGTERM. Raises ConfigurationError where nobody lets it in."""
+        with (
+            open_log(
+                self.folder / LOG_NAME, self.identity, charter=self.charter.digest
+            ) as self.log,
+            self._signals(),
+            single_threaded_blas(),  # as in a simulation: the same bits for any number of cores
+        ):
+            wait = FIRST_WAIT
+            while not self._stop.is_set():
+                line = self._line()
+                try:
+                    wait = self._take_part(line, ready) or wait
+                except LineError as error:
+                    self._explain(error)
+                    with suppress(Stopped), self._interruptible():
+                        self._stop.wait(wait)
+                    wait = min(LONGEST_WAIT, wait * 1.6)
+                except Stopped:
+                    break
+                finally:
+                    line.close()
+
+    def _tell(self, text: str) -> None:
+        """Tell whoever looks on; where nobody can, the work goes on."""
+        with suppress(OSError):
+            self._say(text)
+
+    def _line(self) -> NodeLine:
+        from federated import certificates
+
+        key = self.folder / KEY
+        tls = certificates.client_side(self.folder / AUTHORITY, self.folder / CERTIFICATE, key)
+        return NodeLine(self.admission.address, certificates.read_key(key), tls)
+
+    def _explain(self, error: LineError) -> None:
+        if error.barred:
+            self._tell(f"{error}; ask the coordinator to register this node")
+            self.log.append("fault", what=str(error))
+        else:
+            self._tell(f"{error}; trying again")
+
+    def _take_part(self, line: NodeLine, ready: Callable[[], None] | None) -> float:
+        place = self.folder / "last_node"
+        before = int(place.read_text()) if place.exists() else 0
+        node = line.open(before)
+        write_whole(place, str(node).encode())
+        self._tell(f"{self.settings.name} is in the exchange at {self.admission.address}")
+        if ready is not None:
+            ready()
+        while not self._stop.is_set():
+            try:
+                with self._interruptible():
+                    message = line.pull()
+            except PeerError as error:
+                if isinstance(error, LineError):
+                    raise
+                self.log.append("fault", what=str(error))
+                continue
+            if message is not None:
+                self._send(line, Message(self.handle(line, message), reply_to=message))
+        return FIRST_WAIT
+
+    def _send(self, line: NodeLine, reply: Message) -> None:
+        """Send a reply until it is taken; a run that is over takes none."""
+        wait = FIRST_WAIT
+        for _ in range(8):
+            try:
+                return line.push(reply)
+            except LineError as error:
+                if not error.passing:
+                    self.log.append("fault", what=f"a reply was not taken: {error}")
+                    return None
+            time.sleep(wait)
+            wait *= 2
+        return None
+
+    def handle(self, line: NodeLine, message: Message) -> RecordDict:
+        """The records of a reply, signed; whatever goes wrong is a typed refusal."""
+        letter: Letter | None = None
+        try:
+            letter = self._opened(line, message)
+            return self._handle(letter, message)
+        except LogError as error:
+            self._tell(str(error))
+            told: LabError = LogError("this party cannot write its log; nothing leaves it")
+        except LabError as error:
+            told = error
+        except SecureAggError as error:
+            told = PeerError(str(error))
+        except Exception as error:  # a defect: its type may leave, its text may not
+            if os.environ.get("LAB_TRACEBACK"):
+                traceback.print_exc()
+            told = PeerError(f"failed with {type(error).__name__}")
+        return self._refused(letter, message, told)
+
+    def _opened(self, line: NodeLine, message: Message) -> Letter:
+        """The letter in a message, if app, sender, charter and address are what they must be."""
+        run = message.metadata.run_id
+        if run not in self._apps:
+            self._apps = {run: line.app_of(run)}
+        if self._apps[run] != self._bundle:
+            raise Refusal(
+                "app", f"app {self._apps[run][:16]} is not the approved {self._bundle[:16]}"
+            )
+        sender = self.charter.member(sender_of(message.content))
+        letter = received(message.content, sender.card)
+        same(self.charter.digest, letter.charter, letter.sender)
+        if self.settings.name not in letter.to:
+            raise PeerError(f"{letter.sender}: a letter for others came here")
+        self._answers.allow_asker(letter.sender)
+        return letter
+
+    def _handle(self, letter: Letter, message: Message) -> RecordDict:
+        kept = keeping.load(self.folder / STATE, letter.run)
+        if (before := kept.before(letter.number, letter.digest)) is not None:
+            return before
+        query, statistic = _about(letter)
+        self.log.append(
+            "request", run=letter.run, query=query, statistic=statistic, by=letter.sender
+        )
+        receipt = len(_lines(kept.records))
+        content = self._answered(kept, letter, message)
+        refusal = content.config_records.get("refusal")
+        if refusal is not None:
+            self._log_refusal(letter, query, statistic, str(refusal["text"]))
+        for line in _lines(kept.records)[receipt:]:
+            released = Released(**json.loads(line))
+            told = {k: v for k, v in vars(released).items() if k not in ("query", "epsilon")}
+            self.log.append("release", run=letter.run, query=released.query, **told)
+        reply = letter.reply(self.settings.name, content).signed(self.identity)
+        kept.answer(letter.number, letter.digest, reply)
+        kept.save(self.folder / STATE, SECRETS)
+        return reply
+
+    def _answered(self, kept: Kept, letter: Letter, message: Message) -> RecordDict:
+        if letter.kind == BEGIN:
+            return self._begin(kept, letter)
+        if letter.kind == CHECKPOINT:
+            return RecordDict(
+                {"checkpoint": ConfigRecord({"told": json.dumps(vars(self.log.checkpoint()))})}
+            )
+        inner = Message(letter.content, reply_to=message)
+        inner.metadata.message_type = letter.kind
+        return self._answers.answer(kept, letter, inner, self.log)
+
+    def _begin(self, kept: Kept, letter: Letter) -> RecordDict:
+        text = read(letter.content, "study").decode()
+        study = Study.from_json(text)
+        if kept.study and kept.study != text:
+            raise PeerError("coordinator: announces another study under the name of a run")
+        self._answers.begin(kept, study)
+        approved = self.folder / APPROVED / study.digest
+        if not kept.study and approved.exists():
+            who = str(read_json(approved)["by"])
+            self.log.append("approval", run=kept.run, statistic=study.experiment.name, by=who)
+        kept.study = text
+        self._tell(f"run {kept.run}: {study.experiment.name}, asked by {letter.sender}")
+        return RecordDict({"begun": ConfigRecord({"party": self.settings.name})})
+
+    def _log_refusal(self, letter: Letter | None, query: str, statistic: str, text: str) -> None:
+        rule = text[1:].split("]")[0] if text.startswith("[") else "gate"
+        run = letter.run if letter and keeping.RUN.fullmatch(letter.run) else ""
+        self.log.append("refusal", run=run, query=query, statistic=statistic, rule=rule, text=text)
+        self._tell(f"refused: {text}")
+
+    def _refused(self, letter: Letter | None, message: Message, told: LabError) -> RecordDict:
+        query, statistic = _about(letter) if letter else ("", message.metadata.message_type)
+        if not isinstance(told, LogError):
+            with suppress(LogError):
+                self._log_refusal(letter, query, statistic, str(told))
+        content = refuse(told, self.settings.name)
+        if letter is None:
+            letter = Letter(self.charter.digest, "", -1, "", (self.settings.name,), "", b"")
+        return letter.reply(self.settings.name, content).signed(self.identity)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        def stop(number: int, frame: object) -> None:
+            self._stop.set()
+            if self._waiting:
+                raise Stopped
+
+        before = {sign: signal.signal(sign, stop) for sign in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for sign, handler in before.items():
+                signal.signal(sign, handler)
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """While nothing is half-done, a signal ends the waiting at once."""
+        self._waiting = True
+        try:
+            if self._stop.is_set():
+                raise Stopped
+            yield
+        finally:
+            self._waiting = False
+
+
+class Stopped(BaseException):
+    """A signal came while nothing was half-done."""
+
+
+def _about(letter: Letter) -> tuple[str, str]:
+    """The query of a letter and what it asks for, for the log."""
+    with suppress(LabError):
+        asked = letter.content.config_records.get("request")
+        if asked is not None:
+            return str(asked.get("query", "")), str(asked.get("statistic", ""))
+    return "", letter.kind
+
+
+def _lines(records: RecordDict) -> list[str]:
+    """The receipt in a node's state."""
+    found = records.config_records.get("receipt", {})
+    return str(found.get("lines", "")).splitlines()
