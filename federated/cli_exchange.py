@@ -34,7 +34,11 @@ def exchange() -> None:
 @click.argument("folder", type=FOLDER)
 @click.option("--name", required=True, help="The coordinator's name among the members.")
 @click.option("--address", required=True, metavar="HOST:PORT", help="Where nodes will call.")
-@click.option("--listen", help="Where to open the outer door; default: on every interface.")
+@click.option(
+    "--listen",
+    metavar="HOST",
+    help="The interface to open the outer door on, without a port; default: all of them.",
+)
 def init_exchange(folder: Path, name: str, address: str, listen: str | None) -> None:
     """Make an exchange: keys, a small certificate authority, exchange.toml.
 

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from federated import certificates
 from federated.enrolment import Enrolment, Member
@@ -53,6 +53,13 @@ class Settings(Strict):
     again_seconds: float = Field(default=15.0, gt=0)
     gather_seconds: float = Field(default=60.0, gt=0)
     body_megabytes: int = Field(default=64, ge=1, le=1024)
+
+    @field_validator("listen")
+    @classmethod
+    def _an_interface(cls, listen: str) -> str:
+        if listen.count(":") == 1:
+            raise ValueError("is a host without a port, as 10.0.0.5; the port is that of address")
+        return listen
 
     @classmethod
     def read(cls, folder: Path) -> Self:
