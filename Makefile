@@ -1,4 +1,4 @@
-# make demo | test | quick | notebooks | clean
+# make demo | test | slow | notebooks | clean
 PYTHON ?= python3
 BIN := .venv/bin
 # Compiled modules are kept: tests start many processes, and each would compile them again.
@@ -12,10 +12,10 @@ test: .venv/tested
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q -n 2 --dist worksteal
-
-quick: .venv/tested
 	$(BIN)/pytest -q -n 2 --dist worksteal -m "not slow"
+
+slow: .venv/tested
+	$(BIN)/pytest -q -n 2 --dist worksteal -m slow
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -35,4 +35,4 @@ notebooks: .venv/tested
 clean:
 	rm -rf .venv
 
-.PHONY: demo test quick notebooks clean
+.PHONY: demo test slow notebooks clean

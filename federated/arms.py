@@ -6,7 +6,6 @@ same solver runs in all three, so a difference between them is never an accident
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -35,8 +34,7 @@ from lab.disclosure import Rules
 from lab.errors import ModelError
 from lab.glm import Product
 from lab.models import digest
-from lab.profile import Cells, Profile, Profiled
-from lab.sums import combine
+from lab.profile import Profile, Profiled
 
 #: A difference in deviance explained that is rounding, not a difference.
 NOTHING = 1e-12
@@ -286,7 +284,8 @@ def perform(
                 result.evaluations = scorer.alone(_texts(result))
             elif arm == "pooled":
                 watch("all rows", 0, None)
-                profiles = [_pooled_profile(ones, cells, own) for cells in market.cells]
+                with _in_process(market.parties, workers, market.rules) as apart:
+                    profiles = [apart.profile(cells, market.rules) for cells in market.cells]
                 _join(ones, profiles)
                 with _in_process([market.pooled()], 1, own) as pool:
                     result.models["all"] = fit_models(study, pool, watch, profiles=profiles)
@@ -363,13 +362,6 @@ def _in_process(parties: Sequence[Party], workers: int, rules: Rules) -> Iterato
         yield Federation(nodes, Clear(rules), len(parties))
     finally:
         nodes.close()
-
-
-def _pooled_profile(ones: dict[str, Federation], cells: Cells, own: Rules) -> Profile:
-    """The profile of all rows with nothing hidden; persons are counted once at each party here too."""
-    told, rules = json.loads(cells.model_dump_json()), own.model_dump(mode="json")
-    totals = [one.sum("profile", cells=told, rules=rules) for one in ones.values()]
-    return Profile.of(cells, combine(totals))
 
 
 def _join(ones: dict[str, Federation], profiles: Sequence[Profile]) -> None:

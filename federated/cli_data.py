@@ -131,10 +131,10 @@ def make(folder: Path, persons: int, insurers: int, seed: int) -> None:
         table.add_row(name, f"{rows:,}")
     console = Console()
     console.print(table)
-    console.print(f"\n{made.folder}, seed {seed}, {made.seconds:.1f} s", highlight=False)
-    console.print(
-        f"what it is made from: lab data describe market --path {made.folder}", style="dim"
-    )
+    place = f"\n{made.folder}, seed {seed}, {made.seconds:.1f} s"
+    console.print(place, highlight=False, soft_wrap=True)
+    what = f"what it is made from: lab data describe market --path {made.folder}"
+    console.print(what, style="dim", soft_wrap=True)
 
 
 @market.command()

@@ -292,6 +292,7 @@ def test_a_damaged_file_is_refused_or_is_a_sound_model(
     assert model.kind == kind
 
 
+@pytest.mark.slow
 def test_a_registered_model_scores_in_a_fresh_process_as_lab_score_does(
     folder: Path, tmp_path: Path
 ) -> None:
