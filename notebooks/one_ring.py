@@ -98,7 +98,8 @@ plt.show()
 # ## What it is worth over all kinds of fraud
 #
 # The detectors take these counts as features beside the claim's own columns. PR-AUC on the claims of
-# the last year, judged by the truth:
+# the last year, judged by the truth. The insurers gain; the public insurer, which has most of the
+# claims, does not in a run as small as this one.
 
 # %%
 study.scores["average_precision"].unstack("arm").round(3)
