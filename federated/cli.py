@@ -274,6 +274,9 @@ def _print_outlook(console: Any, study: Study) -> None:
     for party in study.outlook:
         table.add_row(party.name, party.role, party.since, party.state)
     console.print(table)
+    if left := len(study.experiment.query):
+        told = f"not asked: the experiment's {left} questions; real parties answer none so far"
+        console.print(told, style="yellow", highlight=False, soft_wrap=True)
 
 
 @lab.command()

@@ -216,7 +216,8 @@ def _conducted(
         lambda what, step: watch(what, step, None),
     )  # fmt: skip
     only = told.experiment.arms.model_copy(update={"replicates": experiment.arms.replicates})
-    plain = told.experiment.model_copy(update={"arms": only, **_protected(experiment, charter)})
+    kept = {"arms": only, "query": experiment.query, **_protected(experiment, charter)}
+    plain = told.experiment.model_copy(update=kept)
     study = arms.Study(plain, market, {}, {}, {})  # type: ignore[arg-type]
     result = study.arms["federated"] = arms.ArmResult("federated")
     result.models["all"] = arms.fit_models(study, federation, watch)
