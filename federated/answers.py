@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from federated.apps import client_app
 from federated.charter import Charter, same
+from federated.delivery import DELIVER, take
 from federated.insurer import (
     Insurer,
     Refusal,
@@ -19,6 +21,7 @@ from federated.keeping import Kept
 from federated.letters import Letter
 from federated.memory import Memory
 from federated.supervisor import SHARE_FILE, Opened, opened_total
+from lab.disclosure import Rules
 from lab.errors import ConfigurationError, PeerError, PolicyError
 from lab.files import read_json
 from lab.log import Log
@@ -49,8 +52,10 @@ class Answers(Protocol):
 class Insurers:
     """An insurer answers by the same client app as in a simulation, on its own rows."""
 
-    def __init__(self, folder: Path, insurer: Insurer, seed: bytes) -> None:
-        self._folder, self._insurer, self._seed = folder, insurer, seed
+    def __init__(
+        self, folder: Path, insurer: Insurer, seed: bytes, tell: Callable[[str], None]
+    ) -> None:
+        self._folder, self._insurer, self._seed, self._tell = folder, insurer, seed, tell
         self._charter, self._name = insurer.charter, insurer.settings.name
         self._parties: dict[str, Any] = {}
         self._now = ""
@@ -106,9 +111,14 @@ class Insurers:
         study = Study.from_json(kept.study)
         if kept.run not in self._parties:
             self._take_up(kept, study)
+        if letter.kind == DELIVER:
+            party = self._parties[kept.run]
+            self._tell(take(self._folder, kept.run, study, party, message.content))
+            return RecordDict({"taken": ConfigRecord({"party": self._name})})
         asked = message.content.config_records.get("request", {})
         if "statistic" in asked:
-            self._insurer.allow_statistic(study, str(asked["statistic"]))
+            told = str(asked.get("arguments", "{}"))
+            self._insurer.allow_statistic(study, str(asked["statistic"]), told)
             same(self._charter.digest, str(asked.get("charter", "")), letter.sender)
         self._now = kept.run
         return self._app(message, self._memory(kept)).content
@@ -142,15 +152,15 @@ def split_of(path: Path, digest: str) -> SplitKey:
 class Supervisors:
     """A supervisor opens totals by the rule of the key authority, and remembers all it opened."""
 
-    def __init__(self, folder: Path, charter: Charter, private: PrivateKey) -> None:
-        self._folder, self._charter, self._private = folder, charter, private
+    def __init__(self, folder: Path, charter: Charter, private: PrivateKey, rules: Rules) -> None:
+        self._charter, self._private, self._rules = charter, private, rules
         if charter.key is None or charter.key.public.n != private.public.n:
             raise ConfigurationError(f"{folder}: holds another key than the charter's")
         self._opened = Opened(folder)
 
     def begin(self, kept: Kept, study: Study) -> None:
-        if study.experiment.model.kind not in self._charter.analyses:
-            raise Refusal("analyses", f"the charter allows no '{study.experiment.model.kind}'")
+        if study.kind not in self._charter.analyses:
+            raise Refusal("analyses", f"the charter allows no '{study.kind}'")
 
     def allow_asker(self, name: str) -> None:
         if name != self._charter.coordinator:
@@ -162,5 +172,11 @@ class Supervisors:
         if not kept.study:
             raise PolicyError("this run was not announced here; nothing in it is answered")
         return opened_total(
-            self._charter, self._private, self._opened, log, letter.run, message.content
+            self._charter,
+            self._private,
+            self._rules,
+            self._opened,
+            log,
+            letter.run,
+            message.content,
         )

@@ -28,7 +28,7 @@ from federated.memory import Released
 from federated.node import Party
 from federated.parties import Market, market_of
 from federated.protection import Clear, Protection
-from federated.scoring import Evaluation, Scorer
+from federated.scoring import Evaluation, Scorer, scored
 from lab import detection, scoring
 from lab.disclosure import Rules
 from lab.errors import ModelError
@@ -92,6 +92,7 @@ class Study:
     seconds: dict[str, float]
     silent: list[tuple[str, str]] = field(default_factory=list)  # (party, message) unanswered
     answers: list[tuple[Query, pd.DataFrame]] = field(default_factory=list)
+    unanswered: str = ""  # why real parties did not answer the questions
     run: str = ""  # its name in the parties' logs, where the parties are real
     outlook: list[Any] = field(default_factory=list)  # who took part, where they are
     folder: Any = None
@@ -118,11 +119,7 @@ class Study:
 
     def scored(self, evaluation: Evaluation) -> dict[str, Any]:
         """All scores of an evaluation by name; those of a detector among them."""
-        found = dict(vars(evaluation.scores))
-        if evaluation.detected is not None and (asked := self.experiment.detection):
-            rank, cost = evaluation.detected.rank, asked.investigation_cost
-            found |= detection.scores(rank, asked.budget, investigation_cost=cost)
-        return found
+        return scored(self.experiment, evaluation)
 
     @property
     def headline(self) -> str:
@@ -255,8 +252,7 @@ def perform(
         single_threaded()
     with single_threaded_blas(), ExitStack() as stack:
         ones = {
-            party.name: stack.enter_context(_in_process([party], 1, own))
-            for party in market.parties
+            party.name: stack.enter_context(in_process([party], 1, own)) for party in market.parties
         }
         scorer = Scorer(experiment, market, ones)
         for arm in experiment.arms.run:
@@ -273,7 +269,7 @@ def perform(
                 for at, name in enumerate(ones, start=1):
                     watch(f"without {name}", at, len(ones))
                     others = [party for party in market.parties if party.name != name]
-                    with _in_process(others, workers, market.rules) as rest:
+                    with in_process(others, workers, market.rules) as rest:
                         profiles = [rest.profile(cells, market.rules) for cells in market.cells]
                         _join(ones, profiles)
                         _fit_for(study, result, name, rest, profiles)
@@ -284,10 +280,10 @@ def perform(
                 result.evaluations = scorer.alone(_texts(result))
             elif arm == "pooled":
                 watch("all rows", 0, None)
-                with _in_process(market.parties, workers, market.rules) as apart:
+                with in_process(market.parties, workers, market.rules) as apart:
                     profiles = [apart.profile(cells, market.rules) for cells in market.cells]
                 _join(ones, profiles)
-                with _in_process([market.pooled()], 1, own) as pool:
+                with in_process([market.pooled()], 1, own) as pool:
                     result.models["all"] = fit_models(study, pool, watch, profiles=profiles)
                 result.evaluations = scorer.shared(_texts(result)["all"], None)
             else:
@@ -355,7 +351,7 @@ def _personal(study: Study, result: ArmResult) -> None:
 
 
 @contextmanager
-def _in_process(parties: Sequence[Party], workers: int, rules: Rules) -> Iterator[Federation]:
+def in_process(parties: Sequence[Party], workers: int, rules: Rules) -> Iterator[Federation]:
     """A federation in the clear that never leaves one party (or the pool, or this process)."""
     nodes = grid.InProcessGrid(client_app(lambda k: parties[k], "clear"), len(parties), workers)
     try:

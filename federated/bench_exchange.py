@@ -12,19 +12,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from federated import charter as charters
-from federated import conduct, deployed, exchange, exchange_grid, fleet, insurer, supervisor
-from federated.charter import Charter
+from federated import conduct, exchange, fleet, insurer, supervisor
 from federated.enrolment import Enrolment
 from federated.experiment import Experiment
-from federated.journal import Journal
-from federated.ledger import LOG_NAME, open_log
 from federated.parties import MARK, deal_tables
 from federated.party import identity_of
 from lab.errors import PeerError
@@ -55,17 +52,7 @@ def _ours(place: Path, rounds: int) -> dict[str, float]:
     folder, commands, environment = rehearsal(place, experiment)
     with running(commands, environment):
         until(lambda: (folder / exchange.INNER).exists())
-        identity, told = identity_of(folder), conduct.announced(experiment)
-        charter = Charter.read(folder / "charter.json")
-        journal = Journal.take_up(folder / exchange.RUNS, told.digest, charter.digest)
-        grid = exchange_grid.ExchangeGrid(
-            str(folder / exchange.INNER), exchange.secret_of(folder), fleet.bundle()
-        )
-        with closing(journal), closing(grid), open_log(folder / LOG_NAME, identity) as log:
-            protection = conduct.protection_of(experiment, charter, folder)
-            federation = deployed.RealFederation(
-                grid, protection, folder, charter, identity, journal, log, told
-            )
+        with conduct.gathered(experiment, conduct.announced(experiment), folder) as federation:
             task = experiment.tasks()["model"].model_dump_json()
 
             def total() -> Any:

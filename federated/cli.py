@@ -24,6 +24,9 @@ RUNS = click.option(
     show_default=True,
     help="Folder that keeps runs and MLflow's database.",
 )
+WITHOUT = click.option(
+    "--without", multiple=True, metavar="NAME", help="With real parties: an insurer not to ask."
+)
 TRACKING = click.option(
     "--tracking-uri",
     help="MLflow server; default MLFLOW_TRACKING_URI, else SQLite in the runs folder.",
@@ -84,6 +87,7 @@ for _command in (
     help="With real parties: the folder of an exchange that is served.",
 )
 @click.option("--fresh", is_flag=True, help="With --on: do not go on with an unfinished run.")
+@WITHOUT
 @RUNS
 @TRACKING
 def run(
@@ -95,6 +99,7 @@ def run(
     no_track: bool,
     exchange: Path | None,
     fresh: bool,
+    without: tuple[str, ...],
     runs: Path,
     tracking_uri: str | None,
 ) -> None:
@@ -120,6 +125,7 @@ def run(
             progress=progress,
             exchange=exchange,
             fresh=fresh,
+            without=without,
         )
     if as_json:
         _print_json(study)
@@ -274,8 +280,8 @@ def _print_outlook(console: Any, study: Study) -> None:
     for party in study.outlook:
         table.add_row(party.name, party.role, party.since, party.state)
     console.print(table)
-    if left := len(study.experiment.query):
-        told = f"not asked: the experiment's {left} questions; real parties answer none so far"
+    if study.unanswered:
+        told = f"the experiment's questions were not answered: {study.unanswered}"
         console.print(told, style="yellow", highlight=False, soft_wrap=True)
 
 
@@ -290,6 +296,12 @@ def _print_outlook(console: Any, study: Study) -> None:
     help="Whose data, parties and protection: an experiment file.",
 )
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Override a key of it.")
+@click.option(
+    "--exchange",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Ask real parties: the folder of an exchange that is served.",
+)
+@WITHOUT
 @click.option("--epsilon", type=float, help="Ask every party to add noise of this epsilon.")
 @click.option("--delta", type=float, default=0.0, help="With a delta the noise is Gaussian.")
 @click.option("--rows-per-person", type=int, default=1, help="Rows of a person that count.")
@@ -300,6 +312,8 @@ def query(
     question: str,
     experiment: Path,
     changes: tuple[str, ...],
+    exchange: Path | None,
+    without: tuple[str, ...],
     epsilon: float | None,
     delta: float,
     rows_per_person: int,
@@ -311,10 +325,12 @@ def query(
     \b
     lab query "select idp, count(*), avg(mdvis) from rand_hie group by idp"
     lab query "select count(*), avg(disea) from rand_hie where hlthp = 1" --epsilon 0.5
+    lab query "select idp, count(*) from rand_hie group by idp" --exchange exchange
     """
     from federated.experiment import Experiment
 
     read = Experiment.read(experiment, changed(changes))
+    from federated.experiment import Query
     from federated.query import query as ask
     from federated.query import with_names
     from lab.contracts import parse
@@ -325,7 +341,13 @@ def query(
         given = {"mechanism": "gaussian" if delta else "laplace", "epsilon": epsilon}
         given |= {"delta": delta, "rows_per_person": rows_per_person}
         noise = parse(Noise, given, where="noise")
-    answer = ask(read, question, noise=noise, runs=runs)
+    if exchange is None:
+        answer = ask(read, question, noise=noise, runs=runs)
+    else:
+        from federated.conduct import ask_on
+
+        asked = {"query": (Query(sql=question, noise=noise),)}
+        ((_, answer),) = ask_on(read.model_copy(update=asked), exchange, without=without)
     if form == "csv":
         click.echo(with_names(answer).to_csv(index=False), nl=False)
     elif form == "json":

@@ -215,8 +215,14 @@ def list_requests(folder: Path) -> None:
 
     found = waiting(folder)
     for digest, study in found.items():
-        model = study.experiment.model
-        click.echo(f"{digest[:12]}  {study.experiment.name}  ({model.kind}, {model.family})")
+        experiment, model = study.experiment, study.experiment.model
+        kind = "questions" if experiment.query else f"{model.kind}, {model.family}"
+        click.echo(f"{digest[:12]}  {experiment.name}  ({kind})")
+        for query in experiment.query:
+            noise = f"  (noise of epsilon {query.noise.epsilon:g})" if query.noise else ""
+            click.echo(f"    {query.sql}{noise}")
+        if experiment.query:
+            continue
         for task, features in study.features.items():
             click.echo(f"    {task}: " + ", ".join(feature.column for feature in features))
     if not found:

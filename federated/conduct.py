@@ -6,36 +6,41 @@ The arms *alone* and *pooled* do not exist here: nobody has the rows.
 from __future__ import annotations
 
 import time
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from federated import arms, exchange, fleet
 from federated.answers import OPEN, split_of
 from federated.charter import Charter
+from federated.delivery import parcel
 from federated.deployed import RealFederation
 from federated.encrypted import Paillier
 from federated.enrolment import INSURERS
 from federated.exchange_grid import ExchangeGrid
-from federated.experiment import Experiment
+from federated.experiment import Experiment, Query
 from federated.federation import single_threaded_blas
 from federated.insurer import Study as Announced
 from federated.journal import Journal
 from federated.ledger import LOG_NAME, open_log
 from federated.masked import Masks
 from federated.messages import Form, Request, letter
-from federated.parties import Features, columns_needed
 from federated.party import charter_of, identity_of
-from federated.protection import Protection, Talk, named_reply
+from federated.protection import Clear, Protection, Talk, named_reply
+from federated.scoring import Apart, Scorer
 from federated.supervisor import SHARE_FILE, with_form
+from lab import sql
 from lab.contracts import Contract
+from lab.disclosure import Rules
 from lab.errors import ConfigurationError
-from lab.log import Log
 from lab.partition import Split
 from lab.sources import built_in
 from lab.sums import Sums
-from secure_agg.identity import Identity, Roster
+from secure_agg.identity import Roster
 from secure_agg.keys import PublicKey
 from secure_agg.transcript import FEWEST, Transcript
 
@@ -72,27 +77,6 @@ class EnrolledMasks(Masks):
         self._roster = roster
 
 
-class Apart:
-    """The market of a study whose rows are at the parties: what is public of it."""
-
-    origin, digest, in_sample = "each party's own table", "", False
-
-    def __init__(self, experiment: Experiment, contract: Contract, features: Features) -> None:
-        self.experiment, self.contract, self.features = experiment, contract, features
-        self.in_sample = experiment.data.test == 0 and experiment.data.test_column is None
-        self.sizes: dict[str, dict[str, int | None]] = {}
-
-    @property
-    def inputs(self) -> list[str]:
-        used = {f.column for listed in self.features.values() for f in listed}
-        return [name for name in columns_needed(self.experiment, self.features) if name in used]
-
-    @property
-    def parties(self) -> list[Any]:
-        """Rows are not here."""
-        return []
-
-
 def announced(experiment: Experiment) -> Announced:
     """What parties are told of an experiment: no path, no arm but the federated."""
     data = experiment.data
@@ -115,6 +99,13 @@ def announced(experiment: Experiment) -> Announced:
     return Announced(told, contract)
 
 
+def asked_of(experiment: Experiment) -> Announced:
+    """What parties are told of an experiment's questions: their texts, and no model's features."""
+    told = announced(experiment.model_copy(update={"profile": (), "detection": None}))
+    queries = {"query": experiment.query}
+    return Announced(told.experiment.model_copy(update=queries), told.contract)
+
+
 def _protected(experiment: Experiment, charter: Charter) -> dict[str, Any]:
     """The protection as it is: who opens, and by a key of how many bits, the charter says."""
     key = charter.key if experiment.protection.sums == "paillier" else None
@@ -128,9 +119,7 @@ def protection_of(experiment: Experiment, charter: Charter, folder: Path) -> Pro
     if settings.sums == "masks":
         return EnrolledMasks()
     if settings.sums == "clear":
-        from federated.protection import Clear
-
-        return Clear()
+        return Clear(Rules.read(None if settings.disclosure is None else Path(settings.disclosure)))
     if key is None:
         raise ConfigurationError("the charter has no key: lab keys deal makes one")
     if key.public.bits < settings.key_bits:
@@ -158,83 +147,133 @@ class Holders:
         return self._holders.open(talk, transcript, request, form)
 
 
-def perform_on(
-    experiment: Experiment, folder: Path, *, fresh: bool = False, progress: Any = None
-) -> arms.Study:
-    """Run the federated arm of an experiment with the parties of an exchange.
+@contextmanager
+def gathered(
+    experiment: Experiment,
+    told: Announced,
+    folder: Path,
+    *,
+    fresh: bool = False,
+    without: Iterable[str] = (),
+    progress: Any = None,
+) -> Iterator[RealFederation]:
+    """The parties of an exchange, gathered for a run that ends well where the block does.
 
-    folder: the exchange's, which is served. Raises :class:`~lab.errors.LabError`.
+    experiment: what the coordinator wants; told: what parties are told of it; folder: the
+    exchange's, which is served; without: insurers that are not asked. Raises
+    :class:`~lab.errors.LabError`.
     """
     identity = identity_of(folder)
     charter = charter_of(folder, identity.card.name)
-    secret, told = exchange.secret_of(folder), announced(experiment)
-    if experiment.model.kind not in charter.analyses:
+    secret = exchange.secret_of(folder)
+    if told.kind not in charter.analyses:
         raise ConfigurationError(
-            f"model.kind: the charter allows {', '.join(charter.analyses)}, not "
-            f"'{experiment.model.kind}'"
+            f"{experiment.name}: the charter allows {', '.join(charter.analyses)}, not '{told.kind}'"
+        )
+    asked = [name for name in charter.roster.names if name not in without]
+    if unknown := sorted(set(without) - set(charter.roster.names)):
+        raise ConfigurationError(
+            f"--without {unknown[0]}: the charter's insurers are {', '.join(charter.roster.names)}"
         )
     protection = protection_of(experiment, charter, folder)
-    journal = Journal.take_up(folder / exchange.RUNS, told.digest, charter.digest, fresh)
-    tell = progress or (lambda arm, what, step, of: None)
+    watch = partial(progress or (lambda arm, what, step, of: None), "federated")
+    with (
+        closing(Journal.take_up(folder / exchange.RUNS, told.digest, charter.digest, fresh)) as run,
+        open_log(folder / LOG_NAME, identity, charter=charter.digest) as log,
+        exchange.short(folder) as reached,
+        closing(ExchangeGrid(f"{reached}/{exchange.INNER}", secret, fleet.bundle())) as grid,
+        single_threaded_blas(),
+    ):
+        log.append("request", run=run.run, statistic=experiment.name, by=identity.card.name)
+        for name in without:
+            run.leave(name, f"{name}: is not asked")
+        federation = RealFederation(
+            grid, protection, folder, charter, identity, run, log, told, len(asked),
+            lambda what, step: watch(what, step, None),
+        )  # fmt: skip
+        yield federation
+        federation.take_checkpoints()
+        run.end()
+
+
+def perform_on(
+    experiment: Experiment,
+    folder: Path,
+    *,
+    fresh: bool = False,
+    without: Iterable[str] = (),
+    progress: Any = None,
+) -> arms.Study:
+    """Run the federated arm of an experiment with the parties of an exchange, as `gathered`."""
     if experiment.model.kind == "network":
         from lab.network import single_threaded
 
         single_threaded()
-    try:
-        with (
-            open_log(folder / LOG_NAME, identity, charter=charter.digest) as log,
-            exchange.short(folder) as reached,
-            closing(ExchangeGrid(f"{reached}/{exchange.INNER}", secret, fleet.bundle())) as grid,
-            single_threaded_blas(),
-        ):
-            return _conducted(
-                experiment, told, protection, grid, folder, charter, identity, journal, log,
-                partial(tell, "federated"),
-            )  # fmt: skip
-    finally:
-        journal.close()
+    told, started = announced(experiment), time.perf_counter()
+    tell = progress or (lambda arm, what, step, of: None)
+    with gathered(
+        experiment, told, folder, fresh=fresh, without=without, progress=progress
+    ) as federation:
+        study = _performed(experiment, told, federation, partial(tell, "federated"))
+    study.arms["federated"].seconds = time.perf_counter() - started
+    return study
 
 
-def _conducted(
-    experiment: Experiment,
-    told: Announced,
-    protection: Protection,
-    grid: ExchangeGrid,
-    folder: Path,
-    charter: Charter,
-    identity: Identity,
-    journal: Journal,
-    log: Log,
-    watch: Any,
+def _performed(
+    experiment: Experiment, told: Announced, federation: RealFederation, watch: Any
 ) -> arms.Study:
-    started = time.perf_counter()
     market = Apart(experiment, told.contract, told.features)
-    name = told.experiment.name
-    log.append("request", run=journal.run, statistic=name, by=identity.card.name)
-    federation = RealFederation(
-        grid, protection, folder, charter, identity, journal, log, told,
-        lambda what, step: watch(what, step, None),
-    )  # fmt: skip
     only = told.experiment.arms.model_copy(update={"replicates": experiment.arms.replicates})
-    kept = {"arms": only, "query": experiment.query, **_protected(experiment, charter)}
+    kept = {
+        "arms": only,
+        "query": experiment.query,
+        **_protected(experiment, federation.charter),
+    }
     plain = told.experiment.model_copy(update=kept)
     study = arms.Study(plain, market, {}, {}, {})  # type: ignore[arg-type]
     result = study.arms["federated"] = arms.ArmResult("federated")
     result.models["all"] = arms.fit_models(study, federation, watch)
     models = {part: fitted.json for part, fitted in result.models["all"].items()}
-    from federated.scoring import Scorer
-
     scorer = Scorer.apart(plain, market, federation)
     result.evaluations = scorer.shared(models, federation)
+    file = result.models["all"][study.part].file
+    federation.deliver(parcel(file, models, scorer.constants))
     study.receipts, study.silent = federation.receipts(), federation.silent
     study.outlook = federation.outlook(study.receipts)
-    study.run = journal.run
+    study.run = federation.journal.run
     for party in study.outlook:
         if party.role in INSURERS:
             market.sizes[party.name] = {"train": party.rows, "test": None}
         if party.state != "took part":
             result.notes[party.name] = party.state.removeprefix(f"{party.name}: ")
-    federation.take_checkpoints()
-    result.seconds = time.perf_counter() - started
-    journal.end()
     return study
+
+
+def ask_on(
+    experiment: Experiment,
+    folder: Path,
+    *,
+    fresh: bool = False,
+    without: Iterable[str] = (),
+    progress: Any = None,
+) -> list[tuple[Query, pd.DataFrame]]:
+    """The questions of an experiment, answered by the insurers of an exchange, as `gathered`.
+
+    All of them answer, or none: the same question to fewer would show who was left out.
+    """
+    from federated.query import Desk
+
+    if experiment.protection.sums == "masks":
+        hidden = experiment.protection.model_copy(update={"sums": "paillier"})
+        experiment = experiment.model_copy(update={"protection": hidden})
+    told, file = asked_of(experiment), experiment.protection.disclosure
+    rules, person = Rules.read(None if file is None else Path(file)), experiment.data.person
+    for query in experiment.query:
+        sql.columns_of(
+            query.sql, told.contract, person
+        )  # say what is wrong before anybody is asked
+    with gathered(
+        experiment, told, folder, fresh=fresh, without=without, progress=progress
+    ) as federation:
+        desk = Desk(federation, told.contract, rules, person)
+        return [(query, desk.ask(query.sql, noise=query.noise)) for query in experiment.query]

@@ -21,6 +21,7 @@ from flwr.app import Message, RecordDict
 from federated import certificates, exchange
 from federated.answers import BEGIN, CHECKPOINT
 from federated.charter import Charter, same
+from federated.delivery import DELIVER
 from federated.enrolment import INSURERS
 from federated.exchange import Settings
 from federated.exchange_grid import ExchangeGrid, Seen
@@ -76,12 +77,13 @@ class RealFederation(Federation):
         journal: Journal,
         log: Log,
         announced: Announced,
+        asked: int,
         progress: Progress | None = None,
     ) -> None:
         self.grid: ExchangeGrid = grid
         self.protection, self._progress = protection, progress
         self._folder, self._settings = folder, Settings.read(folder)
-        self._charter, self._identity = charter, identity
+        self.charter, self._identity = charter, identity
         self.journal, self._log = journal, log
         self._run, self._asked, self._letters = journal.run, 0, journal.attempt * ATTEMPTS
         self.silent: list[tuple[str, str]] = []
@@ -90,7 +92,11 @@ class RealFederation(Federation):
         self._keys = {
             m.name: certificates.pem(m.flower_key) for m in charter.members if m.flower_key
         }
-        self._split = charter.key is not None and charter.key.opens == "split"
+        split = charter.key is not None and charter.key.opens == "split"
+        self._together = announced.kind == "questions"
+        self._least = charter.minimum_parties
+        if split or self._together:
+            self._least = max(len(charter.roster.names) if split else asked, self._least)
         opens = charter.key.by if charter.key and charter.key.opens == "authority" else ()
         self._holders = tuple(opens) if protection.hiding == "paillier" else ()
         self.members: tuple[Member, ...] = ()
@@ -116,7 +122,7 @@ class RealFederation(Federation):
         """Wait for all members, and at the deadline go on with those who are here."""
         insurers = [
             m.name
-            for m in self._charter.members
+            for m in self.charter.members
             if m.role in INSURERS and m.name not in self.journal.out
         ]
         deadline, here = time.monotonic() + patience, self._nodes()
@@ -132,8 +138,8 @@ class RealFederation(Federation):
         late = [name for name in insurers if name not in here]
         self._leave({name: f"{name}: did not come within {patience:g} s" for name in late}, here)
         self._since = {name: seen.since for name, seen in here.items()}
-        cards = {card.name: card for card in self._charter.roster.cards}
-        seats = list(self._charter.roster.names)
+        cards = {card.name: card for card in self.charter.roster.cards}
+        seats = list(self.charter.roster.names)
         return tuple(
             Member(name, here[name].node, seats.index(name), cards[name])
             for name in insurers
@@ -143,13 +149,16 @@ class RealFederation(Federation):
     def _leave(self, reasons: Mapping[str, str], among: Iterable[str]) -> None:
         """Note who is left out from now on. Raises :class:`PeerError` where too few would be left;
         then nobody is noted, and the run can be taken up again with all."""
-        left = {c.name for c in self._charter.roster.cards if c.name in among} - set(reasons)
-        least = len(self._charter.roster.cards) if self._split else self._charter.minimum_parties
-        if len(left) < least:
+        left = {c.name for c in self.charter.roster.cards if c.name in among} - set(reasons)
+        if len(left) < self._least:
             told = "; ".join([*self.journal.out.values(), *reasons.values()])
+            again = (
+                "All insurers answer a question, or none; --without leaves one out of all questions"
+                if self._together
+                else "The run goes on from its last total when it is started again"
+            )
             raise PeerError(
-                f"{len(left)} parties are left and {least} are needed: {told}. "
-                "The run goes on from its last total when it is started again"
+                f"{len(left)} parties are left and {self._least} are needed: {told}. {again}"
             )
         for name, reason in reasons.items():
             self.journal.leave(name, reason)
@@ -215,7 +224,7 @@ class RealFederation(Federation):
         for names in groups.values():
             self._letters += 1
             one = Letter(
-                self._charter.digest,
+                self.charter.digest,
                 self._run,
                 self._letters,
                 self._identity.card.name,
@@ -231,7 +240,7 @@ class RealFederation(Federation):
         if heard is None:
             raise Silent
         reply = received(heard.content, self._card(name))
-        same(self._charter.digest, reply.charter, name)
+        same(self.charter.digest, reply.charter, name)
         content = reply.content
         if "refusal" in content.config_records:
             error = refusal(content)
@@ -249,7 +258,7 @@ class RealFederation(Federation):
         return content
 
     def _card(self, name: str) -> Any:
-        return self._charter.member(name).card
+        return self.charter.member(name).card
 
     def _exchanged(self, letters: Mapping[str, Letter]) -> dict[str, Message]:
         """Replies by name, of those who answered in time. A letter goes out again to a node that
@@ -303,7 +312,7 @@ class RealFederation(Federation):
             arrays or {},
             self.protection.hiding,
             (),
-            self._charter.digest,
+            self.charter.digest,
         )
         question = question_of(statistic, request.question)
         known = self.journal.total(self._asked, question)
@@ -312,7 +321,7 @@ class RealFederation(Federation):
         while True:
             query = f"{self._run}-{self._letters + 1}"
             masked = self.protection.hiding == "masks"  # which takes off what is not there
-            parties = self._charter.roster.names if masked else self.names
+            parties = self.charter.roster.names if masked else self.names
             asked = replace(request, query=query, parties=parties)
             try:
                 total = self.protection.total(self, asked)
@@ -334,7 +343,7 @@ class RealFederation(Federation):
             values=sum(array.size for array in total.arrays.values()),
             bytes=sum(array.nbytes for array in total.arrays.values()),
             rows=total.rows,
-            key_bits=self._charter.key.public.bits if self._charter.key else 0,
+            key_bits=self.charter.key.public.bits if self.charter.key else 0,
             parties=list(self.names),
         )
         self.journal.commit(self._asked, question, total)
@@ -347,9 +356,11 @@ class RealFederation(Federation):
             except Absent as gone:
                 self._go_on_without(gone.reasons)
 
-    def _of_those_who_answer(self, action: str, names: tuple[str, ...]) -> dict[str, RecordDict]:
+    def _of_those_who_answer(
+        self, action: str, names: tuple[str, ...], told: RecordDict | None = None
+    ) -> dict[str, RecordDict]:
         try:
-            return self.ask(action, dict.fromkeys(names, RecordDict()))
+            return self.ask(action, dict.fromkeys(names, told or RecordDict()))
         except Absent as gone:
             return gone.answers
 
@@ -361,6 +372,14 @@ class RealFederation(Federation):
             name: [Released(**json.loads(line)) for line in text.splitlines()]
             for name, text in lines.items()
         }
+
+    def deliver(self, parcel: RecordDict) -> None:
+        """Give every party the model; one that does not take it has done its part all the same."""
+        taken = self._of_those_who_answer(DELIVER, self.names, parcel)
+        for name in self.names:
+            if name not in taken:
+                what = f"{name}: did not take the model"
+                self._log.append("fault", run=self._run, what=what)
 
     def take_checkpoints(self) -> None:
         """Have every party sign the end of its log, and keep that as a witness."""
@@ -379,7 +398,7 @@ class RealFederation(Federation):
     def outlook(self, receipts: Mapping[str, list[Released]]) -> list[Outlook]:
         """Who was here, since when, the rows behind their sums, and why who left."""
         found = []
-        for member in self._charter.members:
+        for member in self.charter.members:
             if member.role == "coordinator":
                 continue
             rows = [line.rows for line in receipts.get(member.name, [])]

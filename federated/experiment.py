@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from lab.contracts import Contract, Strict, nearest, parse, read_toml
-from lab.errors import ConfigurationError
+from lab.errors import ConfigurationError, LabError
 from lab.families import Family, FamilyName, LinkName
 from lab.features import Feature
 from lab.glm import Task
@@ -461,11 +461,13 @@ def run(
     progress: Any = None,
     exchange: str | Path | None = None,
     fresh: bool = False,
+    without: tuple[str, ...] = (),
 ) -> Study:
     """Run an experiment: its arms, the report, the MLflow run.
 
     ``runs``: the folder that keeps runs and MLflow's database; ``exchange``: the folder of an
-    exchange whose parties take part, ``fresh``: not to go on with an unfinished run there. Returns a
+    exchange whose parties take part, ``fresh``: not to go on with an unfinished run there,
+    ``without``: insurers there that are not asked. Returns a
     :class:`~federated.arms.Study`, whose ``scores``, ``coefficients``, ``convergence`` and
     ``receipt`` are DataFrames. Raises :class:`~lab.errors.LabError` for all that can be explained.
     """
@@ -474,9 +476,15 @@ def run(
 
     experiment = path if isinstance(path, Experiment) else Experiment.read(path, changes)
     if exchange is not None:
-        from federated.conduct import perform_on
+        from federated.conduct import ask_on, perform_on
 
-        study = perform_on(experiment, Path(exchange), fresh=fresh, progress=progress)
+        told: Any = {"fresh": fresh, "without": without, "progress": progress}
+        study = perform_on(experiment, Path(exchange), **told)
+        if experiment.query:
+            try:
+                study.answers = ask_on(experiment, Path(exchange), **told)
+            except LabError as error:  # the model is there, and is kept
+                study.unanswered = str(error)
         keep(study, Path(runs), tracking_uri=tracking_uri, track=track)
         return study
     answers = _answers(experiment, Path(runs))

@@ -25,14 +25,20 @@ from federated.experiment import Experiment
 from federated.node import Party, Policy
 from federated.parties import columns_needed, usable
 from federated.party import make_folder, make_party
+from lab import sql
 from lab.contracts import Column, Contract, Strict, parse, read_toml
+from lab.disclosure import Rules
 from lab.errors import ConfigurationError, PolicyError
 from lab.features import Feature
 from lab.files import canonical, write_whole
+from lab.portfolio import Budget, Portfolio
+from lab.questions import Question
 from lab.sources import SOURCES, Table, built_in, load
 
 SETTINGS, KEY, CERTIFICATE, AUTHORITY = "node.toml", "tls.key", "node.pem", "authority.pem"
 REQUESTS, APPROVED, STATE = "requests", "approved", "runs"
+#: Where an insurer keeps what it was asked in questions, and what they cost.
+QUESTIONS = "questions"
 
 
 class Refusal(PolicyError):
@@ -44,13 +50,15 @@ class Refusal(PolicyError):
 
 
 class OwnData(Strict):
-    """``[data]``: where the rows are; which are for testing, if a column says so."""
+    """``[data]``: where the rows are; who they belong to, and which are for testing, if a column
+    says so."""
 
     path: str | None = None
     source: str | None = None
     table: str | None = None
     query: str | None = None
     contract: str | None = None
+    person: str | None = None
     test_column: str | None = None
     test_value: str | int | None = None
 
@@ -59,7 +67,8 @@ class Limits(Strict):
     """``[limits]``: what this insurer takes part in.
 
     hiding: the one way in which its sums leave; approval: whether a person must approve each
-    experiment; shows_receipt: whether the coordinator may see what left, with the rows behind it.
+    experiment; shows_receipt: whether the coordinator may see what left, with the rows behind it;
+    noised: whether questions are answered with noise alone.
     """
 
     analyses: tuple[Analysis, ...] = ("glm",)
@@ -71,40 +80,54 @@ class Limits(Strict):
     hiding: Literal["paillier", "masks", "clear"] = "paillier"
     shows_receipt: bool = True
     announces: tuple[str, ...] = ()
+    noised: bool = False
 
 
 class NodeSettings(Strict):
-    """``node.toml``."""
+    """``node.toml``. disclosure: a file of rules by which answers are released, else the lab's own."""
 
     name: str
     role: Role
+    disclosure: str | None = None
     data: OwnData | None = None
     limits: Limits = Limits()
+    budget: Budget | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Self:
         return parse(cls, read_toml(folder / SETTINGS), where=str(folder / SETTINGS))
 
+    def rules(self, folder: Path) -> Rules:
+        """The rules of disclosure that this party keeps. Raises :class:`ConfigurationError`."""
+        return Rules.read(None if self.disclosure is None else folder / self.disclosure)
+
 
 TEMPLATE = """# What this insurer's node holds and takes part in. Nothing outside can loosen it.
 name = {name}
 role = {role}
+# disclosure = "rules.toml"    # rules by which answers are released; without it the lab's own
 
 [data]
 {data}
+# person = "member"            # who a row belongs to; without it the experiment says so
 # test_column = "held_out"     # rows where it has test_value are for testing;
 # test_value = 1               # without it they are drawn by a hash of the person
 
 [limits]
 analyses = ["glm"]             # of: glm, network, trees, questions
 never_leaves = []              # columns that take part in nothing
-minimum_rows = 10              # rows behind a sum, or it stays here
+minimum_rows = 10              # rows behind a model's sum, or it stays here
 minimum_parties = 3            # parties behind a sum, or it stays here
 askers = []                    # who may ask; empty: the charter's coordinator
 approval = "never"             # "always": a person approves each experiment first
 hiding = "paillier"            # the one way in which sums leave
 shows_receipt = true           # the coordinator may see what left, and the rows behind it
 announces = []                 # columns whose names of levels may be told
+noised = false                 # true: questions are answered with noise alone
+
+# [budget]                     # what noised answers may cost, for ever; without it none is given
+# epsilon = 1.0
+# delta = 1e-6
 """
 
 
@@ -118,7 +141,8 @@ def init(folder: Path, name: str, role: Role, path: str | None, contract: str | 
     enrolment = make_party(folder, name, role, certificates.openssh_line(key))
     quoted = {"name": json.dumps(name, ensure_ascii=False), "role": json.dumps(role)}
     if role == "supervisor":
-        text = "\n".join(f"{k} = {v}" for k, v in quoted.items()) + "\n"
+        rules = '# disclosure = "rules.toml"    # rules by which answers to questions are released'
+        text = "\n".join([*(f"{k} = {v}" for k, v in quoted.items()), rules]) + "\n"
     else:
         kind = "source" if path in SOURCES else "path"
         told = {kind: path, "contract": contract}
@@ -172,6 +196,11 @@ class Study:
         )
 
     @property
+    def kind(self) -> Analysis:
+        """The analysis it is: questions, where it holds any, or a kind of model."""
+        return "questions" if self.experiment.query else self.experiment.model.kind
+
+    @property
     def features(self) -> dict[str, tuple[Feature, ...]]:
         """The features of each task."""
         tasks = self.experiment.tasks()
@@ -221,20 +250,40 @@ class Insurer:
         if name not in allowed:
             raise Refusal("askers", f"'{name}' may not ask this party")
 
-    def allow_statistic(self, study: Study, statistic: str) -> None:
-        """Raises :class:`Refusal` for a statistic that is no part of the announced analysis."""
-        if statistic not in ANALYSES[study.experiment.model.kind]:
+    def allow_statistic(self, study: Study, statistic: str, arguments: str) -> None:
+        """Raises :class:`Refusal` for a statistic that is no part of what was announced.
+
+        arguments: of the request, JSON.
+        """
+        if statistic not in ANALYSES[study.kind]:
             raise Refusal("analyses", f"'{statistic}' is no part of what was announced")
+        if study.kind == "questions":
+            asked = parse(Question, json.loads(arguments)["question"], where="the question")
+            noises = [query.noise for query in study.experiment.query]
+            if not asked.columns <= self._columns(study) or asked.noise not in noises:
+                raise Refusal("analyses", "another question than was announced")
+
+    def _columns(self, study: Study) -> set[str]:
+        """The columns that a study looks at."""
+        experiment = study.experiment
+        if study.kind != "questions":
+            return set(columns_needed(experiment, study.features))
+        person = experiment.data.person
+        asked = [sql.columns_of(query.sql, study.contract, person) for query in experiment.query]
+        return set().union(*asked)
 
     def consider(self, study: Study) -> None:
         """Raises :class:`Refusal` for an experiment that breaks a rule, or waits for a person."""
-        experiment, kind = study.experiment, study.experiment.model.kind
+        experiment, kind = study.experiment, study.kind
         if kind not in self.limits.analyses or kind not in self.charter.analyses:
             raise Refusal("analyses", f"this party takes no part in '{kind}'")
-        held = sorted(set(columns_needed(experiment, study.features)) & self._held_back(study))
+        if self.data.person not in (None, experiment.data.person):
+            raise Refusal("person", "who a row belongs to is said by another column here")
+        columns = self._columns(study)
+        held = sorted(columns & self._held_back(study))
         if held:
             raise Refusal("never_leaves", f"{', '.join(held)} take part in nothing here")
-        self._check_contract(study)
+        self._check_contract(study, columns)
         if experiment.protection.sums != self.limits.hiding:
             raise Refusal("hiding", f"sums leave this party under {self.limits.hiding} alone")
         if (
@@ -257,19 +306,22 @@ class Insurer:
         own = set(self.limits.never_leaves)
         return own | (roles - {study.experiment.data.person, study.experiment.data.test_column})
 
-    def _check_contract(self, study: Study) -> None:
+    def _check_contract(self, study: Study, columns: set[str]) -> None:
         """Every column that is used must be the same here; this party may have more."""
         ours, theirs, agreed = self.contract(), study.contract, self.charter.contracts
         if agreed.get(theirs.name) != theirs.version:
             version = f"{theirs.name} version {theirs.version}"
             raise Refusal("contract", f"{version} is not the charter's")
-        for name in columns_needed(study.experiment, study.features):
+        person = study.experiment.data.person
+        for name in sorted(columns | ({person} if person else set())):
             here, there = ours.columns.get(name), theirs.columns.get(name)
             if here is None or there is None or _rule_of(here) != _rule_of(there):
                 raise Refusal("contract", f"column '{name}' is another here than in {theirs.name}")
 
     def party(self, study: Study, secret: bytes) -> Party:
         """This insurer's rows for one run, and the gate before them."""
+        if study.kind == "questions":
+            return self._questioned(study)
         experiment, table = study.experiment, self.table()
         marks = self._marks(table.frame, experiment)
         frame, kept = usable(experiment, study.features, table)
@@ -295,6 +347,39 @@ class Insurer:
             ),
             secret=secret,
         )
+
+    def _questioned(self, study: Study) -> Party:
+        """This insurer's whole table, for questions; its history and its budget outlast a run."""
+        frame, contract = self.table().frame, self.contract()
+        kept_here = {
+            name: column.model_copy(update={"role": "never_leaves"})
+            for name, column in contract.columns.items()
+            if name in self.limits.never_leaves
+        }
+        portfolio = Portfolio(
+            frame,
+            contract.model_copy(update={"columns": contract.columns | kept_here}),
+            self.settings.rules(self.folder),
+            study.experiment.data.person,
+            folder=self.folder / QUESTIONS,
+            budget=self._budget(),
+            noised=self.limits.noised,
+        )
+        policy = Policy(
+            minimum_rows=1,  # rules of disclosure hold here, which count persons cell by cell
+            announces=self.limits.announces,
+            shows_receipt=self.limits.shows_receipt,
+            answers="questions",
+        )
+        none = frame.iloc[:0]
+        return Party(self.settings.name, none, none, policy=policy, portfolio=portfolio)
+
+    def _budget(self) -> Budget | None:
+        """What noised answers may cost: this party's budget, and no more than the charter's."""
+        own, most = self.settings.budget, self.charter.limits
+        if own is None or not most.epsilon:
+            return own
+        return Budget(epsilon=min(own.epsilon, most.epsilon), delta=min(own.delta, most.delta))
 
     def _marks(self, frame: pd.DataFrame, experiment: Experiment) -> NDArray[np.bool_]:
         """Rows for testing: by the experiment's column, by this party's, else by a keyed hash."""

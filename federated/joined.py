@@ -53,6 +53,8 @@ from secure_agg.errors import SecureAggError
 from secure_agg.identity import Identity
 from secure_agg.keys import PrivateKey
 
+#: What a release cost, which has a line of its own in the log.
+NOISE = ("epsilon", "delta")
 #: Seconds between two tries to come in, at first and at most.
 FIRST_WAIT, LONGEST_WAIT = 0.2, 20.0
 Tell = Callable[[str], None]
@@ -74,9 +76,10 @@ class Node:
         if self.settings.role in INSURERS:
             insurer = Insurer(folder, self.settings, self.charter)
             insurer.table()  # a table that breaks its contract is told now, not in the first run
-            self._answers = Insurers(folder, insurer, seed_of(folder))
+            self._answers = Insurers(folder, insurer, seed_of(folder), self._tell)
         else:
-            self._answers = Supervisors(folder, self.charter, unlock())
+            rules = self.settings.rules(folder)
+            self._answers = Supervisors(folder, self.charter, unlock(), rules)
         self._bundle = hashlib.sha256(bundle()).hexdigest()
         self._apps: dict[int, str] = {}
         self._stop, self._waiting = threading.Event(), False
@@ -210,8 +213,11 @@ class Node:
             self._log_refusal(letter, query, statistic, str(refusal["text"]))
         for line in _lines(kept.records)[receipt:]:
             released = Released(**json.loads(line))
-            told = {k: v for k, v in vars(released).items() if k not in ("query", "epsilon")}
+            told = {k: v for k, v in vars(released).items() if k not in ("query", *NOISE)}
             self.log.append("release", run=letter.run, query=released.query, **told)
+            if released.epsilon:
+                noise = {"epsilon": released.epsilon, "delta": released.delta}
+                self.log.append("budget", run=letter.run, query=released.query, **noise)
         reply = letter.reply(self.settings.name, content).signed(self.identity)
         kept.answer(letter.number, letter.digest, reply)
         kept.save(self.folder / STATE, SECRETS)

@@ -38,6 +38,7 @@ class Released:
     rows: int
     key_bits: int
     epsilon: float = 0.0
+    delta: float = 0.0
 
 
 class Memory:

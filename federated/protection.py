@@ -153,6 +153,7 @@ def note(
         rows=sums.rows,
         key_bits=key_bits,
         epsilon=float(noise.get("epsilon", 0.0)),
+        delta=float(noise.get("delta", 0.0)),
     )
     if holder.portfolio is not None:
         holder.portfolio.keep(asdict(line))

@@ -140,21 +140,39 @@ class Holdings:
 class Desk:
     """Where an analyst asks questions of all parties; open it with ``with``.
 
-    Raises :class:`~lab.errors.LabError` for all that can be explained.
+    federation: the parties, wherever they are; contract, rules, person: what they agreed on; fault:
+    what is wrong with the table, if anybody knows. Raises :class:`~lab.errors.LabError` for all that
+    can be explained.
     """
 
     def __init__(
-        self, holdings: Holdings, protection: Protection, *, workers: int | None = None
+        self,
+        federation: Federation,
+        contract: Contract,
+        rules: Rules,
+        person: str | None,
+        fault: ContractError | None = None,
     ) -> None:
-        self.holdings, self.protection = holdings, protection
+        self.federation, self.contract, self.rules = federation, contract, rules
+        self.person, self._fault = person, fault
+        self._grid: InProcessGrid | None = None
+
+    @classmethod
+    def simulated(
+        cls, holdings: Holdings, protection: Protection, *, workers: int | None = None
+    ) -> Desk:
+        """A desk for parties of this process."""
         parties = holdings.parties
         node = client_app(lambda seat: parties[seat], protection.hiding)
-        self._grid = InProcessGrid(node, len(parties), workers or os.cpu_count() or 1)
+        grid = InProcessGrid(node, len(parties), workers or os.cpu_count() or 1)
         try:
-            self.federation = Federation(self._grid, protection, len(parties))
+            federation = Federation(grid, protection, len(parties))
         except BaseException:
-            self._grid.close()
+            grid.close()
             raise
+        desk = cls(federation, holdings.contract, holdings.rules, holdings.person, holdings.fault)
+        desk._grid = grid
+        return desk
 
     @classmethod
     def on(
@@ -179,7 +197,7 @@ class Desk:
             )
         place = Path(runs) / "parties" if runs is not None else None
         holdings = Holdings.of_experiment(experiment, place)
-        return cls(holdings, protected(experiment.protection, holdings.rules))
+        return cls.simulated(holdings, protected(experiment.protection, holdings.rules))
 
     def __enter__(self) -> Self:
         return self
@@ -193,8 +211,9 @@ class Desk:
         self.close()
 
     def close(self) -> None:
-        """Send the parties home."""
-        self._grid.close()
+        """Send the parties of this process home."""
+        if self._grid is not None:
+            self._grid.close()
 
     def ask(self, text: str, *, noise: Noise | None = None) -> pd.DataFrame:
         """The answer: a row for each cell (or as the question's function says), NaN where hidden.
@@ -205,16 +224,16 @@ class Desk:
         started = time.perf_counter()
         before = {party: len(lines) for party, lines in self.federation.receipts().items()}
         plan = self._plan(text, noise)
-        if self.holdings.fault is not None and plan.finish != "violations":
-            raise self.holdings.fault
+        if self._fault is not None and plan.finish != "violations":
+            raise self._fault
         answer = _finished(self, plan)
         seconds = time.perf_counter() - started
         answer.attrs |= {
             "sql": text,
-            "rules": NOISED.format(self.holdings.rules.minimum_count.persons)
+            "rules": NOISED.format(self.rules.minimum_count.persons)
             if noise
-            else words(self.holdings.rules),
-            "hiding": self.protection.hiding,
+            else words(self.rules),
+            "hiding": self.federation.protection.hiding,
             "noise": noise.model_dump() if noise else None,
             "seconds": seconds,
             "receipt": [
@@ -226,12 +245,12 @@ class Desk:
         return answer
 
     def _plan(self, text: str, noise: Noise | None) -> sql.Plan:
-        contract, person = self.holdings.contract, self.holdings.person
+        contract, person = self.contract, self.person
         plan = sql.compile(text, contract, person, levels=self._levels)
         if plan.centred:
             centres = self._centres(plan, noise)
             plan = sql.compile(text, contract, person, levels=self._levels, centres=centres)
-        rounded = self.holdings.rules.rounding.base > 1
+        rounded = self.rules.rounding.base > 1
         if rounded and any(f.operation != "total" for f in plan.formulas.values()):
             raise ConfigurationError(
                 "query: counts are rounded by the rules, so no ratio of them is answered; ask for "
@@ -251,7 +270,7 @@ class Desk:
     def _centres(self, plan: sql.Plan, noise: Noise | None) -> dict[str, float]:
         """Public numbers near the middle: of the declared range under noise, else of the rows."""
         if noise is not None:
-            columns = self.holdings.contract.columns
+            columns = self.contract.columns
             ends = {c: (columns[c].minimum or 0.0, columns[c].maximum or 0.0) for c in plan.centred}
             return {c: (low + high) / 2 for c, (low, high) in ends.items()}
         totals = [ROWS]
@@ -269,7 +288,7 @@ class Desk:
     # Rounds of messages.
 
     def _sum(self, statistic: str, question: Question, arrays: Any = None, **more: Any) -> Any:
-        rules = json.loads(self.holdings.rules.model_dump_json())
+        rules = json.loads(self.rules.model_dump_json())
         asked = json.loads(question.model_dump_json())
         return self.federation.sum(statistic, arrays, question=asked, rules=rules, **more)
 
@@ -287,7 +306,7 @@ class Desk:
         """
         within = Total(kind="count", columns=(rung.column,))
         shown, counts = self.totals(question.model_copy(update={"totals": (ROWS, within)}))
-        least = self.holdings.rules.minimum_count.persons
+        least = self.rules.minimum_count.persons
         low, high = np.full(len(shown), np.nan), np.full(len(shown), np.nan)
         for cell in np.flatnonzero(shown & (counts[1] >= least)):
             held = float(counts[1][cell])
@@ -303,7 +322,7 @@ class Desk:
         Each round puts a ladder where the rank is, until that is narrow enough or rungs are
         hidden, whose rows may be anywhere among them.
         """
-        own = self.holdings.contract.columns[rung.column]  # which every row keeps
+        own = self.contract.columns[rung.column]  # which every row keeps
         low = -np.inf if own.minimum is None else own.minimum
         high = np.inf if own.maximum is None else float(np.nextafter(own.maximum, np.inf))
         start, end = rung.low, float(np.nextafter(rung.high, np.inf))
@@ -382,7 +401,7 @@ def _table(desk: Desk, plan: sql.Plan) -> pd.DataFrame:
                 table[f"{name} from"], table[f"{name} to"] = low, high
     for name, rung in plan.rungs.items():
         low, high = desk.quantile(question, rung)
-        whole = desk.holdings.contract.columns[rung.column].type == "integer"
+        whole = desk.contract.columns[rung.column].type == "integer"
         shown &= ~np.isnan(low)
         table[name] = _middle(low, high, whole)
         table[f"{name} from"], table[f"{name} to"] = low, high
@@ -418,7 +437,7 @@ def _middle(low: Floats, high: Floats, whole: bool) -> Floats:
 
 def _spread(desk: Desk, question: Question, totals: list[Floats]) -> list[Floats]:
     """What each total might be without its noise: (draws, cells)."""
-    columns, parties = desk.holdings.contract.columns, len(desk.holdings.parties)
+    columns, parties = desk.contract.columns, len(desk.federation.members)
     size = int(np.clip(HELD // question.cells, 200, DRAWS))
     rng = np.random.default_rng(0)
     spread = []
@@ -439,7 +458,7 @@ def _interval(formula: sql.Formula, spread: list[Floats]) -> tuple[Floats, Float
 
 
 def _violations(desk: Desk, plan: sql.Plan) -> pd.DataFrame:
-    rules = list(broken(pd.DataFrame(), desk.holdings.contract))
+    rules = list(broken(pd.DataFrame(), desk.contract))
     found = desk._sum("violations", plan.question, flags=len(rules))
     table = pd.DataFrame(rules, columns=["column", "rule"])
     table["rows"] = np.where(found["shown"] > 0, found["rows"], np.nan)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,8 +13,9 @@ import pandas as pd
 from federated.experiment import Experiment
 from federated.features import is_category
 from federated.federation import Federation
-from federated.parties import Market
+from federated.parties import Features, Market, columns_needed
 from lab import detection, models, scoring
+from lab.contracts import Contract
 from lab.features import Feature, Levels
 from lab.glm import Task
 from lab.sums import Sums, combine
@@ -53,6 +54,15 @@ class Evaluation:
         return scoring.scores(self.fit, self.lorenz)
 
 
+def scored(experiment: Experiment, evaluation: Evaluation) -> dict[str, Any]:
+    """All scores of an evaluation by name; those of a detector among them."""
+    found = dict(vars(evaluation.scores))
+    if evaluation.detected is not None and (asked := experiment.detection):
+        rank, cost = evaluation.detected.rank, asked.investigation_cost
+        found |= detection.scores(rank, asked.budget, investigation_cost=cost)
+    return found
+
+
 def _cuts(values: pd.Series) -> tuple[float, ...]:
     """Two significant digits around the mean; a column of two values is cut between them."""
     low, high = float(values.min()), float(values.max())
@@ -65,6 +75,27 @@ def _cuts(values: pd.Series) -> tuple[float, ...]:
 
 def _mean(totals: Sums) -> float:
     return totals.total("target") / totals.total("exposure")
+
+
+class Apart:
+    """The market of a study whose rows are at the parties: what is public of it."""
+
+    origin, digest, in_sample = "each party's own table", "", False
+
+    def __init__(self, experiment: Experiment, contract: Contract, features: Features) -> None:
+        self.experiment, self.contract, self.features = experiment, contract, features
+        self.in_sample = experiment.data.test == 0 and experiment.data.test_column is None
+        self.sizes: dict[str, dict[str, int | None]] = {}
+
+    @property
+    def inputs(self) -> list[str]:
+        used = {f.column for listed in self.features.values() for f in listed}
+        return [name for name in columns_needed(self.experiment, self.features) if name in used]
+
+    @property
+    def parties(self) -> list[Any]:
+        """Rows are not here."""
+        return []
 
 
 class Scorer:
@@ -85,15 +116,21 @@ class Scorer:
         )
 
     @classmethod
-    def apart(cls, experiment: Experiment, market: Any, federation: Federation) -> Scorer:
+    def apart(
+        cls,
+        experiment: Experiment,
+        market: Any,
+        federation: Federation,
+        constants: Mapping[str, float] | None = None,
+    ) -> Scorer:
         """For parties whose rows are elsewhere: the market's totals are scored, and nothing is
-        cut by the values of numbers, which nobody here has seen."""
+        cut by the values of numbers, which nobody here has seen. constants: where they are known."""
         scorer = cls.__new__(cls)
         scorer.experiment, scorer.market, scorer.ones = experiment, market, {}
         scorer.tasks = dict(experiment.tasks())
         if "severity" in scorer.tasks:
             scorer.tasks["pure premium"] = experiment.premium_task()
-        scorer.constants = {
+        scorer.constants = dict(constants or {}) or {
             part: _mean(federation.sum("means", task=task.model_dump_json(), part="train"))
             for part, task in scorer.tasks.items()
         }

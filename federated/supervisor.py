@@ -24,7 +24,9 @@ from federated.ledger import LOG_NAME
 from federated.messages import Form, Reply, Request, form_to_json, read
 from federated.party import identity_of
 from federated.protection import fields_of
+from federated.release import RELEASED
 from lab import audit
+from lab.disclosure import Rules
 from lab.errors import ConfigurationError, PeerError, PolicyError
 from lab.files import canonical, write_whole
 from lab.log import Log
@@ -49,24 +51,31 @@ class Opened:
         for entry in audit.entries(audit.read_lines(path)) if path.exists() else ():
             if entry.kind == "release" and "question" in entry.told:
                 parties = frozenset(entry.told["parties"])
-                self.note(entry.run, entry.query, entry.told["question"], parties)
+                subject = subject_of(entry.told["statistic"], entry.told["question"])
+                self.note(entry.run, entry.query, subject, parties)
 
-    def note(self, run: str, query: str, question: str, parties: frozenset[str]) -> None:
+    def note(self, run: str, query: str, subject: str, parties: frozenset[str]) -> None:
         self.queries.add(query)
-        self._sets.setdefault(question, []).append(parties)
+        self._sets.setdefault(subject, []).append(parties)
         self._runs[run] = parties
 
-    def check(self, run: str, question: str, parties: frozenset[str], roster: Roster) -> None:
+    def check(self, run: str, subject: str, parties: frozenset[str], roster: Roster) -> None:
         """Raises :class:`PolicyError` where this opening, with those before, would show a party."""
         if not parties <= self._runs.get(run, parties):
             raise PolicyError("[parties] a party that left this run does not come back into it")
-        rows = [*self._sets.get(question, []), parties]
+        rows = [*self._sets.get(subject, []), parties]
         names = [name for name in roster.names if not shown_alone([name], rows, roster)]
         if len(names) < len(roster.names):
             alone = next(name for name in roster.names if name not in names)
             raise PolicyError(
                 f"[parties] with what was opened before, this total would show {alone}'s own sum"
             )
+
+
+def subject_of(statistic: str, question: str) -> str:
+    """What an opening is about, to the rule of sets: the question; all that are released count as
+    one, for the margins of one may be another."""
+    return "released" if statistic in RELEASED else question
 
 
 def shown_alone(names: list[str], sets: Iterable[frozenset[str]], roster: Roster) -> bool:
@@ -78,9 +87,18 @@ def shown_alone(names: list[str], sets: Iterable[frozenset[str]], roster: Roster
 
 
 def opened_total(
-    charter: Charter, private: PrivateKey, opened: Opened, log: Log, run: str, asked: RecordDict
+    charter: Charter,
+    private: PrivateKey,
+    rules: Rules,
+    opened: Opened,
+    log: Log,
+    run: str,
+    asked: RecordDict,
 ) -> RecordDict:
-    """The total of a transcript, if it may be opened. Raises what speaks against it."""
+    """The total of a transcript, if it may be opened; of a question's, what the rules leave of it.
+
+    Raises what speaks against it.
+    """
     transcript, request = (
         Transcript.from_bytes(read(asked, "transcript")),
         Request.from_record(asked),
@@ -100,8 +118,9 @@ def opened_total(
     if fields_of(form) != tuple(terms.layout.fields):
         raise PeerError("coordinator: names another form than the parties packed")
     parties, question = frozenset(terms.parties), terms.question.hex()
-    opened.check(run, question, parties, roster)
-    authority = KeyAuthority(private, answered=opened.queries)
+    subject = subject_of(request.statistic, question)
+    opened.check(run, subject, parties, roster)
+    authority = KeyAuthority(private, rules, opened.queries)
     authority.enrol(roster)
     total = authority.open(None, transcript, request, form)
     reply = Reply.of(charter.key.by[0] if charter.key else "", total, None).to_record()
@@ -119,7 +138,7 @@ def opened_total(
         question=question,
         parties=sorted(parties),
     )
-    opened.note(run, terms.query, question, parties)
+    opened.note(run, terms.query, subject, parties)
     return reply
 
 

@@ -176,6 +176,12 @@ def compile(
     return plan
 
 
+def columns_of(text: str, contract: Contract, person: str | None) -> set[str]:
+    """The columns that a question in SQL looks at. Raises :class:`ConfigurationError`."""
+    plan = compile(text, contract, person, levels=lambda column: ("",))
+    return plan.question.columns | {rung.column for rung in plan.rungs.values()}
+
+
 def _select(text: str) -> exp.Select:
     try:
         found = parse(text, read=_Plain)

@@ -48,7 +48,7 @@ budget = experiment.protection.model_copy(update={"budget": Budget(epsilon=2.0)}
 holdings = Holdings.of_experiment(experiment.model_copy(update={"protection": budget}), state)
 key = generate(2048)
 authority = Authority(key, holdings.rules)
-desk = Desk(holdings, Paillier(authority))
+desk = Desk.simulated(holdings, Paillier(authority))
 
 # %% [markdown]
 # ## 1. How many visits, by plan and health?

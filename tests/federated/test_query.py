@@ -96,7 +96,9 @@ def desk(
     rules: Rules = OPEN,
     **more: Any,
 ) -> Desk:
-    return Desk(Holdings.of(tables, CONTRACT, rules, **more), protection or Clear(rules), workers=2)
+    return Desk.simulated(
+        Holdings.of(tables, CONTRACT, rules, **more), protection or Clear(rules), workers=2
+    )
 
 
 @pytest.fixture(scope="module")
@@ -382,7 +384,7 @@ def test_a_triangle_by_age_is_the_one_of_the_pooled_sums(rows: pd.DataFrame) -> 
     columns["age"] = columns["claims"]
     contract = CONTRACT.model_copy(update={"columns": columns})
     aged = rows.assign(age=rows["payment"] - rows["accident"])
-    with Desk(Holdings.of(dealt(aged), contract, OPEN), Clear(OPEN), workers=2) as opened:
+    with Desk.simulated(Holdings.of(dealt(aged), contract, OPEN), Clear(OPEN), workers=2) as opened:
         found = opened.ask("select triangle(claims, accident, age) from policies")
     totals = aged.groupby(["accident", "age"], as_index=False)["claims"].sum()
     totals.columns = ["origin", "development", "value"]
@@ -607,7 +609,7 @@ def test_a_cell_of_few_persons_or_few_parties_is_hidden_like_an_empty_one() -> N
     contract = CONTRACT.model_copy(update={"columns": columns})
     rules = Rules.read()
     holdings = Holdings.of(few_and_many(), contract, rules)
-    with Desk(holdings, Clear(rules), workers=2) as opened:
+    with Desk.simulated(holdings, Clear(rules), workers=2) as opened:
         answer = opened.ask(
             "select brand, count(*), sum(claims), avg(years) from policies group by brand"
         )

@@ -120,7 +120,7 @@ def totals() -> tuple[float, float]:
 @pytest.mark.parametrize("split", [False, True])
 def test_an_answer_is_the_pooled_one(split: bool, authority_key: Any) -> None:
     opener = KeyHolders(authority_key) if split else KeyAuthority(authority_key)
-    with Desk(holdings(), Paillier(opener)) as desk:
+    with Desk.simulated(holdings(), Paillier(opener)) as desk:
         answer = desk.ask(BY_PLAN)
     pooled = pd.concat(tables().values()).groupby("plan")["paid"].agg(["size", "sum"])
     np.testing.assert_array_equal(answer["n"], pooled["size"])
@@ -136,7 +136,7 @@ def test_a_party_without_rows_for_a_question_adds_nothing(first: int) -> None:
     rules = RULES.model_copy(
         update={"minimum_parties": RULES.minimum_parties.model_copy(update={"parties": 2})}
     )
-    with Desk(Holdings.of(held, CLAIMS, rules), Clear(rules)) as desk:
+    with Desk.simulated(Holdings.of(held, CLAIMS, rules), Clear(rules)) as desk:
         answer = desk.ask("select sum(paid) as paid from claims where plan = 1")
     np.testing.assert_allclose(answer["paid"], one["paid"].sum())
 
@@ -411,7 +411,7 @@ def noisy(folder: Path, **more: Any) -> Holdings:
 def test_intervals_of_noised_answers_hold_the_truth(noise: Noise, tmp_path: Path) -> None:
     truth = pd.concat(tables().values()).groupby("plan")["paid"].agg(["size", "sum"])
     held, asked = 0, 0
-    with Desk(noisy(tmp_path), Clear()) as desk:
+    with Desk.simulated(noisy(tmp_path), Clear()) as desk:
         for _ in range(15):
             answer = desk.ask(BY_PLAN, noise=noise)
             for name, true in (("n", truth["size"]), ("paid", truth["sum"])):
@@ -427,7 +427,7 @@ def test_noise_under_encryption_is_charged_to_every_party_and_told(
     authority_key: Any, tmp_path: Path
 ) -> None:
     parties = noisy(tmp_path)
-    with Desk(parties, Paillier(KeyAuthority(authority_key))) as desk:
+    with Desk.simulated(parties, Paillier(KeyAuthority(authority_key))) as desk:
         answer = desk.ask("select count(*) as n from claims", noise=Noise(epsilon=0.5))
     assert {"n from", "n to"} <= set(answer.columns)
     assert abs(answer["n"][0] - totals()[0]) < 60
@@ -443,19 +443,19 @@ def test_noise_under_encryption_is_charged_to_every_party_and_told(
 def test_a_spent_budget_is_refused_at_the_desk_and_stays_spent(tmp_path: Path) -> None:
     text, noise = "select count(*) as n from claims", Noise(epsilon=0.6)
     for _ in range(2):  # also after a restart
-        with Desk(noisy(tmp_path, budget=Budget(epsilon=1.0)), Clear()) as desk:
+        with Desk.simulated(noisy(tmp_path, budget=Budget(epsilon=1.0)), Clear()) as desk:
             if _ == 0:
                 desk.ask(text, noise=noise)
             with pytest.raises(BudgetError, match=r"insurer 1: privacy budget: epsilon 0\.6 of 1"):
                 desk.ask(text, noise=noise)
-    with Desk(noisy(tmp_path, budget=Budget(epsilon=1.0)), Clear()) as desk:
+    with Desk.simulated(noisy(tmp_path, budget=Budget(epsilon=1.0)), Clear()) as desk:
         desk.ask(text, noise=Noise(epsilon=0.3))
 
 
 def test_without_a_budget_nothing_is_noised(tmp_path: Path) -> None:
     for held in (holdings(), holdings(folder=tmp_path), holdings(budget=Budget(epsilon=1.0))):
         with (
-            Desk(held, Clear()) as desk,
+            Desk.simulated(held, Clear()) as desk,
             pytest.raises(PolicyError, match="no budget for noised answers"),
         ):
             desk.ask("select count(*) from claims", noise=Noise(epsilon=0.5))
@@ -464,7 +464,7 @@ def test_without_a_budget_nothing_is_noised(tmp_path: Path) -> None:
 def test_a_noised_sum_needs_bounds_in_the_contract(tmp_path: Path) -> None:
     held = noisy(tmp_path)
     with (
-        Desk(held, Clear()) as desk,
+        Desk.simulated(held, Clear()) as desk,
         pytest.raises(PolicyError, match="'days' needs a minimum and a maximum"),
     ):
         desk.ask("select sum(days) from claims", noise=Noise(epsilon=0.5))
@@ -486,7 +486,7 @@ def test_a_noised_sum_needs_bounds_in_the_contract(tmp_path: Path) -> None:
 )
 def test_parties_that_add_noise_answer_no_question_without(text: str, tmp_path: Path) -> None:
     with (
-        Desk(noisy(tmp_path, noised=True), Clear()) as desk,
+        Desk.simulated(noisy(tmp_path, noised=True), Clear()) as desk,
         pytest.raises(PolicyError, match="answers with noise alone"),
     ):
         desk.ask(text)
@@ -507,7 +507,7 @@ def test_a_coordinator_gets_nothing_exact_of_parties_that_add_noise(
 
 
 def test_parties_that_add_noise_answer_with_it(tmp_path: Path) -> None:
-    with Desk(noisy(tmp_path, noised=True), Clear()) as desk:
+    with Desk.simulated(noisy(tmp_path, noised=True), Clear()) as desk:
         answer = desk.ask("select count(*) as n from claims", noise=Noise(epsilon=5.0))
     assert answer["n from"][0] <= answer["n"][0] <= answer["n to"][0]
 
@@ -517,7 +517,7 @@ def test_parties_that_add_noise_answer_with_it(tmp_path: Path) -> None:
 )
 def test_only_counts_and_sums_are_noised(text: str, tmp_path: Path) -> None:
     with (
-        Desk(noisy(tmp_path), Clear()) as desk,
+        Desk.simulated(noisy(tmp_path), Clear()) as desk,
         pytest.raises(ConfigurationError, match="noise is for counts and sums"),
     ):
         desk.ask(text, noise=Noise(epsilon=0.5))
@@ -535,7 +535,7 @@ def test_rows_beyond_the_most_of_a_person_do_not_count(
         held, CLAIMS, person="member", folder=tmp_path, budget=Budget(epsilon=200.0, delta=1e-6)
     )
     noise = Noise(epsilon=90.0, rows_per_person=rows_per_person)
-    with Desk(parties, Clear()) as desk:
+    with Desk.simulated(parties, Clear()) as desk:
         answer = desk.ask("select count(*) as n from claims", noise=noise)
     assert answer["n"][0] == pytest.approx(counted, abs=6)
 
@@ -544,7 +544,7 @@ def test_rows_beyond_the_most_of_a_person_do_not_count(
     "text", ["select var_samp(paid) as v from claims", "select avg(paid) as v from claims"]
 )
 def test_what_is_made_of_noised_totals_has_an_interval(text: str, tmp_path: Path) -> None:
-    with Desk(noisy(tmp_path), Clear()) as desk:
+    with Desk.simulated(noisy(tmp_path), Clear()) as desk:
         answer = desk.ask(text, noise=Noise(epsilon=30.0))
     paid = pd.concat(tables().values())["paid"]
     true = paid.var() if "var" in text else paid.mean()
@@ -561,7 +561,7 @@ def test_receipts_shown_tell_no_rows_and_a_partys_own_does(
 ) -> None:
     opener = KeyHolders(authority_key) if split else KeyAuthority(authority_key)
     where = "select count(*) as n, sum(paid) as paid from claims where plan = 1"
-    with Desk(holdings(folder=tmp_path), Paillier(opener)) as desk:
+    with Desk.simulated(holdings(folder=tmp_path), Paillier(opener)) as desk:
         answer = desk.ask(where)
     shown = [line for line in answer.attrs["receipt"] if line["statistic"] == "cells"]
     assert len(shown) == 3
@@ -589,7 +589,9 @@ def test_a_sum_tells_nobody_apart_by_a_known_column(odd: int, empty: bool) -> No
         "plan": Column(type="integer", minimum=0, maximum=3, nullable=empty),
     }
     text = "count(plan)" if empty else "sum(paid * plan)"
-    with Desk(Holdings.of(parts, Contract(name="claims", columns=columns)), Clear()) as desk:
+    with Desk.simulated(
+        Holdings.of(parts, Contract(name="claims", columns=columns)), Clear()
+    ) as desk:
         answer = desk.ask(f"select {text} told, sum(paid) paid from claims")
     if odd == 1:  # told - paid, or the rows less told, would be one person's
         assert answer["told"].isna().all()

@@ -141,7 +141,7 @@ class Trial:
         made = charters.new(
             "trial",
             self.enrolment(self.exchange),
-            analyses=["glm"],
+            analyses=["glm", "questions"],
             contracts={"trial": 1},
             limits=charters.Limits(key_bits=2048),
         )
