@@ -9,17 +9,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from federated import exchange, fleet, insurer
+from federated import delivery, exchange, fleet, insurer
 from federated.bench_exchange import rehearsal, running, until
 from federated.conduct import perform_on
+from federated.delivery import DELIVER
 from federated.experiment import Experiment, run
 from federated.joined import Node
 from federated.ledger import LOG_NAME, verify_together
 from federated.node import Party
-from lab import audit
+from lab import audit, models
 from lab.errors import PeerError
+from lab.files import read_json
 from lab.sums import Sums
 from tests.federated.trial import Trial, hash_of, started
 
@@ -73,6 +76,26 @@ def test_real_parties_give_the_model_of_the_simulation(trial: Trial) -> None:
     for checked in verify_together([*paths, trial.exchange / LOG_NAME], keys):
         assert not checked.verdict.fault
         assert checked.path.parent.name == "exchange" or checked.witnesses
+
+
+def test_every_insurer_is_given_the_model_and_scores_it_for_itself(trial: Trial) -> None:
+    study = trial.run(trial.experiment(30))
+    folders = [trial.root / name / delivery.RESULTS / study.run for name in trial.insurers]
+    told = [read_json(folder / delivery.SCORES) for folder in folders]
+    for folder, own in zip(folders, told, strict=True):
+        assert own["hash"] == hash_of(study)
+        assert models.digest(models.read(folder).model_dump_json()) == hash_of(study)
+    market = study.scores.loc[("federated", "all")]
+    rows, deviance = zip(
+        *((o["rows"], o["scores"]["model"]["deviance"]) for o in told), strict=True
+    )
+    assert sum(rows) == market.rows
+    assert np.average(deviance, weights=rows) == pytest.approx(market.deviance)
+    heard = {
+        e.told["statistic"] for e in lines(trial, "insurer 1", "request") if e.run == study.run
+    }
+    left = {e.told["statistic"] for e in lines(trial, "insurer 1", "release") if e.run == study.run}
+    assert DELIVER in heard and DELIVER not in left
 
 
 @dataclass(frozen=True)
