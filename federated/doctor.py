@@ -127,7 +127,10 @@ class _Doctor:
                 f"contract {contract.name} version {contract.version} is not one of the charter's: "
                 + ", ".join(f"{k} version {v}" for k, v in charter.contracts.items())
             )
-        return f"{len(table.frame):,} rows keep contract {contract.name}"
+        belong = {None: "", "": ", each of another person"}.get(
+            insurer.data.person, f" and belong to {insurer.data.person}"
+        )
+        return f"{len(table.frame):,} rows keep contract {contract.name}{belong}"
 
     def log(self) -> str:
         path = self._folder / LOG_NAME

@@ -241,7 +241,7 @@ class Detection(Strict):
 class Query(Strict):
     """One of ``[[query]]``: a question in SQL, with noise if an epsilon is given."""
 
-    sql: str
+    sql: str = Field(max_length=20_000)
     title: str = ""
     noise: Noise | None = None
 

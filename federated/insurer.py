@@ -50,8 +50,10 @@ class Refusal(PolicyError):
 
 
 class OwnData(Strict):
-    """``[data]``: where the rows are; who they belong to, and which are for testing, if a column
-    says so."""
+    """``[data]``: where the rows are, who they belong to, and which are for testing.
+
+    person: the column that says who a row belongs to, "" where each row is a person of its own.
+    """
 
     path: str | None = None
     source: str | None = None
@@ -109,7 +111,8 @@ role = {role}
 
 [data]
 {data}
-# person = "member"            # who a row belongs to; without it the experiment says so
+# person = ""                  # the column of who a row belongs to, "" if each is a person's;
+                               # questions and profiles count persons, and need it
 # test_column = "held_out"     # rows where it has test_value are for testing;
 # test_value = 1               # without it they are drawn by a hash of the person
 
@@ -259,8 +262,11 @@ class Insurer:
             raise Refusal("analyses", f"'{statistic}' is no part of what was announced")
         if study.kind == "questions":
             asked = parse(Question, json.loads(arguments)["question"], where="the question")
-            noises = [query.noise for query in study.experiment.query]
-            if not asked.columns <= self._columns(study) or asked.noise not in noises:
+            if not any(
+                query.noise == asked.noise
+                and sql.belongs(asked, query.sql, study.contract, study.experiment.data.person)
+                for query in study.experiment.query
+            ):
                 raise Refusal("analyses", "another question than was announced")
 
     def _columns(self, study: Study) -> set[str]:
@@ -277,8 +283,8 @@ class Insurer:
         experiment, kind = study.experiment, study.kind
         if kind not in self.limits.analyses or kind not in self.charter.analyses:
             raise Refusal("analyses", f"this party takes no part in '{kind}'")
-        if self.data.person not in (None, experiment.data.person):
-            raise Refusal("person", "who a row belongs to is said by another column here")
+        if kind == "questions":
+            self._check_person(experiment)
         columns = self._columns(study)
         held = sorted(columns & self._held_back(study))
         if held:
@@ -305,6 +311,13 @@ class Insurer:
         }
         own = set(self.limits.never_leaves)
         return own | (roles - {study.experiment.data.person, study.experiment.data.test_column})
+
+    def _check_person(self, experiment: Experiment) -> None:
+        """Rules of disclosure count persons: who a row belongs to is this party's to say."""
+        if self.data.person is None:
+            raise Refusal("person", "node.toml does not say who a row belongs to; set data.person")
+        if (self.data.person or None) != experiment.data.person:
+            raise Refusal("person", "who a row belongs to is said by another column here")
 
     def _check_contract(self, study: Study, columns: set[str]) -> None:
         """Every column that is used must be the same here; this party may have more."""

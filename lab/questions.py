@@ -316,7 +316,7 @@ def check(question: Question, contract: Contract, person: str | None) -> None:
         words = contract.columns[axis.column].type == "category"
         if any(isinstance(level, str) != words for level in axis.levels) or (words and axis.edges):
             raise PolicyError(f"'{axis.column}' has other levels in contract {contract.name}")
-    for column, value, operation in _constants(question.where):
+    for column, value, operation in constants(question.where):
         words = contract.columns[column].type == "category"
         if isinstance(value, str) != words:
             kind = "text" if words else "a number"
@@ -343,7 +343,8 @@ def allowed(name: str, contract: Contract, person: str | None) -> None:
         raise PolicyError(f"no question is about '{name}': its role is '{word}'")
 
 
-def _constants(condition: Condition | None) -> Iterator[tuple[str, Value, str]]:
+def constants(condition: Condition | None) -> Iterator[tuple[str, Value, str]]:
+    """Column, value and operation of each comparison in a condition."""
     match condition:
         case Compare(column=column, operation=operation, value=value):
             yield column, value, operation
@@ -351,7 +352,7 @@ def _constants(condition: Condition | None) -> Iterator[tuple[str, Value, str]]:
             for value in values:
                 yield column, value, "="
         case Not(of=one):
-            yield from _constants(one)
+            yield from constants(one)
         case Every(of=parts) | Some(of=parts):
             for part in parts:
-                yield from _constants(part)
+                yield from constants(part)

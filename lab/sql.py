@@ -34,6 +34,7 @@ from lab.questions import (
     Value,
     allowed,
     check,
+    constants,
 )
 from lab.sums import Floats
 
@@ -180,6 +181,32 @@ def columns_of(text: str, contract: Contract, person: str | None) -> set[str]:
     """The columns that a question in SQL looks at. Raises :class:`ConfigurationError`."""
     plan = compile(text, contract, person, levels=lambda column: ("",))
     return plan.question.columns | {rung.column for rung in plan.rungs.values()}
+
+
+def belongs(question: Question, text: str, contract: Contract, person: str | None) -> bool:
+    """Whether a question is asked on the way to the answer of this SQL.
+
+    It is about the same rows in the same cells, with totals of the same columns. A quantile asks
+    beside that for counts of its column, by intervals, within one of the cells. Levels of a column
+    for which the contract lists none are those of the question. Raises
+    :class:`ConfigurationError` for SQL that is not answered.
+    """
+    told: dict[str, tuple[Any, ...]] = {axis.column: axis.levels for axis in question.axes}
+    for column, value, _ in constants(question.where):
+        told[column] = (*told.get(column, ()), value)
+    plan = compile(text, contract, person, levels=lambda column: told.get(column, ("",)))
+    whole = plan.question
+    climbed = {rung.column for rung in plan.rungs.values()}
+    totals = {(total.kind, total.columns) for total in whole.totals}
+    totals |= {(kind, (c,)) for kind in ("count", "sum") for c in plan.centred}
+    totals |= {("count", (column,)) for column in climbed}
+    if not {(total.kind, total.columns) for total in question.totals} <= totals:
+        return False
+    if question.where == whole.where and question.axes in ((), whole.axes):
+        return True
+    ladder = all(axis.column in climbed for axis in question.axes)
+    cells = (whole.within(cell).where for cell in range(whole.cells))
+    return bool(climbed) and ladder and any(question.where == where for where in cells)
 
 
 def _select(text: str) -> exp.Select:

@@ -34,7 +34,8 @@ def asked(tmp_path_factory: Any, authority_key: Any) -> Iterator[Trial]:
     for name in made.insurers:
         made.limits(name, analyses='["glm", "questions"]')
         settings = made.root / name / insurer.SETTINGS
-        settings.write_text(settings.read_text() + "[budget]\nepsilon = 2.0\ndelta = 1e-6\n")
+        text = settings.read_text().replace("# person = ", "person = ")
+        settings.write_text(text + "[budget]\nepsilon = 2.0\ndelta = 1e-6\n")
     with started(made):
         yield made
 
@@ -172,12 +173,16 @@ def test_a_quantile_is_within_its_interval(asked: Trial) -> None:
 def test_a_node_that_knows_whose_rows_they_are_lets_nobody_say_otherwise(asked: Trial) -> None:
     settings = insurer.NodeSettings.read(asked.root / "insurer 1")
     assert settings.data is not None
-    own = settings.model_copy(update={"data": settings.data.model_copy(update={"person": "y1"})})
-    node = insurer.Insurer(asked.root / "insurer 1", own, asked.charter)
     told = conduct.asked_of(asked.experiment(0, query=[{"sql": WHOLE}]))
-    with pytest.raises(insurer.Refusal, match=r"\[person\]"):
-        node.consider(told)
+    for own in ("y1", None):
+        data = settings.data.model_copy(update={"person": own})
+        here = settings.model_copy(update={"data": data})
+        node = insurer.Insurer(asked.root / "insurer 1", here, asked.charter)
+        with pytest.raises(insurer.Refusal, match=r"\[person\]"):
+            node.consider(told)
     data = told.experiment.data.model_copy(update={"person": "y1"})
+    here = settings.model_copy(update={"data": settings.data.model_copy(update={"person": "y1"})})
+    node = insurer.Insurer(asked.root / "insurer 1", here, asked.charter)
     node.consider(replace(told, experiment=told.experiment.model_copy(update={"data": data})))
 
 

@@ -19,10 +19,11 @@ from federated.cli import main
 from federated.encrypted import KeyAuthority, KeyHolders, Paillier
 from federated.protection import Clear, Protection
 from federated.query import Desk, Holdings
-from lab import actuarial
+from lab import actuarial, sql
 from lab.contracts import Contract, broken
 from lab.disclosure import Rules
 from lab.errors import ConfigurationError, ContractError, ModelError
+from lab.questions import Axis, Compare, Every, Question, Total
 from tests.conftest import split
 from tests.federated.test_cli import RAND, lab
 
@@ -551,6 +552,42 @@ def test_an_answer_under_encryption_is_the_clear_one(text: str, asked: Desk, hid
     assert {(line["hiding"], line["statistic"]) for line in others} <= {
         ("public", "names of levels")
     }
+
+
+def questions(asked: Desk, text: str, monkeypatch: pytest.MonkeyPatch) -> list[Question]:
+    """All that parties are asked for an answer."""
+    found: list[Question] = []
+    ask = Desk._sum
+
+    def heard(desk: Desk, statistic: str, question: Question, *more: Any, **told: Any) -> Any:
+        found.append(question)
+        return ask(desk, statistic, question, *more, **told)
+
+    monkeypatch.setattr(Desk, "_sum", heard)
+    asked.ask(text)
+    return found
+
+
+@pytest.mark.parametrize(
+    "text", [*BROAD, "select brand, median(years) from policies where claims > 0 group by brand"]
+)
+def test_all_that_is_asked_for_an_answer_belongs_to_it_and_nothing_else_does(
+    text: str, asked: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A party can tell that a question is another than somebody approved."""
+    finer = Compare(column="policy", operation="<", value=200.0)
+    own = Axis(column="policy", edges=(0.0, 100.0, 200.0))
+    for question in questions(asked, text, monkeypatch):
+        assert sql.belongs(question, text, CONTRACT, None)
+        parts = (finer,) if question.where is None else (question.where, finer)
+        income = Total(kind="sum", columns=("delay", "claims"), centres=(0.0, 0.0))
+        for change in (
+            {"where": Every(of=parts)},
+            {"axes": (*question.axes[:2], own)},
+            {"totals": (*question.totals, income)},
+        ):
+            other = question.model_copy(update=change)
+            assert not sql.belongs(other, text, CONTRACT, None)
 
 
 @pytest.fixture(scope="module")
