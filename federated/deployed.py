@@ -151,7 +151,7 @@ class RealFederation(Federation):
         then nobody is noted, and the run can be taken up again with all."""
         left = {c.name for c in self.charter.roster.cards if c.name in among} - set(reasons)
         if len(left) < self._least:
-            told = "; ".join([*self.journal.out.values(), *reasons.values()])
+            told = in_one_line({**self.journal.out, **reasons})
             again = (
                 "All insurers answer a question, or none; --without leaves one out of all questions"
                 if self._together
@@ -412,6 +412,14 @@ class RealFederation(Federation):
 
 class Silent(Exception):
     """No answer in time."""
+
+
+def in_one_line(reasons: Mapping[str, str]) -> str:
+    """Reasons by party, each told once."""
+    groups: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        groups.setdefault(reason.removeprefix(f"{name}: "), []).append(name)
+    return "; ".join(f"{', '.join(names)}: {text}" for text, names in groups.items())
 
 
 def _due(sent: tuple[float, str, float] | None, seen: Seen) -> bool:

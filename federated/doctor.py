@@ -84,12 +84,16 @@ class _Doctor:
         return self._read
 
     def settings(self) -> str:
+        if not self._folder.is_dir():
+            raise PeerError("there is no such folder; make it with lab node init")
         self._read = NodeSettings.read(self._folder)
         if identity_of(self._folder).card.name != self._read.name:
             raise PeerError(f"node.toml says {self._read.name}, the keys another name; correct it")
         return f"{self._read.name}, {self._read.role}"
 
     def private(self) -> str:
+        if not (self._folder / IDENTITY).exists():
+            raise _NotYet("there are no keys")
         open_to_others = [
             path.name
             for path in (self._folder / IDENTITY, self._folder / KEY, self._folder)
@@ -104,6 +108,8 @@ class _Doctor:
         return f"insurance-privacy-lab {version('insurance-privacy-lab')}, approved app {app[:16]}"
 
     def disk(self) -> str:
+        if not self._folder.is_dir():
+            raise _NotYet("there is no folder")
         free = shutil.disk_usage(self._folder).free // 2**20
         if free < FREE_MIB:
             raise PeerError(f"{free} MiB are free, {FREE_MIB} are needed; make room")

@@ -204,6 +204,11 @@ class Study:
         return "questions" if self.experiment.query else self.experiment.model.kind
 
     @property
+    def title(self) -> str:
+        """What it is, for people: the experiment's name, or the questions."""
+        return "; ".join(q.sql for q in self.experiment.query) or self.experiment.name
+
+    @property
     def features(self) -> dict[str, tuple[Feature, ...]]:
         """The features of each task."""
         tasks = self.experiment.tasks()

@@ -243,9 +243,9 @@ class Node:
         approved = self.folder / APPROVED / study.digest
         if not kept.study and approved.exists():
             who = str(read_json(approved)["by"])
-            self.log.append("approval", run=kept.run, statistic=study.experiment.name, by=who)
+            self.log.append("approval", run=kept.run, statistic=study.title, by=who)
         kept.study = text
-        self._tell(f"run {kept.run}: {study.experiment.name}, asked by {letter.sender}")
+        self._tell(f"run {kept.run}: {study.title}, asked by {letter.sender}")
         return RecordDict({"begun": ConfigRecord({"party": self.settings.name})})
 
     def _log_refusal(self, letter: Letter | None, query: str, statistic: str, text: str) -> None:

@@ -251,6 +251,7 @@ def spent(events: Sequence[Event], delta: float) -> float:
     return _spent(events, delta, slice(None))
 
 
+@np.errstate(under="ignore")  # tails of Rényi curves may be 0
 def _spent(events: Sequence[Event], delta: float, orders: slice) -> float:
     """:func:`spent` with some of the orders."""
     losses = Counter(_loss(e) for e in events)

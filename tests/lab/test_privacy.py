@@ -685,3 +685,8 @@ def test_an_audit_of_randomised_response_stays_below_its_epsilon() -> None:
     bounds = [audited_epsilon(int(rng.binomial(2000, right)), 2000, 2000) for _ in range(60)]
     assert np.mean(np.array(bounds) > 1.0) < 0.25
     assert np.mean(bounds) > 0.85
+
+
+def test_the_cost_of_noise_is_counted_where_every_underflow_is_told() -> None:
+    with np.errstate(all="warn"):  # warnings are errors here
+        assert 0 < spent([{"mechanism": "laplace", "epsilon": 0.37}], 1e-6) <= 0.37
