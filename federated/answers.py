@@ -84,7 +84,7 @@ class Insurers:
             node_id=0,
             node_config={
                 "partition-id": seat,
-                "minimum-parties": self._insurer.minimum_parties,
+                "minimum-parties": self._least,
             },
             state=kept.records,
             run_config={},
@@ -101,6 +101,13 @@ class Insurers:
                 roster = self._charter.roster.to_bytes()
                 Memory(context, self._name, "masks").enrol(roster, b"", b"", b"")
         return context
+
+    @property
+    def _least(self) -> int:
+        """Parties behind a sum at least. Who holds a share of the key sees no other opening, so that
+        with a split key nobody but all parties together can tell what sets of them would show."""
+        split = self._charter.key is not None and self._charter.key.opens == "split"
+        return len(self._charter.roster.names) if split else self._insurer.minimum_parties
 
     def allow_asker(self, name: str) -> None:
         self._insurer.allow_asker(name)

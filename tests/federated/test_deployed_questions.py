@@ -186,6 +186,30 @@ def test_a_node_that_knows_whose_rows_they_are_lets_nobody_say_otherwise(asked: 
     node.consider(replace(told, experiment=told.experiment.model_copy(update={"data": data})))
 
 
+@pytest.mark.slow
+def test_with_a_split_key_all_parties_are_behind_every_total(
+    tmp_path: Path, authority_key: Any
+) -> None:
+    """Nobody sees all openings, so nobody could tell what sets of parties would show."""
+    made = Trial(tmp_path, authority_key, split=True, rows=300)
+    for name in made.insurers:
+        made.limits(name, analyses='["glm", "questions"]')
+        settings = made.root / name / insurer.SETTINGS
+        settings.write_text(settings.read_text().replace("# person = ", "person = "))
+    with started(made):
+        (answer,) = answers(made, WHOLE)
+        assert answer["count(*)"].item() == 1200
+        experiment = made.experiment(0)
+        (task,) = experiment.tasks().values()
+        told = conduct.announced(experiment)
+        with (
+            pytest.raises(PeerError, match="a sum has at least 4 parties here, not 3"),
+            conduct.gathered(experiment, told, made.exchange) as federation,
+        ):
+            federation._least, federation.members = 3, federation.members[1:]
+            federation.sum("means", task=task.model_dump_json(), part="train")
+
+
 def test_the_charter_bounds_every_budget(asked: Trial) -> None:
     limits = asked.charter.limits.model_copy(update={"epsilon": 0.5, "delta": 1e-7})
     stricter = asked.charter.model_copy(update={"limits": limits})
