@@ -47,6 +47,7 @@ from federated.letters import Letter, received, sender_of
 from federated.memory import Released
 from federated.messages import read, refuse
 from federated.party import charter_of, identity_of, seed_of
+from federated.release import RELEASED
 from lab.errors import ConfigurationError, LabError, LogError, PeerError
 from lab.files import read_json, write_whole
 from secure_agg.errors import SecureAggError
@@ -214,6 +215,8 @@ class Node:
         for line in _lines(kept.records)[receipt:]:
             released = Released(**json.loads(line))
             told = {k: v for k, v in vars(released).items() if k not in ("query", *NOISE)}
+            if released.statistic in RELEASED:  # a filter's rows would tell more than its total
+                told["rows"] = "not told"
             self.log.append("release", run=letter.run, query=released.query, **told)
             if released.epsilon:
                 noise = {"epsilon": released.epsilon, "delta": released.delta}
@@ -241,9 +244,10 @@ class Node:
             raise PeerError("coordinator: announces another study under the name of a run")
         self._answers.begin(kept, study)
         approved = self.folder / APPROVED / study.digest
-        if not kept.study and approved.exists():
-            who = str(read_json(approved)["by"])
-            self.log.append("approval", run=kept.run, statistic=study.title, by=who)
+        if not kept.study:
+            who = str(read_json(approved)["by"]) if approved.exists() else "its own rules"
+            told = {"statistic": study.title, "by": who, "study": study.digest}
+            self.log.append("approval", run=kept.run, **told)
         kept.study = text
         self._tell(f"run {kept.run}: {study.title}, asked by {letter.sender}")
         return RecordDict({"begun": ConfigRecord({"party": self.settings.name})})

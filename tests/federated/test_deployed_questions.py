@@ -159,6 +159,8 @@ def test_a_person_sees_a_question_before_it_is_answered(asked: Trial) -> None:
     assert [query.sql for query in study.experiment.query] == [text]
     insurer.approve(asked.root / "insurer 4", digest, "Li Wei")
     (answer,) = answers(asked, text)
+    told = lines(asked.root / "insurer 4", "approval")[-1].told
+    assert (told["statistic"], told["by"]) == (text, "Li Wei")
     assert answer.notna().all(axis=None)
     changed(asked, "insurer 4", approval='"never"')
 
