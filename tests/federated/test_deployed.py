@@ -225,7 +225,9 @@ def test_too_few_parties_end_the_run_with_the_reason(trial: Trial) -> None:
     trial.settings(gather_seconds=1.0)
     for name in ("insurer 1", "insurer 2"):
         trial.kill(name, signal.SIGTERM)
-    with pytest.raises(PeerError, match=r"2 parties are left and 3 are needed: insurer 1: did not"):
+    with pytest.raises(
+        PeerError, match=r"2 parties are left and 3 are needed: insurer 1, insurer 2: did"
+    ):
         trial.run(trial.experiment(9))
 
 
