@@ -22,7 +22,7 @@ from federated.charter import ANALYSES, Analysis, Charter
 from federated.enrolment import Enrolment, Role
 from federated.exchange import ADMISSION, Admission
 from federated.experiment import Experiment
-from federated.node import Party, Policy
+from federated.node import Party, Policy, numbered
 from federated.parties import columns_needed, usable
 from federated.party import make_folder, make_party
 from lab import sql
@@ -343,7 +343,7 @@ class Insurer:
         experiment, table = study.experiment, self.table()
         marks = self._marks(table.frame, experiment)
         frame, kept = usable(experiment, study.features, table)
-        test = marks[kept]
+        frame, test = numbered(self.settings.name, frame), marks[kept]
         if experiment.data.test == 0 and experiment.data.test_column is None:
             test = np.zeros(len(frame), dtype=bool)
         train = frame.iloc[~test]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from federated.experiment import Data, Experiment, GLMModel
 from federated.features import is_category
-from federated.node import Party, Policy
+from federated.node import Party, Policy, numbered
 from lab.contracts import Column, Contract, nearest, parse
 from lab.disclosure import Rules
 from lab.errors import ConfigurationError, ContractError
@@ -73,12 +73,13 @@ class Market:
         self.parties = [self._party(name, frame, rows, test) for name, rows in owners.items()]
 
     def _party(self, name: str, frame: pd.DataFrame, rows: Any, test: Any) -> Party:
-        train = frame.iloc[rows[~test[rows]]]
+        own, marked = numbered(name, frame.iloc[rows]), test[rows]
+        train = own[~marked]
         if train.empty:
             raise ConfigurationError(
                 f"{name} would have no training rows; change parties or data.test"
             )
-        held = train if self.in_sample else frame.iloc[rows[test[rows]]]
+        held = train if self.in_sample else own[marked]
         features = {f for listed in self.features.values() for f in listed}
         unlisted = {
             f.column
