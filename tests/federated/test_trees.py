@@ -365,7 +365,7 @@ def test_an_experiment_on_a_table_with_empty_cells_grows_the_pooled_trees(tmp_pa
     data = {"path": str(tmp_path / "x.csv"), "target": "y", "exposure": "years", "missing": "keep"}
     told = {
         "name": "x", "data": data, "parties": {"split": "uniform", "count": 3},
-        "model": {"kind": "trees", "family": "poisson", "trees": 3, "least": 5.0},
+        "model": {"kind": "trees", "family": "poisson", "trees": 3, "least": 5.0, "held": 0.3},
         "protection": {"sums": "clear"}, "arms": {"replicates": 0},
     }  # fmt: skip
     study = run(Experiment.model_validate(told), runs=tmp_path / "runs", track=False)

@@ -47,7 +47,13 @@ held_out = {{ type = "integer", role = "identifier", minimum = 0, maximum = 1 }}
 Sabotage = Callable[[Node], None]
 _fork = multiprocessing.get_context("forkserver")
 _fork.set_forkserver_preload(
-    ["tests.federated.trial", "federated.superlink", "flwr.superlink.main"]
+    [
+        "tests.federated.trial",
+        "federated.superlink",
+        "flwr.superlink.main",
+        "lab.network",
+        "lab.trees",
+    ]
 )
 
 
@@ -92,6 +98,9 @@ def free_port() -> int:
 class Trial:
     """An exchange with `insurers` and a supervisor; nothing runs until it is started."""
 
+    analyses: tuple[str, ...] = ("glm", "questions")
+    contract: Path
+
     def __init__(
         self,
         root: Path,
@@ -107,18 +116,12 @@ class Trial:
         self.exchange = root / "exchange"
         exchange.init(self.exchange, "exchange", f"127.0.0.1:{self.port}", "127.0.0.1")
         self.settings(answer_seconds=30.0, gather_seconds=20.0)
-        self.insurers = tuple(f"insurer {k + 1}" for k in range(insurers))
+        tables = self._tables(insurers, rows)
+        self.insurers = tuple(tables)
         self.names = (*self.insurers, "supervisor")
-        self.contract = root / "trial.toml"
-        names = [
-            f'y{k} = {{ type = "integer", role = "target", minimum = 0 }}' for k in range(TARGETS)
-        ]
-        self.contract.write_text(CONTRACT.format(targets="\n".join(names)))
-        for at, name in enumerate(self.insurers):
-            self._table(root / f"{name}.parquet", at, rows)
+        for at, (name, (path, contract)) in enumerate(tables.items()):
             role = "public" if at == 0 else "commercial"
-            path = str(root / f"{name}.parquet")
-            insurer.init(root / name, name, role, path, str(self.contract))
+            insurer.init(root / name, name, role, str(path), str(contract))
             text = (root / name / "node.toml").read_text().replace("# test_", "test_")
             text = text.replace('hiding = "paillier"', f'hiding = "{hiding}"')
             (root / name / "node.toml").write_text(text)
@@ -127,6 +130,20 @@ class Trial:
         self.charter = self._charter(key)
         for name in self.names:
             self.admit(name)
+
+    def _tables(self, insurers: int, rows: int) -> dict[str, tuple[Path, Path]]:
+        """(table, contract) of each insurer, made here; sets the contract that is announced."""
+        self.contract = self.root / "trial.toml"
+        names = [
+            f'y{k} = {{ type = "integer", role = "target", minimum = 0 }}' for k in range(TARGETS)
+        ]
+        self.contract.write_text(CONTRACT.format(targets="\n".join(names)))
+        found = {}
+        for at in range(insurers):
+            path = self.root / f"insurer {at + 1}.parquet"
+            self._table(path, at, rows)
+            found[path.stem] = (path, self.contract)
+        return found
 
     def _table(self, path: Path, seed: int, rows: int) -> None:
         rng = np.random.default_rng(seed)
@@ -141,7 +158,7 @@ class Trial:
         made = charters.new(
             "trial",
             self.enrolment(self.exchange),
-            analyses=["glm", "questions"],
+            analyses=self.analyses,
             contracts={"trial": 1},
             limits=charters.Limits(key_bits=2048),
         )
