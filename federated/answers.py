@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from federated.apps import client_app
+from federated import profiles
+from federated.apps import client_app, recall
 from federated.charter import Charter, same
 from federated.delivery import DELIVER, take
 from federated.insurer import (
@@ -20,14 +21,18 @@ from federated.insurer import (
 from federated.keeping import Kept
 from federated.letters import Letter
 from federated.memory import Memory
-from federated.supervisor import SHARE_FILE, Opened, opened_total
+from federated.messages import Reply, Request, read
+from federated.party import identity_of
+from federated.supervisor import SHARE_FILE, Opened, log_opened, opened_total
 from lab.disclosure import Rules
 from lab.errors import ConfigurationError, PeerError, PolicyError
 from lab.files import read_json
 from lab.log import Log
 from secure_agg.errors import SecureAggError
+from secure_agg.identity import Identity
 from secure_agg.keys import PrivateKey
 from secure_agg.shares import SplitKey
+from secure_agg.transcript import Transcript
 
 BEGIN, CHECKPOINT, OPEN = "query.begin", "query.checkpoint", "query.open"
 #: Records of a state that stand in files of their own and are put back when a run is taken up.
@@ -118,8 +123,9 @@ class Insurers:
         study = Study.from_json(kept.study)
         if kept.run not in self._parties:
             self._take_up(kept, study)
+        memory, party = self._memory(kept), self._parties[kept.run]
         if letter.kind == DELIVER:
-            party = self._parties[kept.run]
+            recall(party, Memory(memory, self._name, self._insurer.limits.hiding))
             self._tell(take(self._folder, kept.run, study, party, message.content))
             return RecordDict({"taken": ConfigRecord({"party": self._name})})
         asked = message.content.config_records.get("request", {})
@@ -127,8 +133,30 @@ class Insurers:
             told = str(asked.get("arguments", "{}"))
             self._insurer.allow_statistic(study, str(asked["statistic"]), told)
             same(self._charter.digest, str(asked.get("charter", "")), letter.sender)
+        match letter.kind, asked.get("statistic"):
+            case profiles.VOUCH, _:
+                own = Identity(self._name, self._seed)
+                return profiles.vouch(kept, self._charter, own, message.content)
+            case profiles.JOIN, _:
+                profiles.check_joined(kept, self._charter, study, message.content)
+            case _, "profile":
+                request = Request.from_record(message.content)
+                profiles.consider(kept, study, party.rules, request)
         self._now = kept.run
-        return self._app(message, self._memory(kept)).content
+        reply = self._app(message, memory).content
+        if letter.kind == profiles.RELEASE and "reply" in reply.config_records:
+            profiles.note_released(kept, message.content, reply)
+            _log_release(log, kept.run, message.content, reply)
+        return reply
+
+
+def _log_release(log: Log, run: str, asked: RecordDict, given: RecordDict) -> None:
+    """The line of an insurer that released what its rules left of a total."""
+    transcript, request = (
+        Transcript.from_bytes(read(asked, "transcript")),
+        Request.from_record(asked),
+    )
+    log_opened(log, run, transcript, request.statistic, Reply.from_record(given).sums)
 
 
 def dealt(folder: Path, digest: str, name: str) -> tuple[bytes, bytes]:
@@ -163,22 +191,25 @@ class Supervisors:
         self._charter, self._private, self._rules = charter, private, rules
         if charter.key is None or charter.key.public.n != private.public.n:
             raise ConfigurationError(f"{folder}: holds another key than the charter's")
-        self._opened = Opened(folder)
+        self._opened, self._identity = Opened(folder), identity_of(folder)
 
     def begin(self, kept: Kept, study: Study) -> None:
-        if study.kind not in self._charter.analyses:
-            raise Refusal("analyses", f"the charter allows no '{study.kind}'")
+        for kind in study.kinds:
+            if kind not in self._charter.analyses:
+                raise Refusal("analyses", f"the charter allows no '{kind}'")
 
     def allow_asker(self, name: str) -> None:
         if name != self._charter.coordinator:
             raise Refusal("askers", f"'{name}' may not ask this party")
 
     def answer(self, kept: Kept, letter: Letter, message: Message, log: Log) -> RecordDict:
-        if letter.kind != OPEN:
+        if letter.kind not in (OPEN, profiles.VOUCH):
             raise PeerError("coordinator: asks a supervisor what only insurers answer")
         if not kept.study:
             raise PolicyError("this run was not announced here; nothing in it is answered")
-        return opened_total(
+        if letter.kind == profiles.VOUCH:
+            return profiles.vouch(kept, self._charter, self._identity, message.content)
+        reply = opened_total(
             self._charter,
             self._private,
             self._rules,
@@ -187,3 +218,5 @@ class Supervisors:
             letter.run,
             message.content,
         )
+        profiles.note_released(kept, message.content, reply)
+        return reply

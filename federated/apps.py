@@ -56,9 +56,7 @@ def client_app(party_of: PartyOf, hiding: Hiding) -> ClientApp:
             seat = int(context.node_config["partition-id"])
             holder = party_of(seat)
             memory = Memory(context, holder.name, hiding)
-            for digest, data in memory.profiles():  # where this process has not joined them yet
-                if digest not in holder.profiles:
-                    holder.profiles[digest] = profile.read(data)
+            recall(holder, memory)
             with turns[seat]:
                 try:
                     memory.check_refusals()
@@ -81,6 +79,13 @@ def client_app(party_of: PartyOf, hiding: Hiding) -> ClientApp:
     for name, handler in QUERIES.items():
         app.query(name)(guarded(handler))
     return app
+
+
+def recall(holder: Party, memory: Memory) -> None:
+    """Take up the profiles that were released and that this process has not joined yet."""
+    for digest, data in memory.profiles():
+        if digest not in holder.profiles:
+            holder.profiles[digest] = profile.read(data)
 
 
 def answer(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:

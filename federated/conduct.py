@@ -29,6 +29,7 @@ from federated.journal import Journal
 from federated.ledger import LOG_NAME, open_log
 from federated.masked import Masks
 from federated.messages import Form, Request, letter
+from federated.parties import public_cells
 from federated.party import charter_of, identity_of
 from federated.protection import Clear, Protection, Talk, named_reply
 from federated.scoring import Apart, Scorer
@@ -58,9 +59,7 @@ class ByLetter:
         """The total. Raises what the supervisor refuses with."""
         asked = letter(transcript=transcript.to_bytes(), form=with_form(form))
         asked.update(request.to_record())
-        reply = named_reply(self._name, talk.ask(OPEN, {self._name: asked})[self._name])
-        limits = {name: limit for name, (_, limit) in reply.form.items()}
-        return Sums(reply.clear or {}, limits, reply.rows)
+        return named_reply(self._name, talk.ask(OPEN, {self._name: asked})[self._name]).sums
 
 
 class Enrolled(Paillier):
@@ -88,13 +87,22 @@ def announced(experiment: Experiment) -> Announced:
         raise ConfigurationError("data.contract is needed: the rows are at the parties")
     if data.test_rows is not None:
         raise ConfigurationError("data.test_rows: rows are at the parties; use data.test_column")
-    if experiment.profile:
-        raise ConfigurationError("profile: profiles of others are made in simulations alone so far")
+    for asked in experiment.profile:
+        asked.check(contract)
     nowhere = dict.fromkeys(("source", "contract", "table", "query", "market"))
     public = data.model_copy(update={**nowhere, "path": "at the parties"})
     arm = experiment.arms.model_copy(update={"run": ("federated",)})
     told = experiment.model_copy(
-        update={"data": public, "arms": arm, "query": (), "parties": Split(count=FEWEST)}
+        update={
+            "data": public,
+            "arms": arm,
+            "query": (),
+            "parties": Split(count=FEWEST),
+            "profile": tuple(
+                p.model_copy(update={"register_file": None}) for p in experiment.profile
+            ),
+            "protection": experiment.protection.model_copy(update={"disclosure": None}),
+        }
     )
     return Announced(told, contract)
 
@@ -113,13 +121,19 @@ def _protected(experiment: Experiment, charter: Charter) -> dict[str, Any]:
     return {"protection": experiment.protection.model_copy(update=told)}
 
 
+def _rules(experiment: Experiment) -> Rules:
+    """The rules of disclosure that the coordinator asks under."""
+    file = experiment.protection.disclosure
+    return Rules.read(None if file is None else Path(file))
+
+
 def protection_of(experiment: Experiment, charter: Charter, folder: Path) -> Protection:
     """The coordinator's side of the protection that experiment and charter agree on."""
     settings, key = experiment.protection, charter.key
     if settings.sums == "masks":
         return EnrolledMasks()
     if settings.sums == "clear":
-        return Clear(Rules.read(None if settings.disclosure is None else Path(settings.disclosure)))
+        return Clear(_rules(experiment))
     if key is None:
         raise ConfigurationError("the charter has no key: lab keys deal makes one")
     if key.public.bits < settings.key_bits:
@@ -166,10 +180,11 @@ def gathered(
     identity = identity_of(folder)
     charter = charter_of(folder, identity.card.name)
     secret = exchange.secret_of(folder)
-    if told.kind not in charter.analyses:
-        raise ConfigurationError(
-            f"{experiment.name}: the charter allows {', '.join(charter.analyses)}, not '{told.kind}'"
-        )
+    for kind in told.kinds:
+        if kind not in charter.analyses:
+            raise ConfigurationError(
+                f"{experiment.name}: the charter allows {', '.join(charter.analyses)}, not '{kind}'"
+            )
     asked = [name for name in charter.roster.names if name not in without]
     if unknown := sorted(set(without) - set(charter.roster.names)):
         raise ConfigurationError(
@@ -222,7 +237,7 @@ def perform_on(
 def _performed(
     experiment: Experiment, told: Announced, federation: RealFederation, watch: Any
 ) -> arms.Study:
-    market = Apart(experiment, told.contract, told.features)
+    market = Apart(experiment, told.joined, told.features)
     only = told.experiment.arms.model_copy(update={"replicates": experiment.arms.replicates})
     kept = {
         "arms": only,
@@ -232,7 +247,9 @@ def _performed(
     plain = told.experiment.model_copy(update=kept)
     study = arms.Study(plain, market, {}, {}, {})  # type: ignore[arg-type]
     result = study.arms["federated"] = arms.ArmResult("federated")
-    result.models["all"] = arms.fit_models(study, federation, watch)
+    cells = public_cells(experiment, told.contract)
+    profiles = [federation.profile(each, _rules(experiment)) for each in cells]
+    result.models["all"] = arms.fit_models(study, federation, watch, profiles=profiles)
     models = {part: fitted.json for part, fitted in result.models["all"].items()}
     scorer = Scorer.apart(plain, market, federation)
     result.evaluations = scorer.shared(models, federation)
@@ -266,8 +283,7 @@ def ask_on(
     if experiment.protection.sums == "masks":
         hidden = experiment.protection.model_copy(update={"sums": "paillier"})
         experiment = experiment.model_copy(update={"protection": hidden})
-    told, file = asked_of(experiment), experiment.protection.disclosure
-    rules, person = Rules.read(None if file is None else Path(file)), experiment.data.person
+    told, rules, person = asked_of(experiment), _rules(experiment), experiment.data.person
     for query in experiment.query:
         sql.columns_of(
             query.sql, told.contract, person

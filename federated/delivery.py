@@ -70,7 +70,7 @@ def _scores(
     own = Rules.of_own_rows()
     alone = replace(party, policy=Policy(minimum_rows=1, rules=own))
     alone.profiles = party.profiles
-    market = Apart(study.experiment, study.contract, study.features)
+    market = Apart(study.experiment, study.joined, study.features)
     with in_process([alone], 1, own) as one:
         scorer = Scorer.apart(study.experiment, market, one, constants)
         found = scorer.shared(dict(parts), one)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,13 @@ from federated.journal import Journal, question_of
 from federated.ledger import vouched
 from federated.letters import Letter, answering, received
 from federated.memory import Released
-from federated.messages import Request, letter, refusal
+from federated.messages import Request, letter, read, refusal
+from federated.profiles import JOIN, VOUCH, releaser
 from federated.protection import Protection
 from lab.audit import Checkpoint
 from lab.errors import LabError, ModelError, PeerError
 from lab.log import Log
+from lab.profile import Profile
 from lab.sums import Floats, Sums
 from secure_agg.errors import Blame
 from secure_agg.identity import Identity
@@ -348,6 +350,26 @@ class RealFederation(Federation):
         )
         self.journal.commit(self._asked, question, total)
         return total
+
+    def join(self, profiles: Sequence[Profile]) -> None:
+        """Give every party the profiles that features come from, and their releaser's word."""
+        for one in profiles:
+            given = {"profile": one.model_dump_json().encode()}
+            if self.protection.hiding != "clear":
+                told = letter(digest=one.digest.encode())
+                (answer,) = self._asked_of_all(VOUCH, (releaser(self.charter),), told)
+                given["vouched"] = read(answer, "vouched")
+            self._asked_of_all(JOIN, self.names, letter(**given))
+
+    def _asked_of_all(
+        self, action: str, names: tuple[str, ...], told: RecordDict
+    ) -> Iterable[RecordDict]:
+        """What they answer to one letter; who does not leaves the run."""
+        try:
+            return self.ask(action, dict.fromkeys(names, told)).values()
+        except Absent as gone:
+            self._go_on_without(gone.reasons)
+            return gone.answers.values()
 
     def levels(self, task: Any, features: Any) -> list[tuple[str, ...]]:
         while True:

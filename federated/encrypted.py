@@ -236,8 +236,7 @@ class KeyHolders:
             asked = letter(transcript=data, **sealed)
             asked.update(request.to_record())
             name = releaser(self._roster)
-            reply = named_reply(name, talk.ask("query.release", {name: asked})[name])
-            return Sums(reply.clear or {}, {n: limit for n, (_, limit) in reply.form.items()}, 0)
+            return named_reply(name, talk.ask("query.release", {name: asked})[name]).sums
         parts = {
             name: decoded(name, self._part, read(answer, "part"))
             for name, answer in answers.items()

@@ -32,6 +32,7 @@ from lab.errors import ConfigurationError, PolicyError
 from lab.features import Feature
 from lab.files import canonical, write_whole
 from lab.portfolio import Budget, Portfolio
+from lab.profile import profiled
 from lab.questions import Question
 from lab.sources import SOURCES, Table, built_in, load
 
@@ -117,7 +118,7 @@ role = {role}
 # test_value = 1               # without it they are drawn by a hash of the person
 
 [limits]
-analyses = ["glm"]             # of: glm, network, trees, questions
+analyses = ["glm"]             # of: glm, network, trees, questions, profiles
 never_leaves = []              # columns that take part in nothing
 minimum_rows = 10              # rows behind a model's sum, or it stays here
 minimum_parties = 3            # parties behind a sum, or it stays here
@@ -209,10 +210,20 @@ class Study:
         return "; ".join(q.sql for q in self.experiment.query) or self.experiment.name
 
     @property
+    def kinds(self) -> tuple[Analysis, ...]:
+        """All analyses it takes."""
+        return (self.kind, "profiles") if self.experiment.profile else (self.kind,)
+
+    @property
+    def joined(self) -> Contract:
+        """The contract with the columns of profiles, as models see it."""
+        return profiled(self.contract, self.experiment.profile)
+
+    @property
     def features(self) -> dict[str, tuple[Feature, ...]]:
         """The features of each task."""
         tasks = self.experiment.tasks()
-        return {task: self.experiment.features(self.contract, task) for task in tasks}
+        return {task: self.experiment.features(self.joined, task) for task in tasks}
 
     @property
     def digest(self) -> str:
@@ -263,8 +274,9 @@ class Insurer:
 
         arguments: of the request, JSON.
         """
-        if statistic not in ANALYSES[study.kind]:
+        if not any(statistic in ANALYSES[kind] for kind in study.kinds):
             raise Refusal("analyses", f"'{statistic}' is no part of what was announced")
+        self._allow(study)
         if study.kind == "questions":
             asked = parse(Question, json.loads(arguments)["question"], where="the question")
             if not any(
@@ -285,11 +297,13 @@ class Insurer:
 
     def consider(self, study: Study) -> None:
         """Raises :class:`Refusal` for an experiment that breaks a rule, or waits for a person."""
-        experiment, kind = study.experiment, study.kind
-        if kind not in self.limits.analyses or kind not in self.charter.analyses:
-            raise Refusal("analyses", f"this party takes no part in '{kind}'")
-        if kind == "questions":
+        experiment = study.experiment
+        self._allow(study)
+        if {"questions", "profiles"} & set(study.kinds):
             self._check_person(experiment)
+        experiment.check_profiles()
+        for asked in experiment.profile:
+            asked.check(study.contract)
         columns = self._columns(study)
         held = sorted(columns & self._held_back(study))
         if held:
@@ -307,15 +321,19 @@ class Insurer:
                 "approval", f"waits for a person's approval, {study.digest[:12]}; ask again"
             )
 
+    def _allow(self, study: Study) -> None:
+        for kind in study.kinds:
+            if kind not in self.limits.analyses or kind not in self.charter.analyses:
+                raise Refusal("analyses", f"this party takes no part in '{kind}'")
+
     def _held_back(self, study: Study) -> set[str]:
-        """Columns of the negative list and of the contract's; whose rows are a person's is known."""
-        roles = {
-            name
-            for name, column in self.contract().columns.items()
-            if column.role in ("never_leaves", "identifier")
-        }
-        own = set(self.limits.never_leaves)
-        return own | (roles - {study.experiment.data.person, study.experiment.data.test_column})
+        """Columns of the negative list and of the contract's; whose rows are a person's is known,
+        and by which provider on which day where profiles are made of them."""
+        columns, data = self.contract().columns, study.experiment.data
+        never = {name for name, column in columns.items() if column.role == "never_leaves"}
+        known = {name for name, column in columns.items() if column.role == "identifier"}
+        known -= {name for asked in study.experiment.profile for name in (asked.by, asked.day)}
+        return {*self.limits.never_leaves, *((never | known) - {data.person, data.test_column})}
 
     def _check_person(self, experiment: Experiment) -> None:
         """Rules of disclosure count persons: who a row belongs to is this party's to say."""
@@ -362,6 +380,7 @@ class Insurer:
                 ),
                 announces=self.limits.announces,
                 shows_receipt=self.limits.shows_receipt,
+                rules=self.settings.rules(self.folder),
             ),
             secret=secret,
         )

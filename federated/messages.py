@@ -145,6 +145,12 @@ class Reply:
             raise PeerError(f"{reply.party}: arrays do not have the form the reply declares")
         return reply
 
+    @property
+    def sums(self) -> Sums:
+        """The sums of a reply in the clear."""
+        limits = {name: limit for name, (_, limit) in self.form.items()}
+        return Sums(self.clear or {}, limits if self.clear else {}, self.rows)
+
     @classmethod
     def of(cls, party: str, sums: Sums, hidden: bytes | None) -> Reply:
         clear = dict(sums.arrays) if hidden is None else None

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from federated.experiment import Data, Experiment, GLMModel
 from federated.features import is_category
 from federated.node import Party, Policy, numbered
-from lab.contracts import Column, Contract, nearest, parse
+from lab.contracts import Column, Contract, nearest
 from lab.disclosure import Rules
 from lab.errors import ConfigurationError, ContractError
 from lab.features import Feature, check_features
 from lab.glm import Response
 from lab.market import REGISTER, make
 from lab.partition import deal, test_mask
-from lab.profile import Cells, Profiling, profiled
+from lab.profile import Cells, Profiling, cells_of, profiled
 from lab.sources import Table, built_in, load, read_file
 
 
@@ -40,12 +40,7 @@ class Market:
             table = load(
                 data.source, path, contract=own, table=data.table, query=data.query, columns=wanted
             )
-            for asked in experiment.profile:
-                asked.check(table.contract)
-            register = _register(data, path)
-            self.cells = tuple(
-                _cells(asked, table.contract, register) for asked in experiment.profile
-            )
+            self.cells = _all_cells(experiment, table.contract, path)
         self.digest = table.digest
         self.origin = _origin(data) or table.origin
         self.contract = profiled(table.contract, experiment.profile)
@@ -147,6 +142,21 @@ def _register(data: Data, path: str | None) -> Path | None:
     return Path(path, REGISTER) if data.source == "market" and path is not None else None
 
 
+def public_cells(experiment: Experiment, contract: Contract) -> tuple[Cells, ...]:
+    """The cells of each profile, from what is public: the register and the contract."""
+    if not experiment.profile:
+        return ()
+    with _place(experiment.data) as path:
+        return _all_cells(experiment, contract, path)
+
+
+def _all_cells(experiment: Experiment, contract: Contract, path: str | None) -> tuple[Cells, ...]:
+    for asked in experiment.profile:
+        asked.check(contract)
+    register = _register(experiment.data, path)
+    return tuple(_cells(asked, contract, register) for asked in experiment.profile)
+
+
 def _cells(asked: Profiling, contract: Contract, register: Path | None) -> Cells:
     """The cells of a profile: the numbers of the public register, the days of the contract."""
     where = f"profile '{asked.name}'"
@@ -158,12 +168,7 @@ def _cells(asked: Profiling, contract: Contract, register: Path | None) -> Cells
     listed = read_file(path)
     if asked.by not in listed.columns:
         raise ConfigurationError(f"{where}: {path.name} has no column '{asked.by}'")
-    day = contract.columns[asked.day]
-    assert day.minimum is not None and day.maximum is not None  # checked with the contract
-    periods = int((day.maximum - day.minimum) // asked.every) + 1
-    numbers = sorted({int(number) for number in listed[asked.by]})
-    found = {"asked": asked, "numbers": numbers, "first": int(day.minimum), "periods": periods}
-    return parse(Cells, found, where=where)
+    return cells_of(asked, contract, sorted({int(number) for number in listed[asked.by]}))
 
 
 Features = Mapping[str, tuple[Feature, ...]]

@@ -30,13 +30,15 @@ from lab.disclosure import Rules
 from lab.errors import ConfigurationError, PeerError, PolicyError
 from lab.files import canonical, write_whole
 from lab.log import Log
-from lab.sums import Limit
+from lab.sums import Limit, Sums
 from secure_agg import shares
 from secure_agg.errors import KeyFileRefused
 from secure_agg.identity import Roster
 from secure_agg.keys import PrivateKey, generate, load_private, save_private
 from secure_agg.transcript import Transcript
 
+#: What all openings are about, to the rule of sets, that only a release answers.
+RELEASE = "released"
 KEY_FILE, SHARE_FILE = "paillier.key", "share.json"
 
 
@@ -75,7 +77,7 @@ class Opened:
 def subject_of(statistic: str, question: str) -> str:
     """What an opening is about, to the rule of sets: the question; all that are released count as
     one, for the margins of one may be another."""
-    return "released" if statistic in RELEASED else question
+    return RELEASE if statistic in RELEASED else question
 
 
 def shown_alone(names: list[str], sets: Iterable[frozenset[str]], roster: Roster) -> bool:
@@ -117,29 +119,36 @@ def opened_total(
     form = _form(read(asked, "form"))
     if fields_of(form) != tuple(terms.layout.fields):
         raise PeerError("coordinator: names another form than the parties packed")
-    parties, question = frozenset(terms.parties), terms.question.hex()
-    subject = subject_of(request.statistic, question)
+    parties = frozenset(terms.parties)
+    subject = subject_of(request.statistic, terms.question.hex())
     opened.check(run, subject, parties, roster)
     authority = KeyAuthority(private, rules, opened.queries)
     authority.enrol(roster)
     total = authority.open(None, transcript, request, form)
     reply = Reply.of(charter.key.by[0] if charter.key else "", total, None).to_record()
+    log_opened(log, run, transcript, request.statistic, total)
+    opened.note(run, terms.query, subject, parties)
+    return reply
+
+
+def log_opened(log: Log, run: str, transcript: Transcript, statistic: str, total: Sums) -> None:
+    """What an opener lets out: a total, or what its rules leave of one; shown: cells of it."""
+    terms, released = transcript.terms, statistic in RELEASED
     log.append(
         "release",
         run=run,
         query=terms.query,
-        statistic=request.statistic,
-        hiding="total opened",
+        statistic=statistic,
+        hiding="released by rules" if released else "total opened",
         arrays=len(total.arrays),
         values=sum(array.size for array in total.arrays.values()),
         bytes=sum(array.nbytes for array in total.arrays.values()),
         rows=total.rows,
-        key_bits=private.public.bits,
-        question=question,
-        parties=sorted(parties),
+        key_bits=terms.layout.key_bits,
+        question=terms.question.hex(),
+        parties=sorted(terms.parties),
+        **({"shown": int(total["shown"].sum())} if "shown" in total.arrays else {}),
     )
-    opened.note(run, terms.query, subject, parties)
-    return reply
 
 
 def _form(data: bytes) -> Form:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -22,7 +22,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import Field, SerializeAsAny, model_validator
 
-from lab.contracts import Column, Contract, Strict
+from lab.contracts import Column, Contract, Strict, parse
 from lab.disclosure import Rules
 from lab.errors import ConfigurationError, PeerError
 from lab.questions import Compare, Question
@@ -129,6 +129,26 @@ class Cells(Strict):
         for column in self.asked.means:
             agreed |= {f"sum {column}": (self.count, AMOUNT), f"of {column}": (self.count, COUNT)}
         return agreed
+
+
+def cells_of(asked: Profiling, contract: Contract, numbers: Iterable[int]) -> Cells:
+    """The cells over these providers; periods follow from the contract.
+
+    Where the register lies is nobody's but the coordinator's. Raises :class:`ConfigurationError`.
+    """
+    asked.check(contract)
+    day = contract.columns[asked.day]
+    assert day.minimum is not None and day.maximum is not None  # checked with the contract
+    return parse(
+        Cells,
+        {
+            "asked": asked.model_copy(update={"register_file": None}),
+            "numbers": tuple(numbers),
+            "first": int(day.minimum),
+            "periods": int((day.maximum - day.minimum) // asked.every) + 1,
+        },
+        where=f"profile '{asked.name}'",
+    )
 
 
 def sums(frame: pd.DataFrame, cells: Cells, person: str) -> Sums:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -150,3 +149,15 @@ def test_real_parties_give_the_model_and_the_scores_of_the_simulation(
     assert {p.state for p in found.outlook} == {"took part"}
     ours, theirs = (s.scores.loc[("federated", "all")] for s in (found, told))
     assert ours["average_precision"] == theirs["average_precision"]
+
+
+def profiled(payers: Payers, **changes: Any) -> Experiment:
+    data = {"person": "person", "features": [*FEATURES, "known_claims", "known_weekend"]}
+    return study(payers.root, TREES, data=data, profile=[PROFILE], **changes)
+
+
+def test_a_profile_among_real_parties_gives_the_model_of_the_simulation(payers: Payers) -> None:
+    experiment = profiled(payers)
+    found, told = payers.run(experiment), simulated(experiment)
+    assert hash_of(found) == hash_of(told)
+    assert 0 < found.arms["federated"].models["all"]["model"].profiles[0].shown < 8
