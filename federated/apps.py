@@ -60,7 +60,9 @@ def client_app(party_of: PartyOf, hiding: Hiding) -> ClientApp:
             with turns[seat]:
                 try:
                     memory.check_refusals()
-                    return Message(handler(holder, memory, message.content), reply_to=message)
+                    answered = handler(holder, memory, message.content)
+                    _keep_trees(holder, memory)
+                    return Message(answered, reply_to=message)
                 except LabError as error:
                     refused = error
                 except SecureAggError as error:
@@ -82,10 +84,23 @@ def client_app(party_of: PartyOf, hiding: Hiding) -> ClientApp:
 
 
 def recall(holder: Party, memory: Memory) -> None:
-    """Take up the profiles that were released and that this process has not joined yet."""
+    """Take up what a run knows and this process does not: released profiles, finished trees."""
     for digest, data in memory.profiles():
         if digest not in holder.profiles:
             holder.profiles[digest] = profile.read(data)
+    for chain, told in memory.trees():
+        if chain not in holder.finished:
+            from lab import trees
+
+            holder.finished[chain] = trees.told(tuple[str, trees.Tree], told)
+
+
+def _keep_trees(holder: Party, memory: Memory) -> None:
+    """Keep finished trees, so that rows can follow them anew."""
+    known = dict(memory.trees())
+    for chain, (before, tree) in holder.finished.items():
+        if chain not in known:
+            memory.keep_tree(chain, f"[{json.dumps(before)},{tree.model_dump_json()}]")
 
 
 def answer(holder: Party, memory: Memory, asked: RecordDict) -> RecordDict:

@@ -169,6 +169,14 @@ class Memory:
         """Profiles kept, by digest."""
         return [(d, v) for d, v in self._listed("profiles").items() if isinstance(v, bytes)]
 
+    def keep_tree(self, chain: str, data: str) -> None:
+        """Keep a finished tree, under the digest of all trees up to it."""
+        self._listed("trees")[chain] = data
+
+    def trees(self) -> list[tuple[str, str]]:
+        """Trees kept, by digest."""
+        return [(d, str(v)) for d, v in self._listed("trees").items()]
+
     def remember(self, query: str, statistic: str) -> None:
         """Note what a query was about, before its answer leaves."""
         self._listed("asked")[query] = statistic

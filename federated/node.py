@@ -55,6 +55,7 @@ class Party:
     secret: bytes = field(default_factory=partial(secrets.token_bytes, 32), repr=False)
     portfolio: Portfolio | None = None  # what questions are answered from
     profiles: dict[str, profile.Profile] = field(default_factory=dict)  # released, by digest
+    finished: dict[str, Any] = field(default_factory=dict)  # trees, as lab.trees.Finished
 
     @property
     def rules(self) -> Rules:
@@ -143,6 +144,7 @@ class Party:
             trees.told(tuple[trees.Cuts, ...], cuts),
             _task(task),
             trees.told(trees.Recipe, recipe),
+            self.finished,
         )
 
     def take(self, request: Request) -> Sums:

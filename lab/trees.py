@@ -223,6 +223,10 @@ class Place(Strict):
         return Place(chain=chained(self.chain, finished), last=finished)
 
 
+#: Finished trees by the digest of all up to them, each with the digest before it.
+Finished = dict[str, tuple[str, Tree]]
+
+
 def chained(chain: str, tree: Tree) -> str:
     """The digest of the trees so far and one more."""
     return hashlib.sha256(f"{chain} {tree.model_dump_json()}".encode()).hexdigest()
@@ -297,7 +301,8 @@ class Rows:
     """A party's rows while trees grow.
 
     keys: (rows,) of persons or rows, by which the share held out is drawn: who is held out does
-    not depend on how rows are split among parties.
+    not depend on how rows are split among parties. finished: the trees so far, which are followed
+    anew where the rows come from a restart.
     """
 
     def __init__(
@@ -308,7 +313,9 @@ class Rows:
         cuts: tuple[Cuts, ...],
         task: Task,
         recipe: Recipe,
+        finished: Finished | None = None,
     ) -> None:
+        self.finished: Finished = {} if finished is None else finished
         self.cuts, self.law, self.recipe = cuts, task.law, recipe
         if self.law.link != Family.make(self.law.name, power=task.power).link:
             raise ConfigurationError(f"trees model {task.family} on its usual link; drop the link")
@@ -336,16 +343,36 @@ class Rows:
 
     def follow(self, place: Place) -> None:
         """Come to where the trees stand. Raises :class:`PeerError` if the way there is unknown."""
-        if place.chain == "" != self.chain:
-            self._restart()
-        if place.chain != self.chain:
-            if place.last is None or chained(self.chain, place.last) != place.chain:
-                raise PeerError("the trees so far are not known here; start the run again")
-            self._grow(place.last)
-            self.grown.eta += np.array(place.last.value)[self.grown.node]
-            place.last.add_values(self.held.codes, self.held.eta)
-            self._start_tree(place.chain)
+        for chain in self._way_to(place):
+            if chain == "":
+                self._restart()
+            else:
+                self._finish(chain, self.finished[chain][1])
         self._grow(place.growing)
+
+    def _way_to(self, place: Place) -> list[str]:
+        """What is to be done from where these rows are: restart, finish one tree after another."""
+        last = place.last
+        if last is not None and place.chain not in self.finished:
+            known = (self.chain, "", *self.finished)
+            before = next((c for c in known if chained(c, last) == place.chain), None)
+            if before is not None:
+                self.finished[place.chain] = (before, last)
+        way, at = [], place.chain
+        while at != self.chain:
+            way.append(at)
+            if at == "":
+                break
+            if at not in self.finished:
+                raise PeerError("the trees so far are not known here; start the run again")
+            at = self.finished[at][0]
+        return way[::-1]
+
+    def _finish(self, chain: str, tree: Tree) -> None:
+        self._grow(tree)
+        self.grown.eta += np.array(tree.value)[self.grown.node]
+        tree.add_values(self.held.codes, self.held.eta)
+        self._start_tree(chain)
 
     def columns(self, features: tuple[int, ...]) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
         """The bins of these features alone, side by side, and where each feature's bins start."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from federated import arms
+from federated import arms, insurer
+from federated.conduct import announced
 from federated.experiment import Experiment
+from federated.ledger import LOG_NAME
 from federated.parties import deal_tables
+from lab import audit
+from lab.errors import ConfigurationError, PolicyError
+from lab.files import read_json
 from tests.federated.trial import Trial, hash_of, started
 
 CONTRACT = """name = "trial"
@@ -89,43 +96,37 @@ class Payers(Trial):
         self.contract = self.root / "claims.toml"
         self.contract.write_text(CONTRACT)
         claims(rows * insurers).to_parquet(self.root / "claims.parquet", index=False)
-        everything = {"person": "person", "features": FEATURES}
-        detected = {"groups": ["sex"], "amount": "cost", "truth": "fraud"}
-        whole = study(self.root, TREES, data=everything, detection=detected, profile=[PROFILE])
-        dealt = deal_tables(whole, self.root / "tables")
+        register = pd.DataFrame({"provider": [11, 12, 15, 16]})
+        register.to_csv(self.root / "register.csv", index=False)
+        dealt = deal_tables(profiled(self.root), self.root / "tables")
         return {n: (at / "table.parquet", at / "contract.toml") for n, at in dealt.items()}
 
-    def open_up(self) -> None:
-        """Nodes take part in every analysis."""
+    def start_all(self) -> None:
         for name in self.insurers:
-            self.limits(
-                name,
-                analyses='["glm", "network", "trees", "profiles"]',
-                announces='["clinic"]',
-                minimum_rows="1",
-            )
+            analyses = json.dumps(self.analyses)
+            self.limits(name, analyses=analyses, announces='["clinic"]', minimum_rows="1")
+        super().start_all()
 
 
-PROFILE = {
-    "name": "known",
-    "by": "provider",
-    "day": "day",
-    "every": 30,
-    "measures": ["claims", "persons", "returning"],
-    "means": ["cost"],
-    "shares": {"weekend": {"column": "weekday", "operation": ">=", "value": 5}},
-}
+def profiled(root: Path, **changes: Any) -> Experiment:
+    """An experiment with features that are known of providers at all payers together."""
+    known = {
+        "name": "known",
+        "by": "provider",
+        "day": "day",
+        "every": 30,
+        "register_file": str(root / "register.csv"),
+        "measures": ["claims", "persons", "returning"],
+        "means": ["cost"],
+        "shares": {"weekend": {"column": "weekday", "operation": ">=", "value": 5}},
+    }
+    data = {"person": "person", "features": [*FEATURES, "known_claims", "known_weekend"]}
+    return study(root, TREES, data=data, profile=[known], **changes)
 
 
 @pytest.fixture(scope="module")
 def payers(tmp_path_factory: Any, authority_key: Any) -> Iterator[Payers]:
-    root = tmp_path_factory.mktemp("payers")
-    register = pd.DataFrame({"provider": [11, 12, 15, 16]})
-    register.to_csv(root / "register.csv", index=False)
-    PROFILE["register_file"] = str(root / "register.csv")
-    made = Payers(root, authority_key, insurers=4, rows=200)
-    made.open_up()
-    with started(made):
+    with started(Payers(tmp_path_factory.mktemp("payers"), authority_key, rows=200)) as made:
         yield made
 
 
@@ -151,13 +152,111 @@ def test_real_parties_give_the_model_and_the_scores_of_the_simulation(
     assert ours["average_precision"] == theirs["average_precision"]
 
 
-def profiled(payers: Payers, **changes: Any) -> Experiment:
-    data = {"person": "person", "features": [*FEATURES, "known_claims", "known_weekend"]}
-    return study(payers.root, TREES, data=data, profile=[PROFILE], **changes)
-
-
 def test_a_profile_among_real_parties_gives_the_model_of_the_simulation(payers: Payers) -> None:
-    experiment = profiled(payers)
+    experiment = profiled(payers.root)
     found, told = payers.run(experiment), simulated(experiment)
     assert hash_of(found) == hash_of(told)
     assert 0 < found.arms["federated"].models["all"]["model"].profiles[0].shown < 8
+
+
+def again(payers: Payers, *names: str) -> None:
+    """Stop parties and start them again, on what they keep on disk."""
+    for name in names:
+        payers.kill(name, signal.SIGTERM)
+    for name in names:
+        payers.start(name)
+
+
+def test_a_node_that_comes_back_makes_its_trees_again_and_knows_the_profile(
+    payers: Payers,
+) -> None:
+    experiment = profiled(payers.root, name="comes back")
+    conductor = payers.conduct(experiment)
+    payers.until(lambda: growing(payers, experiment), 90)
+    payers.kill("payer b")
+    payers.start("payer b")
+    conductor.join(120)
+    assert f"model {hash_of(simulated(experiment))}" in payers.out("conductor")
+
+
+def growing(payers: Payers, experiment: Experiment) -> bool:
+    """Whether a run's second tree grows."""
+    digest = announced(experiment).digest
+    for place in (payers.exchange / "runs").glob("*/run.json"):
+        told = read_json(place)
+        if told["study"] == digest and not told["ended"]:
+            totals = (place.parent / "totals").glob("*.sums")
+            return sum(b"tree_level" in path.read_bytes()[:4000] for path in totals) > 3
+    return False
+
+
+def test_masks_hide_trees_of_real_parties_and_change_no_bit(payers: Payers) -> None:
+    for name in payers.insurers:
+        payers.limits(name, hiding='"masks"')
+    again(payers, *payers.insurers)
+    try:
+        experiment = study(payers.root, {**TREES, "trees": 2}, protection={"sums": "masks"})
+        assert hash_of(payers.run(experiment)) == hash_of(simulated(experiment))
+    finally:
+        for name in payers.insurers:
+            payers.limits(name, hiding='"paillier"')
+        again(payers, *payers.insurers)
+
+
+def test_a_resumed_run_joins_the_profile_it_had(payers: Payers) -> None:
+    experiment = profiled(payers.root, name="killed")
+    payers.conduct(experiment)
+    payers.until(lambda: growing(payers, experiment), 90)
+    payers.kill("conductor")
+    found = payers.run(experiment, fresh=False)
+    assert hash_of(found) == hash_of(simulated(experiment))
+    assert shown_by(payers, "supervisor", found.run) == [4]
+
+
+def shown_by(payers: Payers, name: str, run: str) -> list[int]:
+    """How many cells of each profile a party released in a run, by its log."""
+    entries = audit.entries(audit.read_lines(payers.root / name / LOG_NAME))
+    released = [e for e in entries if e.run == run and e.told.get("hiding") == "released by rules"]
+    return [e.told["shown"] for e in released if e.told["statistic"] == "profile"]
+
+
+def test_no_profile_is_made_against_the_charter_or_a_node(payers: Payers) -> None:
+    experiment = profiled(payers.root, name="refused")
+    told, name = announced(experiment), "payer a"
+    settings = insurer.NodeSettings.read(payers.root / name)
+    node = insurer.Insurer(payers.root / name, settings, payers.charter)
+    node.consider(told)
+    node.allow_statistic(told, "profile", "{}")
+    with pytest.raises(
+        PolicyError, match=r"\[analyses\] 'profile' is no part of what was announced"
+    ):
+        node.allow_statistic(announced(study(payers.root, TREES)), "profile", "{}")
+    node.limits = settings.limits.model_copy(update={"analyses": ("trees",)})
+    for refused in (node.consider, lambda study: node.allow_statistic(study, "profile", "{}")):
+        with pytest.raises(
+            PolicyError, match=r"\[analyses\] this party takes no part in 'profiles'"
+        ):
+            refused(told)
+    node.limits = settings.limits.model_copy(update={"never_leaves": ("provider",)})
+    with pytest.raises(PolicyError, match=r"\[never_leaves\] provider take part in nothing here"):
+        node.consider(told)
+    other = payers.charter.model_copy(update={"analyses": ("trees",)})
+    with pytest.raises(PolicyError, match=r"\[analyses\] this party takes no part in 'profiles'"):
+        insurer.Insurer(payers.root / name, settings, other).consider(told)
+    payers.sign(other, ("exchange",))
+    try:
+        with pytest.raises(ConfigurationError, match="the charter allows trees, not 'profiles'"):
+            payers.run(experiment)
+    finally:
+        payers.sign(payers.charter, ("exchange",))
+
+
+@pytest.mark.slow
+def test_the_insurer_in_the_first_seat_releases_a_profile_under_a_split_key(
+    tmp_path: Path, authority_key: Any
+) -> None:
+    with started(Payers(tmp_path, authority_key, rows=200, split=True)) as made:
+        experiment = profiled(made.root)
+        found = made.run(experiment)
+        assert hash_of(found) == hash_of(simulated(experiment))
+        assert shown_by(made, "payer a", found.run) == [4]

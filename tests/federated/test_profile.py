@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from flwr.app import RecordDict
 
+from federated import profiles
 from federated.apps import client_app
+from federated.conduct import announced
 from federated.encrypted import KeyAuthority, KeyHolders, Paillier
 from federated.experiment import Experiment, run
 from federated.federation import Federation
 from federated.grid import InProcessGrid
+from federated.insurer import Study
+from federated.keeping import Kept
 from federated.masked import Masks
+from federated.messages import Reply, Request, letter
+from federated.messages import read as read_letter
 from federated.node import Party
 from federated.protection import Protection
 from lab import models
@@ -22,7 +31,9 @@ from lab.errors import ConfigurationError, PeerError, PolicyError
 from lab.prediction import predict
 from lab.profile import Cells, Profile, Profiling, read, release, sums
 from lab.questions import Compare
+from lab.sums import Sums, combine
 from secure_agg.keys import PrivateKey
+from tests.federated.members import Members, members
 
 ASKED = Profiling(
     name="clinic",
@@ -245,3 +256,105 @@ def test_experiment_refuses_profiles_and_detection_that_cannot_be(
 ) -> None:
     with pytest.raises(ConfigurationError, match=says):
         run(Experiment.read(study, change), track=False)
+
+
+# Among real parties.
+
+RUN = "ab" * 8
+
+
+@dataclass
+class Asked:
+    """A run at an insurer and at the supervisor, in which one profile was released."""
+
+    members: Members
+    study: Study
+    insurer: Kept
+    supervisor: Kept
+    released: Profile
+
+    def consider(self, cells: Cells, rules: Rules | None = None) -> None:
+        profiles.consider(self.insurer, self.study, Rules.read(), question(cells, rules))
+
+    def join(self, profile: Profile, word: RecordDict, run: str = RUN) -> None:
+        given = letter(
+            profile=profile.model_dump_json().encode(), vouched=read_letter(word, "vouched")
+        )
+        kept = replace(self.insurer, run=run)
+        profiles.check_joined(kept, self.members.charter, self.study, given)
+
+    def word(self, digest: str, who: str = "supervisor") -> RecordDict:
+        charter, identity = self.members.charter, self.members.identities[who]
+        told = letter(digest=digest.encode())
+        return profiles.vouch(self.supervisor, charter, identity, told)
+
+
+def question(cells: Cells, rules: Rules | None = None) -> Request:
+    told = {"cells": cells.model_dump(mode="json")}
+    told |= {"rules": json.loads((rules or Rules.read()).model_dump_json())}
+    return Request(f"{RUN}-1", "profile", told, {}, "paillier", ("a", "b", "c"))
+
+
+@pytest.fixture
+def asked(study: Path, tmp_path: Path, authority_key: PrivateKey) -> Asked:
+    told = announced(Experiment.read(study, {"profile": [{**DEPLOYED, "register_file": "x"}]}))
+    made = members(tmp_path, authority_key.public)
+    kept = Asked(made, told, Kept(RUN), Kept(RUN), Profile.of(CELLS, given(claims())))
+    kept.consider(CELLS)
+    reply = Reply.of("supervisor", given(claims()), None).to_record()
+    profiles.note_released(kept.supervisor, question(CELLS).to_record(), reply)
+    return kept
+
+
+DEPLOYED = ASKED.model_dump(mode="json")
+
+
+def given(frame: pd.DataFrame) -> Sums:
+    parts = [sums(part, CELLS, "person") for _, part in frame.groupby("payer", observed=True)]
+    return release(CELLS, Rules.read(), combine(parts))
+
+
+def test_a_released_profile_is_joined_in_its_run(asked: Asked) -> None:
+    asked.join(asked.released, asked.word(asked.released.digest))
+    asked.consider(CELLS)  # the same question may come again, with fewer parties behind it
+
+
+def test_a_profile_that_was_not_released_or_not_asked_is_not_joined(asked: Asked) -> None:
+    made_up = Profile.of(CELLS, given(claims(seed=1)))
+    with pytest.raises(PeerError, match="not released here"):
+        asked.word(made_up.digest)
+    good = asked.word(asked.released.digest)
+    with pytest.raises(PeerError, match="supervisor does not vouch for"):
+        asked.join(made_up, good)
+    with pytest.raises(PeerError, match="supervisor does not vouch for"):
+        asked.join(asked.released, asked.word(asked.released.digest, "ping-an"))
+    with pytest.raises(PeerError, match="supervisor does not vouch for"):
+        asked.join(asked.released, good, run="cd" * 8)
+    fewer = CELLS.model_copy(update={"numbers": (11, 12)})
+    with pytest.raises(PeerError, match="not asked of this party"):
+        asked.join(Profile(cells=fewer, columns=few(asked.released)), good)
+
+
+def few(profile: Profile) -> dict[str, tuple[float | None, ...]]:
+    return {name: values[:4] for name, values in profile.columns.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"numbers": (11,)}, "asked of other providers before"),
+        ({"first": 1}, "another profile than was announced"),
+        ({"periods": 1}, "another profile than was announced"),
+        ({"asked": ASKED.model_copy(update={"every": 20})}, "another profile than was announced"),
+    ],
+)
+def test_cells_are_asked_once_over_the_days_of_the_contract(
+    asked: Asked, change: dict[str, object], says: str
+) -> None:
+    with pytest.raises(PolicyError, match=says):
+        asked.consider(CELLS.model_copy(update=change))
+
+
+def test_a_profile_is_not_answered_under_other_rules(asked: Asked) -> None:
+    with pytest.raises(PolicyError, match=r"\[disclosure\] asked under other rules"):
+        asked.consider(CELLS, Rules.of_own_rows())

@@ -68,9 +68,14 @@ def derived(law: Family, y, weight, eta, scale: float):
     return out, kernels.derivatives(kernels.OBJECTIVES[law.name], *told)
 
 
-def rows(frame: pd.DataFrame = FRAME, recipe: trees.Recipe = RECIPE, task: Task = TASK):
+def rows(
+    frame: pd.DataFrame = FRAME,
+    recipe: trees.Recipe = RECIPE,
+    task: Task = TASK,
+    finished: trees.Finished | None = None,
+):
     keys = frame.index.to_series()
-    return trees.Rows(frame, Response(frame, task), keys, CUTS, task, recipe)
+    return trees.Rows(frame, Response(frame, task), keys, CUTS, task, recipe, finished)
 
 
 def ask(**changes):
@@ -219,15 +224,31 @@ def test_a_party_follows_finished_trees_and_begins_again_when_asked() -> None:
     assert all((again[name] == fresh[name]).all() for name in fresh.arrays)
 
 
+def test_rows_that_come_anew_follow_the_trees_that_were_finished_before() -> None:
+    party, place = rows(), trees.Place()
+    for share in (1.0, 0.5, 0.25):
+        values = tuple(share * value for value in TREE.value)
+        place = place.next(TREE.model_copy(update={"value": values}))
+        there = trees.level(party, ask(place=place))
+    anew = rows()
+    with pytest.raises(PeerError, match="not known here"):
+        trees.level(anew, ask(place=place))
+    anew.finished |= party.finished
+    found = trees.level(anew, ask(place=place))
+    assert all((found[name] == there[name]).all() for name in there.arrays)
+    last = anew.finished.pop(place.chain)  # it went away before it heard of the last one
+    assert trees.level(rows(finished=anew.finished), ask(place=place)).rows == 6
+    assert anew.finished[place.chain] == last
+
+
 def test_a_model_that_runs_away_is_refused_however_often_it_is_asked() -> None:
     task = Task(target="y", family="poisson")
     party = rows(task=task, recipe=RECIPE.model_copy(update={"unit": 0.5}))
     far = TREE.model_copy(update={"value": (0.0, 900.0, 0.0, 900.0, 900.0)})
     away = trees.Place().next(far)
-    with pytest.raises(ModelError, match="learning_rate"):
-        trees.level(party, ask(place=away))
-    with pytest.raises(PeerError, match="not known here"):
-        trees.level(party, ask(place=away))
+    for _ in range(2):
+        with pytest.raises(ModelError, match="learning_rate"):
+            trees.level(party, ask(place=away))
     assert trees.level(party, ask()).rows == 6
 
 
