@@ -92,6 +92,7 @@ class Study:
     seconds: dict[str, float]
     silent: list[tuple[str, str]] = field(default_factory=list)  # (party, message) unanswered
     answers: list[tuple[Query, pd.DataFrame]] = field(default_factory=list)
+    not_run: tuple[Arm, ...] = ()  # arms of the experiment that real parties have no rows for
     unanswered: str = ""  # why real parties did not answer the questions
     run: str = ""  # its name in the parties' logs, where the parties are real
     outlook: list[Any] = field(default_factory=list)  # who took part, where they are

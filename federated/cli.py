@@ -280,6 +280,9 @@ def _print_outlook(console: Any, study: Study) -> None:
     for party in study.outlook:
         table.add_row(party.name, party.role, party.since, party.state)
     console.print(table)
+    if study.not_run:
+        told = f"arms that simulations alone run: {', '.join(study.not_run)}"
+        console.print(told, style="yellow", highlight=False, soft_wrap=True)
     if study.unanswered:
         told = f"the experiment's questions were not answered: {study.unanswered}"
         console.print(told, style="yellow", highlight=False, soft_wrap=True)

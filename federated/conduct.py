@@ -246,6 +246,7 @@ def _performed(
     }
     plain = told.experiment.model_copy(update=kept)
     study = arms.Study(plain, market, {}, {}, {})  # type: ignore[arg-type]
+    study.not_run = tuple(arm for arm in experiment.arms.run if arm != "federated")
     result = study.arms["federated"] = arms.ArmResult("federated")
     cells = public_cells(experiment, told.contract)
     profiles = [federation.profile(each, _rules(experiment)) for each in cells]

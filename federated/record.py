@@ -140,6 +140,7 @@ def summary(study: Study) -> dict[str, Any]:
         "convergence": _records(study.convergence),
         "curves": {arm.name: _curves(study, arm.name) for arm in study.arms.values()},
         "answers": [_answer(query, answer) for query, answer in study.answers],
+        **({"not_run": study.not_run} if study.not_run else {}),
         **({"unanswered": study.unanswered} if study.unanswered else {}),
         "receipt": _records(receipt),
         "receipt_totals": _receipt_totals(study),
