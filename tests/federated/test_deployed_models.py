@@ -104,6 +104,8 @@ class Payers(Trial):
         for name in self.insurers:
             analyses = json.dumps(self.analyses)
             self.limits(name, analyses=analyses, announces='["clinic"]', minimum_rows="1")
+            path = self.root / name / insurer.SETTINGS
+            path.write_text(path.read_text().replace('# person = ""', 'person = "person"'))
         super().start_all()
 
 
@@ -202,6 +204,12 @@ def test_no_profile_is_made_against_the_charter_or_a_node(payers: Payers) -> Non
         PolicyError, match=r"\[analyses\] 'profile' is no part of what was announced"
     ):
         node.allow_statistic(announced(study(payers.root, TREES)), "profile", "{}")
+    node.data = node.data.model_copy(update={"person": None})
+    with pytest.raises(
+        PolicyError, match=r"\[person\] node.toml does not say who a row belongs to"
+    ):
+        node.consider(told)
+    node.data = settings.data
     node.limits = settings.limits.model_copy(update={"analyses": ("trees",)})
     for refused in (node.consider, lambda study: node.allow_statistic(study, "profile", "{}")):
         with pytest.raises(
