@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,14 @@ def deal_data(experiment: Path, folder: Path, changes: tuple[str, ...]) -> None:
     read = Experiment.read(experiment, changed(changes))
     for name, place in deal_tables(read, folder).items():
         click.echo(f"{name}: {place}")
-    click.echo(f"rows for testing: {MARK} = 1")
+    kinds = [read.model.kind, *(["profiles"] if read.profile else [])]
+    kinds += ["questions"] if read.query else []
+    told = [f"analyses = {json.dumps(kinds)}"]
+    if read.profile or read.query:
+        told.append(f"person = {json.dumps(read.data.person or '')}")
+    if read.data.test_column is None:
+        told += [f"test_column = {json.dumps(MARK)}", "test_value = 1"]
+    click.echo(f"for each node.toml: {', '.join(told)}")
 
 
 @data.command()
