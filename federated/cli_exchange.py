@@ -225,6 +225,9 @@ def list_requests(folder: Path) -> None:
             continue
         for task, features in study.features.items():
             click.echo(f"    {task}: " + ", ".join(feature.column for feature in features))
+        for asked in experiment.profile:
+            columns = ", ".join(dict.fromkeys(asked.reads()))
+            click.echo(f"    profile {asked.name}: of every {asked.by}, from {columns}")
     if not found:
         click.echo("nothing waits for approval")
 
