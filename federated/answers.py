@@ -10,10 +10,11 @@ from typing import Any, Protocol
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from federated import profiles
-from federated.apps import client_app, recall
+from federated.apps import client_app
 from federated.charter import Charter, same
 from federated.delivery import DELIVER, take
 from federated.insurer import (
+    STATE,
     Insurer,
     Refusal,
     Study,
@@ -36,7 +37,7 @@ from secure_agg.transcript import Transcript
 
 BEGIN, CHECKPOINT, OPEN = "query.begin", "query.checkpoint", "query.open"
 #: Records of a state that stand in files of their own and are put back when a run is taken up.
-SECRETS = ("identity", "enrolled", "share")
+SECRETS = ("identity", "enrolled", "share", "profiles")
 #: Runs whose rows are kept at hand.
 AT_HAND = 4
 
@@ -73,7 +74,8 @@ class Insurers:
 
     def _take_up(self, kept: Kept, study: Study) -> None:
         secret = hashlib.sha256(b"rows " + self._seed).digest()
-        self._parties[kept.run] = self._insurer.party(study, secret)
+        party = self._parties[kept.run] = self._insurer.party(study, secret)
+        party.profiles |= profiles.kept(self._folder / STATE, kept.run)
         for old in list(self._parties)[:-AT_HAND]:
             del self._parties[old]
         if study.experiment.model.kind == "network":
@@ -125,7 +127,6 @@ class Insurers:
             self._take_up(kept, study)
         memory, party = self._memory(kept), self._parties[kept.run]
         if letter.kind == DELIVER:
-            recall(party, Memory(memory, self._name, self._insurer.limits.hiding))
             self._tell(take(self._folder, kept.run, study, party, message.content))
             return RecordDict({"taken": ConfigRecord({"party": self._name})})
         asked = message.content.config_records.get("request", {})
@@ -144,6 +145,8 @@ class Insurers:
                 profiles.consider(kept, study, party.rules, request)
         self._now = kept.run
         reply = self._app(message, memory).content
+        if letter.kind == profiles.JOIN:
+            profiles.keep(self._folder / STATE, kept.run, party.profiles)
         if letter.kind == profiles.RELEASE and "reply" in reply.config_records:
             profiles.note_released(kept, message.content, reply)
             _log_release(log, kept.run, message.content, reply)

@@ -56,7 +56,7 @@ def client_app(party_of: PartyOf, hiding: Hiding) -> ClientApp:
             seat = int(context.node_config["partition-id"])
             holder = party_of(seat)
             memory = Memory(context, holder.name, hiding)
-            recall(holder, memory)
+            _recall(holder, memory)
             with turns[seat]:
                 try:
                     memory.check_refusals()
@@ -83,7 +83,7 @@ def client_app(party_of: PartyOf, hiding: Hiding) -> ClientApp:
     return app
 
 
-def recall(holder: Party, memory: Memory) -> None:
+def _recall(holder: Party, memory: Memory) -> None:
     """Take up what a run knows and this process does not: released profiles, finished trees."""
     for digest, data in memory.profiles():
         if digest not in holder.profiles:

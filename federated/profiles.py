@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from pathlib import Path
 
 from flwr.app import ConfigRecord, RecordDict
 
@@ -19,7 +21,8 @@ from federated.messages import Reply, Request, letter, read
 from lab import profile
 from lab.contracts import parse
 from lab.disclosure import Rules
-from lab.errors import PeerError
+from lab.errors import ConfigurationError, LogError, PeerError
+from lab.files import write_whole
 from lab.profile import Cells, Profile
 from secure_agg.identity import Identity, signed_by
 
@@ -89,6 +92,35 @@ def check_joined(kept: Kept, charter: Charter, study: Study, given: RecordDict) 
     key = charter.member(name).card.verifying
     if not signed_by(key, PURPOSE, statement, read(given, "vouched")):
         raise PeerError(f"coordinator: gives a profile that {name} does not vouch for")
+
+
+def keep(folder: Path, run: str, joined: Mapping[str, Profile]) -> None:
+    """Write the profiles of a run, each once: a state that is written with every letter is no
+    place for them. Raises :class:`LogError` where they can't be written."""
+    for digest, one in joined.items():
+        path = folder / f"{run}.{digest}.profile"
+        if not path.exists():
+            try:
+                write_whole(path, one.model_dump_json().encode(), 0o600)
+            except ConfigurationError as error:
+                raise LogError(f"{error}; nothing leaves without it: make room") from None
+
+
+def kept(folder: Path, run: str) -> dict[str, Profile]:
+    """The profiles that were joined in a run. Raises :class:`PeerError` for one that is damaged."""
+    found = {}
+    for path in sorted(folder.glob(f"{run}.*.profile")):
+        digest = path.name.split(".")[1]
+        try:
+            one = Profile.model_validate_json(path.read_bytes())
+        except (OSError, ValueError):
+            one = None
+        if one is None or one.digest != digest:
+            raise PeerError(
+                f"this party's profile of run {run} is damaged; it answers no more in it"
+            )
+        found[digest] = one
+    return found
 
 
 def _statement(charter: Charter, run: str, digest: str) -> bytes:
