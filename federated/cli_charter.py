@@ -161,7 +161,8 @@ def sign(file: Path, identity: Path) -> None:
     signatures = charters.read_signatures(beside) | {own.card.name: charters.sign(agreed, own)}
     charters.write(file, agreed, signatures)
     click.echo(f"{own.card.name} signed charter {agreed.digest}")
-    click.echo(f"hand {beside} back to {agreed.coordinator}")
+    if own.card.name != agreed.coordinator:
+        click.echo(f"hand {beside} back to {agreed.coordinator}")
 
 
 @charter.command()

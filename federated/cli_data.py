@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,12 +83,12 @@ def deal_data(experiment: Path, folder: Path, changes: tuple[str, ...]) -> None:
         click.echo(f"{name}: {place}")
     kinds = [read.model.kind, *(["profiles"] if read.profile else [])]
     kinds += ["questions"] if read.query else []
-    told = [f"analyses = {json.dumps(kinds)}"]
+    told = [f"--analysis {kind}" for kind in kinds]
     if read.profile or read.query:
-        told.append(f"person = {json.dumps(read.data.person or '')}")
+        told.append(f"--person {shlex.quote(read.data.person or '')}")
     if read.data.test_column is None:
-        told += [f"test_column = {json.dumps(MARK)}", "test_value = 1"]
-    click.echo(f"for each node.toml: {', '.join(told)}")
+        told.append(f"--test {MARK}=1")
+    click.echo(f"for lab node init: {' '.join(told)}")
 
 
 @data.command()

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from federated.cli_charter import ANALYSES
+
 if TYPE_CHECKING:
     from secure_agg.keys import PrivateKey
 
@@ -150,11 +152,32 @@ def node() -> None:
 @click.option("--role", type=click.Choice(["public", "commercial", "supervisor"]), required=True)
 @click.option("--data", "path", help="A file, an SQLAlchemy URL, or a built-in source.")
 @click.option("--contract", help="The contract file of the data.")
-def init_node(folder: Path, name: str, role: Any, path: str | None, contract: str | None) -> None:
+@click.option("--person", help='The column of who a row belongs to; "" if each row is a person\'s.')
+@click.option("--test", metavar="COLUMN=VALUE", help="The mark of rows for testing.")
+@click.option(
+    "--analysis",
+    "analyses",
+    type=click.Choice(ANALYSES),
+    multiple=True,
+    default=["glm"],
+    show_default=True,
+    help="What it takes part in; may be repeated.",
+)
+def init_node(
+    folder: Path,
+    name: str,
+    role: Any,
+    path: str | None,
+    contract: str | None,
+    person: str | None,
+    test: str | None,
+    analyses: tuple[str, ...],
+) -> None:
     """Make a node: keys, a commented node.toml, the enrolment to hand over.
 
     \b
     lab node init ping-an --name ping-an --role commercial --data claims.parquet --contract claims-v1.toml
+    lab node init ping-an … --person member --test held_out=1 --analysis glm --analysis questions
     """
     from federated import insurer
     from lab.errors import ConfigurationError
@@ -165,7 +188,15 @@ def init_node(folder: Path, name: str, role: Any, path: str | None, contract: st
         path = str(Path(path).resolve())
     if contract and Path(contract).exists():
         contract = str(Path(contract).resolve())
-    enrolment = insurer.init(folder, name, role, path, contract)
+    mark: tuple[str, str | int] | None = None
+    if test is not None:
+        column, equals, value = test.partition("=")
+        if not equals or not column:
+            raise ConfigurationError(f"--test {test}: needs the form COLUMN=VALUE, as held_out=1")
+        mark = column, int(value) if value.lstrip("-").isdigit() else value
+    enrolment = insurer.init(
+        folder, name, role, path, contract, person=person, test=mark, analyses=analyses
+    )
     click.echo(f"{folder}: node of {name}, fingerprint {enrolment.member.fingerprint}")
     click.echo(f"hand {folder}/enrolment.json to the coordinator")
     click.echo(f"put into {folder}: charter.json, charter.signatures.json, admission.json")

@@ -112,13 +112,13 @@ role = {role}
 
 [data]
 {data}
-# person = ""                  # the column of who a row belongs to, "" if each is a person's;
+{person:<31}# the column of who a row belongs to, "" if each is a person's;
                                # questions and profiles count persons, and need it
-# test_column = "held_out"     # rows where it has test_value are for testing;
-# test_value = 1               # without it they are drawn by a hash of the person
+{test_column:<31}# rows where it has test_value are for testing;
+{test_value:<31}# without it they are drawn by a hash of the person
 
 [limits]
-analyses = ["glm"]             # of: glm, network, trees, questions, profiles
+{analyses:<31}# of: glm, network, trees, questions, profiles
 never_leaves = []              # columns that take part in nothing
 minimum_rows = 10              # rows behind a model's sum, or it stays here
 minimum_parties = 3            # parties behind a sum, or it stays here
@@ -135,25 +135,51 @@ noised = false                 # true: questions are answered with noise alone
 """
 
 
-def init(folder: Path, name: str, role: Role, path: str | None, contract: str | None) -> Enrolment:
-    """A new node in a new folder: keys, a commented node.toml, the enrolment to hand over."""
+def init(
+    folder: Path,
+    name: str,
+    role: Role,
+    path: str | None = None,
+    contract: str | None = None,
+    *,
+    person: str | None = None,
+    test: tuple[str, str | int] | None = None,
+    analyses: tuple[str, ...] = ("glm",),
+) -> Enrolment:
+    """A new node in a new folder: keys, a commented node.toml, the enrolment to hand over.
+
+    person: the column of who a row belongs to, "" where each is a person's; test: the column and
+    the value that mark rows for testing.
+    """
     make_folder(folder)
     for inner in (REQUESTS, APPROVED, STATE):
         (folder / inner).mkdir(mode=0o700)
     key = certificates.new_key()
     certificates.write_key(folder / KEY, key)
     enrolment = make_party(folder, name, role, certificates.openssh_line(key))
-    quoted = {"name": json.dumps(name, ensure_ascii=False), "role": json.dumps(role)}
+    quoted = {"name": _toml(name), "role": _toml(role)}
     if role == "supervisor":
         rules = '# disclosure = "rules.toml"    # rules by which answers to questions are released'
         text = "\n".join([*(f"{k} = {v}" for k, v in quoted.items()), rules]) + "\n"
     else:
         kind = "source" if path in SOURCES else "path"
         told = {kind: path, "contract": contract}
-        lines = [f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in told.items() if v]
-        text = TEMPLATE.format(**quoted, data="\n".join(lines))
+        column, value = test or ("held_out", 1)
+        known = {
+            "person": f"{'# ' * (person is None)}person = {_toml(person or '')} ",
+            "test_column": f"{'# ' * (test is None)}test_column = {_toml(column)} ",
+            "test_value": f"{'# ' * (test is None)}test_value = {_toml(value)} ",
+            "analyses": f"analyses = {_toml(list(analyses))} ",
+            "data": "\n".join(f"{key} = {_toml(v)}" for key, v in told.items() if v),
+        }
+        text = TEMPLATE.format(**quoted, **known)
     write_whole(folder / SETTINGS, text.encode(), 0o600)  # an address may hold a password
     return enrolment
+
+
+def _toml(value: object) -> str:
+    """Text, a whole number or a list of these; JSON's form of them is TOML's too."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def admission_of(folder: Path, name: str) -> Admission:
