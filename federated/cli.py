@@ -219,7 +219,7 @@ def _print_study(study: Study, runs: Path) -> None:
     for arm in arms:
         table.add_column(arm, justify="right")
     sizes = {name: size["train"] for name, size in study.market.sizes.items()}
-    absent = "its own" if study.outlook else "no fit"  # a real party's scores stay with it
+    absent = "not told" if study.outlook else "no fit"  # a real party's scores stay with it
     for holder in ["all", *sizes]:
         cells = [
             f"{scores[arm, holder]:.4f}" if (arm, holder) in scores.index else absent

@@ -79,8 +79,8 @@ def _detector(result: dict[str, Any]) -> list[tuple[str, str, Draw]]:
 
 
 def parties(result: dict[str, Any]) -> list[str]:
-    """The whole market, then each party."""
-    return ["all", *result["data"]["parties"]]
+    """The whole market, then each party whose scores are told; real parties keep theirs."""
+    return ["all"] if "outlook" in result else ["all", *result["data"]["parties"]]
 
 
 def _figure(result: dict[str, Any], draw: Any) -> str:
@@ -129,6 +129,8 @@ def resize(axes: Axes, width: float, height: float) -> None:
 
 def _by_party(result: dict[str, Any], axes: Axes) -> bool:
     holders, score = parties(result)[::-1], result["headline"]
+    if len(holders) == 1:
+        return False
     resize(axes, 5.2, 1.3 + 0.3 * len(holders))
     points: list[tuple[float, int]]
     for arm, values in result["arms"].items():
