@@ -18,14 +18,13 @@ from typing import Any
 
 from flwr.app import Message, RecordDict
 
-from federated import certificates, exchange
 from federated.answers import BEGIN, CHECKPOINT
 from federated.charter import Charter, same
 from federated.delivery import DELIVER
 from federated.enrolment import INSURERS
 from federated.exchange import Settings
-from federated.exchange_grid import ExchangeGrid, Seen
-from federated.federation import Federation, Member, Progress
+from federated.exchange_grid import ExchangeGrid
+from federated.federation import Federation, Member, Progress, receipt_of
 from federated.fleet import packed
 from federated.insurer import Study as Announced
 from federated.journal import Journal, question_of
@@ -33,6 +32,7 @@ from federated.ledger import vouched
 from federated.letters import Letter, answering, received
 from federated.memory import Released
 from federated.messages import Request, letter, read, refusal
+from federated.post import Post
 from federated.profiles import JOIN, VOUCH, releaser
 from federated.protection import Protection
 from lab.audit import Checkpoint
@@ -91,9 +91,7 @@ class RealFederation(Federation):
         self.silent: list[tuple[str, str]] = []
         self.checkpoints: dict[str, Checkpoint] = {}
         self._since: dict[str, str] = {}
-        self._keys = {
-            m.name: certificates.pem(m.flower_key) for m in charter.members if m.flower_key
-        }
+        self._post = Post(grid, folder, charter, identity, journal.run, log)
         split = charter.key is not None and charter.key.opens == "split"
         self._together = announced.kind == "questions"
         self._least = charter.minimum_parties
@@ -112,14 +110,6 @@ class RealFederation(Federation):
         """Insurers that take part, in seat order."""
         return tuple(member.name for member in self.members)
 
-    def _nodes(self) -> dict[str, Seen]:
-        """Members whose node is here now and not revoked."""
-        gone = exchange.revoked(self._folder)
-        here = {seen.key: seen for seen in self.grid.seen() if seen.online}
-        return {
-            name: here[key] for name, key in self._keys.items() if key in here and name not in gone
-        }
-
     def _come(self, patience: float) -> tuple[Member, ...]:
         """Wait for all members, and at the deadline go on with those who are here."""
         insurers = [
@@ -127,11 +117,11 @@ class RealFederation(Federation):
             for m in self.charter.members
             if m.role in INSURERS and m.name not in self.journal.out
         ]
-        deadline, here = time.monotonic() + patience, self._nodes()
-        wanted = {*insurers, *self._holders}
+        deadline = time.monotonic() + patience
+        here, wanted = self._post.here(deadline), {*insurers, *self._holders}
         while not wanted <= set(here) and time.monotonic() < deadline:
             time.sleep(0.2)
-            here = self._nodes()
+            here = self._post.here(deadline)
         for name in self._holders:
             if name not in here:
                 raise PeerError(
@@ -196,7 +186,7 @@ class RealFederation(Federation):
         """
         here = {*self.names, *self._holders}
         sent = self._written(action, {n: one for n, one in letters.items() if n in here})
-        heard = self._exchanged(sent)
+        heard = self._post.exchanged(sent)
         answers: dict[str, RecordDict] = {}
         reasons: dict[str, str] = {}
         for name in letters:
@@ -241,9 +231,11 @@ class RealFederation(Federation):
         """What a party answers, if it is its answer to this letter."""
         if heard is None:
             raise Silent
+        if not heard.has_content():
+            raise PeerError(f"{name}: answers with nothing", name)
         reply = received(heard.content, self._card(name))
         same(self.charter.digest, reply.charter, name)
-        content = reply.content
+        content = answering(reply, asked).content
         if "refusal" in content.config_records:
             error = refusal(content)
             self._log.append(
@@ -256,49 +248,10 @@ class RealFederation(Federation):
                 party=name,
             )
             raise error
-        answering(reply, asked)
         return content
 
     def _card(self, name: str) -> Any:
         return self.charter.member(name).card
-
-    def _exchanged(self, letters: Mapping[str, Letter]) -> dict[str, Message]:
-        """Replies by name, of those who answered in time. A letter goes out again to a node that
-        came back, and after a while to any; whoever gets it twice gives the same answer."""
-        signed = {one.number: one.signed(self._identity) for one in letters.values()}
-        deadline = time.monotonic() + self._settings.answer_seconds
-        waiting: dict[str, str] = {}
-        sent: dict[str, tuple[float, str, float]] = {}
-        heard: dict[str, Message] = {}
-        look = 0.0
-        while set(heard) < set(letters) and time.monotonic() < deadline:
-            if time.monotonic() >= look:
-                look, here = time.monotonic() + 1.0, self._nodes()
-                gone = exchange.revoked(self._folder)
-                if all(name in heard or name in gone for name in letters):
-                    break
-                due = [
-                    name
-                    for name in letters
-                    if name not in heard and name in here and _due(sent.get(name), here[name])
-                ]
-                messages = [
-                    Message(signed[letters[n].number], here[n].node, letters[n].kind) for n in due
-                ]
-                if messages:
-                    for name, identity in zip(due, self.grid.push_messages(messages), strict=True):
-                        wait = sent[name][2] * 2 if name in sent else self._settings.again_seconds
-                        waiting[identity] = name
-                        sent[name] = (time.monotonic(), here[name].since, wait)
-            for reply in self.grid.pull_messages(list(waiting)) if waiting else ():
-                name = waiting.pop(reply.metadata.reply_to_message_id, "")
-                if name and reply.has_error():  # the broker's word that the node went away with it
-                    sent.pop(name, None)
-                elif name:
-                    heard.setdefault(name, reply)
-            if not waiting:
-                time.sleep(0.05)
-        return heard
 
     def sum(
         self, statistic: str, arrays: Mapping[str, Floats] | None = None, **arguments: Any
@@ -377,6 +330,10 @@ class RealFederation(Federation):
                 return super().levels(task, features)
             except Absent as gone:
                 self._go_on_without(gone.reasons)
+            except PeerError as error:
+                if not error.culprits:
+                    raise
+                self._go_on_without(dict.fromkeys(error.culprits, str(error)))
 
     def _of_those_who_answer(
         self, action: str, names: tuple[str, ...], told: RecordDict | None = None
@@ -389,11 +346,13 @@ class RealFederation(Federation):
     def receipts(self) -> dict[str, list[Released]]:
         """What left each party that shows it; a party that does not is no fault."""
         answers = self._of_those_who_answer("query.receipt", self.names)
-        lines = {n: str(a.config_records["receipt"]["lines"]) for n, a in answers.items()}
-        return {
-            name: [Released(**json.loads(line)) for line in text.splitlines()]
-            for name, text in lines.items()
-        }
+        found = {}
+        for name, answer in answers.items():
+            try:
+                found[name] = receipt_of(name, answer)
+            except PeerError as error:
+                self._log.append("fault", run=self._run, what=str(error))
+        return found
 
     def deliver(self, parcel: RecordDict) -> None:
         """Give every party the model; one that does not take it has done its part all the same."""
@@ -442,14 +401,6 @@ def in_one_line(reasons: Mapping[str, str]) -> str:
     for name, reason in reasons.items():
         groups.setdefault(reason.removeprefix(f"{name}: "), []).append(name)
     return "; ".join(f"{', '.join(names)}: {text}" for text, names in groups.items())
-
-
-def _due(sent: tuple[float, str, float] | None, seen: Seen) -> bool:
-    """Whether a letter should go out: never sent, to a node that came back since, or long ago."""
-    if sent is None:
-        return True
-    when, since, wait = sent
-    return seen.since != since or time.monotonic() > when + wait
 
 
 def _rule(text: str) -> str:

@@ -58,6 +58,7 @@ from federated.fleet import (
     FAR_SECONDS,
     Headers,
     Incomplete,
+    LineError,
     inflated,
     line_errors,
     named,
@@ -84,22 +85,42 @@ class ExchangeGrid(Grid):
     """
 
     def __init__(self, door: str, secret: str, bundle: bytes) -> None:
+        self._door, self._secret, self._bundle = door, secret, bundle
         self._headers = Headers({"lab-secret": secret, "lab-hold": "1"})
-        self._line = httpx.Client(
-            transport=httpx.HTTPTransport(uds=door), timeout=CALL_SECONDS, follow_redirects=False
-        )
         self._closed = threading.Event()
+        self._node = Node(node_id=SUPERLINK_NODE_ID)
+        self._open()
+        threading.Thread(target=self._alive, daemon=True, name="alive").start()
+
+    def _open(self) -> None:
+        self._line = httpx.Client(
+            transport=httpx.HTTPTransport(uds=self._door),
+            timeout=CALL_SECONDS,
+            follow_redirects=False,
+        )
         try:
             with line_errors("starting a run"):
-                task = self._started(secret, bundle)
+                task = self._started(self._secret, self._bundle)
         except BaseException:
             self._line.close()
             raise
         self._run = run_from_proto(task.run)
-        self._node = Node(node_id=SUPERLINK_NODE_ID)
         TaskIdentity.task_id, TaskIdentity.run_id = task.task_id, self._run.run_id
         TaskIdentity.node_id = task.context.node_id
-        threading.Thread(target=self._alive, daemon=True, name="alive").start()
+
+    def open_again(self, deadline: float) -> None:
+        """A new run, on an exchange that may have been started anew and know nothing of the old one.
+
+        deadline: on the monotonic clock. Raises :class:`LineError` where nobody serves until then.
+        """
+        self._line.close()
+        while True:
+            try:
+                return self._open()
+            except LineError as error:
+                if not error.lost or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.2)
 
     def _started(self, secret: str, bundle: bytes) -> Any:
         known = [RuntimeVersionHttpInterceptor(component_name="flwr-serverapp"), self._headers]

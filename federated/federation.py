@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
+from pydantic import TypeAdapter
 
 from federated.memory import Released
 from federated.messages import Request, letter, read, refusal
@@ -153,20 +154,38 @@ class Federation:
         )
         letters = dict.fromkeys(self.names, RecordDict({"levels": asked}))
         heard: list[set[str]] = [set() for _ in features]
-        for answer in self.ask("query.levels", letters).values():
-            names = json.loads(str(answer.config_records["levels"]["names"]))
-            for known, added in zip(heard, names, strict=True):
-                known.update(str(name) for name in added)
+        for name, answer in self.ask("query.levels", letters).items():
+            told = _levels_of(name, answer, len(features))
+            for known, added in zip(heard, told, strict=True):
+                known.update(added)
         return [tuple(sorted(names, key=_in_order)) for names in heard]
 
     def receipts(self) -> dict[str, list[Released]]:
         """What passed each party's gate so far, as the parties wrote it down."""
         answers = self.ask("query.receipt", dict.fromkeys(self.names, RecordDict()), patient=True)
-        lines = {n: str(a.config_records["receipt"]["lines"]) for n, a in answers.items()}
-        return {
-            name: [Released(**json.loads(line)) for line in text.splitlines()]
-            for name, text in lines.items()
-        }
+        return {name: receipt_of(name, answer) for name, answer in answers.items()}
+
+
+_NAMES, _LINE = TypeAdapter(list[list[str]]), TypeAdapter(Released)
+
+
+def receipt_of(name: str, answer: RecordDict) -> list[Released]:
+    """The receipt in a party's answer. Raises :class:`PeerError` that blames the party."""
+    try:
+        text = str(answer.config_records["receipt"]["lines"])
+        return [_LINE.validate_json(line) for line in text.splitlines()]
+    except (KeyError, ValueError):
+        raise PeerError(f"{name}: its receipt is not readable", name) from None
+
+
+def _levels_of(name: str, answer: RecordDict, features: int) -> list[list[str]]:
+    try:
+        told = _NAMES.validate_json(str(answer.config_records["levels"]["names"]))
+        if len(told) != features:
+            raise ValueError
+        return told
+    except (KeyError, ValueError):
+        raise PeerError(f"{name}: its names of levels are not readable", name) from None
 
 
 def _in_order(level: str) -> tuple[bool, float, str]:

@@ -105,6 +105,9 @@ def line_errors(doing: str) -> Iterator[None]:
     except httpx.HTTPError as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise LineError(f"{doing}: no line to the exchange ({reason})", 0) from None
+    except BROKEN as error:  # Flower's clients raise ValueError for what they cannot read
+        kind = type(error).__name__
+        raise LineError(f"{doing}: what the exchange sends is not readable ({kind})", 0) from None
 
 
 def _detail(error: httpx.HTTPStatusError) -> str:
@@ -135,6 +138,11 @@ class LineError(PeerError):
     def passing(self) -> bool:
         """Whether trying again may help."""
         return self.status == 0 or self.status in PASSING
+
+    @property
+    def lost(self) -> bool:
+        """Whether the exchange is gone, or was started again and does not know who calls."""
+        return self.passing or self.status == httpx.codes.UNAUTHORIZED
 
 
 def objects_of(tree: ObjectTree, pull: Callable[[str], Any], patience: float) -> dict[str, bytes]:
@@ -186,6 +194,7 @@ class NodeLine:
             verify=tls,
             timeout=CALL_SECONDS,
         )
+        self._client._client.follow_redirects = False  # nor to anywhere without TLS
         self._public = public_key_to_bytes(key.public_key())
         self._closed = threading.Event()
         self._lock = threading.Lock()
@@ -228,12 +237,12 @@ class NodeLine:
         node = Node(node_id=self.node)
         with line_errors("asking for work"):
             told = self._client.PullMessages(PullMessagesRequest(node=node))
-        if not told.messages_list:
-            return None
-        head = message_from_proto(told.messages_list[0])
+            if not told.messages_list:
+                return None
+            head, tree = message_from_proto(told.messages_list[0]), told.message_object_trees[0]
         try:
             with line_errors("fetching a message"):
-                return self._taken(node, head, told.message_object_trees[0])
+                return self._taken(node, head, tree)
         except LineError as error:
             if error.passing or error.barred:
                 raise

@@ -15,10 +15,10 @@ import json
 import os
 import signal
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -43,7 +43,7 @@ from federated.insurer import (
 )
 from federated.keeping import Kept
 from federated.ledger import LOG_NAME, open_log
-from federated.letters import Letter, received, sender_of
+from federated.letters import Letter, claimed, received
 from federated.memory import Released
 from federated.messages import read, refuse
 from federated.party import charter_of, identity_of, seed_of
@@ -131,7 +131,7 @@ class Node:
     def _take_part(self, line: NodeLine, ready: Callable[[], None] | None) -> float:
         place = self.folder / "last_node"
         before = int(place.read_text()) if place.exists() else 0
-        node = line.open(before)
+        node, self._apps = line.open(before), {}  # an exchange started anew may name other runs so
         write_whole(place, str(node).encode())
         self._tell(f"{self.settings.name} is in the exchange at {self.admission.address}")
         if ready is not None:
@@ -150,18 +150,14 @@ class Node:
         return FIRST_WAIT
 
     def _send(self, line: NodeLine, reply: Message) -> None:
-        """Send a reply until it is taken; a run that is over takes none."""
-        wait = FIRST_WAIT
-        for _ in range(8):
-            try:
-                return line.push(reply)
-            except LineError as error:
-                if not error.passing:
-                    self.log.append("fault", what=f"a reply was not taken: {error}")
-                    return None
-            time.sleep(wait)
-            wait *= 2
-        return None
+        """Send a reply. Where the line breaks, the letter comes again and gets the same one; a run
+        that is over takes none."""
+        try:
+            line.push(reply)
+        except LineError as error:
+            if error.passing:
+                raise
+            self.log.append("fault", what=f"a reply was not taken: {error}")
 
     def handle(self, line: NodeLine, message: Message) -> RecordDict:
         """The records of a reply, signed; whatever goes wrong is a typed refusal."""
@@ -191,7 +187,7 @@ class Node:
             raise Refusal(
                 "app", f"app {self._apps[run][:16]} is not the approved {self._bundle[:16]}"
             )
-        sender = self.charter.member(sender_of(message.content))
+        sender = self.charter.member(claimed(message.content).sender)
         letter = received(message.content, sender.card)
         same(self.charter.digest, letter.charter, letter.sender)
         if self.settings.name not in letter.to:
@@ -265,8 +261,16 @@ class Node:
                 self._log_refusal(letter, query, statistic, str(told))
         content = refuse(told, self.settings.name)
         if letter is None:
-            letter = Letter(self.charter.digest, "", -1, "", (self.settings.name,), "", b"")
+            letter = self._as_it_says(message)
         return letter.reply(self.settings.name, content).signed(self.identity)
+
+    def _as_it_says(self, message: Message) -> Letter:
+        """What is refused unopened: the refusal is for this place in this run, and for no other."""
+        nothing = Letter(self.charter.digest, "", -1, "", (), "", b"")
+        with suppress(LabError):
+            says = claimed(message.content)
+            return replace(nothing, run=says.run, number=says.number, sender=says.sender)
+        return nothing
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ another place, to another party or under another charter, whoever holds the brok
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, RecordDict
@@ -89,20 +90,15 @@ class Letter:
         return RecordDict({"letter": head, "body": blobs(body=self.body)})
 
 
-def sender_of(record: RecordDict) -> str:
-    """Who a letter says it is from; nothing is checked."""
-    return str(record.config_records.get("letter", {}).get("sender", ""))
-
-
-def received(record: RecordDict, card: Card) -> Letter:
-    """A letter that this sender signed, under whatever charter. Raises :class:`PeerError`."""
+def claimed(record: RecordDict, whose: str = "coordinator") -> Letter:
+    """The letter that a record says it is; who wrote it is not checked. Raises :class:`PeerError`."""
     try:
         head = record.config_records["letter"]
         body = head["body"] if "body" in head else unblob(record.array_records["body"], "body")
-        to, number, signature = head["to"], head["number"], head["signature"]
+        to, number = head["to"], head["number"]
         if not isinstance(to, list) or type(number) is not int or not isinstance(body, bytes):
             raise TypeError
-        letter = Letter(
+        return Letter(
             charter=str(head["charter"]),
             run=str(head["run"]),
             number=number,
@@ -111,10 +107,17 @@ def received(record: RecordDict, card: Card) -> Letter:
             kind=str(head["kind"]),
             body=body,
         )
-        ours = isinstance(signature, bytes) and card.signed(PURPOSE, letter.statement, signature)
     except UNREADABLE as error:
         reason = f"a letter is not readable: {type(error).__name__}"
-        raise PeerError(f"{card.name}: {reason}", card.name) from None
+        raise PeerError(f"{whose}: {reason}", whose) from None
+
+
+def received(record: RecordDict, card: Card) -> Letter:
+    """A letter that this sender signed, under whatever charter. Raises :class:`PeerError`."""
+    letter, ours = claimed(record, card.name), False
+    with suppress(*UNREADABLE):
+        signature = record.config_records["letter"]["signature"]
+        ours = isinstance(signature, bytes) and card.signed(PURPOSE, letter.statement, signature)
     if letter.sender != card.name or not ours:
         raise PeerError(f"{card.name}: a letter in its name is not signed by it", card.name)
     return letter
