@@ -89,7 +89,7 @@ def make_authority(folder: Path, name: str, hosts: tuple[str, ...]) -> None:
     write_whole(folder / SERVER, leaf.public_bytes(Encoding.PEM))
 
 
-def admit(folder: Path, name: str, openssh: str, days: int = LEAF_DAYS) -> str:
+def admit(folder: Path, name: str, openssh: str, days: float = LEAF_DAYS) -> str:
     """A node's certificate over its own key, PEM."""
     key, ca = read_key(folder / CA_KEY), read_certificate((folder / CA).read_bytes())
     public = load_ssh_public_key(openssh.encode())
@@ -133,6 +133,13 @@ def client_side(ca: Path, certificate: Path, key: Path) -> ssl.SSLContext:
     return context
 
 
+def peer_of(line: ssl.SSLObject) -> tuple[bytes, float]:
+    """The public key of the peer's certificate, PEM, and when the certificate ends, in Unix time."""
+    found = x509.load_der_x509_certificate(line.getpeercert(binary_form=True) or b"")
+    key = found.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return key, found.not_valid_after_utc.timestamp()
+
+
 def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text[:64])])
 
@@ -145,7 +152,7 @@ def _host(host: str) -> x509.GeneralName:
 
 
 def _builder(
-    issuer: x509.Name, subject: x509.Name, key: ec.EllipticCurvePublicKey, days: int
+    issuer: x509.Name, subject: x509.Name, key: ec.EllipticCurvePublicKey, days: float
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     start, end = now - datetime.timedelta(minutes=5), now + datetime.timedelta(days=days)
@@ -168,7 +175,7 @@ def _leaf(
     key: ec.EllipticCurvePublicKey,
     use: x509.ObjectIdentifier,
     names: x509.SubjectAlternativeName | None,
-    days: int = LEAF_DAYS,
+    days: float = LEAF_DAYS,
 ) -> x509.Certificate:
     usage = x509.KeyUsage(True, False, False, False, False, False, False, False, False)
     issued_by = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key())

@@ -109,7 +109,7 @@ def _tell_verdict(item: Checked) -> None:
 
 
 @audit.command("show")
-@click.argument("path", type=FILE)
+@click.argument("path", type=click.Path(path_type=Path))
 @click.option("--run", help="Lines of this run alone.")
 @click.option("--kind", multiple=True, help="Lines of this kind alone; may be repeated.")
 @click.option("--last", type=click.IntRange(1), help="The last lines alone.")
@@ -120,17 +120,22 @@ def show_log(
     """Read a log: line, time in UTC, kind, what it tells. What is shown is not verified.
 
     \b
-    lab audit show ping-an/log.jsonl --kind release --kind refusal --last 20
+    lab audit show ping-an --kind release --kind refusal --last 20
     """
+    from federated.ledger import logs_in
     from lab import audit as logs
     from lab.errors import ConfigurationError
 
     unknown = [name for name in kind if name not in logs.KINDS]
     if unknown:
         raise ConfigurationError(f"--kind {unknown[0]}: there are {', '.join(logs.KINDS)}")
+    found = logs_in(path) if path.is_dir() else [path]
+    if len(found) != 1:
+        here = ", ".join(str(log) for log in found) or "no log"
+        raise ConfigurationError(f"{path}: one log is shown at a time, and here is {here}")
     chosen = [
         entry
-        for entry in logs.entries(logs.read_lines(path))
+        for entry in logs.entries(logs.read_lines(found[0]))
         if (run is None or entry.run == run) and (not kind or entry.kind in kind)
     ][-last if last else 0 :]
     if as_json:

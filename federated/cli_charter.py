@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ def charter() -> None:
     "contracts",
     multiple=True,
     required=True,
-    metavar="NAME[=VERSION]",
+    metavar="NAME|NAME-vN|NAME=VERSION",
     help="A data contract in force; may be repeated.",
 )
 @click.option(
@@ -81,12 +82,19 @@ def init(
 
 
 def _contract(text: str) -> tuple[str, int]:
+    """Name and version; ``claims-v1`` is a name of version 1, unless a version is told beside it."""
     from lab.errors import ConfigurationError
 
     name, _, number = text.partition("=")
-    if not name or not (number or "1").isdecimal():
-        raise ConfigurationError(f"--contract {text}: needs the form NAME or NAME=VERSION")
-    return name, int(number or "1")
+    said = re.search(r"-v(\d+)$", name)
+    if not name or (number and not number.isdecimal()):
+        raise ConfigurationError(f"--contract {text}: needs the form NAME, NAME-vN or NAME=VERSION")
+    version = int(number or (said[1] if said else 1))
+    if said and int(said[1]) != version:
+        raise ConfigurationError(
+            f"--contract {text}: {name} names version {said[1]}, and {version} is told beside it"
+        )
+    return name, version
 
 
 @charter.command()

@@ -89,9 +89,19 @@ def of_node(name: str, app: Any, headers: Headers, body: bytes) -> Answered:
             headers=headers, app=app, state=SimpleNamespace(protobuf_request=asked)
         )
         authenticate_node(caller)
+        if name == "push-messages" and not _own(asked):
+            raise HTTPException(403, "a node answers what it was asked, in its own name")
         return handler(asked, _state(app))
 
     return _answered(answer)
+
+
+def _own(asked: PushMessagesRequest) -> bool:
+    """Whether messages are answers of the node that pushes them; Flower takes its word for it."""
+    told = [message.metadata for message in asked.messages_list]
+    return bool(told) and all(
+        m.reply_to_message_id and m.src_node_id == asked.node.node_id for m in told
+    )
 
 
 def of_run(name: str, app: Any, headers: Headers, body: bytes) -> Answered:

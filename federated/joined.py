@@ -83,7 +83,7 @@ class Node:
             self._answers = Supervisors(folder, self.charter, unlock(), rules)
         self._bundle = hashlib.sha256(bundle()).hexdigest()
         self._apps: dict[int, str] = {}
-        self._stop, self._waiting = threading.Event(), False
+        self._stop, self._waiting, self._wait = threading.Event(), False, FIRST_WAIT
 
     def serve(self, ready: Callable[[], None] | None = None) -> None:
         """Take part until SIGINT or SIGTERM. Raises ConfigurationError where nobody lets it in."""
@@ -94,16 +94,15 @@ class Node:
             self._signals(),
             single_threaded_blas(),  # as in a simulation: the same bits for any number of cores
         ):
-            wait = FIRST_WAIT
             while not self._stop.is_set():
                 line = self._line()
                 try:
-                    wait = self._take_part(line, ready) or wait
+                    self._take_part(line, ready)
                 except LineError as error:
                     self._explain(error)
                     with suppress(Stopped), self._interruptible():
-                        self._stop.wait(wait)
-                    wait = min(LONGEST_WAIT, wait * 1.6)
+                        self._stop.wait(self._wait)
+                    self._wait = min(LONGEST_WAIT, self._wait * 1.6)
                 except Stopped:
                     break
                 finally:
@@ -128,11 +127,12 @@ class Node:
         else:
             self._tell(f"{error}; trying again")
 
-    def _take_part(self, line: NodeLine, ready: Callable[[], None] | None) -> float:
+    def _take_part(self, line: NodeLine, ready: Callable[[], None] | None) -> None:
         place = self.folder / "last_node"
         before = int(place.read_text()) if place.exists() else 0
         node, self._apps = line.open(before), {}  # an exchange started anew may name other runs so
         write_whole(place, str(node).encode())
+        self._wait = FIRST_WAIT
         self._tell(f"{self.settings.name} is in the exchange at {self.admission.address}")
         if ready is not None:
             ready()
@@ -147,7 +147,6 @@ class Node:
                 continue
             if message is not None:
                 self._send(line, Message(self.handle(line, message), reply_to=message))
-        return FIRST_WAIT
 
     def _send(self, line: NodeLine, reply: Message) -> None:
         """Send a reply. Where the line breaks, the letter comes again and gets the same one; a run
@@ -160,11 +159,16 @@ class Node:
             self.log.append("fault", what=f"a reply was not taken: {error}")
 
     def handle(self, line: NodeLine, message: Message) -> RecordDict:
-        """The records of a reply, signed; whatever goes wrong is a typed refusal."""
+        """The records of a reply, signed; whatever goes wrong is a typed refusal.
+
+        A line that breaks is no refusal: :class:`LineError` is raised, and the letter comes again.
+        """
         letter: Letter | None = None
         try:
             letter = self._opened(line, message)
             return self._handle(letter, message)
+        except LineError:
+            raise
         except LogError as error:
             self._tell(str(error))
             told: LabError = LogError("this party cannot write its log; nothing leaves it")

@@ -17,6 +17,7 @@ import hmac
 import json
 import logging
 import ssl
+import time
 from base64 import b64decode
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
@@ -39,6 +40,10 @@ SECRET, KEY, LAST, HOLD = b"lab-secret", b"flwr-public-key", b"lab-last", b"lab-
 #: Seconds an empty pull is held; seconds within which a body must have come.
 HELD, BODY_SECONDS = 20.0, 60.0
 LARGEST_INSIDE = 2**31
+#: Connections that one certificate's key may hold; a node needs two.
+MOST_LINES = 16
+#: What a connection knows of its peer: the key it shook hands with, the end of its certificate.
+PEER_KEY, PEER_END = "peer_key", "peer_end"
 #: Status, headers and body of an answer.
 Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
 Ask = Callable[[Scope, bytes], Awaitable[Answer]]
@@ -200,6 +205,9 @@ def outer_check(register: Register) -> Callable[[Scope], None]:
     def check(scope: Scope) -> None:
         from federated.handlers import NODES
 
+        if scope["state"][PEER_END] < time.time():  # TLS looked at it when the connection was made
+            register.note("fault", rule="certificate", what="a certificate that ended is used on")
+            raise Refused(403, f"{BARRED} certified no longer, its certificate ended; renew it")
         if scope["path"] == HEALTH:
             return
         if scope["path"].removeprefix(FLEET) not in NODES or not scope["path"].startswith(FLEET):
@@ -214,6 +222,9 @@ def outer_check(register: Register) -> Callable[[Scope], None]:
         if (standing := register.standing(key)) != "admitted":
             register.note("fault", rule="registration", what=f"a key that is {standing} called")
             raise Refused(403, f"{BARRED} {standing} here")
+        if key != scope["state"][PEER_KEY]:
+            register.note("fault", rule="certificate", what="a key called by another's certificate")
+            raise Refused(403, f"{BARRED} another than its certificate's")
 
     return check
 
@@ -313,6 +324,20 @@ class Broker:
     ) -> None:
         """Serve on two bound sockets until `stop` is set. limit: bytes of a body from outside."""
         import uvicorn
+        from uvicorn.protocols.http.h11_impl import H11Protocol
+
+        from federated.certificates import peer_of
+
+        class Peer(H11Protocol):
+            """A connection from outside, which knows whose it is."""
+
+            def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+                super().connection_made(transport)
+                key, end = peer_of(transport.get_extra_info("ssl_object"))
+                self.app_state = {**self.app_state, PEER_KEY: key, PEER_END: end}
+                same = [c for c in self.connections if c.app_state.get(PEER_KEY) == key]
+                if len(same) > MOST_LINES:
+                    transport.close()
 
         class Quiet(uvicorn.Server):
             """A server that leaves signals to whoever runs it."""
@@ -330,7 +355,7 @@ class Broker:
                 log_level=logging.CRITICAL,
                 access_log=False,
                 server_header=False,
-                http="h11",
+                http=Peer if with_tls else "h11",
                 timeout_keep_alive=60,
                 timeout_graceful_shutdown=2,
                 limit_concurrency=500,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import struct
 import threading
 import time
 from contextlib import suppress
@@ -101,8 +100,6 @@ class Faults:
                 return False
             case "cut":
                 sink.sendall(data[: len(data) // 2])
-                sink.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                sink.close()
                 return False
             case "flip":
                 at = len(data) // 2

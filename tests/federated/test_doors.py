@@ -9,18 +9,25 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pandas as pd
 import pytest
+from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.message_pb2 import Metadata
+from flwr.proto.node_pb2 import Node
 
 from federated import certificates, exchange
 from federated.doctor import examine
 from federated.fleet import LineError, NodeLine
 from federated.insurer import AUTHORITY, CERTIFICATE, KEY, admission_of
+from federated.superlink import MOST_LINES
 from tests.federated.trial import Trial, started
 
 
@@ -130,6 +137,71 @@ def test_a_registered_key_without_its_signature_does_not_come_in(door: Trial) ->
         "flwr-timestamp": now,
     }
     assert ask(door, tls(door), "/v1/fleet/pull-messages", **headers) == 401
+
+
+def called(line: http.client.HTTPSConnection, trial: Trial, name: str) -> tuple[int, str]:
+    """What the door says to a call in a registered node's name."""
+    key = certificates.pem(trial.enrolment(trial.root / name).member.flower_key)
+    headers = {"flwr-public-key": base64.b64encode(key).decode()}
+    line.request("POST", "/v1/fleet/pull-messages", body=b"", headers=headers)
+    answer = line.getresponse()
+    return answer.status, answer.read().decode()
+
+
+def test_an_open_connection_does_not_outlive_its_certificate(door: Trial, tmp_path: Path) -> None:
+    own = door.root / "insurer 2"
+    key = certificates.openssh_line(certificates.read_key(own / KEY))
+    brief = tmp_path / "brief.pem"
+    brief.write_text(certificates.admit(door.exchange, "insurer 2", key, 3 / 86400))
+    end = certificates.read_certificate(brief.read_bytes()).not_valid_after_utc.timestamp()
+    context = certificates.client_side(own / AUTHORITY, brief, own / KEY)
+    line = http.client.HTTPSConnection("127.0.0.1", door.port, timeout=5, context=context)
+    assert called(line, door, "insurer 2")[0] == 401  # let through; there is no signature
+    time.sleep(max(0.0, end - time.time()) + 0.1)
+    status, text = called(line, door, "insurer 2")
+    assert status == 403 and "its certificate ended" in text
+    line.close()
+
+
+def test_a_key_is_not_called_by_the_certificate_of_another(door: Trial) -> None:
+    context = tls(door, "insurer 2")
+    line = http.client.HTTPSConnection("127.0.0.1", door.port, timeout=5, context=context)
+    status, text = called(line, door, "insurer 1")
+    assert status == 403 and "another than its certificate's" in text
+    line.close()
+
+
+def test_a_member_cannot_hold_all_connections(door: Trial) -> None:
+    context, held = tls(door, "insurer 2"), []
+    for _ in range(3 * MOST_LINES):
+        bare = socket.create_connection(("127.0.0.1", door.port), timeout=5)
+        held.append(context.wrap_socket(bare, server_hostname="127.0.0.1"))
+    with pytest.raises(NOTHING):
+        held[-1].sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        if not held[-1].recv(100):
+            raise ConnectionError
+    assert ask(door, tls(door), "/health") == 200
+    for line in held:
+        line.close()
+
+
+def test_a_node_pushes_nothing_in_the_name_of_another(door: Trial) -> None:
+    line = NodeLine(
+        f"127.0.0.1:{door.port}",
+        certificates.read_key(door.root / "insurer 1" / KEY),
+        tls(door),
+    )
+    own = line.open()
+    try:
+        for source, answered in ((own + 1, "a" * 64), (1, ""), (own, "")):
+            told = Metadata(src_node_id=source, reply_to_message_id=answered)
+            request = PushMessagesRequest(
+                node=Node(node_id=own), messages_list=[ProtoMessage(metadata=told)]
+            )
+            with pytest.raises(httpx.HTTPStatusError, match="403"):
+                line._client.PushMessages(request)
+    finally:
+        line.close()
 
 
 def test_a_body_over_the_limit_is_refused_before_it_is_read(door: Trial) -> None:

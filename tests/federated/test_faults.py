@@ -103,7 +103,7 @@ def test_the_model_is_the_same_over_lines_that_fail(
     faulty: Trial, lines: dict[str, Faults], kinds: tuple[str, ...], seed: int, target: int
 ) -> None:
     for at, line in enumerate(lines.values()):
-        line.fail(kinds, seed=100 * seed + at, times=4)
+        line.fail(kinds, seed=100 * seed + at, times=3)
     experiment = faulty.experiment(target)
     study = faulty.run(experiment)
     assert sum(line.failed for line in lines.values()) >= 4
