@@ -162,6 +162,10 @@ class Charter(Strict):
                 return member
         raise PeerError(f"charter {self.name}: there is no member '{name}'")
 
+    def holds(self, contract: str, version: int) -> bool:
+        """Whether a contract is in force in this version, by its name or as ``NAME-vN``."""
+        return version in (self.contracts.get(n) for n in (contract, f"{contract}-v{version}"))
+
     def allows(self, statistic: str) -> bool:
         """Whether an analysis that the charter allows asks for this statistic."""
         return any(statistic in ANALYSES[analysis] for analysis in self.analyses)

@@ -128,7 +128,7 @@ class _Doctor:
         charter = charter_of(self._folder, self._settings.name)
         insurer = Insurer(self._folder, self._settings, charter)
         table, contract = insurer.table(), insurer.contract()
-        if charter.contracts.get(contract.name) != contract.version:
+        if not charter.holds(contract.name, contract.version):
             raise PeerError(
                 f"contract {contract.name} version {contract.version} is not one of the charter's: "
                 + ", ".join(f"{k} version {v}" for k, v in charter.contracts.items())

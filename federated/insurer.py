@@ -370,8 +370,8 @@ class Insurer:
 
     def _check_contract(self, study: Study, columns: set[str]) -> None:
         """Every column that is used must be the same here; this party may have more."""
-        ours, theirs, agreed = self.contract(), study.contract, self.charter.contracts
-        if agreed.get(theirs.name) != theirs.version:
+        ours, theirs = self.contract(), study.contract
+        if not self.charter.holds(theirs.name, theirs.version):
             version = f"{theirs.name} version {theirs.version}"
             raise Refusal("contract", f"{version} is not the charter's")
         person = study.experiment.data.person

@@ -303,3 +303,33 @@ def test_the_commands_take_members_from_enrolments_to_a_signed_charter(
     assert "are void" in command("charter", "add", at_coordinator, newcomer)
     with pytest.raises(ConfigurationError, match="and this charter is"):
         command("charter", "add", at_coordinator, signatures_beside(at_member))
+
+
+@pytest.mark.parametrize(
+    ("told", "held"),
+    [
+        ("claims", {"claims": 1}),
+        ("claims-v2", {"claims-v2": 2}),
+        ("claims=2", {"claims": 2}),
+        ("claims-v2=2", {"claims-v2": 2}),
+    ],
+)
+def test_a_contract_is_named_with_or_without_its_version(
+    five: Members, tmp_path: Path, told: str, held: dict[str, int]
+) -> None:
+    charter, enrolment = tmp_path / "charter.json", tmp_path / "enrolment.json"
+    enrolment.write_text(next(iter(five.enrolments.values())).model_dump_json())
+    command(
+        *("charter", "init", charter, "--name", "x", "--coordinator", enrolment),
+        *("--contract", told),
+    )
+    made = Charter.read(charter)
+    assert made.contracts == held
+    version = next(iter(held.values()))
+    assert made.holds("claims", version) and not made.holds("claims", version + 1)
+    charter.unlink()
+    with pytest.raises(ConfigurationError, match="claims-v3 names version 3, and 2 is told"):
+        command(
+            *("charter", "init", charter, "--name", "x", "--coordinator", enrolment),
+            *("--contract", "claims-v3=2"),
+        )

@@ -8,8 +8,8 @@ import http.client
 import socket
 import ssl
 import struct
-import threading
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +28,7 @@ from federated.doctor import examine
 from federated.fleet import LineError, NodeLine
 from federated.insurer import AUTHORITY, CERTIFICATE, KEY, admission_of
 from federated.superlink import MOST_LINES
+from tests.federated.capture import enter, packets, streams
 from tests.federated.trial import Trial, started
 
 
@@ -220,59 +221,80 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read(door: Trial) -> None
             assert status in line.recv(100)
 
 
-class Wire:
-    """A proxy on loopback that passes everything on and keeps what it saw."""
-
-    def __init__(self, port: int) -> None:
-        self._target, self.seen = port, list[bytearray]()
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.port = self._socket.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self._socket.accept()
-            except OSError:
-                return
-            far = socket.create_connection(("127.0.0.1", self._target))
-            for source, sink in ((near, far), (far, near)):
-                taken = bytearray()
-                self.seen.append(taken)
-                threading.Thread(target=self._pass, args=(source, sink, taken), daemon=True).start()
-
-    @staticmethod
-    def _pass(source: socket.socket, sink: socket.socket, taken: bytearray) -> None:
-        try:
-            while data := source.recv(65536):
-                taken += data
-                sink.sendall(data)
-        except OSError:
-            return
-        finally:
-            for end in (source, sink):
-                with suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self._socket.close()
-
-
 CANARY = 1.234_567_891_234_5
 
 
-def shapes(value: float) -> list[bytes]:
-    """The value in every encoding that a message could carry it in."""
-    raw = [struct.pack(f, value) for f in ("<d", ">d", "<f", ">f")]
-    plain = [*raw, repr(value)[:9].encode(), value.hex()[:12].encode()]
-    return [
-        *plain,
-        *(p.hex().encode() for p in plain),
-        *(base64.b64encode(p)[:-3] for p in raw[:2]),
-    ]
+def shapes(value: float) -> dict[str, bytes]:
+    """The value in every encoding that a message could carry it in, by name."""
+    plain = {f: struct.pack(f, value) for f in ("<d", ">d", "<f", ">f")}
+    plain |= {"text": repr(value)[:9].encode(), "hexadecimal text": value.hex()[:12].encode()}
+    for bits in (20, 24, 30, 32, 40, 48, 52):  # fixed point, as sums are packed
+        fixed = round(value * 2**bits)
+        size = (fixed.bit_length() + 7) // 8
+        plain[f"2^{bits} <"] = fixed.to_bytes(size, "little")
+        plain[f"2^{bits} >"] = fixed.to_bytes(size, "big")
+    found = {name: data for name, data in plain.items() if len(data) >= 4}
+    for name, data in plain.items():
+        if len(data) >= 4:
+            found |= {
+                f"{name} hex": data.hex().encode(),
+                f"{name} HEX": data.hex().upper().encode(),
+            }
+        if len(data) >= 7:
+            for shift in range(3):
+                whole = base64.b64encode(bytes(shift) + data)
+                inner = whole[-(-8 * shift // 6) : (8 * (shift + len(data))) // 6]
+                found[f"{name} base64 {shift}"] = inner
+    return found
 
 
-def test_nothing_but_tls_is_on_the_wire_and_no_canary(
+def deflated(stream: bytes) -> Iterator[bytes]:
+    """Whatever in a stream can be read as zlib, gzip or raw deflate behind a zlib head."""
+    for at in range(len(stream) - 2):
+        if stream[at] == 0x78 and int.from_bytes(stream[at : at + 2], "big") % 31 == 0:
+            with suppress(zlib.error):
+                yield zlib.decompressobj().decompress(stream[at : at + 2**16])
+
+
+def findings(found: list[bytes], port: int) -> list[str]:
+    """What of the packets of a run must not be there."""
+    told = []
+    for packet in found:
+        told += [f"{name} in a packet" for name, shape in shapes(CANARY).items() if shape in packet]
+    for way, stream in streams(found):
+        if port not in way:
+            told.append("TCP that is not to or from the exchange")
+        elif not only_tls(stream):
+            told.append("what is not TLS, to or from the exchange")
+        for data in (stream, *deflated(stream)):
+            told += [
+                f"{name} in a stream" for name, shape in shapes(CANARY).items() if shape in data
+            ]
+    return told
+
+
+def only_tls(stream: bytes) -> bool:
+    """Whether it is TLS records, one after the other (the last may be cut off)."""
+    at = 0
+    while at + 5 <= len(stream):
+        kind, major, _, length = struct.unpack(">BBBH", stream[at : at + 5])
+        if kind not in (20, 21, 22, 23) or major != 3 or length > 2**14 + 256:
+            return False
+        at += 5 + length
+    return True
+
+
+def betray(out: Path, network: str, port: int, data: bytes) -> None:
+    """Send bytes in the clear, as a party must not; nobody needs to listen on the way."""
+    enter(network)
+    with socket.create_server(("127.0.0.1", port)) as server:
+        line = socket.create_connection(("127.0.0.1", port))
+        line.sendall(data)
+        server.accept()[0].recv(len(data))
+        line.close()
+
+
+def test_nothing_but_tls_is_on_the_loopback_of_a_run_and_no_canary(
     tmp_path_factory: pytest.TempPathFactory, authority_key: Any
 ) -> None:
     made = Trial(tmp_path_factory.mktemp("wire"), authority_key, insurers=3, rows=150)
@@ -280,32 +302,27 @@ def test_nothing_but_tls_is_on_the_wire_and_no_canary(
     frame = pd.read_parquet(path)
     frame.loc[0, "x1"] = CANARY
     frame.to_parquet(path, index=False)
-    wire = Wire(made.port)
-    for name in made.names:
-        admission = made.root / name / "admission.json"
-        text = admission.read_text().replace(f":{made.port}", f":{wire.port}")
-        admission.write_text(text)
     try:
-        with started(made):
-            study = made.run(made.experiment(0))
-    finally:
-        wire.close()
-    assert {party.state for party in study.outlook} == {"took part"}
-    streams = [bytes(taken) for taken in wire.seen if taken]
-    assert sum(map(len, streams)) > 100_000
-    for stream in streams:
-        assert_only_tls(stream)
-        for shape in shapes(CANARY):
-            assert shape not in stream
-
-
-def assert_only_tls(stream: bytes) -> None:
-    """The stream is whole TLS records, one after the other (the last may be cut off)."""
-    at = 0
-    while at + 5 <= len(stream):
-        kind, major, _, length = struct.unpack(">BBBH", stream[at : at + 5])
-        assert kind in (20, 21, 22, 23) and major == 3 and length <= 2**14 + 256
-        at += 5 + length
+        caught = made.catch()
+    except OSError as error:
+        pytest.skip(f"needs CAP_SYS_ADMIN and CAP_NET_RAW for a network of its own: {error}")
+    with started(made):
+        made.conduct(made.experiment(0)).join(60)
+        honest = len(packets(caught))
+        assert "model " in made.out("conductor")
+        sent = {"text": repr(CANARY).encode(), "zlib": zlib.compress(struct.pack("<d", CANARY) * 9)}
+        sent |= {name: shapes(CANARY)[name] for name in ("<d", ">f", "2^40 >", "<d base64 2")}
+        for at, data in enumerate(sent.values()):
+            made.in_network(betray, made.port + 1 + at, data)
+    found = packets(caught)
+    assert sum(len(stream) for _, stream in streams(found[:honest])) > 100_000
+    assert findings(found[:honest], made.port) == []
+    told = findings(found[honest:], made.port)
+    assert told.count("TCP that is not to or from the exchange") == len(sent)
+    for name in ("text", "<d", ">f", "2^40 >", "<d base64 2"):
+        assert f"{name} in a packet" in told and f"{name} in a stream" in told
+    unpacked = [data for way, s in streams(found[honest:]) for data in deflated(s)]
+    assert any(shapes(CANARY)["<d"] in data for data in unpacked)
 
 
 def test_the_doctor_finds_what_is_wrong_and_says_what_to_do(door: Trial) -> None:

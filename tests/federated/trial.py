@@ -32,6 +32,7 @@ from federated.party import identity_of
 from lab.contracts import Contract
 from lab.files import read_json
 from secure_agg.keys import PrivateKey, save_private
+from tests.federated.capture import catch, enter
 
 PASSPHRASE = "of a test"
 TARGETS = 40
@@ -57,31 +58,38 @@ _fork.set_forkserver_preload(
 )
 
 
-def _quiet(folder: Path, name: str) -> None:
+def _quiet(folder: Path, name: str, network: str = "") -> None:
+    if network:
+        enter(network)
     out = os.open(folder / f"{name}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(out, 1)
     os.dup2(out, 2)
 
 
-def _serve(folder: Path, out: Path, name: str) -> None:
-    _quiet(out, name)
+def _serve(folder: Path, out: Path, name: str, network: str) -> None:
+    _quiet(out, name, network)
     exchange.serve(folder)
 
 
-def _join(folder: Path, out: Path, name: str, sabotage: Sabotage | None) -> None:
-    _quiet(out, name)
+def _join(folder: Path, out: Path, name: str, network: str, sabotage: Sabotage | None) -> None:
+    _quiet(out, name, network)
     node = Node(folder, lambda text: print(text, flush=True), lambda: _key(folder))
     if sabotage is not None:
         sabotage(node)
     node.serve()
 
 
+def _catch(out: Path, root: Path) -> None:
+    _quiet(root, "packets")
+    catch(out)
+
+
 def _key(folder: Path) -> PrivateKey:
     return supervisor.unlocked(folder, PASSPHRASE)
 
 
-def _conduct(folder: Path, out: Path, name: str, experiment: Experiment) -> None:
-    _quiet(out, name)
+def _conduct(folder: Path, out: Path, name: str, network: str, experiment: Experiment) -> None:
+    _quiet(out, name, network)
     try:
         print(f"model {hash_of(perform_on(experiment, folder))}", flush=True)
     except Exception as error:
@@ -111,7 +119,7 @@ class Trial:
         split: bool = False,
     ) -> None:
         self.hiding, self.split = hiding, split
-        self.root, self.port = root, free_port()
+        self.root, self.port, self.network = root, free_port(), ""
         self.processes: dict[str, Any] = {}
         self.exchange = root / "exchange"
         exchange.init(self.exchange, "exchange", f"127.0.0.1:{self.port}", "127.0.0.1")
@@ -219,10 +227,12 @@ class Trial:
     def start(self, name: str, sabotage: Sabotage | None = None) -> Any:
         """Start a party, or ``exchange``, or again after it was stopped."""
         if name == "exchange":
-            made = _fork.Process(target=_serve, args=(self.exchange, self.root, name))
+            made = _fork.Process(target=_serve, args=(self.exchange, self.root, name, self.network))
         else:
             folder = self.root / name
-            made = _fork.Process(target=_join, args=(folder, self.root, name, sabotage))
+            made = _fork.Process(
+                target=_join, args=(folder, self.root, name, self.network, sabotage)
+            )
         made.start()
         self.processes[name] = made
         return made
@@ -236,9 +246,33 @@ class Trial:
         for name in names:
             self.until(lambda name=name: "is in the exchange" in self.out(name), 60)
 
+    def catch(self) -> Path:
+        """Have all processes from now on live in a network of its own, and catch its packets there.
+
+        Returns where they are written. Raises OSError where the system does not allow it.
+        """
+        out = self.root / "packets"
+        made = _fork.Process(target=_catch, args=(out, self.root))
+        made.start()
+        self.processes["packets"] = made
+        self.until(lambda: out.with_suffix(".ready").exists() or not made.is_alive())
+        if not made.is_alive():
+            raise OSError(self.out("packets").splitlines()[-1])
+        self.network = f"/proc/{made.pid}/ns/net"
+        return out
+
+    def in_network(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Do something in a process of its own in the network whose packets are caught."""
+        made = _fork.Process(target=work, args=(self.root, self.network, *arguments))
+        made.start()
+        made.join(20)
+        assert made.exitcode == 0
+
     def conduct(self, experiment: Experiment, name: str = "conductor") -> Any:
         """Start a coordinator's run in a process of its own."""
-        made = _fork.Process(target=_conduct, args=(self.exchange, self.root, name, experiment))
+        made = _fork.Process(
+            target=_conduct, args=(self.exchange, self.root, name, self.network, experiment)
+        )
         made.start()
         self.processes[name] = made
         return made
