@@ -42,7 +42,7 @@ def catch(out: Path) -> None:
     line.settimeout(0.2)
     over: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: over.append(number))
-    with out.open("wb") as file:
+    with out.open("wb", buffering=0) as file:
         out.with_suffix(".ready").touch()
         while True:
             try:
@@ -85,7 +85,7 @@ def streams(found: list[bytes]) -> list[tuple[Way, bytes]]:
             begun[way, turn[way]] = number + 1
         if body:
             key = way, turn[way]
-            pieces[key].append(((number - begun.get(key, number)) % 2**32, body))
+            pieces[key].append(((number - begun.setdefault(key, number)) % 2**32, body))
     return [(key[0], _joined(parts)) for key, parts in pieces.items()]
 
 

@@ -55,6 +55,8 @@ class Faults:
             except OSError:
                 near.close()
                 continue
+            for end in (near, far):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._made += 1
             for way, ends in enumerate(((near, far), (far, near))):
                 work = (*ends, self._made, way)

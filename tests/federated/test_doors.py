@@ -8,6 +8,7 @@ import http.client
 import socket
 import ssl
 import struct
+import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -203,6 +204,36 @@ def test_a_node_pushes_nothing_in_the_name_of_another(door: Trial) -> None:
                 line._client.PushMessages(request)
     finally:
         line.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ("307 Elsewhere\r\nLocation: http://127.0.0.1:1/", "answers 307"),
+        ("200 OK", "not readable"),
+    ],
+)
+def test_a_node_follows_no_redirect_and_outlives_an_exchange_that_talks_nonsense(
+    door: Trial, answer: str, told: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with certificates.server_side(door.exchange).wrap_socket(
+                server.accept()[0], server_side=True
+            ) as line:
+                line.recv(65536)
+                line.sendall(
+                    f"HTTP/1.1 {answer}\r\nContent-Length: 3\r\n\r\n".encode() + b"\xff" * 3
+                )
+                line.recv(65536)
+
+        threading.Thread(target=serve, daemon=True).start()
+        key = certificates.read_key(door.root / "insurer 1" / KEY)
+        line = NodeLine(f"127.0.0.1:{server.getsockname()[1]}", key, tls(door))
+        with pytest.raises(LineError, match=told):
+            line.open()
+        line._client.close()
 
 
 def test_a_body_over_the_limit_is_refused_before_it_is_read(door: Trial) -> None:

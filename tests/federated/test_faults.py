@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import ConfigRecord, RecordDict
 
-from federated.ledger import LOG_NAME
+from federated.joined import Node
+from federated.ledger import LOG_NAME, verify_together
+from federated.letters import claimed
+from federated.messages import refuse
 from lab import audit
+from lab.errors import PolicyError
 from tests.federated.faults import KINDS, Faults
 from tests.federated.trial import Trial, hash_of, started
 
@@ -121,3 +133,136 @@ def test_a_run_goes_on_without_a_party_whose_line_stands_still_past_the_deadline
     assert states(study)["insurer 4"] == "insurer 4: did not answer within 5 s"
     others = tuple(name for name in faulty.insurers if name != "insurer 4")
     assert hash_of(study) == faulty.pooled_hash(experiment, others)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers some kind of letter with something of its own, signed."""
+
+    kind: str
+    as_of: int
+    content: RecordDict
+
+    def __call__(self, node: Node) -> None:
+        handle = node.handle
+
+        def wrapped(line: Any, message: Any) -> Any:
+            letter = claimed(message.content)
+            if letter.kind != self.kind:
+                return handle(line, message)
+            of = replace(letter, number=letter.number + self.as_of)
+            return of.reply(node.settings.name, self.content).signed(node.identity)
+
+        node.handle = wrapped  # type: ignore[method-assign]
+
+
+def test_a_refusal_counts_for_its_letter_alone_and_no_answer_ends_a_run(faulty: Trial) -> None:
+    old = refuse(PolicyError("[never_leaves] of another letter"), "insurer 3")
+    unreadable = RecordDict({"receipt": ConfigRecord({"lines": '{"rows": "many"}'})})
+    for name, does in (
+        ("insurer 3", Answers("query", -1, old)),
+        ("insurer 2", Answers("query.receipt", 0, unreadable)),
+    ):
+        faulty.kill(name, signal.SIGTERM)
+        faulty.start(name, does)
+    study = faulty.run(faulty.experiment(21))
+    for name in ("insurer 2", "insurer 3"):
+        faulty.kill(name, signal.SIGTERM)
+    assert states(study)["insurer 3"] == "insurer 3: plays a letter of another round or run again"
+    assert states(study)["insurer 2"] == "took part" and "insurer 2" not in study.receipts
+    faults = [e.told["what"] for e in told(faulty, "exchange", "fault") if e.run == study.run]
+    assert "insurer 2: its receipt is not readable" in faults
+
+
+def test_torn_state_leaves_a_party_out_in_mid_run_and_a_torn_log_does_not(faulty: Trial) -> None:
+    experiment = faulty.experiment(22)
+    conductor = faulty.conduct(experiment, "torn")
+    faulty.until(lambda: faulty.totals(experiment.name) >= 2, 60)
+    for name in ("insurer 1", "insurer 4"):
+        faulty.kill(name)
+    state = max((faulty.root / "insurer 4" / "runs").glob("*.state"), key=os.path.getmtime)
+    os.truncate(state, state.stat().st_size // 2)
+    log = faulty.root / "insurer 1" / LOG_NAME
+    os.truncate(log, log.stat().st_size - 7)
+    for name in ("insurer 1", "insurer 4"):
+        faulty.start(name)
+    conductor.join(60)
+    assert faulty.out("torn").startswith("model ")  # of all before, of the others after
+    damaged = "is damaged; it answers no more in it"
+    assert any(damaged in e.told["text"] for e in told(faulty, "insurer 4", "refusal"))
+    assert any(damaged in e.told["text"] for e in told(faulty, "exchange", "refusal"))
+    assert any("was cut off" in e.told["what"] for e in told(faulty, "insurer 1", "fault"))
+    assert not (found := examined(faulty, "insurer 1")), found
+
+
+def examined(trial: Trial, name: str) -> str:
+    """What is wrong with a party's log."""
+    (checked,) = verify_together([trial.root / name / LOG_NAME], {})
+    return checked.verdict.fault
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Callable[[], None]]:
+    """A folder on a disk of its own of 8 MiB; what is given fills it."""
+    kept = folder.with_name(f"{folder.name} kept")
+    folder.rename(kept)
+    folder.mkdir(mode=0o700)
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m,mode=700", "none", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        folder.rmdir()
+        kept.rename(folder)
+        pytest.skip("needs the right to mount a small disk (CAP_SYS_ADMIN)")
+    shutil.copytree(kept, folder, dirs_exist_ok=True)
+
+    def fill() -> None:
+        with suppress(OSError), (folder / "fill").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+
+    try:
+        yield fill
+    finally:
+        shutil.rmtree(kept)
+        shutil.copytree(folder, kept, ignore=lambda *_: ["fill", "inner.sock"])
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+        folder.rmdir()
+        kept.rename(folder)
+
+
+@pytest.mark.slow
+def test_nothing_leaves_a_party_on_a_full_disk_and_it_comes_back_when_there_is_room(
+    faulty: Trial,
+) -> None:
+    folder = faulty.root / "insurer 3"
+    faulty.kill("insurer 3", signal.SIGTERM)
+    with small_disk(folder) as fill:
+        faulty.start("insurer 3")
+        faulty.until(lambda: "is in the exchange" in faulty.out("insurer 3").splitlines()[-1])
+        fill()
+        released = len(told(faulty, "insurer 3", "release"))
+        full = faulty.run(faulty.experiment(23))
+        assert states(full)["insurer 3"] == (
+            "insurer 3: this party cannot write its log; nothing leaves it"
+        )
+        assert len(told(faulty, "insurer 3", "release")) == released
+        (folder / "fill").unlink()
+        assert states(faulty.run(faulty.experiment(24)))["insurer 3"] == "took part"
+        faulty.kill("insurer 3", signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_a_coordinator_on_a_full_disk_ends_with_the_reason_and_goes_on_later(
+    faulty: Trial,
+) -> None:
+    experiment = faulty.experiment(25)
+    with small_disk(faulty.exchange / "runs") as fill:
+        conductor = faulty.conduct(experiment, "full")
+        faulty.until(lambda: faulty.totals(experiment.name) >= 2, 60)
+        fill()
+        conductor.join(60)
+        assert conductor.exitcode == 1
+        assert "cannot be written: No space left on device" in faulty.out("full")
+        (faulty.exchange / "runs" / "fill").unlink()
+        study = faulty.run(experiment, fresh=False)
+    assert hash_of(study) == faulty.pooled_hash(experiment)
+    assert set(states(study).values()) == {"took part"}
