@@ -13,16 +13,12 @@ from federated import profiles
 from federated.apps import client_app
 from federated.charter import Charter, same
 from federated.delivery import DELIVER, take
-from federated.insurer import (
-    STATE,
-    Insurer,
-    Refusal,
-    Study,
-)
+from federated.insurer import Insurer, Refusal, Study
 from federated.keeping import Kept
 from federated.letters import Letter
 from federated.memory import Memory
 from federated.messages import Reply, Request, read
+from federated.node_folder import STATE
 from federated.party import identity_of
 from federated.supervisor import SHARE_FILE, Opened, log_opened, opened_total
 from lab.disclosure import Rules

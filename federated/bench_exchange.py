@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from federated import charter as charters
-from federated import conduct, exchange, fleet, insurer, supervisor
+from federated import conduct, exchange, fleet, node_folder, supervisor
 from federated.enrolment import Enrolment
 from federated.experiment import Experiment
 from federated.parties import MARK, deal_tables
@@ -80,11 +80,11 @@ def rehearsal(
     exchange.init(folder, "exchange", f"127.0.0.1:{port}", "127.0.0.1")
     for name, table in tables.items():
         rows, contract = str(table / "table.parquet"), str(table / "contract.toml")
-        insurer.init(place / name, name, "commercial", rows, contract)
-        settings = place / name / insurer.SETTINGS
+        node_folder.init(place / name, name, "commercial", rows, contract)
+        settings = place / name / node_folder.SETTINGS
         settings.write_text(settings.read_text().replace("# test_", "test_"))
         assert MARK in settings.read_text()
-    insurer.init(place / "supervisor", "supervisor", "supervisor", None, None)
+    node_folder.init(place / "supervisor", "supervisor", "supervisor", None, None)
     names = [*tables, "supervisor"]
     made = charters.new(
         "bench",

@@ -179,7 +179,7 @@ def init_node(
     lab node init ping-an --name ping-an --role commercial --data claims.parquet --contract claims-v1.toml
     lab node init ping-an … --person member --test held_out=1 --analysis glm --analysis questions
     """
-    from federated import insurer
+    from federated import node_folder
     from lab.errors import ConfigurationError
 
     if role != "supervisor" and not path:
@@ -194,7 +194,7 @@ def init_node(
         if not equals or not column:
             raise ConfigurationError(f"--test {test}: needs the form COLUMN=VALUE, as held_out=1")
         mark = column, int(value) if value.lstrip("-").isdigit() else value
-    enrolment = insurer.init(
+    enrolment = node_folder.init(
         folder, name, role, path, contract, person=person, test=mark, analyses=analyses
     )
     click.echo(f"{folder}: node of {name}, fingerprint {enrolment.member.fingerprint}")

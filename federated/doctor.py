@@ -16,8 +16,9 @@ from pathlib import Path
 from federated import certificates
 from federated.enrolment import INSURERS
 from federated.fleet import LineError, NodeLine, bundle
-from federated.insurer import AUTHORITY, CERTIFICATE, KEY, Insurer, NodeSettings, admission_of
+from federated.insurer import Insurer
 from federated.ledger import LOG_NAME, verify_together
+from federated.node_folder import AUTHORITY, CERTIFICATE, KEY, NodeSettings, admission_of
 from federated.party import IDENTITY, charter_of, identity_of
 from lab.errors import LabError, PeerError
 

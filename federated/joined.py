@@ -29,23 +29,21 @@ from federated.charter import same
 from federated.enrolment import INSURERS
 from federated.federation import single_threaded_blas
 from federated.fleet import LineError, NodeLine, bundle
-from federated.insurer import (
-    APPROVED,
-    AUTHORITY,
-    CERTIFICATE,
-    KEY,
-    STATE,
-    Insurer,
-    NodeSettings,
-    Refusal,
-    Study,
-    admission_of,
-)
+from federated.insurer import Insurer, Refusal, Study
 from federated.keeping import Kept
 from federated.ledger import LOG_NAME, open_log
 from federated.letters import Letter, claimed, received
 from federated.memory import Released
 from federated.messages import read, refuse
+from federated.node_folder import (
+    APPROVED,
+    AUTHORITY,
+    CERTIFICATE,
+    KEY,
+    STATE,
+    NodeSettings,
+    admission_of,
+)
 from federated.party import charter_of, identity_of, seed_of
 from federated.release import RELEASED
 from lab.errors import ConfigurationError, LabError, LogError, PeerError

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from federated import arms, insurer
+from federated import arms, insurer, node_folder
 from federated.conduct import announced
 from federated.experiment import Experiment
 from federated.ledger import LOG_NAME
@@ -106,7 +106,7 @@ class Payers(Trial):
         for name in self.insurers:
             analyses = json.dumps(self.analyses)
             self.limits(name, analyses=analyses, announces='["clinic"]', minimum_rows="1")
-            path = self.root / name / insurer.SETTINGS
+            path = self.root / name / node_folder.SETTINGS
             path.write_text(path.read_text().replace('# person = ""', 'person = "person"'))
         super().start_all()
 
@@ -195,7 +195,7 @@ def shown_by(payers: Payers, name: str, run: str) -> list[int]:
 def test_no_profile_is_made_against_the_charter_or_a_node(payers: Payers) -> None:
     experiment = profiled(payers.root, name="refused")
     told, name = announced(experiment), "payer a"
-    settings = insurer.NodeSettings.read(payers.root / name)
+    settings = node_folder.NodeSettings.read(payers.root / name)
     node = insurer.Insurer(payers.root / name, settings, payers.charter)
     node.consider(told)
     node.allow_statistic(told, "profile", "{}")

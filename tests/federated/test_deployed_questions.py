@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from federated import conduct, insurer
-from federated.insurer import QUESTIONS
+from federated.node_folder import QUESTIONS, SETTINGS, NodeSettings
 from federated.query import Desk, Holdings
 from lab import audit
 from lab.contracts import Contract
@@ -33,7 +33,7 @@ def asked(tmp_path_factory: Any, authority_key: Any) -> Iterator[Trial]:
     made = Trial(tmp_path_factory.mktemp("asked"), authority_key, rows=400)
     for name in made.insurers:
         made.limits(name, analyses='["glm", "questions"]')
-        settings = made.root / name / insurer.SETTINGS
+        settings = made.root / name / SETTINGS
         text = settings.read_text().replace("# person = ", "person = ")
         settings.write_text(text + "[budget]\nepsilon = 2.0\ndelta = 1e-6\n")
     with started(made):
@@ -173,7 +173,7 @@ def test_a_quantile_is_within_its_interval(asked: Trial) -> None:
 
 
 def test_a_node_that_knows_whose_rows_they_are_lets_nobody_say_otherwise(asked: Trial) -> None:
-    settings = insurer.NodeSettings.read(asked.root / "insurer 1")
+    settings = NodeSettings.read(asked.root / "insurer 1")
     assert settings.data is not None
     told = conduct.asked_of(asked.experiment(0, query=[{"sql": WHOLE}]))
     for own in ("y1", None):
@@ -196,7 +196,7 @@ def test_with_a_split_key_all_parties_are_behind_every_total(
     made = Trial(tmp_path, authority_key, split=True, rows=300)
     for name in made.insurers:
         made.limits(name, analyses='["glm", "questions"]')
-        settings = made.root / name / insurer.SETTINGS
+        settings = made.root / name / SETTINGS
         settings.write_text(settings.read_text().replace("# person = ", "person = "))
     with started(made):
         (answer,) = answers(made, WHOLE)
@@ -215,6 +215,6 @@ def test_with_a_split_key_all_parties_are_behind_every_total(
 def test_the_charter_bounds_every_budget(asked: Trial) -> None:
     limits = asked.charter.limits.model_copy(update={"epsilon": 0.5, "delta": 1e-7})
     stricter = asked.charter.model_copy(update={"limits": limits})
-    settings = insurer.NodeSettings.read(asked.root / "insurer 1")
+    settings = NodeSettings.read(asked.root / "insurer 1")
     node = insurer.Insurer(asked.root / "insurer 1", settings, stricter)
     assert node._budget() == Budget(epsilon=0.5, delta=1e-7)

@@ -27,7 +27,7 @@ from flwr.proto.node_pb2 import Node
 from federated import certificates, exchange
 from federated.doctor import examine
 from federated.fleet import LineError, NodeLine
-from federated.insurer import AUTHORITY, CERTIFICATE, KEY, admission_of
+from federated.node_folder import AUTHORITY, CERTIFICATE, KEY, admission_of
 from federated.superlink import MOST_LINES
 from tests.federated.capture import enter, packets, streams
 from tests.federated.trial import Trial, started

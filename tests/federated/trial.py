@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from federated import charter as charters
-from federated import exchange, insurer, supervisor
+from federated import exchange, insurer, node_folder, supervisor
 from federated.arms import Study
 from federated.charter import Charter
 from federated.conduct import announced, perform_on
@@ -129,11 +129,11 @@ class Trial:
         self.names = (*self.insurers, "supervisor")
         for at, (name, (path, contract)) in enumerate(tables.items()):
             role = "public" if at == 0 else "commercial"
-            insurer.init(root / name, name, role, str(path), str(contract))
+            node_folder.init(root / name, name, role, str(path), str(contract))
             text = (root / name / "node.toml").read_text().replace("# test_", "test_")
             text = text.replace('hiding = "paillier"', f'hiding = "{hiding}"')
             (root / name / "node.toml").write_text(text)
-        insurer.init(root / "supervisor", "supervisor", "supervisor", None, None)
+        node_folder.init(root / "supervisor", "supervisor", "supervisor", None, None)
         save_private(root / "supervisor" / supervisor.KEY_FILE, key, PASSPHRASE)
         self.charter = self._charter(key)
         for name in self.names:
@@ -347,7 +347,7 @@ class Trial:
         read = Contract.read(self.contract)
         parties = []
         for name in names or self.insurers:
-            settings = insurer.NodeSettings.read(self.root / name)
+            settings = node_folder.NodeSettings.read(self.root / name)
             party = insurer.Insurer(self.root / name, settings, self.charter)
             parties.append(party.party(announced(experiment), b"a" * 32))
         from federated.apps import client_app
