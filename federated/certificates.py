@@ -1,8 +1,8 @@
 """The exchange's own small certificate authority, and the TLS contexts of both ends.
 
 A node's certificate is over the key it authenticates with to Flower; the proof that the node has
-it stands in its enrolment. Keys are on P-256, TLS is 1.3 alone. Certificates made elsewhere are as
-good: put them where these are written.
+it stands in its enrolment. Keys are on P-256, TLS is 1.3 alone. Certificates of another authority
+are as good: `bring` takes those of the exchange, `adopt` a node's, which it asked for by `request`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import ssl
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -98,6 +99,47 @@ def admit(folder: Path, name: str, openssh: str, days: float = LEAF_DAYS) -> str
     return leaf.public_bytes(Encoding.PEM).decode()
 
 
+def request(path: Path, key: ec.EllipticCurvePrivateKey, name: str) -> None:
+    """A request for a certificate over a node's key, PKCS 10 in PEM, for an authority elsewhere."""
+    made = x509.CertificateSigningRequestBuilder(_name(name)).sign(key, hashes.SHA256())
+    write_whole(path, made.public_bytes(Encoding.PEM))
+
+
+def adopt(folder: Path, openssh: str, brought: Path) -> str:
+    """A node's certificate that was brought along, PEM, if the exchange's authority issued it.
+
+    Raises :class:`ConfigurationError`.
+    """
+    try:
+        found, ca = (read_certificate(path.read_bytes()) for path in (brought, folder / CA))
+    except OSError as error:
+        raise ConfigurationError(f"{brought}: cannot be read: {error.strerror}") from None
+    now = datetime.datetime.now(datetime.UTC)
+    key = found.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    if key != pem(openssh):
+        raise ConfigurationError("the certificate is over another key than the enrolment's")
+    if not found.not_valid_before_utc <= now <= found.not_valid_after_utc:
+        raise ConfigurationError(
+            f"the certificate is good from {found.not_valid_before_utc:%Y-%m-%d} to "
+            f"{found.not_valid_after_utc:%Y-%m-%d}, which is not today"
+        )
+    try:
+        found.verify_directly_issued_by(ca)
+    except (ValueError, TypeError, InvalidSignature):
+        raise ConfigurationError(
+            f"the certificate was not issued by the exchange's authority, {folder / CA}"
+        ) from None
+    return found.public_bytes(Encoding.PEM).decode()
+
+
+def bring(folder: Path, certificate: Path, key: Path, authority: Path) -> None:
+    """The certificate and key of an exchange's server, and the authority that issues those of nodes,
+    PEM, as they were brought along and `server_context` took them."""
+    for source, name, mode in ((certificate, SERVER, 0o644), (key, SERVER_KEY, 0o600)):
+        write_whole(folder / name, source.read_bytes(), mode)
+    write_whole(folder / CA, authority.read_bytes())
+
+
 def read_certificate(data: bytes) -> x509.Certificate:
     """Raises :class:`ConfigurationError`."""
     try:
@@ -108,14 +150,21 @@ def read_certificate(data: bytes) -> x509.Certificate:
 
 def server_side(folder: Path) -> ssl.SSLContext:
     """TLS of the outer door: whoever has no certificate of the authority does not come in."""
+    return server_context(folder / SERVER, folder / SERVER_KEY, folder / CA)
+
+
+def server_context(certificate: Path, key: Path, authority: Path) -> ssl.SSLContext:
+    """TLS of a server by files in PEM. Raises :class:`ConfigurationError` where they do not fit."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
     try:
-        context.load_cert_chain(folder / SERVER, folder / SERVER_KEY)
-        context.load_verify_locations(folder / CA)
+        context.load_cert_chain(certificate, key)
+        context.load_verify_locations(authority)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigurationError(f"{folder}: TLS cannot be set up: {error.strerror}") from None
+        raise ConfigurationError(
+            f"{certificate}, {key}, {authority}: TLS cannot be set up: {error.strerror or error}"
+        ) from None
     return context
 
 

@@ -41,15 +41,32 @@ def exchange() -> None:
     metavar="HOST",
     help="The interface to open the outer door on, without a port; default: all of them.",
 )
-def init_exchange(folder: Path, name: str, address: str, listen: str | None) -> None:
+@click.option("--certificate", type=FILE, help="The server's certificate, brought along, PEM.")
+@click.option("--key", type=FILE, help="Its private key.")
+@click.option("--authority", type=FILE, help="The certificate of who issues those of nodes.")
+def init_exchange(
+    folder: Path,
+    name: str,
+    address: str,
+    listen: str | None,
+    certificate: Path | None,
+    key: Path | None,
+    authority: Path | None,
+) -> None:
     """Make an exchange: keys, a small certificate authority, exchange.toml.
 
     \b
     lab exchange init exchange --name exchange --address exchange.example:9443
     """
     from federated import exchange as places
+    from lab.errors import ConfigurationError
 
-    enrolment = places.init(folder, name, address, listen)
+    brought = None
+    if certificate and key and authority:
+        brought = certificate, key, authority
+    elif certificate or key or authority:
+        raise ConfigurationError("--certificate, --key and --authority: give all three, or none")
+    enrolment = places.init(folder, name, address, listen, brought)
     click.echo(f"{folder}: exchange {name}, fingerprint {enrolment.member.fingerprint}")
     click.echo(
         f"next: lab charter init {folder}/charter.json --coordinator {folder}/enrolment.json …"
@@ -59,7 +76,8 @@ def init_exchange(folder: Path, name: str, address: str, listen: str | None) -> 
 @exchange.command("register")
 @click.argument("folder", type=FOLDER)
 @click.argument("enrolments", nargs=-1, required=True, type=FILE)
-def register_nodes(folder: Path, enrolments: tuple[Path, ...]) -> None:
+@click.option("--certificate", type=FILE, help="Of one node, by an authority elsewhere, PEM.")
+def register_nodes(folder: Path, enrolments: tuple[Path, ...], certificate: Path | None) -> None:
     """Admit nodes by their enrolment files; each admission goes back to its node.
 
     \b
@@ -67,10 +85,13 @@ def register_nodes(folder: Path, enrolments: tuple[Path, ...]) -> None:
     """
     from federated import exchange as places
     from federated.enrolment import Enrolment
+    from lab.errors import ConfigurationError
 
+    if certificate is not None and len(enrolments) != 1:
+        raise ConfigurationError("--certificate: is of one node; register that node alone")
     for path in enrolments:
         enrolment = Enrolment.read(path)
-        admission = places.register(folder, enrolment)
+        admission = places.register(folder, enrolment, brought=certificate)
         click.echo(f"{enrolment.member.name}: compare {enrolment.member.fingerprint}")
         click.echo(f"  hand {admission} to it, as admission.json")
 

@@ -35,7 +35,7 @@ from lab.log import Log
 
 SETTINGS, SECRET, ADMITTED, REVOKED = "exchange.toml", "secret", "admitted", "revoked.json"
 INNER, RUNS, DOORS = "inner.sock", "runs", "doors.jsonl"
-ADMISSION = "admission.json"
+ADMISSION, CERTIFICATE_REQUEST = "admission.json", "node.csr"
 
 
 class Settings(Strict):
@@ -84,11 +84,22 @@ class Admission(Strict):
         return parse(cls, read_json(path), where=str(path))
 
 
-def init(folder: Path, name: str, address: str, listen: str | None = None) -> Enrolment:
-    """A new exchange in a new folder. Returns the coordinator's enrolment."""
+def init(
+    folder: Path,
+    name: str,
+    address: str,
+    listen: str | None = None,
+    brought: tuple[Path, Path, Path] | None = None,
+) -> Enrolment:
+    """A new exchange in a new folder. Returns the coordinator's enrolment.
+
+    brought: certificate and key of its server, and the authority of all, PEM; else made here.
+    """
     host = address.rsplit(":", 1)[0].strip("[]")
     settings = {"name": name, "address": address} | ({"listen": listen} if listen else {})
     parse(Settings, settings, where="lab exchange init")
+    if brought is not None:
+        certificates.server_context(*brought)
     make_folder(folder)
     for inner in (ADMITTED, RUNS):
         (folder / inner).mkdir(mode=0o700)
@@ -106,22 +117,42 @@ def init(folder: Path, name: str, address: str, listen: str | None = None) -> En
     write_whole(folder / SETTINGS, text.encode())
     write_whole(folder / SECRET, secrets.token_hex(32).encode(), 0o600)
     hosts = tuple(dict.fromkeys([host, "localhost", "127.0.0.1"]))
-    certificates.make_authority(folder, name, hosts)
+    if brought is None:
+        certificates.make_authority(folder, name, hosts)
+    else:
+        certificates.bring(folder, *brought)
     return make_party(folder, name, "coordinator")
 
 
-def register(folder: Path, enrolment: Enrolment, days: int = certificates.LEAF_DAYS) -> Path:
-    """Admit a member: its admission is written, to be handed to it. Returns the file's path."""
+def register(
+    folder: Path,
+    enrolment: Enrolment,
+    days: float = certificates.LEAF_DAYS,
+    brought: Path | None = None,
+) -> Path:
+    """Admit a member: its admission is written, to be handed to it. Returns the file's path.
+
+    brought: the node's certificate of an authority elsewhere, PEM; else one is made here.
+    """
     settings, member = Settings.read(folder), enrolment.member
     if not member.flower_key:
         raise ConfigurationError(f"{member.name}: runs no node, so there is nothing to register")
     if enrolment.member.name in revoked(folder):
         raise ConfigurationError(f"{member.name}: was revoked; it needs new keys and a new name")
+    if brought is not None:
+        certificate = certificates.adopt(folder, member.flower_key, brought)
+    elif (folder / certificates.CA_KEY).exists():
+        certificate = certificates.admit(folder, member.name, member.flower_key, days)
+    else:
+        raise ConfigurationError(
+            f"{member.name}: the authority's key is not here; bring the certificate that it issued "
+            f"for the node's {CERTIFICATE_REQUEST} with --certificate"
+        )
     admission = Admission(
         member=member,
         address=settings.address,
         authority=(folder / certificates.CA).read_text(),
-        certificate=certificates.admit(folder, member.name, member.flower_key, days),
+        certificate=certificate,
     )
     path = folder / ADMITTED / f"{member.fingerprint.replace(' ', '')}.json"
     for other in admitted(folder).values():

@@ -11,7 +11,7 @@ from pydantic import Field
 from federated import certificates
 from federated.charter import Analysis
 from federated.enrolment import Enrolment, Role
-from federated.exchange import ADMISSION, Admission
+from federated.exchange import ADMISSION, CERTIFICATE_REQUEST, Admission
 from federated.party import make_folder, make_party
 from lab.contracts import Strict, parse, read_toml
 from lab.disclosure import Rules
@@ -132,6 +132,7 @@ def init(
         (folder / inner).mkdir(mode=0o700)
     key = certificates.new_key()
     certificates.write_key(folder / KEY, key)
+    certificates.request(folder / CERTIFICATE_REQUEST, key, name)
     enrolment = make_party(folder, name, role, certificates.openssh_line(key))
     quoted = {"name": _toml(name), "role": _toml(role)}
     if role == "supervisor":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import datetime
 import http.client
+import shutil
 import socket
 import ssl
 import struct
@@ -12,6 +13,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,16 +21,18 @@ from typing import Any
 import httpx
 import pandas as pd
 import pytest
+from cryptography import x509
 from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.message_pb2 import Metadata
 from flwr.proto.node_pb2 import Node
 
-from federated import certificates, exchange
+from federated import certificates, exchange, node_folder
 from federated.doctor import examine
 from federated.fleet import LineError, NodeLine
 from federated.node_folder import AUTHORITY, CERTIFICATE, KEY, admission_of
 from federated.superlink import MOST_LINES
+from lab.errors import ConfigurationError
 from tests.federated.capture import enter, packets, streams
 from tests.federated.trial import Trial, started
 
@@ -113,6 +117,54 @@ def test_a_certificate_of_another_authority_or_one_that_ended_does_not_come_in(
     stranger = certificates.client_side(tmp_path / "ca.pem", own / CERTIFICATE, own / KEY)
     with pytest.raises(ssl.SSLCertVerificationError):
         ask(door, stranger, "/health")
+
+
+def test_certificates_of_an_authority_elsewhere_are_as_good(tmp_path: Path) -> None:
+    """A company's own authority issues the exchange's and, by its request, the node's."""
+    elsewhere, other = tmp_path / "elsewhere", tmp_path / "other"
+    for place in (elsewhere, other):
+        place.mkdir()
+        certificates.make_authority(place, place.name, ("127.0.0.1",))
+    brought = [elsewhere / name for name in ("server.pem", "server.key", "ca.pem")]
+    folder, node = tmp_path / "exchange", tmp_path / "node"
+    with pytest.raises(ConfigurationError, match="TLS cannot be set up"):
+        mixed = (brought[0], other / "server.key", brought[2])
+        exchange.init(folder, "exchange", "127.0.0.1:9443", None, mixed)
+    assert not folder.exists()
+    exchange.init(folder, "exchange", "127.0.0.1:9443", None, tuple(brought))  # type: ignore[arg-type]
+    enrolment = node_folder.init(node, "insurer", "commercial", "rows.parquet")
+    with pytest.raises(ConfigurationError, match=r"issued for the node's node\.csr"):
+        exchange.register(folder, enrolment)
+    asked = x509.load_pem_x509_csr((node / "node.csr").read_bytes())
+    assert asked.is_signature_valid
+    line = certificates.openssh_line(certificates.read_key(node / KEY))
+    wrong = certificates.openssh_line(certificates.new_key())
+    for place, over, days, reason in (
+        (other, line, 30, "not issued by the exchange's authority"),
+        (elsewhere, wrong, 30, "over another key"),
+        (elsewhere, line, -1, "not today"),
+    ):
+        (tmp_path / "node.pem").write_text(certificates.admit(place, "insurer", over, days))
+        with pytest.raises(ConfigurationError, match=reason):
+            exchange.register(folder, enrolment, brought=tmp_path / "node.pem")
+    (tmp_path / "node.pem").write_text(certificates.admit(elsewhere, "insurer", line))
+    shutil.copy(
+        exchange.register(folder, enrolment, brought=tmp_path / "node.pem"), node / "admission.json"
+    )
+    admission_of(node, "insurer")
+    client = certificates.client_side(node / AUTHORITY, node / CERTIFICATE, node / KEY)
+    assert shaken(certificates.server_side(folder), client) == "TLSv1.3"
+
+
+def shaken(server: ssl.SSLContext, client: ssl.SSLContext) -> str | None:
+    """The version that both ends agree on."""
+    near, far = socket.socketpair()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(server.wrap_socket, far, True)
+        with client.wrap_socket(near, server_hostname="127.0.0.1") as line:
+            with waiting.result(10) as end:
+                assert end.getpeercert()
+            return line.version()
 
 
 def test_a_key_that_is_not_registered_or_is_revoked_does_not_come_in(door: Trial) -> None:
