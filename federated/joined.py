@@ -92,6 +92,10 @@ class Node:
             self._signals(),
             single_threaded_blas(),  # as in a simulation: the same bits for any number of cores
         ):
+            if (key := self.charter.key) is not None:
+                insurer = self.settings.role in INSURERS
+                event = "sums are encrypted to it" if insurer else "totals are opened with it"
+                self.log.append("key", event=event, fingerprint=key.public.fingerprint)
             while not self._stop.is_set():
                 line = self._line()
                 try:

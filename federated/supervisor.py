@@ -20,7 +20,7 @@ from flwr.app import RecordDict
 
 from federated.charter import Charter, with_key, write
 from federated.encrypted import KeyAuthority
-from federated.ledger import LOG_NAME
+from federated.ledger import LOG_NAME, open_log
 from federated.messages import Form, Reply, Request, form_to_json, read
 from federated.party import identity_of
 from federated.protection import fields_of
@@ -171,14 +171,16 @@ def with_form(form: Form) -> bytes:
 
 def deal_authority(folder: Path, charter_file: Path, bits: int, passphrase: str) -> Charter:
     """A new key for this supervisor, and the charter that names it; all members sign it anew."""
-    name = identity_of(folder).card.name
-    charter = Charter.read(charter_file)
+    identity, charter = identity_of(folder), Charter.read(charter_file)
+    name = identity.card.name
     if charter.member(name).role != "supervisor":
         raise ConfigurationError(f"{name}: is no supervisor in {charter_file}")
     private = generate(bits)
     save_private(folder / KEY_FILE, private, passphrase)
     made = with_key(charter, private.public, name)
     write(charter_file, made, {})
+    with open_log(folder / LOG_NAME, identity, charter=made.digest) as log:
+        log.append("key", event=f"made, {bits} bits", fingerprint=private.public.fingerprint)
     return made
 
 

@@ -71,6 +71,11 @@ def test_real_parties_give_the_model_of_the_simulation(trial: Trial) -> None:
     assert len(released) == len(study.receipts["insurer 1"])
     assert {entry.told["hiding"] for entry in released} == {"paillier"}
     assert {entry.charter for entry in released} == {trial.charter.digest}
+    assert trial.charter.key is not None
+    for name, event in (("insurer 1", "sums are encrypted to it"), ("supervisor", "totals are op")):
+        told = lines(trial, name, "key")[0].told
+        assert told["event"].startswith(event)
+        assert told["fingerprint"] == trial.charter.key.public.fingerprint
     keys = {m.name: bytes.fromhex(m.verifying) for m in trial.charter.members}
     paths = [trial.root / name / LOG_NAME for name in trial.names]
     for checked in verify_together([*paths, trial.exchange / LOG_NAME], keys):

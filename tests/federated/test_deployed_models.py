@@ -170,6 +170,7 @@ def growing(payers: Payers, experiment: Experiment) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_profile_gives_the_model_of_the_simulation_though_all_but_the_releaser_come_and_go(
     payers: Payers,
 ) -> None:

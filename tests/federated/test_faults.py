@@ -79,6 +79,7 @@ def test_a_run_outlives_the_exchange_that_is_killed_and_started_again(faulty: Tr
     assert not [e for e in told(faulty, "exchange", "fault") if "goes on without" in e.told["what"]]
 
 
+@pytest.mark.slow
 def test_a_run_whose_exchange_does_not_come_back_ends_in_time_and_goes_on_later(
     faulty: Trial,
 ) -> None:
@@ -123,6 +124,7 @@ def test_the_model_is_the_same_over_lines_that_fail(
     assert set(states(study).values()) == {"took part"}
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_a_party_whose_line_stands_still_past_the_deadline(
     faulty: Trial, lines: dict[str, Faults]
 ) -> None:
