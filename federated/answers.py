@@ -129,6 +129,8 @@ class Insurers:
         if "statistic" in asked:
             told = str(asked.get("arguments", "{}"))
             self._insurer.allow_statistic(study, str(asked["statistic"]), told)
+            if not str(asked.get("query", "")).startswith(f"{kept.run}-"):
+                raise PeerError("coordinator: asks a query of another run")
             same(self._charter.digest, str(asked.get("charter", "")), letter.sender)
         match letter.kind, asked.get("statistic"):
             case profiles.VOUCH, _:

@@ -263,20 +263,21 @@ def list_requests(folder: Path) -> None:
     \b
     lab node requests ping-an
     """
-    from federated.insurer import waiting
+    from federated.insurer import printable, waiting
 
     found = waiting(folder)
     for digest, study in found.items():
         experiment, model = study.experiment, study.experiment.model
         kind = "questions" if experiment.query else f"{model.kind}, {model.family}"
-        click.echo(f"{digest[:12]}  {experiment.name}  ({kind})")
+        click.echo(f"{digest[:12]}  {printable(experiment.name)}  ({kind})")
         for query in experiment.query:
             noise = f"  (noise of epsilon {query.noise.epsilon:g})" if query.noise else ""
-            click.echo(f"    {query.sql}{noise}")
+            click.echo(f"    {printable(query.sql)}{noise}")
         if experiment.query:
             continue
         for task, features in study.features.items():
-            click.echo(f"    {task}: " + ", ".join(feature.column for feature in features))
+            columns = ", ".join(printable(feature.column) for feature in features)
+            click.echo(f"    {task}: {columns}")
         for asked in experiment.profile:
             columns = ", ".join(dict.fromkeys(asked.reads()))
             click.echo(f"    profile {asked.name}: of every {asked.by}, from {columns}")

@@ -35,6 +35,7 @@ from federated.messages import Request, letter, read, refusal
 from federated.post import Post
 from federated.profiles import JOIN, VOUCH, releaser
 from federated.protection import Protection
+from federated.release import RELEASED
 from lab.audit import Checkpoint
 from lab.errors import LabError, ModelError, PeerError
 from lab.log import Log
@@ -93,7 +94,7 @@ class RealFederation(Federation):
         self._since: dict[str, str] = {}
         self._post = Post(grid, folder, charter, identity, journal.run, log)
         split = charter.key is not None and charter.key.opens == "split"
-        self._together = announced.kind == "questions"
+        self._together, self._everyone = announced.kind == "questions", asked
         self._least = charter.minimum_parties
         if split or self._together:
             self._least = max(len(charter.roster.names) if split else asked, self._least)
@@ -273,6 +274,7 @@ class RealFederation(Federation):
         known = self.journal.total(self._asked, question)
         if known is not None:
             return known
+        self._all_behind(statistic, {})
         while True:
             query = f"{self._run}-{self._letters + 1}"
             masked = self.protection.hiding == "masks"  # which takes off what is not there
@@ -282,12 +284,15 @@ class RealFederation(Federation):
                 total = self.protection.total(self, asked)
                 break
             except Absent as gone:
+                self._all_behind(statistic, gone.reasons)
                 self._go_on_without(gone.reasons)
             except (PeerError, Blame) as error:
                 culprits = [name for name in error.culprits if name in self.names]
                 if not culprits:
                     raise
-                self._go_on_without(dict.fromkeys(culprits, str(error)))
+                reasons = dict.fromkeys(culprits, str(error))
+                self._all_behind(statistic, reasons)
+                self._go_on_without(reasons)
         self._log.append(
             "release",
             run=self._run,
@@ -303,6 +308,15 @@ class RealFederation(Federation):
         )
         self.journal.commit(self._asked, question, total)
         return total
+
+    def _all_behind(self, statistic: str, gone: Mapping[str, str]) -> None:
+        """Raises :class:`PeerError` where what is released by rules would be of fewer than were
+        meant: no question or profile of all would be opened after it, in no run."""
+        if statistic in RELEASED and len(set(self.names) - set(gone)) < self._everyone:
+            told = in_one_line({**self.journal.out, **gone})
+            raise PeerError(
+                f"'{statistic}' is of all parties or of none: {told}. --without leaves one out"
+            )
 
     def join(self, profiles: Sequence[Profile]) -> None:
         """Give every party the profiles that features come from, and their releaser's word."""

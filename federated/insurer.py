@@ -75,7 +75,7 @@ class Study:
     @property
     def title(self) -> str:
         """What it is, for people: the experiment's name, or the questions."""
-        return "; ".join(q.sql for q in self.experiment.query) or self.experiment.name
+        return printable("; ".join(q.sql for q in self.experiment.query) or self.experiment.name)
 
     @property
     def kinds(self) -> tuple[Analysis, ...]:
@@ -149,7 +149,9 @@ class Insurer:
             asked = parse(Question, json.loads(arguments)["question"], where="the question")
             if not any(
                 query.noise == asked.noise
-                and sql.belongs(asked, query.sql, study.contract, study.experiment.data.person)
+                and sql.belongs(
+                    asked, query.sql, study.contract, study.experiment.data.person, statistic
+                )
                 for query in study.experiment.query
             ):
                 raise Refusal("analyses", "another question than was announced")
@@ -201,7 +203,8 @@ class Insurer:
         never = {name for name, column in columns.items() if column.role == "never_leaves"}
         known = {name for name, column in columns.items() if column.role == "identifier"}
         known -= {name for asked in study.experiment.profile for name in (asked.by, asked.day)}
-        return {*self.limits.never_leaves, *((never | known) - {data.person, data.test_column})}
+        known -= {data.person, data.test_column}
+        return {*self.limits.never_leaves, *never, *known}
 
     def _check_person(self, experiment: Experiment) -> None:
         """Rules of disclosure count persons: who a row belongs to is this party's to say."""
@@ -319,6 +322,12 @@ def _equal(column: pd.Series[Any], value: str) -> NDArray[np.bool_]:
 def _rule_of(column: Column) -> dict[str, Any]:
     """What a column must be, without what a contract says for people, and its role."""
     return column.model_dump(exclude={"description", "advice", "unit", "role"})
+
+
+def printable(text: str) -> str:
+    """Somebody else's text on one line, without what a terminal would act on: what a person
+    approves is what stands there."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def waiting(folder: Path) -> dict[str, Study]:

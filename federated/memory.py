@@ -178,8 +178,12 @@ class Memory:
         return [(d, str(v)) for d, v in self._listed("trees").items()]
 
     def remember(self, query: str, statistic: str) -> None:
-        """Note what a query was about, before its answer leaves."""
-        self._listed("asked")[query] = statistic
+        """Note what a query was about, before its answer leaves: a name stands for one statistic,
+        or what is released by rules could be opened as what is not. Raises :class:`PeerError`."""
+        known = self._listed("asked")
+        if known.get(query, statistic) != statistic:
+            raise PeerError(f"coordinator: query {query} was about another statistic before")
+        known[query] = statistic
 
     def asked(self, query: str) -> str:
         """The statistic a query was about. Raises :class:`PeerError` for one not answered here."""

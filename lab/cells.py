@@ -84,9 +84,19 @@ def plain(
         values = total.values(frame)[inside]
         arrays[f"total {k}"] = np.bincount(at, values, cells).astype(np.float64)
         if total != ROWS:
-            each = np.bincount(member, np.abs(values), len(home)).astype(np.float64)
-            arrays[f"sensitivity {k}"] = _upwards(sensitivity(each, home, cells, rules))
+            found = _sensitivity(values, member, home, cells, rules)
+            if len(total.columns) == 1 and any(total.centres):  # which is public, and so is the
+                plain = total.model_copy(update={"centres": (0.0,)})  # sum around 0 with the rows
+                own = plain.values(frame)[inside]
+                found = np.maximum(found, _sensitivity(own, member, home, cells, rules))
+            arrays[f"sensitivity {k}"] = _upwards(found)
     return arrays
+
+
+def _sensitivity(values: Floats, member: Ints, home: Ints, cells: int, rules: Rules) -> Floats:
+    """The sensitivity of a sum in each cell, of what each member adds to it."""
+    each = np.bincount(member, np.abs(values), len(home)).astype(np.float64)
+    return sensitivity(each, home, cells, rules)
 
 
 def _members(at: Ints, persons: Ints | None) -> tuple[Ints, Ints]:

@@ -312,6 +312,7 @@ class History:
     def __init__(self, path: Path | None, digest: str, rows: int) -> None:
         self._path, self._digest, self._lock = path, digest, threading.Lock()
         self._asked = Asked.nothing(rows)
+        self._values: dict[str, str] = {}
 
     def admit(self, codes: Ints, cells: int, persons: Ints | None, minimum: int) -> Mask:
         """bool (cells,): the cells that may not be answered; the others are history now."""
@@ -323,10 +324,32 @@ class History:
                 with closing(sqlite3.connect(self._path, 60, isolation_level=None)) as store:
                     return self._stored(store, codes, cells, persons, minimum)
             except (sqlite3.Error, ValueError) as error:
-                raise ConfigurationError(
-                    f"{self._path.name}: the history of questions cannot be used ({error}); "
-                    "nothing is answered without it"
-                ) from None
+                raise self._unusable(error) from None
+
+    def once(self, codes: Ints, value: str) -> bool:
+        """Whether a split of the rows is asked about for the first time, or with the same value as
+        before, whatever its cells are called."""
+        split = np.asarray(pd.factorize(codes)[0], dtype="<i8").tobytes()
+        name = hashlib.sha256(self._digest.encode() + split).hexdigest()
+        with self._lock:
+            if self._path is None:
+                return self._values.setdefault(name, value) == value
+            try:
+                with closing(sqlite3.connect(self._path, 60, isolation_level=None)) as store:
+                    store.execute("PRAGMA synchronous = EXTRA")
+                    store.execute("CREATE TABLE IF NOT EXISTS once (split TEXT PRIMARY KEY, value)")
+                    store.execute("INSERT OR IGNORE INTO once VALUES (?, ?)", (name, value))
+                    found = store.execute("SELECT value FROM once WHERE split = ?", (name,))
+                    return bool(found.fetchone() == (value,))
+            except sqlite3.Error as error:
+                raise self._unusable(error) from None
+
+    def _unusable(self, error: Exception) -> ConfigurationError:
+        assert self._path is not None
+        return ConfigurationError(
+            f"{self._path.name}: the history of questions cannot be used ({error}); "
+            "nothing is answered without it"
+        )
 
     def _stored(
         self, store: sqlite3.Connection, codes: Ints, cells: int, persons: Ints | None, minimum: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -173,6 +174,14 @@ class Portfolio:
             raise PolicyError("this party answers with noise alone; give an epsilon")
         return question
 
+    @staticmethod
+    def _without_noise(question: Question) -> None:
+        """Raises :class:`PolicyError` where noise is asked for that would not be made."""
+        if question.noise is not None:
+            raise PolicyError(
+                "noise is for counts and sums alone; this is answered without, or not"
+            )
+
     def _with_noise(self, question: Question, codes: NDArray[np.int64]) -> Sums:
         """A contribution with this party's own noise, charged before the noise is made."""
         noise, columns = question.noise, self.contract.columns
@@ -205,17 +214,22 @@ class Portfolio:
 
     def violations(self, asked: Mapping[str, Any]) -> Sums:
         """Rows that break each rule of the contract, of the table as it came."""
-        self._read(asked)
+        self._without_noise(self._read(asked))
         counts = broken(self.frame if self.raw is None else self.raw, self.contract)
         return cells.sums(cells.flag_form(len(counts)), cells.flagged(counts), 0)
 
     def drift(self, asked: Mapping[str, Any], shares: Floats) -> Sums:
         """How far this party's distribution over the question's cells is from the market's, where
-        its history lets it tell: an index of small cells, asked often, is their counts."""
+        its history lets it tell: an index of small cells, asked often, is their counts. So is one
+        from shares that somebody chooses, and the market has but one share of each cell."""
         question = self._read(asked)
+        self._without_noise(question)
         codes = question.codes(self.frame)
         told = ~self._admitted(question, codes)
         counts = np.bincount(codes[codes != OUTSIDE], minlength=question.cells)[told]
         rows, known = int(counts.sum()), shares[told]
+        split = np.where((codes != OUTSIDE) & np.append(told, False)[codes], codes, OUTSIDE)
+        if not self.history.once(split, hashlib.sha256(known.astype("<f8").tobytes()).hexdigest()):
+            raise PolicyError("drift from other shares than before would tell this party's own")
         index = stability_index(known, counts, rows) if rows and known.sum() > 0 else None
         return cells.sums(cells.DRIFT_FORM, cells.drifted(index), 0)

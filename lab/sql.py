@@ -183,10 +183,17 @@ def columns_of(text: str, contract: Contract, person: str | None) -> set[str]:
     return plan.question.columns | {rung.column for rung in plan.rungs.values()}
 
 
-def belongs(question: Question, text: str, contract: Contract, person: str | None) -> bool:
+def belongs(
+    question: Question,
+    text: str,
+    contract: Contract,
+    person: str | None,
+    statistic: str = "cells",
+) -> bool:
     """Whether a question is asked on the way to the answer of this SQL.
 
-    It is about the same rows in the same cells, with totals of the same columns. A quantile asks
+    It is about the same rows in the same cells, with totals of the same columns, around 0 where the
+    answer needs no other centre; violations and drift are asked for by their names. A quantile asks
     beside that for counts of its column, by intervals, within one of the cells. Levels of a column
     for which the contract lists none are those of the question. Raises
     :class:`ConfigurationError` for SQL that is not answered.
@@ -196,6 +203,10 @@ def belongs(question: Question, text: str, contract: Contract, person: str | Non
         told[column] = (*told.get(column, ()), value)
     plan = compile(text, contract, person, levels=lambda column: told.get(column, ("",)))
     whole = plan.question
+    if statistic != "cells" and statistic != plan.finish:
+        return False
+    if any(c and column not in plan.centred for c, column in _centres(question)):
+        return False
     climbed = {rung.column for rung in plan.rungs.values()}
     totals = {(total.kind, total.columns) for total in whole.totals}
     totals |= {(kind, (c,)) for kind in ("count", "sum") for c in plan.centred}
@@ -207,6 +218,11 @@ def belongs(question: Question, text: str, contract: Contract, person: str | Non
     ladder = all(axis.column in climbed for axis in question.axes)
     cells = (whole.within(cell).where for cell in range(whole.cells))
     return bool(climbed) and ladder and any(question.where == where for where in cells)
+
+
+def _centres(question: Question) -> Iterator[tuple[float, str]]:
+    for total in question.totals:
+        yield from zip(total.centres, total.columns, strict=False)  # a count has no centre
 
 
 def _select(text: str) -> exp.Select:
