@@ -200,11 +200,17 @@ def release(cells: Cells, rules: Rules, totals: Sums) -> Sums:
     """Totals of the cells with patients enough of parties enough, 0 elsewhere; ``shown`` is 1 where
     shown.
 
-    Concentration rules are not applied: a mean over ten persons can be mostly one of theirs.
+    Concentration rules are not applied: a mean over ten persons can be mostly one of theirs. With
+    ``where`` a mean is shown where its own persons and parties are enough too.
     """
     enough = totals["population"] >= rules.minimum_count.persons
     enough &= totals["present"] >= rules.minimum_parties.parties
     arrays = {name: np.where(enough, values, 0.0) for name, values in totals.arrays.items()}
+    meant = totals["persons"] >= rules.minimum_count.persons  # of `where`, which may pick one claim
+    meant &= totals["parties"] >= rules.minimum_parties.parties
+    for column in cells.asked.means if cells.asked.where is not None else ():
+        for name in (f"sum {column}", f"of {column}"):
+            arrays[name] = np.where(meant, arrays[name], 0.0)
     shown = {"shown": enough.astype(np.float64)}
     return Sums({**arrays, **shown}, {**totals.limits, "shown": FLAG}, 0)
 

@@ -19,13 +19,14 @@ from federated.insurer import Refusal
 from federated.messages import Request, letter, one_form, read
 from federated.parties import deal_tables
 from federated.protection import ask_sums, fields_of
-from lab import cells, sql
+from lab import cells, profile, sql
 from lab.contracts import Contract
 from lab.disclosure import Rules
 from lab.errors import PeerError, PolicyError
 from lab.portfolio import Portfolio
 from lab.privacy import Noise
-from lab.questions import ROWS, Axis, Question, Total
+from lab.profile import Cells, Profile, Profiling
+from lab.questions import ROWS, Axis, Compare, Question, Total
 from lab.sums import Sums
 from secure_agg import shares
 from secure_agg.packing import Layout
@@ -95,6 +96,21 @@ def test_a_question_is_asked_by_its_own_name(text: str, statistic: str) -> None:
     axes = (X,) if statistic == "drift" else ()
     question = question.model_copy(update={"axes": axes})
     assert sql.belongs(question, own[statistic], TRIAL, None, statistic)
+
+
+def test_a_profile_tells_no_mean_of_a_single_claim() -> None:
+    only = Compare(column="age", operation="=", value=87)
+    told = Profiling(name="k", by="provider", day="day", means=("cost",), where=only)
+    asked_of = Cells(asked=told, numbers=(11,), first=0, periods=1)
+    for alone in (True, False):
+        arrays: dict[str, Any] = {}
+        for party in range(3):
+            frame = pd.DataFrame({"person": range(20), "provider": 11, "day": 3, "cost": 9.0})
+            frame["age"] = np.where(frame.index <= 20 * (not alone) - (party > 0), 87, 40)
+            sums = profile.sums(frame, asked_of, "person")
+            arrays = {n: sums[n] + arrays.get(n, 0.0) for n in sums.arrays}
+        found = Profile.of(asked_of, profile.release(asked_of, RULES, Sums(arrays, sums.limits, 0)))
+        assert found.columns["k_mean_cost"] == ((None,) if alone else (9.0,))
 
 
 def summed(centre: float) -> Question:
