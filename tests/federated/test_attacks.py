@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from federated import conduct, insurer
+from federated import conduct, insurer, node_folder
 from federated.encrypted import terms_of
 from federated.experiment import Query
 from federated.insurer import Refusal
@@ -132,13 +132,13 @@ def test_a_centre_does_not_hide_that_one_person_has_nearly_all() -> None:
     for centre in (0.0, 5e5):
         question = summed(centre)
         parts = [Portfolio(f, TRIAL, RULES).answer(asked(question)) for f in frames]
-        total = {name: sum(p[name] for p in parts) for name in parts[0].arrays}
+        total = {name: np.sum([p[name] for p in parts], axis=0) for name in parts[0].arrays}
         shown = cells.release(question, RULES, Sums(total, parts[0].limits, 120))["shown"]
         assert not shown.any(), centre
 
 
 def test_a_column_that_never_leaves_marks_no_rows_and_nobody(trial: Trial) -> None:
-    settings = insurer.NodeSettings.read(trial.root / "insurer 1")
+    settings = node_folder.NodeSettings.read(trial.root / "insurer 1")
     node = insurer.Insurer(trial.root / "insurer 1", settings, trial.charter)
     told = conduct.announced(trial.experiment(0))
     node.consider(told)
@@ -178,7 +178,7 @@ def test_with_a_split_key_nobody_opens_a_question_as_a_sum_of_a_model(
     made = Trial(tmp_path, authority_key, insurers=3, split=True, rows=100)
     for name in made.insurers:
         made.limits(name, analyses='["glm", "questions"]')
-        settings = made.root / name / insurer.SETTINGS
+        settings = made.root / name / node_folder.SETTINGS
         settings.write_text(settings.read_text().replace("# person = ", "person = "))
     text = "select count(*) from trial where x1 > 2.3"  # of few, whom no answer shows
     with started(made):
