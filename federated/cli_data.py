@@ -86,8 +86,8 @@ def deal_data(experiment: Path, folder: Path, changes: tuple[str, ...]) -> None:
     told = [f"--analysis {kind}" for kind in kinds]
     if read.profile or read.query:
         told.append(f"--person {shlex.quote(read.data.person or '')}")
-    if read.data.test_column is None:
-        told.append(f"--test {MARK}=1")
+    column, value = read.data.test_column or MARK, read.data.test_value
+    told.append(f"--test {column}={1 if value is None else value}")
     click.echo(f"for lab node init: {' '.join(told)}")
 
 

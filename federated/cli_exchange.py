@@ -279,8 +279,8 @@ def list_requests(folder: Path) -> None:
             columns = ", ".join(printable(feature.column) for feature in features)
             click.echo(f"    {task}: {columns}")
         for asked in experiment.profile:
-            columns = ", ".join(dict.fromkeys(asked.reads()))
-            click.echo(f"    profile {asked.name}: of every {asked.by}, from {columns}")
+            told = {k: v for k, v in asked.model_dump(mode="json").items() if v and k != "name"}
+            click.echo(f"    profile {printable(f'{asked.name}: {told}')}")
     if not found:
         click.echo("nothing waits for approval")
 

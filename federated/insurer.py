@@ -171,6 +171,7 @@ class Insurer:
         self._allow(study)
         if {"questions", "profiles"} & set(study.kinds):
             self._check_person(experiment)
+        self._check_marks(experiment)
         experiment.check_profiles()
         for asked in experiment.profile:
             asked.check(study.contract)
@@ -203,7 +204,7 @@ class Insurer:
         never = {name for name, column in columns.items() if column.role == "never_leaves"}
         known = {name for name, column in columns.items() if column.role == "identifier"}
         known -= {name for asked in study.experiment.profile for name in (asked.by, asked.day)}
-        known -= {data.person, data.test_column}
+        known -= {data.person, self.data.test_column}
         return {*self.limits.never_leaves, *never, *known}
 
     def _check_person(self, experiment: Experiment) -> None:
@@ -212,6 +213,14 @@ class Insurer:
             raise Refusal("person", "node.toml does not say who a row belongs to; set data.person")
         if (self.data.person or None) != experiment.data.person:
             raise Refusal("person", "who a row belongs to is said by another column here")
+
+    def _check_marks(self, experiment: Experiment) -> None:
+        """Which rows are held out is this party's to say: two totals that differ by a person's row
+        would show it."""
+        asked, own = experiment.data, self.data
+        marks = (asked.test_column, str(asked.test_value))
+        if asked.test_column is not None and marks != (own.test_column, str(own.test_value)):
+            raise Refusal("rows", f"node.toml holds out no rows by '{asked.test_column}'")
 
     def _check_contract(self, study: Study, columns: set[str]) -> None:
         """Every column that is used must be the same here; this party may have more."""
@@ -230,7 +239,7 @@ class Insurer:
         if study.kind == "questions":
             return self._questioned(study)
         experiment, table = study.experiment, self.table()
-        marks = self._marks(table.frame, experiment)
+        marks = self._marks(table.frame, experiment, secret)
         frame, kept = usable(experiment, study.features, table)
         frame, test = numbered(self.settings.name, frame), marks[kept]
         if experiment.data.test == 0 and experiment.data.test_column is None:
@@ -289,22 +298,22 @@ class Insurer:
             return own
         return Budget(epsilon=min(own.epsilon, most.epsilon), delta=min(own.delta, most.delta))
 
-    def _marks(self, frame: pd.DataFrame, experiment: Experiment) -> NDArray[np.bool_]:
-        """Rows for testing: by the experiment's column, by this party's, else by a keyed hash."""
-        data = experiment.data
-        for column, value in (
-            (data.test_column, data.test_value),
-            (self.data.test_column, self.data.test_value),
-        ):
-            if column is not None:
-                if column not in frame.columns:
-                    raise Refusal("rows", "the column that marks rows for testing is not here")
-                marked = _equal(frame[column], str(value))
-                if not marked.any():
-                    raise Refusal("rows", "the column that marks rows for testing marks none")
-                return marked
+    def _marks(
+        self, frame: pd.DataFrame, experiment: Experiment, secret: bytes
+    ) -> NDArray[np.bool_]:
+        """Rows for testing: by this party's own column, else by a hash with a key of its own, so
+        that nobody can have one person's row left out."""
+        data, column = experiment.data, self.data.test_column
+        if column is not None:
+            if column not in frame.columns:
+                raise Refusal("rows", "the column that marks rows for testing is not here")
+            marked = _equal(frame[column], str(self.data.test_value))
+            if not marked.any():
+                raise Refusal("rows", "the column that marks rows for testing marks none")
+            return marked
         who = pd.Series(np.arange(len(frame))) if data.person is None else frame[data.person]
-        key = hashlib.sha256(f"held out {experiment.seed}".encode()).hexdigest()[:16]
+        held = b"held out %d " % experiment.seed + secret
+        key = hashlib.sha256(held).hexdigest()[:16]
         drawn = pd.util.hash_pandas_object(who.astype("str"), index=False, hash_key=key)
         return np.asarray(drawn.to_numpy() / 2.0**64 < data.test, dtype=bool)
 

@@ -144,7 +144,7 @@ def test_a_column_that_never_leaves_marks_no_rows_and_nobody(trial: Trial) -> No
     node.consider(told)
     for change in ({"test_column": "secret", "test_value": 1}, {"person": "secret"}):
         data = told.experiment.data.model_copy(update=change)
-        with pytest.raises(Refusal, match=r"\[never_leaves\] secret"):
+        with pytest.raises(Refusal, match=r"\[(never_leaves|rows)\] .*secret"):
             node.consider(
                 replace(told, experiment=told.experiment.model_copy(update={"data": data}))
             )

@@ -107,7 +107,8 @@ class Payers(Trial):
             analyses = json.dumps(self.analyses)
             self.limits(name, analyses=analyses, announces='["clinic"]', minimum_rows="1")
             path = self.root / name / node_folder.SETTINGS
-            path.write_text(path.read_text().replace('# person = ""', 'person = "person"'))
+            text = path.read_text().replace('# person = ""', 'person = "person"')
+            path.write_text(text.replace('test_column = "held_out"', 'test_column = "late"'))
         super().start_all()
 
 
