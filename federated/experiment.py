@@ -362,6 +362,11 @@ class Experiment(Strict):
         Family.make(severity.family, amount.link, severity.power)
         return {"frequency": family, "severity": amount}
 
+    def all_tasks(self) -> dict[str, Task]:
+        """What is scored by name: the models to fit, and their product where there are two."""
+        tasks = self.tasks()
+        return tasks | ({"pure premium": self.premium_task()} if "severity" in tasks else {})
+
     def premium_task(self) -> Task:
         """The pure premium as a response: the amount with the frequency's exposure, Tweedie 1.5."""
         assert isinstance(self.model, GLMModel) and self.model.severity is not None

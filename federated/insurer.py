@@ -26,6 +26,7 @@ from lab.contracts import Column, Contract, parse
 from lab.errors import ConfigurationError, PolicyError
 from lab.features import Feature
 from lab.files import canonical, write_whole
+from lab.glm import Task
 from lab.portfolio import Budget, Portfolio
 from lab.profile import profiled
 from lab.questions import Question
@@ -155,6 +156,13 @@ class Insurer:
                 for query in study.experiment.query
             ):
                 raise Refusal("analyses", "another question than was announced")
+        elif statistic not in ANALYSES["profiles"]:
+            told = parse(Task, json.loads(json.loads(arguments)["task"]), where="the task")
+            if (
+                told.model_copy(update={"profiles": ()})
+                not in study.experiment.all_tasks().values()
+            ):
+                raise Refusal("analyses", "another target than was announced")
 
     def _columns(self, study: Study) -> set[str]:
         """The columns that a study looks at."""

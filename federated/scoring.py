@@ -104,9 +104,7 @@ class Scorer:
 
     def __init__(self, experiment: Experiment, market: Market, ones: dict[str, Federation]) -> None:
         self.experiment, self.market, self.ones = experiment, market, ones
-        self.tasks: dict[str, Task] = dict(experiment.tasks())
-        if "severity" in self.tasks:
-            self.tasks["pure premium"] = experiment.premium_task()
+        self.tasks: dict[str, Task] = experiment.all_tasks()
         self.constants = {part: self._constant(task) for part, task in self.tasks.items()}
         self.by_level = self._features_by_level()
         asked = experiment.detection
@@ -127,9 +125,7 @@ class Scorer:
         cut by the values of numbers, which nobody here has seen. constants: where they are known."""
         scorer = cls.__new__(cls)
         scorer.experiment, scorer.market, scorer.ones = experiment, market, {}
-        scorer.tasks = dict(experiment.tasks())
-        if "severity" in scorer.tasks:
-            scorer.tasks["pure premium"] = experiment.premium_task()
+        scorer.tasks = experiment.all_tasks()
         scorer.constants = dict(constants or {}) or {
             part: _mean(federation.sum("means", task=task.model_dump_json(), part="train"))
             for part, task in scorer.tasks.items()

@@ -150,6 +150,16 @@ def test_a_column_that_never_leaves_marks_no_rows_and_nobody(trial: Trial) -> No
             )
 
 
+def test_a_model_is_asked_of_the_announced_target_alone(trial: Trial) -> None:
+    settings = node_folder.NodeSettings.read(trial.root / "insurer 1")
+    node = insurer.Insurer(trial.root / "insurer 1", settings, trial.charter)
+    told, other = (conduct.announced(trial.experiment(k)) for k in (0, 1))
+    (ours,), (another,) = (s.experiment.tasks().values() for s in (told, other))
+    node.allow_statistic(told, "means", json.dumps({"task": ours.model_dump_json()}))
+    with pytest.raises(Refusal, match="another target than was announced"):
+        node.allow_statistic(told, "means", json.dumps({"task": another.model_dump_json()}))
+
+
 def test_what_a_person_approves_is_what_a_terminal_shows(trial: Trial) -> None:
     hidden = "select sum(x1) from trial\x1b[2K\x1b[1Gselect count(*) from trial\n\u202e"
     told = conduct.asked_of(trial.experiment(0, query=[Query(sql=hidden)]))

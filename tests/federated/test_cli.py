@@ -126,6 +126,7 @@ def test_a_run_is_logged_listed_and_its_model_loads_from_mlflow(tmp_path: Path) 
     assert json.loads(loaded.stdout.splitlines()[-1]) == [round(float(v), 6) for v in ours]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # MLflow's own, in this process
 def test_a_tracking_server_that_is_down_or_locked_is_told_and_costs_nothing(tmp_path: Path) -> None:
     changes = {"protection.sums": "clear", "arms.run": '["federated"]', "query": "[]"}

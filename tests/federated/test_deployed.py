@@ -181,6 +181,7 @@ class Replies:
         node.handle = wrapped  # type: ignore[method-assign]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "target"), [("lost", 5), ("doubled", 6)])
 def test_a_reply_lost_or_doubled_changes_nothing(trial: Trial, how: str, target: int) -> None:
     experiment = trial.experiment(target)
@@ -217,6 +218,7 @@ class WrongNames:
         Party.take = renamed  # type: ignore[method-assign]
 
 
+@pytest.mark.slow
 def test_a_party_whose_sums_have_another_form_is_left_out(trial: Trial) -> None:
     experiment = trial.experiment(8)
     again(trial, "insurer 1", WrongNames())
@@ -250,6 +252,7 @@ def test_a_party_refuses_by_a_rule_of_its_own_and_the_run_goes_on(trial: Trial) 
         assert refused.told["rule"] == "never_leaves"
 
 
+@pytest.mark.slow
 def test_a_person_approves_before_anything_leaves(trial: Trial) -> None:
     trial.limits("insurer 2", approval='"always"')
     again(trial, "insurer 2")
@@ -278,6 +281,7 @@ class FullDisk:
         node._answers.begin = full  # type: ignore[method-assign]
 
 
+@pytest.mark.slow
 def test_nothing_leaves_a_party_whose_disk_is_full(trial: Trial) -> None:
     experiment = trial.experiment(12)
     again(trial, "insurer 4", FullDisk())
@@ -289,6 +293,7 @@ def test_nothing_leaves_a_party_whose_disk_is_full(trial: Trial) -> None:
     trial.kill("insurer 4")
 
 
+@pytest.mark.slow
 def test_a_torn_log_is_set_aside_and_a_torn_memory_is_not_used(trial: Trial) -> None:
     trial.kill("insurer 1")
     log = trial.root / "insurer 1" / LOG_NAME

@@ -145,7 +145,9 @@ def simulated(experiment: Experiment) -> arms.Study:
     ("model", "detection"),
     [
         pytest.param(STOPPED, None, id="trees"),
-        pytest.param({**NETWORK, "imbalance": "weights"}, None, id="network"),
+        pytest.param(
+            {**NETWORK, "imbalance": "weights"}, None, id="network", marks=pytest.mark.slow
+        ),
         pytest.param(GLM, {"groups": ["sex"]}, id="glm", marks=pytest.mark.slow),
     ],
 )

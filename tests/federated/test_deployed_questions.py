@@ -73,6 +73,7 @@ def test_real_parties_answer_as_simulated_ones(asked: Trial) -> None:
     assert len(lines(asked.root / "insurer 1", "release")) == len(opened)
 
 
+@pytest.mark.slow
 def test_a_run_gives_the_answers_beside_its_model(asked: Trial, tmp_path: Path) -> None:
     from federated.experiment import run
 

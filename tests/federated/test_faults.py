@@ -158,6 +158,7 @@ class Answers:
         node.handle = wrapped  # type: ignore[method-assign]
 
 
+@pytest.mark.slow
 def test_a_refusal_counts_for_its_letter_alone_and_no_answer_ends_a_run(faulty: Trial) -> None:
     old = refuse(PolicyError("[never_leaves] of another letter"), "insurer 3")
     unreadable = RecordDict({"receipt": ConfigRecord({"lines": '{"rows": "many"}'})})
@@ -176,6 +177,7 @@ def test_a_refusal_counts_for_its_letter_alone_and_no_answer_ends_a_run(faulty: 
     assert "insurer 2: its receipt is not readable" in faults
 
 
+@pytest.mark.slow
 def test_torn_state_leaves_a_party_out_in_mid_run_and_a_torn_log_does_not(faulty: Trial) -> None:
     experiment = faulty.experiment(22)
     conductor = faulty.conduct(experiment, "torn")
