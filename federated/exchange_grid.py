@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.common.serde import (
@@ -36,7 +36,6 @@ from flwr.proto.runtime_pb2 import (
     PushTaskOutputRequest,
     SendTaskHeartbeatRequest,
 )
-from flwr.serverapp import Grid
 from flwr.supercore.constant import TaskType
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.inflatable.inflatable_object import (
@@ -48,7 +47,6 @@ from flwr.supercore.interceptors.http import (
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
-from flwr.supercore.run import Run
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -64,6 +62,7 @@ from federated.fleet import (
     named,
     objects_of,
 )
+from federated.grid import OneRun
 from lab.errors import PeerError
 
 
@@ -77,7 +76,7 @@ class Seen:
     since: str
 
 
-class ExchangeGrid(Grid):
+class ExchangeGrid(OneRun):
     """Flower's grid over the inner door of an exchange: one run, made when this is made.
 
     door: path of the inner door's socket; bundle: the app that the run says it is. Raises
@@ -158,23 +157,6 @@ class ExchangeGrid(Grid):
                 self._client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
             except (httpx.HTTPError, RuntimeError, ValueError):
                 continue
-
-    def set_run(self, run: Run) -> None:
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def seen(self) -> list[Seen]:
         """All nodes the broker knows, here or not."""

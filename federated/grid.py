@@ -25,7 +25,30 @@ from flwr.supercore.task_identity import TaskIdentity
 NODE_FAILED = 1
 
 
-class InProcessGrid(Grid):
+class OneRun(Grid):
+    """What grids of one run have in common."""
+
+    _run: Run
+
+    def set_run(self, run: Run) -> None:
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+
+class InProcessGrid(OneRun):
     """Nodes as client apps on ``workers`` threads; node k + 1 has partition-id k."""
 
     def __init__(self, client_app: ClientApp, nodes: int, workers: int) -> None:
@@ -49,23 +72,6 @@ class InProcessGrid(Grid):
     def close(self) -> None:
         """Stop the threads; work not yet begun is dropped."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def set_run(self, run: Run) -> None:
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self._contexts)
