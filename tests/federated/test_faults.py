@@ -115,6 +115,7 @@ def test_a_run_whose_exchange_does_not_come_back_ends_in_time_and_goes_on_later(
 def test_the_model_is_the_same_over_lines_that_fail(
     faulty: Trial, lines: dict[str, Faults], kinds: tuple[str, ...], seed: int, target: int
 ) -> None:
+    faulty.settings(answer_seconds=90.0)
     for at, line in enumerate(lines.values()):
         line.fail(kinds, seed=100 * seed + at, times=3)
     experiment = faulty.experiment(target)
