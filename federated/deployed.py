@@ -31,7 +31,7 @@ from federated.journal import Journal, question_of
 from federated.ledger import vouched
 from federated.letters import Letter, answering, received
 from federated.memory import Released
-from federated.messages import Request, letter, read, refusal
+from federated.messages import UNREADABLE, Request, letter, read, refusal
 from federated.post import Post
 from federated.profiles import JOIN, VOUCH, releaser
 from federated.protection import Protection
@@ -384,7 +384,7 @@ class RealFederation(Federation):
                 told = json.loads(str(answer.config_records["checkpoint"]["told"]))
                 checkpoint = Checkpoint.of(told)
                 vouched(checkpoint, self._card(name))
-            except (LabError, KeyError, ValueError) as error:
+            except (LabError, *UNREADABLE) as error:
                 self._log.append("fault", run=self._run, what=f"{name}: no checkpoint: {error}")
                 continue
             self._log.witness(checkpoint, run=self._run)

@@ -131,7 +131,8 @@ class Node:
 
     def _take_part(self, line: NodeLine, ready: Callable[[], None] | None) -> None:
         place = self.folder / "last_node"
-        before = int(place.read_text()) if place.exists() else 0
+        known = place.read_text() if place.exists() else ""
+        before = int(known) if known.isdecimal() else 0
         node, self._apps = line.open(before), {}  # an exchange started anew may name other runs so
         write_whole(place, str(node).encode())
         self._wait = FIRST_WAIT

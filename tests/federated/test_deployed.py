@@ -20,7 +20,7 @@ from federated.experiment import Experiment, run
 from federated.joined import Node
 from federated.ledger import LOG_NAME, verify_together
 from federated.node import Party
-from lab import audit, models
+from lab import models
 from lab.errors import PeerError
 from lab.files import read_json
 from lab.sums import Sums
@@ -43,12 +43,6 @@ def _whole(trial: Trial) -> Iterator[None]:
             trial.start(name)
 
 
-def lines(trial: Trial, name: str, kind: str) -> list[audit.Entry]:
-    folder = trial.exchange if name == "exchange" else trial.root / name
-    found = audit.entries(audit.read_lines(folder / LOG_NAME))
-    return [entry for entry in found if entry.kind == kind]
-
-
 def without(trial: Trial, name: str) -> tuple[str, ...]:
     return tuple(other for other in trial.insurers if other != name)
 
@@ -67,13 +61,13 @@ def test_real_parties_give_the_model_of_the_simulation(trial: Trial) -> None:
     study = trial.run(experiment)
     assert hash_of(study) == trial.pooled_hash(experiment)
     assert set(states(study).values()) == {"took part"}
-    released = [e for e in lines(trial, "insurer 1", "release") if e.run == study.run]
+    released = [e for e in trial.logged("insurer 1", "release") if e.run == study.run]
     assert len(released) == len(study.receipts["insurer 1"])
     assert {entry.told["hiding"] for entry in released} == {"paillier"}
     assert {entry.charter for entry in released} == {trial.charter.digest}
     assert trial.charter.key is not None
     for name, event in (("insurer 1", "sums are encrypted to it"), ("supervisor", "totals are op")):
-        told = lines(trial, name, "key")[0].told
+        told = trial.logged(name, "key")[0].told
         assert told["event"].startswith(event)
         assert told["fingerprint"] == trial.charter.key.public.fingerprint
     keys = {m.name: bytes.fromhex(m.verifying) for m in trial.charter.members}
@@ -97,9 +91,9 @@ def test_every_insurer_is_given_the_model_and_scores_it_for_itself(trial: Trial)
     assert sum(rows) == market.rows
     assert np.average(deviance, weights=rows) == pytest.approx(market.deviance)
     heard = {
-        e.told["statistic"] for e in lines(trial, "insurer 1", "request") if e.run == study.run
+        e.told["statistic"] for e in trial.logged("insurer 1", "request") if e.run == study.run
     }
-    left = {e.told["statistic"] for e in lines(trial, "insurer 1", "release") if e.run == study.run}
+    left = {e.told["statistic"] for e in trial.logged("insurer 1", "release") if e.run == study.run}
     assert DELIVER in heard and DELIVER not in left
 
 
@@ -141,7 +135,7 @@ def test_a_party_stopped_past_the_deadline_is_left_out_and_late(trial: Trial) ->
         trial.signal("insurer 4", signal.SIGCONT)
     assert hash_of(study) == trial.pooled_hash(experiment, without(trial, "insurer 4"))
     assert states(study)["insurer 4"] == "insurer 4: did not answer within 5 s"
-    assert any("insurer 4" in e.told["what"] for e in lines(trial, "exchange", "fault"))
+    assert any("insurer 4" in e.told["what"] for e in trial.logged("exchange", "fault"))
     assert states(trial.run(trial.experiment(3)))["insurer 4"] == "took part"
 
 
@@ -154,7 +148,7 @@ def test_a_killed_coordinator_goes_on_from_its_last_total(trial: Trial) -> None:
     study = trial.run(experiment, fresh=False)
     assert not conductor.is_alive()
     assert hash_of(study) == trial.pooled_hash(experiment)
-    asked = {e.query for e in lines(trial, "exchange", "release") if e.run == study.run}
+    asked = {e.query for e in trial.logged("exchange", "release") if e.run == study.run}
     assert len(asked) == trial.totals(experiment.name) > before >= 4
 
 
@@ -248,7 +242,7 @@ def test_a_party_refuses_by_a_rule_of_its_own_and_the_run_goes_on(trial: Trial) 
     assert hash_of(study) == trial.pooled_hash(experiment, without(trial, "insurer 2"))
     assert states(study)["insurer 2"] == ("insurer 2: [never_leaves] x2 take part in nothing here")
     for name in ("insurer 2", "exchange"):
-        (refused,) = [e for e in lines(trial, name, "refusal") if e.run == study.run]
+        (refused,) = [e for e in trial.logged(name, "refusal") if e.run == study.run]
         assert refused.told["rule"] == "never_leaves"
 
 
@@ -258,13 +252,13 @@ def test_a_person_approves_before_anything_leaves(trial: Trial) -> None:
     again(trial, "insurer 2")
     first = trial.run(trial.experiment(11))
     assert "waits for a person's approval" in states(first)["insurer 2"]
-    assert not [e for e in lines(trial, "insurer 2", "release") if e.run == first.run]
+    assert not [e for e in trial.logged("insurer 2", "release") if e.run == first.run]
     (digest,) = insurer.waiting(trial.root / "insurer 2")
     insurer.approve(trial.root / "insurer 2", digest[:12], "Li Wei")
     # the first run opened sums without insurer 2, so the same questions with it would show its own
     with pytest.raises(PeerError, match="would show insurer 2's own sum"):
         trial.run(trial.experiment(11))
-    assert lines(trial, "insurer 2", "approval")[-1].told["by"] == "Li Wei"
+    assert trial.logged("insurer 2", "approval")[-1].told["by"] == "Li Wei"
     trial.limits("insurer 2", approval='"never"')
     again(trial, "insurer 2")
 
@@ -303,7 +297,7 @@ def test_a_torn_log_is_set_aside_and_a_torn_memory_is_not_used(trial: Trial) -> 
     experiment = trial.experiment(13)
     study = trial.run(experiment)
     assert hash_of(study) == trial.pooled_hash(experiment)
-    assert any("was cut off" in e.told["what"] for e in lines(trial, "insurer 1", "fault"))
+    assert any("was cut off" in e.told["what"] for e in trial.logged("insurer 1", "fault"))
     (state,) = (trial.root / "insurer 1" / "runs").glob(f"{study.run}.state")
     state.write_bytes(state.read_bytes()[:-7])
     from federated import keeping
@@ -320,7 +314,7 @@ def test_revoking_a_party_takes_effect_within_a_round(trial: Trial) -> None:
     try:
         conductor.join(90)
         assert conductor.exitcode == 0, trial.out("conductor")
-        told = [e.told["what"] for e in lines(trial, "exchange", "fault")]
+        told = [e.told["what"] for e in trial.logged("exchange", "fault")]
         assert any("insurer 3" in what for what in told)
     finally:
         (trial.exchange / exchange.REVOKED).unlink()
@@ -338,7 +332,7 @@ def test_a_party_with_another_charter_is_left_out_and_both_hashes_are_named(tria
         again(trial, "insurer 4")
     reason = states(study)["insurer 4"]
     assert other.digest in reason and trial.charter.digest in reason
-    refused = lines(trial, "insurer 4", "refusal")[-1].told["text"]
+    refused = trial.logged("insurer 4", "refusal")[-1].told["text"]
     assert other.digest in refused and trial.charter.digest in refused
 
 
@@ -358,7 +352,7 @@ def test_nothing_of_an_app_that_travels_ever_runs(
     with pytest.raises(PeerError, match=r"\[app\] app \w+ is not the approved"):
         trial.run(trial.experiment(15))
     assert not mark.exists()
-    assert "app" in {e.told["rule"] for e in lines(trial, "insurer 1", "refusal")}
+    assert "app" in {e.told["rule"] for e in trial.logged("insurer 1", "refusal")}
 
 
 @pytest.mark.slow

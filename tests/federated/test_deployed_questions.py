@@ -15,7 +15,6 @@ import pytest
 from federated import conduct, insurer
 from federated.node_folder import QUESTIONS, SETTINGS, NodeSettings
 from federated.query import Desk, Holdings
-from lab import audit
 from lab.contracts import Contract
 from lab.disclosure import Rules
 from lab.errors import ConfigurationError, PeerError
@@ -53,11 +52,6 @@ def changed(trial: Trial, name: str, **limits: str) -> None:
     trial.start(name)
 
 
-def lines(folder: Path, kind: str) -> list[audit.Entry]:
-    found = audit.entries(audit.read_lines(folder / "log.jsonl"))
-    return [entry for entry in found if entry.kind == kind]
-
-
 def test_real_parties_answer_as_simulated_ones(asked: Trial) -> None:
     tables = {n: pd.read_parquet(asked.root / f"{n}.parquet") for n in asked.insurers}
     holdings = Holdings.of(tables, Contract.read(asked.contract))
@@ -68,9 +62,9 @@ def test_real_parties_answer_as_simulated_ones(asked: Trial) -> None:
         pd.testing.assert_frame_equal(here, there, rtol=1e-12)
         assert here.attrs["hiding"] == "paillier"
         assert {line["party"] for line in here.attrs["receipt"]} == set(asked.insurers)
-    opened = lines(asked.root / "supervisor", "release")
+    opened = asked.logged("supervisor", "release")
     assert {line.told["statistic"] for line in opened} == {"cells"}
-    assert len(lines(asked.root / "insurer 1", "release")) == len(opened)
+    assert len(asked.logged("insurer 1", "release")) == len(opened)
 
 
 @pytest.mark.slow
@@ -119,10 +113,10 @@ def test_columns_that_never_leave_are_in_no_question(asked: Trial) -> None:
 
 
 def test_a_wrong_question_is_told_before_anybody_is_asked(asked: Trial) -> None:
-    before = len(lines(asked.root / "insurer 1", "request"))
+    before = len(asked.logged("insurer 1", "request"))
     with pytest.raises(ConfigurationError, match="no question is about 'secret'"):
         answers(asked, "select avg(secret) from trial")
-    assert len(lines(asked.root / "insurer 1", "request")) == before
+    assert len(asked.logged("insurer 1", "request")) == before
 
 
 @pytest.mark.parametrize("text", ["select avg(x2) from trial", "select count(*) from trial"])
@@ -141,7 +135,7 @@ def test_another_question_than_was_announced_is_refused(asked: Trial, text: str)
 def test_noise_is_paid_from_a_budget_that_outlasts_the_process(asked: Trial) -> None:
     (noised,) = answers(asked, "select count(*) from trial", epsilon=1.5)
     assert noised["count(*) from"].item() < 1600 < noised["count(*) to"].item()
-    paid = lines(asked.root / "insurer 1", "budget")
+    paid = asked.logged("insurer 1", "budget")
     assert [line.told["epsilon"] for line in paid] == [1.5]
     for name in asked.insurers:
         changed(asked, name)
@@ -160,7 +154,7 @@ def test_a_person_sees_a_question_before_it_is_answered(asked: Trial) -> None:
     assert [query.sql for query in study.experiment.query] == [text]
     insurer.approve(asked.root / "insurer 4", digest, "Li Wei")
     (answer,) = answers(asked, text)
-    told = lines(asked.root / "insurer 4", "approval")[-1].told
+    told = asked.logged("insurer 4", "approval")[-1].told
     assert (told["statistic"], told["by"]) == (text, "Li Wei")
     assert answer.notna().all(axis=None)
     changed(asked, "insurer 4", approval='"never"')

@@ -19,7 +19,6 @@ from federated.joined import Node
 from federated.ledger import LOG_NAME, verify_together
 from federated.letters import claimed
 from federated.messages import refuse
-from lab import audit
 from lab.errors import PolicyError
 from tests.federated.faults import KINDS, Faults
 from tests.federated.trial import Trial, hash_of, started
@@ -55,12 +54,6 @@ def _whole(faulty: Trial, lines: dict[str, Faults]) -> Iterator[None]:
             faulty.start(name)
 
 
-def told(trial: Trial, name: str, kind: str) -> list[audit.Entry]:
-    folder = trial.exchange if name == "exchange" else trial.root / name
-    found = audit.entries(audit.read_lines(folder / LOG_NAME))
-    return [entry for entry in found if entry.kind == kind]
-
-
 def states(study: Any) -> dict[str, str]:
     return {party.name: party.state for party in study.outlook}
 
@@ -74,9 +67,11 @@ def test_a_run_outlives_the_exchange_that_is_killed_and_started_again(faulty: Tr
     conductor.join(60)
     assert f"model {faulty.pooled_hash(experiment)}" in faulty.out("conductor")
     assert any(
-        "no line to the exchange" in e.told["what"] for e in told(faulty, "exchange", "fault")
+        "no line to the exchange" in e.told["what"] for e in faulty.logged("exchange", "fault")
     )
-    assert not [e for e in told(faulty, "exchange", "fault") if "goes on without" in e.told["what"]]
+    assert not [
+        e for e in faulty.logged("exchange", "fault") if "goes on without" in e.told["what"]
+    ]
 
 
 @pytest.mark.slow
@@ -174,7 +169,7 @@ def test_a_refusal_counts_for_its_letter_alone_and_no_answer_ends_a_run(faulty: 
         faulty.kill(name, signal.SIGTERM)
     assert states(study)["insurer 3"] == "insurer 3: plays a letter of another round or run again"
     assert states(study)["insurer 2"] == "took part" and "insurer 2" not in study.receipts
-    faults = [e.told["what"] for e in told(faulty, "exchange", "fault") if e.run == study.run]
+    faults = [e.told["what"] for e in faulty.logged("exchange", "fault") if e.run == study.run]
     assert "insurer 2: its receipt is not readable" in faults
 
 
@@ -194,9 +189,9 @@ def test_torn_state_leaves_a_party_out_in_mid_run_and_a_torn_log_does_not(faulty
     conductor.join(60)
     assert faulty.out("torn").startswith("model ")  # of all before, of the others after
     damaged = "is damaged; it answers no more in it"
-    assert any(damaged in e.told["text"] for e in told(faulty, "insurer 4", "refusal"))
-    assert any(damaged in e.told["text"] for e in told(faulty, "exchange", "refusal"))
-    assert any("was cut off" in e.told["what"] for e in told(faulty, "insurer 1", "fault"))
+    assert any(damaged in e.told["text"] for e in faulty.logged("insurer 4", "refusal"))
+    assert any(damaged in e.told["text"] for e in faulty.logged("exchange", "refusal"))
+    assert any("was cut off" in e.told["what"] for e in faulty.logged("insurer 1", "fault"))
     assert not (found := examined(faulty, "insurer 1")), found
 
 
@@ -244,12 +239,12 @@ def test_nothing_leaves_a_party_on_a_full_disk_and_it_comes_back_when_there_is_r
         faulty.start("insurer 3")
         faulty.until(lambda: "is in the exchange" in faulty.out("insurer 3").splitlines()[-1])
         fill()
-        released = len(told(faulty, "insurer 3", "release"))
+        released = len(faulty.logged("insurer 3", "release"))
         full = faulty.run(faulty.experiment(23))
         assert states(full)["insurer 3"] == (
             "insurer 3: this party cannot write its log; nothing leaves it"
         )
-        assert len(told(faulty, "insurer 3", "release")) == released
+        assert len(faulty.logged("insurer 3", "release")) == released
         (folder / "fill").unlink()
         assert states(faulty.run(faulty.experiment(24)))["insurer 3"] == "took part"
         faulty.kill("insurer 3", signal.SIGTERM)

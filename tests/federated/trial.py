@@ -28,7 +28,9 @@ from federated.conduct import announced, perform_on
 from federated.enrolment import Enrolment
 from federated.experiment import Experiment
 from federated.joined import Node
+from federated.ledger import LOG_NAME
 from federated.party import identity_of
+from lab import audit
 from lab.contracts import Contract
 from lab.files import read_json
 from secure_agg.keys import PrivateKey, save_private
@@ -311,6 +313,11 @@ class Trial:
             if read_json(place)["study"] == digest:
                 return len(list((place.parent / "totals").glob("*.sums")))
         return 0
+
+    def logged(self, name: str, kind: str) -> list[audit.Entry]:
+        """The lines of this kind in a party's log."""
+        folder = self.exchange if name == "exchange" else self.root / name
+        return [e for e in audit.entries(audit.read_lines(folder / LOG_NAME)) if e.kind == kind]
 
     def out(self, name: str) -> str:
         path = self.root / f"{name}.out"
