@@ -15,14 +15,14 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from pydantic import TypeAdapter
 
-from federated.memory import Released
-from federated.messages import Request, letter, read, refusal
-from federated.protection import Protection
-from lab.disclosure import Rules
+from federated.hiding.protocol import Protection
+from federated.messages import Request, message_of, read, refusal
+from federated.party.state import Released
 from lab.errors import PeerError
-from lab.features import Feature
-from lab.glm import Task
-from lab.profile import Cells, Profile
+from lab.models.design import Feature
+from lab.models.glm import Task
+from lab.models.profile import Profile, ProfileCells
+from lab.privacy.disclosure import Rules
 from lab.sums import Floats, Sums
 from secure_agg.identity import Card, Roster
 
@@ -31,7 +31,7 @@ Progress = Callable[[str, int], None]
 
 
 @dataclass(frozen=True)
-class Member:
+class Participant:
     """A party as the coordinator knows it."""
 
     name: str
@@ -58,7 +58,7 @@ class Federation:
         """All parties, in seat order."""
         return tuple(member.name for member in self.members)
 
-    def _gather(self, parties: int, patience: float = 60.0) -> tuple[Member, ...]:
+    def _gather(self, parties: int, patience: float = 60.0) -> tuple[Participant, ...]:
         """Wait until so many nodes are here, and ask each who it is."""
         deadline = time.monotonic() + patience
         while len(nodes := list(self.grid.get_node_ids())) < parties:
@@ -70,14 +70,14 @@ class Federation:
             hello, card = answer.config_records["hello"], Card.from_bytes(read(answer, "card"))
             if card.name != hello["party"]:
                 raise PeerError(f"{hello['party']}: shows the card of {card.name}")
-            members.append(Member(card.name, node, int(hello["seat"]), card))
+            members.append(Participant(card.name, node, int(hello["seat"]), card))
         return tuple(sorted(members, key=lambda member: member.seat))
 
     def _exchange(
         self, kind: str, letters: Mapping[int, RecordDict], patient: bool = False
     ) -> list[tuple[int, RecordDict]]:
         """(node, answer) in the order of the letters. Raises what the first refusal stands for."""
-        messages = [Message(letter, node, kind) for node, letter in letters.items()]
+        messages = [Message(message_of, node, kind) for node, message_of in letters.items()]
         heard = {m.metadata.src_node_id: m for m in self.grid.send_and_receive(messages)}
         answers = []
         for node in letters:
@@ -102,7 +102,7 @@ class Federation:
     def ask(
         self, action: str, letters: Mapping[str, RecordDict], *, patient: bool = False
     ) -> dict[str, RecordDict]:
-        """Send each party its letter; the answers by name, in seat order.
+        """Send each party its message_of; the answers by name, in seat order.
 
         With ``patient`` a party that does not answer is left out; else it is an error. Raises the
         typed error of the first party that refuses.
@@ -132,7 +132,7 @@ class Federation:
         )
         return self.protection.total(self, request)
 
-    def profile(self, cells: Cells, rules: Rules) -> Profile:
+    def profile(self, cells: ProfileCells, rules: Rules) -> Profile:
         """What the rules leave of the parties' sums by provider and period."""
         told = json.loads(cells.model_dump_json())
         asked = json.loads(rules.model_dump_json())
@@ -142,7 +142,7 @@ class Federation:
         """Give every party the profiles that features come from."""
         for one in profiles:
             data = one.model_dump_json().encode()
-            self.ask("query.profile", dict.fromkeys(self.names, letter(profile=data)))
+            self.ask("query.profile", dict.fromkeys(self.names, message_of(profile=data)))
 
     def levels(self, task: Task, features: tuple[Feature, ...]) -> list[tuple[str, ...]]:
         """Names of the levels of each feature that any party holds; numbers in their order."""
@@ -189,7 +189,7 @@ def _levels_of(name: str, answer: RecordDict, features: int) -> list[list[str]]:
 
 
 def _in_order(level: str) -> tuple[bool, float, str]:
-    """Numbers by value, then texts by letter."""
+    """Numbers by value, then texts by message_of."""
     try:
         return (False, float(level), level)
     except ValueError:

@@ -258,13 +258,13 @@ def unblob(record: ArrayRecord, name: str) -> bytes:
     return bytes(record[name].data)
 
 
-def letter(**named: bytes) -> RecordDict:
+def message_of(**named: bytes) -> RecordDict:
     """A message of bytes by name, for the steps of a protocol."""
-    return RecordDict({"letter": blobs(**named)})
+    return RecordDict({"message_of": blobs(**named)})
 
 
 def read(message: RecordDict, name: str) -> bytes:
-    """One part of a letter. Raises :class:`PeerError`."""
-    if "letter" not in message.array_records:
+    """One part of a message_of. Raises :class:`PeerError`."""
+    if "message_of" not in message.array_records:
         raise PeerError(f"a message lacks its '{name}'")
-    return unblob(message.array_records["letter"], name)
+    return unblob(message.array_records["message_of"], name)

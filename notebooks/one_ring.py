@@ -21,7 +21,7 @@
 import os
 from pathlib import Path
 
-from federated.experiment import run
+from federated.run import run
 
 ROOT = next(p for p in [Path.cwd(), *Path.cwd().parents] if (p / "experiments").is_dir())
 changes = {

@@ -20,7 +20,7 @@
 import os
 from pathlib import Path
 
-from federated.experiment import run
+from federated.run import run
 
 ROOT = next(p for p in [Path.cwd(), *Path.cwd().parents] if (p / "experiments").is_dir())
 study = run(ROOT / "experiments" / "rand_hie.toml", runs=os.environ.get("LAB_RUNS", ROOT / "runs"))
@@ -79,6 +79,6 @@ study.receipt.groupby("party", sort=False)[["messages", "values", "bytes"]].sum(
 # The run's folder holds its report; MLflow holds its parameters, scores and model.
 
 # %%
-from federated.record import kept
+from federated.study.run_folder import kept
 
 [(item["name"], item["scores"], item["logged"]) for item in kept(study.folder.parent)][:3]

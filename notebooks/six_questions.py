@@ -19,10 +19,10 @@
 # %%
 from pathlib import Path
 
-from federated.encrypted import KeyAuthority, Paillier
-from federated.experiment import Experiment
-from federated.query import Desk, Holdings
-from lab.portfolio import Budget
+from federated.hiding.paillier import KeyAuthority, Paillier
+from federated.queries.desk import Desk, Holdings
+from federated.study.experiment import Experiment
+from lab.queries.query_table import Budget
 from secure_agg.keys import generate
 
 ROOT = next(p for p in [Path.cwd(), *Path.cwd().parents] if (p / "experiments").is_dir())
@@ -83,7 +83,7 @@ print(sent.party, f"{len(sent.batch):,} bytes:", sent.batch[-32:].hex(), "…")
 import pandas as pd
 
 from federated.messages import opened
-from federated.release import expected
+from federated.party.release import expected
 from secure_agg import paillier
 from secure_agg.transcript import examine
 
@@ -140,7 +140,7 @@ desk.ask("select idp, count(*) n from rand_hie where hlthp = 0 or idp = 0 group 
 # interval is where the total without noise lies, 95 times in a hundred.
 
 # %%
-from lab.privacy import Noise
+from lab.privacy.noise import Noise
 
 noisy = desk.ask(
     "select idp, hlthp, count(*) n from rand_hie group by idp, hlthp", noise=Noise(epsilon=0.5)
@@ -151,9 +151,9 @@ noisy
 # The truth, which nobody of them knows, beside it; and what the first insurer has left of its budget:
 
 # %%
-rows = pd.concat([party.portfolio.frame for party in holdings.parties])
+rows = pd.concat([party.query_table.frame for party in holdings.parties])
 truth = rows.groupby(["idp", "hlthp"]).size().rename("truth").reset_index()
-print(f"left of the budget: {holdings.parties[0].portfolio.ledger.remaining():g}")
+print(f"left of the budget: {holdings.parties[0].query_table.ledger.remaining():g}")
 noisy.merge(truth, on=["idp", "hlthp"])
 
 # %%

@@ -58,7 +58,7 @@ IDLE_SECONDS = 120  # after which a helper ends
 
 
 @dataclass(frozen=True)
-class Table:
+class PowerTable:
     """H**(d * 2**(w*i)) for every window i and every digit d of w bits, each as a * (1 + n*l).
 
     rows: for every window the a's and the l's, each in the order of d
@@ -103,7 +103,7 @@ def processes_worth(bits: int, count: int) -> int:
     return max(1, int(multiplications * bits**2 / HELPER_PAYS_AT)) if os.name == "posix" else 1
 
 
-def build(n: mpz, h: mpz, window: int) -> Table:
+def build(n: mpz, h: mpz, window: int) -> PowerTable:
     """The table of H = h**n mod n**2."""
     lifted, residue = gmpy2.f_divmod(gmpy2.powmod(h, n, n * n), n)
     inverse = gmpy2.invert(residue, n)
@@ -119,15 +119,15 @@ def build(n: mpz, h: mpz, window: int) -> Table:
             parts.append((parts[-1] + part + quotient * back) % n)
         residue, part, inverse = residues.pop(), parts.pop(), back  # where the next row starts
         rows.append((residues, parts))
-    return Table(n, window, rows)
+    return PowerTable(n, window, rows)
 
 
-def draw(table: Table, count: int) -> list[mpz]:
+def draw(table: PowerTable, count: int) -> list[mpz]:
     """Fresh blinding factors, numbers below n**2, each with an exponent that is used once."""
     return powers(table, [array("H", secrets.token_bytes(2 * count)) for _ in table.rows])
 
 
-def powers(table: Table, digits: Sequence[Sequence[int]]) -> list[mpz]:
+def powers(table: PowerTable, digits: Sequence[Sequence[int]]) -> list[mpz]:
     """H**r mod n**2 for every exponent r.
 
     digits: for every window of the table, one integer for each exponent; of these the lowest w
@@ -217,7 +217,7 @@ class _Kept:
     """
 
     lock: threading.Lock = field(default_factory=threading.Lock)
-    table: Table | None = None
+    table: PowerTable | None = None
     used: int = 0
     recent: int = 0
     helpers: list[Helper] = field(default_factory=list)
@@ -232,7 +232,7 @@ class _Cache:
 
     def prepared(
         self, n: mpz, count: int, workers: int, series: bool = False
-    ) -> tuple[Table, list[Helper]]:
+    ) -> tuple[PowerTable, list[Helper]]:
         """A table and helpers for `count` more factors; threads that need the same wait."""
         with self.lock:
             kept = self.kept.setdefault(n, _Kept())

@@ -69,7 +69,7 @@ Vector = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Terms:
+class MaskTerms:
     """What one masked sum is about; every key and signature in it is bound to this.
 
     query: identifies the sum; a party takes part in it once
@@ -208,7 +208,7 @@ class Seat:
 # remembers now and what it sends.
 
 
-def advertise(identity: Identity, terms: Terms, seed: bytes) -> tuple[Seat, Keys]:
+def advertise(identity: Identity, terms: MaskTerms, seed: bytes) -> tuple[Seat, Keys]:
     """Step 0. seed: 32 fresh random bytes, for this sum alone."""
     if identity.card.name not in terms.roster:
         raise FaultyCoordinator(f"query {terms.query} is under a roster without this party")
@@ -218,7 +218,7 @@ def advertise(identity: Identity, terms: Terms, seed: bytes) -> tuple[Seat, Keys
 
 
 def share(
-    identity: Identity, terms: Terms, seat: Seat, keys: Mapping[str, Keys]
+    identity: Identity, terms: MaskTerms, seat: Seat, keys: Mapping[str, Keys]
 ) -> tuple[Seat, dict[str, bytes]]:
     """Step 1: for each other party, sealed, a share of this party's two secrets.
 
@@ -244,7 +244,7 @@ def share(
 
 def mask(
     identity: Identity,
-    terms: Terms,
+    terms: MaskTerms,
     seat: Seat,
     dealt: Mapping[str, bytes],
     fields: Sequence[Field],
@@ -273,7 +273,7 @@ def mask(
 
 
 def confirm(
-    identity: Identity, terms: Terms, seat: Seat, present: Sequence[str]
+    identity: Identity, terms: MaskTerms, seat: Seat, present: Sequence[str]
 ) -> tuple[Seat, bytes]:
     """Step 3: this party's signature on who sent a masked vector.
 
@@ -292,7 +292,7 @@ def confirm(
 
 
 def reveal(
-    identity: Identity, terms: Terms, seat: Seat, confirmations: Mapping[str, bytes]
+    identity: Identity, terms: MaskTerms, seat: Seat, confirmations: Mapping[str, bytes]
 ) -> tuple[Seat, Revealed]:
     """Step 4: shares that remove what masks are left in the sum.
 
@@ -341,7 +341,7 @@ def reveal(
 # The steps of the coordinator.
 
 
-def checked_keys(terms: Terms, name: str, keys: Keys) -> Keys:
+def checked_keys(terms: MaskTerms, name: str, keys: Keys) -> Keys:
     """The keys a party advertised, if it signed them for this sum. Raises FaultyParty."""
     statement = terms.digest + keys.sealing + keys.masking
     if name not in terms.roster:
@@ -353,7 +353,9 @@ def checked_keys(terms: Terms, name: str, keys: Keys) -> Keys:
     return keys
 
 
-def checked_confirmation(terms: Terms, name: str, present: Sequence[str], signed: bytes) -> bytes:
+def checked_confirmation(
+    terms: MaskTerms, name: str, present: Sequence[str], signed: bytes
+) -> bytes:
     """A confirmation, if the party signed these parties for this sum. Raises FaultyParty."""
     statement = _present(terms, tuple(sorted(present)))
     if name not in present or not terms.roster[name].signed(MASKED, statement, signed):
@@ -361,7 +363,7 @@ def checked_confirmation(terms: Terms, name: str, present: Sequence[str], signed
     return signed
 
 
-def checked_masked(terms: Terms, name: str, fields: Sequence[Field], data: bytes) -> Lanes:
+def checked_masked(terms: MaskTerms, name: str, fields: Sequence[Field], data: bytes) -> Lanes:
     """A masked vector as it travels. Raises FaultyParty."""
     size = vector_lanes(fields, len(terms.roster.cards))
     if len(data) != 8 * size:
@@ -370,7 +372,7 @@ def checked_masked(terms: Terms, name: str, fields: Sequence[Field], data: bytes
 
 
 def total(
-    terms: Terms,
+    terms: MaskTerms,
     keys: Mapping[str, Keys],
     dealers: Sequence[str],
     masked: Mapping[str, Lanes],
@@ -415,7 +417,7 @@ def total(
 
 def run(
     identities: Mapping[str, Identity],
-    terms: Terms,
+    terms: MaskTerms,
     fields: Sequence[Field],
     arrays: Mapping[str, Sequence[npt.ArrayLike]],
     gone: Callable[[int, str], bool] = lambda step, name: False,
@@ -468,14 +470,14 @@ def _public(private: X25519PrivateKey) -> bytes:
     return private.public_key().public_bytes_raw()
 
 
-def _form(terms: Terms, fields: Sequence[Field]) -> bytes:
+def _form(terms: MaskTerms, fields: Sequence[Field]) -> bytes:
     """What a stream is for: the terms and the form of the vector. Masks of parties that disagree
     on either do not vanish from the sum."""
     said = [f"{f.size} {f.bound.hex()} {f.resolution.hex()}".encode() for f in fields]
     return wire.digest(MASKED, [terms.digest, *said])
 
 
-def _agreed(terms: Terms, private: X25519PrivateKey, public: bytes, use: bytes) -> bytes:
+def _agreed(terms: MaskTerms, private: X25519PrivateKey, public: bytes, use: bytes) -> bytes:
     """32 bytes that both sides of a pair derive. Raises FaultyCoordinator for a degenerate key."""
     try:
         common = private.exchange(X25519PublicKey.from_public_bytes(public))
@@ -485,12 +487,12 @@ def _agreed(terms: Terms, private: X25519PrivateKey, public: bytes, use: bytes) 
 
 
 def _pair_key(
-    terms: Terms, form: bytes, private: X25519PrivateKey, public: bytes, one: str, other: str
+    terms: MaskTerms, form: bytes, private: X25519PrivateKey, public: bytes, one: str, other: str
 ) -> bytes:
     return _agreed(terms, private, public, b"pair " + form + _names(*sorted((one, other))))
 
 
-def _sealing_key(terms: Terms, seat: Seat, keys: Keys, sender: str, receiver: str) -> bytes:
+def _sealing_key(terms: MaskTerms, seat: Seat, keys: Keys, sender: str, receiver: str) -> bytes:
     """The key under which one party seals its shares to another; used once."""
     private = _private(seat.seed, b"sealing")
     return _agreed(terms, private, keys.sealing, b"sealing " + _names(sender, receiver))
@@ -517,7 +519,7 @@ def _deal(secret: bytes, seed: bytes, use: bytes, threshold: int, at: Sequence[i
     return [sum(c * pow(x, k, PRIME) for k, c in enumerate(coefficients)) % PRIME for x in at]
 
 
-def _joined(terms: Terms, x: Mapping[str, int], shares: Mapping[str, int]) -> bytes:
+def _joined(terms: MaskTerms, x: Mapping[str, int], shares: Mapping[str, int]) -> bytes:
     """The secret behind at least `threshold` shares. Raises TooFewParties, InconsistentSum."""
     if len(shares) < terms.threshold:
         raise TooFewParties(
@@ -544,7 +546,7 @@ def _joined(terms: Terms, x: Mapping[str, int], shares: Mapping[str, int]) -> by
 # Checks.
 
 
-def _at(seat: Seat, step: int, identity: Identity, terms: Terms) -> str:
+def _at(seat: Seat, step: int, identity: Identity, terms: MaskTerms) -> str:
     if seat.step != step:
         raise FaultyCoordinator(
             f"query {terms.query} asks for step {step} from a party that has done {seat.step}"
@@ -552,14 +554,14 @@ def _at(seat: Seat, step: int, identity: Identity, terms: Terms) -> str:
     return identity.card.name
 
 
-def _enough(terms: Terms, count: int) -> None:
+def _enough(terms: MaskTerms, count: int) -> None:
     if count < terms.least:
         raise TooFewParties(
             f"query {terms.query}: {count} parties are left, at least {terms.least} are needed"
         )
 
 
-def _check_keys(terms: Terms, name: str, seat: Seat, keys: Mapping[str, Keys]) -> None:
+def _check_keys(terms: MaskTerms, name: str, seat: Seat, keys: Mapping[str, Keys]) -> None:
     _enough(terms, len(keys))
     for other, shown in keys.items():
         if other not in terms.roster:
@@ -578,7 +580,7 @@ def _check_keys(terms: Terms, name: str, seat: Seat, keys: Mapping[str, Keys]) -
         raise FaultyCoordinator(f"query {terms.query} brings the same key twice")
 
 
-def _present(terms: Terms, names: Sequence[str]) -> bytes:
+def _present(terms: MaskTerms, names: Sequence[str]) -> bytes:
     return wire.join(MASKED, [terms.digest, *(name.encode() for name in names)])
 
 

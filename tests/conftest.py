@@ -11,17 +11,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from federated import glm, grid
-from federated.apps import client_app, server_app
-from federated.encrypted import KeyAuthority, Paillier
-from federated.features import agree
+from federated.app import client_app, server_app
 from federated.federation import Federation, single_threaded_blas
-from federated.node import Party, Policy
-from federated.protection import Clear, Protection
-from lab.contracts import Contract, draft
-from lab.features import Feature
-from lab.glm import Task
-from tests.postgresql import Server, server
+from federated.hiding.paillier import KeyAuthority, Paillier
+from federated.hiding.protocol import Clear, Protection
+from federated.party.party import Party, Policy
+from federated.solvers import glm
+from federated.solvers.encoding import agree
+from federated.transport import in_process as grid
+from lab.models.design import Feature
+from lab.models.glm import Task
+from lab.tables.contracts import Contract, draft
+from tests.rigs.postgresql import Server, server
 
 TABLES = Path(os.environ.get("LAB_TABLES", Path(__file__).parents[2] / "shared" / "data"))
 

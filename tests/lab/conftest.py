@@ -7,7 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from lab.market import make, pool
+from lab.market.make import make
+from lab.tables.market_folder import pool
 
 
 @pytest.fixture(scope="session")

@@ -362,7 +362,7 @@ def sum_readers(private: PrivateKey) -> list[Reader]:
 
 
 def mask_readers() -> list[Reader]:
-    terms = masks.Terms("claims 2031", bytes(32), ROSTER, 3)
+    terms = masks.MaskTerms("claims 2031", bytes(32), ROSTER, 3)
     seats: dict[str, list[Seat]] = {name: [] for name in NAMES}
     shown, sealed, vectors, signed, revealed = {}, {}, {}, {}, {}
 

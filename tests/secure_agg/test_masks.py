@@ -34,7 +34,7 @@ from secure_agg.errors import (
 )
 from secure_agg.identity import Identity, Roster, derived
 from secure_agg.lanes import added, apply_streams, decoded, encoded, vector_lanes
-from secure_agg.masks import Keys, Revealed, Seat, Terms, majority, run
+from secure_agg.masks import Keys, MaskTerms, Revealed, Seat, majority, run
 from secure_agg.packing import Field, Layout, pack, unpack
 
 FORM = (Field(3, 100.0, 0.25), Field(2, 2.0**70, 1.0))  # values of one lane, values of two
@@ -57,7 +57,7 @@ LOW_ORDER = [
 
 def terms_of(parties, threshold=None, query="paid 2024", question=bytes(32)):
     roster = Roster(tuple(PEOPLE[name].card for name in NAMES[:parties]))
-    return Terms(query, question, roster, threshold or majority(parties))
+    return MaskTerms(query, question, roster, threshold or majority(parties))
 
 
 def whole_numbers(generator):

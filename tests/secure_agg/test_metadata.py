@@ -100,7 +100,7 @@ def dealt(private):
 
 def masked(private, generator, what):
     """All that a party says in a masked sum: keys, sealed shares, its vector, what it reveals."""
-    terms = masks.Terms("claims 2031", bytes(32), ROSTER, 2)
+    terms = masks.MaskTerms("claims 2031", bytes(32), ROSTER, 2)
     seats, keys, sealed, vectors, signed = {}, {}, {}, {}, {}
     for name in NAMES:
         seats[name], keys[name] = masks.advertise(PEOPLE[name], terms, generator.bytes(32))

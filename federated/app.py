@@ -1,0 +1,191 @@
+"""The Flower apps: a client app that stands before one party, a server app that runs one study.
+
+Both are the same under the in-process grid, Flower's simulation engine and in deployment.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from threading import Lock
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from federated.hiding import masks as masked
+from federated.hiding import paillier as encrypted
+from federated.hiding.protocol import answer_clear
+from federated.messages import Hiding, message_of, read, refuse
+from federated.party.party import Party
+from federated.party.state import NodeState, Released
+from lab.errors import BudgetError, LabError, PeerError, PolicyError
+from lab.models import profile
+from lab.models.design import Feature, seen_levels
+from lab.models.glm import Task
+from secure_agg.errors import SecureAggError
+
+#: A party by its partition number: from memory in process, from its own table elsewhere.
+PartyOf = Callable[[int], Party]
+#: Refusals of questions that follow from the question and tell nothing of the rows.
+BY_RULE = (PolicyError, BudgetError)
+Handler = Callable[[Party, NodeState, RecordDict], RecordDict]
+
+
+class _Turns(defaultdict[int, Lock]):
+    """One message at a time for each node; a lock is made anew wherever the app is sent."""
+
+    def __init__(self) -> None:
+        super().__init__(Lock)
+
+    def __reduce__(self) -> tuple[type[_Turns], tuple[()]]:
+        return _Turns, ()
+
+
+def client_app(party_of: PartyOf, hiding: Hiding) -> ClientApp:
+    """The app of a node: one handler for each kind of message, each behind the same guard.
+
+    ``hiding``: the one way in which this side lets sums out, whatever is asked.
+    """
+    app, turns = ClientApp(), _Turns()
+
+    def guarded(handler: Handler) -> Callable[[Message, Context], Message]:
+        """Whatever goes wrong leaves as a typed refusal; a text that may hold values never does."""
+
+        def handle(message: Message, context: Context) -> Message:
+            seat = int(context.node_config["partition-id"])
+            holder = party_of(seat)
+            memory = NodeState(context, holder.name, hiding)
+            _recall(holder, memory)
+            with turns[seat]:
+                try:
+                    memory.check_refusals()
+                    answered = handler(holder, memory, message.content)
+                    _keep_trees(holder, memory)
+                    return Message(answered, reply_to=message)
+                except LabError as error:
+                    refused = error
+                except SecureAggError as error:
+                    refused = PeerError(str(error))
+                except Exception as error:  # a defect: its type may leave, its text may not
+                    refused = PeerError(f"failed with {type(error).__name__}")
+                if not (holder.policy.answers == "questions" and isinstance(refused, BY_RULE)):
+                    memory.refuse()
+                return Message(refuse(refused, holder.name), reply_to=message)
+
+        return handle
+
+    app.query()(guarded(answer))
+    app.train()(guarded(answer))
+    app.train("masks_mask")(guarded(masked.mask))
+    for name, handler in QUERIES.items():
+        app.query(name)(guarded(handler))
+    return app
+
+
+def _recall(holder: Party, memory: NodeState) -> None:
+    """Take up what a run knows and this process does not: released profiles, finished trees."""
+    for digest, data in memory.profiles():
+        if digest not in holder.profiles:
+            holder.profiles[digest] = profile.read(data)
+    for chain, told in memory.trees():
+        if chain not in holder.finished:
+            from lab.models import trees
+
+            holder.finished[chain] = trees.told(tuple[str, trees.Tree], told)
+
+
+def _keep_trees(holder: Party, memory: NodeState) -> None:
+    """Keep finished trees, so that rows can follow them anew."""
+    known = dict(memory.trees())
+    for chain, (before, tree) in holder.finished.items():
+        if chain not in known:
+            memory.keep_tree(chain, f"[{json.dumps(before)},{tree.model_dump_json()}]")
+
+
+def answer(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
+    """A sum, through the party's gate, hidden as it was asked for."""
+    header = asked.config_records.get("request", ConfigRecord())
+    match header.get("hiding"):
+        case "clear":
+            return answer_clear(holder, memory, asked)
+        case "paillier":
+            return encrypted.answer_encrypted(holder, memory, asked)
+        case _:
+            raise PeerError("request: is hidden in no way that takes one message")
+
+
+def hello(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
+    """Who is here: name, seat, the card with its public keys."""
+    record = message_of(card=memory.identity().card.to_bytes())
+    record["hello"] = ConfigRecord({"party": holder.name, "seat": memory.seat})
+    return record
+
+
+def enrol(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
+    """Take up the roster and the keys."""
+    given = asked.array_records["message_of"]
+    told = [read(asked, name) if name in given else b"" for name in ("key", "split", "share")]
+    memory.enrol(read(asked, "roster"), *told)
+    return RecordDict()
+
+
+def levels(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
+    """Names of the levels that training rows have, for features no contract lists them of."""
+    header = asked.config_records["levels"]
+    task = Task.model_validate_json(str(header["task"]))
+    features = [Feature.model_validate(f) for f in json.loads(str(header["features"]))]
+    for feature in features:
+        if feature.column not in holder.policy.announces:
+            raise PolicyError(f"names of levels of '{feature.column}' do not leave this party")
+    asked = holder.query_table
+    rows = asked.frame if asked is not None else holder.rows(task.model_dump_json(), "train")
+    seen = [seen_levels(rows, feature) for feature in features]
+    names = json.dumps(seen)
+    count = sum(map(len, seen))
+    memory.note(Released("", "names of levels", "public", len(seen), count, len(names), 0, 0))
+    return RecordDict({"levels": ConfigRecord({"names": names})})
+
+
+def join_profile(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
+    """Take up a released profile, to be joined to this party's rows."""
+    data = read(asked, "profile")
+    taken = profile.read(data)
+    holder.profiles[taken.digest] = taken
+    memory.keep_profile(taken.digest, data)
+    return RecordDict()
+
+
+def receipt(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
+    """What passed this party's gate so far, where the party shows it."""
+    if not holder.policy.shows_receipt:
+        raise PolicyError("this party keeps its receipt to itself")
+    return RecordDict({"receipt": ConfigRecord({"lines": memory.receipt()})})
+
+
+QUERIES: dict[str, Handler] = {
+    "hello": hello,
+    "enrol": enrol,
+    "levels": levels,
+    "profile": join_profile,
+    "receipt": receipt,
+    "part": encrypted.give_part,
+    "release": encrypted.release_answer,
+    "masks_advertise": masked.advertise,
+    "masks_share": masked.share,
+    "masks_mask": masked.mask,
+    "masks_confirm": masked.confirm,
+    "masks_reveal": masked.reveal,
+}
+
+
+def server_app(study: Callable[[Grid], None]) -> ServerApp:
+    """The coordinator's app: it runs one study on the grid it is given."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        study(grid)
+
+    return app

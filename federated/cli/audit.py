@@ -1,0 +1,219 @@
+"""`lab audit`: logs that prove themselves."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from federated.deployment.audit_logs import Checked
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.group()
+def audit() -> None:
+    """Logs that prove themselves: verify, read, hand over."""
+
+
+@audit.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--charter", "charter_file", type=FILE, help="Take the parties' keys from here.")
+@click.option("--key", metavar="HEX|FILE", help="The party's public key, or its enrolment file.")
+def verify(paths: tuple[Path, ...], charter_file: Path | None, key: str | None) -> None:
+    """Check logs, extracts or packages; several logs are held against each other.
+
+    Finds any line that was changed, removed, added or moved before the last checkpoint. Lines
+    after it are chained and not signed: if more were cut off behind them, nobody can tell.
+
+    \b
+    lab audit verify ping-an/log.jsonl --charter charter.json
+    lab audit verify folder-of-all-parties
+    lab audit verify package.zip
+    """
+    from federated.deployment.audit_logs import logs_in, verify_together
+    from federated.deployment.evidence import verify_package
+    from lab.errors import ConfigurationError
+
+    logs: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            logs += logs_in(path)
+        elif path.suffix == ".zip":
+            manifest = verify_package(path)
+            click.echo(f"{path}: run {manifest['run']}, {len(manifest['files'])} files, holds")
+        else:
+            logs.append(path)
+    if not logs and any(path.is_dir() for path in paths):
+        raise ConfigurationError(f"{paths[0]}: holds no log")
+    found = verify_together(logs, _keys(charter_file), _key(key))
+    for item in found:
+        _tell_verdict(item)
+    if any(item.verdict.fault for item in found):
+        sys.exit(1)
+
+
+def _keys(charter_file: Path | None) -> dict[str, bytes]:
+    if charter_file is None:
+        return {}
+    from federated.deployment.charter import read_signed
+
+    members = read_signed(charter_file).members
+    return {member.name: bytes.fromhex(member.verifying) for member in members}
+
+
+def _key(key: str | None) -> bytes:
+    if key is None:
+        return b""
+    from federated.deployment.enrolment import Enrolment
+    from lab.errors import ConfigurationError
+
+    if Path(key).is_file():
+        return bytes.fromhex(Enrolment.read(Path(key)).member.verifying)
+    try:
+        found = bytes.fromhex(key)
+    except ValueError:
+        found = b""
+    if len(found) != 32:
+        raise ConfigurationError(f"--key {key}: needs 64 hexadecimal digits, or an enrolment file")
+    return found
+
+
+def _tell_verdict(item: Checked) -> None:
+    verdict = item.verdict
+    if verdict.fault:
+        click.echo(f"{item.path}: DOES NOT HOLD: {verdict.fault}")
+        return
+    omitted = f", {verdict.omitted:,} of them as a digest alone" if verdict.omitted else ""
+    click.echo(
+        f"{item.path}: log of {verdict.party} holds: {verdict.lines:,} lines{omitted}, "
+        f"{verdict.checkpoints:,} checkpoint{'s' * (verdict.checkpoints != 1)}"
+    )
+    if verdict.unsigned:
+        click.echo(
+            f"  {verdict.unsigned:,} lines after the last checkpoint are not signed; if more were "
+            "cut off behind them, nobody can tell"
+        )
+    if not item.key_known:
+        click.echo("  the key is the log's own word; --key or --charter brings the party's")
+    if not item.beside and not item.witnesses and not verdict.omitted:
+        click.echo(
+            "  no head file and no checkpoint that others keep: a log cut back to an older "
+            "checkpoint would look the same"
+        )
+    elif item.witnesses:
+        click.echo(f"  agrees with {item.witnesses:,} checkpoints that others keep")
+
+
+@audit.command("show")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--run", help="Lines of this run alone.")
+@click.option("--kind", multiple=True, help="Lines of this kind alone; may be repeated.")
+@click.option("--last", type=click.IntRange(1), help="The last lines alone.")
+@click.option("--json", "as_json", is_flag=True, help="The lines as they are.")
+def show_log(
+    path: Path, run: str | None, kind: tuple[str, ...], last: int | None, as_json: bool
+) -> None:
+    """Read a log: line, time in UTC, kind, what it tells. What is shown is not verified.
+
+    \b
+    lab audit show ping-an --kind release --kind refusal --last 20
+    """
+    from federated.deployment.audit_logs import logs_in
+    from lab.audit import log_format as logs
+    from lab.errors import ConfigurationError
+
+    unknown = [name for name in kind if name not in logs.KINDS]
+    if unknown:
+        raise ConfigurationError(f"--kind {unknown[0]}: there are {', '.join(logs.KINDS)}")
+    found = logs_in(path) if path.is_dir() else [path]
+    if len(found) != 1:
+        here = ", ".join(str(log) for log in found) or "no log"
+        raise ConfigurationError(f"{path}: one log is shown at a time, and here is {here}")
+    chosen = [
+        entry
+        for entry in logs.entries(logs.read_lines(found[0]))
+        if (run is None or entry.run == run) and (not kind or entry.kind in kind)
+    ][-last if last else 0 :]
+    if as_json:
+        for entry in chosen:
+            click.echo(entry.line().decode())
+        return
+    told = ""
+    for entry in chosen:
+        if entry.run != told:
+            click.echo(f"run {_short(entry.run)}" if entry.run else "no run")
+            told = entry.run
+        first = [name for name in logs.KINDS.get(entry.kind, ()) if name in entry.told]
+        names = [*first, *(name for name in entry.told if name not in first)]
+        what = ", ".join(f"{_short(name)} {_short(entry.told[name])}" for name in names)
+        time = entry.time[:19].replace("T", " ")
+        query = f"{_short(entry.query)}: " * bool(entry.query)
+        click.echo(f"{entry.seq + 1:>6}  {time}  {entry.kind:<10}  {query}{what}")
+
+
+def _short(value: Any) -> str:
+    """A value in a line: numbers with commas, control signs as escapes, keys by their beginning."""
+    text = f"{value:,}" if type(value) is int else str(value)
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= 80 else f"{text[:16]}…"
+
+
+@audit.command()
+@click.argument("path", type=FILE)
+@click.option("--run", required=True, help="The run's identifier in the log.")
+@click.option("--out", required=True, type=FILE, help="Where to write the extract.")
+def extract(path: Path, run: str, out: Path) -> None:
+    """Write a party's extract of one run: its lines, and of all others a digest alone.
+
+    \b
+    lab audit extract ping-an/log.jsonl --run 20261124-005153-visits --out ping-an.jsonl
+    """
+    from lab.audit import log_format as logs
+    from lab.files import write_whole
+
+    lines = logs.extract(logs.read_lines(path), run)
+    write_whole(out, b"".join(lines))
+    click.echo(f"{out}: run {run}, {len(lines):,} lines")
+
+
+@audit.command()
+@click.option("--run", required=True, help="The run's folder, or its name below --runs.")
+@click.option("--runs", default="runs", envvar="LAB_RUNS", type=click.Path(path_type=Path))
+@click.option("--charter", "charter_file", required=True, type=FILE)
+@click.option(
+    "--log",
+    "logs",
+    multiple=True,
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A member's log or extract, or a folder of logs; may be repeated.",
+)
+@click.option("--without", multiple=True, metavar="MEMBER", help="Leave this member's log out.")
+@click.option("--out", required=True, type=FILE)
+def export(
+    run: str,
+    runs: Path,
+    charter_file: Path,
+    logs: tuple[Path, ...],
+    without: tuple[str, ...],
+    out: Path,
+) -> None:
+    """Write the supervisor's package of one run: charter, experiment, approvals, receipts, scores.
+
+    \b
+    lab audit export --run 20261124-005153-visits --charter charter.json --log logs --out run.zip
+    """
+    from federated.deployment.audit_logs import logs_in
+    from federated.deployment.evidence import export as package
+    from federated.deployment.evidence import verify_package
+    from lab.files import write_whole
+
+    folder = Path(run) if Path(run).is_dir() else runs / run
+    given = [log for path in logs for log in (logs_in(path) if path.is_dir() else [path])]
+    write_whole(out, package(folder, charter_file, given, without))
+    manifest = verify_package(out)
+    click.echo(f"{out}: run {manifest['run']}, {len(manifest['files'])} files, verified")

@@ -1,0 +1,231 @@
+"""`lab charter`: what the parties agreed on."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from federated.deployment.charter import Charter, Consent, Signature
+    from federated.deployment.enrolment import Enrolment
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+ANALYSES = ("glm", "network", "trees", "questions", "profiles")
+
+
+@click.group()
+def charter() -> None:
+    """The one document all parties share: who they are and what they agreed on."""
+
+
+@charter.command()
+@click.argument("file", type=FILE)
+@click.option("--name", required=True, help="What the parties call what they do together.")
+@click.option("--coordinator", required=True, type=FILE, help="The coordinator's enrolment file.")
+@click.option(
+    "--contract",
+    "contracts",
+    multiple=True,
+    required=True,
+    metavar="NAME|NAME-vN|NAME=VERSION",
+    help="A data contract in force; may be repeated.",
+)
+@click.option(
+    "--analysis",
+    "analyses",
+    multiple=True,
+    type=click.Choice(ANALYSES),
+    default=("glm",),
+    show_default=True,
+    help="What may be computed; may be repeated.",
+)
+@click.option("--minimum-parties", type=int, default=3, show_default=True)
+@click.option("--minimum-rows", type=int, default=10, show_default=True)
+@click.option("--key-bits", type=int, default=3072, show_default=True)
+@click.option("--epsilon", type=float, default=0.0, help="Privacy budget of each party, for ever.")
+@click.option("--delta", type=float, default=0.0)
+def init(
+    file: Path,
+    name: str,
+    coordinator: Path,
+    contracts: tuple[str, ...],
+    analyses: tuple[str, ...],
+    minimum_parties: int,
+    **limits: Any,
+) -> None:
+    """Write a charter whose only member is its coordinator.
+
+    \b
+    lab charter init charter.json --name exchange --coordinator us.enrolment.json --contract claims-v1
+    """
+    from federated.deployment import charter as charters
+    from federated.deployment.enrolment import Enrolment
+    from lab.errors import ConfigurationError
+    from lab.records import parse
+
+    if file.exists():
+        raise ConfigurationError(f"{file}: exists; lab charter add adds to it")
+    made = charters.new(
+        name,
+        Enrolment.read(coordinator),
+        analyses=analyses,
+        contracts=dict(map(_contract, contracts)),
+        minimum_parties=minimum_parties,
+        limits=parse(charters.CharterLimits, limits, where="limits"),
+    )
+    charters.write(file, made, {})
+    click.echo(f"{file}: charter {made.name}, version 1; next: lab charter add {file} ENROLMENT…")
+
+
+def _contract(text: str) -> tuple[str, int]:
+    """Name and version; ``claims-v1`` is a name of version 1, unless a version is told beside it."""
+    from lab.errors import ConfigurationError
+
+    name, _, number = text.partition("=")
+    said = re.search(r"-v(\d+)$", name)
+    if not name or (number and not number.isdecimal()):
+        raise ConfigurationError(f"--contract {text}: needs the form NAME, NAME-vN or NAME=VERSION")
+    version = int(number or (said[1] if said else 1))
+    if said and int(said[1]) != version:
+        raise ConfigurationError(
+            f"--contract {text}: {name} names version {said[1]}, and {version} is told beside it"
+        )
+    return name, version
+
+
+@charter.command()
+@click.argument("file", type=FILE)
+@click.argument("files", nargs=-1, required=True, type=FILE)
+def add(file: Path, files: tuple[Path, ...]) -> None:
+    """Add members by their enrolment files, or signatures that members sent back.
+
+    \b
+    lab charter add charter.json ping-an.enrolment.json
+    lab charter add charter.json from-ping-an/charter.signatures.json
+    """
+    from federated.deployment import charter as charters
+    from federated.deployment.charter import Charter
+    from federated.deployment.enrolment import Enrolment
+    from lab.files import read_json
+
+    agreed = Charter.read(file)
+    signatures = charters.read_signatures(charters.signatures_beside(file))
+    for path in files:
+        if "member" in read_json(path):
+            agreed = _with(agreed, signatures, Enrolment.read(path))
+        else:
+            signatures |= _merged(agreed, path)
+    charters.write(file, agreed, signatures)
+    _tell_missing(charters.read(file))
+
+
+def _with(agreed: Charter, signatures: dict[str, Signature], enrolment: Enrolment) -> Charter:
+    from federated.deployment import charter as charters
+
+    member = enrolment.member
+    grown = charters.with_member(agreed, enrolment)
+    click.echo(f"{member.name}, {member.role}; compare by telephone: {member.fingerprint}")
+    if signatures:
+        click.echo(f"version {grown.version}: the signatures of version {agreed.version} are void")
+        signatures.clear()
+    if agreed.key is not None and grown.key is None:
+        click.echo("the split key was dealt to others; deal it again")
+    return grown
+
+
+def _merged(agreed: Charter, path: Path) -> dict[str, Signature]:
+    """Signatures of a file that are good for this charter; what is not good is an error."""
+    from federated.deployment import charter as charters
+    from lab.errors import ConfigurationError
+
+    given = charters.read_signatures(path)
+    absent = charters.missing(agreed, given)
+    for name in given:
+        if name in absent or all(name != member.name for member in agreed.members):
+            raise ConfigurationError(f"{path}: {name} {absent.get(name, 'is not a member')}")
+    return given
+
+
+@charter.command()
+@click.argument("file", type=FILE)
+@click.option("--identity", required=True, type=FILE, help="The member's own identity file.")
+def sign(file: Path, identity: Path) -> None:
+    """Agree to a charter as one of its members.
+
+    \b
+    lab charter sign charter.json --identity node/identity.json
+    """
+    from federated.deployment import charter as charters
+    from federated.deployment.charter import Charter
+    from federated.deployment.enrolment import load_identity
+
+    agreed = Charter.read(file)
+    own = load_identity(identity)
+    beside = charters.signatures_beside(file)
+    signatures = charters.read_signatures(beside) | {own.card.name: charters.sign(agreed, own)}
+    charters.write(file, agreed, signatures)
+    click.echo(f"{own.card.name} signed charter {agreed.digest}")
+    if own.card.name != agreed.coordinator:
+        click.echo(f"hand {beside} back to {agreed.coordinator}")
+
+
+@charter.command()
+@click.argument("file", type=FILE)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+def show(file: Path, as_json: bool) -> None:
+    """Show a charter: members, keys, limits, who signed it.
+
+    \b
+    lab charter show charter.json
+    """
+    from federated.deployment import charter as charters
+
+    consent = charters.read(file)
+    agreed = consent.charter
+    if as_json:
+        told = {"digest": agreed.digest, "unsigned": consent.missing}
+        click.echo(json.dumps(told | agreed.model_dump(mode="json"), ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(f"[bold]{agreed.name}[/], version {agreed.version}", highlight=False)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("member", "role", "fingerprint", "signed"):
+        table.add_column(column)
+    for member in agreed.members:
+        signed = "no" if member.name in consent.missing else "yes"
+        table.add_row(member.name, member.role, member.fingerprint, signed)
+    console.print(table)
+    limits = agreed.limits
+    contracts = ", ".join(f"{k} version {v}" for k, v in agreed.contracts.items())
+    for label, text in (
+        ("totals", _opens(agreed)),
+        ("parties", f"{agreed.minimum_parties} or more behind a sum"),
+        ("rows", f"{limits.minimum_rows} or more behind a party's sum"),
+        ("analyses", ", ".join(agreed.analyses)),
+        ("contracts", contracts),
+        ("budget", f"ε {limits.epsilon:g}, δ {limits.delta:g} for each party, for ever"),
+        ("digest", agreed.digest),
+    ):
+        console.print(f"{label:<10}{text}", highlight=False, soft_wrap=True)
+    _tell_missing(consent)
+
+
+def _opens(agreed: Charter) -> str:
+    if agreed.key is None:
+        return "no key yet: lab keys deal"
+    who = "opened by " + ", ".join(agreed.key.by) + (" together" * (agreed.key.opens == "split"))
+    return f"{who}; paillier, {agreed.key.public.bits} bits, {agreed.key.public.fingerprint}"
+
+
+def _tell_missing(consent: Consent) -> None:
+    for name, reason in consent.missing.items():
+        click.echo(f"{name}: {reason}")
+    if not consent.missing:
+        click.echo(f"signed by all {len(consent.charter.members)} members")

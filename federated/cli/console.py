@@ -1,0 +1,155 @@
+"""What a run prints, and the lines that move while it works."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from federated.study.arms import Progress
+    from federated.study.result import Study
+
+
+@contextmanager
+def progress_lines(quiet: bool) -> Iterator[Progress | None]:
+    """A line for each arm with what it is doing, on standard error, while the work goes on."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    from rich.progress import (
+        BarColumn,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as Bars
+
+    with Bars(
+        SpinnerColumn(finished_text="[green]✓"),
+        TextColumn("{task.description:<10}"),
+        BarColumn(24),
+        TextColumn("{task.fields[what]:<28}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    ) as bars:
+        lines: dict[str, Any] = {}
+
+        def tell(arm: str, what: str, step: int, of: int | None) -> None:
+            for other, line in lines.items():
+                if other != arm:
+                    bars.update(line, total=1, completed=1, what="done")
+            if arm not in lines:
+                lines[arm] = bars.add_task(arm, total=of, what=what)
+            bars.update(lines[arm], total=of, completed=step, what=what)
+
+        yield tell
+
+
+def print_json(study: Study) -> None:
+    import json
+
+    from federated.study.run_folder import summary
+
+    result = summary(study)
+    result.pop("curves")
+    result["paths"] = {
+        "folder": str(study.folder),
+        "report": str(study.folder / "report.html"),
+        "tracking": study.tracking,
+    }
+    click.echo(json.dumps(result, ensure_ascii=False, allow_nan=False))
+
+
+def print_study(study: Study, runs: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from lab.report.style import NAMES
+
+    console = Console()
+    scores = study.scores[study.headline]
+    arms = list(study.arms)
+    console.print(f"[bold]{study.experiment.name}[/], {NAMES[study.headline]} on test rows\n")
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("party")
+    table.add_column("training rows", justify="right")
+    for arm in arms:
+        table.add_column(arm, justify="right")
+    sizes = {name: size["train"] for name, size in study.market.sizes.items()}
+    absent = "not told" if study.outlook else "no fit"  # a real party's scores stay with it
+    for holder in ["all", *sizes]:
+        cells = [
+            f"{scores[arm, holder]:.4f}" if (arm, holder) in scores.index else absent
+            for arm in arms
+        ]
+        name = "whole market" if holder == "all" else holder
+        rows = sizes[holder] if holder != "all" else sum(n or 0 for n in sizes.values())
+        table.add_row(
+            name,
+            f"{rows:,}" if rows else "not told",
+            *cells,
+            style="bold" if holder == "all" else None,
+        )
+    console.print(table)
+    if study.outlook:
+        _print_outlook(console, study)
+    for result in study.arms.values():
+        for holder, reason in [*result.failures.items(), *result.notes.items()]:
+            console.print(f"{result.name}, {holder}: {reason}", style="yellow", highlight=False)
+    differences = study.differences
+    if len(differences):
+        for line in differences[differences["party"] == "all"].itertuples():
+            console.print(
+                f"federated minus {line.against}: {line.difference:+.5f} "
+                f"(95 % interval {line.low:+.5f} to {line.high:+.5f})",
+                highlight=False,
+            )
+    receipt = study.receipt
+    if len(receipt):
+        words = {
+            "clear": "[bold red]IN THE CLEAR[/]",
+            "masks": "hidden by pairwise masks",
+            "paillier": f"hidden by paillier, {receipt['key_bits'].max()} bits"
+            + (", key split among all" if study.experiment.protection.key == "split" else ""),
+        }[study.experiment.protection.sums]
+        for party in sorted({party for party, _ in study.silent}):
+            console.print(
+                f"{party}: did not answer every message; see the totals' rows", style="yellow"
+            )
+        console.print(
+            f"\nleft the parties: {receipt['messages'].sum():,} messages, "
+            f"{receipt['bytes'].sum():,} bytes, {words}, no record",
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print(f"report   {study.folder / 'report.html'}", highlight=False, soft_wrap=True)
+    console.print(f"tracking {study.tracking or 'off'}", highlight=False, soft_wrap=True)
+    command = "lab ui" if str(runs) == "runs" else f"lab ui --runs {runs}"
+    console.print(f"open     {command}", highlight=False, soft_wrap=True)
+
+
+def _print_outlook(console: Any, study: Study) -> None:
+    """Who took part in a run with real parties, since when, and why who left."""
+    from rich.table import Table
+
+    console.print(f"\nrun {study.run}", highlight=False)
+    table = Table("party", "role", "here since (UTC)", "", box=None, header_style="dim")
+    for party in study.outlook:
+        table.add_row(party.name, party.role, party.since, party.state)
+    console.print(table)
+    if study.not_run:
+        told = f"arms that simulations alone run: {', '.join(study.not_run)}"
+        console.print(told, style="yellow", highlight=False, soft_wrap=True)
+    if study.unanswered:
+        told = f"the experiment's questions were not answered: {study.unanswered}"
+        console.print(told, style="yellow", highlight=False, soft_wrap=True)

@@ -1,0 +1,219 @@
+"""Commands for tables: look at sources, check and score tables, make a simulated market."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from lab.tables.contracts import Contract
+
+
+@click.group()
+def data() -> None:
+    """Look at sources and check tables against contracts."""
+
+
+@data.command()
+@click.argument("source")
+@click.option("--path", help="Where a published table lies, for sources that are not shipped.")
+def describe(source: str, path: str | None) -> None:
+    """Show a source's columns, rows, provenance and licence.
+
+    \b
+    lab data describe rand_hie
+    lab data describe market --path my-market
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from lab.errors import ConfigurationError
+    from lab.tables.sources import built_in, load
+
+    contract = built_in(source)
+    console = Console()
+    console.print(f"[bold]{contract.name}[/]  {contract.title}", highlight=False)
+    for label, text in (
+        ("published", contract.published),
+        ("licence", contract.licence),
+        ("note", contract.notes),
+    ):
+        if text:
+            console.print(f"{label}: {text}", highlight=False)
+    if source == "market":
+        from lab.market.facts import describe as page
+
+        click.echo("\n" + page(Path(path) if path is not None else None))
+    try:
+        frame = load(source, path).frame
+        console.print(f"rows: {len(frame):,}, columns: {len(frame.columns)}", highlight=False)
+    except ConfigurationError:
+        if path is not None:
+            raise
+        console.print("rows: give --path to count them", highlight=False)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("column", no_wrap=True)
+    for name in ("role", "rule", "unit", "what"):
+        table.add_column(name)
+    for name, column in contract.columns.items():
+        rule = column.allowed().removeprefix("must be ")
+        table.add_row(name, column.role, rule, column.unit, column.description)
+    console.print(table)
+
+
+@data.command("deal")
+@click.argument("experiment", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Override a key of it.")
+def deal_data(experiment: Path, folder: Path, changes: tuple[str, ...]) -> None:
+    """Write the tables of an experiment's simulated parties, to start real nodes on.
+
+    \b
+    lab data deal experiments/rand_hie.toml tables
+    """
+    from federated.cli.options import changed
+    from federated.study.experiment import Experiment
+    from federated.study.simulation import MARK, deal_tables
+
+    read = Experiment.read(experiment, changed(changes))
+    for name, place in deal_tables(read, folder).items():
+        click.echo(f"{name}: {place}")
+    kinds = [read.model.kind, *(["profiles"] if read.profile else [])]
+    kinds += ["questions"] if read.query else []
+    told = [f"--analysis {kind}" for kind in kinds]
+    if read.profile or read.query:
+        told.append(f"--person {shlex.quote(read.data.person or '')}")
+    column, value = read.data.test_column or MARK, read.data.test_value
+    told.append(f"--test {column}={1 if value is None else value}")
+    click.echo(f"for lab node init: {' '.join(told)}")
+
+
+@data.command()
+@click.argument("file")
+@click.option(
+    "--contract", required=True, help="A contract file, or the name of a built-in source."
+)
+@click.option("--table", help="The table, where FILE is the address of a database.")
+@click.option("--query", help="Or a query.")
+def check(file: str, contract: str, table: str | None, query: str | None) -> None:
+    """Check a table against a contract; every violation is listed.
+
+    \b
+    lab data check claims.csv --contract claims.toml
+    lab data check postgresql://reader@host/claims --table visits --contract claims.toml
+    """
+    from lab.tables.sources import load
+
+    agreed = _contract(contract)
+    found = load(path=file, contract=agreed, table=table, query=query)
+    click.echo(f"{found.origin}: {len(found.frame):,} rows keep contract {agreed.name}")
+
+
+@click.group()
+def market() -> None:
+    """A simulated insurance market, with fraud planted in it, to study detectors in."""
+
+
+@market.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--persons", type=int, default=50_000, show_default=True, help="Persons insured.")
+@click.option("--insurers", type=int, default=4, show_default=True, help="Commercial insurers.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same bytes.")
+def make(folder: Path, persons: int, insurers: int, seed: int) -> None:
+    """Make a market: three years of claims, a folder for each party, the truth apart.
+
+    \b
+    lab market make my-market
+    lab market make my-market --persons 1000000 --seed 7
+    """
+    from rich.console import Console
+
+    from lab.market.make import make as made_in
+
+    made = made_in(folder, persons=persons, insurers=insurers, seed=seed)
+    table = _plain_table("table", "rows")
+    for name, rows in sorted(made.rows.items()):
+        table.add_row(name, f"{rows:,}")
+    console = Console()
+    console.print(table)
+    place = f"\n{made.folder}, seed {seed}, {made.seconds:.1f} s"
+    console.print(place, highlight=False, soft_wrap=True)
+    what = f"what it is made from: lab data describe market --path {made.folder}"
+    console.print(what, style="dim", soft_wrap=True)
+
+
+@market.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True))
+def flags(folder: Path) -> None:
+    """Which red flag finds which fraud: from a party's own tables, and from all of them.
+
+    \b
+    lab market flags my-market
+    """
+    from rich.console import Console
+
+    from lab.market.red_flags import INSURERS, PUBLIC, compare
+
+    table = _plain_table("fraud", "party", "frauds", "chance", "alone", "together", text=2)
+    found = compare(folder)
+    for kind, party, frauds, *scores in found.itertuples(index=False):
+        if party in (PUBLIC, INSURERS):
+            who = "insurers, each" if party == INSURERS else "public insurer"
+            table.add_row(kind, who, f"{frauds:,}", *(f"{x:.4f}" for x in scores))
+    console = Console()
+    console.print(table)
+    console.print(
+        "\naverage precision of one plain rule (lab/red_flags.py) on the party's claims; a party "
+        "that is not listed has no such claims",
+        style="dim",
+    )
+
+
+def _plain_table(*names: str, text: int = 1) -> Any:
+    """A table without lines; columns after the first ``text`` are numbers."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for k, name in enumerate(names):
+        table.add_column(name, justify="left" if k < text else "right")
+    return table
+
+
+def _contract(name: str) -> Contract:
+    from lab.tables.contracts import Contract
+    from lab.tables.sources import built_in
+
+    return Contract.read(Path(name)) if name.endswith(".toml") else built_in(name)
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("table")
+@click.option("--out", type=click.Path(path_type=Path), help="A .csv, .csv.gz or .parquet file.")
+@click.option("--contract", help="Check the table against this contract, or built-in source.")
+@click.option("--query", help="Rows to read where the table is a database: SQL.")
+def score(
+    model: Path, table: str, out: Path | None, contract: str | None, query: str | None
+) -> None:
+    """Score a table: its rows with a column "prediction", as CSV unless --out says otherwise.
+
+    MODEL is a model's JSON file or a run's folder, TABLE a CSV or Parquet file or a database.
+
+    \b
+    lab score runs/20261124-005153-visits-rand-hie-df28 claims.csv --out scored.csv
+    """
+    from lab.models.prediction import check_ending, predict, write
+
+    if out is not None:
+        check_ending(out)
+    agreed = _contract(contract) if contract else None
+    scored, notes = predict(model, table, contract=agreed, query=query)
+    if out is None:
+        click.echo(scored.to_csv(index=False), nl=False)
+    else:
+        write(scored, out)
+    for note in notes:
+        click.echo(note, err=True)

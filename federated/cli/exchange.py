@@ -1,0 +1,371 @@
+"""`lab exchange`, `lab node`, `lab keys` and `lab holder`: parties that run processes of their own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from federated.cli.charter import ANALYSES
+
+if TYPE_CHECKING:
+    from secure_agg.keys import PrivateKey
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False)
+ENVIRONMENT = "LAB_KEY_PASSPHRASE"
+
+
+def _time_told(text: str) -> None:
+    from datetime import datetime
+
+    click.echo(f"{datetime.now():%H:%M:%S}  {text}")
+
+
+# The coordinator.
+
+
+@click.group()
+def exchange() -> None:
+    """The coordinator's exchange: set up, admit nodes, serve."""
+
+
+@exchange.command("init")
+@click.argument("folder", type=FOLDER)
+@click.option("--name", required=True, help="The coordinator's name among the members.")
+@click.option("--address", required=True, metavar="HOST:PORT", help="Where nodes will call.")
+@click.option(
+    "--listen",
+    metavar="HOST",
+    help="The interface to open the outer door on, without a port; default: all of them.",
+)
+@click.option("--certificate", type=FILE, help="The server's certificate, brought along, PEM.")
+@click.option("--key", type=FILE, help="Its private key.")
+@click.option("--authority", type=FILE, help="The certificate of who issues those of nodes.")
+def init_exchange(
+    folder: Path,
+    name: str,
+    address: str,
+    listen: str | None,
+    certificate: Path | None,
+    key: Path | None,
+    authority: Path | None,
+) -> None:
+    """Make an exchange: keys, a small certificate authority, exchange.toml.
+
+    \b
+    lab exchange init exchange --name exchange --address exchange.example:9443
+    """
+    from federated.deployment.coordinator import exchange as places
+    from lab.errors import ConfigurationError
+
+    brought = None
+    if certificate and key and authority:
+        brought = certificate, key, authority
+    elif certificate or key or authority:
+        raise ConfigurationError("--certificate, --key and --authority: give all three, or none")
+    enrolment = places.init(folder, name, address, listen, brought)
+    click.echo(f"{folder}: exchange {name}, fingerprint {enrolment.member.fingerprint}")
+    click.echo(
+        f"next: lab charter init {folder}/charter.json --coordinator {folder}/enrolment.json …"
+    )
+
+
+@exchange.command("register")
+@click.argument("folder", type=FOLDER)
+@click.argument("enrolments", nargs=-1, required=True, type=FILE)
+@click.option("--certificate", type=FILE, help="Of one node, by an authority elsewhere, PEM.")
+def register_nodes(folder: Path, enrolments: tuple[Path, ...], certificate: Path | None) -> None:
+    """Admit nodes by their enrolment files; each admission goes back to its node.
+
+    \b
+    lab exchange register exchange ping-an.enrolment.json
+    """
+    from federated.deployment.coordinator import exchange as places
+    from federated.deployment.enrolment import Enrolment
+    from lab.errors import ConfigurationError
+
+    if certificate is not None and len(enrolments) != 1:
+        raise ConfigurationError("--certificate: is of one node; register that node alone")
+    for path in enrolments:
+        enrolment = Enrolment.read(path)
+        admission = places.register(folder, enrolment, brought=certificate)
+        click.echo(f"{enrolment.member.name}: compare {enrolment.member.fingerprint}")
+        click.echo(f"  hand {admission} to it, as admission.json")
+
+
+@exchange.command("revoke")
+@click.argument("folder", type=FOLDER)
+@click.argument("name")
+def revoke_node(folder: Path, name: str) -> None:
+    """Let a node in no more, from its next request on.
+
+    \b
+    lab exchange revoke exchange ping-an
+    """
+    from federated.deployment.coordinator import exchange as places
+
+    places.revoke(folder, name)
+    click.echo(f"{name}: revoked")
+
+
+@exchange.command("serve")
+@click.argument("folder", type=FOLDER)
+def serve_exchange(folder: Path) -> None:
+    """Serve nodes until Ctrl-C or SIGTERM.
+
+    \b
+    lab exchange serve exchange
+    """
+    from federated.deployment.coordinator import exchange as places
+
+    places.serve(folder, lambda address: _time_told(f"exchange is open at {address}"))
+    _time_told("exchange closed")
+
+
+@exchange.command("status")
+@click.argument("folder", type=FOLDER)
+def tell_status(folder: Path) -> None:
+    """Show who is registered, who is revoked, what runs there are.
+
+    \b
+    lab exchange status exchange
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from federated.deployment.coordinator import exchange as places
+    from lab.files import read_json
+
+    settings = places.Settings.read(folder)
+    served = "open" if (folder / places.INNER).exists() else "closed"
+    console = Console()
+    console.print(f"[bold]{settings.name}[/] at {settings.address}, {served}", highlight=False)
+    gone = places.revoked(folder)
+    table = Table("member", "role", "standing", "fingerprint", box=None, header_style="dim")
+    for admission in places.admitted(folder).values():
+        member = admission.member
+        since = gone.get(member.name)
+        standing = f"revoked {since}" if since else "registered"
+        table.add_row(member.name, member.role, standing, member.fingerprint)
+    console.print(table)
+    for path in sorted((folder / places.RUNS).glob("*/run.json")):
+        told = read_json(path)
+        state = f"ended {told['ended']}" if told["ended"] else "unfinished"
+        console.print(f"run {told['run']}  {state}", highlight=False)
+        for reason in told["out"].values():
+            console.print(f"  without {reason}", highlight=False)
+
+
+# An insurer.
+
+
+@click.group()
+def node() -> None:
+    """An insurer's or a supervisor's own process: set up, check, join."""
+
+
+@node.command("init")
+@click.argument("folder", type=FOLDER)
+@click.option("--name", required=True, help="The party's name among the members.")
+@click.option("--role", type=click.Choice(["public", "commercial", "supervisor"]), required=True)
+@click.option("--data", "path", help="A file, an SQLAlchemy URL, or a built-in source.")
+@click.option("--contract", help="The contract file of the data.")
+@click.option("--person", help='The column of who a row belongs to; "" if each row is a person\'s.')
+@click.option("--test", metavar="COLUMN=VALUE", help="The mark of rows for testing.")
+@click.option(
+    "--analysis",
+    "analyses",
+    type=click.Choice(ANALYSES),
+    multiple=True,
+    default=["glm"],
+    show_default=True,
+    help="What it takes part in; may be repeated.",
+)
+def init_node(
+    folder: Path,
+    name: str,
+    role: Any,
+    path: str | None,
+    contract: str | None,
+    person: str | None,
+    test: str | None,
+    analyses: tuple[str, ...],
+) -> None:
+    """Make a node: keys, a commented node.toml, the enrolment to hand over.
+
+    \b
+    lab node init ping-an --name ping-an --role commercial --data claims.parquet --contract claims-v1.toml
+    lab node init ping-an … --person member --test held_out=1 --analysis glm --analysis questions
+    """
+    from federated.deployment.node import settings as node_folder
+    from lab.errors import ConfigurationError
+
+    if role != "supervisor" and not path:
+        raise ConfigurationError("--data: an insurer's node needs to know where its rows are")
+    if path and "://" not in path and Path(path).exists():
+        path = str(Path(path).resolve())
+    if contract and Path(contract).exists():
+        contract = str(Path(contract).resolve())
+    mark: tuple[str, str | int] | None = None
+    if test is not None:
+        column, equals, value = test.partition("=")
+        if not equals or not column:
+            raise ConfigurationError(f"--test {test}: needs the form COLUMN=VALUE, as held_out=1")
+        mark = column, int(value) if value.lstrip("-").isdigit() else value
+    enrolment = node_folder.init(
+        folder, name, role, path, contract, person=person, test=mark, analyses=analyses
+    )
+    click.echo(f"{folder}: node of {name}, fingerprint {enrolment.member.fingerprint}")
+    click.echo(f"hand {folder}/enrolment.json to the coordinator")
+    click.echo(f"put into {folder}: charter.json, charter.signatures.json, admission.json")
+
+
+@node.command("check")
+@click.argument("folder", type=FOLDER)
+def check_node(folder: Path) -> None:
+    """The doctor: what is wrong, and what to do, line by line.
+
+    \b
+    lab node check ping-an
+    """
+    from federated.deployment.node.checks import examine
+
+    findings = examine(folder)
+    for finding in findings:
+        mark = click.style("ok  ", fg="green") if finding.good else click.style("no  ", fg="red")
+        click.echo(f"{mark} {finding.what:<14}{finding.text}")
+    if not all(finding.good for finding in findings):
+        raise SystemExit(1)
+
+
+@node.command("join")
+@click.argument("folder", type=FOLDER)
+def join_node(folder: Path) -> None:
+    """Take part until Ctrl-C or SIGTERM; comes back by itself when the line breaks.
+
+    \b
+    lab node join ping-an
+    """
+    from federated.deployment.node.process import Node
+
+    Node(folder, _time_told, lambda: _unlock(folder)).serve()
+    _time_told("stopped")
+
+
+@node.command("requests")
+@click.argument("folder", type=FOLDER)
+def list_requests(folder: Path) -> None:
+    """Show experiments that wait for a person's approval.
+
+    \b
+    lab node requests ping-an
+    """
+    from federated.deployment.node.policy import waiting
+    from federated.deployment.plan import printable
+
+    found = waiting(folder)
+    for digest, study in found.items():
+        experiment, model = study.experiment, study.experiment.model
+        kind = "questions" if experiment.query else f"{model.kind}, {model.family}"
+        click.echo(f"{digest[:12]}  {printable(experiment.name)}  ({kind})")
+        for query in experiment.query:
+            noise = f"  (noise of epsilon {query.noise.epsilon:g})" if query.noise else ""
+            click.echo(f"    {printable(query.sql)}{noise}")
+        if experiment.query:
+            continue
+        for task, features in study.features.items():
+            columns = ", ".join(printable(feature.column) for feature in features)
+            click.echo(f"    {task}: {columns}")
+        for asked in experiment.profile:
+            told = {k: v for k, v in asked.model_dump(mode="json").items() if v and k != "name"}
+            click.echo(f"    profile {printable(f'{asked.name}: {told}')}")
+    if not found:
+        click.echo("nothing waits for approval")
+
+
+@node.command("approve")
+@click.argument("folder", type=FOLDER)
+@click.argument("digest")
+@click.option("--by", required=True, help="Who approves, for the log.")
+def approve_request(folder: Path, digest: str, by: str) -> None:
+    """Approve an experiment; the coordinator asks again.
+
+    \b
+    lab node approve ping-an 3f2a90c1d4e5 --by 'Li Wei'
+    """
+    from federated.deployment.node.policy import approve
+
+    click.echo(f"approved {approve(folder, digest, by)}")
+
+
+# Keys and their holders.
+
+
+@click.group()
+def keys() -> None:
+    """The Paillier key: who may open totals."""
+
+
+@keys.command("deal")
+@click.argument("folder", type=FOLDER)
+@click.option("--charter", "charter_file", required=True, type=FILE)
+@click.option("--bits", type=int, default=3072, show_default=True)
+@click.option("--split", is_flag=True, help="Cut it among all insurers, who open together.")
+def deal_key(folder: Path, charter_file: Path, bits: int, split: bool) -> None:
+    """Make the key: a supervisor's own, or cut among the insurers and forgotten.
+
+    FOLDER is the supervisor's, or with --split a new one for the sealed shares. The charter gets
+    the key, and all members sign it anew.
+
+    \b
+    lab keys deal supervisor --charter charter.json
+    lab keys deal shares --charter charter.json --split
+    """
+    from federated.deployment.node import supervisor
+
+    if split:
+        made = supervisor.deal_shares(charter_file, folder, bits)
+        click.echo(
+            f"{folder}: one file for each insurer, to be its share.json; the key is forgotten"
+        )
+        click.echo("the exchange needs any one of them, for the part that is public")
+    else:
+        made = supervisor.deal_authority(folder, charter_file, bits, _passphrase(new=True))
+        click.echo(f"{folder}: key of {bits} bits")
+    click.echo(f"charter version {made.version}, {made.digest}: all members sign it now")
+
+
+@click.group()
+def holder() -> None:
+    """A supervisor's process: opens totals by the rule."""
+
+
+@holder.command("serve")
+@click.argument("folder", type=FOLDER)
+def serve_holder(folder: Path) -> None:
+    """Open totals until Ctrl-C or SIGTERM.
+
+    \b
+    lab holder serve supervisor
+    """
+    from federated.deployment.node.process import Node
+
+    Node(folder, _time_told, lambda: _unlock(folder)).serve()
+    _time_told("stopped")
+
+
+def _unlock(folder: Path) -> PrivateKey:
+    from federated.deployment.node.supervisor import unlocked
+
+    return unlocked(folder, _passphrase(new=False))
+
+
+def _passphrase(new: bool) -> str:
+    """From the environment, or asked for; it never stands on a command line."""
+    known = os.environ.get(ENVIRONMENT)
+    if known:
+        return known
+    return str(click.prompt("passphrase of the key", hide_input=True, confirmation_prompt=new))

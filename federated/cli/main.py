@@ -1,0 +1,98 @@
+"""The command line. Heavy imports stand inside the command that needs them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from federated.cli import audit as cli_audit
+from federated.cli import charter as cli_charter
+from federated.cli import data as cli_data
+from federated.cli import exchange as cli_exchange
+from federated.cli import queries, runs
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="insurance-privacy-lab")
+def lab() -> None:
+    """Claims models across insurers that never share a record.
+
+    \b
+    Try:  lab run experiments/rand_hie.toml
+    """
+
+
+for _command in (
+    cli_audit.audit,
+    cli_charter.charter,
+    cli_data.data,
+    cli_data.market,
+    cli_data.score,
+    cli_exchange.exchange,
+    cli_exchange.holder,
+    cli_exchange.keys,
+    cli_exchange.node,
+    queries.query,
+    runs.run,
+    runs.runs,
+    runs.ui,
+):
+    lab.add_command(_command)
+
+
+@lab.command()
+@click.argument("names", nargs=-1)
+@click.option(
+    "--path",
+    type=click.Path(path_type=Path),
+    help="freMTPL2freq.csv(.gz), for the freMTPL2 figures.",
+)
+@click.option("--quick", is_flag=True, help="Smaller jobs: a minute instead of several.")
+def bench(names: tuple[str, ...], path: Path | None, quick: bool) -> None:
+    """Measure on this machine, each figure as a ratio within one run.
+
+    \b
+    lab bench
+    lab bench paillier --quick
+    """
+    from federated.bench.report import report
+
+    report(names, path, quick)
+
+
+def main() -> None:
+    """Run the command line: errors are one line and an exit code, never a traceback."""
+    try:
+        lab(standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+    except Exception as error:
+        sys.exit(_explain(error))
+
+
+def _explain(error: Exception) -> int:
+    from lab.errors import LabError
+    from secure_agg.errors import SecureAggError
+
+    if os.environ.get("LAB_TRACEBACK"):
+        raise error
+    if isinstance(error, LabError | SecureAggError):
+        click.echo(f"lab: {error}", err=True)
+        return error.exit_code if isinstance(error, LabError) else 1
+    click.echo(
+        f"lab: {type(error).__name__}: {error}; this is a defect, LAB_TRACEBACK=1 shows where",
+        err=True,
+    )
+    return 1

@@ -1,0 +1,298 @@
+"""The exchange: the coordinator's folder, who is admitted to it, and the process that serves it.
+
+init      folder, keys, a certificate authority
+register  a member's enrolment becomes an admission: address, certificates, what it hands back
+revoke    takes effect with the node's next request
+serve     the broker behind its two doors
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, field_validator
+
+from federated.deployment import certificates
+from federated.deployment.audit_logs import open_log
+from federated.deployment.enrolment import CERTIFICATE_REQUEST, Admission, Enrolment
+from federated.deployment.folders import CHARTER, charter_of, identity_of, make_folder, make_party
+from lab.audit.log_writer import Log
+from lab.errors import ConfigurationError
+from lab.files import read_json, write_whole
+from lab.records import Strict, parse, read_toml
+
+SETTINGS, SECRET, ADMITTED, REVOKED = "exchange.toml", "secret", "admitted", "revoked.json"
+INNER, RUNS, DOORS = "inner.sock", "runs", "doors.jsonl"
+
+
+class Settings(Strict):
+    """``exchange.toml``. address: host:port that nodes call; listen: where the outer door is opened.
+
+    answer_seconds: how long a party may take for an answer; again_seconds: after how long it is
+    asked again, for the first time; gather_seconds: how long a run waits for parties to come;
+    body_megabytes: the largest body from outside.
+    """
+
+    name: str
+    address: str = Field(pattern=r"^[^:/\s]+:\d{1,5}$|^\[[0-9a-fA-F:]+\]:\d{1,5}$")
+    listen: str = "0.0.0.0"  # noqa: S104  (the door for peers; TLS with client certificates)
+    answer_seconds: float = Field(default=120.0, gt=0)
+    again_seconds: float = Field(default=15.0, gt=0)
+    gather_seconds: float = Field(default=60.0, gt=0)
+    body_megabytes: int = Field(default=64, ge=1, le=1024)
+
+    @field_validator("listen")
+    @classmethod
+    def _an_interface(cls, listen: str) -> str:
+        if listen.count(":") == 1:
+            raise ValueError("is a host without a port, as 10.0.0.5; the port is that of address")
+        return listen
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        return parse(cls, read_toml(folder / SETTINGS), where=str(folder / SETTINGS))
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rsplit(":", 1)[1])
+
+
+def init(
+    folder: Path,
+    name: str,
+    address: str,
+    listen: str | None = None,
+    brought: tuple[Path, Path, Path] | None = None,
+) -> Enrolment:
+    """A new exchange in a new folder. Returns the coordinator's enrolment.
+
+    brought: certificate and key of its server, and the authority of all, PEM; else made here.
+    """
+    host = address.rsplit(":", 1)[0].strip("[]")
+    settings = {"name": name, "address": address} | ({"listen": listen} if listen else {})
+    parse(Settings, settings, where="lab exchange init")
+    if brought is not None:
+        certificates.server_context(*brought)
+    make_folder(folder)
+    for inner in (ADMITTED, RUNS):
+        (folder / inner).mkdir(mode=0o700)
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()]
+    text = "\n".join(
+        [
+            "# The exchange. Seconds a party may take for an answer, seconds a run waits for parties.",
+            *lines,
+            "answer_seconds = 120.0",
+            "gather_seconds = 60.0",
+            "body_megabytes = 64",
+            "",
+        ]
+    )
+    write_whole(folder / SETTINGS, text.encode())
+    write_whole(folder / SECRET, secrets.token_hex(32).encode(), 0o600)
+    hosts = tuple(dict.fromkeys([host, "localhost", "127.0.0.1"]))
+    if brought is None:
+        certificates.make_authority(folder, name, hosts)
+    else:
+        certificates.bring(folder, *brought)
+    return make_party(folder, name, "coordinator")
+
+
+def register(
+    folder: Path,
+    enrolment: Enrolment,
+    days: float = certificates.LEAF_DAYS,
+    brought: Path | None = None,
+) -> Path:
+    """Admit a member: its admission is written, to be handed to it. Returns the file's path.
+
+    brought: the node's certificate of an authority elsewhere, PEM; else one is made here.
+    """
+    settings, member = Settings.read(folder), enrolment.member
+    if not member.flower_key:
+        raise ConfigurationError(f"{member.name}: runs no node, so there is nothing to register")
+    if enrolment.member.name in revoked(folder):
+        raise ConfigurationError(f"{member.name}: was revoked; it needs new keys and a new name")
+    if brought is not None:
+        certificate = certificates.adopt(folder, member.flower_key, brought)
+    elif (folder / certificates.CA_KEY).exists():
+        certificate = certificates.admit(folder, member.name, member.flower_key, days)
+    else:
+        raise ConfigurationError(
+            f"{member.name}: the authority's key is not here; bring the certificate that it issued "
+            f"for the node's {CERTIFICATE_REQUEST} with --certificate"
+        )
+    admission = Admission(
+        member=member,
+        address=settings.address,
+        authority=(folder / certificates.CA).read_text(),
+        certificate=certificate,
+    )
+    path = folder / ADMITTED / f"{member.fingerprint.replace(' ', '')}.json"
+    for other in admitted(folder).values():
+        if other.member.name == member.name and other.member != member:
+            raise ConfigurationError(
+                f"{member.name}: is registered with other keys; revoke it first"
+            )
+    write_whole(path, admission.model_dump_json(indent=1).encode() + b"\n")
+    return path
+
+
+def revoke(folder: Path, name: str) -> None:
+    """Let a node in no more. It holds from the node's next request."""
+    known = [a for a in admitted(folder).values() if a.member.name == name]
+    if not known:
+        raise ConfigurationError(f"{name}: is not registered here; lab exchange status lists all")
+    gone = {**revoked(folder), name: datetime.now(UTC).isoformat(timespec="seconds")}
+    write_whole(folder / REVOKED, json.dumps(gone, ensure_ascii=False, indent=1).encode())
+
+
+def admitted(folder: Path) -> dict[bytes, Admission]:
+    """Every admission by the key that Flower names the node by, revoked or not."""
+    found = [Admission.read(path) for path in sorted((folder / ADMITTED).glob("*.json"))]
+    return {certificates.pem(a.member.flower_key): a for a in found}
+
+
+def revoked(folder: Path) -> dict[str, str]:
+    """Names of revoked members, and since when."""
+    path = folder / REVOKED
+    return {k: str(v) for k, v in read_json(path).items()} if path.exists() else {}
+
+
+class FolderRegister:
+    """Who may come in, as the folder says; looked at with every request, read when it changed."""
+
+    def __init__(self, folder: Path, log: Log, broker: Any) -> None:
+        self._folder, self._log, self._broker = folder, log, broker
+        self._state: dict[bytes, str] = {}
+        self._seen: tuple[int, ...] = ()
+        self._noted: dict[str, float] = {}
+
+    def standing(self, key: bytes) -> str:
+        """``admitted``, ``revoked`` or ``unknown``."""
+        self._look()
+        return self._state.get(key, "unknown")
+
+    def _look(self) -> None:
+        places = (self._folder / ADMITTED, self._folder / REVOKED)
+        seen = tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in places)
+        if seen == self._seen:
+            return
+        gone, self._seen = revoked(self._folder), seen
+        for key, admission in admitted(self._folder).items():
+            name, before = admission.member.name, self._state.get(key)
+            now = "revoked" if name in gone else "admitted"
+            self._state[key] = now
+            if now == "admitted" and before is None:
+                self._broker.register(name, key)
+            if now == "revoked" and before != now:
+                self._broker.leave(key)
+                self._log.append("key", event=f"{name} revoked", fingerprint=_short(key))
+
+    def note(self, kind: str, **told: Any) -> None:
+        """A line in the log for what the door refused; at most one of a rule in ten seconds."""
+        rule = str(told.get("rule", ""))
+        if time.monotonic() - self._noted.get(rule, -60.0) > 10.0:
+            self._noted[rule] = time.monotonic()
+            self._log.append(kind, **told)
+
+
+def _short(key: bytes) -> str:
+    return hashlib.sha256(key).hexdigest()[:16]
+
+
+def serve(folder: Path, ready: Any = None) -> None:
+    """Serve until SIGINT or SIGTERM. ready: called with the address once both doors are open."""
+    settings, identity = Settings.read(folder), identity_of(folder)
+    charter = charter_of(folder, identity.card.name) if (folder / CHARTER).exists() else None
+    tls, secret = certificates.server_side(folder), (folder / SECRET).read_text()
+    from federated.transport.broker import Broker
+
+    try:
+        outer = _bound(settings.listen, settings.port)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{settings.listen}:{settings.port}: cannot be opened: {error.strerror}"
+        ) from None
+    inner = _inner(folder)
+    digest = charter.digest if charter else ""
+    with open_log(folder / DOORS, identity, charter=digest) as log:  # runs have a log of their own
+        broker = Broker(secret)
+        register_ = FolderRegister(folder, log, broker)
+        try:
+            asyncio.run(_serve(broker, register_, outer, inner, tls, settings, ready))
+        finally:
+            with suppress(OSError):
+                (folder / INNER).unlink()
+
+
+async def _serve(
+    broker: Any,
+    known: FolderRegister,
+    outer: socket.socket,
+    inner: socket.socket,
+    tls: Any,
+    settings: Settings,
+    ready: Any,
+) -> None:
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(sign, stop.set)
+    known.standing(b"")  # whoever is admitted is registered before the doors open
+    if ready is not None:
+        loop.call_later(0.2, ready, settings.address)
+    await broker.serve(known, outer, inner, tls, settings.body_megabytes * 2**20, stop)
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio switches Nagle's waits off for sockets that say they are TCP, 40 ms a call otherwise
+    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.bind((host, port))
+    made.listen(128)
+    return made
+
+
+def _inner(folder: Path) -> socket.socket:
+    """A socket that is a file of the exchange's folder, which nobody else may enter."""
+    (folder / INNER).unlink(missing_ok=True)
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with short(folder) as reached:
+        made.bind(f"{reached}/{INNER}")
+    (folder / INNER).chmod(0o600)
+    made.listen(128)
+    return made
+
+
+@contextmanager
+def short(folder: Path) -> Iterator[str]:
+    """Another name of a folder, short enough for a socket's address, which ends after 107 bytes."""
+    if len(bytes(folder.resolve())) < 80 or not Path("/proc/self/fd").is_dir():
+        yield str(folder.resolve())
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        yield f"/proc/self/fd/{handle}"
+    finally:
+        os.close(handle)
+
+
+def secret_of(folder: Path) -> str:
+    """The secret of an exchange that serves. Raises :class:`ConfigurationError` if it does not."""
+    if not (folder / INNER).exists():
+        raise ConfigurationError(
+            f"{folder}: is not served; start it with: lab exchange serve {folder}"
+        )
+    return (folder / SECRET).read_text()

@@ -1,0 +1,260 @@
+"""A study with real parties from its file to its result: what they are told, asked, and give.
+
+The arms *alone* and *pooled* do not exist here: nobody has the rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from federated.deployment.audit_logs import LOG_NAME, open_log
+from federated.deployment.charter import Charter
+from federated.deployment.coordinator import exchange
+from federated.deployment.coordinator.federation import DeployedFederation
+from federated.deployment.coordinator.resumable_run import ResumableRun
+from federated.deployment.enrolment import INSURERS
+from federated.deployment.folders import charter_of, identity_of
+from federated.deployment.node.results import parcel
+from federated.deployment.node.roles import OPEN, split_of
+from federated.deployment.node.supervisor import SHARE_FILE, with_form
+from federated.deployment.plan import AnnouncedPlan, announced, asked_of
+from federated.federation import single_threaded_blas
+from federated.hiding.masks import Masks
+from federated.hiding.paillier import Paillier
+from federated.hiding.protocol import Clear, Protection, Talk, named_reply
+from federated.messages import Form, Request, message_of
+from federated.study import arms
+from federated.study.experiment import Experiment, Query
+from federated.study.result import ArmResult, Study
+from federated.study.scoring import RemoteMarket, Scorer
+from federated.study.simulation import public_cells
+from federated.transport import node_line as fleet
+from federated.transport.exchange_grid import ExchangeGrid
+from lab.errors import ConfigurationError
+from lab.privacy.disclosure import Rules
+from lab.queries import sql_plan as sql
+from lab.sums import Sums
+from secure_agg.identity import Roster
+from secure_agg.keys import PublicKey
+from secure_agg.transcript import Transcript
+
+
+class RemoteAuthority:
+    """The supervisor, as the coordinator reaches it: it is shown transcripts and gives totals."""
+
+    def __init__(self, public: PublicKey, name: str) -> None:
+        self.public, self._name = public, name
+
+    def enrol(self, roster: Roster) -> dict[str, dict[str, bytes]]:
+        return {}
+
+    def open(self, talk: Talk, transcript: Transcript, request: Request, form: Form) -> Sums:
+        """The total. Raises what the supervisor refuses with."""
+        asked = message_of(transcript=transcript.to_bytes(), form=with_form(form))
+        asked.update(request.to_record())
+        return named_reply(self._name, talk.ask(OPEN, {self._name: asked})[self._name]).sums
+
+
+class Enrolled(Paillier):
+    """Paillier among parties that know roster and key from the charter and are told neither."""
+
+    def enrol(self, talk: Talk, roster: Roster) -> None:
+        self._roster = roster
+
+
+class EnrolledMasks(Masks):
+    """Masks among parties that know the roster from the charter."""
+
+    def enrol(self, talk: Talk, roster: Roster) -> None:
+        self._roster = roster
+
+
+def _protected(experiment: Experiment, charter: Charter) -> dict[str, Any]:
+    """The protection as it is: who opens, and by a key of how many bits, the charter says."""
+    key = charter.key if experiment.protection.sums == "paillier" else None
+    told = {"key": key.opens, "key_bits": key.public.bits} if key else {}
+    return {"protection": experiment.protection.model_copy(update=told)}
+
+
+def _rules(experiment: Experiment) -> Rules:
+    """The rules of disclosure that the coordinator asks under."""
+    file = experiment.protection.disclosure
+    return Rules.read(None if file is None else Path(file))
+
+
+def protection_of(experiment: Experiment, charter: Charter, folder: Path) -> Protection:
+    """The coordinator's side of the protection that experiment and charter agree on."""
+    settings, key = experiment.protection, charter.key
+    if settings.sums == "masks":
+        return EnrolledMasks()
+    if settings.sums == "clear":
+        return Clear(_rules(experiment))
+    if key is None:
+        raise ConfigurationError("the charter has no key: lab keys deal makes one")
+    if key.public.bits < settings.key_bits:
+        raise ConfigurationError(
+            f"protection.key_bits: the charter's key has {key.public.bits} bits"
+        )
+    if key.opens == "authority":
+        return Enrolled(RemoteAuthority(key.public, key.by[0]))
+    return Enrolled(Holders(charter.roster, folder / SHARE_FILE, key.split))
+
+
+class Holders:
+    """All insurers together open totals; the dealer's public part says how their parts combine."""
+
+    def __init__(self, roster: Roster, path: Path, digest: str) -> None:
+        from federated.hiding.paillier import KeyHolders
+
+        self._holders = KeyHolders.of(split_of(path, digest), roster)
+        self.public = self._holders.public
+
+    def enrol(self, roster: Roster) -> dict[str, dict[str, bytes]]:
+        return {}
+
+    def open(self, talk: Talk, transcript: Transcript, request: Request, form: Form) -> Sums:
+        return self._holders.open(talk, transcript, request, form)
+
+
+@contextmanager
+def gathered(
+    experiment: Experiment,
+    told: AnnouncedPlan,
+    folder: Path,
+    *,
+    fresh: bool = False,
+    without: Iterable[str] = (),
+    progress: Any = None,
+) -> Iterator[DeployedFederation]:
+    """The parties of an exchange, gathered for a run that ends well where the block does.
+
+    experiment: what the coordinator wants; told: what parties are told of it; folder: the
+    exchange's, which is served; without: insurers that are not asked. Raises
+    :class:`~lab.errors.LabError`.
+    """
+    identity = identity_of(folder)
+    charter = charter_of(folder, identity.card.name)
+    secret = exchange.secret_of(folder)
+    for kind in told.kinds:
+        if kind not in charter.analyses:
+            raise ConfigurationError(
+                f"{experiment.name}: the charter allows {', '.join(charter.analyses)}, not '{kind}'"
+            )
+    asked = [name for name in charter.roster.names if name not in without]
+    if unknown := sorted(set(without) - set(charter.roster.names)):
+        raise ConfigurationError(
+            f"--without {unknown[0]}: the charter's insurers are {', '.join(charter.roster.names)}"
+        )
+    protection = protection_of(experiment, charter, folder)
+    watch = partial(progress or (lambda arm, what, step, of: None), "federated")
+    with (
+        closing(
+            ResumableRun.take_up(folder / exchange.RUNS, told.digest, charter.digest, fresh)
+        ) as run,
+        open_log(folder / LOG_NAME, identity, charter=charter.digest) as log,
+        exchange.short(folder) as reached,
+        closing(ExchangeGrid(f"{reached}/{exchange.INNER}", secret, fleet.bundle())) as grid,
+        single_threaded_blas(),
+    ):
+        log.append("request", run=run.run, statistic=experiment.name, by=identity.card.name)
+        for name in without:
+            run.leave(name, f"{name}: is not asked")
+        federation = DeployedFederation(
+            grid, protection, folder, charter, identity, run, log, told, len(asked),
+            lambda what, step: watch(what, step, None),
+        )  # fmt: skip
+        yield federation
+        federation.take_checkpoints()
+        run.end()
+
+
+def run_study(
+    experiment: Experiment,
+    folder: Path,
+    *,
+    fresh: bool = False,
+    without: Iterable[str] = (),
+    progress: Any = None,
+) -> Study:
+    """Run the federated arm of an experiment with the parties of an exchange, as `gathered`."""
+    if experiment.model.kind == "network":
+        from lab.models.network import single_threaded
+
+        single_threaded()
+    told, started = announced(experiment), time.perf_counter()
+    tell = progress or (lambda arm, what, step, of: None)
+    with gathered(
+        experiment, told, folder, fresh=fresh, without=without, progress=progress
+    ) as federation:
+        study = _performed(experiment, told, federation, partial(tell, "federated"))
+    study.arms["federated"].seconds = time.perf_counter() - started
+    return study
+
+
+def _performed(
+    experiment: Experiment, told: AnnouncedPlan, federation: DeployedFederation, watch: Any
+) -> Study:
+    market = RemoteMarket(experiment, told.joined, told.features)
+    only = told.experiment.arms.model_copy(update={"replicates": experiment.arms.replicates})
+    kept = {
+        "arms": only,
+        "query": experiment.query,
+        **_protected(experiment, federation.charter),
+    }
+    plain = told.experiment.model_copy(update=kept)
+    study = Study(plain, market, {}, {}, {})  # type: ignore[arg-type]
+    study.not_run = tuple(arm for arm in experiment.arms.run if arm != "federated")
+    result = study.arms["federated"] = ArmResult("federated")
+    cells = public_cells(experiment, told.contract)
+    profiles = [federation.profile(each, _rules(experiment)) for each in cells]
+    result.models["all"] = arms.fit_models(study, federation, watch, profiles=profiles)
+    models = {part: fitted.json for part, fitted in result.models["all"].items()}
+    scorer = Scorer.apart(plain, market, federation)
+    result.evaluations = scorer.shared(models, federation)
+    file = result.models["all"][study.part].file
+    federation.deliver(parcel(file, models, scorer.constants))
+    study.receipts, study.silent = federation.receipts(), federation.silent
+    study.outlook = federation.outlook(study.receipts)
+    study.run = federation.journal.run
+    for party in study.outlook:
+        if party.role in INSURERS:
+            market.sizes[party.name] = {"train": party.rows, "test": None}
+        if party.state != "took part":
+            result.notes[party.name] = party.state.removeprefix(f"{party.name}: ")
+    return study
+
+
+def ask_questions(
+    experiment: Experiment,
+    folder: Path,
+    *,
+    fresh: bool = False,
+    without: Iterable[str] = (),
+    progress: Any = None,
+) -> list[tuple[Query, pd.DataFrame]]:
+    """The questions of an experiment, answered by the insurers of an exchange, as `gathered`.
+
+    All of them answer, or none: the same question to fewer would show who was left out.
+    """
+    from federated.queries.desk import Desk
+
+    if experiment.protection.sums == "masks":
+        hidden = experiment.protection.model_copy(update={"sums": "paillier"})
+        experiment = experiment.model_copy(update={"protection": hidden})
+    told, rules, person = asked_of(experiment), _rules(experiment), experiment.data.person
+    for query in experiment.query:
+        sql.columns_of(
+            query.sql, told.contract, person
+        )  # say what is wrong before anybody is asked
+    with gathered(
+        experiment, told, folder, fresh=fresh, without=without, progress=progress
+    ) as federation:
+        desk = Desk(federation, told.contract, rules, person)
+        return [(query, desk.ask(query.sql, noise=query.noise)) for query in experiment.query]

@@ -1,0 +1,235 @@
+"""`lab node check`: what stands between a node and the exchange, and what to do about it."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from federated.deployment import certificates
+from federated.deployment.audit_logs import LOG_NAME, verify_together
+from federated.deployment.enrolment import INSURERS
+from federated.deployment.folders import IDENTITY, charter_of, identity_of
+from federated.deployment.node.policy import InsurerPolicy
+from federated.deployment.node.settings import (
+    AUTHORITY,
+    CERTIFICATE,
+    KEY,
+    NodeSettings,
+    admission_of,
+)
+from federated.transport.node_line import LineError, NodeLine, bundle
+from lab.errors import LabError, PeerError
+
+#: What a node needs on disk, MiB; the clock may be off by, seconds; a certificate ends soon, days.
+FREE_MIB, CLOCK_SECONDS, SOON_DAYS = 256, 60.0, 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor. ``text`` says what is wrong and what to do, or what is well."""
+
+    what: str
+    good: bool
+    text: str
+
+
+def examine(folder: Path) -> list[Finding]:
+    """All findings, in the order in which a node would stumble over them."""
+    doctor = _Doctor(folder)
+    steps: tuple[tuple[str, Callable[[], str]], ...] = (
+        ("settings", doctor.settings),
+        ("private files", doctor.private),
+        ("package", doctor.package),
+        ("disk", doctor.disk),
+        ("charter", doctor.charter),
+        ("data", doctor.data),
+        ("log", doctor.log),
+        ("admission", doctor.admission),
+        ("certificate", doctor.certificate),
+        ("name", doctor.name),
+        ("port", doctor.port),
+        ("clock", doctor.clock),
+        ("registration", doctor.registration),
+    )
+    found = []
+    for what, step in steps:
+        try:
+            found.append(Finding(what, True, step()))
+        except LabError as error:
+            found.append(Finding(what, False, str(error)))
+        except _NotYet as error:
+            found.append(Finding(what, False, f"not looked at: {error}"))
+        except (OSError, ValueError) as error:
+            found.append(Finding(what, False, f"{type(error).__name__}: {error}"))
+    return found
+
+
+class _NotYet(Exception):
+    """A step needs one that failed."""
+
+
+class _Doctor:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._address = ""
+        self._tls: ssl.SSLContext | None = None
+        self._read: NodeSettings | None = None
+        self._ahead: float | None = None
+
+    @property
+    def _settings(self) -> NodeSettings:
+        if self._read is None:
+            raise _NotYet("node.toml cannot be read")
+        return self._read
+
+    def settings(self) -> str:
+        if not self._folder.is_dir():
+            raise PeerError("there is no such folder; make it with lab node init")
+        self._read = NodeSettings.read(self._folder)
+        if identity_of(self._folder).card.name != self._read.name:
+            raise PeerError(f"node.toml says {self._read.name}, the keys another name; correct it")
+        return f"{self._read.name}, {self._read.role}"
+
+    def private(self) -> str:
+        if not (self._folder / IDENTITY).exists():
+            raise _NotYet("there are no keys")
+        open_to_others = [
+            path.name
+            for path in (self._folder / IDENTITY, self._folder / KEY, self._folder)
+            if path.exists() and path.stat().st_mode & 0o077
+        ]
+        if open_to_others:
+            raise PeerError(f"{', '.join(open_to_others)}: others can read it; chmod go= it")
+        return "for their owner alone"
+
+    def package(self) -> str:
+        app = hashlib.sha256(bundle()).hexdigest()
+        return f"insurance-privacy-lab {version('insurance-privacy-lab')}, approved app {app[:16]}"
+
+    def disk(self) -> str:
+        if not self._folder.is_dir():
+            raise _NotYet("there is no folder")
+        free = shutil.disk_usage(self._folder).free // 2**20
+        if free < FREE_MIB:
+            raise PeerError(f"{free} MiB are free, {FREE_MIB} are needed; make room")
+        return f"{free:,} MiB are free"
+
+    def charter(self) -> str:
+        charter = charter_of(self._folder, self._settings.name)
+        own = charter.member(self._settings.name).card
+        if own != identity_of(self._folder).card:
+            raise PeerError("the charter has other keys for this party; ask the coordinator")
+        return f"{charter.name} version {charter.version}, {charter.digest[:16]}, signed by all"
+
+    def data(self) -> str:
+        if self._settings.role not in INSURERS:
+            return "a supervisor holds none"
+        charter = charter_of(self._folder, self._settings.name)
+        insurer = InsurerPolicy(self._folder, self._settings, charter)
+        table, contract = insurer.table(), insurer.contract()
+        if not charter.holds(contract.name, contract.version):
+            raise PeerError(
+                f"contract {contract.name} version {contract.version} is not one of the charter's: "
+                + ", ".join(f"{k} version {v}" for k, v in charter.contracts.items())
+            )
+        belong = {None: "", "": ", each of another person"}.get(
+            insurer.data.person, f" and belong to {insurer.data.person}"
+        )
+        return f"{len(table.frame):,} rows keep contract {contract.name}{belong}"
+
+    def log(self) -> str:
+        path = self._folder / LOG_NAME
+        if not path.exists():
+            return "none yet"
+        (checked,) = verify_together([path], {})
+        if checked.verdict.fault:
+            raise PeerError(f"does not hold: {checked.verdict.fault}; see lab audit verify")
+        return f"{checked.verdict.lines:,} lines hold together"
+
+    def admission(self) -> str:
+        self._address = admission_of(self._folder, self._settings.name).address
+        return f"to the exchange at {self._address}"
+
+    def certificate(self) -> str:
+        if not self._address:
+            raise _NotYet("there is no admission")
+        found = certificates.read_certificate((self._folder / CERTIFICATE).read_bytes())
+        left = found.not_valid_after_utc - datetime.now(UTC)
+        if left < timedelta(0):
+            raise PeerError(
+                f"ended on {found.not_valid_after_utc:%Y-%m-%d}; ask the coordinator to register "
+                "this node again, and put the new admission here"
+            )
+        self._tls = certificates.client_side(
+            self._folder / AUTHORITY, self._folder / CERTIFICATE, self._folder / KEY
+        )
+        soon = "; ask for a new one" if left < timedelta(days=SOON_DAYS) else ""
+        return f"good until {found.not_valid_after_utc:%Y-%m-%d}{soon}"
+
+    def _host(self) -> tuple[str, int]:
+        if not self._address:
+            raise _NotYet("there is no admission")
+        host, port = self._address.rsplit(":", 1)
+        return host.strip("[]"), int(port)
+
+    def name(self) -> str:
+        host, port = self._host()
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError:
+            raise PeerError(f"{host}: has no address; check the name and the network") from None
+        return f"{host} is {found[0][4][0]}"
+
+    def port(self) -> str:
+        host, port = self._host()
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+        except OSError as error:
+            raise PeerError(
+                f"{self._address}: does not answer ({error.strerror or error}); is the exchange "
+                "served, and does a firewall let you out?"
+            ) from None
+        return f"{self._address} answers"
+
+    def clock(self) -> str:
+        import httpx
+
+        if self._tls is None:
+            raise _NotYet("there is no certificate")
+        try:
+            with httpx.Client(verify=self._tls, timeout=5) as client:
+                told = client.get(f"https://{self._address}/health")
+        except httpx.HTTPError as error:
+            raise PeerError(
+                f"TLS: {error}; the coordinator's certificate or yours is not good"
+            ) from None
+        if "date" not in told.headers:
+            raise PeerError("the exchange tells no time")
+        ahead = (datetime.now(UTC) - parsedate_to_datetime(told.headers["date"])).total_seconds()
+        if abs(ahead) > CLOCK_SECONDS:
+            raise PeerError(f"is {ahead:+.0f} s from the exchange's; set it, as with chrony")
+        return f"within {CLOCK_SECONDS:.0f} s of the exchange's"
+
+    def registration(self) -> str:
+        if self._tls is None:
+            raise _NotYet("there is no certificate")
+        line = NodeLine(self._address, certificates.read_key(self._folder / KEY), self._tls)
+        try:
+            line.open()
+        except LineError as error:
+            if error.barred:
+                raise PeerError(f"{error}; ask the coordinator") from None
+            if error.status:  # it is known and in already, or was and is not missed yet
+                return "registered, and in the exchange already"
+            raise
+        finally:
+            line.close()
+        return "registered"

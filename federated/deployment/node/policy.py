@@ -1,0 +1,302 @@
+"""An insurer's node: the rules that nothing outside can loosen, and its rows for a run.
+
+``node.toml`` is the insurer's own word. The charter may be stricter and never looser; what a
+coordinator asks is held against both, by rules that have names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from federated.deployment.charter import ANALYSES, Charter
+from federated.deployment.node.settings import APPROVED, QUESTIONS, REQUESTS, SETTINGS, NodeSettings
+from federated.deployment.plan import AnnouncedPlan
+from federated.party.party import Party, Policy, numbered
+from federated.study.experiment import Experiment
+from federated.study.rows import columns_needed, usable
+from lab.errors import ConfigurationError, PolicyError
+from lab.files import canonical, write_whole
+from lab.models.glm import Task
+from lab.queries import sql_plan as sql
+from lab.queries.query_table import Budget, QueryTable
+from lab.queries.questions import Question
+from lab.records import parse
+from lab.tables.contracts import Column, Contract
+from lab.tables.sources import SOURCES, Table, built_in, load
+
+
+class Refusal(PolicyError):
+    """A node's refusal by a rule of its own; the rule's name travels in the text."""
+
+    def __init__(self, rule: str, text: str) -> None:
+        super().__init__(f"[{rule}] {text}")
+        self.rule = rule
+
+
+class InsurerPolicy:
+    """The node's own rules and rows."""
+
+    def __init__(self, folder: Path, settings: NodeSettings, charter: Charter) -> None:
+        self.folder, self.settings, self.charter = folder, settings, charter
+        if settings.data is None:
+            raise ConfigurationError(f"{folder / SETTINGS}: an insurer needs [data]")
+        self.limits, self.data = settings.limits, settings.data
+
+    def table(self) -> Table:
+        """The insurer's table, checked against its contract."""
+        return load(
+            self.data.source,
+            self.data.path,
+            contract=self.contract(),
+            table=self.data.table,
+            query=self.data.query,
+        )
+
+    def contract(self) -> Contract:
+        """The insurer's contract, of its file or of a built-in source."""
+        name = self.data.contract or self.data.source
+        if name is None:
+            raise ConfigurationError(f"{self.folder / SETTINGS}: data.contract is needed")
+        if name in SOURCES:
+            return built_in(name)
+        return Contract.read(self.folder / name if not Path(name).is_absolute() else Path(name))
+
+    @property
+    def minimum_parties(self) -> int:
+        return max(self.limits.minimum_parties, self.charter.minimum_parties)
+
+    def allow_asker(self, name: str) -> None:
+        """Raises :class:`Refusal` for somebody who may not ask."""
+        allowed = self.limits.askers or (self.charter.coordinator,)
+        if name not in allowed:
+            raise Refusal("askers", f"'{name}' may not ask this party")
+
+    def allow_statistic(self, study: AnnouncedPlan, statistic: str, arguments: str) -> None:
+        """Raises :class:`Refusal` for a statistic that is no part of what was announced.
+
+        arguments: of the request, JSON.
+        """
+        if not any(statistic in ANALYSES[kind] for kind in study.kinds):
+            raise Refusal("analyses", f"'{statistic}' is no part of what was announced")
+        self._allow(study)
+        if study.kind == "questions":
+            asked = parse(Question, json.loads(arguments)["question"], where="the question")
+            if not any(
+                query.noise == asked.noise
+                and sql.belongs(
+                    asked, query.sql, study.contract, study.experiment.data.person, statistic
+                )
+                for query in study.experiment.query
+            ):
+                raise Refusal("analyses", "another question than was announced")
+        elif statistic not in ANALYSES["profiles"]:
+            told = parse(Task, json.loads(json.loads(arguments)["task"]), where="the task")
+            if (
+                told.model_copy(update={"profiles": ()})
+                not in study.experiment.all_tasks().values()
+            ):
+                raise Refusal("analyses", "another target than was announced")
+
+    def _columns(self, study: AnnouncedPlan) -> set[str]:
+        """The columns that a study looks at."""
+        experiment = study.experiment
+        if study.kind != "questions":
+            return set(columns_needed(experiment, study.features))
+        person = experiment.data.person
+        asked = [sql.columns_of(query.sql, study.contract, person) for query in experiment.query]
+        return set().union(*asked)
+
+    def consider(self, study: AnnouncedPlan) -> None:
+        """Raises :class:`Refusal` for an experiment that breaks a rule, or waits for a person."""
+        experiment = study.experiment
+        self._allow(study)
+        if {"questions", "profiles"} & set(study.kinds):
+            self._check_person(experiment)
+        self._check_marks(experiment)
+        experiment.check_profiles()
+        for asked in experiment.profile:
+            asked.check(study.contract)
+        columns = self._columns(study)
+        held = sorted(columns & self._held_back(study))
+        if held:
+            raise Refusal("never_leaves", f"{', '.join(held)} take part in nothing here")
+        self._check_contract(study, columns)
+        if experiment.protection.sums != self.limits.hiding:
+            raise Refusal("hiding", f"sums leave this party under {self.limits.hiding} alone")
+        if (
+            self.limits.approval == "always"
+            and not (self.folder / APPROVED / study.digest).exists()
+        ):
+            path = self.folder / REQUESTS / f"{study.digest}.json"
+            write_whole(path, study.to_json().encode(), 0o600)
+            raise Refusal(
+                "approval", f"waits for a person's approval, {study.digest[:12]}; ask again"
+            )
+
+    def _allow(self, study: AnnouncedPlan) -> None:
+        for kind in study.kinds:
+            if kind not in self.limits.analyses or kind not in self.charter.analyses:
+                raise Refusal("analyses", f"this party takes no part in '{kind}'")
+
+    def _held_back(self, study: AnnouncedPlan) -> set[str]:
+        """Columns of the negative list and of the contract's; whose rows are a person's is known,
+        and by which provider on which day where profiles are made of them."""
+        columns, data = self.contract().columns, study.experiment.data
+        never = {name for name, column in columns.items() if column.role == "never_leaves"}
+        known = {name for name, column in columns.items() if column.role == "identifier"}
+        known -= {name for asked in study.experiment.profile for name in (asked.by, asked.day)}
+        known -= {data.person, self.data.test_column}
+        return {*self.limits.never_leaves, *never, *known}
+
+    def _check_person(self, experiment: Experiment) -> None:
+        """Rules of disclosure count persons: who a row belongs to is this party's to say."""
+        if self.data.person is None:
+            raise Refusal("person", "node.toml does not say who a row belongs to; set data.person")
+        if (self.data.person or None) != experiment.data.person:
+            raise Refusal("person", "who a row belongs to is said by another column here")
+
+    def _check_marks(self, experiment: Experiment) -> None:
+        """Which rows are held out is this party's to say: two totals that differ by a person's row
+        would show it."""
+        asked, own = experiment.data, self.data
+        marks = (asked.test_column, str(asked.test_value))
+        if asked.test_column is not None and marks != (own.test_column, str(own.test_value)):
+            raise Refusal("rows", f"node.toml holds out no rows by '{asked.test_column}'")
+
+    def _check_contract(self, study: AnnouncedPlan, columns: set[str]) -> None:
+        """Every column that is used must be the same here; this party may have more."""
+        ours, theirs = self.contract(), study.contract
+        if not self.charter.holds(theirs.name, theirs.version):
+            version = f"{theirs.name} version {theirs.version}"
+            raise Refusal("contract", f"{version} is not the charter's")
+        person = study.experiment.data.person
+        for name in sorted(columns | ({person} if person else set())):
+            here, there = ours.columns.get(name), theirs.columns.get(name)
+            if here is None or there is None or _rule_of(here) != _rule_of(there):
+                raise Refusal("contract", f"column '{name}' is another here than in {theirs.name}")
+
+    def party(self, study: AnnouncedPlan, secret: bytes) -> Party:
+        """This insurer's rows for one run, and the gate before them."""
+        if study.kind == "questions":
+            return self._questioned(study)
+        experiment, table = study.experiment, self.table()
+        marks = self._marks(table.frame, experiment, secret)
+        frame, kept = usable(experiment, study.features, table)
+        frame, test = numbered(self.settings.name, frame), marks[kept]
+        if experiment.data.test == 0 and experiment.data.test_column is None:
+            test = np.zeros(len(frame), dtype=bool)
+        train = frame.iloc[~test]
+        if train.empty:
+            raise Refusal("rows", "no row for training is left here")
+        return Party(
+            self.settings.name,
+            train,
+            train if not test.any() else frame.iloc[test],
+            experiment.data.person,
+            Policy(
+                minimum_rows=max(
+                    self.limits.minimum_rows,
+                    self.charter.limits.minimum_rows,
+                    experiment.protection.minimum_rows,
+                ),
+                announces=self.limits.announces,
+                shows_receipt=self.limits.shows_receipt,
+                rules=self.settings.rules(self.folder),
+            ),
+            secret=secret,
+        )
+
+    def _questioned(self, study: AnnouncedPlan) -> Party:
+        """This insurer's whole table, for questions; its history and its budget outlast a run."""
+        frame, contract = self.table().frame, self.contract()
+        kept_here = {
+            name: column.model_copy(update={"role": "never_leaves"})
+            for name, column in contract.columns.items()
+            if name in self.limits.never_leaves
+        }
+        query_table = QueryTable(
+            frame,
+            contract.model_copy(update={"columns": contract.columns | kept_here}),
+            self.settings.rules(self.folder),
+            study.experiment.data.person,
+            folder=self.folder / QUESTIONS,
+            budget=self._budget(),
+            noised=self.limits.noised,
+        )
+        policy = Policy(
+            minimum_rows=1,  # rules of disclosure hold here, which count persons cell by cell
+            announces=self.limits.announces,
+            shows_receipt=self.limits.shows_receipt,
+            answers="questions",
+        )
+        none = frame.iloc[:0]
+        return Party(self.settings.name, none, none, policy=policy, query_table=query_table)
+
+    def _budget(self) -> Budget | None:
+        """What noised answers may cost: this party's budget, and no more than the charter's."""
+        own, most = self.settings.budget, self.charter.limits
+        if own is None or not most.epsilon:
+            return own
+        return Budget(epsilon=min(own.epsilon, most.epsilon), delta=min(own.delta, most.delta))
+
+    def _marks(
+        self, frame: pd.DataFrame, experiment: Experiment, secret: bytes
+    ) -> NDArray[np.bool_]:
+        """Rows for testing: by this party's own column, else by a hash with a key of its own, so
+        that nobody can have one person's row left out."""
+        data, column = experiment.data, self.data.test_column
+        if column is not None:
+            if column not in frame.columns:
+                raise Refusal("rows", "the column that marks rows for testing is not here")
+            marked = _equal(frame[column], str(self.data.test_value))
+            if not marked.any():
+                raise Refusal("rows", "the column that marks rows for testing marks none")
+            return marked
+        who = pd.Series(np.arange(len(frame))) if data.person is None else frame[data.person]
+        held = b"held out %d " % experiment.seed + secret
+        key = hashlib.sha256(held).hexdigest()[:16]
+        drawn = pd.util.hash_pandas_object(who.astype("str"), index=False, hash_key=key)
+        return np.asarray(drawn.to_numpy() / 2.0**64 < data.test, dtype=bool)
+
+
+def _equal(column: pd.Series[Any], value: str) -> NDArray[np.bool_]:
+    """Rows of a value; in a column of numbers 1 and 1.0 are one."""
+    if pd.api.types.is_numeric_dtype(column):
+        try:
+            return np.asarray(column.to_numpy() == float(value), dtype=bool)
+        except ValueError:
+            return np.zeros(len(column), dtype=bool)
+    return np.asarray(column.astype("str").to_numpy() == value, dtype=bool)
+
+
+def _rule_of(column: Column) -> dict[str, Any]:
+    """What a column must be, without what a contract says for people, and its role."""
+    return column.model_dump(exclude={"description", "advice", "unit", "role"})
+
+
+def waiting(folder: Path) -> dict[str, AnnouncedPlan]:
+    """Experiments that wait for a person's approval, by digest."""
+    found = {}
+    for path in sorted((folder / REQUESTS).glob("*.json")):
+        if not (folder / APPROVED / path.stem).exists():
+            found[path.stem] = AnnouncedPlan.from_json(path.read_text(encoding="utf-8"))
+    return found
+
+
+def approve(folder: Path, digest: str, who: str) -> str:
+    """A person's approval of an experiment; the node writes it in its log when it acts on it."""
+    found = [full for full in waiting(folder) if full.startswith(digest)]
+    if len(found) != 1 or len(digest) < 8:
+        raise ConfigurationError(
+            f"{digest}: {len(found)} waiting experiments begin so; lab node requests lists them"
+        )
+    told: dict[str, Any] = {"by": who, "experiment": found[0]}
+    write_whole(folder / APPROVED / found[0], canonical(told), 0o600)
+    return found[0]

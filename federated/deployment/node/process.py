@@ -1,0 +1,336 @@
+"""A party's own process in an exchange: takes letters one at a time, decides, logs, answers.
+
+An insurer's node and a supervisor differ in what answers (`InsurerRole`, `SupervisorRole`); the rest is
+the same. The order is what matters: the request is logged, the rules are asked, the answer is
+made, what is to leave is logged and the state is on disk, and only then the answer leaves.
+
+Nothing is ever loaded from an app that travels: a run whose app is not the approved bundle is
+refused by its hash, before the bundle would be fetched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from federated.deployment.audit_logs import LOG_NAME, open_log
+from federated.deployment.charter import same
+from federated.deployment.enrolment import INSURERS
+from federated.deployment.folders import charter_of, identity_of, seed_of
+from federated.deployment.node import run_state as keeping
+from federated.deployment.node.policy import InsurerPolicy, Refusal
+from federated.deployment.node.roles import (
+    BEGIN,
+    CHECKPOINT,
+    SECRETS,
+    InsurerRole,
+    NodeRole,
+    SupervisorRole,
+)
+from federated.deployment.node.run_state import RunState
+from federated.deployment.node.settings import (
+    APPROVED,
+    AUTHORITY,
+    CERTIFICATE,
+    KEY,
+    STATE,
+    NodeSettings,
+    admission_of,
+)
+from federated.deployment.plan import AnnouncedPlan
+from federated.deployment.signed_messages import SignedMessage, claimed, received
+from federated.federation import single_threaded_blas
+from federated.messages import read, refuse
+from federated.party.release import RELEASED
+from federated.party.state import Released
+from federated.transport.node_line import LineError, NodeLine, bundle
+from lab.errors import ConfigurationError, LabError, LogError, PeerError
+from lab.files import read_json, write_whole
+from secure_agg.errors import SecureAggError
+from secure_agg.identity import Identity
+from secure_agg.keys import PrivateKey
+
+#: What a release cost, which has a line of its own in the log.
+NOISE = ("epsilon", "delta")
+#: Seconds between two tries to come in, at first and at most.
+FIRST_WAIT, LONGEST_WAIT = 0.2, 20.0
+Tell = Callable[[str], None]
+
+
+class Node:
+    """The process. ``serve`` runs it until it is told to stop."""
+
+    def __init__(self, folder: Path, tell: Tell, unlock: Callable[[], PrivateKey]) -> None:
+        self.folder, self._say = folder, tell
+        self.settings = NodeSettings.read(folder)
+        self.identity: Identity = identity_of(folder)
+        name = self.settings.name
+        if self.identity.card.name != name:
+            raise ConfigurationError(f"{folder}: node.toml says {name}, the keys another name")
+        self.charter = charter_of(folder, name)
+        self.admission = admission_of(folder, name)
+        self._answers: NodeRole
+        if self.settings.role in INSURERS:
+            insurer = InsurerPolicy(folder, self.settings, self.charter)
+            insurer.table()  # a table that breaks its contract is told now, not in the first run
+            self._answers = InsurerRole(folder, insurer, seed_of(folder), self._tell)
+        else:
+            rules = self.settings.rules(folder)
+            self._answers = SupervisorRole(folder, self.charter, unlock(), rules)
+        self._bundle = hashlib.sha256(bundle()).hexdigest()
+        self._apps: dict[int, str] = {}
+        self._stop, self._waiting, self._wait = threading.Event(), False, FIRST_WAIT
+
+    def serve(self, ready: Callable[[], None] | None = None) -> None:
+        """Take part until SIGINT or SIGTERM. Raises ConfigurationError where nobody lets it in."""
+        with (
+            open_log(
+                self.folder / LOG_NAME, self.identity, charter=self.charter.digest
+            ) as self.log,
+            self._signals(),
+            single_threaded_blas(),  # as in a simulation: the same bits for any number of cores
+        ):
+            if (key := self.charter.key) is not None:
+                insurer = self.settings.role in INSURERS
+                event = "sums are encrypted to it" if insurer else "totals are opened with it"
+                self.log.append("key", event=event, fingerprint=key.public.fingerprint)
+            while not self._stop.is_set():
+                line = self._line()
+                try:
+                    self._take_part(line, ready)
+                except LineError as error:
+                    self._explain(error)
+                    with suppress(Stopped), self._interruptible():
+                        self._stop.wait(self._wait)
+                    self._wait = min(LONGEST_WAIT, self._wait * 1.6)
+                except Stopped:
+                    break
+                finally:
+                    line.close()
+
+    def _tell(self, text: str) -> None:
+        """Tell whoever looks on; where nobody can, the work goes on."""
+        with suppress(OSError):
+            self._say(text)
+
+    def _line(self) -> NodeLine:
+        from federated.deployment import certificates
+
+        key = self.folder / KEY
+        tls = certificates.client_side(self.folder / AUTHORITY, self.folder / CERTIFICATE, key)
+        return NodeLine(self.admission.address, certificates.read_key(key), tls)
+
+    def _explain(self, error: LineError) -> None:
+        if error.barred:
+            self._tell(f"{error}; ask the coordinator to register this node")
+            self.log.append("fault", what=str(error))
+        else:
+            self._tell(f"{error}; trying again")
+
+    def _take_part(self, line: NodeLine, ready: Callable[[], None] | None) -> None:
+        place = self.folder / "last_node"
+        known = place.read_text() if place.exists() else ""
+        before = int(known) if known.isdecimal() else 0
+        node, self._apps = line.open(before), {}  # an exchange started anew may name other runs so
+        write_whole(place, str(node).encode())
+        self._wait = FIRST_WAIT
+        self._tell(f"{self.settings.name} is in the exchange at {self.admission.address}")
+        if ready is not None:
+            ready()
+        while not self._stop.is_set():
+            try:
+                with self._interruptible():
+                    message = line.pull()
+            except PeerError as error:
+                if isinstance(error, LineError):
+                    raise
+                self.log.append("fault", what=str(error))
+                continue
+            if message is not None:
+                self._send(line, Message(self.handle(line, message), reply_to=message))
+
+    def _send(self, line: NodeLine, reply: Message) -> None:
+        """Send a reply. Where the line breaks, the letter comes again and gets the same one; a run
+        that is over takes none."""
+        try:
+            line.push(reply)
+        except LineError as error:
+            if error.passing:
+                raise
+            self.log.append("fault", what=f"a reply was not taken: {error}")
+
+    def handle(self, line: NodeLine, message: Message) -> RecordDict:
+        """The records of a reply, signed; whatever goes wrong is a typed refusal.
+
+        A line that breaks is no refusal: :class:`LineError` is raised, and the letter comes again.
+        """
+        letter: SignedMessage | None = None
+        try:
+            letter = self._opened(line, message)
+            return self._handle(letter, message)
+        except LineError:
+            raise
+        except LogError as error:
+            self._tell(str(error))
+            told: LabError = LogError("this party cannot write its log; nothing leaves it")
+        except LabError as error:
+            told = error
+        except SecureAggError as error:
+            told = PeerError(str(error))
+        except Exception as error:  # a defect: its type may leave, its text may not
+            if os.environ.get("LAB_TRACEBACK"):
+                traceback.print_exc()
+            told = PeerError(f"failed with {type(error).__name__}")
+        return self._refused(letter, message, told)
+
+    def _opened(self, line: NodeLine, message: Message) -> SignedMessage:
+        """The letter in a message, if app, sender, charter and address are what they must be."""
+        run = message.metadata.run_id
+        if run not in self._apps:
+            self._apps = {run: line.app_of(run)}
+        if self._apps[run] != self._bundle:
+            raise Refusal(
+                "app", f"app {self._apps[run][:16]} is not the approved {self._bundle[:16]}"
+            )
+        sender = self.charter.member(claimed(message.content).sender)
+        letter = received(message.content, sender.card)
+        same(self.charter.digest, letter.charter, letter.sender)
+        if self.settings.name not in letter.to:
+            raise PeerError(f"{letter.sender}: a letter for others came here")
+        self._answers.allow_asker(letter.sender)
+        return letter
+
+    def _handle(self, letter: SignedMessage, message: Message) -> RecordDict:
+        kept = keeping.load(self.folder / STATE, letter.run)
+        if (before := kept.before(letter.number, letter.digest)) is not None:
+            return before
+        query, statistic = _about(letter)
+        self.log.append(
+            "request", run=letter.run, query=query, statistic=statistic, by=letter.sender
+        )
+        receipt = len(_lines(kept.records))
+        content = self._answered(kept, letter, message)
+        refusal = content.config_records.get("refusal")
+        if refusal is not None:
+            self._log_refusal(letter, query, statistic, str(refusal["text"]))
+        for line in _lines(kept.records)[receipt:]:
+            released = Released(**json.loads(line))
+            told = {k: v for k, v in vars(released).items() if k not in ("query", *NOISE)}
+            if released.statistic in RELEASED:  # a filter's rows would tell more than its total
+                told["rows"] = "not told"
+            self.log.append("release", run=letter.run, query=released.query, **told)
+            if released.epsilon:
+                noise = {"epsilon": released.epsilon, "delta": released.delta}
+                self.log.append("budget", run=letter.run, query=released.query, **noise)
+        reply = letter.reply(self.settings.name, content).signed(self.identity)
+        kept.answer(letter.number, letter.digest, reply)
+        kept.save(self.folder / STATE, SECRETS)
+        return reply
+
+    def _answered(self, kept: RunState, letter: SignedMessage, message: Message) -> RecordDict:
+        if letter.kind == BEGIN:
+            return self._begin(kept, letter)
+        if letter.kind == CHECKPOINT:
+            return RecordDict(
+                {"checkpoint": ConfigRecord({"told": json.dumps(vars(self.log.checkpoint()))})}
+            )
+        inner = Message(letter.content, reply_to=message)
+        inner.metadata.message_type = letter.kind
+        return self._answers.answer(kept, letter, inner, self.log)
+
+    def _begin(self, kept: RunState, letter: SignedMessage) -> RecordDict:
+        text = read(letter.content, "study").decode()
+        study = AnnouncedPlan.from_json(text)
+        if kept.study and kept.study != text:
+            raise PeerError("coordinator: announces another study under the name of a run")
+        self._answers.begin(kept, study)
+        approved = self.folder / APPROVED / study.digest
+        if not kept.study:
+            who = str(read_json(approved)["by"]) if approved.exists() else "its own rules"
+            told = {"statistic": study.title, "by": who, "study": study.digest}
+            self.log.append("approval", run=kept.run, **told)
+        kept.study = text
+        self._tell(f"run {kept.run}: {study.title}, asked by {letter.sender}")
+        return RecordDict({"begun": ConfigRecord({"party": self.settings.name})})
+
+    def _log_refusal(
+        self, letter: SignedMessage | None, query: str, statistic: str, text: str
+    ) -> None:
+        rule = text[1:].split("]")[0] if text.startswith("[") else "gate"
+        run = letter.run if letter and keeping.RUN.fullmatch(letter.run) else ""
+        self.log.append("refusal", run=run, query=query, statistic=statistic, rule=rule, text=text)
+        self._tell(f"refused: {text}")
+
+    def _refused(
+        self, letter: SignedMessage | None, message: Message, told: LabError
+    ) -> RecordDict:
+        query, statistic = _about(letter) if letter else ("", message.metadata.message_type)
+        if not isinstance(told, LogError):
+            with suppress(LogError):
+                self._log_refusal(letter, query, statistic, str(told))
+        content = refuse(told, self.settings.name)
+        if letter is None:
+            letter = self._as_it_says(message)
+        return letter.reply(self.settings.name, content).signed(self.identity)
+
+    def _as_it_says(self, message: Message) -> SignedMessage:
+        """What is refused unopened: the refusal is for this place in this run, and for no other."""
+        nothing = SignedMessage(self.charter.digest, "", -1, "", (), "", b"")
+        with suppress(LabError):
+            says = claimed(message.content)
+            return replace(nothing, run=says.run, number=says.number, sender=says.sender)
+        return nothing
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        def stop(number: int, frame: object) -> None:
+            self._stop.set()
+            if self._waiting:
+                raise Stopped
+
+        before = {sign: signal.signal(sign, stop) for sign in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for sign, handler in before.items():
+                signal.signal(sign, handler)
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """While nothing is half-done, a signal ends the waiting at once."""
+        self._waiting = True
+        try:
+            if self._stop.is_set():
+                raise Stopped
+            yield
+        finally:
+            self._waiting = False
+
+
+class Stopped(BaseException):
+    """A signal came while nothing was half-done."""
+
+
+def _about(letter: SignedMessage) -> tuple[str, str]:
+    """The query of a letter and what it asks for, for the log."""
+    with suppress(LabError):
+        asked = letter.content.config_records.get("request")
+        if asked is not None:
+            return str(asked.get("query", "")), str(asked.get("statistic", ""))
+    return "", letter.kind
+
+
+def _lines(records: RecordDict) -> list[str]:
+    """The receipt in a node's state."""
+    found = records.config_records.get("receipt", {})
+    return str(found.get("lines", "")).splitlines()

@@ -1,0 +1,230 @@
+"""What answers a letter: an insurer by the client app of a simulation, a supervisor by its rule."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+
+from federated.app import client_app
+from federated.deployment.charter import Charter, same
+from federated.deployment.folders import identity_of
+from federated.deployment.node import profiles
+from federated.deployment.node.policy import InsurerPolicy, Refusal
+from federated.deployment.node.results import DELIVER, take
+from federated.deployment.node.run_state import RunState
+from federated.deployment.node.settings import STATE
+from federated.deployment.node.supervisor import SHARE_FILE, Opened, log_opened, opened_total
+from federated.deployment.plan import AnnouncedPlan
+from federated.deployment.signed_messages import SignedMessage
+from federated.messages import Reply, Request, read
+from federated.party.state import NodeState
+from lab.audit.log_writer import Log
+from lab.errors import ConfigurationError, PeerError, PolicyError
+from lab.files import read_json
+from lab.privacy.disclosure import Rules
+from secure_agg.errors import SecureAggError
+from secure_agg.identity import Identity
+from secure_agg.keys import PrivateKey
+from secure_agg.shares import SplitKey
+from secure_agg.transcript import Transcript
+
+BEGIN, CHECKPOINT, OPEN = "query.begin", "query.checkpoint", "query.open"
+#: Records of a state that stand in files of their own and are put back when a run is taken up.
+SECRETS = ("identity", "enrolled", "share", "profiles")
+#: Runs whose rows are kept at hand.
+AT_HAND = 4
+
+
+class NodeRole(Protocol):
+    """What answers a letter."""
+
+    def begin(self, kept: RunState, study: AnnouncedPlan) -> None:
+        """Take part in a run, or raise what speaks against it."""
+
+    def allow_asker(self, name: str) -> None:
+        """Raises :class:`Refusal` for somebody who may not ask."""
+
+    def answer(
+        self, kept: RunState, letter: SignedMessage, message: Message, log: Log
+    ) -> RecordDict:
+        """The reply, which may be a refusal; changes what is kept of the run."""
+
+
+class InsurerRole:
+    """An insurer answers by the same client app as in a simulation, on its own rows."""
+
+    def __init__(
+        self, folder: Path, insurer: InsurerPolicy, seed: bytes, tell: Callable[[str], None]
+    ) -> None:
+        self._folder, self._insurer, self._seed, self._tell = folder, insurer, seed, tell
+        self._charter, self._name = insurer.charter, insurer.settings.name
+        self._parties: dict[str, Any] = {}
+        self._now = ""
+        self._app = client_app(lambda seat: self._parties[self._now], insurer.limits.hiding)
+
+    def begin(self, kept: RunState, study: AnnouncedPlan) -> None:
+        self._insurer.consider(study)
+        self._take_up(kept, study)
+        self._memory(kept)
+
+    def _take_up(self, kept: RunState, study: AnnouncedPlan) -> None:
+        secret = hashlib.sha256(b"rows " + self._seed).digest()
+        party = self._parties[kept.run] = self._insurer.party(study, secret)
+        party.profiles |= profiles.kept(self._folder / STATE, kept.run)
+        for old in list(self._parties)[:-AT_HAND]:
+            del self._parties[old]
+        if study.experiment.model.kind == "network":
+            from lab.models.network import single_threaded
+
+            single_threaded()
+
+    def _memory(self, kept: RunState) -> Context:
+        """The app's state, with the secrets that stand elsewhere put back."""
+        seat = self._charter.roster.names.index(self._name)
+        context = Context(
+            run_id=0,
+            node_id=0,
+            node_config={
+                "partition-id": seat,
+                "minimum-parties": self._least,
+            },
+            state=kept.records,
+            run_config={},
+        )
+        if "identity" not in kept.records:
+            kept.records["identity"] = ConfigRecord({"seed": self._seed})
+            key = self._charter.key
+            if key is not None:
+                modulus = key.public.n.to_bytes(-(-key.public.bits // 8), "big")
+                split, share = dealt(self._folder, key.split, self._name)
+                roster = self._charter.roster.to_bytes()
+                NodeState(context, self._name, "paillier").enrol(roster, modulus, split, share)
+            else:
+                roster = self._charter.roster.to_bytes()
+                NodeState(context, self._name, "masks").enrol(roster, b"", b"", b"")
+        return context
+
+    @property
+    def _least(self) -> int:
+        """Parties behind a sum at least. Who holds a share of the key sees no other opening, so that
+        with a split key nobody but all parties together can tell what sets of them would show."""
+        split = self._charter.key is not None and self._charter.key.opens == "split"
+        return len(self._charter.roster.names) if split else self._insurer.minimum_parties
+
+    def allow_asker(self, name: str) -> None:
+        self._insurer.allow_asker(name)
+
+    def answer(
+        self, kept: RunState, letter: SignedMessage, message: Message, log: Log
+    ) -> RecordDict:
+        if not kept.study:
+            raise PolicyError("this run was not announced here; nothing in it is answered")
+        study = AnnouncedPlan.from_json(kept.study)
+        if kept.run not in self._parties:
+            self._take_up(kept, study)
+        memory, party = self._memory(kept), self._parties[kept.run]
+        if letter.kind == DELIVER:
+            self._tell(take(self._folder, kept.run, study, party, message.content))
+            return RecordDict({"taken": ConfigRecord({"party": self._name})})
+        asked = message.content.config_records.get("request", {})
+        if "statistic" in asked:
+            told = str(asked.get("arguments", "{}"))
+            self._insurer.allow_statistic(study, str(asked["statistic"]), told)
+            if not str(asked.get("query", "")).startswith(f"{kept.run}-"):
+                raise PeerError("coordinator: asks a query of another run")
+            same(self._charter.digest, str(asked.get("charter", "")), letter.sender)
+        match letter.kind, asked.get("statistic"):
+            case profiles.VOUCH, _:
+                own = Identity(self._name, self._seed)
+                return profiles.vouch(kept, self._charter, own, message.content)
+            case profiles.JOIN, _:
+                profiles.check_joined(kept, self._charter, study, message.content)
+            case _, "profile":
+                request = Request.from_record(message.content)
+                profiles.consider(kept, study, party.rules, request)
+        self._now = kept.run
+        reply = self._app(message, memory).content
+        if letter.kind == profiles.JOIN:
+            profiles.keep(self._folder / STATE, kept.run, party.profiles)
+        if letter.kind == profiles.RELEASE and "reply" in reply.config_records:
+            profiles.note_released(kept, message.content, reply)
+            _log_release(log, kept.run, message.content, reply)
+        return reply
+
+
+def _log_release(log: Log, run: str, asked: RecordDict, given: RecordDict) -> None:
+    """The line of an insurer that released what its rules left of a total."""
+    transcript, request = (
+        Transcript.from_bytes(read(asked, "transcript")),
+        Request.from_record(asked),
+    )
+    log_opened(log, run, transcript, request.statistic, Reply.from_record(given).sums)
+
+
+def dealt(folder: Path, digest: str, name: str) -> tuple[bytes, bytes]:
+    """The public part of a split key and this holder's sealed share, from the dealer's file."""
+    if not digest:
+        return b"", b""
+    path = folder / SHARE_FILE
+    split = split_of(path, digest)
+    try:
+        return split.to_bytes(), bytes.fromhex(read_json(path)["share"])
+    except (KeyError, ValueError, TypeError):
+        raise ConfigurationError(f"{path}: holds no share for {name}") from None
+
+
+def split_of(path: Path, digest: str) -> SplitKey:
+    """The public part of a split key. Raises :class:`ConfigurationError`."""
+    if not path.exists():
+        raise ConfigurationError(f"{path}: put the file here that lab keys deal made")
+    try:
+        split = SplitKey.from_bytes(bytes.fromhex(read_json(path)["split"]))
+    except (KeyError, ValueError, TypeError, SecureAggError):
+        raise ConfigurationError(f"{path}: is no part of a split key") from None
+    if split.digest.hex() != digest:
+        raise ConfigurationError(f"{path}: belongs to another key than the charter's")
+    return split
+
+
+class SupervisorRole:
+    """A supervisor opens totals by the rule of the key authority, and remembers all it opened."""
+
+    def __init__(self, folder: Path, charter: Charter, private: PrivateKey, rules: Rules) -> None:
+        self._charter, self._private, self._rules = charter, private, rules
+        if charter.key is None or charter.key.public.n != private.public.n:
+            raise ConfigurationError(f"{folder}: holds another key than the charter's")
+        self._opened, self._identity = Opened(folder), identity_of(folder)
+
+    def begin(self, kept: RunState, study: AnnouncedPlan) -> None:
+        for kind in study.kinds:
+            if kind not in self._charter.analyses:
+                raise Refusal("analyses", f"the charter allows no '{kind}'")
+
+    def allow_asker(self, name: str) -> None:
+        if name != self._charter.coordinator:
+            raise Refusal("askers", f"'{name}' may not ask this party")
+
+    def answer(
+        self, kept: RunState, letter: SignedMessage, message: Message, log: Log
+    ) -> RecordDict:
+        if letter.kind not in (OPEN, profiles.VOUCH):
+            raise PeerError("coordinator: asks a supervisor what only insurers answer")
+        if not kept.study:
+            raise PolicyError("this run was not announced here; nothing in it is answered")
+        if letter.kind == profiles.VOUCH:
+            return profiles.vouch(kept, self._charter, self._identity, message.content)
+        reply = opened_total(
+            self._charter,
+            self._private,
+            self._rules,
+            self._opened,
+            log,
+            letter.run,
+            message.content,
+        )
+        profiles.note_released(kept, message.content, reply)
+        return reply

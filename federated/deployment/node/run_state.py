@@ -1,0 +1,100 @@
+"""What a node must not forget, on disk before an answer leaves: one file for each run.
+
+It holds the app's state, the study the run is about, and the last answers with what they answered,
+so that a letter that comes twice gets the same bytes and is not computed twice. A file that does
+not hold together is not used: a node that forgot what it answered must not answer in that run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flwr.app import RecordDict
+
+from federated.transport.node_line import packed, unpacked
+from lab.errors import ConfigurationError, LogError, PeerError
+from lab.files import write_whole
+from secure_agg import wire
+from secure_agg.errors import MalformedMessage
+
+STATE = b"LABSTA01"
+#: Answers kept of a run; letters come one after the other, so that the last would do.
+ANSWERS_KEPT = 4
+RUN = re.compile(r"[0-9a-f]{16}")
+
+
+@dataclass
+class RunState:
+    """One run at a node. answers: number of a letter -> (digest of it, the reply's records)."""
+
+    run: str
+    study: str = ""
+    records: RecordDict = field(default_factory=RecordDict)
+    answers: dict[int, tuple[str, RecordDict]] = field(default_factory=dict)
+    last: int = -1
+
+    def before(self, number: int, digest: str) -> RecordDict | None:
+        """The reply that this letter already got. Raises :class:`PeerError` for one played again."""
+        known = self.answers.get(number)
+        if known is not None and known[0] == digest:
+            return known[1]
+        if number <= self.last:
+            raise PeerError("coordinator: plays a letter of another round again")
+        return None
+
+    def answer(self, number: int, digest: str, reply: RecordDict) -> None:
+        """Note a reply."""
+        self.answers[number], self.last = (digest, reply), number
+        for old in sorted(self.answers)[:-ANSWERS_KEPT]:
+            del self.answers[old]
+
+    def save(self, folder: Path, secret_records: tuple[str, ...]) -> None:
+        """Write it, on disk when this returns; secrets that stand elsewhere are left out.
+
+        Raises :class:`~lab.errors.LogError` where it can't be written.
+        """
+        secret = {n: r for n, r in self.records.items() if n in secret_records}
+        for name in secret:
+            del self.records[name]
+        try:
+            parts = [self.run.encode(), self.study.encode(), packed(self.records)]
+            parts.append(str(self.last).encode())
+            for number, (digest, reply) in self.answers.items():
+                parts += [str(number).encode(), digest.encode(), packed(reply)]
+        finally:
+            self.records.update(secret)
+        data = wire.join(STATE, parts)
+        try:
+            write_whole(_path(folder, self.run), hashlib.sha256(data).digest() + data, 0o600)
+        except ConfigurationError as error:
+            raise LogError(f"{error}; nothing leaves without it: make room") from None
+
+
+def load(folder: Path, run: str) -> RunState:
+    """A run's state; a new one if the node does not know the run. Raises :class:`PeerError`."""
+    if not RUN.fullmatch(run):
+        raise PeerError("coordinator: a run is named by 16 hexadecimal digits")
+    path = _path(folder, run)
+    if not path.exists():
+        return RunState(run)
+    damaged = PeerError(f"this party's memory of run {run} is damaged; it answers no more in it")
+    try:
+        content = path.read_bytes()
+        if hashlib.sha256(content[32:]).digest() != content[:32]:
+            raise damaged
+        named, study, records, last, *rest = wire.split(STATE, content[32:], 4, wire.MOST_PARTS)
+        if named.decode() != run or len(rest) % 3:
+            raise damaged
+        kept = RunState(run, study.decode(), unpacked(records), {}, int(last))
+        for number, digest, reply in zip(*[iter(rest)] * 3, strict=True):
+            kept.answers[int(number)] = (digest.decode(), unpacked(reply))
+        return kept
+    except (OSError, MalformedMessage, ValueError):
+        raise damaged from None
+
+
+def _path(folder: Path, run: str) -> Path:
+    return folder / f"{run}.state"

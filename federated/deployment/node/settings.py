@@ -1,0 +1,180 @@
+"""A node's own folder: ``node.toml``, which is its own word, its keys, and what it was given."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field
+
+from federated.deployment import certificates
+from federated.deployment.charter import Analysis
+from federated.deployment.enrolment import (
+    ADMISSION,
+    CERTIFICATE_REQUEST,
+    Admission,
+    Enrolment,
+    Role,
+)
+from federated.deployment.folders import make_folder, make_party
+from lab.errors import ConfigurationError
+from lab.files import write_whole
+from lab.privacy.disclosure import Rules
+from lab.queries.query_table import Budget
+from lab.records import Strict, parse, read_toml
+from lab.tables.sources import SOURCES
+
+SETTINGS, KEY, CERTIFICATE, AUTHORITY = "node.toml", "tls.key", "node.pem", "authority.pem"
+REQUESTS, APPROVED, STATE = "requests", "approved", "runs"
+#: Where an insurer keeps what it was asked in questions, and what they cost.
+QUESTIONS = "questions"
+
+
+class OwnData(Strict):
+    """``[data]``: where the rows are, who they belong to, and which are for testing.
+
+    person: the column that says who a row belongs to, "" where each row is a person of its own.
+    """
+
+    path: str | None = None
+    source: str | None = None
+    table: str | None = None
+    query: str | None = None
+    contract: str | None = None
+    person: str | None = None
+    test_column: str | None = None
+    test_value: str | int | None = None
+
+
+class NodeLimits(Strict):
+    """``[limits]``: what this insurer takes part in.
+
+    hiding: the one way in which its sums leave; approval: whether a person must approve each
+    experiment; shows_receipt: whether the coordinator may see what left, with the rows behind it;
+    noised: whether questions are answered with noise alone.
+    """
+
+    analyses: tuple[Analysis, ...] = ("glm",)
+    never_leaves: tuple[str, ...] = ()
+    minimum_rows: int = Field(default=10, ge=1)
+    minimum_parties: int = Field(default=3, ge=3)
+    askers: tuple[str, ...] = ()
+    approval: Literal["never", "always"] = "never"
+    hiding: Literal["paillier", "masks", "clear"] = "paillier"
+    shows_receipt: bool = True
+    announces: tuple[str, ...] = ()
+    noised: bool = False
+
+
+class NodeSettings(Strict):
+    """``node.toml``. disclosure: a file of rules by which answers are released, else the lab's own."""
+
+    name: str
+    role: Role
+    disclosure: str | None = None
+    data: OwnData | None = None
+    limits: NodeLimits = NodeLimits()
+    budget: Budget | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        return parse(cls, read_toml(folder / SETTINGS), where=str(folder / SETTINGS))
+
+    def rules(self, folder: Path) -> Rules:
+        """The rules of disclosure that this party keeps. Raises :class:`ConfigurationError`."""
+        return Rules.read(None if self.disclosure is None else folder / self.disclosure)
+
+
+TEMPLATE = """# What this insurer's node holds and takes part in. Nothing outside can loosen it.
+name = {name}
+role = {role}
+# disclosure = "rules.toml"    # rules by which answers are released; without it the lab's own
+
+[data]
+{data}
+{person:<31}# the column of who a row belongs to, "" if each is a person's;
+                               # questions and profiles count persons, and need it
+{test_column:<31}# rows where it has test_value are for testing;
+{test_value:<31}# without it they are drawn by a hash of the person
+
+[limits]
+{analyses:<31}# of: glm, network, trees, questions, profiles
+never_leaves = []              # columns that take part in nothing
+minimum_rows = 10              # rows behind a model's sum, or it stays here
+minimum_parties = 3            # parties behind a sum, or it stays here
+askers = []                    # who may ask; empty: the charter's coordinator
+approval = "never"             # "always": a person approves each experiment first
+hiding = "paillier"            # the one way in which sums leave
+shows_receipt = true           # the coordinator may see what left, and the rows behind it
+announces = []                 # columns whose names of levels may be told
+noised = false                 # true: questions are answered with noise alone
+
+# [budget]                     # what noised answers may cost, for ever; without it none is given
+# epsilon = 1.0
+# delta = 1e-6
+"""
+
+
+def init(
+    folder: Path,
+    name: str,
+    role: Role,
+    path: str | None = None,
+    contract: str | None = None,
+    *,
+    person: str | None = None,
+    test: tuple[str, str | int] | None = None,
+    analyses: tuple[str, ...] = ("glm",),
+) -> Enrolment:
+    """A new node in a new folder: keys, a commented node.toml, the enrolment to hand over.
+
+    person: the column of who a row belongs to, "" where each is a person's; test: the column and
+    the value that mark rows for testing.
+    """
+    make_folder(folder)
+    for inner in (REQUESTS, APPROVED, STATE):
+        (folder / inner).mkdir(mode=0o700)
+    key = certificates.new_key()
+    certificates.write_key(folder / KEY, key)
+    certificates.request(folder / CERTIFICATE_REQUEST, key, name)
+    enrolment = make_party(folder, name, role, certificates.openssh_line(key))
+    quoted = {"name": _toml(name), "role": _toml(role)}
+    if role == "supervisor":
+        rules = '# disclosure = "rules.toml"    # rules by which answers to questions are released'
+        text = "\n".join([*(f"{k} = {v}" for k, v in quoted.items()), rules]) + "\n"
+    else:
+        kind = "source" if path in SOURCES else "path"
+        told = {kind: path, "contract": contract}
+        column, value = test or ("held_out", 1)
+        known = {
+            "person": f"{'# ' * (person is None)}person = {_toml(person or '')} ",
+            "test_column": f"{'# ' * (test is None)}test_column = {_toml(column)} ",
+            "test_value": f"{'# ' * (test is None)}test_value = {_toml(value)} ",
+            "analyses": f"analyses = {_toml(list(analyses))} ",
+            "data": "\n".join(f"{key} = {_toml(v)}" for key, v in told.items() if v),
+        }
+        text = TEMPLATE.format(**quoted, **known)
+    write_whole(folder / SETTINGS, text.encode(), 0o600)  # an address may hold a password
+    return enrolment
+
+
+def _toml(value: object) -> str:
+    """Text, a whole number or a list of these; JSON's form of them is TOML's too."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def admission_of(folder: Path, name: str) -> Admission:
+    """The admission the exchange gave; its certificates are put where TLS reads them."""
+    path = folder / ADMISSION
+    if not path.exists():
+        raise ConfigurationError(
+            f"{path}: put the admission here that the exchange made of {folder / 'enrolment.json'}"
+        )
+    admission = Admission.read(path)
+    own = certificates.openssh_line(certificates.read_key(folder / KEY))
+    if admission.member.name != name or admission.member.flower_key != own:
+        raise ConfigurationError(f"{path}: is the admission of another node or of other keys")
+    write_whole(folder / CERTIFICATE, admission.certificate.encode())
+    write_whole(folder / AUTHORITY, admission.authority.encode())
+    return admission

@@ -1,0 +1,134 @@
+"""Letters between real parties: signed, for one run and one place in it, under one charter.
+
+Flower carries a message; who may say what to whom is between the parties. A letter's sender signs
+the charter's hash, the run, the letter's number, who it is for, what kind it is and its content. A
+reply carries the number of what it answers. So nothing can be played again in another run, at
+another place, to another party or under another charter, whoever holds the broker.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import suppress
+from dataclasses import dataclass
+
+from flwr.app import ConfigRecord, RecordDict
+
+from federated.messages import UNREADABLE, blobs, unblob
+from federated.transport.node_line import packed, unpacked
+from lab.errors import PeerError
+from secure_agg import wire
+from secure_agg.identity import Card, Identity
+
+LETTER, PURPOSE = b"LABLET01", b"letter"
+#: The kind of every reply.
+REPLY = "reply"
+#: A body of at most so many bytes is sent in one piece.
+ONE_PIECE = 2**20
+
+
+@dataclass(frozen=True)
+class SignedMessage:
+    """One letter. number: its place in the run, never used twice; body: Flower records as bytes."""
+
+    charter: str
+    run: str
+    number: int
+    sender: str
+    to: tuple[str, ...]
+    kind: str
+    body: bytes
+
+    @property
+    def statement(self) -> bytes:
+        """What its sender signs."""
+        return wire.join(
+            LETTER,
+            [
+                bytes.fromhex(self.charter),
+                self.run.encode(),
+                str(self.number).encode(),
+                self.sender.encode(),
+                self.kind.encode(),
+                hashlib.sha256(self.body).digest(),
+                *(name.encode() for name in self.to),
+            ],
+        )
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the statement: the letter's name in logs."""
+        return hashlib.sha256(self.statement).hexdigest()
+
+    @property
+    def content(self) -> RecordDict:
+        """The records of the body. Raises :class:`PeerError`."""
+        return unpacked(self.body)
+
+    def reply(self, sender: str, content: RecordDict) -> SignedMessage:
+        """The answer to this letter."""
+        return SignedMessage(
+            self.charter, self.run, self.number, sender, (self.sender,), REPLY, packed(content)
+        )
+
+    def signed(self, identity: Identity) -> RecordDict:
+        """The letter as it travels."""
+        head = ConfigRecord(
+            {
+                "charter": self.charter,
+                "run": self.run,
+                "number": self.number,
+                "sender": self.sender,
+                "to": list(self.to),
+                "kind": self.kind,
+                "signature": identity.sign(PURPOSE, self.statement),
+            }
+        )
+        if len(self.body) <= ONE_PIECE:
+            head["body"] = self.body
+            return RecordDict({"letter": head})
+        return RecordDict({"letter": head, "body": blobs(body=self.body)})
+
+
+def claimed(record: RecordDict, whose: str = "coordinator") -> SignedMessage:
+    """The letter that a record says it is; who wrote it is not checked. Raises :class:`PeerError`."""
+    try:
+        head = record.config_records["letter"]
+        body = head["body"] if "body" in head else unblob(record.array_records["body"], "body")
+        to, number = head["to"], head["number"]
+        if not isinstance(to, list) or type(number) is not int or not isinstance(body, bytes):
+            raise TypeError
+        return SignedMessage(
+            charter=str(head["charter"]),
+            run=str(head["run"]),
+            number=number,
+            sender=str(head["sender"]),
+            to=tuple(map(str, to)),
+            kind=str(head["kind"]),
+            body=body,
+        )
+    except UNREADABLE as error:
+        reason = f"a letter is not readable: {type(error).__name__}"
+        raise PeerError(f"{whose}: {reason}", whose) from None
+
+
+def received(record: RecordDict, card: Card) -> SignedMessage:
+    """A letter that this sender signed, under whatever charter. Raises :class:`PeerError`."""
+    letter, ours = claimed(record, card.name), False
+    with suppress(*UNREADABLE):
+        signature = record.config_records["letter"]["signature"]
+        ours = isinstance(signature, bytes) and card.signed(PURPOSE, letter.statement, signature)
+    if letter.sender != card.name or not ours:
+        raise PeerError(f"{card.name}: a letter in its name is not signed by it", card.name)
+    return letter
+
+
+def answering(letter: SignedMessage, asked: SignedMessage) -> SignedMessage:
+    """This letter, if it is the answer to that one. Raises :class:`PeerError`."""
+    if (letter.run, letter.number) != (asked.run, asked.number) or letter.kind != REPLY:
+        raise PeerError(
+            f"{letter.sender}: plays a letter of another round or run again", letter.sender
+        )
+    if letter.to != (asked.sender,) or letter.sender not in asked.to:
+        raise PeerError(f"{letter.sender}: answers what it was not asked", letter.sender)
+    return letter

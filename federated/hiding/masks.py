@@ -1,0 +1,226 @@
+"""Sums under pairwise masks: the node's five steps and the coordinator's.
+
+`secure_agg.masks` is the protocol; here it is carried by messages. A node keeps its state of the
+protocol, and notes a query as used, before anything leaves it. That holds as far as Flower keeps
+a node's state: under the in-process grid and the simulation engine, which run one message of a node
+at a time. Nodes on machines of their own need a store that survives a crash.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flwr.app import RecordDict
+
+from federated.hiding.protocol import Talk, check_enough, decoded, fields_of, named_reply, note
+from federated.messages import (
+    Hiding,
+    Reply,
+    Request,
+    blobs,
+    form_of,
+    message_of,
+    one_form,
+    opened,
+    read,
+    with_rows,
+)
+from federated.party.party import Party
+from federated.party.release import RELEASED
+from federated.party.state import NodeState, Released
+from lab.errors import PeerError, PolicyError
+from lab.sums import Sums
+from secure_agg import masks, wire
+from secure_agg.identity import Roster
+from secure_agg.masks import Keys, MaskTerms, Revealed, Seat, pairs_in, pairs_out
+
+OPENING, NAMES, KEPT = b"LABOPN01", b"LABNAM01", b"LABKPT01"
+MASKS: Hiding = "masks"
+
+
+def _refuse_questions(request: Request) -> None:
+    """At the node and at the coordinator: nobody could hold back what the rules hide."""
+    if request.statistic in RELEASED:
+        raise PolicyError(
+            "under masks the coordinator opens every total, so none can be held back; "
+            "questions and profiles need protection.sums = 'paillier'"
+        )
+
+
+# The node. Every step takes up the state where the last one left it.
+
+
+@dataclass(frozen=True)
+class _Seated:
+    """A node in the midst of one masked sum."""
+
+    memory: NodeState
+    terms: MaskTerms
+    seat: Seat
+
+    def keep(self, seat: Seat) -> None:
+        parts = [self.terms.query.encode(), self.terms.question, seat.to_bytes()]
+        self.memory.keep(MASKS, wire.join(KEPT, parts))
+
+    def note(self, sent: int) -> None:
+        """A line of the receipt for what goes along with a masked vector."""
+        what = "keys and shares of masks"
+        self.memory.note(Released(self.terms.query, what, MASKS, 0, 0, sent, 0, 0))
+
+
+def _terms(query: str, question: bytes, roster: Roster) -> MaskTerms:
+    return MaskTerms(query, question, roster, masks.majority(len(roster.cards)))
+
+
+def _seated(memory: NodeState) -> _Seated:
+    query, question, seat = wire.split(KEPT, memory.kept(MASKS), 3)
+    terms = _terms(wire.text(query), question, memory.roster())
+    return _Seated(memory, terms, Seat.from_bytes(seat))
+
+
+def advertise(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
+    """Step 0: fresh public keys."""
+    memory.allow(MASKS)
+    query, question = wire.split(OPENING, read(asked, "opening"), 2)
+    terms = _terms(wire.text(query), question, memory.roster())
+    seat, keys = masks.advertise(memory.identity(), terms, secrets.token_bytes(32))
+    memory.answer(terms.query)
+    seated, data = _Seated(memory, terms, seat), keys.to_bytes()
+    seated.keep(seat)
+    seated.note(len(data))
+    return message_of(keys=data)
+
+
+def share(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
+    """Step 1: sealed shares for the other parties."""
+    seated = _seated(memory)
+    keys = {name: Keys.from_bytes(k) for name, k in pairs_in(read(asked, "keys")).items()}
+    seat, sealed = masks.share(memory.identity(), seated.terms, seated.seat, keys)
+    seated.keep(seat)
+    data = pairs_out(sealed)
+    seated.note(len(data))
+    return message_of(sealed=data)
+
+
+def mask(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
+    """Step 2: the sums, masked. They are of the question for which the keys were made."""
+    seated, request = _seated(memory), Request.from_record(asked)
+    terms = seated.terms
+    if (request.query, request.question) != (terms.query, terms.question):
+        raise PeerError("coordinator: asks another question than it opened the masks for")
+    if request.hiding != MASKS or set(request.parties) != set(terms.roster.names):
+        raise PeerError("coordinator: names other parties than the roster")
+    _refuse_questions(request)
+    sums = holder.take(request)
+    hidden = with_rows(sums)
+    form = form_of(hidden)
+    seat, vector = masks.mask(
+        memory.identity(),
+        terms,
+        seated.seat,
+        pairs_in(read(asked, "dealt")),
+        fields_of(form),
+        [hidden[name].ravel() for name in form],
+    )
+    seated.keep(seat)
+    note(holder, memory, request, sums, len(vector))
+    return Reply.of(holder.name, hidden, vector).to_record()
+
+
+def confirm(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
+    """Step 3: a signature on who is in the sum."""
+    seated = _seated(memory)
+    present = list(map(wire.text, wire.split(NAMES, read(asked, "present"), 0, wire.MOST_PARTS)))
+    seat, signature = masks.confirm(memory.identity(), seated.terms, seated.seat, present)
+    seated.keep(seat)
+    seated.note(len(signature))
+    return message_of(signature=signature)
+
+
+def reveal(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
+    """Step 4: shares of what has to be taken off the sum."""
+    seated = _seated(memory)
+    confirmations = pairs_in(read(asked, "confirmations"))
+    seat, shown = masks.reveal(memory.identity(), seated.terms, seated.seat, confirmations)
+    seated.keep(seat)
+    data = shown.to_bytes()
+    seated.note(len(data))
+    return message_of(revealed=data)
+
+
+# The coordinator.
+
+
+class Masks:
+    """Contributions under pairwise masks; a minority of the parties may drop out at any step."""
+
+    hiding: Hiding = "masks"
+
+    def __init__(self) -> None:
+        self._roster: Roster | None = None
+
+    def check_parties(self, parties: int) -> None:
+        check_enough(self.hiding, parties)
+
+    def enrol(self, talk: Talk, roster: Roster) -> None:
+        self._roster = roster
+        told = message_of(roster=roster.to_bytes())
+        talk.ask("query.enrol", dict.fromkeys(roster.names, told))
+
+    def total(self, talk: Talk, request: Request) -> Sums:
+        assert self._roster is not None
+        _refuse_questions(request)
+        terms = _terms(request.query, request.question, self._roster)
+        opening = message_of(opening=wire.join(OPENING, [terms.query.encode(), terms.question]))
+        answers = self._ask(talk, "query.masks_advertise", dict.fromkeys(request.parties, opening))
+        keys = {
+            name: masks.checked_keys(
+                terms, name, decoded(name, Keys.from_bytes, read(answer, "keys"))
+            )
+            for name, answer in answers.items()
+        }
+        shown = message_of(keys=pairs_out({name: key.to_bytes() for name, key in keys.items()}))
+        answers = self._ask(talk, "query.masks_share", dict.fromkeys(keys, shown))
+        sealed = {n: decoded(n, pairs_in, read(answer, "sealed")) for n, answer in answers.items()}
+        answers = self._ask(
+            talk, f"{request.kind}.masks_mask", {n: _question(request, sealed, n) for n in sealed}
+        )
+        replies = {name: named_reply(name, answer) for name, answer in answers.items()}
+        if len(replies) < terms.least:
+            raise PeerError(f"{len(replies)} parties answered, {terms.least} are needed")
+        form = one_form(replies)
+        fields = fields_of(form)
+        masked = {
+            name: masks.checked_masked(terms, name, fields, reply.hidden or b"")
+            for name, reply in replies.items()
+        }
+        present = list(masked)
+        named = message_of(present=wire.join(NAMES, [name.encode() for name in present]))
+        answers = self._ask(talk, "query.masks_confirm", dict.fromkeys(present, named))
+        confirmations = {
+            name: masks.checked_confirmation(terms, name, present, read(answer, "signature"))
+            for name, answer in answers.items()
+        }
+        told = message_of(confirmations=pairs_out(confirmations))
+        answers = self._ask(talk, "query.masks_reveal", dict.fromkeys(confirmations, told))
+        revealed = {
+            name: decoded(name, Revealed.from_bytes, read(answer, "revealed"))
+            for name, answer in answers.items()
+        }
+        arrays = masks.total(terms, keys, list(sealed), masked, revealed, fields)
+        return opened(form, arrays)
+
+    def _ask(
+        self, talk: Talk, action: str, letters: Mapping[str, RecordDict]
+    ) -> dict[str, RecordDict]:
+        return talk.ask(action, letters, patient=True)
+
+
+def _question(request: Request, sealed: Mapping[str, Mapping[str, bytes]], name: str) -> RecordDict:
+    """The request to one party, with the shares that others sealed to it."""
+    dealt = {other: given[name] for other, given in sealed.items() if name in given}
+    record = request.to_record()
+    record["message_of"] = blobs(dealt=pairs_out(dealt))
+    return record

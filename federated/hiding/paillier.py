@@ -1,0 +1,289 @@
+"""Sums under Paillier encryption: the node, the coordinator, and who can open a total.
+
+The key is held by one authority that is not the coordinator, or cut into shares of which every
+party holds one. Either way whoever opens is shown the signed contributions and the terms that
+all parties signed, never a product: `secure_agg.transcript` says what is checked, and
+`secure_agg.shares` what a split key protects and what not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from flwr.app import RecordDict
+
+from federated.hiding.protocol import (
+    Talk,
+    ask_sums,
+    check_enough,
+    decoded,
+    fields_of,
+    named_reply,
+    note,
+)
+from federated.messages import (
+    Form,
+    Hiding,
+    Reply,
+    Request,
+    form_of,
+    message_of,
+    one_form,
+    opened,
+    read,
+    with_rows,
+)
+from federated.party.party import Party
+from federated.party.release import RELEASED, expected, release
+from federated.party.state import NodeState, Released
+from lab.errors import PeerError, PolicyError
+from lab.privacy.disclosure import Rules
+from lab.sums import Floats, Sums
+from secure_agg import paillier, shares
+from secure_agg.errors import FaultyCoordinator
+from secure_agg.identity import Roster
+from secure_agg.keys import PrivateKey, PublicKey, generate
+from secure_agg.packing import Layout
+from secure_agg.transcript import Contribution, Terms, Transcript, contribute, examine, received
+
+# The node.
+
+
+def answer_encrypted(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
+    """The node's step: its sums, encrypted and signed for this question and these parties."""
+    request = Request.from_record(asked)
+    memory.allow("paillier")
+    roster, key = memory.roster(), memory.public_key()
+    memory.allow_parties(request.parties)
+    sums = holder.take(request)
+    hidden = with_rows(sums)
+    form = form_of(hidden)
+    terms = terms_of(request, roster, key, Layout(fields_of(form), len(request.parties), key.bits))
+    arrays = [hidden[name].ravel() for name in form]
+    batch = paillier.encrypt(key, terms.layout, arrays, workers=holder.workers, series=True)
+    contribution = contribute(memory.identity(), terms, batch.to_bytes()).to_bytes()
+    note(holder, memory, request, sums, len(contribution), key.bits)
+    return Reply.of(holder.name, hidden, contribution).to_record()
+
+
+def give_part(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
+    """The step of a node that holds a share: its part of opening a total it has checked."""
+    share, transcript = memory.key_share(), Transcript.from_bytes(read(asked, "transcript"))
+    query, roster = transcript.terms.query, memory.roster()
+    statistic = memory.asked(query)
+    _, part = shares.give_part(share, roster, memory.answered(), transcript, workers=holder.workers)
+    data = part.to_bytes(share.split)
+    memory.answer(query)
+    count, bits = len(part.numbers), share.split.public.bits
+    memory.note(Released(query, "part of a decryption", "paillier", 1, count, len(data), 0, bits))
+    if statistic in RELEASED:  # a total that nobody sees before the rules have been kept
+        return message_of(sealed=roster[releaser(roster)].seal(_purpose(query), data))
+    return message_of(part=data)
+
+
+def releaser(roster: Roster) -> str:
+    """Who opens and releases answers where the key is split: the party in the first seat."""
+    return roster.names[0]
+
+
+def release_answer(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
+    """The step of the releaser: it opens a total from all parts, and shows what its rules leave."""
+    share, roster, identity = memory.key_share(), memory.roster(), memory.identity()
+    transcript, request = (
+        Transcript.from_bytes(read(asked, "transcript")),
+        Request.from_record(asked),
+    )
+    query = transcript.terms.query
+    if request.question != transcript.terms.question or memory.asked(query) != request.statistic:
+        raise PeerError("coordinator: shows another question than the one that was signed")
+    if request.statistic not in RELEASED:
+        raise PolicyError("this party releases answers to questions and profiles alone")
+    parts = {}
+    for name in share.split.holders:
+        sealed = read(asked, f"sealed {name}")
+        opened_part = identity.unseal(_purpose(query), sealed)
+        parts[name] = decoded(
+            name, lambda data: shares.Part.from_bytes(data, share.split), opened_part
+        )
+    arrays = shares.combine(share.split, roster, transcript, parts)
+    answer = _released(request, transcript, arrays, holder.rules)
+    return Reply.of(holder.name, answer, None).to_record()
+
+
+def _released(request: Request, transcript: Transcript, arrays: list[Floats], rules: Rules) -> Sums:
+    """What the rules leave of a total that was just opened, if it is of the question's form."""
+    form = expected(request)
+    if fields_of(form) != transcript.terms.layout.fields:
+        raise PeerError("contributions are not of the form that the question asks for")
+    return release(request, opened(form, arrays), rules)
+
+
+def _purpose(query: str) -> bytes:
+    return b"part of the answer to " + query.encode()
+
+
+def terms_of(request: Request, roster: Roster, key: PublicKey, layout: Layout) -> Terms:
+    """What everybody signs; computed by each from what it was asked."""
+    return Terms(
+        request.query,
+        request.question,
+        roster.digest,
+        request.parties,
+        key.fingerprint,
+        layout,
+    )
+
+
+# Who can open.
+
+
+class Opener(Protocol):
+    """Whoever can open a total, as the coordinator reaches it."""
+
+    @property
+    def public(self) -> PublicKey:
+        """The key that parties encrypt to."""
+
+    def enrol(self, roster: Roster) -> dict[str, dict[str, bytes]]:
+        """Take up the roster; what each party must be told beside it."""
+
+    def open(self, talk: Talk, transcript: Transcript, request: Request, form: Form) -> Sums:
+        """The total of a model's sums, which are of this form; what may be shown of a question's."""
+
+
+class KeyAuthority:
+    """Holds the whole key, is not the coordinator, and opens what its checks allow, once."""
+
+    def __init__(
+        self, private: PrivateKey, rules: Rules | None = None, answered: Iterable[str] = ()
+    ) -> None:
+        self._private, self._rules = private, rules or Rules.read()
+        self._roster: Roster | None = None
+        self._answered: set[str] = set(answered)
+
+    @classmethod
+    def with_new_key(cls, bits: int, rules: Rules | None = None) -> KeyAuthority:
+        return cls(generate(bits), rules)
+
+    @property
+    def public(self) -> PublicKey:
+        return self._private.public
+
+    def enrol(self, roster: Roster) -> dict[str, dict[str, bytes]]:
+        if self._roster not in (None, roster):
+            raise PolicyError("key authority: it serves one roster, and this is another")
+        self._roster = roster
+        return {}
+
+    def open(self, talk: object, transcript: Transcript, request: Request, form: Form) -> Sums:
+        """Raises :class:`~secure_agg.errors.FaultyCoordinator` for anything but a new, complete
+        and signed sum of parties of its roster."""
+        if self._roster is None:
+            raise PolicyError("key authority: it knows no roster and opens nothing")
+        if request.question != transcript.terms.question:
+            raise FaultyCoordinator("it shows another question than the parties signed")
+        own = examine(self._roster, transcript, self.public, self._answered)
+        self._answered.add(transcript.terms.query)
+        arrays = paillier.decrypt(self._private, own)
+        if request.statistic in RELEASED:
+            return _released(request, transcript, arrays, self._rules)
+        return opened(form, arrays)
+
+
+class KeyHolders:
+    """Every party holds a share, and all of them must agree to open. The dealer forgets the key."""
+
+    def __init__(self, private: PrivateKey) -> None:
+        self.public, self._private = private.public, private
+        self._split: shares.SplitKey | None = None
+        self._roster: Roster | None = None
+
+    @classmethod
+    def with_new_key(cls, bits: int) -> KeyHolders:
+        return cls(generate(bits))
+
+    @classmethod
+    def of(cls, split: shares.SplitKey, roster: Roster) -> KeyHolders:
+        """Holders to whom a dealer gave their shares before."""
+        holders = cls.__new__(cls)
+        holders.public, holders._split, holders._roster = split.public, split, roster
+        return holders
+
+    def enrol(self, roster: Roster) -> dict[str, dict[str, bytes]]:
+        """Deal the shares, sealed to the parties of the roster."""
+        if not hasattr(self, "_private"):
+            raise PolicyError("the key was dealt before and is forgotten; make a new one")
+        self._split, dealt = shares.deal(self._private, roster.names)
+        del self._private
+        self._roster = roster
+        split = self._split.to_bytes()
+        return {
+            name: {"split": split, "share": shares.seal_share(share, roster[name])}
+            for name, share in dealt.items()
+        }
+
+    def open(self, talk: Talk, transcript: Transcript, request: Request, form: Form) -> Sums:
+        """Raises :class:`~secure_agg.errors.FaultyHolder`, and what a holder refuses with."""
+        if self._split is None or self._roster is None:
+            raise PolicyError("the key was not dealt; nobody can open anything")
+        data = transcript.to_bytes()
+        answers = talk.ask(
+            "query.part", dict.fromkeys(self._split.holders, message_of(transcript=data))
+        )
+        if request.statistic in RELEASED:
+            sealed = {f"sealed {name}": read(a, "sealed") for name, a in answers.items()}
+            asked = message_of(transcript=data, **sealed)
+            asked.update(request.to_record())
+            name = releaser(self._roster)
+            return named_reply(name, talk.ask("query.release", {name: asked})[name]).sums
+        parts = {
+            name: decoded(name, self._part, read(answer, "part"))
+            for name, answer in answers.items()
+        }
+        return opened(form, shares.combine(self._split, self._roster, transcript, parts))
+
+    def _part(self, data: bytes) -> shares.Part:
+        assert self._split is not None
+        return shares.Part.from_bytes(data, self._split)
+
+
+# The coordinator.
+
+
+class Paillier:
+    """Contributions encrypted to a key that the coordinator does not hold."""
+
+    hiding: Hiding = "paillier"
+
+    def __init__(self, opener: Opener) -> None:
+        self.opener = opener
+        self._roster: Roster | None = None
+
+    def check_parties(self, parties: int) -> None:
+        check_enough(self.hiding, parties)
+
+    def enrol(self, talk: Talk, roster: Roster) -> None:
+        self._roster = roster
+        n = self.opener.public.n
+        known = {"roster": roster.to_bytes(), "key": n.to_bytes(-(-n.bit_length() // 8), "big")}
+        told = self.opener.enrol(roster)
+        letters = {name: message_of(**known, **told.get(name, {})) for name in roster.names}
+        talk.ask("query.enrol", letters)
+
+    def total(self, talk: Talk, request: Request) -> Sums:
+        assert self._roster is not None
+        public, replies = self.opener.public, ask_sums(talk, request)
+        form = one_form(replies)
+        layout = Layout(fields_of(form), len(replies), public.bits)
+        terms = terms_of(request, self._roster, public, layout)
+        contributions = tuple(
+            decoded(name, Contribution.from_bytes, reply.hidden or b"")
+            for name, reply in replies.items()
+        )
+        for name, contribution in zip(replies, contributions, strict=True):
+            if contribution.party != name:
+                raise PeerError(f"{name}: signed as {contribution.party}", name)
+        for contribution in contributions:
+            received(self._roster, terms, public, contribution)
+        return self.opener.open(talk, Transcript(terms, contributions), request, form)

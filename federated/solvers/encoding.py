@@ -1,0 +1,128 @@
+"""How parties agree on a design without showing rows: an encoding made from sums over training rows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from federated.federation import Federation
+from lab.errors import ConfigurationError, ModelError
+from lab.models.design import Encoding, Feature, Levels, Number
+from lab.models.glm import Task
+from lab.sums import Floats
+from lab.tables.contracts import Contract
+
+
+def agree(
+    federation: Federation,
+    task: Task,
+    features: tuple[Feature, ...],
+    contract: Contract,
+    left_out: list[str] | None = None,
+) -> Encoding:
+    """The encoding of ``features``: levels, means and scales over all parties' training rows.
+
+    Levels come from the contract; where it lists none, every party announces the names of the
+    levels it holds (names, no counts). A level without a training row is left out. Means and
+    scales are exact for any split of the rows. Raises :class:`ModelError` for a column that is
+    the same in every training row; given a list ``left_out``, such a column is left out instead
+    and its name noted there.
+    """
+    for feature in features:
+        if feature.ordinal and contract.columns[feature.column].levels is None:
+            raise ConfigurationError(
+                f"features: '{feature.column}' is ordinal but contract {contract.name} lists no levels"
+            )
+    categorical = [f for f in features if is_category(f, contract)]
+    numeric = [f for f in features if not is_category(f, contract)]
+    return Encoding(
+        numbers=_standardised(federation, task, numeric, contract, left_out),
+        categories=levelled(federation, task, categorical, contract, left_out),
+    )
+
+
+def is_category(feature: Feature, contract: Contract) -> bool:
+    """True where a feature enters as levels."""
+    if feature.ordinal or feature.log:
+        return False
+    column = contract.columns[feature.column]
+    return feature.category or feature.cut is not None or column.type == "category"
+
+
+def _standardised(
+    federation: Federation,
+    task: Task,
+    features: list[Feature],
+    contract: Contract,
+    left_out: list[str] | None,
+) -> tuple[Number, ...]:
+    if not features:
+        return ()
+    terms = tuple(
+        Number(feature=f, mean=0.0, scale=1.0, levels=contract.columns[f.column].levels or ())
+        for f in features
+    )
+    around_zero = _moments(federation, task, terms)
+    count = np.maximum(around_zero["count"], 1)
+    means = around_zero["first"] / count
+    terms = tuple(
+        t.model_copy(update={"mean": float(m)}) for t, m in zip(terms, means, strict=True)
+    )
+    spread = np.sqrt(_moments(federation, task, terms)["second"] / count)
+    kept = []
+    for term, mean, scale in zip(terms, means, spread, strict=True):
+        if scale > 1e-9 * abs(mean):
+            kept.append(term.model_copy(update={"scale": float(scale)}))
+        else:
+            _leave_out(term.feature, left_out)
+    return tuple(kept)
+
+
+def _leave_out(feature: Feature, left_out: list[str] | None) -> None:
+    if left_out is None:
+        raise ModelError(
+            f"feature '{feature.name}' is the same in every training row; leave it out"
+        )
+    left_out.append(feature.name)
+
+
+def _moments(
+    federation: Federation, task: Task, terms: tuple[Number, ...]
+) -> dict[str, np.ndarray]:
+    listed = [term.model_dump() for term in terms]
+    return dict(federation.sum("moments", task=task.model_dump_json(), features=listed).arrays)
+
+
+def levelled(
+    federation: Federation,
+    task: Task,
+    features: list[Feature],
+    contract: Contract,
+    left_out: list[str] | None,
+) -> tuple[Levels, ...]:
+    kept = []
+    for term, count in counted_levels(federation, task, features, contract):
+        levels = tuple(level for level, rows in zip(term.levels, count, strict=True) if rows > 0)
+        if len(levels) < 2:
+            _leave_out(term.feature, left_out)
+        else:
+            kept.append(term.model_copy(update={"levels": levels}))
+    return tuple(kept)
+
+
+def counted_levels(
+    federation: Federation, task: Task, features: list[Feature], contract: Contract
+) -> list[tuple[Levels, Floats]]:
+    """Each feature's levels, of the contract or announced, and the training rows at each."""
+    if not features:
+        return []
+    known = [f.intervals() if f.cut else contract.columns[f.column].levels for f in features]
+    unknown = tuple(f for f, levels in zip(features, known, strict=True) if levels is None)
+    announced = dict(zip(unknown, federation.levels(task, unknown), strict=True)) if unknown else {}
+    terms = tuple(
+        Levels(feature=f, levels=announced[f] if levels is None else levels)
+        for f, levels in zip(features, known, strict=True)
+    )
+    listed = [term.model_dump() for term in terms]
+    counts = federation.sum("level_counts", task=task.model_dump_json(), features=listed)["count"]
+    ends = np.cumsum([len(term.levels) for term in terms])
+    return list(zip(terms, np.split(counts, ends[:-1]), strict=True))

@@ -1,0 +1,278 @@
+"""Fitting a generalised linear model from sums: Fisher scoring with step halving.
+
+The solver sees totals only and the totals do not depend on who holds which row, so the fit is
+the pooled maximum-likelihood fit for any split (McCullagh & Nelder 1989, section 2.5; for sums
+over parties: Wu et al., "Grid Binary LOgistic REgression", 2012).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+from scipy import stats
+
+from federated.federation import Federation
+from lab.errors import ModelError, PeerError
+from lab.models.design import Encoding, Feature
+from lab.models.families import Family, FamilyName, LinkName
+from lab.models.glm import GLM, Task
+from lab.records import Strict
+from lab.sums import Floats, Sums
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+MAX_STEPS = 60
+MAX_HALVINGS = 25
+#: A step this small, in standard deviations of each column, is the last; the sums at its start
+#: differ from those at its end by less than float64 shows in a standard error.
+STEP_TOLERANCE = 1e-9
+#: On the log and logit links one step changes no coefficient by more: a factor of 4.5.
+LONGEST_STEP = 1.5
+#: Smallest eigenvalue of the scaled curvature, below which columns count as collinear.
+COLLINEAR = 1e-11
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted model with what an actuary expects to read; all totals are over training rows.
+
+    ``covariance`` (p, p) belongs to the table's own units, in the order of ``encoding.names``.
+    """
+
+    model: GLM
+    rows: int
+    ridge: float
+    deviance: float
+    null_deviance: float
+    log_likelihood: float
+    dispersion: float
+    covariance: Floats
+    trace: tuple[tuple[float, float], ...]  # (deviance, largest step) after each step
+
+    @property
+    def aic(self) -> float:
+        return -2 * self.log_likelihood + 2 * self.model.encoding.width
+
+    @property
+    def deviance_explained(self) -> float:
+        return 1 - self.deviance / self.null_deviance
+
+    def coefficients(self, level: float = 0.95) -> pd.DataFrame:
+        """name, estimate, standard_error, z, p_value, low, high; in the table's own units."""
+        encoding = self.model.encoding
+        estimate = encoding.raw_transform() @ np.array(self.model.beta)
+        error = np.sqrt(np.diag(self.covariance))
+        width = stats.norm.ppf(0.5 + level / 2) * error
+        return pd.DataFrame(
+            {
+                "name": encoding.names,
+                "estimate": estimate,
+                "standard_error": error,
+                "z": estimate / error,
+                "p_value": 2 * stats.norm.sf(np.abs(estimate / error)),
+                "low": estimate - width,
+                "high": estimate + width,
+            }
+        )
+
+
+def fit(federation: Federation, task: Task, encoding: Encoding, ridge: float = 0.0) -> Fit:
+    """The maximum-likelihood fit, or with ``ridge`` the minimum of
+    mean half deviance + ridge / 2 * |beta|^2 over standardised columns, intercept left free.
+
+    Raises :class:`ModelError` for collinear columns, separation and non-convergence, each with
+    the columns concerned.
+    """
+    totals = federation.sum("means", task=task.model_dump_json(), part="train")
+    rows = round(totals.total("rows"))
+    if rows <= encoding.width:
+        raise ModelError(f"{rows} training rows cannot carry {encoding.width} coefficients")
+    start = constant_predictor(task.law, totals)
+    unit = row_curvature(task.law, totals, rows)
+    problem = _Problem(federation, task, encoding, rows, unit, ridge * totals.total("weight"))
+    beta, state, matrix, trace = _scoring(problem, start)
+    null_deviance = trace[0][0]  # the iteration starts from the constant model
+    if task.exposure is not None and task.law.name != "poisson":  # where its mean is not a ratio
+        empty = _Problem(federation, task, Encoding(), rows, unit, 0.0)
+        null_deviance = _scoring(empty, start)[1].total("deviance")
+    dispersion = state.total("pearson") / (rows - encoding.width) if task.law.dispersed else 1.0
+    profiled = task.law.name == "gaussian" and task.law.link == "identity"
+    likelihood = federation.sum(
+        "glm_likelihood",
+        {"beta": beta},
+        task=task.model_dump_json(),
+        encoding=encoding.model_dump_json(),
+        dispersion=state.total("deviance") / rows if profiled else dispersion,
+    )
+    transform = encoding.raw_transform()
+    inverse = np.linalg.inv(matrix)
+    return Fit(
+        model=GLM(task=task, encoding=encoding, beta=tuple(beta.tolist())),
+        rows=rows,
+        ridge=ridge,
+        deviance=state.total("deviance"),
+        null_deviance=null_deviance,
+        log_likelihood=likelihood.total("log_likelihood"),
+        dispersion=dispersion,
+        covariance=dispersion * transform @ inverse @ transform.T,
+        trace=tuple(trace),
+    )
+
+
+def constant_predictor(family: Family, totals: Sums) -> float:
+    """The linear predictor of the constant model, from the ``means`` of the training rows."""
+    positive, rows = round(totals.total("positive")), round(totals.total("rows"))
+    if family.name != "gaussian" and positive == 0:
+        raise ModelError("the target is 0 in every training row; there is nothing to model")
+    if family.name == "binomial" and positive == rows:
+        raise ModelError("the target is 1 in every training row; there is nothing to model")
+    by = "exposure" if family.link == "log" else "weight"
+    mean = totals.total("target") / totals.total(by)
+    if family.link == "log" and mean <= 0:
+        raise ModelError("the mean of the target must be above 0 on the log link")
+    return family.eta(mean)
+
+
+def row_curvature(family: Family, totals: Sums, rows: int) -> float:
+    """About what one row adds to the intercept's curvature, a power of two: a public unit."""
+    mean = np.array([totals.total("target") / totals.total("weight")])
+    eta = np.array([family.eta(float(mean[0]))])
+    row = family.slope(eta, mean) ** 2 / family.variance(mean) * totals.total("weight") / rows
+    return float(2.0 ** np.round(np.log2(row[0])))
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What Fisher scoring minimises: deviance + penalty * |beta|^2 without the intercept."""
+
+    federation: Federation
+    task: Task
+    encoding: Encoding
+    rows: int
+    unit: float
+    penalty: float
+
+    def at(self, beta: Floats) -> Sums:
+        """The sums at beta. Raises :class:`PeerError` if parties left since the fit began."""
+        sums = self.federation.sum(
+            "glm_step",
+            {"beta": beta},
+            task=self.task.model_dump_json(),
+            encoding=self.encoding.model_dump_json(),
+            unit=self.unit,
+        )
+        if sums.rows != self.rows:
+            raise PeerError(
+                f"a fit began over {self.rows:,} rows and is now over {sums.rows:,}: a party left "
+                "or came back. All steps of a fit need the same parties; run it again"
+            )
+        return sums
+
+    def curvature(self, sums: Sums) -> Floats:
+        matrix = np.zeros((self.encoding.width, self.encoding.width))
+        matrix[self.encoding.pairs] = self.unit * sums["curvature"]
+        matrix += np.triu(matrix, 1).T
+        matrix[np.diag_indices_from(matrix)] += self.penalties
+        return matrix
+
+    def score(self, beta: Floats, sums: Sums) -> Floats:
+        return sums["score"] - self.penalties * beta
+
+    def value(self, beta: Floats, sums: Sums) -> float:
+        if sums.total("valid") < self.rows:
+            return float("inf")
+        return sums.total("deviance") + float(self.penalties @ beta**2)
+
+    @property
+    def penalties(self) -> Floats:
+        return np.array([0.0] + [self.penalty] * (self.encoding.width - 1))
+
+
+def _scoring(
+    problem: _Problem, intercept: float
+) -> tuple[Floats, Sums, Floats, list[tuple[float, float]]]:
+    """(beta, the sums there, curvature, trace of (deviance, next step)) at the optimum."""
+    names = problem.encoding.names
+    beta = np.zeros(problem.encoding.width)
+    beta[0] = intercept
+    state = problem.at(beta)
+    _refuse_collinear(problem.curvature(state), names)
+    trace: list[tuple[float, float]] = []
+    drifting = 0
+    for _ in range(MAX_STEPS):
+        gradient, matrix = problem.score(beta, state), problem.curvature(state)
+        try:
+            move = np.linalg.solve(matrix, gradient)
+        except np.linalg.LinAlgError:
+            raise _diverged(names, gradient) from None
+        largest = float(np.abs(move).max())
+        trace.append((state.total("deviance"), largest))
+        if largest <= STEP_TOLERANCE * (1 + float(np.abs(beta).max())):
+            return beta + move, state, matrix, trace
+        before, gain = problem.value(beta, state), float(gradient @ move)
+        drifting = drifting + 1 if gain < 1e-4 * abs(before) and largest > 0.3 else 0
+        if drifting >= 4:
+            raise _diverged(names, move)
+        if problem.task.law.link in ("log", "logit"):  # longer steps overshoot, and cost a round
+            move = move * min(1.0, LONGEST_STEP / largest)
+        for _ in range(MAX_HALVINGS):
+            trial = beta + move
+            reached = problem.at(trial)
+            if problem.value(trial, reached) <= before + 1e-10 * (1 + abs(before)):
+                break
+            move = move / 2
+        else:
+            raise _diverged(names, move)
+        beta, state = trial, reached
+    raise _diverged(names, move)
+
+
+def _refuse_collinear(matrix: Floats, names: tuple[str, ...]) -> None:
+    scale = np.sqrt(np.diag(matrix))
+    flat = [name for name, s in zip(names, scale, strict=True) if not s > 0]
+    if flat:
+        raise ModelError(f"column {', '.join(flat)} is 0 in every training row; leave it out")
+    values, vectors = np.linalg.eigh(matrix / np.outer(scale, scale))
+    if values[0] > COLLINEAR * values[-1]:
+        return
+    share = np.abs(vectors[:, 0])
+    together = [name for name, s in zip(names, share, strict=True) if s > 0.05 * share.max()]
+    raise ModelError(
+        f"columns {', '.join(together)} are collinear: one follows from the others; "
+        "leave one out or set model.ridge"
+    )
+
+
+def _diverged(names: tuple[str, ...], move: Any) -> ModelError:
+    worst = names[int(np.abs(move).argmax())]
+    return ModelError(
+        f"no finite estimate: the coefficient of '{worst}' grows without end, its rows are "
+        "separated (all or none of them have the event); merge its level, leave it out or set model.ridge"
+    )
+
+
+class SeveritySettings(Strict):
+    """``[model.severity]``: a second GLM of the amount per claim; the product is the pure premium."""
+
+    target: str
+    per: str
+    family: Literal["gamma", "gaussian", "tweedie"] = "gamma"
+    power: float | None = None
+    features: tuple[str | Feature, ...] | None = None
+
+
+class GLMSettings(Strict):
+    """``[model] kind = "glm"``."""
+
+    kind: Literal["glm"] = "glm"
+    family: FamilyName = "poisson"
+    link: LinkName | None = None
+    power: float | None = None
+    ridge: float = Field(0.0, ge=0)
+    severity: SeveritySettings | None = None

@@ -1,0 +1,237 @@
+"""Training a network from sums: Flower's strategies over totals that hide single contributions.
+
+Each round is one sum of weighted parameter changes (McMahan et al., "Communication-efficient
+learning of deep networks from decentralized data", 2017). The opened total goes to the strategy
+as a single reply; a strategy that takes a mean over replies cannot tell the difference.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+import pandas as pd
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from pydantic import Field, model_validator
+
+from federated.federation import Federation
+from federated.party.party import Party
+from federated.solvers.glm import constant_predictor
+from lab.errors import ConfigurationError
+from lab.models.design import Encoding
+from lab.models.glm import Task
+from lab.records import Strict
+from lab.sums import Floats
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+if TYPE_CHECKING:
+    from lab.models.network import Network
+
+#: Histogram over which knots are found: standard deviations either side, and bins.
+REACH, BINS = 6.0, 960
+#: Two knots closer than this share of their feature's range become one.
+CLOSEST = 0.02
+
+
+def train(
+    federation: Federation,
+    task: Task,
+    encoding: Encoding,
+    settings: NetworkSettings,
+    seed: int,
+    watch: Callable[[str, int, int | None], None] | None = None,
+) -> tuple[Network, pd.DataFrame]:
+    """(model, loss by round). Same seed and same rows give the same bits."""
+    from lab.models import network
+
+    bends = network.Bends(knots=_knots(federation, task, encoding, settings.knots))
+    totals = federation.sum("means", task=task.model_dump_json(), part="train")
+    recipe = network.NetworkRecipe(
+        intercept=constant_predictor(task.law, totals),
+        **settings.model_dump(include=set(network.NetworkRecipe.model_fields)),
+    )
+    weights = network.initial(encoding, bends, recipe, seed)
+    strategy, trace = _strategy(settings), []
+    for at in range(1, settings.rounds + 1):
+        if watch:
+            watch(f"round {at} of {settings.rounds}", at, settings.rounds)
+        told = next(
+            iter(strategy.configure_train(at, _record(weights), ConfigRecord(), federation.grid))
+        )
+        total = federation.sum(
+            "network_update",
+            weights,
+            task=task.model_dump_json(),
+            encoding=encoding.model_dump_json(),
+            bends=bends.model_dump_json(),
+            recipe=recipe.model_dump_json(),
+            learning_rate=_learning_rate(settings, at),
+            proximal_mu=float(told.content["config"].get("proximal-mu", 0.0)),
+            round=at,
+            seed=seed,
+        )
+        rows = total.total("rows")
+        mean = {name: weights[name] + total[name] / rows for name in weights}
+        reply = RecordDict(
+            {"arrays": _record(mean), "metrics": MetricRecord({"num-examples": rows})}
+        )
+        arrays, _ = strategy.aggregate_train(
+            at, [Message(reply, dst_node_id=0, message_type="train")]
+        )
+        weights = {name: np.asarray(a.numpy(), dtype=np.float64) for name, a in arrays.items()}
+        trace.append({"step": at, "loss": total.total("loss") / rows})
+    model = network.Network(
+        task=task,
+        encoding=encoding,
+        bends=bends,
+        recipe=recipe,
+        safetensors=network.Network.pack(weights),
+    )
+    return model, pd.DataFrame(trace)
+
+
+def personal(party: Party, model: Network, settings: PersonalSettings, seed: int) -> Network:
+    """The model with the party's own last layer, from its own rows; nothing of it passes the gate."""
+    from lab.models import network
+
+    parts = (model.encoding, model.bends, model.task)
+    return network.personal(
+        model,
+        party.tensors(*(part.model_dump_json() for part in parts)),
+        seed=zlib.crc32(f"personal {seed} {party.name}".encode()),
+        **settings.model_dump(),
+    )
+
+
+def _record(weights: dict[str, Floats]) -> ArrayRecord:
+    return ArrayRecord({name: Array(values) for name, values in weights.items()})
+
+
+def _learning_rate(settings: NetworkSettings, at: int) -> float:
+    """Cosine from the full rate in the first round to a fiftieth in the last."""
+    share = (at - 1) / max(1, settings.rounds - 1)
+    return settings.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
+
+
+def _strategy(settings: NetworkSettings) -> Any:
+    """Flower's own strategy object; it sees one reply, the opened mean."""
+    import logging
+
+    from flwr.serverapp import strategy
+
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    chosen = getattr(strategy, settings.strategy.name)
+    parameters: dict[str, Any] = settings.strategy.parameters()
+    return chosen(min_train_nodes=1, min_available_nodes=1, **parameters)
+
+
+def _knots(
+    federation: Federation, task: Task, encoding: Encoding, count: int
+) -> tuple[tuple[float, ...], ...]:
+    """Knots of each number: quantiles and an even grid together, from one federated histogram."""
+    if not encoding.numbers:
+        return ()
+    edges = np.linspace(-REACH, REACH, BINS + 1)
+    counts = federation.sum(
+        "histogram",
+        {"edges": edges},
+        task=task.model_dump_json(),
+        features=[term.model_dump() for term in encoding.numbers],
+    )["count"]
+    return tuple(_placed(row, edges, count) for row in counts)
+
+
+def _placed(counts: Floats, edges: Floats, count: int) -> tuple[float, ...]:
+    held = np.flatnonzero(counts)
+    low, high = edges[held[0]], edges[held[-1] + 1]
+    reached = np.concatenate([[0.0], np.cumsum(counts) / counts.sum()])
+    quantiles = np.interp(np.linspace(0, 1, count + 1), reached, edges)
+    even = np.linspace(low, high, count + 1)
+    points = np.unique(np.clip(np.concatenate([quantiles, even]), low, high))
+    kept = [points[0]]
+    for point in points[1:]:
+        if point - kept[-1] > CLOSEST * (high - low):
+            kept.append(point)
+    return tuple(float(k) for k in kept)
+
+
+class StrategySettings(Strict):
+    """``[model.strategy]``: one of Flower's mean-based strategies, with its own parameters."""
+
+    name: Literal["FedAvg", "FedAvgM", "FedProx", "FedAdam", "FedYogi", "FedAdagrad"] = "FedAvg"
+    proximal_mu: float | None = None
+    server_learning_rate: float | None = None
+    server_momentum: float | None = None
+    eta: float | None = None
+    beta_1: float | None = None
+    beta_2: float | None = None
+    tau: float | None = None
+
+    def parameters(self) -> dict[str, float]:
+        """The parameters given; one that the strategy does not have is refused."""
+        allowed = {
+            "FedAvg": (),
+            "FedAvgM": ("server_learning_rate", "server_momentum"),
+            "FedProx": ("proximal_mu",),
+            "FedAdam": ("eta", "beta_1", "beta_2", "tau"),
+            "FedYogi": ("eta", "beta_1", "beta_2", "tau"),
+            "FedAdagrad": ("eta", "tau"),
+        }[self.name]
+        given = {k: v for k, v in self.model_dump().items() if k != "name" and v is not None}
+        for key in given:
+            if key not in allowed:
+                known = ", ".join(allowed) or "none"
+                raise ConfigurationError(
+                    f"model.strategy: {self.name} has no '{key}'; its parameters: {known}"
+                )
+        return given
+
+
+class PersonalSettings(Strict):
+    """``[model.personal]``: how each party tunes a copy of the last layer on its own rows.
+
+    ``credibility``: the shared layer counts as much as so many rows of the party's own.
+    """
+
+    epochs: int = Field(10, ge=1)
+    learning_rate: float = Field(0.005, gt=0)
+    credibility: float = Field(100.0, ge=0)
+
+
+class NetworkSettings(Strict):
+    """``[model] kind = "network"``: layers, local training in each round, Flower's strategy.
+
+    ``imbalance`` is for frauds that are few: ``weights`` lets both classes weigh the same,
+    ``focal`` lets rows that are told apart easily weigh less, the more so the higher
+    ``focal_gamma``. Scores stay probabilities.
+    """
+
+    kind: Literal["network"]
+    family: Literal["poisson", "gamma", "binomial"] = "poisson"
+    hidden: tuple[int, ...] = (32, 16)
+    embedding: int = Field(3, ge=1)
+    knots: int = Field(8, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    rounds: int = Field(20, ge=1)
+    epochs: int = Field(2, ge=1)
+    batches: int = Field(25, ge=1)
+    learning_rate: float = Field(0.006, gt=0)
+    weight_decay: float = Field(0.3, ge=0)
+    imbalance: Literal["none", "weights", "focal"] = "none"
+    focal_gamma: float = Field(2.0, ge=0, le=10)
+    strategy: StrategySettings = StrategySettings()
+    personal: PersonalSettings = PersonalSettings()
+
+    @model_validator(mode="after")
+    def _classes_are_two(self) -> Self:
+        if self.imbalance != "none" and self.family != "binomial":
+            raise ValueError(
+                f"imbalance = '{self.imbalance}' needs family = 'binomial', got '{self.family}'"
+            )
+        return self

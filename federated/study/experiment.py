@@ -1,0 +1,320 @@
+"""An experiment is one TOML file; this is its form, and how to run one from Python.
+
+>>> from federated.study.experiment import run
+>>> study = run("experiments/rand_hie.toml", {"model.ridge": 0.1})   # doctest: +SKIP
+>>> study.scores                                                      # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from federated.solvers.glm import GLMSettings
+from federated.solvers.network import NetworkSettings
+from federated.solvers.trees import TreesSettings
+from lab.errors import ConfigurationError
+from lab.models.design import Feature
+from lab.models.families import Family
+from lab.models.glm import Task
+from lab.models.profile import Profiling
+from lab.privacy.noise import Noise
+from lab.queries.query_table import Budget
+from lab.records import Strict, nearest, parse, read_toml
+from lab.tables.contracts import Contract
+from lab.tables.partition import Split
+
+if TYPE_CHECKING:
+    pass
+
+Arm = Literal["alone", "without", "federated", "personal", "pooled"]
+
+
+class MarketSettings(Strict):
+    """``[data.market]``: a simulated market that is made for the run."""
+
+    persons: int = 50_000
+    insurers: int = 4
+    seed: int = 0
+
+
+class Data(Strict):
+    """``[data]``: where the rows are, what is modelled, what is kept for testing.
+
+    ``group_by_person``: the rows of a person are at one party and on one side of the split for testing;
+    if not, a person may be at several parties, and before and after a split by time.
+    """
+
+    source: str | None = None
+    path: str | None = None
+    market: MarketSettings | None = None
+    contract: str | None = None
+    table: str | None = None
+    query: str | None = None
+    target: str
+    exposure: str | None = None
+    weight: str | None = None
+    per: str | None = None
+    features: tuple[str | Feature, ...] | None = None
+    person: str | None = None
+    group_by_person: bool = True
+    cap: dict[str, float] = Field(default_factory=dict)
+    missing: Literal["refuse", "drop", "mean", "keep"] = "refuse"
+    test: float = Field(0.2, ge=0, lt=1)
+    test_rows: str | None = None
+    test_column: str | None = None
+    test_value: str | int | None = None
+
+    @model_validator(mode="after")
+    def _one_place_and_one_split(self) -> Self:
+        if self.source is None and self.path is None:
+            raise ValueError("give source or path")
+        if self.market is not None and (self.source != "market" or self.path is not None):
+            raise ValueError("market is made where source = 'market' and no path is given")
+        if (self.test_column is None) != (self.test_value is None):
+            raise ValueError("test_column and test_value go together")
+        if self.test_rows is not None and self.test_column is not None:
+            raise ValueError("give test_rows or test_column, not both")
+        return self
+
+
+class ProtectionSettings(Strict):
+    """``[protection]``: how contributions are hidden, who can open a total, the least rows a party
+    lets out a sum of; for questions the file of disclosure rules (the lab's own if none), what a
+    party may spend on noised answers, and whether it answers with noise alone."""
+
+    sums: Literal["clear", "paillier", "masks"] = "paillier"
+    key: Literal["authority", "split"] = "authority"
+    key_bits: int = Field(3072, ge=2048)
+    minimum_rows: int = Field(1, ge=1)
+    disclosure: str | None = None
+    budget: Budget | None = None
+    noised: bool = False
+
+
+class Detection(Strict):
+    """``[detection]``: how a fraud detector is scored.
+
+    ``truth``: the column of 0 and 1 that it is judged by, the target if none. ``typology``: the
+    kind of each fraud. ``amount``: what is saved where a fraud is stopped. ``groups``: who is
+    compared for fairness. ``budget``: the share of claims that can be investigated, each at
+    ``investigation_cost``. The columns named here are read on test rows alone.
+    """
+
+    truth: str | None = None
+    typology: str | None = None
+    amount: str | None = None
+    groups: tuple[str | Feature, ...] = ()
+    budget: float = Field(0.01, gt=0, le=1)
+    investigation_cost: float = Field(0.0, ge=0)
+
+    def columns(self) -> list[str]:
+        """All columns that it reads."""
+        groups = [g if isinstance(g, str) else g.column for g in self.groups]
+        return [c for c in (self.truth, self.typology, self.amount, *groups) if c is not None]
+
+
+class Query(Strict):
+    """One of ``[[query]]``: a question in SQL, with noise if an epsilon is given."""
+
+    sql: str = Field(max_length=20_000)
+    title: str = ""
+    noise: Noise | None = None
+
+
+class Arms(Strict):
+    """``[arms]``: which arms run, and how many bootstrap resamples stand behind the intervals.
+
+    ``without`` leaves one party out at a time: what it gets of the others' model, and what they
+    lose without its rows.
+    """
+
+    run: tuple[Arm, ...] = ("alone", "federated", "pooled")
+    replicates: int = Field(200, ge=0)
+
+
+class Experiment(Strict):
+    """The one definition of an experiment file."""
+
+    name: str
+    seed: int = Field(0, ge=0)
+    data: Data
+    parties: Split = Split(split="uniform", count=5)
+    model: Annotated[GLMSettings | NetworkSettings | TreesSettings, Field(discriminator="kind")]
+    detection: Detection | None = None
+    profile: tuple[Profiling, ...] = ()
+    protection: ProtectionSettings = ProtectionSettings()
+    arms: Arms = Arms()
+    query: tuple[Query, ...] = ()
+
+    @model_validator(mode="after")
+    def _personal_follows_federated(self) -> Self:
+        arms = self.arms.run
+        if "personal" not in arms:
+            return self
+        if self.model.kind != "network":
+            raise ValueError(
+                "arms.run: 'personal' tunes the last layer of a network and needs "
+                f"model.kind = 'network', got '{self.model.kind}'"
+            )
+        if "federated" not in arms[: arms.index("personal")]:
+            raise ValueError("arms.run: list 'federated' before 'personal', which starts from it")
+        return self
+
+    @classmethod
+    def read(cls, path: str | Path, changes: dict[str, Any] | None = None) -> Experiment:
+        """Read an experiment file; ``changes`` are dotted keys, as ``--set`` on the command line."""
+        values = read_toml(Path(path))
+        for key, value in (changes or {}).items():
+            _set(values, key, value)
+        if isinstance(values.get("model"), dict):
+            values["model"].setdefault("kind", "glm")
+        experiment = parse(cls, values, where=str(path))
+        experiment.parties.check()
+        experiment.tasks()
+        experiment.check_detection()
+        experiment.check_profiles()
+        return experiment
+
+    def check_detection(self) -> None:
+        """Refuse ``[detection]`` where the model gives no probability of fraud."""
+        if self.detection is not None and (
+            self.model.family != "binomial" or self.data.exposure or self.data.per
+        ):
+            raise ConfigurationError(
+                "detection: is for a probability of fraud; it needs model.family = 'binomial', "
+                "without data.exposure and data.per"
+            )
+
+    def check_profiles(self) -> None:
+        """Refuse profiles where persons cannot be counted or totals cannot be held back."""
+        if not self.profile:
+            return
+        if self.data.person is None:
+            raise ConfigurationError("profile: counts persons; it needs data.person")
+        if self.protection.sums == "masks":
+            raise ConfigurationError(
+                "profile: under masks the coordinator opens every total, so small cells cannot be "
+                "held back; set protection.sums = 'paillier'"
+            )
+        if isinstance(self.model, GLMSettings) and self.model.severity:
+            raise ConfigurationError("profile: does not go with model.severity")
+
+    def tasks(self) -> dict[str, Task]:
+        """The models to fit by name: ``model``, or ``frequency`` and ``severity``."""
+        data, model = self.data, self.model
+        family = Task(
+            target=data.target,
+            exposure=data.exposure,
+            weight=data.weight,
+            per=data.per,
+            family=model.family,
+            link=model.link if isinstance(model, GLMSettings) else None,
+            power=None if isinstance(model, NetworkSettings) else model.power,
+        )
+        if data.missing in ("mean", "keep") and (data.missing == "keep") != (model.kind == "trees"):
+            raise ConfigurationError(
+                f"data.missing = '{data.missing}' is not for {model.kind}: trees keep missing values "
+                "in a bin of their own ('keep'), other models fill in the mean ('mean')"
+            )
+        link = family.law.link
+        if data.exposure is not None and link != "log":
+            raise ConfigurationError(
+                f"data.exposure enters as a log offset and needs the log link; {model.family} has "
+                f"'{link}' here: set model.link = 'log' or use data.weight"
+            )
+        if not isinstance(model, GLMSettings) or model.severity is None:
+            if isinstance(model, NetworkSettings):
+                model.strategy.parameters()
+            return {"model": family}
+        severity = model.severity
+        amount = Task(
+            target=severity.target,
+            per=severity.per,
+            family=severity.family,
+            power=severity.power,
+            link="log" if severity.family == "gaussian" else None,
+        )
+        Family.make(severity.family, amount.link, severity.power)
+        return {"frequency": family, "severity": amount}
+
+    def all_tasks(self) -> dict[str, Task]:
+        """What is scored by name: the models to fit, and their product where there are two."""
+        tasks = self.tasks()
+        return tasks | ({"pure premium": self.premium_task()} if "severity" in tasks else {})
+
+    def premium_task(self) -> Task:
+        """The pure premium as a response: the amount with the frequency's exposure, Tweedie 1.5."""
+        assert isinstance(self.model, GLMSettings) and self.model.severity is not None
+        return Task(
+            target=self.model.severity.target,
+            exposure=self.data.exposure,
+            family="tweedie",
+            power=1.5,
+        )
+
+    def features(self, contract: Contract, task: str) -> tuple[Feature, ...]:
+        """The features of a task; without a list, every feature column of the contract."""
+        listed = self.data.features
+        if task == "severity" and isinstance(self.model, GLMSettings) and self.model.severity:
+            listed = self.model.severity.features or listed
+        taken = set(self.columns_besides_features())
+        if listed is None:
+            listed = tuple(
+                name
+                for name, column in contract.columns.items()
+                if column.role == "feature" and name not in {*taken, self.parties.column}
+            )
+        features = tuple(Feature(column=f) if isinstance(f, str) else f for f in listed)
+        for feature in features:
+            self._check_feature(feature, contract, taken)
+        if not features:
+            raise ConfigurationError("data.features: there is no feature to model with")
+        return features
+
+    def _check_feature(self, feature: Feature, contract: Contract, taken: set[str]) -> None:
+        name = feature.column
+        if name not in contract.columns:
+            near = nearest(name, list(contract.columns))
+            hint = f"; did you mean '{near}'?" if near else ""
+            raise ConfigurationError(f"data.features: there is no column '{name}'{hint}")
+        column = contract.columns[name]
+        if name in taken:
+            raise ConfigurationError(
+                f"data.features: '{name}' is the target, exposure, weight or person and cannot be a feature"
+            )
+        if column.role in ("identifier", "never_leaves"):
+            raise ConfigurationError(
+                f"data.features: '{name}' has the role '{column.role}' in contract {contract.name}"
+            )
+        if column.type == "category" and (feature.log or feature.cut):
+            raise ConfigurationError(
+                f"data.features: '{name}' is a category; log and cut are for numbers"
+            )
+
+    def columns_besides_features(self) -> list[str]:
+        """The target and what belongs to it, the person and the test column."""
+        d, used = self.data, []
+        used += [d.target, d.exposure, d.weight, d.per, d.person, d.test_column]
+        if isinstance(self.model, GLMSettings) and self.model.severity:
+            used += [self.model.severity.target, self.model.severity.per]
+        if self.detection is not None:
+            used += [self.detection.truth, self.detection.typology]
+        return [name for name in used if name is not None]
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in nested tables; text that is TOML is read as TOML."""
+    if isinstance(value, str):
+        with contextlib.suppress(tomllib.TOMLDecodeError):
+            value = tomllib.loads(f"x = {value}")["x"]
+    *path, last = key.split(".")
+    for part in path:
+        values = values.setdefault(part, {})
+        if not isinstance(values, dict):
+            raise ConfigurationError(f"--set {key}: '{part}' is not a table")
+    values[last] = value

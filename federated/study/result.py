@@ -1,0 +1,211 @@
+"""What a study found: models, scores, receipts, as records and as DataFrames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from federated.party.state import Released
+from federated.solvers import glm
+from federated.study.experiment import Arm, Experiment, Query
+from federated.study.scoring import Evaluation, scored
+from federated.study.simulation import SimulatedMarket
+from lab.models.files import digest
+from lab.models.profile import Profile, Profiled
+from lab.scores import accuracy as scoring
+from lab.scores import detection
+
+#: A difference in deviance explained that is rounding, not a difference.
+NOTHING = 1e-12
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """One model of one arm, with its record. ``fit`` is None for a network."""
+
+    model: Any
+    fit: glm.Fit | None
+    trace: pd.DataFrame  # step, deviance (or loss)
+    profiles: tuple[Profile, ...] = ()
+
+    @property
+    def file(self) -> str:
+        """The model as it is kept: with the profiles that its features come from."""
+        if not self.profiles:
+            return self.json
+        whole = Profiled(profiles=self.profiles, model=self.model)
+        return whole.model_dump_json()
+
+    @property
+    def json(self) -> str:
+        return str(self.model.model_dump_json())
+
+    @property
+    def hash(self) -> str:
+        return digest(self.file)
+
+
+@dataclass
+class ArmResult:
+    """An arm: its models (one, or one for each party), its scores, what went wrong, its time."""
+
+    name: Arm
+    models: dict[str, dict[str, Fitted]] = field(default_factory=dict)  # holder -> part -> model
+    failures: dict[str, str] = field(default_factory=dict)  # holder -> why there is no model
+    notes: dict[str, str] = field(default_factory=dict)  # holder -> what to know of its model
+    evaluations: dict[str, dict[str, Evaluation]] = field(default_factory=dict)  # part -> holder
+    others: dict[str, Evaluation] = field(default_factory=dict)  # holder -> on all rows but its own
+    seconds: float = 0.0
+
+
+@dataclass
+class Study:
+    """What a run found. Tables come as DataFrames; ``folder`` and ``tracking`` once it is kept."""
+
+    experiment: Experiment
+    market: SimulatedMarket
+    arms: dict[str, ArmResult]
+    receipts: dict[str, list[Released]]
+    seconds: dict[str, float]
+    silent: list[tuple[str, str]] = field(default_factory=list)  # (party, message) unanswered
+    answers: list[tuple[Query, pd.DataFrame]] = field(default_factory=list)
+    not_run: tuple[Arm, ...] = ()  # arms of the experiment that real parties have no rows for
+    unanswered: str = ""  # why real parties did not answer the questions
+    run: str = ""  # its name in the parties' logs, where the parties are real
+    outlook: list[Any] = field(default_factory=list)  # who took part, where they are
+    folder: Any = None
+    tracking: str | None = None
+
+    @property
+    def part(self) -> str:
+        """The part that the headline scores belong to."""
+        return "pure premium" if "severity" in self.experiment.tasks() else "model"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        tasks = tuple(self.experiment.tasks())
+        return (*tasks, "pure premium") if "severity" in tasks else tasks
+
+    def table(self, part: str | None = None) -> pd.DataFrame:
+        """Scores by arm and party; ``all`` is the whole market's test rows."""
+        rows = [
+            {"arm": arm.name, "party": holder, **self.scored(evaluation)}
+            for arm in self.arms.values()
+            for holder, evaluation in arm.evaluations.get(part or self.part, {}).items()
+        ]
+        return pd.DataFrame(rows).set_index(["arm", "party"])
+
+    def scored(self, evaluation: Evaluation) -> dict[str, Any]:
+        """All scores of an evaluation by name; those of a detector among them."""
+        return scored(self.experiment, evaluation)
+
+    @property
+    def headline(self) -> str:
+        """The score that arms are compared by."""
+        return "average_precision" if self.experiment.detection else "deviance_explained"
+
+    @property
+    def scores(self) -> pd.DataFrame:
+        return self.table()
+
+    def fits(self, part: str) -> dict[str, glm.Fit]:
+        """GLM fits of one part by arm, or ``alone: party``."""
+        found = {}
+        for arm in self.arms.values():
+            for holder, models in arm.models.items():
+                fitted = models.get(part)
+                if fitted is not None and fitted.fit is not None:
+                    found[arm.name if holder == "all" else f"{arm.name}: {holder}"] = fitted.fit
+        return found
+
+    @property
+    def coefficients(self) -> pd.DataFrame:
+        """The coefficient tables of all GLM fits, one under the other."""
+        tables = [
+            fit.coefficients().assign(part=part, arm=arm)
+            for part in self.experiment.tasks()
+            for arm, fit in self.fits(part).items()
+        ]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+    @property
+    def convergence(self) -> pd.DataFrame:
+        """Deviance (or loss) after each step or round, by arm, holder and part."""
+        traces = [
+            fitted.trace.assign(arm=arm.name, holder=holder, part=part)
+            for arm in self.arms.values()
+            for holder, models in arm.models.items()
+            for part, fitted in models.items()
+            if len(fitted.trace)
+        ]
+        return pd.concat(traces, ignore_index=True) if traces else pd.DataFrame()
+
+    @property
+    def differences(self) -> pd.DataFrame:
+        """Federated minus the other arms in the headline score, with 95 % bootstrap intervals."""
+        rows: list[dict[str, Any]] = []
+        ours = self.arms.get("federated")
+        if ours is None or not self.experiment.arms.replicates:
+            return pd.DataFrame(rows)
+        for other in self.arms.values():
+            for holder, evaluation in other.evaluations.get(self.part, {}).items():
+                mine = ours.evaluations[self.part].get(holder)
+                if other is not ours and mine is not None:
+                    found = _difference(mine, evaluation)
+                    change, low, high = (0.0 if abs(v) < NOTHING else v for v in found)
+                    row = {"against": other.name, "party": holder}
+                    rows.append(row | {"difference": change, "low": low, "high": high})
+        return pd.DataFrame(rows)
+
+    @property
+    def joining(self) -> pd.DataFrame:
+        """What each party and the others lose when it stays away: the headline score on its rows
+        and on theirs, of the federated model and of the one without it."""
+        whole, without = self.arms.get("federated"), self.arms.get("without")
+        if whole is None or without is None:
+            return pd.DataFrame()
+        rows = []
+        for holder, theirs in without.others.items():
+            own = whole.evaluations[self.part][holder], without.evaluations[self.part][holder]
+            pairs = {"own_rows": own, "others_rows": (whole.others[holder], theirs)}
+            row: dict[str, Any] = {"party": holder}
+            for place, (joined, away) in pairs.items():
+                row[f"{place}_federated"] = self.scored(joined)[self.headline]
+                row[f"{place}_without"] = self.scored(away)[self.headline]
+                change, low, high = _difference(joined, away)
+                row |= {f"{place}_gain": change, f"{place}_low": low, f"{place}_high": high}
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    @property
+    def receipt(self) -> pd.DataFrame:
+        """What left each party in the federated arm, by statistic."""
+        lines = [
+            {"party": party, **vars(line)} for party, kept in self.receipts.items() for line in kept
+        ]
+        if not lines:
+            return pd.DataFrame()
+        grouped = pd.DataFrame(lines).groupby(["party", "statistic", "hiding"], sort=False)
+        return grouped.agg(
+            messages=("query", "size"),
+            arrays=("arrays", "sum"),
+            values=("values", "sum"),
+            bytes=("bytes", "sum"),
+            rows=("rows", "max"),
+            key_bits=("key_bits", "max"),
+        ).reset_index()
+
+
+def _difference(model: Evaluation, other: Evaluation) -> tuple[float, float, float]:
+    """(difference, low, high) in average precision of detectors, else in deviance explained."""
+    if model.detected is not None and other.detected is not None:
+        return detection.difference(model.detected.rank, other.detected.rank)
+    return scoring.interval(model.fit, other.fit)
+
+
+def with_names(answer: pd.DataFrame) -> pd.DataFrame:
+    """The answer with the names of its rows as a column, where they have names, as in a matrix."""
+    named = not isinstance(answer.index, pd.RangeIndex)
+    return answer.rename_axis("").reset_index() if named else answer

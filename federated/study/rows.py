@@ -1,0 +1,88 @@
+"""The rows of a table that a study uses: the columns it reads, capped, without the rows left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from federated.solvers.glm import GLMSettings
+from federated.study.experiment import Experiment
+from lab.errors import ConfigurationError, ContractError
+from lab.models.design import Feature, check_features
+from lab.models.glm import Response
+from lab.records import nearest
+from lab.tables.contracts import Contract
+from lab.tables.sources import Table
+
+Features = Mapping[str, tuple[Feature, ...]]
+
+
+def columns_needed(experiment: Experiment, features: Features) -> list[str]:
+    """The columns that a study reads at a party."""
+    detected = experiment.detection.columns() if experiment.detection else ()
+    names = [
+        *experiment.columns_besides_features(),
+        *(f.column for f in sorted(_own(experiment, features), key=str)),
+        *(column for asked in experiment.profile for column in asked.reads()),
+        *([experiment.parties.column] if experiment.parties.column else []),
+        *detected,
+    ]
+    return list(dict.fromkeys(names))
+
+
+def _own(experiment: Experiment, features: Features) -> set[Feature]:
+    """The features that stand in a party's table; profiles are joined later."""
+    joined = {column for asked in experiment.profile for column in asked.columns()}
+    return {f for task in features.values() for f in task if f.column not in joined}
+
+
+def usable(
+    experiment: Experiment, features: Features, table: Table
+) -> tuple[pd.DataFrame, NDArray[np.int64]]:
+    """The columns a study needs, capped, without the rows left out for missing values; and which
+    rows of the table are left. Raises ConfigurationError and ContractError."""
+    data, frame = experiment.data, table.frame
+    needed = columns_needed(experiment, features)
+    for name in needed:
+        if name not in frame.columns:
+            near = nearest(name, list(frame.columns))
+            hint = f"; did you mean '{near}'?" if near else ""
+            raise ConfigurationError(f"{table.origin}: there is no column '{name}'{hint}")
+    for name, limit in data.cap.items():
+        if name not in frame.columns or not pd.api.types.is_numeric_dtype(frame[name]):
+            raise ConfigurationError(f"data.cap: '{name}' is not a numeric column")
+        frame[name] = frame[name].clip(upper=limit)
+    frame = frame[needed]
+    kept = np.arange(len(frame))
+    if data.missing == "drop":
+        kept = np.flatnonzero(frame.notna().all(axis=1))
+        frame = frame.iloc[kept].reset_index(drop=True)
+        if frame.empty:
+            raise ContractError(f"{table.origin}: no row is left after dropping missing values")
+    for name in experiment.columns_besides_features():
+        if frame[name].isna().any():
+            raise ContractError(
+                f"{table.origin}: column '{name}' is missing in {int(frame[name].isna().sum())} "
+                "rows; set data.missing = 'drop' to leave them out"
+            )
+    own = _own(experiment, features)
+    check_features(frame, tuple(sorted(own, key=str)), data.missing)
+    for task in experiment.tasks().values():  # here, where rows may be named
+        Response(task.rows(frame), task)
+    return frame, kept
+
+
+def wanted_columns(experiment: Experiment, contract: Contract | None) -> list[str] | None:
+    """The columns to read of a table without a contract: those the experiment names."""
+    if contract is not None or experiment.data.features is None:
+        return None
+    listed = [f if isinstance(f, str) else f.column for f in experiment.data.features]
+    if isinstance(experiment.model, GLMSettings) and experiment.model.severity:
+        more = experiment.model.severity.features or ()
+        listed += [f if isinstance(f, str) else f.column for f in more]
+    extra = [experiment.parties.column] if experiment.parties.column else []
+    extra += experiment.detection.columns() if experiment.detection else []
+    return list(dict.fromkeys([*experiment.columns_besides_features(), *extra, *listed]))

@@ -1,0 +1,298 @@
+"""A run on disk: one folder that holds all of it, written whole or not at all; MLflow gets a copy."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import re
+import secrets
+import shutil
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from lab.errors import ConfigurationError
+from lab.models.design import Feature
+from lab.report import page as report
+from lab.report import tracking
+from lab.scores import accuracy as scoring
+from lab.scores import detection
+
+if TYPE_CHECKING:
+    from federated.study.experiment import Query
+    from federated.study.result import Study
+    from federated.study.scoring import Detected
+
+PACKAGES = (
+    "insurance-privacy-lab",
+    "flwr",
+    "torch",
+    "phe",
+    "pandas",
+    "scikit-learn",
+    "mlflow",
+    "numpy",
+)
+#: A file of this name in a run's folder holds the id of its MLflow run.
+LOGGED = "mlflow_run_id"
+
+
+def keep(study: Study, runs: Path, *, tracking_uri: str | None, track: bool) -> None:
+    """Write the run's folder, then log it; a tracking server that fails is told and costs nothing."""
+    name = re.sub(r"[^a-z0-9]+", "-", study.experiment.name.lower()).strip("-") or "run"
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    folder = runs.resolve() / f"{stamp}-{name[:40]}-{secrets.token_hex(2)}"
+    draft = folder.with_name(f".{folder.name}")
+    try:
+        (draft / "models").mkdir(parents=True)
+        result = summary(study)
+        _write(draft, study, result)
+        draft.rename(folder)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise ConfigurationError(f"{runs}: the run cannot be written: {error.strerror}") from None
+    study.folder = folder
+    if track:
+        study.tracking = log(folder, tracking.address(runs, tracking_uri))
+
+
+def log(folder: Path, uri: str) -> str:
+    """Log a kept run to MLflow and note its id. Returns what to tell the user."""
+    try:
+        identity, registered = tracking.log(folder, uri)
+    except Exception as error:  # whatever the tracking server does, the run is kept
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        return f"not logged to MLflow at {_public(uri)} ({reason}); 'lab runs --send' tries again"
+    (folder / LOGGED).write_text(identity)
+    return f"MLflow run {identity}" + (f", {registered}" if registered else "")
+
+
+def _public(uri: str) -> str:
+    """A tracking address without a password."""
+    return re.sub(r"//[^@/]*@", "//", uri)
+
+
+def _write(folder: Path, study: Study, result: dict[str, Any]) -> None:
+    for arm in study.arms.values():
+        for holder, parts in arm.models.items():
+            for part, fitted in parts.items():
+                if part == study.part:
+                    name = arm.name if holder == "all" else f"{arm.name}-{holder}"
+                    (folder / "models" / f"{name}.json".replace(" ", "-")).write_text(fitted.file)
+    text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / "result.json").write_text(text, encoding="utf-8")
+    study.receipt.to_csv(folder / "receipt.csv", index=False)
+    (folder / "report.html").write_text(report.render(result), encoding="utf-8")
+
+
+def kept(runs: Path) -> list[dict[str, Any]]:
+    """Runs in a folder, newest first: folder, name, time, headline, logged or not."""
+    found = []
+    for path in sorted(runs.glob("[0-9]*/result.json"), reverse=True):
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+            scores = {a: v["scores"].get("all", {}) for a, v in result["arms"].items()}
+        except (OSError, ValueError, KeyError):
+            continue  # a folder of something else
+        found.append(
+            {
+                "folder": path.parent,
+                "name": result["experiment"]["name"],
+                "scores": {a: s.get(result["headline"]) for a, s in scores.items()},
+                "logged": (path.parent / LOGGED).exists(),
+            }
+        )
+    return found
+
+
+def summary(study: Study) -> dict[str, Any]:
+    """The run as one JSON-able table; its form is documented in the README."""
+    arms: dict[str, Any] = {}
+    for arm in study.arms.values():
+        entry: dict[str, Any] = {"scores": _scores(study, arm.name, study.part)}
+        entry |= _models(study, arm.name, study.part)
+        if len(study.parts) > 1:
+            entry["parts"] = {
+                part: {"scores": _scores(study, arm.name, part), **_models(study, arm.name, part)}
+                for part in study.parts
+            }
+        entry |= {"failures": arm.failures, "notes": arm.notes}
+        entry["seconds"] = round(arm.seconds, 3)
+        arms[arm.name] = entry
+    receipt = study.receipt
+    inputs = {c: study.market.contract.columns[c].type for c in study.market.inputs}
+    result = {
+        "experiment": study.experiment.model_dump(mode="json"),
+        "data": {
+            "origin": study.market.origin,
+            "digest": study.market.digest,
+            "contract": study.market.contract.name,
+            "in_sample": study.market.in_sample,
+            "inputs": inputs,
+            "parties": study.market.sizes,
+        },
+        "headline": study.headline,
+        **({"run": study.run, "outlook": list(map(vars, study.outlook))} if study.run else {}),
+        "arms": arms,
+        "differences": _records(study.differences),
+        "joining": _records(study.joining),
+        "convergence": _records(study.convergence),
+        "curves": {arm.name: _curves(study, arm.name) for arm in study.arms.values()},
+        "answers": [_answer(query, answer) for query, answer in study.answers],
+        **({"not_run": study.not_run} if study.not_run else {}),
+        **({"unanswered": study.unanswered} if study.unanswered else {}),
+        "receipt": _records(receipt),
+        "receipt_totals": _receipt_totals(study),
+        "seconds": {k: round(v, 3) for k, v in study.seconds.items()},
+        "versions": {name: version(name) for name in PACKAGES}
+        | {"python": platform.python_version()},
+    }
+    return plain(result)  # type: ignore[no-any-return]
+
+
+def _scores(study: Study, arm: str, part: str) -> dict[str, Any]:
+    found = study.arms[arm].evaluations.get(part, {})
+    return {
+        holder: {
+            **study.scored(e),
+            "deviance_total": float(e.fit["deviance"][0]),
+            "actual": float(e.fit["actual"][0]),
+            "expected": float(e.fit["expected"][0]),
+            "exposure": float(e.fit["size"][0]),
+        }
+        for holder, e in found.items()
+    }
+
+
+def _models(study: Study, arm: str, part: str) -> dict[str, Any]:
+    """Fits and hashes: one for a shared model, one for each party where every party has its own."""
+    models = {h: parts[part] for h, parts in study.arms[arm].models.items() if part in parts}
+    fits = {h: _fit(m.fit) for h, m in models.items() if m.fit is not None}
+    hashes = {h: m.hash for h, m in models.items()}
+    if "all" in models:
+        return {"fit": fits.get("all"), "model_hash": hashes["all"]}
+    return {"fits": fits, "model_hashes": hashes}
+
+
+def _fit(fit: Any) -> dict[str, Any]:
+    return {
+        "coefficients": _records(fit.coefficients()),
+        "rows": fit.rows,
+        "log_likelihood": fit.log_likelihood,
+        "deviance": fit.deviance,
+        "null_deviance": fit.null_deviance,
+        "deviance_explained": fit.deviance_explained,
+        "dispersion": fit.dispersion,
+        "aic": fit.aic,
+        "steps": len(fit.trace),
+    }
+
+
+def _curves(study: Study, arm: str) -> dict[str, Any]:
+    evaluation = study.arms[arm].evaluations.get(study.part, {}).get("all")
+    if evaluation is None:
+        return {}
+    x, y = scoring.lorenz_curve(evaluation.lorenz)
+    levels = {
+        column: {
+            "levels": list(names),
+            **{k: sums[k].tolist() for k in ("size", "actual", "expected")},
+        }
+        for column, (names, sums) in evaluation.levels.items()
+    }
+    return {
+        "lorenz": {"exposure": x.tolist(), "target": y.tolist()},
+        "tenths": _records(scoring.deciles(evaluation.lorenz).reset_index()),
+        "levels": levels,
+        "detection": None
+        if evaluation.detected is None
+        else _detection(study, evaluation.detected),
+    }
+
+
+def _detection(study: Study, found: Detected) -> dict[str, Any]:
+    """What is drawn of a fraud detector: curves, tenths, groups and kinds of fraud."""
+    precision, recall = detection.precision_recall(found.rank)
+    share, lift = detection.lift_curve(found.rank)
+    asked = study.experiment.detection
+    kind = asked.typology if asked else None
+    return {
+        "precision": precision.tolist(),
+        "recall": recall.tolist(),
+        "share": share.tolist(),
+        "lift": lift.tolist(),
+        "tenths": _records(detection.calibration(found.rank).reset_index()),
+        "typologies": _records(
+            detection.by_typology(found.groups[kind][1], found.groups[kind][0]).reset_index()
+            if kind in found.groups
+            else pd.DataFrame()
+        ),
+        "groups": {
+            column: _records(detection.fairness(sums, levels).reset_index())
+            for column, (levels, sums) in found.groups.items()
+            if column != kind
+        },
+    }
+
+
+def _answer(query: Query, answer: pd.DataFrame) -> dict[str, Any]:
+    """A question and its answer: the table as columns and rows, and what is to know of it."""
+    from federated.study.result import with_names
+
+    told = {str(k): v for k, v in answer.attrs.items() if k != "receipt"}
+    named = with_names(answer)
+    told["columns"] = [str(name) for name in named.columns]
+    told["rows"] = named.astype(object).to_numpy().tolist()
+    receipt = answer.attrs["receipt"]
+    left = {k: sum(line[k] for line in receipt) for k in ("values", "bytes")}
+    return {"title": query.title, **told, "left": {"messages": len(receipt), **left}}
+
+
+def _hiding(study: Study) -> list[str]:
+    """How sums were hidden where no party shows its receipt."""
+    return [study.experiment.protection.sums] if study.run else []
+
+
+def _receipt_totals(study: Study) -> dict[str, Any]:
+    lines = [line for kept in study.receipts.values() for line in kept]
+    return {
+        "parties": len(study.receipts),
+        "messages": len(lines),
+        "arrays": sum(line.arrays for line in lines),
+        "values": sum(line.values for line in lines),
+        "bytes": sum(line.bytes for line in lines),
+        "hiding": sorted({line.hiding for line in lines}) or _hiding(study),
+        "key_bits": max((line.key_bits for line in lines), default=0),
+        "key": study.experiment.protection.key,
+        "silent": len({party for party, _ in study.silent}),
+        "raw_records": 0,
+    }
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
+
+
+def plain(value: Any) -> Any:
+    """JSON's own types; a number that is not finite becomes null."""
+    match value:
+        case dict():
+            return {str(k): plain(v) for k, v in value.items()}
+        case list() | tuple():
+            return [plain(v) for v in value]
+        case Feature():
+            return plain(value.model_dump())
+        case pd.Interval():
+            return str(value)
+        case bool() | str() | None:
+            return value
+        case _ if hasattr(value, "item"):
+            return plain(value.item())
+        case float():
+            return value if math.isfinite(value) else None
+        case _:
+            return value

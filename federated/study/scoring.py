@@ -1,0 +1,283 @@
+"""Scoring models on test rows: a party scores its own rows for itself, a federation the market's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from federated.federation import Federation
+from federated.solvers.encoding import is_category
+from federated.study.experiment import Experiment
+from federated.study.rows import Features, columns_needed
+from federated.study.simulation import SimulatedMarket
+from lab.models import files as models
+from lab.models.design import Feature, Levels
+from lab.models.glm import Task
+from lab.scores import accuracy as scoring
+from lab.scores import detection
+from lab.sums import Sums, combine
+from lab.tables.contracts import Contract
+
+#: Where numeric features are cut for the table of actual against expected, in standard deviations.
+CUTS = (-1.5, -0.5, 0.5, 1.5)
+Ask = Callable[..., Sums]
+
+
+#: Totals by level of some columns: names of the levels, and the totals.
+ByLevel = dict[str, tuple[tuple[str, ...], Sums]]
+
+
+@dataclass(frozen=True)
+class Detected:
+    """Opened totals of a fraud detector: its ranking, and who is flagged at the budget, by group.
+
+    The typology of frauds, where it is known, is one of the groups, under the name of its column.
+    """
+
+    rank: Sums
+    groups: ByLevel
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Opened totals of one model on one set of rows; ``detected`` for a fraud detector."""
+
+    fit: Sums
+    lorenz: Sums
+    levels: ByLevel
+    detected: Detected | None = None
+
+    @property
+    def scores(self) -> scoring.Scores:
+        return scoring.scores(self.fit, self.lorenz)
+
+
+def scored(experiment: Experiment, evaluation: Evaluation) -> dict[str, Any]:
+    """All scores of an evaluation by name; those of a detector among them."""
+    found = dict(vars(evaluation.scores))
+    if evaluation.detected is not None and (asked := experiment.detection):
+        rank, cost = evaluation.detected.rank, asked.investigation_cost
+        found |= detection.scores(rank, asked.budget, investigation_cost=cost)
+    return found
+
+
+def _cuts(values: pd.Series) -> tuple[float, ...]:
+    """Two significant digits around the mean; a column of two values is cut between them."""
+    low, high = float(values.min()), float(values.max())
+    if values.isin((low, high)).all():
+        return ((low + high) / 2,)
+    mean, deviation = float(values.mean()), float(values.std())
+    cuts = {float(f"{mean + c * deviation:.2g}") for c in CUTS}
+    return tuple(sorted(c for c in cuts if low < c < high)) or (mean,)
+
+
+def _mean(totals: Sums) -> float:
+    return totals.total("target") / totals.total("exposure")
+
+
+class RemoteMarket:
+    """The market of a study whose rows are at the parties: what is public of it."""
+
+    origin, digest, in_sample = "each party's own table", "", False
+
+    def __init__(self, experiment: Experiment, contract: Contract, features: Features) -> None:
+        self.experiment, self.contract, self.features = experiment, contract, features
+        self.in_sample = experiment.data.test == 0 and experiment.data.test_column is None
+        self.sizes: dict[str, dict[str, int | None]] = {}
+
+    @property
+    def inputs(self) -> list[str]:
+        used = {f.column for listed in self.features.values() for f in listed}
+        return [name for name in columns_needed(self.experiment, self.features) if name in used]
+
+    @property
+    def parties(self) -> list[Any]:
+        """Rows are not here."""
+        return []
+
+
+class Scorer:
+    """Scores models on test rows: a party's own rows are scored at that party, in the clear and
+    for itself; the whole market's totals go through the federation where there is one."""
+
+    def __init__(
+        self, experiment: Experiment, market: SimulatedMarket, ones: dict[str, Federation]
+    ) -> None:
+        self.experiment, self.market, self.ones = experiment, market, ones
+        self.tasks: dict[str, Task] = experiment.all_tasks()
+        self.constants = {part: self._constant(task) for part, task in self.tasks.items()}
+        self.by_level = self._features_by_level()
+        asked = experiment.detection
+        groups = (*asked.groups, *([asked.typology] if asked.typology else [])) if asked else ()
+        self.groups = tuple(
+            self._as_levels(Feature(column=g) if isinstance(g, str) else g) for g in groups
+        )
+
+    @classmethod
+    def apart(
+        cls,
+        experiment: Experiment,
+        market: Any,
+        federation: Federation,
+        constants: Mapping[str, float] | None = None,
+    ) -> Scorer:
+        """For parties whose rows are elsewhere: the market's totals are scored, and nothing is
+        cut by the values of numbers, which nobody here has seen. constants: where they are known."""
+        scorer = cls.__new__(cls)
+        scorer.experiment, scorer.market, scorer.ones = experiment, market, {}
+        scorer.tasks = experiment.all_tasks()
+        scorer.constants = dict(constants or {}) or {
+            part: _mean(federation.sum("means", task=task.model_dump_json(), part="train"))
+            for part, task in scorer.tasks.items()
+        }
+        asked = experiment.detection
+        groups = (*asked.groups, *([asked.typology] if asked.typology else [])) if asked else ()
+        by = [Feature(column=g) if isinstance(g, str) else g for g in groups]
+        listed = {**market.features, "pure premium": market.features.get("frequency", ())}
+        scorer.by_level = {part: scorer._known(listed[part]) for part in scorer.tasks}
+        scorer.groups = scorer._known(by)
+        return scorer
+
+    def _known(self, features: Iterable[Feature]) -> tuple[Levels, ...]:
+        """Features as levels, of those whose levels or cuts are public."""
+        columns, contract = self.market.contract.columns, self.market.contract
+        return tuple(
+            self._as_levels(f)
+            for f in features
+            if f.cut or (is_category(f, contract) and columns[f.column].levels)
+        )
+
+    def _constant(self, task: Task) -> float:
+        """The mean of all training rows for one unit of exposure: the model that explains nothing."""
+        text = task.model_dump_json()
+        return _mean(
+            combine([one.sum("means", task=text, part="train") for one in self.ones.values()])
+        )
+
+    def _features_by_level(self) -> dict[str, tuple[Levels, ...]]:
+        """Each feature as levels: its own, or intervals around the mean in standard deviations."""
+        market = self.market
+        found = {
+            part: tuple(
+                self._as_levels(f)
+                for f in features
+                if not f.ordinal and f.column in market.parties[0].train.columns
+            )
+            for part, features in market.features.items()
+        }
+        if "severity" in market.features:
+            found["pure premium"] = found["frequency"]
+        return found
+
+    def _as_levels(self, feature: Feature) -> Levels:
+        """A feature as levels: those of the contract, those that parties have, or intervals."""
+        contract, parties = self.market.contract, self.market.parties
+        if not is_category(feature, contract):
+            cuts = _cuts(pd.concat([p.train[feature.column] for p in parties]))
+            feature = Feature(column=feature.column, cut=cuts)
+        if feature.cut:
+            return Levels(feature=feature, levels=feature.intervals())
+        listed = contract.columns[feature.column].levels
+        if listed is None:
+            values = pd.concat([feature.texts(p.train) for p in parties])
+            listed = tuple(sorted(values.dropna().astype(str).unique()))
+        return Levels(feature=feature, levels=tuple(listed))
+
+    def alone(self, models: dict[str, dict[str, str]]) -> dict[str, dict[str, Evaluation]]:
+        """Every party's own model on its own test rows, and all of them together; by part."""
+        evaluations = {}
+        for part in self.tasks:
+            own = {name: texts[part] for name, texts in models.items()}
+            asks = {name: self._ask(part, {name: text}) for name, text in own.items()}
+            if len(own) == len(self.ones):
+                asks = {"all": self._ask(part, own), **asks}
+            evaluations[part] = {name: self._evaluate(part, ask) for name, ask in asks.items()}
+        return evaluations
+
+    def shared(
+        self, model: dict[str, str], federation: Federation | None
+    ) -> dict[str, dict[str, Evaluation]]:
+        """One model on everybody's test rows; ``federation`` gives the market's totals."""
+        evaluations = {}
+        for part in self.tasks:
+            asks = {name: self._ask(part, {name: model[part]}) for name in self.ones}
+            everybody: Ask = self._ask(part, dict.fromkeys(self.ones, model[part]))
+            if federation is not None:
+                text = model[part]
+                everybody = partial(federation.sum, model=text, task=self._task(part, text))
+            asks = {"all": everybody, **asks}
+            evaluations[part] = {name: self._evaluate(part, ask) for name, ask in asks.items()}
+        return evaluations
+
+    def others(self, models: dict[str, dict[str, str]]) -> dict[str, Evaluation]:
+        """The model of each holder on all test rows but the holder's own, for the headline part."""
+        part = next(reversed(self.tasks))
+        asks = {
+            holder: self._ask(part, {name: texts[part] for name in self.ones if name != holder})
+            for holder, texts in models.items()
+        }
+        return {holder: self._evaluate(part, ask) for holder, ask in asks.items()}
+
+    def _ask(self, part: str, texts: dict[str, str]) -> Ask:
+        """Totals over these parties, each with its model, taken at each party for itself."""
+        told = {name: {"model": t, "task": self._task(part, t)} for name, t in texts.items()}
+
+        def ask(statistic: str, arrays: Any = None, **arguments: Any) -> Sums:
+            parts = [
+                self.ones[name].sum(statistic, arrays, **own, **arguments)
+                for name, own in told.items()
+            ]
+            return combine(parts)
+
+        return ask
+
+    def _task(self, part: str, model: str) -> str:
+        """What is scored: the part's task, over rows with the profiles that the model knows."""
+        known = getattr(getattr(models.from_json(model), "task", None), "profiles", ())
+        return self.tasks[part].model_copy(update={"profiles": known}).model_dump_json()
+
+    def _evaluate(self, part: str, ask: Ask) -> Evaluation:
+        experiment = self.experiment
+        fit = ask(
+            "score_fit",
+            constant=self.constants[part],
+            replicates=experiment.arms.replicates,
+            seed=experiment.seed,
+        )
+        coarse = ask("score_lorenz", {"edges": scoring.GRID})
+        edges = scoring.finer_edges(coarse, scoring.GRID)
+        lorenz = ask("score_lorenz", {"edges": np.asarray(edges)})
+        levels = {
+            term.feature.column: (
+                term.levels,
+                ask("score_levels", feature=term.model_dump()),
+            )
+            for term in self.by_level[part]
+        }
+        return Evaluation(fit, lorenz, levels, self._detect(ask))
+
+    def _detect(self, ask: Ask) -> Detected | None:
+        """The ranking in bins that are fine where claims are investigated, then the groups."""
+        asked = self.experiment.detection
+        if asked is None:
+            return None
+        judged = {"truth": asked.truth or self.experiment.data.target, "amount": asked.amount}
+        drawn = {"replicates": self.experiment.arms.replicates, "seed": self.experiment.seed}
+        whole = {"edges": detection.GRID}
+        coarse = ask("detection_rank", whole, **judged, replicates=0, seed=0)
+        edges = detection.ranking_edges(coarse, detection.GRID)
+        rank = ask("detection_rank", {"edges": edges}, **judged, **drawn)
+        threshold = detection.threshold_at(rank, edges, asked.budget)
+        groups = {
+            group.feature.column: (
+                group.levels,
+                ask("detection_groups", group=group.model_dump(), threshold=threshold, **judged),
+            )
+            for group in self.groups
+        }
+        return Detected(rank, groups)

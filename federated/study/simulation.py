@@ -1,0 +1,243 @@
+"""The rows of an experiment, dealt to simulated parties."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from federated.app import client_app
+from federated.federation import Federation
+from federated.hiding.masks import Masks
+from federated.hiding.paillier import KeyAuthority, KeyHolders, Paillier
+from federated.hiding.protocol import Clear, Protection
+from federated.party.party import Party, Policy, numbered
+from federated.solvers.encoding import is_category
+from federated.study.experiment import Data, Experiment, ProtectionSettings
+from federated.study.rows import usable, wanted_columns
+from federated.transport import in_process as grid
+from lab.errors import ConfigurationError
+from lab.market.make import make
+from lab.models.profile import ProfileCells, Profiling, cells_of, profiled
+from lab.privacy.disclosure import Rules
+from lab.tables.contracts import Column, Contract
+from lab.tables.market_folder import REGISTER
+from lab.tables.partition import deal, test_mask
+from lab.tables.sources import built_in, load, read_file
+
+
+class SimulatedMarket:
+    """The rows of an experiment, dealt to parties and split for training and testing."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        data = experiment.data
+        own = Contract.read(Path(data.contract)) if data.contract else None
+        agreed = own or (built_in(data.source) if data.source else None)
+        wanted = wanted_columns(experiment, agreed)
+        with _place(data) as path:
+            table = load(
+                data.source, path, contract=own, table=data.table, query=data.query, columns=wanted
+            )
+            self.cells = _all_cells(experiment, table.contract, path)
+        self.digest = table.digest
+        self.origin = _origin(data) or table.origin
+        self.contract = profiled(table.contract, experiment.profile)
+        self.rules = Rules.read(_path(experiment.protection.disclosure))
+        self.features = {t: experiment.features(self.contract, t) for t in experiment.tasks()}
+        frame, _ = usable(experiment, self.features, table)
+        split, partition = (
+            np.random.default_rng(child)
+            for child in np.random.SeedSequence(experiment.seed).spawn(2)
+        )
+        test = test_mask(
+            frame,
+            fraction=data.test,
+            rows_file=data.test_rows,
+            column=data.test_column,
+            value=None if data.test_value is None else str(data.test_value),
+            person=data.person,
+            rng=split,
+            together=data.group_by_person,
+        )
+        if test.all():
+            raise ConfigurationError("data.test: no training rows are left")
+        self.in_sample = not test.any()
+        owners = deal(
+            frame, experiment.parties, data.person, partition, together=data.group_by_person
+        )
+        self.parties = [self._party(name, frame, rows, test) for name, rows in owners.items()]
+
+    def _party(self, name: str, frame: pd.DataFrame, rows: Any, test: Any) -> Party:
+        own, marked = numbered(name, frame.iloc[rows]), test[rows]
+        train = own[~marked]
+        if train.empty:
+            raise ConfigurationError(
+                f"{name} would have no training rows; change parties or data.test"
+            )
+        held = train if self.in_sample else own[marked]
+        features = {f for listed in self.features.values() for f in listed}
+        unlisted = {
+            f.column
+            for f in features
+            if is_category(f, self.contract)
+            and not f.cut
+            and not self.contract.columns[f.column].levels
+        }
+        return Party(
+            name,
+            train,
+            held,
+            self.experiment.data.person,
+            Policy(
+                minimum_rows=self.experiment.protection.minimum_rows,
+                announces=tuple(sorted(unlisted)),
+                shows_receipt=True,
+                rules=self.rules,
+            ),
+            secret=f"{self.experiment.seed} {name}".encode(),  # simulated: same seed, same bits
+        )
+
+    @property
+    def inputs(self) -> list[str]:
+        """The columns that models read."""
+        used = {f.column for listed in self.features.values() for f in listed}
+        return [name for name in self.parties[0].train.columns if name in used]
+
+    @property
+    def sizes(self) -> dict[str, dict[str, int | None]]:
+        """Rows for training and for testing of each party."""
+        return {
+            p.name: {"train": len(p.train), "test": 0 if self.in_sample else len(p.test)}
+            for p in self.parties
+        }
+
+    def pooled(self) -> Party:
+        """One party that holds all rows; what a federation is measured against."""
+        train = pd.concat([party.train for party in self.parties])
+        test = train if self.in_sample else pd.concat([party.test for party in self.parties])
+        return Party("pooled", train, test, self.experiment.data.person, self.parties[0].policy)
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+@contextmanager
+def _place(data: Data) -> Iterator[str | None]:
+    """Where the table lies; a market that is made for this run is gone once it is read."""
+    if data.market is None:
+        yield data.path
+        return
+    with TemporaryDirectory() as folder:
+        yield str(make(Path(folder) / "market", **data.market.model_dump()).folder)
+
+
+def _origin(data: Data) -> str | None:
+    made = data.market
+    return f"a simulated market of {made.persons:,} persons, seed {made.seed}" if made else None
+
+
+def _register(data: Data, path: str | None) -> Path | None:
+    """The register of providers that a simulated market brings along."""
+    return Path(path, REGISTER) if data.source == "market" and path is not None else None
+
+
+def public_cells(experiment: Experiment, contract: Contract) -> tuple[ProfileCells, ...]:
+    """The cells of each profile, from what is public: the register and the contract."""
+    if not experiment.profile:
+        return ()
+    with _place(experiment.data) as path:
+        return _all_cells(experiment, contract, path)
+
+
+def _all_cells(
+    experiment: Experiment, contract: Contract, path: str | None
+) -> tuple[ProfileCells, ...]:
+    for asked in experiment.profile:
+        asked.check(contract)
+    register = _register(experiment.data, path)
+    return tuple(_cells(asked, contract, register) for asked in experiment.profile)
+
+
+def _cells(asked: Profiling, contract: Contract, register: Path | None) -> ProfileCells:
+    """The cells of a profile: the numbers of the public register, the days of the contract."""
+    where = f"profile '{asked.name}'"
+    path = _path(asked.register_file) or register
+    if path is None:
+        raise ConfigurationError(
+            f"{where}: register_file must name the public register of '{asked.by}'"
+        )
+    listed = read_file(path)
+    if asked.by not in listed.columns:
+        raise ConfigurationError(f"{where}: {path.name} has no column '{asked.by}'")
+    return cells_of(asked, contract, sorted({int(number) for number in listed[asked.by]}))
+
+
+@lru_cache(2)
+def market_of(experiment: str) -> SimulatedMarket:
+    """The market of an experiment given as JSON; one for each process."""
+    return SimulatedMarket(Experiment.model_validate_json(experiment))
+
+
+#: The column that marks rows for testing in a dealt table.
+MARK = "held_out"
+
+
+def deal_tables(experiment: Experiment, folder: Path) -> dict[str, Path]:
+    """The simulated parties' tables as files, so that real nodes can be started on the same rows.
+
+    A folder for each party with ``table.parquet`` and ``contract.toml``; rows for testing are
+    marked in the column :data:`MARK`. Raises :class:`ConfigurationError` for a folder in use.
+    """
+    import tomli_w
+
+    market = SimulatedMarket(experiment)
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigurationError(f"{folder}: is not empty; choose a new folder")
+    found = {}
+    mark = Column(type="integer", role="identifier", minimum=0, maximum=1)
+    for party in market.parties:
+        place = found[party.name] = folder / party.name
+        place.mkdir(parents=True, mode=0o700)
+        held = party.test.iloc[:0] if market.in_sample else party.test
+        parts = [party.train.assign(**{MARK: 0}), held.assign(**{MARK: 1})]
+        rows = pd.concat(parts).sort_index(kind="stable")
+        columns = {name: market.contract.columns[name] for name in party.train.columns}
+        contract = market.contract.model_copy(update={"columns": columns | {MARK: mark}})
+        rows.to_parquet(place / "table.parquet", index=False)
+        told = contract.model_dump(mode="json", exclude_defaults=True)
+        (place / "contract.toml").write_text(tomli_w.dumps(told), encoding="utf-8")
+    return found
+
+
+def protected(settings: ProtectionSettings, rules: Rules | None = None) -> Protection:
+    """The coordinator's side of the way of hiding that an experiment asks for.
+
+    rules: what answers to questions are released by, else the lab's own.
+    """
+    match settings.sums, settings.key:
+        case "clear", _:
+            return Clear(rules)
+        case "masks", _:
+            return Masks()
+        case _, "authority":
+            return Paillier(KeyAuthority.with_new_key(settings.key_bits, rules))
+        case _:
+            return Paillier(KeyHolders.with_new_key(settings.key_bits))
+
+
+@contextmanager
+def in_process(parties: Sequence[Party], workers: int, rules: Rules) -> Iterator[Federation]:
+    """A federation in the clear that never leaves one party (or the pool, or this process)."""
+    nodes = grid.InProcessGrid(client_app(lambda k: parties[k], "clear"), len(parties), workers)
+    try:
+        yield Federation(nodes, Clear(rules), len(parties))
+    finally:
+        nodes.close()

@@ -1,0 +1,391 @@
+"""The broker: the state and the handlers of Flower's SuperLink, behind two doors of ours.
+
+Flower serves nodes, runs and its unauthenticated control of both on one port. Here one process
+opens two. The outer door speaks TLS 1.3 to holders of a client certificate, and lets through the
+node routes alone, for keys that are registered and not revoked. The inner door is a socket in the
+exchange's own folder, for whoever knows its secret as well. Guard and router read the same parsed
+request, so there is no second opinion on what a path is, as there would be with a proxy.
+
+A pull that finds nothing is held until somebody has pushed: nobody polls, and nothing waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import hmac
+import json
+import logging
+import ssl
+import time
+from base64 import b64decode
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from socket import socket as Socket
+from typing import Any, Literal, Protocol
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+)
+
+from federated.transport.node_line import BARRED
+
+Scope = MutableMapping[str, Any]
+Event = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Event]]
+Send = Callable[[Event], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+FLEET, RUNTIME = "/v1/fleet/", "/v1/runtime/"
+PULLS = (f"{FLEET}pull-messages", f"{RUNTIME}pull-messages")
+HEALTH = "/health"
+SECRET, KEY, LAST, HOLD = b"lab-secret", b"flwr-public-key", b"lab-last", b"lab-hold"
+#: Seconds an empty pull is held; seconds within which a body must have come.
+HELD, BODY_SECONDS = 20.0, 60.0
+LARGEST_INSIDE = 2**31
+#: Connections that one certificate's key may hold; a node needs two.
+MOST_LINES = 16
+#: What a connection knows of its peer: the key it shook hands with, the end of its certificate.
+PEER_KEY, PEER_END = "peer_key", "peer_end"
+#: Status, headers and body of an answer.
+Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
+Ask = Callable[[Scope, bytes], Awaitable[Answer]]
+
+
+class Register(Protocol):
+    """Who may come in, as the exchange's folder says at this moment."""
+
+    def standing(self, key: bytes) -> str:
+        """``admitted``, ``revoked`` or ``unknown``; looked up anew for every request."""
+
+    def note(self, kind: str, **told: Any) -> None:
+        """Write down what the door refused."""
+
+
+@dataclass
+class News:
+    """Wakes those who wait for something to be pushed."""
+
+    event: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def tell(self) -> None:
+        self.event.set()
+        self.event = asyncio.Event()
+
+
+class Refused(Exception):
+    """What a door answers instead of passing a request on."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class Listener:
+    """One way into the broker: checks a request by its head, reads its body, holds empty pulls."""
+
+    def __init__(self, app: App, check: Callable[[Scope], None], ask: Ask, limit: int) -> None:
+        self._app, self._check, self._ask, self._limit = app, check, ask, limit
+        self.hears, self.tells = News(), News()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        try:
+            if scope["type"] != "http":
+                raise Refused(404, "there is nothing here")
+            self._check(scope)
+            body = await self._body(scope, receive)
+            status, headers, answer = await self._held(scope, receive, body)
+        except Refused as error:
+            await _answer(send, error.status, json.dumps({"detail": str(error)}).encode())
+            return
+        if status == 200 and _header(scope, LAST):
+            self.tells.tell()
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        """The whole body; one that is too long is refused before any of it is read."""
+        if scope["method"] in ("GET", "HEAD"):
+            return b""
+        length = _header(scope, b"content-length")
+        if not length.isdigit():
+            raise Refused(411, "a body needs its length ahead of it")
+        if int(length) > self._limit:
+            raise Refused(413, f"a body may have {self._limit} bytes, this one has {int(length)}")
+        body = bytearray()
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                while (event := await receive())["type"] == "http.request":
+                    body += event.get("body", b"")
+                    if not event.get("more_body"):
+                        return bytes(body)
+        except TimeoutError:
+            raise Refused(408, "the body did not come in time") from None
+        raise Refused(400, "the body broke off")
+
+    async def _held(self, scope: Scope, receive: Receive, body: bytes) -> Answer:
+        """The broker's answer; to a pull that finds nothing, the one after the next push."""
+        hold = _header(scope, HOLD)
+        end = asyncio.get_running_loop().time() + (min(int(hold), HELD) if hold.isdigit() else HELD)
+        gone: asyncio.Future[Event] | None = None
+        try:
+            while True:
+                woken = self.hears.event
+                status, headers, answer = await self._ask(scope, body)
+                left = end - asyncio.get_running_loop().time()
+                if scope["path"] not in PULLS or status != 200 or answer or left <= 0:
+                    return status, headers, answer
+                gone = gone or asyncio.ensure_future(receive())
+                wake = asyncio.ensure_future(woken.wait())
+                waited: set[asyncio.Future[Any]] = {gone, wake}
+                done, _ = await asyncio.wait(
+                    waited, timeout=left, return_when=asyncio.FIRST_COMPLETED
+                )
+                wake.cancel()
+                if gone in done:  # whoever waited has left; what comes now is not for a closed line
+                    return status, headers, answer
+        finally:
+            if gone is not None:
+                gone.cancel()
+
+
+def _header(scope: Scope, name: bytes) -> bytes:
+    found = [value for key, value in scope["headers"] if key == name]
+    if len(found) > 1:
+        raise Refused(400, f"the header {name.decode()} comes twice")
+    return bytes(found[0]) if found else b""
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    """Headers by name; one that comes twice is refused, so that nobody reads another than we do."""
+    names = [name for name, _ in scope["headers"]]
+    if len(set(names)) != len(names):
+        raise Refused(400, "a header comes twice")
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+def _typed(answered: tuple[int, bytes]) -> Answer:
+    status, body = answered
+    kind = b"application/protobuf" if status == 200 else b"application/json"
+    return status, [(b"content-type", kind), (b"content-length", str(len(body)).encode())], body
+
+
+async def _call(app: App, scope: Scope, body: bytes) -> Answer:
+    """One call of an application with a whole body, for a whole answer."""
+    told: list[Event] = [{"type": "http.request", "body": body, "more_body": False}]
+    start: Event = {"status": 500, "headers": []}
+    parts: list[bytes] = []
+    never = asyncio.get_running_loop().create_future()
+
+    async def receive() -> Event:
+        if not told:
+            await never
+        return told.pop()
+
+    async def send(event: Event) -> None:
+        if event["type"] == "http.response.start":
+            start.update(event)
+        else:
+            parts.append(event.get("body", b""))
+
+    state = dict(scope.get("state", {}))
+    await app({**scope, "state": state}, receive, send)
+    return int(start["status"]), start["headers"], b"".join(parts)
+
+
+async def _answer(send: Send, status: int, body: bytes) -> None:
+    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def outer_check(register: Register) -> Callable[[Scope], None]:
+    """Node routes alone, for keys in good standing; that the key is the peer's, Flower checks."""
+
+    def check(scope: Scope) -> None:
+        from federated.transport.handlers import NODES
+
+        if scope["state"][PEER_END] < time.time():  # TLS looked at it when the connection was made
+            register.note("fault", rule="certificate", what="a certificate that ended is used on")
+            raise Refused(403, f"{BARRED} certified no longer, its certificate ended; renew it")
+        if scope["path"] == HEALTH:
+            return
+        if scope["path"].removeprefix(FLEET) not in NODES or not scope["path"].startswith(FLEET):
+            register.note("fault", rule="route", what="a route that is not for nodes was asked for")
+            raise Refused(404, "there is nothing here")
+        if scope["method"] != "POST":
+            raise Refused(405, "node routes are posted to")
+        try:
+            key = b64decode(_header(scope, KEY), validate=True)
+        except binascii.Error:
+            key = b""
+        if (standing := register.standing(key)) != "admitted":
+            register.note("fault", rule="registration", what=f"a key that is {standing} called")
+            raise Refused(403, f"{BARRED} {standing} here")
+        if key != scope["state"][PEER_KEY]:
+            register.note("fault", rule="certificate", what="a key called by another's certificate")
+            raise Refused(403, f"{BARRED} another than its certificate's")
+
+    return check
+
+
+def inner_check(secret: str) -> Callable[[Scope], None]:
+    """Every route, for who knows the secret."""
+
+    def check(scope: Scope) -> None:
+        if not hmac.compare_digest(_header(scope, SECRET), secret.encode()):
+            raise Refused(403, "the exchange's secret is needed here")
+
+    return check
+
+
+class Broker:
+    """A SuperLink in this process: `register` its nodes, `serve` both doors."""
+
+    def __init__(self, secret: str) -> None:
+        from flwr.common.constant import ISOLATION_MODE_PROCESS, TRANSPORT_TYPE_GRPC_RERE
+        from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME
+        from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
+        from flwr.superlink.config_loader import SuperLinkLifespanConfig, load_control_authn_plugin
+        from flwr.superlink.main import create_app
+
+        logging.getLogger("flwr").setLevel(logging.CRITICAL)
+        config = SuperLinkLifespanConfig(
+            control_address="127.0.0.1:0",
+            health_server_address=None,
+            host="127.0.0.1",
+            port=0,
+            insecure=True,  # TLS is the outer door's
+            certificates=None,
+            superexec_auth_secret=secret.encode(),
+            authn_plugin=load_control_authn_plugin(),
+            event_log_plugin=None,
+            fleet_event_log_plugin=None,
+            enable_event_log=False,
+            artifact_provider=None,
+            enable_supernode_auth=True,
+            fleet_api_type=TRANSPORT_TYPE_GRPC_RERE,
+            fleet_api_address=None,
+            simulation=False,
+            ssl_ca_certfile=None,
+            ssl_certfile=None,
+            ssl_keyfile=None,
+            database=FLWR_IN_MEMORY_DB_NAME,
+            isolation=ISOLATION_MODE_PROCESS,  # it starts no process of its own
+            runtime_dependency_install=False,
+        )
+        self._app = create_app(config, SuperLinkLifespan)
+        self._secret = secret
+
+    def register(self, name: str, key: bytes) -> None:
+        """Let a node's key be known to Flower; again is nothing new."""
+        from flwr.common.constant import (
+            HEARTBEAT_DEFAULT_INTERVAL,
+            NOOP_ACCOUNT_NAME,
+            NOOP_FLWR_AID,
+        )
+
+        state = self._app.state.linkstate_factory.state()
+        if state.get_node_id_by_public_key(key) is None:
+            state.create_node(
+                NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, HEARTBEAT_DEFAULT_INTERVAL, name=name
+            )
+
+    def leave(self, key: bytes) -> None:
+        """Count a node as gone at once."""
+        state = self._app.state.linkstate_factory.state()
+        if (node := state.get_node_id_by_public_key(key)) is not None:
+            state.deactivate_node(node)
+
+    async def _for_nodes(self, scope: Scope, body: bytes) -> Answer:
+        from federated.transport import handlers
+
+        if scope["path"] == HEALTH:
+            return 200, [], b""
+        name = scope["path"].removeprefix(FLEET)
+        return _typed(handlers.of_node(name, self._app, _headers(scope), body))
+
+    async def _for_runs(self, scope: Scope, body: bytes) -> Answer:
+        from federated.transport import handlers
+
+        name = scope["path"].removeprefix(RUNTIME)
+        if scope["path"].startswith(RUNTIME) and name in handlers.RUNS:
+            return _typed(handlers.of_run(name, self._app, _headers(scope), body))
+        return await _call(self._app, scope, body)
+
+    async def serve(
+        self,
+        register: Register,
+        outer: Socket,
+        inner: Socket,
+        tls: ssl.SSLContext,
+        limit: int,
+        stop: asyncio.Event,
+    ) -> None:
+        """Serve on two bound sockets until `stop` is set. limit: bytes of a body from outside."""
+        import uvicorn
+        from uvicorn.protocols.http.h11_impl import H11Protocol
+
+        pass
+
+        class Peer(H11Protocol):
+            """A connection from outside, which knows whose it is."""
+
+            def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+                super().connection_made(transport)
+                key, end = peer_of(transport.get_extra_info("ssl_object"))
+                self.app_state = {**self.app_state, PEER_KEY: key, PEER_END: end}
+                same = [c for c in self.connections if c.app_state.get(PEER_KEY) == key]
+                if len(same) > MOST_LINES:
+                    transport.close()
+
+        class Quiet(uvicorn.Server):
+            """A server that leaves signals to whoever runs it."""
+
+            @contextmanager
+            def capture_signals(self) -> Iterator[None]:
+                yield
+
+        def server(app: App, lifespan: Literal["on", "off"], with_tls: bool) -> uvicorn.Server:
+            config = uvicorn.Config(
+                app,
+                lifespan=lifespan,
+                ssl_context_factory=(lambda config, default: tls) if with_tls else None,
+                log_config=None,
+                log_level=logging.CRITICAL,
+                access_log=False,
+                server_header=False,
+                http=Peer if with_tls else "h11",
+                timeout_keep_alive=60,
+                timeout_graceful_shutdown=2,
+                limit_concurrency=500,
+            )
+            return Quiet(config)
+
+        outside = Listener(self._app, outer_check(register), self._for_nodes, limit)
+        inside = Listener(self._app, inner_check(self._secret), self._for_runs, LARGEST_INSIDE)
+        outside.hears, outside.tells = inside.tells, inside.hears
+        doors = [server(inside, "on", False), server(outside, "off", True)]
+        work = [
+            asyncio.create_task(door.serve([socket]))
+            for door, socket in zip(doors, (inner, outer), strict=True)
+        ]
+        waiting = asyncio.create_task(stop.wait())
+        await asyncio.wait([*work, waiting], return_when=asyncio.FIRST_COMPLETED)
+        for door in doors:
+            door.should_exit = True
+        waiting.cancel()
+        await asyncio.gather(*work)
+
+
+def peer_of(line: ssl.SSLObject) -> tuple[bytes, float]:
+    """The public key of the peer's certificate, PEM, and when the certificate ends, in Unix time."""
+    found = x509.load_der_x509_certificate(line.getpeercert(binary_form=True) or b"")
+    key = found.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return key, found.not_valid_after_utc.timestamp()

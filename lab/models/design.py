@@ -1,0 +1,264 @@
+"""From a party's columns to a design that all parties agree on.
+
+An :class:`Encoding` is public: for every term its column, how it is cut or scaled, and its
+levels. It is made from federated sums over training rows (``federated/features.py``); here it is
+applied to one party's rows, and the sums it is made from are taken.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Literal, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from lab.errors import ConfigurationError, ContractError
+from lab.records import Strict
+from lab.sums import COUNT, MOMENT, Floats, Sums
+from lab.tables.contracts import level_of
+
+#: Rows handled at once: a block of the design stays in the processor's cache.
+BLOCK = 4096
+#: Levels of a category: their codes are 16-bit numbers.
+MOST_LEVELS = 2**15 - 1
+
+
+class Feature(Strict):
+    """A feature as an experiment names it.
+
+    ``log``: the natural logarithm. ``cut``: intervals closed on the right, so ``[20, 25]`` makes
+    up to 20, above 20 up to 25, above 25. ``category``: each value is a level. ``ordinal``: the
+    position of a category's level in its contract, as a number.
+    """
+
+    column: str
+    log: bool = False
+    cut: tuple[float, ...] | None = None
+    category: bool = False
+    ordinal: bool = False
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if sum([self.log, self.cut is not None, self.category, self.ordinal]) > 1:
+            raise ValueError("use one of log, cut, category, ordinal")
+        if self.cut is not None and sorted(set(self.cut)) != list(self.cut):
+            raise ValueError("cut must rise")
+        return self
+
+    @property
+    def name(self) -> str:
+        return f"log({self.column})" if self.log else self.column
+
+    def numbers(self, frame: pd.DataFrame, levels: tuple[str, ...] = ()) -> Floats:
+        """The feature as numbers, one for each row; NaN where the value is missing."""
+        if self.ordinal:
+            place = codes_of(frame[self.column].astype("category"), levels)
+            return np.where(place < 0, np.nan, place + 1.0)
+        values = frame[self.column].to_numpy(dtype=np.float64)
+        if self.log:
+            if (values <= 0).any():
+                raise ContractError(f"{self.column}: must be above 0 where its logarithm is used")
+            return np.asarray(np.log(values))
+        return values
+
+    def texts(self, frame: pd.DataFrame) -> pd.Series:
+        """The feature as level names, a pandas category; cut intervals read ``20-25``."""
+        values = frame[self.column]
+        if self.cut is None and not pd.api.types.is_float_dtype(values):
+            return values.astype("category")
+        numbers = values.to_numpy(dtype=np.float64)
+        if self.cut is None:
+            levels, codes = np.unique(numbers, return_inverse=True)
+            names = [level_of(level) for level in levels[~np.isnan(levels)]]
+        else:
+            names = list(self.intervals())
+            codes = np.searchsorted(np.array(self.cut), numbers, side="left")
+        codes = np.where(np.isnan(numbers), -1, codes)
+        return pd.Series(
+            pd.Categorical.from_codes(codes, pd.Index(names, dtype="str")), index=frame.index
+        )
+
+    def intervals(self) -> tuple[str, ...]:
+        """Names of the cut's intervals, in order."""
+        cut = self.cut or ()
+        inner = [f"{low:g}-{high:g}" for low, high in itertools.pairwise(cut)]
+        return (f"<={cut[0]:g}", *inner, f">{cut[-1]:g}")
+
+
+class Number(Strict):
+    """A numeric term, standardised with a mean and a scale that come from sums."""
+
+    kind: Literal["number"] = "number"
+    feature: Feature
+    mean: float
+    scale: float = Field(gt=0)
+    levels: tuple[str, ...] = ()
+
+
+class Levels(Strict):
+    """A categorical term in treatment coding: the first level is the base and has no column."""
+
+    kind: Literal["levels"] = "levels"
+    feature: Feature
+    levels: tuple[str, ...]
+
+
+class Encoding(Strict):
+    """The agreed design: an intercept, then the terms in order. Missing numbers take the mean;
+    a level that no training row had takes the base level."""
+
+    numbers: tuple[Number, ...] = ()
+    categories: tuple[Levels, ...] = ()
+
+    @model_validator(mode="after")
+    def _levels_have_codes(self) -> Self:
+        if not all(1 < len(term.levels) <= MOST_LEVELS for term in self.categories):
+            raise ValueError(f"a category needs 2 to {MOST_LEVELS:,} levels")
+        return self
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Column names: intercept, ``age``, ``log(density)``, ``region[T.north]``."""
+        return (
+            "intercept",
+            *(term.feature.name for term in self.numbers),
+            *(
+                f"{term.feature.column}[T.{level}]"
+                for term in self.categories
+                for level in term.levels[1:]
+            ),
+        )
+
+    @property
+    def width(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def pairs(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Rows and columns of the upper triangle of X'WX that can differ from zero: two levels of
+        one category never meet in a row."""
+        factor = np.arange(self.width)  # each number its own, the levels of a category together
+        start = 1 + len(self.numbers)
+        for term in self.categories:
+            factor[start : start + len(term.levels) - 1] = self.width + start
+            start += len(term.levels) - 1
+        i, j = np.triu_indices(self.width)
+        meet = (i == j) | (factor[i] != factor[j])
+        return i[meet], j[meet]
+
+    def raw_transform(self) -> Floats:
+        """T with beta_raw = T beta: from standardised columns to the table's own units, (p, p)."""
+        transform = np.eye(self.width)
+        for j, term in enumerate(self.numbers, start=1):
+            transform[j, j] = 1 / term.scale
+            transform[0, j] = -term.mean / term.scale
+        return transform
+
+
+class Design:
+    """A party's rows under an encoding, kept small: numbers as they are, categories as codes.
+
+    Blocks of the dense matrix are made when needed and never stand in memory together.
+    """
+
+    def __init__(self, frame: pd.DataFrame, encoding: Encoding) -> None:
+        self.rows, self.width, self.pairs = len(frame), encoding.width, encoding.pairs
+        self.numbers = np.zeros((self.rows, len(encoding.numbers)))
+        for j, term in enumerate(encoding.numbers):
+            scaled = (term.feature.numbers(frame, term.levels) - term.mean) / term.scale
+            self.numbers[:, j] = np.nan_to_num(scaled)
+        self.codes: list[tuple[NDArray[np.int32], int, int]] = []
+        start = 1 + len(encoding.numbers)
+        for category in encoding.categories:
+            codes = codes_of(category.feature.texts(frame), category.levels)
+            self.codes.append((codes.clip(min=0), start, len(category.levels) - 1))
+            start += len(category.levels) - 1
+
+    def blocks(self) -> Iterator[tuple[slice, Floats]]:
+        """(rows, dense matrix of shape (rows, width)); the matrix may be changed, the next one overwrites it."""
+        buffer = np.zeros((min(BLOCK, max(self.rows, 1)), self.width))
+        first = 1 + self.numbers.shape[1]
+        for begin in range(0, self.rows, BLOCK):
+            part = slice(begin, min(begin + BLOCK, self.rows))
+            block = buffer[: part.stop - begin]
+            block[:, 0] = 1.0
+            block[:, 1:first] = self.numbers[part]
+            block[:, first:] = 0.0
+            for codes, start, count in self.codes:
+                if count:
+                    chosen = codes[part]
+                    at = np.flatnonzero(chosen)
+                    block[at, start - 1 + chosen[at]] = 1.0
+            yield part, block
+
+    def matrix(self) -> Floats:
+        """The whole dense matrix, (rows, width); for tests and small tables."""
+        parts = [block.copy() for _, block in self.blocks()]
+        return np.vstack(parts) if parts else np.zeros((0, self.width))
+
+
+def codes_of(values: pd.Series, levels: tuple[str, ...]) -> NDArray[np.int32]:
+    """Position of each value in ``levels``, -1 for one that is not there."""
+    known = {level: k for k, level in enumerate(levels)}
+    table = np.array([known.get(str(v), -1) for v in values.cat.categories] + [-1], dtype=np.int32)
+    return table[values.cat.codes.to_numpy()]
+
+
+def seen_levels(frame: pd.DataFrame, feature: Feature) -> list[str]:
+    """Level names present at this party, sorted: what a party announces where no contract lists them."""
+    return sorted(str(v) for v in feature.texts(frame).dropna().unique())
+
+
+def moments(frame: pd.DataFrame, features: tuple[Number, ...]) -> Sums:
+    """Count, sum and sum of squares of each numeric feature around a public ``mean``."""
+    count, first, second = (np.zeros(len(features)) for _ in range(3))
+    for j, term in enumerate(features):
+        values = (term.feature.numbers(frame, term.levels) - term.mean) / term.scale
+        values = values[~np.isnan(values)]
+        count[j], first[j], second[j] = len(values), values.sum(), (values**2).sum()
+    arrays = {"count": count, "first": first, "second": second}
+    return Sums(arrays, {"count": COUNT, "first": MOMENT, "second": MOMENT}, len(frame))
+
+
+def histogram(frame: pd.DataFrame, features: tuple[Number, ...], edges: Floats) -> Sums:
+    """Rows by interval of each standardised feature, (features, intervals); the ends are open."""
+    counts = np.zeros((len(features), len(edges) - 1))
+    for j, term in enumerate(features):
+        values = (term.feature.numbers(frame, term.levels) - term.mean) / term.scale
+        inside = np.clip(values[~np.isnan(values)], edges[0], edges[-1])
+        counts[j] = np.histogram(inside, edges)[0]
+    return Sums({"count": counts}, {"count": COUNT}, len(frame))
+
+
+def level_counts(frame: pd.DataFrame, features: tuple[Levels, ...]) -> Sums:
+    """Rows at each level of each categorical feature, one after the other."""
+    counts = [np.zeros(0)]
+    for term in features:
+        codes = codes_of(term.feature.texts(frame), term.levels)
+        counts.append(np.bincount(codes[codes >= 0], minlength=len(term.levels)).astype(float))
+    return Sums({"count": np.concatenate(counts)}, {"count": COUNT}, len(frame))
+
+
+def check_features(frame: pd.DataFrame, features: tuple[Feature, ...], missing: str) -> None:
+    """Refuse missing values in features, unless the experiment says that they take the mean, or
+    that they are kept."""
+    for feature in features:
+        gone = frame[feature.column].isna()
+        number = pd.api.types.is_numeric_dtype(frame[feature.column])
+        filled = number and not (feature.category or feature.cut)
+        if gone.any() and missing != "keep" and (missing == "refuse" or not filled):
+            rows = ", ".join(str(i + 1) for i in gone.to_numpy().nonzero()[0][:5])
+            raise ContractError(
+                f"feature '{feature.column}' is missing in {int(gone.sum())} rows (first: {rows}); "
+                "set data.missing = 'drop' to leave these rows out, or 'keep' for trees"
+                + (", or 'mean' to fill in the mean" if filled else "")
+            )
+        if feature.ordinal and number:
+            raise ConfigurationError(
+                f"feature '{feature.column}': ordinal is for a category whose levels stand in a contract"
+            )

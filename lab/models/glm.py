@@ -1,0 +1,193 @@
+"""One party's sums for a generalised linear model, and the model itself once it is fitted.
+
+Fisher scoring (McCullagh & Nelder 1989, section 2.5) needs from the rows only the curvature
+X'WX, the score X'W(z - eta) and the deviance at given coefficients: all are sums.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+import numpy as np
+import pandas as pd
+from pydantic import model_validator
+
+from lab.errors import ContractError
+from lab.models.design import Design, Encoding
+from lab.models.families import Family, FamilyName, LinkName
+from lab.records import Strict
+from lab.sums import COUNT, CURVATURE, PRECISE, Floats, Limit, Sums
+
+
+class Task(Strict):
+    """What is modelled: ``target`` in ``family``, on the log link with ``exposure`` as offset.
+
+    ``per``: the target is the total of so many claims; the model is of the amount per claim,
+    weighted by their number, over the rows that have any. ``profiles``: digests of the profiles
+    that are joined to the rows (`lab.models.profile`).
+    """
+
+    target: str
+    exposure: str | None = None
+    weight: str | None = None
+    per: str | None = None
+    family: FamilyName = "poisson"
+    link: LinkName | None = None
+    power: float | None = None
+    profiles: tuple[str, ...] = ()
+
+    @property
+    def law(self) -> Family:
+        return Family.make(self.family, self.link, self.power)
+
+    def columns(self) -> list[str]:
+        used = [self.target, self.exposure, self.weight, self.per]
+        return [name for name in used if name is not None]
+
+    def rows(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The rows this task is about."""
+        if self.per is None:
+            return frame
+        return frame[(frame[self.per] > 0) & (frame[self.target] > 0)]
+
+
+class Response:
+    """Per row: y (a rate or a mean amount for one unit of weight), weight, and log exposure.
+
+    With exposure the mean of the target is exposure * exp(eta); ``y`` stays the target and
+    ``offset`` is log(exposure).
+    """
+
+    def __init__(self, frame: pd.DataFrame, task: Task) -> None:
+        self.y = frame[task.target].to_numpy(dtype=np.float64)
+        ones = np.ones(len(frame))
+        self.weight = _positive(frame, task.weight) if task.weight else ones
+        self.exposure = _positive(frame, task.exposure) if task.exposure else ones
+        if task.per:
+            claims = _positive(frame, task.per)
+            self.y, self.weight = self.y / claims, self.weight * claims
+        self.offset: Floats = np.log(self.exposure)
+        wrong = task.law.check_target(self.y)
+        if wrong:
+            raise ContractError(f"target '{task.target}' {wrong}")
+
+
+def _positive(frame: pd.DataFrame, name: str) -> Floats:
+    values = frame[name].to_numpy(dtype=np.float64)
+    bad = np.flatnonzero(~(values > 0))
+    if len(bad):
+        rows = ", ".join(str(i + 1) for i in bad[:5])
+        raise ContractError(
+            f"column '{name}' must be above 0 where it is an exposure or a weight; "
+            "leave such rows out",
+            (f"{len(bad)} rows are not (first: {rows})",),  # for the party's own eyes
+        )
+    return values
+
+
+def means(response: Response) -> Sums:
+    """Rows, total weight, weighted target, weighted exposure: what the constant model needs."""
+    r = response
+    arrays = {
+        "rows": np.array([float(len(r.y))]),
+        "weight": np.array([r.weight.sum()]),
+        "target": np.array([r.weight @ r.y]),
+        "exposure": np.array([r.weight @ r.exposure]),
+        "positive": np.array([float((r.y > 0).sum())]),
+    }
+    limits = dict.fromkeys(arrays, PRECISE) | {"rows": COUNT, "positive": COUNT}
+    return Sums(arrays, limits, len(r.y))
+
+
+def step(design: Design, response: Response, *, family: Family, beta: Floats, unit: float) -> Sums:
+    """Deviance, score and curvature at ``beta`` (shape (p,), standardised columns).
+
+    ``curvature`` holds the entries of X'WX that can differ from zero (``Encoding.pairs``), in the
+    public ``unit`` of an average row, so that its fixed-point format fits any scale of weights;
+    ``score`` is X'W(z - eta), p values; ``deviance`` and ``pearson`` are weighted totals.
+    ``valid`` is the number of rows whose mean lies within the family's range.
+    """
+    p = design.width
+    hessian, score = np.zeros((p, p)), np.zeros(p)
+    deviance = pearson = valid = 0.0
+    for part, x in design.blocks():
+        y, weight = response.y[part], response.weight[part]
+        eta = x @ beta + response.offset[part]
+        with np.errstate(all="ignore"):
+            mu = family.mean(eta)
+            inside = np.isfinite(mu) & ((mu > 0) | (family.name == "gaussian"))
+        if not inside.all():  # a step too long: say so, the coordinator halves it
+            valid += float(inside.sum())
+            continue
+        valid += len(y)
+        slope, variance = family.slope(eta, mu), family.variance(mu)
+        residual = y - mu
+        ratio = np.divide(slope, variance, out=np.zeros_like(mu), where=variance > 0)
+        score += x.T @ (weight * residual * ratio)
+        deviance += float(weight @ family.deviance(y, mu))
+        pearson += float(
+            weight
+            @ (residual * np.divide(residual, variance, where=variance > 0, out=np.zeros_like(mu)))
+        )
+        scaled = np.multiply(x, np.sqrt(weight * slope * ratio)[:, None], out=x)
+        hessian += scaled.T @ scaled
+    arrays = {
+        "score": score,
+        "deviance": np.array([deviance]),
+        "pearson": np.array([pearson]),
+        "valid": np.array([valid]),
+    }
+    limits: dict[str, Limit] = dict.fromkeys(arrays, PRECISE) | {"valid": COUNT}
+    arrays["curvature"], limits["curvature"] = hessian[design.pairs] / unit, CURVATURE
+    return Sums(arrays, limits, design.rows)
+
+
+def likelihood(
+    design: Design, response: Response, *, family: Family, beta: Floats, dispersion: float
+) -> Sums:
+    """The log-likelihood at ``beta`` for a known dispersion."""
+    total = 0.0
+    for part, x in design.blocks():
+        mu = family.mean(x @ beta + response.offset[part])
+        terms = family.log_likelihood(response.y[part], mu, response.weight[part], dispersion)
+        total += float(terms.sum())
+    return Sums({"log_likelihood": np.array([total])}, {"log_likelihood": PRECISE}, design.rows)
+
+
+class GLM(Strict):
+    """A fitted model: all that is needed to score a table, as plain numbers.
+
+    ``beta`` belongs to the standardised columns of ``encoding``.
+    """
+
+    kind: Literal["glm"] = "glm"
+    task: Task
+    encoding: Encoding
+    beta: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _one_for_each_column(self) -> Self:
+        if len(self.beta) != self.encoding.width:
+            raise ValueError(f"beta: needs {self.encoding.width} values, got {len(self.beta)}")
+        return self
+
+    def predict(self, frame: pd.DataFrame) -> Floats:
+        """The mean for one unit of exposure (or for one claim), one for each row."""
+        family = self.task.law
+        design = Design(frame, self.encoding)
+        out = np.empty(len(frame))
+        for part, x in design.blocks():
+            out[part] = family.mean(x @ np.array(self.beta))
+        return out
+
+
+class Product(Strict):
+    """Pure premium: claim frequency times mean claim amount."""
+
+    kind: Literal["product"] = "product"
+    frequency: GLM
+    severity: GLM
+
+    def predict(self, frame: pd.DataFrame) -> Floats:
+        """Expected amount for one unit of exposure, one for each row."""
+        return self.frequency.predict(frame) * self.severity.predict(frame)

@@ -1,0 +1,160 @@
+"""A table with what a model predicts for each of its rows."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from lab.errors import ConfigurationError, ContractError, ModelError
+from lab.models import files as models
+from lab.models.design import Feature
+from lab.models.glm import GLM, Product
+from lab.models.profile import Profiled
+from lab.tables import sources
+from lab.tables.contracts import Column, Contract, check, level_of
+
+if TYPE_CHECKING:
+    from lab.models.files import Model
+
+PREDICTION = "prediction"
+ENDINGS = (".csv", ".csv.gz", ".parquet")
+SHOWN = 5
+
+
+def predict(
+    model: Path, table: str, *, contract: Contract | None = None, query: str | None = None
+) -> tuple[pd.DataFrame, list[str]]:
+    """(the table's rows as they came with the column ``prediction``, what is to know of it).
+
+    model: a model's file or a run's folder. table: a CSV or Parquet file, or with ``query`` the
+    address of a database. Rows keep ``contract`` if one is given, and the model's columns anyway.
+    Raises :class:`ContractError` with every violation, :class:`ModelError` where a row has no
+    finite prediction, :class:`ConfigurationError` for files that cannot be read.
+    """
+    loaded = models.read(model)
+    texts = [f.column for f, levels, _ in _terms(loaded) if any(map(_is_code, levels))]
+    frame, _, origin = sources.unchecked(path=table, contract=contract, query=query, texts=texts)
+    if PREDICTION in frame.columns:
+        raise ContractError(f"{origin}: has a column '{PREDICTION}' already; rename or drop it")
+    if contract is not None:
+        check(frame, contract, where=origin)
+    kinds = {feature.column: "category" for feature, _, text in _terms(loaded) if text}
+    kinds |= {feature.column: "number" for feature, _, text in _terms(loaded) if not text}
+    columns = {name: Column(type=kind, nullable=True) for name, kind in kinds.items()}
+    rows = frame
+    if columns:
+        agreed = Contract(name=f"what {Path(model).name} reads", columns=columns)
+        rows = check(frame, agreed, where=origin)
+    with np.errstate(all="ignore"):
+        values = loaded.predict(rows)
+    wrong = np.flatnonzero(~np.isfinite(values))
+    if len(wrong):
+        first = ", ".join(str(i + 1) for i in wrong[:SHOWN])
+        raise ModelError(
+            f"{origin}: the model has no finite prediction for {len(wrong):,} rows (first: "
+            f"{first}); look there for values far outside what it was trained on"
+        )
+    if Path(table).name.removesuffix(".gz").endswith(".csv"):  # numbers as they are written there
+        frame = sources.read_file(Path(table), as_text=True)
+    return frame.assign(**{PREDICTION: values}), [_meaning(loaded), *_unknown(loaded, rows)]
+
+
+def _is_code(level: str) -> bool:
+    """Whether a level is none that a number has: its column is read as it is written."""
+    try:
+        return level != level_of(float(level))
+    except ValueError:
+        return True
+
+
+def _terms(model: Model) -> Iterator[tuple[Feature, tuple[str, ...], bool]]:
+    """What a model reads: feature, its levels if any, and whether its column is read as text."""
+    if isinstance(model, Profiled):  # what it looks up, and what the table itself must have
+        added = {column for profile in model.profiles for column in profile.columns}
+        asked = [profile.cells.asked for profile in model.profiles]
+        yield from ((Feature(column=c), (), False) for a in asked for c in (a.by, a.day))
+        yield from (term for term in _terms(_bare(model)) if term[0].column not in added)
+    elif isinstance(model, Product):
+        yield from _terms(model.frequency)
+        yield from _terms(model.severity)
+    elif isinstance(model, GLM) or model.kind == "network":
+        for number in model.encoding.numbers:
+            yield number.feature, number.levels, number.feature.ordinal
+        for category in model.encoding.categories:
+            yield category.feature, category.levels, category.feature.cut is None
+    else:
+        for cut in model.cuts:
+            yield (
+                cut.feature,
+                cut.levels,
+                cut.feature.ordinal or (cut.edges is None and cut.feature.cut is None),
+            )
+
+
+def _bare(model: Model) -> Model:
+    """The model without the profiles its features come from."""
+    inner: Any = model.model if isinstance(model, Profiled) else model
+    return inner  # type: ignore[no-any-return]
+
+
+def _meaning(model: Model) -> str:
+    model = _bare(model)
+    assert not isinstance(model, Profiled)
+    first, last = (
+        (model.frequency.task, model.severity.task)
+        if isinstance(model, Product)
+        else (model.task, model.task)
+    )
+    words = "the probability that" if last.family == "binomial" else "the mean of"
+    told = f"{PREDICTION}: {words} {last.target}" + " is 1" * (last.family == "binomial")
+    if last.per and first is last:
+        told += f" for one of {last.per}"
+    if first.exposure:
+        told += f" for one unit of {first.exposure}; multiply by it where a row has more or less"
+    return told
+
+
+def _unknown(model: Model, rows: pd.DataFrame) -> Iterator[str]:
+    """What the model was not trained on: levels it does not know, numbers that are missing."""
+    for feature, levels, text in dict.fromkeys(_terms(model)):
+        values = rows[feature.column]
+        gone = int(values.isna().sum())
+        if gone:
+            how = "as missing" if _bare(model).kind == "trees" else "as the base level or the mean"
+            yield f"{feature.column}: missing in {gone:,} rows, which are scored {how}"
+        if not text:
+            continue
+        new = values[values.notna() & ~values.isin(levels)].astype("str")
+        if len(new):
+            names = ", ".join(sorted(new.unique())[:SHOWN])
+            yield (
+                f"{feature.column}: {len(new):,} rows have a level that no training row had "
+                f"({names}); they are scored as the model scores what it does not know"
+            )
+
+
+def check_ending(out: Path) -> None:
+    """Refuse a file that would be neither CSV nor Parquet, before there is anything to write."""
+    if not out.name.endswith(ENDINGS):
+        raise ConfigurationError(f"{out}: must end in {', '.join(ENDINGS)}")
+
+
+def write(frame: pd.DataFrame, out: Path) -> None:
+    """Write the table by the file's ending, whole or not at all."""
+    check_ending(out)
+    draft = out.with_name(f".{secrets.token_hex(4)}-{out.name}")
+    try:
+        if out.suffix == ".parquet":
+            frame.to_parquet(draft, index=False)
+        else:
+            frame.to_csv(draft, index=False)
+        draft.replace(out)
+    except OSError as error:
+        raise ConfigurationError(f"{out}: cannot be written: {error.strerror or error}") from None
+    finally:
+        draft.unlink(missing_ok=True)

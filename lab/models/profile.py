@@ -1,0 +1,313 @@
+"""What all parties together know of a provider: sums by provider and period, joined to claims.
+
+Each party adds up its own claims; the totals are released under the rules of disclosure, and every
+party joins what was released to its claims as columns. A period is known when it is over: claims
+are scored at its end, not at settlement. Persons are counted once at each party, so that one who
+claims at two parties counts twice.
+
+What is told of a provider in a period is told among all its patients of that period: they must be
+enough persons of enough parties, while those who come again, or at weekends, may be few of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pydantic import Field, SerializeAsAny, model_validator
+
+from lab.errors import ConfigurationError, PeerError
+from lab.privacy.disclosure import Rules
+from lab.queries.questions import Compare, Question
+from lab.records import Strict, parse
+from lab.sums import AMOUNT, COUNT, FLAG, Floats, Limit, Sums
+from lab.tables.contracts import Column, Contract
+
+Measure = Literal["claims", "persons", "returning", "parties", "returning_parties"]
+#: A whole market in small pieces; more is a list of claims, not a profile.
+MOST_CELLS = 1_000_000
+
+
+class Profiling(Strict):
+    """``[[profile]]``: what is counted, by whom and in which periods.
+
+    ``by``: the number of the provider; ``day``: the day of a claim, a whole number with a range in
+    its contract; ``every``: days of a period. ``measures``: claims a day, persons, persons who
+    come again in the period, parties with a claim, parties with persons who come again.
+    ``means``: columns averaged over claims. ``shares``: the share of claims for which a comparison
+    holds. ``where``: the claims that all of these are about.
+    """
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    by: str
+    day: str
+    every: int = Field(30, ge=1)
+    register_file: str | None = None
+    measures: tuple[Measure, ...] = get_args(Measure)
+    means: tuple[str, ...] = ()
+    shares: dict[str, Compare] = Field(default_factory=dict)
+    where: Compare | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Profiling:
+        if len(set(self.columns())) != len(self.columns()):
+            raise ValueError("two of its columns have the same name")
+        return self
+
+    def columns(self) -> list[str]:
+        """The columns that are joined to claims."""
+        names = (*self.measures, *(f"mean_{column}" for column in self.means), *self.shares)
+        return [f"{self.name}_{measure}" for measure in names]
+
+    def reads(self) -> list[str]:
+        """The columns of claims that it looks at."""
+        compared = [c.column for c in (*self.shares.values(), self.where) if c is not None]
+        return [self.by, self.day, *self.means, *compared]
+
+    def check(self, contract: Contract) -> None:
+        """Refuse what this contract does not carry. Raises :class:`ConfigurationError`."""
+        where = f"profile '{self.name}'"
+        for column in self.reads():
+            if column not in contract.columns or contract.columns[column].role == "never_leaves":
+                raise ConfigurationError(
+                    f"{where}: contract {contract.name} has no column '{column}' to look at"
+                )
+        day = contract.columns[self.day]
+        if day.type != "integer" or day.minimum is None or day.maximum is None:
+            raise ConfigurationError(
+                f"{where}: '{self.day}' must be a whole number with minimum and maximum in contract "
+                f"{contract.name}, so that all parties have the same periods"
+            )
+        for column in self.columns():
+            if column in contract.columns:
+                raise ConfigurationError(
+                    f"{where}: the table has a column '{column}' already; give another name"
+                )
+
+
+class ProfileCells(Strict):
+    """The cells of a profile: every provider of the public register in every period."""
+
+    asked: Profiling
+    numbers: tuple[int, ...]
+    first: int
+    periods: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _whole(self) -> ProfileCells:
+        if sorted(set(self.numbers)) != list(self.numbers):
+            raise ValueError("numbers must rise")
+        if not 0 < self.count <= MOST_CELLS:
+            raise ValueError(f"{self.count:,} cells; there must be 1 to {MOST_CELLS:,}")
+        return self
+
+    @property
+    def count(self) -> int:
+        return len(self.numbers) * self.periods
+
+    def cell(self, frame: pd.DataFrame) -> NDArray[np.int64]:
+        """The cell of each row, -1 for a provider that is not registered or a day outside."""
+        number = frame[self.asked.by].to_numpy(dtype=np.float64)
+        known = np.array(self.numbers, dtype=np.float64)
+        at = np.searchsorted(known, number).clip(max=len(known) - 1)
+        days = frame[self.asked.day].to_numpy(dtype=np.float64) - self.first
+        period = np.nan_to_num(days // self.asked.every, nan=-1).astype(np.int64)
+        inside = (known[at] == number) & (period >= 0) & (period < self.periods)
+        return np.where(inside, at * self.periods + period, -1)
+
+    def form(self) -> dict[str, tuple[int, Limit]]:
+        """(values, format) of each sum, by name; it follows from the question alone."""
+        counts = ["population", "claims", "persons", "returning"]
+        counts += [f"share {name}" for name in self.asked.shares]
+        agreed = dict.fromkeys(counts, (self.count, COUNT))
+        agreed |= dict.fromkeys(("present", "parties", "returning_parties"), (self.count, FLAG))
+        for column in self.asked.means:
+            agreed |= {f"sum {column}": (self.count, AMOUNT), f"of {column}": (self.count, COUNT)}
+        return agreed
+
+
+def cells_of(asked: Profiling, contract: Contract, numbers: Iterable[int]) -> ProfileCells:
+    """The cells over these providers; periods follow from the contract.
+
+    Where the register lies is nobody's but the coordinator's. Raises :class:`ConfigurationError`.
+    """
+    asked.check(contract)
+    day = contract.columns[asked.day]
+    assert day.minimum is not None and day.maximum is not None  # checked with the contract
+    return parse(
+        ProfileCells,
+        {
+            "asked": asked.model_copy(update={"register_file": None}),
+            "numbers": tuple(numbers),
+            "first": int(day.minimum),
+            "periods": int((day.maximum - day.minimum) // asked.every) + 1,
+        },
+        where=f"profile '{asked.name}'",
+    )
+
+
+def sums(frame: pd.DataFrame, cells: ProfileCells, person: str) -> Sums:
+    """One party's sums by cell, in the `form` of the cells."""
+    asked = cells.asked
+    cell = cells.cell(frame)
+    frame, cell = frame[cell >= 0], cell[cell >= 0]
+
+    def counted(at: NDArray[np.int64], value: Floats | None = None) -> Floats:
+        return np.bincount(at, value, cells.count).astype(np.float64)
+
+    population = counted(_visits(cell, frame[person])["cell"].to_numpy())
+    if asked.where is not None:
+        meant = _holds(asked.where, frame)
+        frame, cell = frame[meant], cell[meant]
+    visits = _visits(cell, frame[person])
+    claims, returning = counted(cell), counted(visits.loc[visits["count"] > 1, "cell"].to_numpy())
+    arrays = {
+        "population": population,
+        "present": (population > 0).astype(np.float64),
+        "claims": claims,
+        "persons": counted(visits["cell"].to_numpy()),
+        "returning": returning,
+        "parties": (claims > 0).astype(np.float64),
+        "returning_parties": (returning > 0).astype(np.float64),
+    }
+    for name, condition in asked.shares.items():
+        arrays[f"share {name}"] = counted(cell[_holds(condition, frame)])
+    for column in asked.means:
+        value = frame[column].to_numpy(dtype=np.float64)
+        there = ~np.isnan(value)
+        arrays[f"sum {column}"] = counted(cell[there], value[there])
+        arrays[f"of {column}"] = counted(cell[there])
+    limits = {name: limit for name, (_, limit) in cells.form().items()}
+    return Sums(arrays, limits, len(frame))
+
+
+def _visits(cell: NDArray[np.int64], person: pd.Series) -> pd.DataFrame:
+    """How often (``count``) each person was in each cell."""
+    pairs = pd.DataFrame({"cell": cell, "person": person.to_numpy()})
+    return pairs.value_counts(sort=False).reset_index()
+
+
+def _holds(condition: Compare, frame: pd.DataFrame) -> NDArray[np.bool_]:
+    return Question(table="", where=condition).rows(frame)
+
+
+def release(cells: ProfileCells, rules: Rules, totals: Sums) -> Sums:
+    """Totals of the cells with patients enough of parties enough, 0 elsewhere; ``shown`` is 1 where
+    shown.
+
+    Concentration rules are not applied: a mean over ten persons can be mostly one of theirs. With
+    ``where`` a mean is shown where its own persons and parties are enough too.
+    """
+    enough = totals["population"] >= rules.minimum_count.persons
+    enough &= totals["present"] >= rules.minimum_parties.parties
+    arrays = {name: np.where(enough, values, 0.0) for name, values in totals.arrays.items()}
+    meant = totals["persons"] >= rules.minimum_count.persons  # of `where`, which may pick one claim
+    meant &= totals["parties"] >= rules.minimum_parties.parties
+    for column in cells.asked.means if cells.asked.where is not None else ():
+        for name in (f"sum {column}", f"of {column}"):
+            arrays[name] = np.where(meant, arrays[name], 0.0)
+    shown = {"shown": enough.astype(np.float64)}
+    return Sums({**arrays, **shown}, {**totals.limits, "shown": FLAG}, 0)
+
+
+class Profile(Strict):
+    """A released profile, as every party joins it to its claims: columns by cell, None if hidden."""
+
+    cells: ProfileCells
+    columns: dict[str, tuple[float | None, ...]]
+
+    @model_validator(mode="after")
+    def _complete(self) -> Profile:
+        if list(self.columns) != self.cells.asked.columns():
+            raise ValueError("columns must be those of the profile that was asked")
+        if any(len(values) != self.cells.count for values in self.columns.values()):
+            raise ValueError(f"each column must have {self.cells.count:,} values")
+        return self
+
+    @classmethod
+    def of(cls, cells: ProfileCells, totals: Sums) -> Profile:
+        """From what was released."""
+        asked, shown = cells.asked, totals["shown"] > 0
+        found = {"claims": totals["claims"] / asked.every}
+        found |= {name: totals[name] for name in get_args(Measure)[1:]}
+        claims = np.maximum(totals["claims"], 1)
+        found |= {name: totals[f"share {name}"] / claims for name in asked.shares}
+        for column in asked.means:
+            there = totals[f"of {column}"]
+            mean = totals[f"sum {column}"] / np.maximum(there, 1)
+            found[f"mean_{column}"] = np.where(there > 0, mean, np.nan)
+        columns = {}
+        for name in asked.columns():
+            values = np.where(shown, found[name.removeprefix(f"{asked.name}_")], np.nan)
+            columns[name] = tuple(None if v != v else float(v) for v in values)
+        return cls(cells=cells, columns=columns)
+
+    @property
+    def shown(self) -> int:
+        """ProfileCells that are not hidden."""
+        return sum(value is not None for value in next(iter(self.columns.values()), ()))
+
+    @cached_property
+    def digest(self) -> str:
+        """What a task names a profile by."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+    @cached_property
+    def _table(self) -> Floats:
+        """(columns, cells + 1), the last for rows in no cell."""
+        rows = [[np.nan if v is None else v for v in (*c, None)] for c in self.columns.values()]
+        return np.array(rows, dtype=np.float64)
+
+    def join(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The claims with the columns of the profile."""
+        for column in (self.cells.asked.by, self.cells.asked.day):
+            if column not in frame.columns:
+                raise ConfigurationError(
+                    f"the model needs column '{column}' to look up what is known of a provider"
+                )
+        values = self._table[:, self.cells.cell(frame)]
+        return frame.assign(**dict(zip(self.columns, values, strict=True)))
+
+
+class Profiled(Strict):
+    """A model with the profiles its features come from."""
+
+    kind: Literal["profiled"] = "profiled"
+    profiles: tuple[Profile, ...]
+    model: SerializeAsAny[Strict]
+
+    def predict(self, frame: pd.DataFrame) -> Floats:
+        """The prediction of the model, one for each row."""
+        for profile in self.profiles:
+            frame = profile.join(frame)
+        inner: Any = self.model
+        return np.asarray(inner.predict(frame))
+
+
+def profiled(contract: Contract, asked: tuple[Profiling, ...]) -> Contract:
+    """The contract with the columns that profiles add."""
+    added = dict(_columns(asked))
+    return contract.model_copy(update={"columns": contract.columns | added})
+
+
+def _columns(asked: tuple[Profiling, ...]) -> Iterator[tuple[str, Column]]:
+    for one in asked:
+        for name in one.columns():
+            yield (
+                name,
+                Column(type="number", nullable=True, description=f"of {one.by}, all parties"),
+            )
+
+
+def read(data: bytes) -> Profile:
+    """A profile as it travels. Raises :class:`PeerError`."""
+    try:
+        return Profile.model_validate(json.loads(data))
+    except (ValueError, RecursionError):
+        raise PeerError("coordinator: sent a profile that is not readable") from None

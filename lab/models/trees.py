@@ -1,0 +1,432 @@
+"""Gradient-boosted trees: one party's sums while they grow, and the model as a file.
+
+Second-order boosting on histograms (Chen & Guestrin, "XGBoost", 2016, section 2.2; Ke et al.,
+"LightGBM", 2017, section 2.1): to grow a tree, nothing is needed of the rows but the sums of the
+loss's first and second derivatives by node, feature and bin. The derivatives are rounded to whole
+numbers of a public unit before they are added, so that the sums, the cuts chosen from them and the
+trees are the same to the bit however the rows are split and whether or not the sums are encrypted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, Self, TypeVar
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+
+from lab.errors import ConfigurationError, ModelError, PeerError
+from lab.models import kernels
+from lab.models.design import Feature, codes_of
+from lab.models.families import Family
+from lab.models.glm import Response, Task
+from lab.records import Strict
+from lab.sums import COUNT, Floats, Limit, Sums
+
+#: Derivatives are counted in 2**-10 of what an average row adds, to 64 times what all rows add.
+GRAIN, REACH = 2.0**-10, 64
+#: Losses, in the same unit, are larger for each row.
+LOSS = Limit(bound=2.0**34, resolution=2.0**-16)
+#: Levels of a category that have bins of their own; a bin's number is one byte.
+MOST_BINS = 254
+#: Rows of all parties: their sums of derivatives are exact in float64.
+MOST_ROWS = 2**31
+#: Nodes of a tree of depth 10; bins of all nodes that one question may ask for.
+MOST_NODES, MOST_CELLS = 2**11 - 1, 2**24
+LEAF = -1
+Told = TypeVar("Told")
+
+
+class Cuts(Strict):
+    """A feature in bins. Numbers: bin k holds values above ``edges[k - 1]`` and up to ``edges[k]``.
+    Categories, where ``edges`` is None: bin k is level k. The last bin is for what is missing, and
+    for levels that have none of their own: unknown ones, and the rarest where there are too many."""
+
+    feature: Feature
+    edges: tuple[float, ...] | None = None
+    levels: tuple[str, ...] = ()
+    monotone: Literal[-1, 0, 1] = 0
+
+    @model_validator(mode="after")
+    def _fits_a_byte(self) -> Self:
+        if self.edges is None and len(self.levels) > MOST_BINS:
+            raise ValueError(f"at most {MOST_BINS} levels have bins")
+        if self.edges is not None and (
+            len(self.edges) >= MOST_BINS or sorted(set(self.edges)) != list(self.edges)
+        ):
+            raise ValueError(f"edges must rise and be fewer than {MOST_BINS}")
+        return self
+
+    @property
+    def bins(self) -> int:
+        """Bins, the one for missing values among them."""
+        return (len(self.levels) if self.edges is None else len(self.edges) + 1) + 1
+
+    def codes(self, frame: pd.DataFrame, out: NDArray[np.uint8]) -> None:
+        """Write the bin of each row into ``out``."""
+        if self.edges is None:
+            level = codes_of(self.feature.texts(frame), self.levels)
+            out[:] = np.where(level < 0, self.bins - 1, level)
+        else:
+            kernels.bins(self.feature.numbers(frame, self.levels), np.array(self.edges), out)
+
+
+class Tree(Strict):
+    """A tree by its nodes, the root first. A leaf has feature -1; another node's children are
+    ``left`` and ``left + 1``, and of ``bins`` (hexadecimal) bit k is set where bin k goes left."""
+
+    feature: tuple[int, ...] = (LEAF,)
+    left: tuple[int, ...] = (0,)
+    bins: tuple[str, ...] = ("0",)
+    value: tuple[float, ...] = (0.0,)
+
+    @model_validator(mode="after")
+    def _is_a_tree(self) -> Self:
+        """Compiled code follows these numbers unchecked."""
+        count = len(self.feature)
+        if not 1 <= count <= MOST_NODES or not (
+            count == len(self.left) == len(self.bins) == len(self.value)
+        ):
+            raise ValueError(f"a tree has 1 to {MOST_NODES} nodes, each with all its parts")
+        for at, (feature, left) in enumerate(zip(self.feature, self.left, strict=True)):
+            if feature < LEAF or (feature != LEAF and not at < left < count - 1):
+                raise ValueError("children must come after their parent")
+        if not all(re.fullmatch("[0-9a-f]{1,64}", bins) for bins in self.bins):
+            raise ValueError("bins must be hexadecimal numbers of at most 256 bits")
+        return self
+
+    @cached_property
+    def goes_left(self) -> NDArray[np.bool_]:
+        """(nodes, 256) whether a bin goes left."""
+        masks = [int(text, 16).to_bytes(32, "little") for text in self.bins]
+        bits = np.frombuffer(b"".join(masks), dtype=np.uint8).reshape(-1, 32)
+        return np.unpackbits(bits, axis=1, bitorder="little").astype(bool)
+
+    def descend(self, codes: NDArray[np.uint8], node: NDArray[np.int32]) -> None:
+        """Move rows from the nodes they are at to the leaves below."""
+        feature, left = np.array(self.feature, dtype=np.int64), np.array(self.left, dtype=np.int64)
+        kernels.descend(codes, node, feature, left, self.goes_left)
+
+    def extends(self, other: Tree) -> bool:
+        """True where this is the other tree with some of its leaves cut further."""
+        old = zip(other.feature, other.left, other.bins, strict=True)
+        new = zip(self.feature, self.left, self.bins, strict=True)
+        pairs = zip(old, new, strict=False)
+        return len(other.feature) <= len(self.feature) and all(
+            a == b or a[0] == LEAF for a, b in pairs
+        )
+
+    def add_values(self, codes: NDArray[np.uint8], eta: Floats) -> None:
+        """Add to each row of ``eta`` the value of its leaf."""
+        node = np.zeros(len(codes), dtype=np.int32)
+        self.descend(codes, node)
+        eta += np.array(self.value)[node]
+
+
+class Trees(Strict):
+    """A fitted model: all that is needed to score a table, as plain numbers."""
+
+    kind: Literal["trees"] = "trees"
+    task: Task
+    cuts: tuple[Cuts, ...]
+    intercept: float
+    trees: tuple[Tree, ...] = ()
+
+    @model_validator(mode="after")
+    def _features_are_there(self) -> Self:
+        if any(max(tree.feature) >= len(self.cuts) for tree in self.trees):
+            raise ValueError("a tree cuts a feature that the model does not have")
+        return self
+
+    def predict(self, frame: pd.DataFrame) -> Floats:
+        """The mean for one unit of exposure (or for one claim), one for each row."""
+        return self.task.law.mean(self.eta(frame))
+
+    def eta(self, frame: pd.DataFrame) -> Floats:
+        """The linear predictor of each row, without its exposure."""
+        codes, eta = binned(frame, self.cuts), np.full(len(frame), self.intercept)
+        for tree in self.trees:
+            tree.add_values(codes, eta)
+        return eta
+
+
+def binned(frame: pd.DataFrame, cuts: tuple[Cuts, ...]) -> NDArray[np.uint8]:
+    """(rows, features) the bin of each value."""
+    codes = np.empty((len(frame), len(cuts)), dtype=np.uint8)
+    for j, cut in enumerate(cuts):
+        cut.codes(frame, codes[:, j])
+    return codes
+
+
+def in_order(frame: pd.DataFrame, cuts: tuple[Cuts, ...]) -> list[Floats]:
+    """The numbers of each feature, sorted, without missing ones."""
+    columns = (cut.feature.numbers(frame, cut.levels) for cut in cuts)
+    return [np.sort(values[~np.isnan(values)]) for values in columns]
+
+
+def counts(columns: list[Floats], *, edges: Floats, rows: int, most: int) -> Sums:
+    """Rows up to each edge and above the one before, (features, edges + 1).
+
+    edges: (features, edges), rising, filled up with the largest number. rows: how many the party
+    has; most: how many it may have at most.
+    """
+    if edges.ndim != 2 or len(edges) != len(columns):
+        raise PeerError("request: edges must be one row for each feature")
+    up_to = [
+        np.searchsorted(column, row, side="right")
+        for column, row in zip(columns, edges, strict=True)
+    ]
+    ends = [[len(column)] for column in columns]
+    count = np.diff(np.hstack([up_to, ends]), axis=1, prepend=0).astype(np.float64)
+    return Sums({"count": count}, {"count": Limit(bound=float(most), resolution=1.0)}, rows)
+
+
+class TreesRecipe(Strict):
+    """What is fixed before the first tree. ``step``: by how much linear predictors differ, a power
+    of two; ``unit``: the second derivative of an average row; ``rows``: how many all parties have;
+    ``validation_share``: the share of persons (or rows) that no tree is grown from, to judge them by."""
+
+    intercept: float
+    step: float = Field(1.0, gt=0)
+    unit: float = Field(gt=0)
+    rows: int = Field(gt=0, le=MOST_ROWS)
+    validation_share: float = Field(0.0, ge=0, lt=1)
+    seed: int = 0
+
+    @property
+    def most(self) -> float:
+        """The largest sum of derivatives, in units."""
+        return float(REACH << self.rows.bit_length())
+
+    @property
+    def scales(self) -> Floats:
+        """(3,) units of first and second derivatives and of the loss, as grains to one."""
+        unit, step = self.unit, self.step
+        return 1 / np.array([unit * step * GRAIN, unit * GRAIN, unit * step**2 * LOSS.resolution])
+
+
+class Place(Strict):
+    """Where the trees stand: the digest of all that are finished (empty before the first), the
+    last of them, and the one that grows."""
+
+    chain: str = ""
+    last: Tree | None = None
+    growing: Tree = Tree()
+
+    def next(self, finished: Tree) -> Place:
+        """The place once the tree that grew is finished."""
+        return Place(chain=chained(self.chain, finished), last=finished)
+
+
+#: Finished trees by the digest of all up to them, each with the digest before it.
+Finished = dict[str, tuple[str, Tree]]
+
+
+def chained(chain: str, tree: Tree) -> str:
+    """The digest of the trees so far and one more."""
+    return hashlib.sha256(f"{chain} {tree.model_dump_json()}".encode()).hexdigest()
+
+
+class Ask(Strict):
+    """A question about leaves of the tree that grows: for each the bounds of its first and second
+    derivatives, in units, which follow from totals known before."""
+
+    place: Place
+    nodes: tuple[int, ...] = Field(min_length=1)
+    features: tuple[int, ...] = Field(min_length=1)
+    most: tuple[tuple[float, float], ...]
+
+    def check(self, cuts: tuple[Cuts, ...], recipe: TreesRecipe) -> None:
+        """Raises :class:`PeerError` for what nobody who grows trees would ask."""
+        growing, last = self.place.growing, self.place.last or Tree()
+        leaves = {at for at, feature in enumerate(growing.feature) if feature == LEAF}
+        if max(*growing.feature, *last.feature) >= len(cuts):
+            raise PeerError("request: a tree cuts a feature that was not agreed on")
+        if len(set(self.nodes)) != len(self.nodes) or not leaves.issuperset(self.nodes):
+            raise PeerError("request: nodes must be leaves of the tree that grows, each once")
+        if list(self.features) != sorted(set(self.features) & set(range(len(cuts)))):
+            raise PeerError("request: features must be of those agreed on, in order, each once")
+        if len(self.nodes) * sum(cuts[j].bins for j in self.features) > MOST_CELLS:
+            raise PeerError(f"request: more than {MOST_CELLS:,} bins at once")
+        if len(self.most) != len(self.nodes) or not all(
+            GRAIN <= most <= recipe.most for pair in self.most for most in pair
+        ):
+            raise PeerError("request: bounds must be given for each node, within the recipe's")
+
+
+def told(form: type[Told] | Any, text: str) -> Told:
+    """What a request holds as JSON. Raises :class:`PeerError`."""
+    try:
+        found: Told = TypeAdapter(form).validate_json(text)
+    except ValidationError:
+        raise PeerError("request: its trees, cuts or recipe are not readable") from None
+    return found
+
+
+@dataclass
+class Side:
+    """Rows that trees are grown from, or rows that they are judged by, with their scores so far."""
+
+    codes: NDArray[np.uint8]
+    y: Floats
+    weight: Floats
+    offset: Floats
+    eta: Floats
+    node: NDArray[np.int32] = field(init=False)
+    derivatives: NDArray[np.int64] = field(init=False)
+    loss: float = 0.0  # deviance in grains
+
+    def __post_init__(self) -> None:
+        self.node = np.zeros(len(self.y), dtype=np.int32)
+        self.derivatives = np.zeros((len(self.y), 2), dtype=np.int64)
+
+    def derive(self, law: Family, recipe: TreesRecipe) -> None:
+        """Derivatives and loss at the scores so far. Raises :class:`ModelError` beyond bounds."""
+        objective = kernels.OBJECTIVES[law.name]
+        told = (self.y, self.weight, self.eta + self.offset, recipe.scales, self.derivatives)
+        self.loss, gross, total = kernels.derivatives(objective, law.power, *told)
+        if not max(gross, total) * GRAIN <= recipe.most:
+            raise ModelError(
+                f"a few rows weigh more than {REACH} times all rows of an average model; "
+                "lower model.learning_rate, raise model.min_child_rows or model.l2, or cap the target"
+            )
+
+
+class Rows:
+    """A party's rows while trees grow.
+
+    keys: (rows,) of persons or rows, by which the share held out is drawn: who is held out does
+    not depend on how rows are split among parties. finished: the trees so far, which are followed
+    anew where the rows come from a restart.
+    """
+
+    def __init__(
+        self,
+        frame: pd.DataFrame,
+        response: Response,
+        keys: pd.Series,
+        cuts: tuple[Cuts, ...],
+        task: Task,
+        recipe: TreesRecipe,
+        finished: Finished | None = None,
+    ) -> None:
+        self.finished: Finished = {} if finished is None else finished
+        self.cuts, self.law, self.recipe = cuts, task.law, recipe
+        if self.law.link != Family.make(self.law.name, power=task.power).link:
+            raise ConfigurationError(f"trees model {task.family} on its usual link; drop the link")
+        codes, held = binned(frame, cuts), drawn(keys, recipe)
+        self.grown, self.held = (self._side(codes, response, part) for part in (~held, held))
+        self._features: tuple[int, ...] = ()
+        self._codes = self.grown.codes[:, :0]
+        self._restart()
+
+    def _side(self, codes: NDArray[np.uint8], r: Response, part: NDArray[np.bool_]) -> Side:
+        start = np.full(int(part.sum()), self.recipe.intercept)
+        return Side(codes[part], r.y[part], r.weight[part], r.offset[part], start)
+
+    def _restart(self) -> None:
+        for side in (self.grown, self.held):
+            side.eta[:] = self.recipe.intercept
+        self._start_tree("")
+
+    def _start_tree(self, chain: str) -> None:
+        self.chain, self.growing = "nowhere", Tree()  # until there are derivatives to go on from
+        self.grown.node[:] = 0
+        for side in (self.grown, self.held):
+            side.derive(self.law, self.recipe)
+        self.chain = chain
+
+    def follow(self, place: Place) -> None:
+        """Come to where the trees stand. Raises :class:`PeerError` if the way there is unknown."""
+        for chain in self._way_to(place):
+            if chain == "":
+                self._restart()
+            else:
+                self._finish(chain, self.finished[chain][1])
+        self._grow(place.growing)
+
+    def _way_to(self, place: Place) -> list[str]:
+        """What is to be done from where these rows are: restart, finish one tree after another."""
+        last = place.last
+        if last is not None and place.chain not in self.finished:
+            known = (self.chain, "", *self.finished)
+            before = next((c for c in known if chained(c, last) == place.chain), None)
+            if before is not None:
+                self.finished[place.chain] = (before, last)
+        way, at = [], place.chain
+        while at != self.chain:
+            way.append(at)
+            if at == "":
+                break
+            if at not in self.finished:
+                raise PeerError("the trees so far are not known here; start the run again")
+            at = self.finished[at][0]
+        return way[::-1]
+
+    def _finish(self, chain: str, tree: Tree) -> None:
+        self._grow(tree)
+        self.grown.eta += np.array(tree.value)[self.grown.node]
+        tree.add_values(self.held.codes, self.held.eta)
+        self._start_tree(chain)
+
+    def columns(self, features: tuple[int, ...]) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
+        """The bins of these features alone, side by side, and where each feature's bins start."""
+        if features != self._features:
+            whole = len(features) == len(self.cuts)
+            self._codes = self.grown.codes if whole else self.grown.codes[:, list(features)]
+            self._features = features
+        widths = [self.cuts[j].bins for j in features]
+        return self._codes, np.concatenate([[0], np.cumsum(widths)]).astype(np.uint64)
+
+    def _grow(self, tree: Tree) -> None:
+        if not tree.extends(self.growing):
+            self.grown.node[:] = 0
+        tree.descend(self.grown.codes, self.grown.node)
+        self.growing = tree
+
+
+def drawn(keys: pd.Series, recipe: TreesRecipe) -> NDArray[np.bool_]:
+    """(rows,) true for those held out, by a hash of their key and the seed."""
+    salt = hashlib.sha256(f"held out {recipe.seed}".encode()).digest()[:8]
+    hashed = pd.util.hash_pandas_object(keys, index=False).to_numpy()
+    hashed = pd.util.hash_array(hashed ^ np.uint64(int.from_bytes(salt, "big")))
+    return np.asarray(hashed < np.uint64(int(recipe.validation_share * 2.0**63)) * np.uint64(2))
+
+
+def level(rows: Rows, ask: Ask) -> Sums:
+    """Derivatives by bin of leaves of the growing tree, and the losses where it is a lone root.
+
+    ``gradient k`` and ``hessian k`` (bins of the features one after the other) are of the k-th
+    node asked for, ``gross`` (nodes,) sums the magnitudes of its first derivatives, all in units;
+    ``loss`` holds the deviance and ``size`` the number of grown and held-out rows. Raises
+    :class:`PeerError` for a question that does not fit, :class:`ModelError` for a model that runs
+    away.
+    """
+    ask.check(rows.cuts, rows.recipe)
+    rows.follow(ask.place)
+    codes, start = rows.columns(ask.features)
+    slot = np.full(len(ask.place.growing.feature), LEAF, dtype=np.int64)
+    slot[list(ask.nodes)] = np.arange(len(ask.nodes))
+    found = np.zeros((len(ask.nodes), 2 * int(start[-1])), dtype=np.int64)
+    gross = np.zeros(len(ask.nodes), dtype=np.int64)
+    side = rows.grown
+    kernels.histograms(codes, side.node, slot, side.derivatives, start, found, gross)
+    arrays: dict[str, Floats] = {"gross": np.asarray(gross * GRAIN, dtype=np.float64)}
+    limits = {"gross": Limit(max(most[0] for most in ask.most), GRAIN)}
+    for k, (node, most) in enumerate(zip(found, ask.most, strict=True)):
+        for i, name in enumerate(("gradient", "hessian")):
+            arrays[f"{name} {k}"] = np.asarray(node[i::2] * GRAIN, dtype=np.float64)
+            limits[f"{name} {k}"] = Limit(most[i], GRAIN)
+    if len(slot) == 1:
+        both = (rows.grown, rows.held)
+        arrays["loss"] = np.array([s.loss for s in both]) * LOSS.resolution
+        arrays["size"] = np.array([float(len(s.y)) for s in both])
+        limits |= {"loss": LOSS, "size": COUNT}
+    if any(np.abs(array).max() > limits[name].bound for name, array in arrays.items()):
+        raise PeerError("request: a sum is beyond the bound that was given for it")
+    return Sums(arrays, limits, len(rows.grown.y) + len(rows.held.y))

@@ -1,0 +1,236 @@
+"""What a party answers questions from: its table, the rules it keeps, its history and its budget."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from lab.errors import PolicyError
+from lab.privacy.budget import PrivacyBudget, event
+from lab.privacy.disclosure import Rules
+from lab.privacy.noise import bounded, clamped, noised
+from lab.privacy.query_audit import OUTSIDE, History
+from lab.queries import cells
+from lab.queries.actuarial import stability_index
+from lab.queries.questions import Question, check
+from lab.records import Strict
+from lab.sums import Floats, Sums
+from lab.tables.contracts import Contract, broken
+from lab.tables.sources import digest
+
+#: A value of a factor is common where at least one in so many rows has it.
+MOST_VALUES = 50
+#: The ends of a column's declared range.
+ENDS = ("minimum", "maximum")
+
+
+class Budget(Strict):
+    """What a party is ready to spend on noised answers, ever: the total epsilon, at this delta."""
+
+    epsilon: float
+    delta: float = 1e-6
+
+
+@dataclass
+class QueryTable:
+    """A party's table under its contract. Questions are answered here and nowhere else.
+
+    raw: the table as it came, for counts of violations; folder: where history and budget are kept
+    (None: in memory, and no budget); noised: the party answers no question without noise.
+    """
+
+    frame: pd.DataFrame
+    contract: Contract
+    rules: Rules
+    person: str | None = None
+    raw: pd.DataFrame | None = None
+    folder: Path | None = None
+    budget: Budget | None = None
+    noised: bool = False
+    history: History = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        place = self.folder / "history.db" if self.folder else None
+        self.history = History(place, digest(self.frame), len(self.frame))
+
+    @cached_property
+    def persons(self) -> NDArray[np.int64] | None:
+        """Who each row belongs to, numbered from 0; None where each row is a person."""
+        if self.person is None:
+            return None
+        codes, names = pd.factorize(self.frame[self.person])
+        unknown = np.flatnonzero(codes < 0)  # each is a person of its own
+        codes[unknown] = len(names) + np.arange(len(unknown))
+        return np.asarray(codes, dtype=np.int64)
+
+    @cached_property
+    def ledger(self) -> PrivacyBudget:
+        """The budget on disk. Raises :class:`PolicyError` where the party has none."""
+        if self.budget is None or self.folder is None:
+            raise PolicyError("this party has no budget for noised answers")
+        return PrivacyBudget(self.folder / "budget.db", self.budget.epsilon, self.budget.delta)
+
+    def answer(self, asked: Mapping[str, Any]) -> Sums:
+        """This party's contribution to an answer.
+
+        Raises :class:`PolicyError` for what its contract, its rules or its budget do not allow.
+        """
+        question = self._read(asked)
+        codes = question.codes(self.frame)
+        if question.noise is not None:
+            return self._with_noise(question, codes)
+        vetoed = self._admitted(question, codes)
+        arrays = cells.plain(question, self.frame, self.persons, codes, vetoed, self.rules)
+        return cells.sums(cells.form(question), arrays, int((codes != OUTSIDE).sum()))
+
+    def _admitted(self, question: Question, codes: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """The cells that history vetoes; the others are history now.
+
+        A total tells more than its cells where it leaves rows out or weighs them by a column that
+        somebody may know: rows with a value, and rows by the values of a factor, are cells to
+        the history as well.
+        """
+        least, vetoed = self.rules.minimum_difference.persons, np.zeros(question.cells, dtype=bool)
+        for parts, count in self._told(question, codes):
+            split = np.full(len(codes), OUTSIDE, dtype=np.int64)
+            inside = (codes != OUTSIDE) & (parts != OUTSIDE)
+            split[inside], keys = pd.factorize(codes[inside] * count + parts[inside])
+            found = self.history.admit(split, max(len(keys), 1), self.persons, least)
+            vetoed[np.asarray(keys)[found[: len(keys)]] // count] = True
+        return vetoed
+
+    def _by_value(
+        self, codes: NDArray[np.int64], factor: pd.Series[Any]
+    ) -> tuple[NDArray[np.int64], int]:
+        """Rows by the value of a factor: each common value is a part, the rare ones are one.
+
+        A sum and a sum times the factor give the rare ones' sum without any one value, so without
+        it the minimum must be left; in a cell where it is not, each rare value is a part.
+        """
+        value = np.asarray(pd.factorize(factor)[0], dtype=np.int64)
+        known, least = value >= 0, self.rules.minimum_difference.persons
+        if not known.any():
+            return value, 1
+        common = np.bincount(value[known]) >= max(len(value) / MOST_VALUES, least)
+        rare = known & ~common[value] & (codes != OUTSIDE)
+        once = rare & self._first
+        width = int(value.max()) + 1
+        pair, keys = pd.factorize(codes[once] * width + value[once])
+        heads, cell = np.bincount(pair, minlength=len(keys)), np.asarray(keys) // width
+        left = np.bincount(cell, heads, codes.max(initial=0) + 1)
+        np.subtract.at(left, *self._most(cell, heads))
+        return np.where(rare & (left[codes] >= least), width, value), width + 1
+
+    @staticmethod
+    def _most(cell: NDArray[np.int64], heads: NDArray[np.int64]) -> tuple[Any, Any]:
+        """Each cell, and the most persons of one value in it."""
+        order = np.lexsort((-heads, cell))
+        cells_, first = np.unique(cell[order], return_index=True)
+        return cells_, heads[order][first]
+
+    @cached_property
+    def _first(self) -> NDArray[np.bool_]:
+        """True for the first row of each person."""
+        first = np.ones(len(self.frame), dtype=bool)
+        if self.persons is not None:
+            first[:] = False
+            first[np.unique(self.persons, return_index=True)[1]] = True
+        return first
+
+    def _told(
+        self, question: Question, codes: NDArray[np.int64]
+    ) -> Iterator[tuple[NDArray[np.int64], int]]:
+        """How the totals of a question split its cells: the part of each row, and how many."""
+        yield np.zeros(len(codes), dtype=np.int64), 1
+        for columns in {total.columns for total in question.totals}:
+            filled = (
+                np.logical_and.reduce([self.frame[c].notna() for c in columns]) if columns else True
+            )
+            if not np.all(filled):
+                yield np.where(filled, 0, 1).astype(np.int64), 2
+        factors = {
+            c for total in question.totals if len(set(total.columns)) > 1 for c in total.columns
+        }
+        for column in sorted(factors):
+            yield self._by_value(codes, self.frame[column])
+
+    def _read(self, asked: Mapping[str, Any]) -> Question:
+        """The question, if it is asked under this party's rules and within its contract."""
+        if asked["rules"] != json.loads(self.rules.model_dump_json()):
+            raise PolicyError(
+                "asked under other disclosure rules than this party's; it keeps its own"
+            )
+        question = Question.model_validate(asked["question"])
+        check(question, self.contract, self.person)
+        if self.noised and question.noise is None:
+            raise PolicyError("this party answers with noise alone; give an epsilon")
+        return question
+
+    @staticmethod
+    def _without_noise(question: Question) -> None:
+        """Raises :class:`PolicyError` where noise is asked for that would not be made."""
+        if question.noise is not None:
+            raise PolicyError(
+                "noise is for counts and sums alone; this is answered without, or not"
+            )
+
+    def _with_noise(self, question: Question, codes: NDArray[np.int64]) -> Sums:
+        """A contribution with this party's own noise, charged before the noise is made."""
+        noise, columns = question.noise, self.contract.columns
+        assert noise is not None
+        rows = np.flatnonzero(codes != OUTSIDE)
+        own = None if self.persons is None else self.persons[rows]
+        rows = rows[bounded(own, noise.rows_per_person, len(rows))]
+        releases = cells.releases(question, columns)
+        self.ledger.charge(question.model_dump_json(), [event(r) for r in releases.values()])
+        arrays: dict[str, Floats] = {}
+        for k, total in enumerate(question.totals):
+            step, (low, high) = cells.step_of(total, columns), cells.bounds(total, columns)
+            part = self.frame.iloc[rows][list(dict.fromkeys(total.columns))]
+            if total.kind == "sum":
+                least, most = ({c: getattr(columns[c], end) for c in total.columns} for end in ENDS)
+                part = part.clip(pd.Series(least), pd.Series(most), axis=1)
+            each = np.where(total.present(part), total.values(part), np.nan)
+            values = clamped(each, low, high, step)
+            exact = cells.added(codes[rows], values, question.cells)
+            arrays[f"total {k}"] = np.float64(step) * noised(exact, releases[k])
+        return cells.sums(cells.form(question), arrays, 0)
+
+    def keep(self, line: Mapping[str, Any]) -> None:
+        """Add a line to the party's own receipt: what leaves it, and the rows behind it."""
+        if self.folder is not None:
+            with (self.folder / "receipt.jsonl").open("a", encoding="utf-8") as receipt:
+                receipt.write(json.dumps(line) + "\n")
+
+    def violations(self, asked: Mapping[str, Any]) -> Sums:
+        """Rows that break each rule of the contract, of the table as it came."""
+        self._without_noise(self._read(asked))
+        counts = broken(self.frame if self.raw is None else self.raw, self.contract)
+        return cells.sums(cells.flag_form(len(counts)), cells.flagged(counts), 0)
+
+    def drift(self, asked: Mapping[str, Any], shares: Floats) -> Sums:
+        """How far this party's distribution over the question's cells is from the market's, where
+        its history lets it tell: an index of small cells, asked often, is their counts. So is one
+        from shares that somebody chooses, and the market has but one share of each cell."""
+        question = self._read(asked)
+        self._without_noise(question)
+        codes = question.codes(self.frame)
+        told = ~self._admitted(question, codes)
+        counts = np.bincount(codes[codes != OUTSIDE], minlength=question.cells)[told]
+        rows, known = int(counts.sum()), shares[told]
+        split = np.where((codes != OUTSIDE) & np.append(told, False)[codes], codes, OUTSIDE)
+        if not self.history.once(split, hashlib.sha256(known.astype("<f8").tobytes()).hexdigest()):
+            raise PolicyError("drift from other shares than before would tell this party's own")
+        index = stability_index(known, counts, rows) if rows and known.sum() > 0 else None
+        return cells.sums(cells.DRIFT_FORM, cells.drifted(index), 0)

@@ -1,0 +1,174 @@
+"""Figures of a fraud detector for the report, drawn from ``result.json`` alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lab.report.style import COLOURS, LINE, PALE, resize
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from matplotlib.axes import Axes
+
+#: The four-fifths rule's bounds on a ratio (29 CFR 1607.4 D), as something to look at.
+LOOK_AT = 0.8, 1.25
+
+
+def _arms(result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Arms with what was found by the detector of the whole market."""
+    for arm, curves in result["curves"].items():
+        if curves and curves["detection"]:
+            yield arm, curves["detection"]
+
+
+def _shared(result: dict[str, Any]) -> dict[str, Any] | None:
+    """What the federated detector found, else the last arm's."""
+    arms = dict(_arms(result))
+    return arms.get("federated") or next(iter(reversed(arms.values())), None)
+
+
+def _style(arm: str) -> Any:
+    return (0, (2, 3)) if arm == "pooled" else "-"
+
+
+def precision_recall(result: dict[str, Any], axes: Axes) -> bool:
+    """Steps, since lines between the points promise too much."""
+    for arm, found in _arms(result):
+        value = result["arms"][arm]["scores"]["all"]["average_precision"]
+        axes.step(
+            [0.0, *found["recall"]],
+            [found["precision"][0], *found["precision"]],
+            where="pre",
+            lw=1.5,
+            ls=_style(arm),
+            color=COLOURS[arm],
+            label=f"{arm}, {value:.3f}",
+        )
+    axes.set(xlabel="recall: share of frauds found", ylabel="precision", xlim=(0, 1), ylim=(0, 1))
+    axes.legend(loc="upper right")
+    return any(_arms(result))
+
+
+def lift(result: dict[str, Any], axes: Axes) -> bool:
+    """Lift over the share of claims investigated."""
+    budget = result["experiment"]["detection"]["budget"]
+    for arm, found in _arms(result):
+        axes.plot(
+            found["share"], found["lift"], lw=1.5, ls=_style(arm), color=COLOURS[arm], label=arm
+        )
+    axes.axvline(budget, color=PALE, lw=0.8)
+    axes.annotate(
+        f" budget {budget:.1%}",
+        (budget, 1),
+        xycoords=("data", "axes fraction"),
+        va="top",
+        color=PALE,
+        fontsize=8,
+    )
+    axes.set(xscale="log", yscale="log", xlabel="share of claims investigated", ylabel="lift")
+    axes.set_xlim(1e-4, 1)
+    axes.legend(loc="lower left")
+    return any(_arms(result))
+
+
+def calibration(result: dict[str, Any], axes: Axes) -> bool:
+    """Frauds and expected frauds in tenths of the ranking."""
+    found = _shared(result)
+    if found is None:
+        return False
+    tenths = [t["tenth"] for t in found["tenths"]]
+    for key, mark, colour in (("expected", "-", "federated"), ("fraud", "o", "alone")):
+        rate = [t[key] / t["rows"] if t["rows"] else 0.0 for t in found["tenths"]]
+        axes.plot(tenths, rate, mark, color=COLOURS[colour], ms=5, lw=1.6, label=key)
+    axes.set(
+        yscale="log",
+        xticks=tenths,
+        xlabel="tenth of claims, the most suspicious first",
+        ylabel="share of frauds",
+    )
+    axes.legend(loc="upper right")
+    return True
+
+
+def typologies(result: dict[str, Any], axes: Axes) -> bool:
+    """Recall at the budget of each kind of fraud."""
+    arms = dict(_arms(result))
+    kinds = [
+        t["typology"]
+        for t in next(iter(arms.values()), {}).get("typologies", [])
+        if t["recall"] is not None
+    ][::-1]
+    if not kinds:
+        return False
+    resize(axes, 5.2, 1.2 + 0.34 * len(kinds))
+    height = 0.8 / len(arms)
+    for k, (arm, found) in enumerate(arms.items()):
+        recall = {t["typology"]: t["recall"] or 0.0 for t in found["typologies"]}
+        y = [at + 0.4 - height * (k + 0.5) for at in range(len(kinds))]
+        axes.barh(y, [recall[kind] for kind in kinds], height, color=COLOURS[arm], label=arm)
+    axes.set_yticks(range(len(kinds)), [kind.replace("_", " ") for kind in kinds])
+    axes.set(xlabel="share found at the budget", xlim=(0, 1))
+    axes.grid(visible=False, axis="y")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.4, 1.16), ncols=4, columnspacing=1)
+    return True
+
+
+def fairness(result: dict[str, Any], axes: Axes) -> bool:
+    """Ratio of each group's rates to those of the largest group."""
+    found = _shared(result)
+    rows = [
+        (f"{column} {line['group']}", line)
+        for column, lines in (found["groups"] if found else {}).items()
+        for line in lines
+        if line["false_positive_rate_ratio"] is not None
+    ][::-1]
+    if not rows:
+        return False
+    resize(axes, 5.2, 1.2 + 0.2 * len(rows))
+    for rate, colour, mark in (
+        ("false_positive_rate", "alone", "o"),
+        ("recall", "federated", "D"),
+    ):
+        points = [
+            (line[f"{rate}_ratio"], y)
+            for y, (_, line) in enumerate(rows)
+            if line[f"{rate}_ratio"] is not None
+        ]
+        if points:
+            x, y = zip(*points, strict=True)
+            label = rate.replace("_", " ")
+            axes.scatter(x, y, s=24, marker=mark, color=COLOURS[colour], label=label, zorder=3)
+    axes.axvspan(*LOOK_AT, color=LINE, alpha=0.35, lw=0)
+    axes.axvline(1, color=PALE, lw=0.8)
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+    axes.set_ylim(-0.8, len(rows) - 0.2)
+    axes.set_xlabel("ratio to the largest group")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1 + 0.7 / (1 + 0.2 * len(rows))), ncols=2)
+    return True
+
+
+def joining(result: dict[str, Any], axes: Axes) -> bool:
+    """What a party's staying away costs it and the others."""
+    rows = result["joining"][::-1]
+    if not rows:
+        return False
+    resize(axes, 5.2, 1.3 + 0.36 * len(rows))
+    for place, colour, shift in (
+        ("own_rows", "federated", 0.12),
+        ("others_rows", "without", -0.12),
+    ):
+        for y, row in enumerate(rows):
+            low, high = row[f"{place}_low"], row[f"{place}_high"]
+            if low is not None:
+                axes.plot([low, high], [y + shift] * 2, color=COLOURS[colour], lw=1.4)
+        gains = [row[f"{place}_gain"] for row in rows]
+        at = [y + shift for y in range(len(rows))]
+        label = "on its own rows" if place == "own_rows" else "on the others' rows"
+        axes.scatter(gains, at, s=26, color=COLOURS[colour], label=label, zorder=3)
+    axes.axvline(0, color=PALE, lw=0.8)
+    axes.set_yticks(range(len(rows)), [row["party"] for row in rows])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.set_xlabel("gain when it joins")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.22), ncols=2)
+    return True

@@ -1,0 +1,59 @@
+"""The report of a run: one self-contained page made from ``result.json`` alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lab.report.figures import figures, parties
+from lab.report.style import COLOURS, NAMES
+
+
+def render(result: dict[str, Any]) -> str:
+    """The page as HTML; figures are SVG inside it and nothing is fetched from anywhere."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": _number,
+        "signed": lambda v, digits: "–" if v is None else f"{v:+.{digits}f}",
+        "count": lambda v: f"{v:,.0f}",
+        "size": _size,
+        "shown": shown,
+    }
+    page = environment.get_template("report.html")
+    return page.render(
+        r=result,
+        figures=figures(result),
+        parties=parties(result),
+        colours=COLOURS,
+        names=NAMES,
+    )
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def shown(value: Any) -> str:
+    """A value of an answer as a person reads it; hidden is a dot."""
+    if value is None or value != value:
+        return "·"
+    if isinstance(value, float):
+        whole = value.is_integer() and abs(value) < 1e15
+        return f"{int(value):,}" if whole else f"{value:,.6g}"
+    return str(value)
+
+
+def _size(value: float) -> str:
+    for unit in ("bytes", "KB", "MB"):
+        if value < 1000:
+            return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:,.1f} {unit}"
+        value /= 1000
+    return f"{value:,.1f} GB"

@@ -1,0 +1,197 @@
+"""MLflow: the one file that imports it. A run is logged from its folder, now or later."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+
+EXPERIMENT = "insurance-privacy-lab"
+#: Makes MLflow's page open on runs and metrics, not on traces of agents.
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+#: MLflow's own limits on one batch.
+METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100
+
+
+def address(runs: Path, uri: str | None) -> str:
+    """Where runs are tracked: the flag, MLFLOW_TRACKING_URI, or SQLite in the runs folder."""
+    given = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    return given or f"sqlite:///{(runs / 'mlflow.db').resolve()}"
+
+
+def log(folder: Path, uri: str) -> tuple[str, str]:
+    """Log a kept run: a parent run and a child for each arm. Returns the parent's id, and which
+    version of a registered model the federated one became.
+
+    Whatever MLflow raises passes on; the caller tells it and nothing is lost, for the folder
+    stays as it is.
+    """
+    import mlflow
+    from mlflow.entities import Metric, Param
+    from mlflow.tracking import MlflowClient
+
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    for name in ("mlflow", "alembic", "sqlalchemy"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        client = MlflowClient(tracking_uri=uri)
+        known = client.get_experiment_by_name(EXPERIMENT)
+        place = (
+            known.experiment_id
+            if known
+            else client.create_experiment(
+                EXPERIMENT, artifact_location=_artifacts(folder, uri), tags=KIND
+            )
+        )
+        tags = {"mlflow.runName": result["experiment"]["name"], "lab.folder": str(folder)}
+        parent = client.create_run(place, tags=tags | _digests(result)).info.run_id
+        try:
+            params = [Param(k, str(v)[:6000]) for k, v in flatten(result["experiment"]).items()]
+            for at in range(0, len(params), PARAMS_AT_ONCE):
+                client.log_batch(parent, params=params[at : at + PARAMS_AT_ONCE])
+            for arm, values in result["arms"].items():
+                child = client.create_run(
+                    place, tags={"mlflow.runName": arm, "mlflow.parentRunId": parent}
+                ).info.run_id
+                now = int(time.time() * 1000)
+                series = [
+                    Metric(k, v, now, step) for k, v, step in arm_metrics(arm, values, result)
+                ]
+                for at in range(0, len(series), METRICS_AT_ONCE):
+                    client.log_batch(child, metrics=series[at : at + METRICS_AT_ONCE])
+                client.set_terminated(child)
+                total = values["scores"].get("all", {})
+                client.log_batch(
+                    parent,
+                    metrics=[
+                        Metric(f"{arm}.{k}", v, now, 0)
+                        for k, v in total.items()
+                        if isinstance(v, int | float)
+                    ],
+                )
+            for name in ("report.html", "result.json", "receipt.csv"):
+                client.log_artifact(parent, str(folder / name))
+            logged = _log_model(mlflow, folder, result, uri, parent)
+        except BaseException:
+            client.set_terminated(parent, "FAILED")
+            raise
+        client.set_terminated(parent)
+        return str(parent), _register(client, logged, result, parent)
+
+
+def _artifacts(folder: Path, uri: str) -> str | None:
+    """Artifacts lie beside a SQLite database; a server decides for itself."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return (Path(uri.removeprefix("sqlite:///")).parent / "artifacts").resolve().as_uri()
+
+
+def _digests(result: dict[str, Any]) -> dict[str, str]:
+    data = result["data"]
+    return {"lab.data": data["origin"], "lab.data.sha256": data["digest"]}
+
+
+def _register(client: Any, logged: Any, result: dict[str, Any], parent: str) -> str:
+    """A version of the registered model of the experiment's name; without a registry, a note."""
+    digest = result["arms"].get("federated", {}).get("model_hash")
+    if logged is None or digest is None:
+        return ""
+    name = re.sub("[/:]", "-", result["experiment"]["name"])
+    tags = _digests(result) | {"lab.model.sha256": digest}
+    try:
+        with contextlib.suppress(Exception):  # there already; whatever else, the next one tells
+            client.create_registered_model(name)
+        version = client.create_model_version(
+            name, logged.model_uri, parent, tags, model_id=logged.model_id
+        ).version
+    except Exception as error:  # whatever the registry does, the run is logged
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        return f"not registered ({reason})"
+    return f"model '{name}' version {version}"
+
+
+def _log_model(mlflow: Any, folder: Path, result: dict[str, Any], uri: str, parent: str) -> Any:
+    """The federated model (or the pooled one) with its signature, as code and JSON."""
+    path = folder / "models" / "federated.json"
+    if not path.exists():
+        path = folder / "models" / "pooled.json"
+    if not path.exists():
+        return None
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    kinds = {"category": "string"}
+    inputs = Schema(
+        [ColSpec(kinds.get(t, "double"), n) for n, t in result["data"]["inputs"].items()]
+    )
+    mlflow.set_tracking_uri(uri)
+    with mlflow.start_run(run_id=parent):
+        return mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).with_name("mlflow_model.py")),
+            artifacts={"model": str(path)},
+            signature=ModelSignature(inputs, Schema([ColSpec("double", "prediction")])),
+            pip_requirements=[
+                f"insurance-privacy-lab=={result['versions']['insurance-privacy-lab']}"
+            ],
+        )
+
+
+def arm_metrics(
+    arm: str, values: dict[str, Any], result: dict[str, Any]
+) -> list[tuple[str, float, int]]:
+    """(name, value, step): scores of each party, and the deviance or loss after each round."""
+    out = [
+        (f"{party}.{name}".replace("=", " "), float(value), 0)
+        for party, scores in values["scores"].items()
+        for name, value in scores.items()
+        if isinstance(value, int | float)
+    ]
+    for line in result["convergence"]:
+        if line["arm"] == arm:
+            series = f"{line['part']}.{line['holder']}"
+            out += [
+                (f"{series}.{key}", float(line[key]), int(line["step"]))
+                for key in ("deviance", "loss")
+                if line.get(key) is not None
+            ]
+    return out
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def serve(runs: Path, uri: str | None, port: int) -> int:
+    """MLflow's page for these runs, on this machine alone, until Ctrl-C. Returns its exit code."""
+    import signal
+    import subprocess
+    import sys
+
+    where = address(runs, uri)
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", where]
+    options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    with subprocess.Popen([*command, *options], start_new_session=True) as server:  # noqa: S603
+        try:
+            return server.wait()
+        except KeyboardInterrupt:  # its own group: it stops in order and prints no traceback
+            os.killpg(server.pid, signal.SIGTERM)
+            server.wait()
+            return 0

@@ -1,0 +1,177 @@
+"""How good predictions are: every score is made from sums over rows.
+
+Deviance explained: 1 - D(model) / D(constant rate). Gini: Frees, Meyers & Cummings,
+"Insurance ratemaking and a Gini index" (2014), section 2, from the Lorenz curve of the target
+over exposure ordered by predicted rate. Bootstrap: every row (or person) gets Poisson(1)
+weights, so that a replicate is a sum too (Chamandy et al., "Estimating uncertainty for massive
+data streams", 2012).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lab.models.families import Family
+from lab.sums import COUNT, SCORE, Floats, Sums
+
+#: Bins of the predicted rate: a coarse grid first, then as many of about equal exposure.
+BINS = 256
+GRID = np.linspace(-40.0, 40.0, 4 * BINS + 1)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Rows with a prediction. ``rate`` and ``y / exposure`` are for one unit of exposure."""
+
+    y: Floats
+    rate: Floats
+    exposure: Floats
+    weight: Floats
+    unit: Floats  # rows of one unit are resampled together
+
+    @property
+    def size(self) -> Floats:
+        return self.weight * self.exposure
+
+
+def fit_sums(
+    rows: Scored, *, family: Family, constant: float, replicates: int, seed: list[int]
+) -> Sums:
+    """Deviance of the model and of the constant rate, actual and expected, with bootstrap replicates.
+
+    Index 0 of each array is the sample itself, 1..replicates are resamples; the same seed gives
+    the same resamples for every model, so differences between models are paired. ``seed`` holds
+    the study's seed and numbers only the party knows: resamples that others could repeat would be
+    equations for single rows.
+    """
+    expected = rows.rate * rows.exposure
+    columns = np.column_stack(
+        [
+            rows.weight * family.deviance(rows.y, expected),
+            rows.weight * family.deviance(rows.y, constant * rows.exposure),
+            rows.weight * rows.y,
+            rows.weight * expected,
+            rows.size,
+        ]
+    )
+    totals = np.zeros((replicates + 1, columns.shape[1]))
+    totals[0] = columns.sum(axis=0)
+    if replicates and len(columns):
+        _, unit = np.unique(rows.unit, return_inverse=True)
+        by_unit = np.zeros((int(unit.max()) + 1, columns.shape[1]))
+        np.add.at(by_unit, unit, columns)
+        rng = np.random.default_rng(seed)
+        for b in range(1, replicates + 1):
+            totals[b] = rng.poisson(1.0, len(by_unit)).astype(float) @ by_unit
+    names = ("deviance", "null_deviance", "actual", "expected", "size")
+    arrays = {name: totals[:, j].copy() for j, name in enumerate(names)}
+    arrays["rows"] = np.array([float(len(rows.y))])
+    limits = dict.fromkeys(arrays, SCORE) | {"rows": COUNT}
+    return Sums(arrays, limits, len(rows.y))
+
+
+def lorenz_sums(rows: Scored, *, edges: Floats) -> Sums:
+    """Exposure, actual and expected by bin of the log predicted rate; ``edges`` has bins - 1 values."""
+    with np.errstate(divide="ignore"):
+        place = np.log(np.maximum(rows.rate, 0.0))
+    return _by_group(rows, np.searchsorted(edges, place), len(edges) + 1)
+
+
+def level_sums(rows: Scored, *, codes: Any, count: int) -> Sums:
+    """Exposure, actual and expected by level of one feature; code -1 is left out."""
+    keep = codes >= 0
+    kept = Scored(*(getattr(rows, f)[keep] for f in ("y", "rate", "exposure", "weight", "unit")))
+    return _by_group(kept, codes[keep], count)
+
+
+def _by_group(rows: Scored, group: Any, count: int) -> Sums:
+    values = {
+        "size": rows.size,
+        "actual": rows.weight * rows.y,
+        "expected": rows.weight * rows.rate * rows.exposure,
+    }
+    arrays = {
+        name: np.bincount(group, value, count).astype(np.float64) for name, value in values.items()
+    }
+    return Sums(arrays, dict.fromkeys(arrays, SCORE), len(rows.y))
+
+
+def finer_edges(coarse: Sums, edges: Floats, bins: int = BINS) -> Floats:
+    """Edges that cut the exposure of a coarse histogram into about equal parts.
+
+    Within a coarse bin the exposure is taken as evenly spread; equal edges are merged.
+    """
+    size = coarse["size"]
+    low = np.concatenate([[edges[0] - 1], edges])
+    high = np.concatenate([edges, [edges[-1] + 1]])
+    reached = np.concatenate([[0.0], np.cumsum(size)])
+    wanted = np.linspace(0, reached[-1], bins + 1)[1:-1]
+    at = np.clip(np.searchsorted(reached, wanted, side="left") - 1, 0, len(size) - 1)
+    share = np.divide(wanted - reached[at], size[at], out=np.zeros_like(wanted), where=size[at] > 0)
+    return np.asarray(np.unique(low[at] + share * (high[at] - low[at])))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of one model on one set of rows."""
+
+    rows: int
+    deviance: float  # mean, for one unit of exposure times weight
+    deviance_explained: float
+    gini: float | None
+    balance: float  # expected over actual, 1 is in balance
+
+
+def scores(fit: Sums, lorenz: Sums | None = None) -> Scores:
+    """Scores from opened totals."""
+    size, actual = float(fit["size"][0]), float(fit["actual"][0])
+    null = float(fit["null_deviance"][0])
+    return Scores(
+        rows=round(fit.total("rows")),
+        deviance=float(fit["deviance"][0]) / size if size else float("nan"),
+        deviance_explained=1 - float(fit["deviance"][0]) / null if null else float("nan"),
+        gini=gini(lorenz) if lorenz is not None else None,
+        balance=float(fit["expected"][0]) / actual if actual else float("nan"),
+    )
+
+
+def interval(model: Sums, other: Sums, level: float = 0.95) -> tuple[float, float, float]:
+    """(difference, low, high) of deviance explained, model minus other, by paired percentiles."""
+
+    def explained(sums: Sums) -> Floats:
+        return np.asarray(1 - sums["deviance"] / sums["null_deviance"])
+
+    difference = explained(model) - explained(other)
+    tail = (1 - level) / 2
+    low, high = np.quantile(difference[1:], [tail, 1 - tail])
+    return float(difference[0]), float(low), float(high)
+
+
+def lorenz_curve(sums: Sums) -> tuple[Floats, Floats]:
+    """Cumulative shares of exposure and of the target, from the lowest predicted rate up."""
+    size = np.concatenate([[0.0], np.cumsum(sums["size"])])
+    actual = np.concatenate([[0.0], np.cumsum(sums["actual"])])
+    return size / size[-1], actual / actual[-1] if actual[-1] else actual
+
+
+def gini(sums: Sums) -> float:
+    """Twice the area between the diagonal and the Lorenz curve; 0 orders nothing."""
+    x, y = lorenz_curve(sums)
+    return float(1 - 2 * np.trapezoid(y, x))
+
+
+def deciles(sums: Sums, parts: int = 10) -> pd.DataFrame:
+    """Exposure, actual and expected rate by tenths of exposure, from the lowest predicted rate up."""
+    size = sums["size"]
+    middle = np.cumsum(size) - size / 2
+    tenth = np.minimum((middle / size.sum() * parts).astype(int), parts - 1)
+    table = pd.DataFrame({name: sums[name] for name in ("size", "actual", "expected")})
+    grouped = table.groupby(tenth).sum()
+    grouped.index = grouped.index + 1
+    return grouped.rename_axis("tenth").assign(
+        actual_over_expected=grouped["actual"] / grouped["expected"]
+    )

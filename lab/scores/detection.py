@@ -1,0 +1,361 @@
+"""How good a fraud detector is, as a claims department reads it: every score is made from sums.
+
+Rows are claims, counted in bins of their predicted probability of fraud; the bins stand in for
+the ranking, and claims of one bin are ties. First the claims are counted on the public
+:data:`GRID`, then between :func:`ranking_edges`, which are fine where claims are investigated.
+Precision and recall: Davis & Goadrich, "The relationship between precision-recall and ROC
+curves" (ICML 2006). Bootstrap by whole persons with Poisson(1) weights, as in `lab.scores.accuracy`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import special
+
+from lab.errors import ConfigurationError, ModelError
+from lab.sums import COUNT, SCORE, Floats, Sums
+
+Codes = NDArray[np.int64]
+
+#: Bins of a ranking, and the smallest share of claims that an edge is made for.
+BINS = 256
+FINEST = 1e-5
+#: Where the logit of a probability is cut at first; what lies beyond is moved to its ends.
+GRID: Floats = np.linspace(-40.0, 40.0, 4 * BINS + 1)
+#: Rates of a group: what is counted, among what.
+RATES = {
+    "flagged_share": ("flagged", "rows"),
+    "recall": ("flagged_fraud", "fraud"),
+    "false_positive_rate": ("flagged_honest", "honest"),
+    "precision": ("flagged_fraud", "flagged"),
+}
+
+
+def rank_sums(
+    truth: Floats,
+    score: Floats,
+    amount: Floats,
+    unit: Floats,
+    *,
+    edges: Floats,
+    replicates: int,
+    seed: list[int],
+) -> Sums:
+    """Claims and frauds by bin of the logit of the score, from the lowest up, and their resamples.
+
+    truth: (rows,) 1 for fraud, 0 for honest. score: (rows,) predicted probability of fraud.
+    amount: (rows,) yuan saved if the claim is stopped, read for frauds alone. unit: (rows,) rows
+    of one person are resampled together. edges: (bins - 1,) rising; a bin holds its lower edge.
+
+    ``rows``, ``fraud``, ``amount`` (of frauds, yuan) and ``expected`` (sum of probabilities) have
+    shape (bins,). ``resampled``, (replicates, 2, bins), holds rows and frauds of each resample;
+    it is left out where there are none. The same seed gives every model the same resamples, so
+    that differences are paired; ``seed`` must hold numbers only the party knows, because
+    resamples that others could repeat would be equations for single rows.
+
+    Raises :class:`ModelError` for a truth that is not 0 or 1 and a score that is no probability.
+    """
+    fraud, bins = _checked(truth, score), len(edges) + 1
+    place = np.searchsorted(edges, np.clip(special.logit(score), GRID[0], GRID[-1]), side="right")
+    arrays = {
+        "rows": _counted(place, None, bins),
+        "fraud": _counted(place, truth, bins),
+        "amount": _counted(place, np.where(fraud, amount, 0.0), bins),
+        "expected": _counted(place, score, bins),
+    }
+    limits = {"rows": COUNT, "fraud": COUNT, "amount": SCORE, "expected": SCORE}
+    if replicates:
+        arrays["resampled"] = _resampled(2 * place + fraud, unit, bins, replicates, seed)
+        limits["resampled"] = COUNT
+    return Sums(arrays, limits, len(truth))
+
+
+def _checked(truth: Floats, score: Floats) -> NDArray[np.bool_]:
+    """True for frauds."""
+    if not np.isin(truth, (0.0, 1.0)).all():
+        raise ModelError("detection: truth must be 0 or 1 in every row; recode the target")
+    if not ((score >= 0) & (score <= 1)).all():
+        raise ModelError(
+            "detection: a score must be a probability, from 0 to 1, in every row; "
+            "give 1 / (1 + exp(-score)) of a score that only ranks"
+        )
+    return np.asarray(truth == 1)
+
+
+def _counted(code: NDArray[np.int64], value: Floats | None, count: int) -> Floats:
+    return np.bincount(code, value, count).astype(np.float64)
+
+
+def _resampled(
+    cell: NDArray[np.int64], unit: Floats, bins: int, replicates: int, seed: list[int]
+) -> Floats:
+    """Rows and frauds of each resample, from cells numbered 2 * bin + truth."""
+    persons, person = np.unique(unit, return_inverse=True)
+    rng = np.random.default_rng(seed)
+    drawn = np.empty((replicates, 2, bins))
+    for b in range(replicates):
+        weight = rng.poisson(1.0, len(persons)).astype(np.float64)
+        honest, fraud = _counted(cell, weight[person], 2 * bins).reshape(bins, 2).T
+        drawn[b] = honest + fraud, fraud
+    return drawn
+
+
+def ranking_edges(coarse: Sums, edges: Floats, bins: int = BINS) -> Floats:
+    """Edges, at most bins - 1, that are fine at the top of the ranking; from a coarse histogram.
+
+    A quarter of the bins hold equal counts. The others cut shares of the top that fall
+    geometrically to :data:`FINEST`, by default about twelve to each halving, since a budget is a
+    small share of claims. Within a coarse bin the claims are taken as evenly spread; equal edges
+    are merged, and no edge is made for less than one claim. Average precision comes out up to
+    about a hundredth of itself below that of single claims, as claims of one bin are ties.
+
+    A bin may hold a single claim: whether such totals may be opened is for the rules of
+    disclosure, and not decided here.
+    """
+    reached, even = _from_top(coarse["rows"]), bins // 4
+    shares = np.arange(1, even) / even
+    tail = FINEST ** (np.arange(1, bins - even + 1) / (bins - even))
+    wanted = np.maximum(np.concatenate([shares, tail]) * reached[-1], 1.0)
+    bounds = np.concatenate([[edges[0] - 1], edges, [edges[-1] + 1]])
+    return np.asarray(np.unique(np.interp(wanted, reached, bounds[::-1])))
+
+
+def _from_top(values: Floats) -> Floats:
+    """Sums of the highest 0, 1, 2, … bins, along the last axis."""
+    sums = np.cumsum(values[..., ::-1], axis=-1)
+    return np.concatenate([np.zeros_like(sums[..., :1]), sums], axis=-1)
+
+
+def _ratio(part: Any, whole: Any) -> Any:
+    """part / whole, not a number where there is nothing to divide by."""
+    return np.divide(part, np.where(np.asarray(whole) > 0, whole, np.nan))
+
+
+def average_precision(rows: Floats, fraud: Floats) -> float:
+    """Mean over all frauds of the precision down to the fraud's bin.
+
+    rows, fraud: (bins,) from the lowest score up. Points are not joined by lines, which promise
+    precision that no threshold reaches (Davis & Goadrich, section 4). Not a number without
+    frauds, 1 with frauds alone; a ranking at random has the share of frauds.
+    """
+    return float(_average_precisions(rows, fraud))
+
+
+def _average_precisions(rows: Floats, fraud: Floats) -> Floats:
+    """For each leading index."""
+    precision = np.nan_to_num(_ratio(_from_top(fraud)[..., 1:], _from_top(rows)[..., 1:]))
+    total = (fraud[..., ::-1] * precision).sum(axis=-1)
+    return np.asarray(_ratio(total, fraud.sum(axis=-1)))
+
+
+def roc_auc(rows: Floats, fraud: Floats) -> float:
+    """The probability that a fraud ranks above an honest claim, with a half for ties.
+
+    rows, fraud: (bins,) from the lowest score up. Not a number without frauds or without honest
+    claims. Source: Fawcett, "An introduction to ROC analysis" (2006), section 7, by trapezoids.
+    """
+    honest = rows - fraud
+    below = np.cumsum(honest) - honest / 2
+    return float(_ratio(fraud @ below, fraud.sum() * honest.sum()))
+
+
+def interval(sums: Sums, level: float = 0.95) -> tuple[float, float, float]:
+    """(average precision, low, high), by percentiles of the resamples.
+
+    Resamples without any fraud are left out; where none is left the limits are not a number. With
+    few frauds it covers less than it says: 91 % instead of 95 % at 22 frauds in a simulation, 93 %
+    at 260.
+    """
+    return _percentiles(_with_resamples(sums), level)
+
+
+def difference(model: Sums, other: Sums, level: float = 0.95) -> tuple[float, float, float]:
+    """(difference, low, high) of average precision, model minus other, by paired percentiles.
+
+    Both must be of the same rows, with the same seed and number of replicates.
+    """
+    return _percentiles(_with_resamples(model) - _with_resamples(other), level)
+
+
+def _with_resamples(sums: Sums) -> Floats:
+    """Average precision of the sample itself, then of each resample."""
+    one = np.stack([sums["rows"], sums["fraud"]])[None]
+    drawn = np.concatenate([one, sums.arrays.get("resampled", one[:0])])
+    return _average_precisions(drawn[:, 0], drawn[:, 1])
+
+
+def _percentiles(values: Floats, level: float) -> tuple[float, float, float]:
+    drawn = values[1:][~np.isnan(values[1:])]
+    tail = (1 - level) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail]) if len(drawn) else (np.nan, np.nan)
+    return float(values[0]), float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Investigation:
+    """What comes of investigating the claims that rank highest; amounts in yuan."""
+
+    share: float
+    investigated: float  # claims
+    found: float  # frauds among them
+    precision: float
+    recall: float
+    lift: float  # precision over the share of frauds in all claims
+    saved: float  # amount of the frauds found
+    cost: float
+    net: float
+
+
+def at_budget(sums: Sums, share: float, *, investigation_cost: float) -> Investigation:
+    """What comes of investigating the top ``share`` of claims, for ``investigation_cost`` yuan each.
+
+    Where the budget cuts through a bin, the bin counts pro rata: what is expected when its claims
+    are taken in random order. Every fraud investigated is taken as proved and its amount as saved.
+    Raises :class:`ConfigurationError` unless 0 < share <= 1.
+    """
+    if not 0 < share <= 1:
+        raise ConfigurationError(f"a budget must be a share above 0, at most 1, got {share:g}")
+    top = {name: float(reached[0]) for name, reached in _tops(sums, np.array([share])).items()}
+    rows, fraud = float(sums["rows"].sum()), float(sums["fraud"].sum())
+    precision = float(_ratio(top["fraud"], top["rows"]))
+    cost = top["rows"] * investigation_cost
+    return Investigation(
+        share=share,
+        investigated=top["rows"],
+        found=top["fraud"],
+        precision=precision,
+        recall=float(_ratio(top["fraud"], fraud)),
+        lift=float(_ratio(precision * rows, fraud)),
+        saved=top["amount"],
+        cost=cost,
+        net=top["amount"] - cost,
+    )
+
+
+def scores(sums: Sums, share: float, *, investigation_cost: float) -> dict[str, float]:
+    """The headline scores of a ranking by name; see the functions they come from."""
+    precision, low, high = interval(sums)
+    return {
+        "average_precision": precision,
+        "average_precision_low": low,
+        "average_precision_high": high,
+        "roc_auc": roc_auc(sums["rows"], sums["fraud"]),
+        "frauds": float(sums["fraud"].sum()),
+        "fraud_share": float(_ratio(sums["fraud"].sum(), sums["rows"].sum())),
+    } | vars(at_budget(sums, share, investigation_cost=investigation_cost))
+
+
+def _tops(sums: Sums, shares: Floats) -> dict[str, Floats]:
+    """Sums over the top ``shares`` of claims, pro rata within a bin."""
+    reached = _from_top(sums["rows"])
+    names = ("rows", "fraud", "amount", "expected")
+    return {n: np.interp(shares * reached[-1], reached, _from_top(sums[n])) for n in names}
+
+
+def threshold_at(sums: Sums, edges: Floats, share: float) -> float:
+    """The probability from which on about ``share`` of claims lie: that of the nearest bin edge."""
+    above = _from_top(sums["rows"])
+    nearest = np.argmin(np.abs(above[1:-1] - share * above[-1]))
+    return float(special.expit(edges[::-1][nearest]))
+
+
+def calibration(sums: Sums, parts: int = 10) -> pd.DataFrame:
+    """Frauds and expected frauds by tenths of the ranking; tenth 1 is the most suspicious.
+
+    Columns rows, fraud, expected, ratio (fraud over expected, 1 is calibrated). A bin that lies
+    in two tenths counts in both, pro rata.
+    """
+    reached = _tops(sums, np.linspace(0.0, 1.0, parts + 1))
+    table = pd.DataFrame({name: np.diff(reached[name]) for name in ("rows", "fraud", "expected")})
+    table.index = pd.RangeIndex(1, parts + 1, name="tenth")
+    return table.assign(ratio=_ratio(table["fraud"].to_numpy(), table["expected"].to_numpy()))
+
+
+def precision_recall(sums: Sums) -> tuple[Floats, Floats]:
+    """Precision and recall of stopping at each bin, from the top down; bins without rows left out.
+
+    Draw them as steps: lines between the points promise too much (see `average_precision`).
+    """
+    filled = sums["rows"] > 0
+    rows, fraud = (_from_top(sums[name][filled])[1:] for name in ("rows", "fraud"))
+    return _ratio(fraud, rows), _ratio(fraud, sums["fraud"].sum())
+
+
+def lift_curve(sums: Sums) -> tuple[Floats, Floats]:
+    """Share of claims investigated and lift, at the points of :func:`precision_recall`."""
+    rows = sums["rows"][sums["rows"] > 0]
+    share = np.asarray(_ratio(_from_top(rows)[1:], rows.sum()))
+    return share, _ratio(precision_recall(sums)[1], share)
+
+
+def group_sums(
+    truth: Floats, score: Floats, amount: Floats, *, codes: Codes, count: int, threshold: float
+) -> Sums:
+    """Claims by group when every score of at least ``threshold``, a probability, is flagged.
+
+    truth, score, amount: as in :func:`rank_sums`. codes: (rows,) 0 to count - 1, or -1 for a row
+    that is left out; groups of persons, or typologies of fraud. ``rows``, ``fraud``, ``flagged``,
+    ``flagged_fraud`` and ``saved`` (amount of flagged frauds, yuan) have shape (count,).
+
+    Raises :class:`ModelError` as :func:`rank_sums` does.
+    """
+    kept = codes >= 0
+    fraud, flagged, code = _checked(truth, score)[kept], score[kept] >= threshold, codes[kept]
+    stopped = fraud & flagged
+    arrays = {
+        "rows": _counted(code, None, count),
+        "fraud": _counted(code[fraud], None, count),
+        "flagged": _counted(code[flagged], None, count),
+        "flagged_fraud": _counted(code[stopped], None, count),
+        "saved": _counted(code[stopped], amount[kept][stopped], count),
+    }
+    return Sums(arrays, dict.fromkeys(arrays, COUNT) | {"saved": SCORE}, len(code))
+
+
+def fairness(sums: Sums, levels: Sequence[str], smallest: int = 10) -> pd.DataFrame:
+    """The :data:`RATES` of each group, with difference and ratio to the group of most rows.
+
+    Equal recall is equal opportunity with fraud as the outcome, and with equal false-positive
+    rates, which are what honest claimants feel, equalised odds (Hardt, Price & Srebro, "Equality
+    of opportunity in supervised learning", 2016, section 2). A ratio below 4/5, or above 5/4 as being
+    flagged is no favour, asks for a look; the four-fifths rule itself (29 CFR 1607.4 D) compares
+    with the most favoured group.
+
+    A group of fewer than ``smallest`` rows is not a number throughout, and so is a rate among
+    fewer than ``smallest`` claims (recall: frauds; false positives: honest; precision: flagged).
+    That keeps chance from being read as a finding; what may be opened is decided elsewhere.
+    """
+    counts = _table(sums, levels, "group")
+    counts["honest"] = counts["rows"] - counts["fraud"]
+    counts["flagged_honest"] = counts["flagged"] - counts["flagged_fraud"]
+    largest = int(np.argmax(sums["rows"]))
+    table = counts[["rows", "fraud"]].where(counts["rows"] >= smallest)
+    for rate, (part, whole) in RATES.items():
+        table[rate] = (counts[part] / counts[whole]).where(counts[whole] >= smallest)
+    for rate in RATES:
+        reference = float(table[rate].iloc[largest])
+        table[f"{rate}_difference"] = table[rate] - reference
+        table[f"{rate}_ratio"] = table[rate] / (reference if reference > 0 else np.nan)
+    return table
+
+
+def by_typology(sums: Sums, levels: Sequence[str], smallest: int = 10) -> pd.DataFrame:
+    """Frauds, those flagged, recall and the amount saved (yuan) of each typology of fraud.
+
+    Not a number for a typology of fewer than ``smallest`` frauds.
+    """
+    counts = _table(sums, levels, "typology")
+    known = counts[["fraud", "flagged_fraud", "saved"]].where(counts["fraud"] >= smallest)
+    table = known.rename(columns={"flagged_fraud": "found"})
+    table.insert(2, "recall", table["found"] / table["fraud"])
+    return table
+
+
+def _table(sums: Sums, levels: Sequence[str], name: str) -> pd.DataFrame:
+    return pd.DataFrame(dict(sums.arrays), index=pd.Index(list(levels), name=name))

@@ -1,0 +1,262 @@
+"""Every kind of model among real processes: the oracle is the simulation of the same file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from federated.deployment.audit_logs import LOG_NAME
+from federated.deployment.node import policy as insurer
+from federated.deployment.node import settings as node_folder
+from federated.deployment.plan import announced
+from federated.study import arms, result
+from federated.study.experiment import Experiment
+from federated.study.simulation import deal_tables
+from lab.audit import log_format as audit
+from lab.errors import ConfigurationError, PolicyError
+from lab.files import read_json
+from tests.rigs.trial import Trial, hash_of, started
+
+CONTRACT = """name = "trial"
+[columns]
+person = { type = "integer", role = "identifier", minimum = 1 }
+provider = { type = "integer", role = "identifier", minimum = 1 }
+day = { type = "integer", role = "identifier", minimum = 0, maximum = 59 }
+late = { type = "integer", role = "identifier", minimum = 0, maximum = 1 }
+payer = { type = "category", role = "identifier", levels = ["a", "b", "c"] }
+age = { type = "integer", minimum = 0, maximum = 110 }
+cost = { type = "number", nullable = true }
+weekday = { type = "integer", minimum = 0, maximum = 6 }
+clinic = { type = "category" }
+sex = { type = "category", levels = ["F", "M"] }
+fraud = { type = "integer", role = "target", minimum = 0, maximum = 1 }
+"""
+FEATURES = ["age", "cost", "weekday", "clinic", "sex"]
+TREES = {
+    "kind": "trees",
+    "trees": 3,
+    "depth": 2,
+    "min_child_rows": 5.0,
+    "bins": 8,
+    "learning_rate": 0.4,
+}
+STOPPED = {**TREES, "validation_share": 0.3, "patience": 1, "features": 0.6}
+NETWORK = {"kind": "network", "family": "binomial", "hidden": [4], "rounds": 2, "epochs": 1}
+
+GLM = {"kind": "glm", "family": "binomial"}
+
+
+def claims(rows: int) -> pd.DataFrame:
+    """Claims of three payers, with a category nobody lists, missing costs, and frauds that are few."""
+    rng = np.random.default_rng(3)
+    frame = pd.DataFrame(
+        {
+            "person": rng.integers(1, 200, rows),
+            "provider": rng.choice([11, 12, 15], rows, p=[0.62, 0.37, 0.01]),
+            "day": rng.integers(0, 60, rows),
+            "late": (rng.random(rows) < 0.25).astype(int),
+            "payer": rng.choice(["a", "b", "c"], rows, p=[0.5, 0.3, 0.2]),
+            "age": rng.integers(0, 90, rows),
+            "cost": np.where(rng.random(rows) < 0.1, np.nan, rng.gamma(2.0, 100.0, rows)),
+            "weekday": rng.integers(0, 7, rows),
+            "clinic": rng.choice(["north", "south", "east"], rows),
+            "sex": rng.choice(["F", "M"], rows),
+        }
+    )
+    odds = 0.1 + 0.2 * (frame["provider"] == 12) + 0.2 * (frame["age"] > 60)
+    return frame.assign(fraud=(rng.random(rows) < odds).astype(int))
+
+
+def study(root: Path, model: dict[str, Any], **changes: Any) -> Experiment:
+    """An experiment on the claims of all payers, as a simulation has it."""
+    data = {
+        "path": str(root / "claims.parquet"),
+        "contract": str(root / "claims.toml"),
+        "target": "fraud",
+        "features": FEATURES,
+        "missing": "keep" if model["kind"] == "trees" else "mean",
+        "test_column": "late",
+        "test_value": 1,
+        "group_by_person": False,
+    }
+    values: dict[str, Any] = {
+        "name": "claims",
+        "seed": 5,
+        "data": data | changes.pop("data", {}),
+        "parties": {"split": "column", "column": "payer"},
+        "model": model,
+        "protection": {"key_bits": 2048} | changes.pop("protection", {}),
+        "arms": {"run": ["federated"], "replicates": 0},
+    }
+    return Experiment.model_validate(values | changes)
+
+
+class Payers(Trial):
+    """A trial exchange whose insurers hold the tables that a simulation deals."""
+
+    analyses = ("glm", "network", "trees", "profiles")
+
+    def _tables(self, insurers: int, rows: int) -> dict[str, tuple[Path, Path]]:
+        self.contract = self.root / "claims.toml"
+        self.contract.write_text(CONTRACT)
+        claims(rows * insurers).to_parquet(self.root / "claims.parquet", index=False)
+        register = pd.DataFrame({"provider": [11, 12, 15, 16]})
+        register.to_csv(self.root / "register.csv", index=False)
+        dealt = deal_tables(profiled(self.root), self.root / "tables")
+        return {n: (at / "table.parquet", at / "contract.toml") for n, at in dealt.items()}
+
+    def start_all(self) -> None:
+        for name in self.insurers:
+            analyses = json.dumps(self.analyses)
+            self.limits(name, analyses=analyses, announces='["clinic"]', minimum_rows="1")
+            path = self.root / name / node_folder.SETTINGS
+            text = path.read_text().replace('# person = ""', 'person = "person"')
+            path.write_text(text.replace('test_column = "held_out"', 'test_column = "late"'))
+        super().start_all()
+
+
+def profiled(root: Path, **changes: Any) -> Experiment:
+    """An experiment with features that are known of providers at all payers together."""
+    known = {
+        "name": "known",
+        "by": "provider",
+        "day": "day",
+        "every": 30,
+        "register_file": str(root / "register.csv"),
+        "measures": ["claims", "persons", "returning"],
+        "means": ["cost"],
+        "shares": {"weekend": {"column": "weekday", "operation": ">=", "value": 5}},
+    }
+    data = {"person": "person", "features": [*FEATURES, "known_claims", "known_weekend"]}
+    return study(root, TREES, data=data, profile=[known], **changes)
+
+
+@pytest.fixture(scope="module")
+def payers(tmp_path_factory: Any, authority_key: Any) -> Iterator[Payers]:
+    with started(Payers(tmp_path_factory.mktemp("payers"), authority_key, insurers=3)) as made:
+        yield made
+
+
+def simulated(experiment: Experiment) -> result.Study:
+    """The same file without an exchange; trees in the clear, where they are the same to the bit."""
+    told = {"sums": "clear"} if experiment.model.kind == "trees" else {}
+    protection = experiment.protection.model_copy(update=told)
+    return arms.perform(experiment.model_copy(update={"protection": protection}))
+
+
+@pytest.mark.parametrize(
+    ("model", "detection"),
+    [
+        pytest.param(STOPPED, None, id="trees"),
+        pytest.param(
+            {**NETWORK, "imbalance": "weights"}, None, id="network", marks=pytest.mark.slow
+        ),
+        pytest.param(GLM, {"groups": ["sex"]}, id="glm", marks=pytest.mark.slow),
+    ],
+)
+def test_real_parties_give_the_model_and_the_scores_of_the_simulation(
+    payers: Payers, model: dict[str, Any], detection: dict[str, Any] | None
+) -> None:
+    experiment = study(payers.root, model, detection=detection)
+    found, told = payers.run(experiment), simulated(experiment)
+    assert hash_of(found) == hash_of(told)
+    assert {p.state for p in found.outlook} == {"took part"}
+    ours, theirs = (s.scores.loc[("federated", "all")] for s in (found, told))
+    assert ours[found.headline] == pytest.approx(theirs[found.headline], rel=1e-9)
+
+
+def growing(payers: Payers, experiment: Experiment) -> bool:
+    """Whether a run's second tree grows."""
+    digest = announced(experiment).digest
+    for place in (payers.exchange / "runs").glob("*/run.json"):
+        told = read_json(place)
+        if told["study"] == digest and not told["ended"]:
+            totals = (place.parent / "totals").glob("*.sums")
+            return sum(b"tree_level" in path.read_bytes()[:4000] for path in totals) > 3
+    return False
+
+
+@pytest.mark.slow
+def test_a_profile_gives_the_model_of_the_simulation_though_all_but_the_releaser_come_and_go(
+    payers: Payers,
+) -> None:
+    experiment = profiled(payers.root)
+    payers.conduct(experiment)
+    payers.until(lambda: growing(payers, experiment), 90)
+    for name in ("conductor", "payer b"):
+        payers.kill(name)
+    payers.start("payer b")
+    found = payers.run(experiment, fresh=False)
+    assert hash_of(found) == hash_of(simulated(experiment))
+    assert shown_by(payers, "supervisor", found.run) == [4]
+    assert {p.state for p in found.outlook} == {"took part"}
+
+
+def shown_by(payers: Payers, name: str, run: str) -> list[int]:
+    """How many cells of each profile a party released in a run, by its log."""
+    entries = audit.entries(audit.read_lines(payers.root / name / LOG_NAME))
+    released = [e for e in entries if e.run == run and e.told.get("hiding") == "released by rules"]
+    return [e.told["shown"] for e in released if e.told["statistic"] == "profile"]
+
+
+def test_no_profile_is_made_against_the_charter_or_a_node(payers: Payers) -> None:
+    experiment = profiled(payers.root, name="refused")
+    told, name = announced(experiment), "payer a"
+    settings = node_folder.NodeSettings.read(payers.root / name)
+    node = insurer.InsurerPolicy(payers.root / name, settings, payers.charter)
+    node.consider(told)
+    node.allow_statistic(told, "profile", "{}")
+    with pytest.raises(
+        PolicyError, match=r"\[analyses\] 'profile' is no part of what was announced"
+    ):
+        node.allow_statistic(announced(study(payers.root, TREES)), "profile", "{}")
+    node.data = node.data.model_copy(update={"person": None})
+    with pytest.raises(
+        PolicyError, match=r"\[person\] node.toml does not say who a row belongs to"
+    ):
+        node.consider(told)
+    node.data = settings.data
+    node.limits = settings.limits.model_copy(update={"analyses": ("trees",)})
+    for refused in (node.consider, lambda study: node.allow_statistic(study, "profile", "{}")):
+        with pytest.raises(
+            PolicyError, match=r"\[analyses\] this party takes no part in 'profiles'"
+        ):
+            refused(told)
+    node.limits = settings.limits.model_copy(update={"never_leaves": ("provider",)})
+    with pytest.raises(PolicyError, match=r"\[never_leaves\] provider take part in nothing here"):
+        node.consider(told)
+    other = payers.charter.model_copy(update={"analyses": ("trees",)})
+    with pytest.raises(PolicyError, match=r"\[analyses\] this party takes no part in 'profiles'"):
+        insurer.InsurerPolicy(payers.root / name, settings, other).consider(told)
+    payers.sign(other, ("exchange",))
+    try:
+        with pytest.raises(ConfigurationError, match="the charter allows trees, not 'profiles'"):
+            payers.run(experiment)
+    finally:
+        payers.sign(payers.charter, ("exchange",))
+
+
+@pytest.mark.slow
+def test_the_insurer_in_the_first_seat_releases_a_profile_under_a_split_key(
+    tmp_path: Path, authority_key: Any
+) -> None:
+    with started(Payers(tmp_path, authority_key, insurers=3, split=True)) as made:
+        experiment = profiled(made.root)
+        found = made.run(experiment)
+        assert hash_of(found) == hash_of(simulated(experiment))
+        assert shown_by(made, "payer a", found.run) == [4]
+
+
+@pytest.mark.slow
+def test_masks_hide_trees_of_real_parties_and_change_no_bit(
+    tmp_path: Path, authority_key: Any
+) -> None:
+    with started(Payers(tmp_path, authority_key, insurers=3, hiding="masks")) as made:
+        experiment = study(made.root, STOPPED, protection={"sums": "masks"})
+        assert hash_of(made.run(experiment)) == hash_of(simulated(experiment))

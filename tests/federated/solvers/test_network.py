@@ -1,0 +1,105 @@
+"""Networks: Flower's strategies over hidden totals, the same bits every time."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from federated.federation import Federation
+from federated.solvers.encoding import agree
+from federated.solvers.network import NetworkSettings, StrategySettings, train
+from lab.errors import ConfigurationError
+from lab.models import files as models
+from lab.models.design import Feature
+from lab.models.glm import Task
+from lab.models.network import single_threaded
+from lab.tables.contracts import draft
+from tests.conftest import federate, split
+from tests.federated.solvers.test_glm import table
+
+STRATEGIES = {
+    "FedAvg": {},
+    "FedAvgM": {"server_momentum": 0.5, "server_learning_rate": 1.0},
+    "FedProx": {"proximal_mu": 0.1},
+    "FedAdam": {"eta": 0.02},
+    "FedYogi": {"eta": 0.02},
+    "FedAdagrad": {"eta": 0.05},
+}
+
+
+def fit(
+    parts: list[pd.DataFrame],
+    strategy: StrategySettings | None = None,
+    protection=None,
+    workers=2,
+    **more,
+):
+    settings = NetworkSettings(
+        kind="network",
+        hidden=(8,),
+        rounds=4,
+        batches=5,
+        strategy=strategy or StrategySettings(),
+        **more,
+    )
+    single_threaded()
+    task = Task(target="y", exposure="years")
+    features = tuple(Feature(column=c) for c in ("age", "income", "region"))
+
+    def work(federation: Federation):
+        encoding = agree(federation, task, features, draft(parts[0], "test"))
+        return train(federation, task, encoding, settings, seed=5)
+
+    return federate(parts, work, protection, workers)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_learns_from_opened_totals(name: str) -> None:
+    _, trace = fit(
+        split(table("poisson", 3000), 3), StrategySettings(name=name, **STRATEGIES[name])
+    )
+    assert trace["loss"].iloc[-1] < trace["loss"].iloc[0]
+
+
+def test_strategies_give_different_models() -> None:
+    parts = split(table("poisson"), 3)
+    models_ = {
+        n: fit(parts, StrategySettings(name=n, **p))[0].safetensors for n, p in STRATEGIES.items()
+    }
+    assert len(set(models_.values())) == len(STRATEGIES)
+
+
+def test_same_bits_for_any_number_of_threads() -> None:
+    parts = split(table("poisson"), 4)
+    texts = {fit(parts, workers=w, dropout=0.2)[0].model_dump_json() for w in (1, 2, 4)}
+    assert len(texts) == 1
+
+
+def test_paillier_gives_the_same_network(paillier) -> None:
+    parts = split(table("poisson"), 3)
+    clear, _ = fit(parts)
+    hidden, _ = fit(parts, protection=paillier)
+    frame = table("poisson", 500, seed=9)
+    np.testing.assert_allclose(hidden.predict(frame), clear.predict(frame), rtol=1e-5)
+
+
+def test_a_parameter_of_another_strategy_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="FedAvg has no 'eta'"):
+        StrategySettings(name="FedAvg", eta=0.1).parameters()
+
+
+def test_a_saved_network_predicts_the_same_after_loading() -> None:
+    model, _ = fit(split(table("poisson"), 3))
+    frame = table("poisson", 100, seed=4)
+    again = models.from_json(model.model_dump_json())
+    assert again.predict(frame).tobytes() == model.predict(frame).tobytes()
+    assert json.loads(model.model_dump_json())["kind"] == "network"
+
+
+def test_an_unseen_level_and_an_extreme_value_are_scored_with_a_finite_number() -> None:
+    model, _ = fit(split(table("poisson"), 3))
+    frame = pd.DataFrame({"age": [1e6, 40.0], "income": [0.0, -5.0], "region": ["mars", "north"]})
+    assert np.isfinite(model.predict(frame)).all()

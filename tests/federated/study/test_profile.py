@@ -1,0 +1,371 @@
+"""What all parties know of a provider: counted at each, released by rules, joined to each claim."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from flwr.app import RecordDict
+
+from federated.app import client_app
+from federated.deployment.node import profiles
+from federated.deployment.node.run_state import RunState
+from federated.deployment.plan import AnnouncedPlan, announced
+from federated.federation import Federation
+from federated.hiding.masks import Masks
+from federated.hiding.paillier import KeyAuthority, KeyHolders, Paillier
+from federated.hiding.protocol import Protection
+from federated.messages import Reply, Request, message_of
+from federated.messages import read as read_letter
+from federated.party.party import Party
+from federated.run import run
+from federated.study.experiment import Experiment
+from federated.transport.in_process import InProcessGrid
+from lab.errors import ConfigurationError, PeerError, PolicyError
+from lab.models import files as models
+from lab.models.prediction import predict
+from lab.models.profile import Profile, ProfileCells, Profiling, read, release, sums
+from lab.privacy.disclosure import Rules
+from lab.queries.questions import Compare
+from lab.sums import Sums, combine
+from secure_agg.keys import PrivateKey
+from tests.rigs.members import Members, members
+
+ASKED = Profiling(
+    name="clinic",
+    by="provider",
+    day="day",
+    every=30,
+    means=("cost",),
+    shares={"weekend": {"column": "weekday", "operation": ">=", "value": 5}},
+)
+CELLS = ProfileCells(asked=ASKED, numbers=(11, 12, 15), first=0, periods=2)
+CONTRACT = """name = "claims"
+[columns]
+person = { type = "integer", role = "identifier" }
+provider = { type = "integer", role = "identifier" }
+day = { type = "integer", role = "identifier", minimum = 0, maximum = 59 }
+payer = { type = "category", levels = ["a", "b", "c"] }
+weekday = { type = "integer", minimum = 0, maximum = 6 }
+cost = { type = "number" }
+fraud = { type = "integer", role = "target", minimum = 0, maximum = 1 }
+"""
+
+
+def claims(rows: int = 600, seed: int = 0) -> pd.DataFrame:
+    """Claims of three payers; provider 15 has few, and at provider 12 fraud is common."""
+    rng = np.random.default_rng(seed)
+    frame = pd.DataFrame(
+        {
+            "person": rng.integers(1, 150, rows),
+            "provider": rng.choice([11, 12, 15], rows, p=[0.6, 0.385, 0.015]),
+            "day": rng.integers(0, 60, rows),
+            "payer": pd.Categorical(rng.choice(["a", "b", "c"], rows), ["a", "b", "c"]),
+            "weekday": rng.integers(0, 7, rows),
+            "cost": rng.gamma(2.0, 100.0, rows),
+        }
+    )
+    odds = np.where(frame["provider"] == 12, 0.25, 0.05)
+    return frame.assign(fraud=(rng.random(rows) < odds).astype(int))
+
+
+def parties(frame: pd.DataFrame) -> list[Party]:
+    return [
+        Party(str(payer), part.iloc[::2], part.iloc[1::2], person="person")
+        for payer, part in frame.groupby("payer", observed=True)
+    ]
+
+
+def profile_of(frame: pd.DataFrame, protection: Protection, rules: Rules) -> Profile:
+    held = parties(frame)
+    nodes = InProcessGrid(client_app(held.__getitem__, protection.hiding), len(held), 2)
+    try:
+        return Federation(nodes, protection, len(held)).profile(CELLS, rules)
+    finally:
+        nodes.close()
+
+
+@pytest.mark.parametrize("opener", [KeyAuthority, KeyHolders])
+def test_profile_under_paillier_is_what_pandas_counts_where_enough_persons_are(
+    authority_key: PrivateKey, opener: type
+) -> None:
+    frame, rules = claims(), Rules.read()
+    profile = profile_of(frame, Paillier(opener(authority_key)), rules)
+    keys = [frame["provider"], frame["day"] // 30]
+    for at, (provider, period) in enumerate((p, k) for p in (11, 12, 15) for k in (0, 1)):
+        cell = frame[(keys[0] == provider) & (keys[1] == period)]
+        at_party = cell.groupby("payer", observed=True)["person"]
+        persons = at_party.nunique().sum()
+        enough = persons >= rules.minimum_count.persons
+        enough &= (at_party.size() > 0).sum() >= rules.minimum_parties.parties
+        visits = at_party.value_counts()
+        expected = {
+            "clinic_claims": len(cell) / 30,
+            "clinic_persons": persons,
+            "clinic_returning": (visits > 1).sum(),
+            "clinic_parties": cell["payer"].nunique(),
+            "clinic_returning_parties": (
+                visits[visits > 1].index.get_level_values("payer").nunique()
+            ),
+            "clinic_mean_cost": cell["cost"].mean(),
+            "clinic_weekend": (cell["weekday"] >= 5).mean(),
+        }
+        assert enough == (provider != 15)
+        for name, value in expected.items():
+            found = profile.columns[name][at]
+            assert found == pytest.approx(value, rel=1e-9) if enough else found is None
+
+
+def test_few_claims_are_told_of_many_patients_and_none_of_few() -> None:
+    frame = claims(400)
+    some = ASKED.model_copy(update={"where": Compare(column="weekday", operation="=", value=6)})
+    cells = CELLS.model_copy(update={"asked": some})
+    totals = sums(frame, cells, "person")
+    released = release(cells, Rules.of_own_rows(), totals)
+    rules = Rules.read().model_copy(update={"minimum_parties": Rules.of_own_rows().minimum_parties})
+    told = release(cells, rules, totals)
+    few = totals["persons"] < rules.minimum_count.persons
+    many = totals["population"] >= rules.minimum_count.persons
+    assert (few & many).any() and (~many & (totals["claims"] > 0)).any()
+    assert np.array_equal(told["shown"] > 0, many)
+    assert np.array_equal(told["returning"], np.where(many, released["returning"], 0))
+
+
+def test_profile_of_few_persons_or_under_other_rules_is_not_opened(
+    authority_key: PrivateKey,
+) -> None:
+    loose = Rules.of_own_rows()
+    with pytest.raises(PolicyError, match="other disclosure rules"):
+        profile_of(claims(), Paillier(KeyAuthority(authority_key)), loose)
+    with pytest.raises(PolicyError, match="questions and profiles"):
+        profile_of(claims(), Masks(), Rules.read())
+
+
+def test_party_without_persons_and_party_without_the_profile_refuse() -> None:
+    one = parties(claims())[0]
+    task = '{"target": "fraud", "family": "binomial", "profiles": ["ab"]}'
+    with pytest.raises(PeerError, match="not released"):
+        one.rows(task, "train")
+    with pytest.raises(PeerError, match="not readable"):
+        read(b'{"cells": 3}')
+    with pytest.raises(PeerError, match="not readable"):
+        read(b"[" * 100_000)
+
+
+def test_claims_in_no_cell_get_no_value() -> None:
+    frame = claims(50)
+    totals = sums(frame, CELLS, "person")
+    shown = {"shown": np.ones(CELLS.count)}
+    profile = Profile.of(
+        CELLS,
+        type(totals)(
+            {**totals.arrays, **shown}, {**totals.limits, "shown": totals.limits["claims"]}, 0
+        ),
+    )
+    strange = frame.assign(provider=np.where(frame.index < 5, 13, frame["provider"]))
+    strange.loc[5:9, "day"] = 99
+    joined = profile.join(strange)
+    assert joined["clinic_claims"].isna().to_numpy()[:10].all()
+    assert joined["clinic_claims"].notna().to_numpy()[10:].all()
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """An experiment file over claims of three payers."""
+    claims(900).astype({"payer": str}).to_parquet(tmp_path / "claims.parquet")
+    pd.DataFrame({"provider": [11, 12, 15, 16]}).to_csv(tmp_path / "register.csv", index=False)
+    (tmp_path / "claims.toml").write_text(CONTRACT)
+    text = f"""name = "clinics"
+[data]
+path = "{tmp_path}/claims.parquet"
+contract = "{tmp_path}/claims.toml"
+target = "fraud"
+person = "person"
+group_by_person = false
+features = ["cost", "clinic_claims", "clinic_weekend"]
+missing = "MISSING"
+[parties]
+split = "column"
+column = "payer"
+[model]
+kind = "trees"
+trees = 4
+depth = 2
+min_child_rows = 5
+[detection]
+groups = ["weekday"]
+amount = "cost"
+[protection]
+key_bits = 2048
+[arms]
+run = ["alone", "without", "federated", "pooled"]
+replicates = 5
+[[profile]]
+name = "clinic"
+by = "provider"
+day = "day"
+register_file = "{tmp_path}/register.csv"
+shares = {{ weekend = {{ column = "weekday", operation = ">=", value = 5 }} }}
+"""
+    path = tmp_path / "clinics.toml"
+    path.write_text(text.replace('missing = "MISSING"\n', ""))
+    return path
+
+
+def test_model_is_kept_with_the_profile_it_needs_and_scores_plain_claims(
+    study: Path, tmp_path: Path
+) -> None:
+    found = run(study, runs=tmp_path / "runs", track=False)
+    assert set(found.scores.index.get_level_values("arm")) == {
+        "alone", "without", "federated", "pooled"
+    }  # fmt: skip
+    joining = found.joining.set_index("party")
+    assert list(joining.index) == ["payer a", "payer b", "payer c"]
+    fitted = found.arms["federated"].models["all"]["model"]
+    kept = models.read(found.folder / "models" / "federated.json")
+    test = pd.concat([party.test for party in found.market.parties])
+    joined = fitted.profiles[0].join(test)
+    assert np.array_equal(kept.predict(test), fitted.model.predict(joined))
+    scored, _ = predict(found.folder, str(tmp_path / "claims.parquet"))
+    assert np.array_equal(scored["prediction"], kept.predict(claims(900)))
+    receipt = found.receipt.set_index("statistic")
+    assert (receipt.loc["profile", "hiding"] == "paillier").all()
+    assert (receipt.loc["profile", "rows"] == 0).all()
+    assert "clinic_claims" in (found.folder / "models" / "federated.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"protection.sums": "masks"}, "masks"),
+        ({"data.person": None}, "person"),
+        ({"profile": [{"name": "c", "by": "nobody", "day": "day"}]}, "no column 'nobody'"),
+        ({"profile": [{"name": "c", "by": "provider", "day": "cost"}]}, "whole number"),
+        ({"profile": [{"name": "c", "by": "provider", "day": "day"}]}, "register_file"),
+        ({"data.group_by_person": True}, "group_by_person"),
+        ({"model.family": "poisson"}, "family"),
+        ({"detection.groups": ["nothing"]}, "no column 'nothing'"),
+    ],
+)
+def test_experiment_refuses_profiles_and_detection_that_cannot_be(
+    study: Path, change: dict[str, object], says: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        run(Experiment.read(study, change), track=False)
+
+
+# Among real parties.
+
+RUN = "ab" * 8
+
+
+@dataclass
+class Asked:
+    """A run at an insurer and at the supervisor, in which one profile was released."""
+
+    members: Members
+    study: AnnouncedPlan
+    insurer: RunState
+    supervisor: RunState
+    released: Profile
+
+    def consider(self, cells: ProfileCells, rules: Rules | None = None) -> None:
+        profiles.consider(self.insurer, self.study, Rules.read(), question(cells, rules))
+
+    def join(self, profile: Profile, word: RecordDict, run: str = RUN) -> None:
+        given = message_of(
+            profile=profile.model_dump_json().encode(), vouched=read_letter(word, "vouched")
+        )
+        kept = replace(self.insurer, run=run)
+        profiles.check_joined(kept, self.members.charter, self.study, given)
+
+    def word(self, digest: str, who: str = "supervisor") -> RecordDict:
+        charter, identity = self.members.charter, self.members.identities[who]
+        told = message_of(digest=digest.encode())
+        return profiles.vouch(self.supervisor, charter, identity, told)
+
+
+def question(cells: ProfileCells, rules: Rules | None = None) -> Request:
+    told = {"cells": cells.model_dump(mode="json")}
+    told |= {"rules": json.loads((rules or Rules.read()).model_dump_json())}
+    return Request(f"{RUN}-1", "profile", told, {}, "paillier", ("a", "b", "c"))
+
+
+@pytest.fixture
+def asked(study: Path, tmp_path: Path, authority_key: PrivateKey) -> Asked:
+    told = announced(Experiment.read(study, {"profile": [{**DEPLOYED, "register_file": "x"}]}))
+    made = members(tmp_path, authority_key.public)
+    kept = Asked(made, told, RunState(RUN), RunState(RUN), Profile.of(CELLS, given(claims())))
+    kept.consider(CELLS)
+    reply = Reply.of("supervisor", given(claims()), None).to_record()
+    profiles.note_released(kept.supervisor, question(CELLS).to_record(), reply)
+    return kept
+
+
+DEPLOYED = ASKED.model_dump(mode="json")
+
+
+def given(frame: pd.DataFrame) -> Sums:
+    parts = [sums(part, CELLS, "person") for _, part in frame.groupby("payer", observed=True)]
+    return release(CELLS, Rules.read(), combine(parts))
+
+
+def test_a_released_profile_is_joined_in_its_run(asked: Asked) -> None:
+    asked.join(asked.released, asked.word(asked.released.digest))
+    asked.consider(CELLS)  # the same question may come again, with fewer parties behind it
+
+
+def test_a_profile_that_was_not_released_or_not_asked_is_not_joined(asked: Asked) -> None:
+    made_up = Profile.of(CELLS, given(claims(seed=1)))
+    with pytest.raises(PeerError, match="not released here"):
+        asked.word(made_up.digest)
+    good = asked.word(asked.released.digest)
+    with pytest.raises(PeerError, match="supervisor does not vouch for"):
+        asked.join(made_up, good)
+    with pytest.raises(PeerError, match="supervisor does not vouch for"):
+        asked.join(asked.released, asked.word(asked.released.digest, "ping-an"))
+    with pytest.raises(PeerError, match="supervisor does not vouch for"):
+        asked.join(asked.released, good, run="cd" * 8)
+    fewer = CELLS.model_copy(update={"numbers": (11, 12)})
+    with pytest.raises(PeerError, match="not asked of this party"):
+        asked.join(Profile(cells=fewer, columns=few(asked.released)), good)
+
+
+def test_a_profile_that_was_joined_is_kept_whole_or_not_used(asked: Asked, tmp_path: Path) -> None:
+    for _ in range(2):
+        profiles.keep(tmp_path, RUN, {asked.released.digest: asked.released})
+    assert profiles.kept(tmp_path, "cd" * 8) == {}
+    assert profiles.kept(tmp_path, RUN) == {asked.released.digest: asked.released}
+    (path,) = tmp_path.glob("*.profile")
+    path.write_bytes(path.read_bytes().replace(b"0.", b"1.", 1))
+    with pytest.raises(PeerError, match="is damaged; it answers no more"):
+        profiles.kept(tmp_path, RUN)
+
+
+def few(profile: Profile) -> dict[str, tuple[float | None, ...]]:
+    return {name: values[:4] for name, values in profile.columns.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"numbers": (11,)}, "asked of other providers before"),
+        ({"first": 1}, "another profile than was announced"),
+        ({"periods": 1}, "another profile than was announced"),
+        ({"asked": ASKED.model_copy(update={"every": 20})}, "another profile than was announced"),
+    ],
+)
+def test_cells_are_asked_once_over_the_days_of_the_contract(
+    asked: Asked, change: dict[str, object], says: str
+) -> None:
+    with pytest.raises(PolicyError, match=says):
+        asked.consider(CELLS.model_copy(update=change))
+
+
+def test_a_profile_is_not_answered_under_other_rules(asked: Asked) -> None:
+    with pytest.raises(PolicyError, match=r"\[disclosure\] asked under other rules"):
+        asked.consider(CELLS, Rules.of_own_rows())
