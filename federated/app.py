@@ -93,7 +93,7 @@ def _recall(holder: Party, memory: NodeState) -> None:
         if chain not in holder.finished:
             from lab.models import trees
 
-            holder.finished[chain] = trees.told(tuple[str, trees.Tree], told)
+            holder.finished[chain] = trees.read_finished(told)
 
 
 def _keep_trees(holder: Party, memory: NodeState) -> None:
@@ -140,7 +140,7 @@ def levels(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
         if feature.column not in holder.policy.announces:
             raise PolicyError(f"names of levels of '{feature.column}' do not leave this party")
     asked = holder.query_table
-    rows = asked.frame if asked is not None else holder.rows(task.model_dump_json(), "train")
+    rows = asked.frame if asked is not None else holder.rows(task, "train")
     seen = [seen_levels(rows, feature) for feature in features]
     names = json.dumps(seen)
     count = sum(map(len, seen))

@@ -16,7 +16,8 @@ from flwr.serverapp import Grid
 from pydantic import TypeAdapter
 
 from federated.hiding.protocol import Protection
-from federated.messages import Request, message_of, read, refusal
+from federated.messages import message_of, read, refusal
+from federated.party import statistics
 from federated.party.state import Released
 from lab.errors import PeerError
 from lab.models.design import Feature
@@ -122,11 +123,11 @@ class Federation:
         self._asked += 1
         if self._progress:
             self._progress(statistic, self._asked)
-        request = Request(
+        request = statistics.request(
+            statistic,
+            arguments,
+            arrays or {},
             query=f"{self._run}-{self._asked}",
-            statistic=statistic,
-            arguments=arguments,
-            arrays=arrays or {},
             hiding=self.protection.hiding,
             parties=self.names,
         )
@@ -134,9 +135,7 @@ class Federation:
 
     def profile(self, cells: ProfileCells, rules: Rules) -> Profile:
         """What the rules leave of the parties' sums by provider and period."""
-        told = json.loads(cells.model_dump_json())
-        asked = json.loads(rules.model_dump_json())
-        return Profile.of(cells, self.sum("profile", cells=told, rules=asked))
+        return Profile.of(cells, self.sum("profile", cells=cells, rules=rules))
 
     def join(self, profiles: Sequence[Profile]) -> None:
         """Give every party the profiles that features come from."""

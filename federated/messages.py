@@ -58,11 +58,6 @@ class Request:
             digest.update(array.data)
         return digest.digest()
 
-    @property
-    def kind(self) -> str:
-        """Flower's type for the message."""
-        return "train" if self.statistic == "network_update" else "query"
-
     def to_record(self) -> RecordDict:
         header = ConfigRecord(
             {

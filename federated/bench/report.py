@@ -262,13 +262,13 @@ class _Rounds:
 
     def loop(self, rounds: int | None = None) -> Any:
         """Weights after the rounds, without messages: the statistic called party by party."""
-        from federated.party.party import STATISTICS
+        from lab.models.network import OfUpdate, _update
         from lab.sums import combine
 
         weights, arguments = self._start()
         for at in range(1, (rounds or self.rounds) + 1):
             asked = arguments | {"round": at}
-            total = combine([STATISTICS["network_update"](p, asked, weights) for p in self.parties])
+            total = combine([_update(p, OfUpdate(**asked), weights) for p in self.parties])
             weights = {k: weights[k] + total[k] / total.total("rows") for k in weights}
         return weights
 
@@ -306,10 +306,10 @@ class _Rounds:
         recipe = network.NetworkRecipe(intercept=-1.0, **self.settings.model_dump(include=fields))
         weights = network.initial(encoding, bends, recipe, 1)
         arguments = {
-            "task": Task(target="y").model_dump_json(),
-            "encoding": encoding.model_dump_json(),
-            "bends": bends.model_dump_json(),
-            "recipe": recipe.model_dump_json(),
+            "task": Task(target="y"),
+            "encoding": encoding,
+            "bends": bends,
+            "recipe": recipe,
             "learning_rate": 0.01,
             "proximal_mu": 0.0,
             "seed": 1,

@@ -19,12 +19,13 @@ import struct
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from gmpy2 import mpz
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from federated.deployment.enrolment import INSURERS, Enrolment, Hex32, Member
+from federated.party.statistics import ANALYSES, belongs
 from lab.errors import ConfigurationError, PeerError
 from lab.files import canonical, read_json, write_whole
 from lab.records import Strict, parse
@@ -37,26 +38,15 @@ from secure_agg.transcript import FEWEST
 DOMAIN = b"insurance-privacy-lab charter 1"
 PURPOSE = b"charter"
 
-_ANY_MODEL = (
-    "moments",
-    "level_counts",
-    "means",
-    "histogram",
-    "score_fit",
-    "score_lorenz",
-    "score_levels",
-    "detection_rank",
-    "detection_groups",
-)
-#: What an analysis may ask of a node: names of statistics. What stands in no line is refused.
-ANALYSES: Mapping[str, tuple[str, ...]] = {
-    "glm": (*_ANY_MODEL, "glm_step", "glm_likelihood"),
-    "network": (*_ANY_MODEL, "network_update"),
-    "trees": (*_ANY_MODEL, "bin_counts", "tree_level"),
-    "questions": ("cells", "violations", "drift"),
-    "profiles": ("profile",),  # of providers, as features of a model
-}
-Analysis = Literal["glm", "network", "trees", "questions", "profiles"]
+
+def _an_analysis(name: str) -> str:
+    if name not in ANALYSES:
+        raise ValueError(f"must be one of {', '.join(ANALYSES)}")
+    return name
+
+
+#: What a party may take part in: a kind of model, questions, profiles of providers.
+Analysis = Annotated[str, AfterValidator(_an_analysis)]
 
 
 class Key(Strict):
@@ -168,7 +158,7 @@ class Charter(Strict):
 
     def allows(self, statistic: str) -> bool:
         """Whether an analysis that the charter allows asks for this statistic."""
-        return any(statistic in ANALYSES[analysis] for analysis in self.analyses)
+        return belongs(statistic, self.analyses)
 
 
 def _check_holders(key: Key, members: Mapping[str, Member]) -> None:

@@ -28,8 +28,8 @@ from federated.messages import (
     with_rows,
 )
 from federated.party.party import Party
-from federated.party.release import RELEASED
 from federated.party.state import NodeState, Released
+from federated.party.statistics import RELEASED, find
 from lab.errors import PeerError, PolicyError
 from lab.sums import Sums
 from secure_agg import masks, wire
@@ -170,8 +170,12 @@ class Masks:
         talk.ask("query.enrol", dict.fromkeys(roster.names, told))
 
     def total(self, talk: Talk, request: Request) -> Sums:
-        assert self._roster is not None
         _refuse_questions(request)
+        return self.run(talk, request)
+
+    def run(self, talk: Talk, request: Request) -> Sums:
+        """The five steps of the protocol, for whatever is asked; nodes refuse by themselves."""
+        assert self._roster is not None
         terms = _terms(request.query, request.question, self._roster)
         opening = message_of(opening=wire.join(OPENING, [terms.query.encode(), terms.question]))
         answers = self._ask(talk, "query.masks_advertise", dict.fromkeys(request.parties, opening))
@@ -185,7 +189,9 @@ class Masks:
         answers = self._ask(talk, "query.masks_share", dict.fromkeys(keys, shown))
         sealed = {n: decoded(n, pairs_in, read(answer, "sealed")) for n, answer in answers.items()}
         answers = self._ask(
-            talk, f"{request.kind}.masks_mask", {n: _question(request, sealed, n) for n in sealed}
+            talk,
+            f"{find(request.statistic).message}.masks_mask",
+            {n: _question(request, sealed, n) for n in sealed},
         )
         replies = {name: named_reply(name, answer) for name, answer in answers.items()}
         if len(replies) < terms.least:

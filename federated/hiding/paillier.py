@@ -35,8 +35,9 @@ from federated.messages import (
     with_rows,
 )
 from federated.party.party import Party
-from federated.party.release import RELEASED, expected, release
+from federated.party.release import expected, release
 from federated.party.state import NodeState, Released
+from federated.party.statistics import RELEASED
 from lab.errors import PeerError, PolicyError
 from lab.privacy.disclosure import Rules
 from lab.sums import Floats, Sums

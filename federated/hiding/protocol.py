@@ -16,8 +16,9 @@ from flwr.app import RecordDict
 
 from federated.messages import Form, Hiding, Reply, Request, agreed_form
 from federated.party.party import Party
-from federated.party.release import RELEASED, release
+from federated.party.release import release
 from federated.party.state import NodeState, Released
+from federated.party.statistics import RELEASED, find
 from lab.errors import PeerError, PolicyError
 from lab.privacy.disclosure import Rules
 from lab.sums import Sums, combine
@@ -102,7 +103,7 @@ def check_enough(hiding: Hiding, parties: int) -> None:
 def ask_sums(talk: Talk, request: Request) -> dict[str, Reply]:
     """Everybody's answer to a request, under the name it belongs to."""
     record = request.to_record()
-    answers = talk.ask(request.kind, dict.fromkeys(request.parties, record))
+    answers = talk.ask(find(request.statistic).message, dict.fromkeys(request.parties, record))
     return {name: named_reply(name, answer) for name, answer in answers.items()}
 
 

@@ -10,17 +10,13 @@ from __future__ import annotations
 import json
 
 from federated.messages import ROWS, Form, Request
+from federated.party.statistics import RELEASED as RELEASED
 from lab.errors import PeerError, PolicyError
 from lab.models import profile
 from lab.privacy.disclosure import Rules
 from lab.queries import cells
 from lab.queries.questions import Question
 from lab.sums import COUNT, Sums
-
-#: Statistics of questions.
-QUESTIONS = ("cells", "violations", "drift")
-#: Statistics that only a release answers.
-RELEASED = (*QUESTIONS, "profile")
 
 
 def release(request: Request, totals: Sums, rules: Rules) -> Sums:

@@ -88,8 +88,7 @@ def _leave_out(feature: Feature, left_out: list[str] | None) -> None:
 def _moments(
     federation: Federation, task: Task, terms: tuple[Number, ...]
 ) -> dict[str, np.ndarray]:
-    listed = [term.model_dump() for term in terms]
-    return dict(federation.sum("moments", task=task.model_dump_json(), features=listed).arrays)
+    return dict(federation.sum("moments", task=task, features=terms).arrays)
 
 
 def levelled(
@@ -122,7 +121,6 @@ def counted_levels(
         Levels(feature=f, levels=announced[f] if levels is None else levels)
         for f, levels in zip(features, known, strict=True)
     )
-    listed = [term.model_dump() for term in terms]
-    counts = federation.sum("level_counts", task=task.model_dump_json(), features=listed)["count"]
+    counts = federation.sum("level_counts", task=task, features=terms)["count"]
     ends = np.cumsum([len(term.levels) for term in terms])
     return list(zip(terms, np.split(counts, ends[:-1]), strict=True))

@@ -89,7 +89,7 @@ def fit(federation: Federation, task: Task, encoding: Encoding, ridge: float = 0
     Raises :class:`ModelError` for collinear columns, separation and non-convergence, each with
     the columns concerned.
     """
-    totals = federation.sum("means", task=task.model_dump_json(), part="train")
+    totals = federation.sum("totals", task=task, part="train")
     rows = round(totals.total("rows"))
     if rows <= encoding.width:
         raise ModelError(f"{rows} training rows cannot carry {encoding.width} coefficients")
@@ -106,8 +106,8 @@ def fit(federation: Federation, task: Task, encoding: Encoding, ridge: float = 0
     likelihood = federation.sum(
         "glm_likelihood",
         {"beta": beta},
-        task=task.model_dump_json(),
-        encoding=encoding.model_dump_json(),
+        task=task,
+        encoding=encoding,
         dispersion=state.total("deviance") / rows if profiled else dispersion,
     )
     transform = encoding.raw_transform()
@@ -126,7 +126,7 @@ def fit(federation: Federation, task: Task, encoding: Encoding, ridge: float = 0
 
 
 def constant_predictor(family: Family, totals: Sums) -> float:
-    """The linear predictor of the constant model, from the ``means`` of the training rows."""
+    """The linear predictor of the constant model, from the ``totals`` of the training rows."""
     positive, rows = round(totals.total("positive")), round(totals.total("rows"))
     if family.name != "gaussian" and positive == 0:
         raise ModelError("the target is 0 in every training row; there is nothing to model")
@@ -163,8 +163,8 @@ class _Problem:
         sums = self.federation.sum(
             "glm_step",
             {"beta": beta},
-            task=self.task.model_dump_json(),
-            encoding=self.encoding.model_dump_json(),
+            task=self.task,
+            encoding=self.encoding,
             unit=self.unit,
         )
         if sums.rows != self.rows:

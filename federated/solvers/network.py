@@ -51,7 +51,7 @@ def train(
     from lab.models import network
 
     bends = network.Bends(knots=_knots(federation, task, encoding, settings.knots))
-    totals = federation.sum("means", task=task.model_dump_json(), part="train")
+    totals = federation.sum("totals", task=task, part="train")
     recipe = network.NetworkRecipe(
         intercept=constant_predictor(task.law, totals),
         **settings.model_dump(include=set(network.NetworkRecipe.model_fields)),
@@ -67,10 +67,10 @@ def train(
         total = federation.sum(
             "network_update",
             weights,
-            task=task.model_dump_json(),
-            encoding=encoding.model_dump_json(),
-            bends=bends.model_dump_json(),
-            recipe=recipe.model_dump_json(),
+            task=task,
+            encoding=encoding,
+            bends=bends,
+            recipe=recipe,
             learning_rate=_learning_rate(settings, at),
             proximal_mu=float(told.content["config"].get("proximal-mu", 0.0)),
             round=at,
@@ -103,7 +103,7 @@ def personal(party: Party, model: Network, settings: PersonalSettings, seed: int
     parts = (model.encoding, model.bends, model.task)
     return network.personal(
         model,
-        party.tensors(*(part.model_dump_json() for part in parts)),
+        party.once(network.tensors_of, *parts, at_hand=1),
         seed=zlib.crc32(f"personal {seed} {party.name}".encode()),
         **settings.model_dump(),
     )
@@ -141,8 +141,8 @@ def _knots(
     counts = federation.sum(
         "histogram",
         {"edges": edges},
-        task=task.model_dump_json(),
-        features=[term.model_dump() for term in encoding.numbers],
+        task=task,
+        features=encoding.numbers,
     )["count"]
     return tuple(_placed(row, edges, count) for row in counts)
 

@@ -24,18 +24,8 @@ from lab.models import kernels
 from lab.models.design import Feature, Number
 from lab.models.families import FamilyName
 from lab.models.glm import Task
-from lab.models.trees import (
-    GRAIN,
-    LEAF,
-    MOST_BINS,
-    MOST_ROWS,
-    Ask,
-    Cuts,
-    Place,
-    Tree,
-    Trees,
-    TreesRecipe,
-)
+from lab.models.tree_model import LEAF, MOST_BINS, Cuts, Tree, Trees
+from lab.models.trees import GRAIN, MOST_ROWS, Ask, Place, TreesRecipe
 from lab.records import Strict
 from lab.sums import Floats, Sums
 from lab.tables.contracts import Contract
@@ -64,17 +54,17 @@ def train(
     watch: Callable[[str, int, int | None], None] | None = None,
 ) -> tuple[Trees, pd.DataFrame]:
     """(model, losses by step). Same seed and same rows give the same bits, for any split of rows."""
-    totals = federation.sum("means", task=task.model_dump_json(), part="train")
+    totals = federation.sum("totals", task=task, part="train")
     cuts = agree_cuts(federation, task, features, contract, settings, round(totals.total("rows")))
     recipe = _recipe(federation, task, totals, settings, seed)
     told: dict[str, Any] = {
-        "task": task.model_dump_json(),
-        "cuts": "[" + ",".join(cut.model_dump_json() for cut in cuts) + "]",
-        "recipe": recipe.model_dump_json(),
+        "task": task,
+        "cuts": cuts,
+        "recipe": recipe,
     }
 
     def asked(ask: Ask) -> Sums:
-        return federation.sum("tree_level", ask=ask.model_dump_json(), **told)
+        return federation.sum("trees_level", ask=ask, **told)
 
     trees: list[Tree] = []
     trace, place = [], Place()
@@ -110,8 +100,7 @@ def _recipe(
     start = constant_predictor(law, totals)
     if law.name == "gaussian":  # the other families have a scale of their own
         term = Number(feature=Feature(column=task.target), mean=start, scale=1.0)
-        listed = [term.model_dump()]
-        found = federation.sum("moments", task=task.model_dump_json(), features=listed)
+        found = federation.sum("moments", task=task, features=(term,))
         spread = float(found["second"][0]) / rows
         if spread <= 1e-24 * start**2:
             raise ModelError("the target is the same in every training row")
@@ -336,7 +325,7 @@ def agree_cuts(
         if len(kept) + (count[frequent].sum() < rows) > 1:
             found[levels.feature] = Cuts(feature=levels.feature, levels=kept)
     numbers = [f for f in features if f not in categories]
-    terms = [
+    terms = tuple(
         Cuts(
             feature=f,
             edges=(),
@@ -344,15 +333,14 @@ def agree_cuts(
             monotone=settings.monotone.get(f.column, 0),
         )
         for f in numbers
-    ]
+    )
     wide = 2.0 ** np.arange(-OCTAVES // 2, OCTAVES // 2 + 1)
     ladders = [np.concatenate([-wide[::-1], [0.0], wide])] * len(numbers)
-    told = f"[{','.join(term.model_dump_json() for term in terms)}]"
-    counts = _counted(federation, task, told, ladders, rows)
+    counts = _counted(federation, task, terms, ladders, rows)
     for _ in range(TIMES):
         pairs = zip(ladders, counts, strict=True)
         ladders = [_finer(ladder, count, settings.bins) for ladder, count in pairs]
-        counts = _counted(federation, task, told, ladders, rows)
+        counts = _counted(federation, task, terms, ladders, rows)
     for term, ladder, count in zip(terms, ladders, counts, strict=True):
         edges = tuple(_edges(ladder, count, settings.bins))
         if edges or 0 < count.sum() < rows:
@@ -374,7 +362,7 @@ def _check_monotone(
 
 
 def _counted(
-    federation: Federation, task: Task, terms: str, ladders: list[Floats], rows: int
+    federation: Federation, task: Task, terms: tuple[Cuts, ...], ladders: list[Floats], rows: int
 ) -> list[Floats]:
     """Rows on each rung of each feature's ladder, one more than it has edges."""
     if not ladders:
@@ -383,8 +371,7 @@ def _counted(
     for row, ladder in zip(edges, ladders, strict=True):
         row[: len(ladder)] = ladder
     edges = np.minimum(edges, np.finfo(np.float64).max)
-    told = task.model_dump_json()
-    found = federation.sum("bin_counts", {"edges": edges}, task=told, cuts=terms, most=rows)
+    found = federation.sum("trees_bins", {"edges": edges}, task=task, cuts=terms, most=rows)
     return [row[: len(ladder) + 1] for row, ladder in zip(found["count"], ladders, strict=True)]
 
 

@@ -132,7 +132,7 @@ class Scorer:
         scorer.experiment, scorer.market, scorer.ones = experiment, market, {}
         scorer.tasks = experiment.all_tasks()
         scorer.constants = dict(constants or {}) or {
-            part: _mean(federation.sum("means", task=task.model_dump_json(), part="train"))
+            part: _mean(federation.sum("totals", task=task, part="train"))
             for part, task in scorer.tasks.items()
         }
         asked = experiment.detection
@@ -154,9 +154,8 @@ class Scorer:
 
     def _constant(self, task: Task) -> float:
         """The mean of all training rows for one unit of exposure: the model that explains nothing."""
-        text = task.model_dump_json()
         return _mean(
-            combine([one.sum("means", task=text, part="train") for one in self.ones.values()])
+            combine([one.sum("totals", task=task, part="train") for one in self.ones.values()])
         )
 
     def _features_by_level(self) -> dict[str, tuple[Levels, ...]]:
@@ -236,10 +235,10 @@ class Scorer:
 
         return ask
 
-    def _task(self, part: str, model: str) -> str:
+    def _task(self, part: str, model: str) -> Task:
         """What is scored: the part's task, over rows with the profiles that the model knows."""
         known = getattr(getattr(models.from_json(model), "task", None), "profiles", ())
-        return self.tasks[part].model_copy(update={"profiles": known}).model_dump_json()
+        return self.tasks[part].model_copy(update={"profiles": known})
 
     def _evaluate(self, part: str, ask: Ask) -> Evaluation:
         experiment = self.experiment
@@ -255,7 +254,7 @@ class Scorer:
         levels = {
             term.feature.column: (
                 term.levels,
-                ask("score_levels", feature=term.model_dump()),
+                ask("score_levels", feature=term),
             )
             for term in self.by_level[part]
         }
@@ -276,7 +275,7 @@ class Scorer:
         groups = {
             group.feature.column: (
                 group.levels,
-                ask("detection_groups", group=group.model_dump(), threshold=threshold, **judged),
+                ask("detection_groups", group=group, threshold=threshold, **judged),
             )
             for group in self.groups
         }

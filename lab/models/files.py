@@ -4,21 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any, Protocol
+
+import pandas as pd
 
 from lab.errors import ConfigurationError
-from lab.models.glm import GLM, Product
+from lab.models.glm import Product
 from lab.models.profile import Profiled
 from lab.records import Strict, parse
+from lab.statistics import Statistic
+from lab.sums import Floats
 
-if TYPE_CHECKING:
-    from lab.models.network import Network
-    from lab.models.trees import Trees
+#: Every kind of model. A kind has two files of its name: ``lab/models/KIND.py`` with its ``MODEL``, a
+#: party's sums and their ``STATISTICS``, and ``federated/solvers/KIND.py`` with its ``Settings`` and
+#: ``solve``.
+KINDS = ("glm", "network", "trees")
+#: What else a model file may hold: a product of two models, a model with its profiles.
+COMPOSED: Mapping[str, type[Strict]] = {"product": Product, "profiled": Profiled}
 
-    Model = GLM | Product | Network | Trees | Profiled
 
-_KINDS: dict[str, type[Strict]] = {"glm": GLM, "product": Product}
+class Model(Protocol):
+    """What every model can do: predict the mean for one unit of exposure, and be written as JSON."""
+
+    kind: str
+
+    def predict(self, frame: pd.DataFrame) -> Floats:
+        """One number for each row."""
+
+    def model_dump_json(self) -> str:
+        """The model as its file has it."""
+
+
 #: Bytes of a model file that are read at all.
 LARGEST = 1 << 28
 
@@ -35,24 +55,26 @@ def from_json(text: str | bytes, where: str = "model") -> Model:
         raise ConfigurationError(
             f"{where}: is not a model file of this laboratory, or not all of one"
         ) from None
-    if kind == "network":  # torch is loaded for networks alone
-        from lab.models.network import Network
-
-        return parse(Network, values, where=where)
-    if kind == "trees":  # and numba for trees
-        from lab.models.trees import Trees
-
-        return parse(Trees, values, where=where)
     if kind == "profiled":
-        inner = from_json(json.dumps(inside), where)
-        return parse(Profiled, values | {"model": inner}, where=where)
-    if not isinstance(kind, str) or kind not in _KINDS:
+        values = values | {"model": from_json(json.dumps(inside), where)}
+    if not isinstance(kind, str) or kind not in (*KINDS, *COMPOSED):
         raise ConfigurationError(
-            f"{where}: no model of kind {kind!r:.40}; there are glm, product, network, trees, "
-            "profiled"
+            f"{where}: no model of kind {kind!r:.40}; there are {', '.join((*KINDS, *COMPOSED))}"
         )
-    model: Any = parse(_KINDS[kind], values, where=where)
-    return model  # type: ignore[no-any-return]
+    form: Any = COMPOSED.get(kind) or _module(kind).MODEL
+    model: Model = parse(form, values, where=where)
+    return model
+
+
+def _module(kind: str) -> ModuleType:
+    """The file of a kind, read when a model of it is first needed: torch and numba take a second."""
+    return import_module(f"lab.models.{kind}")
+
+
+def statistics_of(kind: str) -> tuple[Statistic, ...]:
+    """What a model of this kind asks of a party beside what every model asks."""
+    rows: tuple[Statistic, ...] = _module(kind).STATISTICS
+    return rows
 
 
 def read(path: Path) -> Model:

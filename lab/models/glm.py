@@ -16,6 +16,7 @@ from lab.errors import ContractError
 from lab.models.design import Design, Encoding
 from lab.models.families import Family, FamilyName, LinkName
 from lab.records import Strict
+from lab.statistics import Arrays, Holding, Statistic
 from lab.sums import COUNT, CURVATURE, PRECISE, Floats, Limit, Sums
 
 
@@ -85,7 +86,7 @@ def _positive(frame: pd.DataFrame, name: str) -> Floats:
     return values
 
 
-def means(response: Response) -> Sums:
+def totals(response: Response) -> Sums:
     """Rows, total weight, weighted target, weighted exposure: what the constant model needs."""
     r = response
     arrays = {
@@ -154,6 +155,52 @@ def likelihood(
     return Sums({"log_likelihood": np.array([total])}, {"log_likelihood": PRECISE}, design.rows)
 
 
+class OfStep(Strict):
+    """Arguments of :func:`step`, with the coefficients beside them."""
+
+    task: Task
+    encoding: Encoding
+    unit: float
+
+
+class OfLikelihood(Strict):
+    """Arguments of :func:`likelihood`, with the coefficients beside them."""
+
+    task: Task
+    encoding: Encoding
+    dispersion: float
+
+
+def _design(holding: Holding, encoding: Encoding, task: Task) -> Design:
+    return Design(holding.rows(task, "train"), encoding)
+
+
+def _response(holding: Holding, task: Task) -> Response:
+    return Response(holding.rows(task, "train"), task)
+
+
+def _step(holding: Holding, a: OfStep, arrays: Arrays) -> Sums:
+    design = holding.once(_design, a.encoding, a.task)
+    response = holding.once(_response, a.task)
+    return step(design, response, family=a.task.law, beta=arrays["beta"], unit=a.unit)
+
+
+def _likelihood(holding: Holding, a: OfLikelihood, arrays: Arrays) -> Sums:
+    return likelihood(
+        holding.once(_design, a.encoding, a.task),
+        holding.once(_response, a.task),
+        family=a.task.law,
+        beta=arrays["beta"],
+        dispersion=a.dispersion,
+    )
+
+
+STATISTICS = (
+    Statistic("glm_step", OfStep, _step, "glm", ("beta",)),
+    Statistic("glm_likelihood", OfLikelihood, _likelihood, "glm", ("beta",)),
+)
+
+
 class GLM(Strict):
     """A fitted model: all that is needed to score a table, as plain numbers.
 
@@ -191,3 +238,7 @@ class Product(Strict):
     def predict(self, frame: pd.DataFrame) -> Floats:
         """Expected amount for one unit of exposure, one for each row."""
         return self.frequency.predict(frame) * self.severity.predict(frame)
+
+
+#: What a file of this kind holds.
+MODEL = GLM

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import zlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +31,7 @@ from torch.nn import functional as F
 from lab.models.design import Encoding, codes_of
 from lab.models.glm import Response, Task
 from lab.records import Strict
+from lab.statistics import Arrays, Holding, Statistic
 from lab.sums import COUNT, PRECISE, Floats, Limit, Sums
 
 #: Format of a weighted parameter change: |change| * rows below 2**34, kept to 2**-30.
@@ -254,6 +256,42 @@ def update(
     return Sums(arrays, limits | {"rows": COUNT, "loss": PRECISE}, n)
 
 
+class OfUpdate(Strict):
+    """Arguments of :func:`update`, with the weights beside them; the round draws its order anew."""
+
+    task: Task
+    encoding: Encoding
+    bends: Bends
+    recipe: NetworkRecipe
+    learning_rate: float
+    proximal_mu: float
+    round: int
+    seed: int
+
+
+def tensors_of(holding: Holding, encoding: Encoding, bends: Bends, task: Task) -> Tensors:
+    """A party's training rows as tensors."""
+    rows = holding.rows(task, "train")
+    return tensors(rows, Response(rows, task), encoding, bends)
+
+
+def _update(holding: Holding, a: OfUpdate, arrays: Arrays) -> Sums:
+    return update(
+        holding.once(tensors_of, a.encoding, a.bends, a.task, at_hand=1),
+        a.recipe,
+        a.task.family,
+        dict(arrays),
+        learning_rate=a.learning_rate,
+        proximal_mu=a.proximal_mu,
+        seed=zlib.crc32(f"{a.seed} {a.round} {holding.name}".encode()),
+    )
+
+
+STATISTICS = (
+    Statistic("network_update", OfUpdate, _update, "network", arrays=None, message="train"),
+)
+
+
 def trained(
     rows: Tensors,
     recipe: NetworkRecipe,
@@ -372,3 +410,7 @@ class Network(Strict):
         if self.recipe.imbalance == "focal":
             eta = unfocused(eta, self.recipe.focal_gamma)
         return self.task.law.mean(eta)
+
+
+#: What a file of this kind holds.
+MODEL = Network

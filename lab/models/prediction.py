@@ -72,7 +72,7 @@ def _is_code(level: str) -> bool:
         return True
 
 
-def _terms(model: Model) -> Iterator[tuple[Feature, tuple[str, ...], bool]]:
+def _terms(model: Any) -> Iterator[tuple[Feature, tuple[str, ...], bool]]:
     """What a model reads: feature, its levels if any, and whether its column is read as text."""
     if isinstance(model, Profiled):  # what it looks up, and what the table itself must have
         added = {column for profile in model.profiles for column in profile.columns}
@@ -96,13 +96,12 @@ def _terms(model: Model) -> Iterator[tuple[Feature, tuple[str, ...], bool]]:
             )
 
 
-def _bare(model: Model) -> Model:
+def _bare(model: Any) -> Any:
     """The model without the profiles its features come from."""
-    inner: Any = model.model if isinstance(model, Profiled) else model
-    return inner  # type: ignore[no-any-return]
+    return model.model if isinstance(model, Profiled) else model
 
 
-def _meaning(model: Model) -> str:
+def _meaning(model: Any) -> str:
     model = _bare(model)
     assert not isinstance(model, Profiled)
     first, last = (

@@ -31,9 +31,10 @@ from federated.deployment.plan import AnnouncedPlan
 from federated.deployment.signed_messages import SignedMessage, answering, received
 from federated.federation import Federation, Participant, Progress, receipt_of
 from federated.hiding.protocol import Protection
-from federated.messages import UNREADABLE, Request, message_of, read, refusal
-from federated.party.release import RELEASED
+from federated.messages import UNREADABLE, message_of, read, refusal
+from federated.party import statistics
 from federated.party.state import Released
+from federated.party.statistics import RELEASED
 from federated.transport.exchange_grid import ExchangeGrid
 from federated.transport.node_line import packed
 from lab.audit.log_format import Checkpoint
@@ -261,14 +262,13 @@ class DeployedFederation(Federation):
         self._asked += 1
         if self._progress:
             self._progress(statistic, self._asked)
-        request = Request(
-            "",
+        request = statistics.request(
             statistic,
             arguments,
             arrays or {},
-            self.protection.hiding,
-            (),
-            self.charter.digest,
+            query="",
+            hiding=self.protection.hiding,
+            charter=self.charter.digest,
         )
         question = question_of(statistic, request.question)
         known = self.journal.total(self._asked, question)

@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from federated.deployment.charter import ANALYSES, Charter
+from federated.deployment.charter import Charter
 from federated.deployment.node.settings import APPROVED, QUESTIONS, REQUESTS, SETTINGS, NodeSettings
 from federated.deployment.plan import AnnouncedPlan
 from federated.party.party import Party, Policy, numbered
+from federated.party.statistics import belongs, find
 from federated.study.experiment import Experiment
 from federated.study.rows import columns_needed, usable
 from lab.errors import ConfigurationError, PolicyError
@@ -28,6 +29,7 @@ from lab.queries import sql_plan as sql
 from lab.queries.query_table import Budget, QueryTable
 from lab.queries.questions import Question
 from lab.records import parse
+from lab.statistics import PROFILES
 from lab.tables.contracts import Column, Contract
 from lab.tables.sources import SOURCES, Table, built_in, load
 
@@ -83,7 +85,7 @@ class InsurerPolicy:
 
         arguments: of the request, JSON.
         """
-        if not any(statistic in ANALYSES[kind] for kind in study.kinds):
+        if not belongs(statistic, study.kinds):
             raise Refusal("analyses", f"'{statistic}' is no part of what was announced")
         self._allow(study)
         if study.kind == "questions":
@@ -96,8 +98,8 @@ class InsurerPolicy:
                 for query in study.experiment.query
             ):
                 raise Refusal("analyses", "another question than was announced")
-        elif statistic not in ANALYSES["profiles"]:
-            told = parse(Task, json.loads(json.loads(arguments)["task"]), where="the task")
+        elif find(statistic).analysis != PROFILES:
+            told = parse(Task, json.loads(arguments)["task"], where="the task")
             if (
                 told.model_copy(update={"profiles": ()})
                 not in study.experiment.all_tasks().values()

@@ -224,7 +224,7 @@ def test_a_peer_cannot_accuse_with_a_checkpoint_it_made_up(
 
 def test_lines_after_the_last_checkpoint_are_told_as_unsigned(tmp_path: Path) -> None:
     log = open_log(tmp_path / "log.jsonl", PING_AN)
-    log.append("request", statistic="means", by="exchange")
+    log.append("request", statistic="totals", by="exchange")
     verdict = audit.verify(read_lines(log.path), check, key=KEY)
     assert (verdict.fault, verdict.unsigned, verdict.checkpoints) == ("", 2, 0)
     log.close()
@@ -398,7 +398,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (size + 700, hard))
 written = 0
 try:
     while True:
-        log.append("request", run="r", query=str(written), statistic="means", by="exchange")
+        log.append("request", run="r", query=str(written), statistic="totals", by="exchange")
         written += 1
 except LogError as error:
     print(written, error)
@@ -408,7 +408,7 @@ try:
 except LogError as error:
     print("no checkpoint either")
 resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-log.append("request", run="r", query="after", statistic="means", by="exchange")
+log.append("request", run="r", query="after", statistic="totals", by="exchange")
 log.close()
 """
 

@@ -13,16 +13,16 @@ from click.testing import CliRunner
 from federated.cli.main import lab
 from federated.deployment import charter as charters
 from federated.deployment.charter import (
-    ANALYSES,
     Charter,
     CharterLimits,
     read_signed,
     signatures_beside,
 )
 from federated.deployment.enrolment import Enrolment, enrol, load_identity, new_identity
-from federated.party.party import STATISTICS
-from federated.party.release import QUESTIONS
+from federated.party.statistics import ANALYSES, COMMON, belongs, find
 from lab.errors import ConfigurationError, LabError, PeerError
+from lab.models.files import KINDS, statistics_of
+from lab.statistics import ANY_MODEL
 from secure_agg.identity import Identity
 from secure_agg.keys import PrivateKey
 from secure_agg.shares import deal
@@ -226,8 +226,10 @@ def test_fingerprints_that_people_compare_tell_members_apart(five: Members) -> N
 
 
 def test_every_statistic_belongs_to_an_analysis() -> None:
-    assert set(STATISTICS) == {name for names in ANALYSES.values() for name in names}
-    assert ANALYSES["questions"] == QUESTIONS
+    rows = [*COMMON.values(), *(row for kind in KINDS for row in statistics_of(kind))]
+    assert {row.analysis for row in rows} - {ANY_MODEL} == set(ANALYSES)
+    assert all(find(row.name) == row for row in rows)
+    assert all(belongs(row.name, ANALYSES) for row in rows)
 
 
 def test_what_no_allowed_analysis_asks_for_is_not_allowed(five: Members) -> None:

@@ -160,9 +160,9 @@ def test_a_model_is_asked_of_the_announced_target_alone(trial: Trial) -> None:
     node = insurer.InsurerPolicy(trial.root / "insurer 1", settings, trial.charter)
     told, other = (plan.announced(trial.experiment(k)) for k in (0, 1))
     (ours,), (another,) = (s.experiment.tasks().values() for s in (told, other))
-    node.allow_statistic(told, "means", json.dumps({"task": ours.model_dump_json()}))
+    node.allow_statistic(told, "totals", json.dumps({"task": ours.model_dump(mode="json")}))
     with pytest.raises(Refusal, match="another target than was announced"):
-        node.allow_statistic(told, "means", json.dumps({"task": another.model_dump_json()}))
+        node.allow_statistic(told, "totals", json.dumps({"task": another.model_dump(mode="json")}))
 
 
 def test_what_a_person_approves_is_what_a_terminal_shows(trial: Trial) -> None:
@@ -207,9 +207,9 @@ def test_with_a_split_key_nobody_opens_a_question_as_a_sum_of_a_model(
             )
             transcript = transcript_of(federation, request)
         experiment = made.experiment(0)
-        task = experiment.tasks()["model"].model_dump_json()
+        task = experiment.tasks()["model"].model_dump(mode="json")
         with conduct.gathered(experiment, plan.announced(experiment), made.exchange) as other:
-            model = replace(request, statistic="means", arguments={"task": task, "part": "train"})
+            model = replace(request, statistic="totals", arguments={"task": task, "part": "train"})
             with pytest.raises(PeerError, match="asks a query of another run"):
                 stolen(other, model, transcript)
 
@@ -233,7 +233,7 @@ def test_a_query_stands_for_one_statistic() -> None:
     memory.remember("7-1", "profile")
     memory.remember("7-1", "profile")
     with pytest.raises(PeerError, match="was about another statistic before"):
-        memory.remember("7-1", "means")
+        memory.remember("7-1", "totals")
     assert memory.asked("7-1") == "profile"
 
 

@@ -178,7 +178,7 @@ def growing(payers: Payers, experiment: Experiment) -> bool:
         told = read_json(place)
         if told["study"] == digest and not told["ended"]:
             totals = (place.parent / "totals").glob("*.sums")
-            return sum(b"tree_level" in path.read_bytes()[:4000] for path in totals) > 3
+            return sum(b"trees_level" in path.read_bytes()[:4000] for path in totals) > 3
     return False
 
 

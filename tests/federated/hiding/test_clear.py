@@ -38,7 +38,7 @@ def reply(party: str) -> Reply:
 def total(wrong: Callable[[Reply], Reply]) -> Sums:
     given = {name: reply(name).to_record() for name in ("one", "three")}
     given = {"one": given["one"], "two": wrong(reply("two")).to_record(), "three": given["three"]}
-    request = Request("q", "means", {}, {}, "clear", tuple(given))
+    request = Request("q", "totals", {}, {}, "clear", tuple(given))
     return Clear().total(Answers(given), request)
 
 

@@ -17,7 +17,8 @@ from federated.hiding.masks import Masks
 from federated.hiding.paillier import KeyAuthority, KeyHolders, Paillier
 from federated.hiding.protocol import Clear, Protection
 from federated.messages import Hiding, Reply, Request, blobs, message_of, read
-from federated.party.party import STATISTICS, Party, Policy
+from federated.party.party import Party, Policy
+from federated.party.statistics import find
 from federated.transport import in_process as grid
 from lab.errors import PeerError, PolicyError
 from lab.models.design import Encoding, Feature
@@ -36,12 +37,12 @@ from secure_agg.transcript import Contribution, Transcript
 from tests.conftest import federate, fit_glm, split
 from tests.federated.solvers.test_glm import table
 
-TASK = Task(target="y", exposure="years").model_dump_json()
+TASK = Task(target="y", exposure="years")
 HIDDEN = ["paillier", "split", "masks"]
 
 
 def means(federation: Federation) -> Sums:
-    return federation.sum("means", task=TASK, part="train")
+    return federation.sum("totals", task=TASK, part="train")
 
 
 def way(name: str, key: Any) -> Protection:
@@ -128,10 +129,10 @@ def test_the_receipt_counts_what_passed_the_gate(name: str, authority_key: Any) 
     receipts = federate(parts, work, way(name, authority_key))
     hiding = "masks" if name == "masks" else "paillier"
     for frame, lines in zip(parts, receipts.values(), strict=True):
-        sums = [line for line in lines if line.statistic == "means"]
+        sums = [line for line in lines if line.statistic == "totals"]
         assert [line.rows for line in sums] == [len(frame)] * 2
         assert {line.hiding for line in lines} == {hiding}
-        others = {line.statistic for line in lines} - {"means"}
+        others = {line.statistic for line in lines} - {"totals"}
         assert (
             others
             == {
@@ -158,7 +159,7 @@ def test_a_sum_over_fewer_rows_than_the_minimum_is_refused_by_rule() -> None:
         Party("small", frame[900:940], frame[:0], None, Policy(minimum_rows=100)),
     ]
     app = server_app(lambda nodes: means(Federation(nodes, Clear(), 2)))
-    with pytest.raises(PolicyError, match=r"small: means: fewer rows behind the sum than .* 100"):
+    with pytest.raises(PolicyError, match=r"small: totals: fewer rows behind the sum than .* 100"):
         grid.run_in_process(app, client_app(parties.__getitem__, "clear"), 2, 2)
 
 
@@ -261,7 +262,12 @@ def test_a_node_encrypts_to_the_key_it_was_enrolled_with_and_to_no_other(paillie
 
 def test_a_node_hides_nothing_without_a_roster() -> None:
     request = Request(
-        "q", "means", {"task": TASK, "part": "train"}, {}, "paillier", ("a", "b", "c")
+        "q",
+        "totals",
+        {"task": TASK.model_dump(mode="json"), "part": "train"},
+        {},
+        "paillier",
+        ("a", "b", "c"),
     )
 
     def unenrolled(federation: Federation) -> Any:
@@ -276,7 +282,9 @@ def test_a_node_that_hides_answers_nothing_in_the_clear(name: str, authority_key
     protection = way(name, authority_key)
 
     def asked_in_the_clear(federation: Federation) -> Any:
-        request = Request("q", "means", {"task": TASK, "part": "train"}, {}, "clear")
+        request = Request(
+            "q", "totals", {"task": TASK.model_dump(mode="json"), "part": "train"}, {}, "clear"
+        )
         return federation.ask("query", {"insurer 1": request.to_record()})
 
     with pytest.raises(PolicyError, match=r"insurer 1: this party answers .* alone, not 'clear'"):
@@ -301,8 +309,8 @@ def test_no_message_tells_how_many_rows_a_party_has(name: str, authority_key: An
 
 def test_a_node_adds_to_no_sum_of_some_of_the_parties(paillier: Paillier) -> None:
     def all_but_one(federation: Federation) -> Any:
-        arguments = {"task": TASK, "part": "train"}
-        fewer = Request("q", "means", arguments, {}, "paillier", federation.names[:-1])
+        arguments = {"task": TASK.model_dump(mode="json"), "part": "train"}
+        fewer = Request("q", "totals", arguments, {}, "paillier", federation.names[:-1])
         return paillier.total(federation, fewer)
 
     with pytest.raises(PolicyError, match="all parties of the roster, or none"):
@@ -359,9 +367,10 @@ def test_a_node_that_refuses_too_often_falls_silent(paillier: Paillier) -> None:
 def test_resamples_are_no_equations_for_single_rows(known: bool) -> None:
     rows = table("poisson").iloc[:60]
     party = Party("a", rows, rows)
-    model = GLM(task=Task.model_validate_json(TASK), encoding=Encoding(), beta=(0.0,))
+    model = GLM(task=TASK, encoding=Encoding(), beta=(0.0,))
     arguments = {"model": model.model_dump_json(), "task": TASK, "constant": 1.0}
-    sums = STATISTICS["score_fit"](party, {**arguments, "replicates": 90, "seed": 7}, {})
+    row = find("score_fit")
+    sums = row.function(party, row.arguments(**arguments, replicates=90, seed=7), {})
     guess = party.secret if known else bytes(32)
     rng = np.random.default_rng([7, *hmac.digest(guess, b"resamples", "sha256")])
     weights = np.array([rng.poisson(1.0, 60) for _ in range(90)], dtype=float)

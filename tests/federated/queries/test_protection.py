@@ -22,6 +22,7 @@ from federated.messages import Request, message_of, read
 from federated.queries.desk import Desk, Holdings
 from federated.transport.in_process import run_in_process
 from lab.errors import BudgetError, ConfigurationError, PeerError, PolicyError
+from lab.models.design import Encoding
 from lab.models.glm import Task
 from lab.privacy.disclosure import MinimumPersons, Rules
 from lab.privacy.noise import Noise
@@ -144,17 +145,8 @@ def test_a_party_without_rows_for_a_question_adds_nothing(first: int) -> None:
 # Who refuses what.
 
 
-class Unseen(str):
-    """The name of a statistic that a coordinator does not compare with those it should not ask."""
-
-    __hash__ = str.__hash__
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-
-@pytest.mark.parametrize("name", ["cells", Unseen("cells")])
-def test_a_question_under_masks_is_refused_before_any_sum_leaves(name: str) -> None:
+@pytest.mark.parametrize("step", [Masks.total, Masks.run], ids=["careful", "careless"])
+def test_a_question_under_masks_is_refused_before_any_sum_leaves(step: Any) -> None:
     """By the coordinator, and by the nodes where the coordinator does not."""
     masked: list[Any] = []
 
@@ -164,8 +156,9 @@ def test_a_question_under_masks_is_refused_before_any_sum_leaves(name: str) -> N
         return message
 
     def ask(federation: Federation) -> Sums:
-        request = Request("q", name, arguments(), {}, "masks", federation.names)
-        return federation.protection.total(federation, request)
+        request = Request("q", "cells", arguments(), {}, "masks", federation.names)
+        total: Sums = step(federation.protection, federation, request)
+        return total
 
     with pytest.raises(PolicyError, match="masks"):
         on_a_road(Masks(), ask, back=back)
@@ -180,11 +173,18 @@ def test_a_desk_does_not_ask_under_masks(tmp_path: Path) -> None:
         Desk.on(file, {"protection.sums": "masks"}, runs=None)
 
 
-@pytest.mark.parametrize("statistic", ["means", "moments", "histogram", "glm_step"])
+@pytest.mark.parametrize("statistic", ["totals", "moments", "histogram", "glm_step"])
 def test_a_node_for_questions_takes_no_statistic_of_a_model(statistic: str) -> None:
     def fit(federation: Federation) -> Any:
-        task = Task(target="paid").model_dump_json()
-        return federation.sum(statistic, {"beta": np.zeros(1)}, task=task, part="train")
+        task = Task(target="paid")
+        arguments: dict[str, dict[str, Any]] = {
+            "totals": {"part": "train"},
+            "moments": {"features": ()},
+            "histogram": {"features": ()},
+            "glm_step": {"encoding": Encoding(), "unit": 1.0},
+        }
+        arrays = {"histogram": {"edges": np.zeros(1)}, "glm_step": {"beta": np.zeros(1)}}
+        return federation.sum(statistic, arrays.get(statistic), task=task, **arguments[statistic])
 
     with pytest.raises(PolicyError, match="insurer 1: this party answers questions alone"):
         on_a_road(Clear(), fit)
@@ -199,10 +199,16 @@ def test_a_node_for_models_answers_no_question(statistic: str) -> None:
     )
 
     def ask(federation: Federation) -> Any:
-        return federation.sum(statistic, **arguments())
+        return federation.sum(statistic, *sent(statistic)[:1], **sent(statistic)[1])
 
     with pytest.raises(PolicyError, match="insurer 1: this party answers models alone"):
         on_a_road(Clear(), ask, replace(held, parties=parties))
+
+
+def sent(statistic: str, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(arrays, arguments) of a question for this statistic."""
+    arrays = {"shares": np.array([1.0])} if statistic == "drift" else {}
+    return arrays, arguments(**changes) | ({"flags": 1} if statistic == "violations" else {})
 
 
 def weaker() -> Rules:
@@ -212,12 +218,11 @@ def weaker() -> Rules:
 
 @pytest.mark.parametrize("statistic", ["cells", "violations", "drift"])
 def test_a_question_under_weaker_rules_is_refused(statistic: str, authority_key: Any) -> None:
-    arrays = {"shares": np.array([1.0])}
     for protection in (Clear(weaker()), Paillier(KeyAuthority(authority_key, weaker()))):
 
         def ask(federation: Federation) -> Any:
-            asked = arguments(rules=weaker())
-            return federation.sum(statistic, arrays, **asked, flags=1)
+            arrays, asked = sent(statistic, rules=weaker())
+            return federation.sum(statistic, arrays, **asked)
 
         with pytest.raises(PolicyError, match="insurer 1: asked under other disclosure rules"):
             on_a_road(protection, ask)
@@ -254,7 +259,7 @@ SWAPS = {
         "", "cells", arguments(ASKED.model_copy(update={"totals": (ROWS,)})), {}
     ),
     "without disclosure fields": Request("", "cells", arguments(NOISED), {}),
-    "of a model": Request("", "means", {"task": "", "part": "train"}, {}),
+    "of a model": Request("", "totals", {"task": {"target": "paid"}, "part": "train"}, {}),
     "of another kind": Request("", "drift", arguments(), {}),
     "under weaker rules": Request("", "cells", arguments(rules=weaker()), {}),
 }
@@ -496,11 +501,9 @@ def test_parties_that_add_noise_answer_no_question_without(text: str, tmp_path: 
 def test_a_coordinator_gets_nothing_exact_of_parties_that_add_noise(
     statistic: str, tmp_path: Path
 ) -> None:
-    arrays = {"shares": np.array([1.0])}
-
     def ask(federation: Federation) -> Any:
-        asked = arguments()
-        return federation.sum(statistic, arrays, **asked, flags=1)
+        arrays, asked = sent(statistic)
+        return federation.sum(statistic, arrays, **asked)
 
     with pytest.raises(PolicyError, match=r"insurer 1: .*noise"):
         on_a_road(Clear(), ask, noisy(tmp_path, noised=True))

@@ -22,7 +22,8 @@ from federated.study.experiment import Experiment
 from lab.errors import ConfigurationError, ContractError, ModelError
 from lab.models.design import Feature, check_features
 from lab.models.glm import Task
-from lab.models.trees import Trees, TreesRecipe
+from lab.models.tree_model import Trees
+from lab.models.trees import TreesRecipe
 from lab.models.trees import drawn as held_out
 from lab.tables.contracts import Column, Contract, draft
 from tests.conftest import federate, split

@@ -27,6 +27,7 @@ from federated.study.experiment import Experiment
 from federated.transport.in_process import InProcessGrid
 from lab.errors import ConfigurationError, PeerError, PolicyError
 from lab.models import files as models
+from lab.models.glm import Task
 from lab.models.prediction import predict
 from lab.models.profile import Profile, ProfileCells, Profiling, read, release, sums
 from lab.privacy.disclosure import Rules
@@ -147,7 +148,7 @@ def test_profile_of_few_persons_or_under_other_rules_is_not_opened(
 
 def test_party_without_persons_and_party_without_the_profile_refuse() -> None:
     one = parties(claims())[0]
-    task = '{"target": "fraud", "family": "binomial", "profiles": ["ab"]}'
+    task = Task(target="fraud", family="binomial", profiles=("ab",))
     with pytest.raises(PeerError, match="not released"):
         one.rows(task, "train")
     with pytest.raises(PeerError, match="not readable"):

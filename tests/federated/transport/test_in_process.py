@@ -68,7 +68,7 @@ def test_nothing_is_shared_across_the_boundary(grid: InProcessGrid) -> None:
 
 def test_a_request_survives_the_wire_bit_for_bit() -> None:
     rng = np.random.default_rng(1)
-    sent = Request("q-1", "means", {"a": [1, "b"]}, {"beta": rng.normal(size=(3, 2))}, "clear")
+    sent = Request("q-1", "totals", {"a": [1, "b"]}, {"beta": rng.normal(size=(3, 2))}, "clear")
     got = Request.from_record(sent.to_record())
     assert got.arguments == sent.arguments
     assert got.arrays["beta"].tobytes() == sent.arrays["beta"].tobytes()
@@ -90,9 +90,9 @@ def test_a_reply_whose_arrays_differ_from_its_form_is_refused() -> None:
 def test_a_defect_at_a_node_leaves_as_its_type_alone() -> None:
     frame = pd.DataFrame({"y": ["secret 4711"]})
     party = Party("insurer 1", frame, frame)
-    task = Task(target="y").model_dump_json()
+    task = Task(target="y")
     app = server_app(
-        lambda nodes: Federation(nodes, Clear(), 1).sum("means", task=task, part="train")
+        lambda nodes: Federation(nodes, Clear(), 1).sum("totals", task=task, part="train")
     )
     with pytest.raises(PeerError, match=r"^insurer 1: failed with ValueError$"):
         run_in_process(app, client_app(lambda k: party, "clear"), 1, 1)

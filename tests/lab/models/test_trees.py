@@ -13,10 +13,11 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from lab.errors import ConfigurationError, ModelError, PeerError
 from lab.models import files as models
-from lab.models import kernels, trees
+from lab.models import kernels, tree_model, trees
 from lab.models.design import Feature, check_features
 from lab.models.families import Family
 from lab.models.glm import Response, Task
@@ -30,11 +31,11 @@ FAMILIES = [
 ]
 #: x below 0, up to 1, above; k is a, b or something else.
 CUTS = (
-    trees.Cuts(feature=Feature(column="x"), edges=(0.0, 1.0)),
-    trees.Cuts(feature=Feature(column="k"), levels=("a", "b")),
+    tree_model.Cuts(feature=Feature(column="x"), edges=(0.0, 1.0)),
+    tree_model.Cuts(feature=Feature(column="k"), levels=("a", "b")),
 )
 #: x up to 0 left; the rest by k: a and what is unknown left.
-TREE = trees.Tree(
+TREE = tree_model.Tree(
     feature=(0, -1, 1, -1, -1),
     left=(1, 0, 3, 0, 0),
     bins=("1", "0", "5", "0", "0"),
@@ -118,13 +119,13 @@ def test_a_loss_stays_finite_where_a_confident_model_is_wrong() -> None:
 
 
 def test_rows_go_where_the_tree_sends_them() -> None:
-    model = trees.Trees(task=TASK, cuts=CUTS, intercept=0.5, trees=(TREE, TREE))
+    model = tree_model.Trees(task=TASK, cuts=CUTS, intercept=0.5, trees=(TREE, TREE))
     # x = NaN is in the last bin, not left of the first cut; None and mars share a bin, left
     assert model.eta(FRAME).tolist() == [2.5, 6.5, 4.5, 6.5, 4.5, 2.5]
 
 
 def test_levels_never_seen_are_scored_as_missing() -> None:
-    model = trees.Trees(task=TASK, cuts=CUTS, intercept=0.5, trees=(TREE,))
+    model = tree_model.Trees(task=TASK, cuts=CUTS, intercept=0.5, trees=(TREE,))
     strange = FRAME.assign(k=["venus"] * 6)
     missing = FRAME.assign(k=pd.Series([None] * 6, dtype="str"))
     assert model.predict(strange).tobytes() == model.predict(missing).tobytes()
@@ -132,7 +133,7 @@ def test_levels_never_seen_are_scored_as_missing() -> None:
 
 def test_a_saved_model_predicts_the_same_bits() -> None:
     tree = TREE.model_copy(update={"value": (0.0, 0.1, 0.0, 1 / 3, -1e-17)})
-    model = trees.Trees(task=TASK, cuts=CUTS, intercept=1 / 7, trees=(tree,))
+    model = tree_model.Trees(task=TASK, cuts=CUTS, intercept=1 / 7, trees=(tree,))
     again = models.from_json(model.model_dump_json())
     assert again == model
     assert again.predict(FRAME).tobytes() == model.predict(FRAME).tobytes()
@@ -156,7 +157,7 @@ def test_a_saved_model_predicts_the_same_bits() -> None:
     ],
 )
 def test_a_file_that_is_no_tree_is_refused(changes: dict) -> None:
-    values = json.loads(trees.Trees(task=TASK, cuts=CUTS, intercept=0.0).model_dump_json())
+    values = json.loads(tree_model.Trees(task=TASK, cuts=CUTS, intercept=0.0).model_dump_json())
     values["trees"] = [TREE.model_dump() | changes]
     with pytest.raises(ConfigurationError):
         models.from_json(json.dumps(values))
@@ -166,9 +167,9 @@ def test_a_file_that_is_no_tree_is_refused(changes: dict) -> None:
     "cuts", [{"levels": [f"{k}" for k in range(255)]}, {"edges": [1.0, 1.0]}, {"edges": [2.0, 1.0]}]
 )
 def test_cuts_that_do_not_fit_a_byte_or_do_not_rise_are_refused(cuts: dict) -> None:
-    text = json.dumps([{"feature": {"column": "x"}, **cuts}])
-    with pytest.raises(PeerError, match="not readable"):
-        trees.told(tuple[trees.Cuts, ...], text)
+    values = {"feature": {"column": "x"}, **cuts}
+    with pytest.raises(ValidationError):
+        tree_model.Cuts.model_validate(values)
 
 
 OUTSIDE = TREE.model_copy(update={"feature": (0, -1, 2, -1, -1)})
@@ -214,7 +215,7 @@ def test_a_party_follows_finished_trees_and_begins_again_when_asked() -> None:
     party, fresh = rows(), trees.level(rows(), ask())
     second = trees.Place().next(TREE)
     grown = trees.level(party, ask(place=second))
-    eta = trees.Trees(task=TASK, cuts=CUTS, intercept=0.0, trees=(TREE,)).eta(FRAME)
+    eta = tree_model.Trees(task=TASK, cuts=CUTS, intercept=0.0, trees=(TREE,)).eta(FRAME)
     expected = np.rint((1 / (1 + np.exp(-eta)) - FRAME.y) / (0.25 * trees.GRAIN)) * trees.GRAIN
     assert grown["gradient 0"][:4].sum() == expected.sum()
     deep = second.model_copy(update={"growing": TREE})
@@ -281,8 +282,8 @@ def test_a_bin_holds_values_above_one_edge_and_up_to_the_next(values, edges) -> 
     edges = sorted(edges)
     column = np.sort(np.array(values))
     found = trees.counts([column], edges=np.array([edges]), rows=len(values), most=99)["count"][0]
-    cut = trees.Cuts(feature=Feature(column="x"), edges=tuple(edges))
-    codes = trees.binned(pd.DataFrame({"x": np.array(values)}), (cut,))[:, 0]
+    cut = tree_model.Cuts(feature=Feature(column="x"), edges=tuple(edges))
+    codes = tree_model.binned(pd.DataFrame({"x": np.array(values)}), (cut,))[:, 0]
     assert np.bincount(codes, minlength=len(edges) + 1).tolist() == found.tolist()
     assert all(v <= e for v, c in zip(values, codes, strict=True) for e in edges[c:])
     assert all(v > e for v, c in zip(values, codes, strict=True) for e in edges[:c])
@@ -299,13 +300,18 @@ def test_missing_values_of_any_kind_are_in_the_last_bin() -> None:
         }
     )
     cuts = [
-        *(trees.Cuts(feature=Feature(column=c), levels=("a", "b")) for c in ("text", "object")),
-        *(trees.Cuts(feature=Feature(column=c), edges=(0.5, 1.0)) for c in ("whole", "flag")),
-        trees.Cuts(feature=Feature(column="real", cut=(1.0, 2.0)), levels=("<=1", "1-2", ">2")),
-        trees.Cuts(feature=Feature(column="real", category=True), levels=("1.5", "10000001")),
-        trees.Cuts(feature=Feature(column="real", log=True), edges=(1.0,)),
+        *(
+            tree_model.Cuts(feature=Feature(column=c), levels=("a", "b"))
+            for c in ("text", "object")
+        ),
+        *(tree_model.Cuts(feature=Feature(column=c), edges=(0.5, 1.0)) for c in ("whole", "flag")),
+        tree_model.Cuts(
+            feature=Feature(column="real", cut=(1.0, 2.0)), levels=("<=1", "1-2", ">2")
+        ),
+        tree_model.Cuts(feature=Feature(column="real", category=True), levels=("1.5", "10000001")),
+        tree_model.Cuts(feature=Feature(column="real", log=True), edges=(1.0,)),
     ]
-    codes = trees.binned(frame, tuple(cuts))
+    codes = tree_model.binned(frame, tuple(cuts))
     assert codes.T.tolist() == [
         [0, 2, 1], [0, 2, 2], [1, 3, 2], [1, 3, 0], [1, 3, 2], [0, 2, 1], [0, 2, 1]
     ]  # fmt: skip

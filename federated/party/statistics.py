@@ -1,0 +1,300 @@
+"""The table of statistics: all that a party can be asked for, one typed row each.
+
+Rows that belong to one kind of model stand with that model (``STATISTICS`` in ``lab/models/KIND.py``)
+and are named after it; they are read when they are first needed, because some load torch or numba.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from federated.messages import Hiding, Request
+from lab.errors import PeerError, PolicyError
+from lab.models import design, glm, profile
+from lab.models.design import Design, Encoding, Levels, Number, codes_of
+from lab.models.files import KINDS, from_json, statistics_of
+from lab.models.glm import Response, Task
+from lab.privacy.disclosure import Rules
+from lab.queries.questions import Question
+from lab.records import Strict
+from lab.scores import accuracy, detection
+from lab.statistics import ANY_MODEL, PROFILES, QUESTIONS, Arrays, Holding, Part, Statistic
+from lab.sums import Floats, Sums
+
+# Arguments.
+
+
+class OfNumbers(Strict):
+    task: Task
+    features: tuple[Number, ...]
+
+
+class OfLevels(Strict):
+    task: Task
+    features: tuple[Levels, ...]
+
+
+class OfTask(Strict):
+    task: Task
+    part: Part
+
+
+class OfFit(Strict):
+    model: str
+    task: Task
+    constant: float
+    replicates: int
+    seed: int
+
+
+class OfScores(Strict):
+    model: str
+    task: Task
+
+
+class OfScoresByLevel(Strict):
+    model: str
+    task: Task
+    feature: Levels
+
+
+class OfRanking(Strict):
+    model: str
+    task: Task
+    truth: str
+    amount: str | None
+    replicates: int
+    seed: int
+
+
+class OfGroups(Strict):
+    model: str
+    task: Task
+    truth: str
+    amount: str | None
+    group: Levels
+    threshold: float
+
+
+class OfProfile(Strict):
+    cells: profile.ProfileCells
+    rules: Rules
+
+
+class OfQuestion(Strict):
+    """rules: those of disclosure that the question is asked under."""
+
+    question: Question
+    rules: Rules
+
+
+class OfViolations(OfQuestion):
+    flags: int
+
+
+# What is made of a party's rows once, and kept at hand.
+
+
+def encoded(holding: Holding, encoding: Encoding, task: Task, part: Part) -> Design:
+    """The rows of a task in the columns that all parties agreed on."""
+    return Design(holding.rows(task, part), encoding)
+
+
+def response(holding: Holding, task: Task, part: Part) -> Response:
+    """Targets, weights and exposures of the rows of a task."""
+    return Response(holding.rows(task, part), task)
+
+
+def scored(holding: Holding, model: str, task: Task) -> accuracy.Scored:
+    """Test rows beside what a model predicts for them; resampled by person."""
+    rows = holding.rows(task, "test")
+    truth = Response(rows, task)
+    unit = pd.factorize(holding.owners(task, "test"))[0]
+    rate = from_json(model).predict(rows)
+    return accuracy.Scored(
+        truth.y, rate, truth.exposure, truth.weight, np.asarray(unit, dtype=float)
+    )
+
+
+def _resampling(holding: Holding, seed: int) -> list[int]:
+    """The seed of a party's resamples: nobody else can draw them."""
+    return [seed, *hmac.digest(holding.secret, b"resamples", "sha256")]
+
+
+def _judged(holding: Holding, a: OfRanking | OfGroups) -> tuple[Floats, Floats]:
+    """Truth and amount of each test row; amounts are 0 where no column has them."""
+    rows = holding.rows(a.task, "test")
+    truth = rows[a.truth].to_numpy(dtype=np.float64)
+    amount = rows[a.amount].to_numpy(dtype=np.float64) if a.amount else 0 * truth
+    return truth, amount
+
+
+# Functions.
+
+
+def _moments(holding: Holding, a: OfNumbers, arrays: Arrays) -> Sums:
+    return design.moments(holding.rows(a.task, "train"), a.features)
+
+
+def _level_counts(holding: Holding, a: OfLevels, arrays: Arrays) -> Sums:
+    return design.level_counts(holding.rows(a.task, "train"), a.features)
+
+
+def _histogram(holding: Holding, a: OfNumbers, arrays: Arrays) -> Sums:
+    return design.histogram(holding.rows(a.task, "train"), a.features, arrays["edges"])
+
+
+def _totals(holding: Holding, a: OfTask, arrays: Arrays) -> Sums:
+    return glm.totals(holding.once(response, a.task, a.part))
+
+
+def _score_fit(holding: Holding, a: OfFit, arrays: Arrays) -> Sums:
+    return accuracy.fit_sums(
+        holding.once(scored, a.model, a.task),
+        family=a.task.law,
+        constant=a.constant,
+        replicates=a.replicates,
+        seed=_resampling(holding, a.seed),
+    )
+
+
+def _score_lorenz(holding: Holding, a: OfScores, arrays: Arrays) -> Sums:
+    return accuracy.lorenz_sums(holding.once(scored, a.model, a.task), edges=arrays["edges"])
+
+
+def _score_levels(holding: Holding, a: OfScoresByLevel, arrays: Arrays) -> Sums:
+    rows, levels = holding.rows(a.task, "test"), a.feature.levels
+    codes = codes_of(a.feature.feature.texts(rows), levels)
+    return accuracy.level_sums(
+        holding.once(scored, a.model, a.task), codes=codes, count=len(levels)
+    )
+
+
+def _detection_rank(holding: Holding, a: OfRanking, arrays: Arrays) -> Sums:
+    scores, (truth, amount) = holding.once(scored, a.model, a.task), _judged(holding, a)
+    return detection.rank_sums(
+        truth,
+        scores.rate,
+        amount,
+        scores.unit,
+        edges=arrays["edges"],
+        replicates=a.replicates,
+        seed=_resampling(holding, a.seed),
+    )
+
+
+def _detection_groups(holding: Holding, a: OfGroups, arrays: Arrays) -> Sums:
+    texts = a.group.feature.texts(holding.rows(a.task, "test"))
+    truth, amount = _judged(holding, a)
+    return detection.group_sums(
+        truth,
+        holding.once(scored, a.model, a.task).rate,
+        amount,
+        codes=codes_of(texts, a.group.levels).astype(np.int64),
+        count=len(a.group.levels),
+        threshold=a.threshold,
+    )
+
+
+def _profile(holding: Holding, a: OfProfile, arrays: Arrays) -> Sums:
+    if holding.person is None:
+        raise PolicyError(
+            "this party does not say who a row belongs to, and a profile counts persons"
+        )
+    return profile.sums(holding.claims(), a.cells, holding.person)
+
+
+def _table(holding: Holding) -> Any:
+    if holding.query_table is None:
+        raise PolicyError("this party has no table for questions")
+    return holding.query_table
+
+
+def _cells(holding: Holding, a: OfQuestion, arrays: Arrays) -> Sums:
+    sums: Sums = _table(holding).answer(a.model_dump(mode="json"))
+    return sums
+
+
+def _violations(holding: Holding, a: OfViolations, arrays: Arrays) -> Sums:
+    sums: Sums = _table(holding).violations(a.model_dump(mode="json"))
+    return sums
+
+
+def _drift(holding: Holding, a: OfQuestion, arrays: Arrays) -> Sums:
+    sums: Sums = _table(holding).drift(a.model_dump(mode="json"), arrays["shares"])
+    return sums
+
+
+def _any_model(name: str, arguments: type[Strict], function: Any, *arrays: str) -> Statistic:
+    return Statistic(name, arguments, function, ANY_MODEL, arrays)
+
+
+def _by_rules(name: str, arguments: type[Strict], function: Any, *arrays: str) -> Statistic:
+    analysis = PROFILES if name == "profile" else QUESTIONS
+    persons: Any = "minimum rows" if name == "profile" else "rules, cell by cell"
+    return Statistic(name, arguments, function, analysis, arrays, persons)
+
+
+#: Statistics that belong to no kind of model alone.
+COMMON: Mapping[str, Statistic] = {
+    row.name: row
+    for row in (
+        _any_model("moments", OfNumbers, _moments),
+        _any_model("level_counts", OfLevels, _level_counts),
+        _any_model("totals", OfTask, _totals),
+        _any_model("histogram", OfNumbers, _histogram, "edges"),
+        _any_model("score_fit", OfFit, _score_fit),
+        _any_model("score_lorenz", OfScores, _score_lorenz, "edges"),
+        _any_model("score_levels", OfScoresByLevel, _score_levels),
+        _any_model("detection_rank", OfRanking, _detection_rank, "edges"),
+        _any_model("detection_groups", OfGroups, _detection_groups),
+        _by_rules("profile", OfProfile, _profile),
+        _by_rules("cells", OfQuestion, _cells),
+        _by_rules("violations", OfViolations, _violations),
+        _by_rules("drift", OfQuestion, _drift, "shares"),
+    )
+}
+#: Statistics of questions, and all that only a release answers.
+ASKED_IN_QUESTIONS = tuple(row.name for row in COMMON.values() if row.analysis == QUESTIONS)
+RELEASED = tuple(row.name for row in COMMON.values() if row.released)
+#: What a charter and a node may allow.
+ANALYSES = (*KINDS, QUESTIONS, PROFILES)
+
+
+def find(name: str) -> Statistic:
+    """The row of a statistic. Raises :class:`PeerError` for a name that stands nowhere."""
+    row, kind = COMMON.get(name), name.partition("_")[0]
+    if row is None and kind in KINDS:
+        row = next((own for own in statistics_of(kind) if own.name == name), None)
+    if row is None:
+        raise PeerError(f"no statistic '{name[:60]}' here")
+    return row
+
+
+def belongs(name: str, analyses: Iterable[str]) -> bool:
+    """Whether a statistic is asked for by one of these analyses; what stands nowhere is by none."""
+    try:
+        analysis = find(name).analysis
+    except PeerError:
+        return False
+    return analysis in analyses or (analysis == ANY_MODEL and any(a in KINDS for a in analyses))
+
+
+def request(
+    name: str,
+    arguments: Mapping[str, Any],
+    arrays: Arrays,
+    *,
+    query: str,
+    hiding: Hiding,
+    parties: tuple[str, ...] = (),
+    charter: str = "",
+) -> Request:
+    """The request for a statistic, its arguments in their one form. Raises :class:`PeerError`."""
+    row = find(name)
+    return Request(query, name, row.written(arguments), arrays, hiding, parties, charter)

@@ -1,0 +1,149 @@
+"""Gradient-boosted trees as a file: bins, cuts and leaf values, all that is needed to score a table."""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from typing import Literal, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pydantic import model_validator
+
+from lab.models import kernels
+from lab.models.design import Feature, codes_of
+from lab.models.glm import Task
+from lab.records import Strict
+from lab.sums import Floats
+
+#: Levels of a category that have bins of their own; a bin's number is one byte.
+MOST_BINS = 254
+
+
+#: Nodes of a tree of depth 10; bins of all nodes that one question may ask for.
+MOST_NODES, MOST_CELLS = 2**11 - 1, 2**24
+
+
+LEAF = -1
+
+
+class Cuts(Strict):
+    """A feature in bins. Numbers: bin k holds values above ``edges[k - 1]`` and up to ``edges[k]``.
+    Categories, where ``edges`` is None: bin k is level k. The last bin is for what is missing, and
+    for levels that have none of their own: unknown ones, and the rarest where there are too many."""
+
+    feature: Feature
+    edges: tuple[float, ...] | None = None
+    levels: tuple[str, ...] = ()
+    monotone: Literal[-1, 0, 1] = 0
+
+    @model_validator(mode="after")
+    def _fits_a_byte(self) -> Self:
+        if self.edges is None and len(self.levels) > MOST_BINS:
+            raise ValueError(f"at most {MOST_BINS} levels have bins")
+        if self.edges is not None and (
+            len(self.edges) >= MOST_BINS or sorted(set(self.edges)) != list(self.edges)
+        ):
+            raise ValueError(f"edges must rise and be fewer than {MOST_BINS}")
+        return self
+
+    @property
+    def bins(self) -> int:
+        """Bins, the one for missing values among them."""
+        return (len(self.levels) if self.edges is None else len(self.edges) + 1) + 1
+
+    def codes(self, frame: pd.DataFrame, out: NDArray[np.uint8]) -> None:
+        """Write the bin of each row into ``out``."""
+        if self.edges is None:
+            level = codes_of(self.feature.texts(frame), self.levels)
+            out[:] = np.where(level < 0, self.bins - 1, level)
+        else:
+            kernels.bins(self.feature.numbers(frame, self.levels), np.array(self.edges), out)
+
+
+class Tree(Strict):
+    """A tree by its nodes, the root first. A leaf has feature -1; another node's children are
+    ``left`` and ``left + 1``, and of ``bins`` (hexadecimal) bit k is set where bin k goes left."""
+
+    feature: tuple[int, ...] = (LEAF,)
+    left: tuple[int, ...] = (0,)
+    bins: tuple[str, ...] = ("0",)
+    value: tuple[float, ...] = (0.0,)
+
+    @model_validator(mode="after")
+    def _is_a_tree(self) -> Self:
+        """Compiled code follows these numbers unchecked."""
+        count = len(self.feature)
+        if not 1 <= count <= MOST_NODES or not (
+            count == len(self.left) == len(self.bins) == len(self.value)
+        ):
+            raise ValueError(f"a tree has 1 to {MOST_NODES} nodes, each with all its parts")
+        for at, (feature, left) in enumerate(zip(self.feature, self.left, strict=True)):
+            if feature < LEAF or (feature != LEAF and not at < left < count - 1):
+                raise ValueError("children must come after their parent")
+        if not all(re.fullmatch("[0-9a-f]{1,64}", bins) for bins in self.bins):
+            raise ValueError("bins must be hexadecimal numbers of at most 256 bits")
+        return self
+
+    @cached_property
+    def goes_left(self) -> NDArray[np.bool_]:
+        """(nodes, 256) whether a bin goes left."""
+        masks = [int(text, 16).to_bytes(32, "little") for text in self.bins]
+        bits = np.frombuffer(b"".join(masks), dtype=np.uint8).reshape(-1, 32)
+        return np.unpackbits(bits, axis=1, bitorder="little").astype(bool)
+
+    def descend(self, codes: NDArray[np.uint8], node: NDArray[np.int32]) -> None:
+        """Move rows from the nodes they are at to the leaves below."""
+        feature, left = np.array(self.feature, dtype=np.int64), np.array(self.left, dtype=np.int64)
+        kernels.descend(codes, node, feature, left, self.goes_left)
+
+    def extends(self, other: Tree) -> bool:
+        """True where this is the other tree with some of its leaves cut further."""
+        old = zip(other.feature, other.left, other.bins, strict=True)
+        new = zip(self.feature, self.left, self.bins, strict=True)
+        pairs = zip(old, new, strict=False)
+        return len(other.feature) <= len(self.feature) and all(
+            a == b or a[0] == LEAF for a, b in pairs
+        )
+
+    def add_values(self, codes: NDArray[np.uint8], eta: Floats) -> None:
+        """Add to each row of ``eta`` the value of its leaf."""
+        node = np.zeros(len(codes), dtype=np.int32)
+        self.descend(codes, node)
+        eta += np.array(self.value)[node]
+
+
+class Trees(Strict):
+    """A fitted model: all that is needed to score a table, as plain numbers."""
+
+    kind: Literal["trees"] = "trees"
+    task: Task
+    cuts: tuple[Cuts, ...]
+    intercept: float
+    trees: tuple[Tree, ...] = ()
+
+    @model_validator(mode="after")
+    def _features_are_there(self) -> Self:
+        if any(max(tree.feature) >= len(self.cuts) for tree in self.trees):
+            raise ValueError("a tree cuts a feature that the model does not have")
+        return self
+
+    def predict(self, frame: pd.DataFrame) -> Floats:
+        """The mean for one unit of exposure (or for one claim), one for each row."""
+        return self.task.law.mean(self.eta(frame))
+
+    def eta(self, frame: pd.DataFrame) -> Floats:
+        """The linear predictor of each row, without its exposure."""
+        codes, eta = binned(frame, self.cuts), np.full(len(frame), self.intercept)
+        for tree in self.trees:
+            tree.add_values(codes, eta)
+        return eta
+
+
+def binned(frame: pd.DataFrame, cuts: tuple[Cuts, ...]) -> NDArray[np.uint8]:
+    """(rows, features) the bin of each value."""
+    codes = np.empty((len(frame), len(cuts)), dtype=np.uint8)
+    for j, cut in enumerate(cuts):
+        cut.codes(frame, codes[:, j])
+    return codes

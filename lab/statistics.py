@@ -1,0 +1,105 @@
+"""A statistic is what a party may be asked for: one typed row, from which everything else follows.
+
+The row names the record of its arguments, the analysis it belongs to, what must stand behind it and
+the function that takes it from a party's rows. Who may ask for it, what its messages look like and
+what a receipt says of it are read off the row; an argument that the record does not know is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import pandas as pd
+from pydantic import ValidationError
+
+from lab.errors import PeerError
+from lab.records import Strict
+from lab.sums import Floats, Sums
+
+Part = Literal["train", "test"]
+Arrays = Mapping[str, Floats]
+#: Analyses beside the kinds of model: statistics that every model asks for, questions, profiles.
+ANY_MODEL, QUESTIONS, PROFILES = "any model", "questions", "profiles"
+
+
+class Holding(Protocol):
+    """A party as its statistics see it: its rows for a task, and what was made of them before."""
+
+    name: str
+    person: str | None
+    secret: bytes
+    query_table: Any
+    finished: dict[str, Any]
+
+    def rows(self, task: Any, part: Part) -> pd.DataFrame:
+        """The rows a task is about, without who they belong to."""
+
+    def owners(self, task: Any, part: Part) -> pd.Series:
+        """Who each of these rows belongs to: its person, or its own number."""
+
+    def claims(self) -> pd.DataFrame:
+        """All rows, with who they belong to."""
+
+    def once(self, make: Callable[..., Any], *key: Any, at_hand: int = 8) -> Any:
+        """``make(self, *key)``, made once while it is at hand; the last so many are."""
+
+    def forget(self, make: Callable[..., Any]) -> None:
+        """Drop what this function made."""
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One row. function: (holding, arguments, arrays) -> the party's sums.
+
+    analysis: a kind of model, or one of :data:`ANY_MODEL`, :data:`QUESTIONS`, :data:`PROFILES`;
+    arrays: the names of the arrays that are sent along, None where the model names them;
+    persons: what least of persons stands behind it, the party's minimum of rows behind the whole,
+    or rules of disclosure cell by cell; message: Flower's type for the request.
+    """
+
+    name: str
+    arguments: type[Strict]
+    function: Callable[[Any, Any, Arrays], Sums]
+    analysis: str
+    arrays: tuple[str, ...] | None = ()
+    persons: Literal["minimum rows", "rules, cell by cell"] = "minimum rows"
+    message: Literal["query", "train"] = "query"
+
+    @property
+    def released(self) -> bool:
+        """Whether whoever opens its totals shows only what the rules of disclosure leave."""
+        return self.analysis in (QUESTIONS, PROFILES)
+
+    def written(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments in the one form in which they travel. Raises :class:`PeerError`."""
+        try:
+            record = self.arguments.model_validate(dict(arguments))
+        except ValidationError as error:
+            raise PeerError(f"request: {self.name}: {_reason(error)}") from None
+        return record.model_dump(mode="json")
+
+    def read(self, arguments: Mapping[str, Any], arrays: Arrays) -> Any:
+        """The record of arguments that came, in exactly the form in which they are written.
+
+        The same question in two forms would count as two. Raises :class:`PeerError`.
+        """
+        if json.dumps(self.written(arguments), sort_keys=True) != json.dumps(
+            dict(arguments), sort_keys=True
+        ):
+            raise PeerError(f"request: {self.name}: its arguments are not in their one form")
+        if self.arrays is not None and set(arrays) != set(self.arrays):
+            expected = ", ".join(self.arrays) or "none"
+            raise PeerError(f"request: {self.name} comes with other arrays than: {expected}")
+        return self.arguments.model_validate(dict(arguments))
+
+
+def _reason(error: ValidationError) -> str:
+    """The first mistake, by the name of the argument and without the value that came."""
+    first = error.errors()[0]
+    name = ".".join(map(str, first["loc"])) or "its arguments"
+    if first["type"] == "extra_forbidden":
+        return f"there is no argument '{name[:60]}'"
+    return f"argument '{name[:60]}' is not usable ({first['type']})"
