@@ -125,7 +125,7 @@ def hello(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
 
 def enrol(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
     """Take up the roster and the keys."""
-    given = asked.array_records["message_of"]
+    given = asked.array_records["message"]
     told = [read(asked, name) if name in given else b"" for name in ("key", "split", "share")]
     memory.enrol(read(asked, "roster"), *told)
     return RecordDict()

@@ -255,11 +255,11 @@ def unblob(record: ArrayRecord, name: str) -> bytes:
 
 def message_of(**named: bytes) -> RecordDict:
     """A message of bytes by name, for the steps of a protocol."""
-    return RecordDict({"message_of": blobs(**named)})
+    return RecordDict({"message": blobs(**named)})
 
 
 def read(message: RecordDict, name: str) -> bytes:
     """One part of a message_of. Raises :class:`PeerError`."""
-    if "message_of" not in message.array_records:
+    if "message" not in message.array_records:
         raise PeerError(f"a message lacks its '{name}'")
-    return unblob(message.array_records["message_of"], name)
+    return unblob(message.array_records["message"], name)

@@ -228,5 +228,5 @@ def _question(request: Request, sealed: Mapping[str, Mapping[str, bytes]], name:
     """The request to one party, with the shares that others sealed to it."""
     dealt = {other: given[name] for other, given in sealed.items() if name in given}
     record = request.to_record()
-    record["message_of"] = blobs(dealt=pairs_out(dealt))
+    record["message"] = blobs(dealt=pairs_out(dealt))
     return record

@@ -193,41 +193,18 @@ class KeyAuthority:
 
 
 class KeyHolders:
-    """Every party holds a share, and all of them must agree to open. The dealer forgets the key."""
+    """Every party holds a share, and all of them must agree to open."""
 
-    def __init__(self, private: PrivateKey) -> None:
-        self.public, self._private = private.public, private
-        self._split: shares.SplitKey | None = None
-        self._roster: Roster | None = None
-
-    @classmethod
-    def with_new_key(cls, bits: int) -> KeyHolders:
-        return cls(generate(bits))
-
-    @classmethod
-    def of(cls, split: shares.SplitKey, roster: Roster) -> KeyHolders:
-        """Holders to whom a dealer gave their shares before."""
-        holders = cls.__new__(cls)
-        holders.public, holders._split, holders._roster = split.public, split, roster
-        return holders
+    def __init__(self, split: shares.SplitKey, roster: Roster) -> None:
+        self.public, self._split, self._roster = split.public, split, roster
 
     def enrol(self, roster: Roster) -> dict[str, dict[str, bytes]]:
-        """Deal the shares, sealed to the parties of the roster."""
-        if not hasattr(self, "_private"):
-            raise PolicyError("the key was dealt before and is forgotten; make a new one")
-        self._split, dealt = shares.deal(self._private, roster.names)
-        del self._private
-        self._roster = roster
-        split = self._split.to_bytes()
-        return {
-            name: {"split": split, "share": shares.seal_share(share, roster[name])}
-            for name, share in dealt.items()
-        }
+        if roster != self._roster:
+            raise PolicyError("the key was dealt to another roster; make a new one")
+        return {}
 
     def open(self, talk: Talk, transcript: Transcript, request: Request, form: Form) -> Sums:
         """Raises :class:`~secure_agg.errors.FaultyHolder`, and what a holder refuses with."""
-        if self._split is None or self._roster is None:
-            raise PolicyError("the key was not dealt; nobody can open anything")
         data = transcript.to_bytes()
         answers = talk.ask(
             "query.part", dict.fromkeys(self._split.holders, message_of(transcript=data))
@@ -245,8 +222,31 @@ class KeyHolders:
         return opened(form, shares.combine(self._split, self._roster, transcript, parts))
 
     def _part(self, data: bytes) -> shares.Part:
-        assert self._split is not None
         return shares.Part.from_bytes(data, self._split)
+
+
+class Dealer:
+    """Deals the shares of a key to the parties of a roster and forgets it; then they open."""
+
+    def __init__(self, private: PrivateKey) -> None:
+        self.public, self._private = private.public, [private]
+        self._holders: KeyHolders | None = None
+
+    def enrol(self, roster: Roster) -> dict[str, dict[str, bytes]]:
+        """Each party's share, sealed to it."""
+        if not self._private:
+            raise PolicyError("the key was dealt before and is forgotten; make a new one")
+        split, parts = shares.deal(self._private.pop(), roster.names)
+        self._holders = KeyHolders(split, roster)
+        return {
+            name: {"split": split.to_bytes(), "share": shares.seal_share(share, roster[name])}
+            for name, share in parts.items()
+        }
+
+    def open(self, talk: Talk, transcript: Transcript, request: Request, form: Form) -> Sums:
+        if self._holders is None:
+            raise PolicyError("the key was not dealt; nobody can open anything")
+        return self._holders.open(talk, transcript, request, form)
 
 
 # The coordinator.

@@ -8,7 +8,7 @@ over parties: Wu et al., "Grid Binary LOgistic REgression", 2012).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,16 +16,15 @@ from pydantic import Field
 from scipy import stats
 
 from federated.federation import Federation
+from federated.solvers.encoding import agree
+from federated.solvers.solution import ModelSettings, Solution, Watch
 from lab.errors import ModelError, PeerError
 from lab.models.design import Encoding, Feature
 from lab.models.families import Family, FamilyName, LinkName
 from lab.models.glm import GLM, Task
 from lab.records import Strict
 from lab.sums import Floats, Sums
-
-if TYPE_CHECKING:
-    import pandas as pd
-
+from lab.tables.contracts import Contract
 
 MAX_STEPS = 60
 MAX_HALVINGS = 25
@@ -80,6 +79,23 @@ class Fit:
                 "high": estimate + width,
             }
         )
+
+
+def solve(
+    federation: Federation,
+    task: Task,
+    features: tuple[Feature, ...],
+    contract: Contract,
+    settings: GLMSettings,
+    seed: int,
+    watch: Watch | None = None,
+    left_out: list[str] | None = None,
+) -> Solution:
+    """The exact fit, with its coefficient table. There is nothing to draw, so ``seed`` is not used."""
+    encoding = agree(federation, task, features, contract, left_out)
+    fitted = fit(federation, task, encoding, settings.ridge)
+    steps = pd.DataFrame(fitted.trace, columns=["deviance", "largest_step"])
+    return Solution(fitted.model, steps.rename_axis("step").reset_index(), fitted)
 
 
 def fit(federation: Federation, task: Task, encoding: Encoding, ridge: float = 0.0) -> Fit:
@@ -267,7 +283,7 @@ class SeveritySettings(Strict):
     features: tuple[str | Feature, ...] | None = None
 
 
-class GLMSettings(Strict):
+class GLMSettings(ModelSettings):
     """``[model] kind = "glm"``."""
 
     kind: Literal["glm"] = "glm"
@@ -276,3 +292,9 @@ class GLMSettings(Strict):
     power: float | None = None
     ridge: float = Field(0.0, ge=0)
     severity: SeveritySettings | None = None
+
+    def law(self) -> dict[str, Any]:
+        return {"family": self.family, "link": self.link, "power": self.power}
+
+
+Settings = GLMSettings

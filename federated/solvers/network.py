@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -19,12 +18,15 @@ from pydantic import Field, model_validator
 
 from federated.federation import Federation
 from federated.party.party import Party
+from federated.solvers.encoding import agree
 from federated.solvers.glm import constant_predictor
+from federated.solvers.solution import ModelSettings, Solution, Watch
 from lab.errors import ConfigurationError
-from lab.models.design import Encoding
+from lab.models.design import Encoding, Feature
 from lab.models.glm import Task
 from lab.records import Strict
 from lab.sums import Floats
+from lab.tables.contracts import Contract
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,11 +47,12 @@ def train(
     encoding: Encoding,
     settings: NetworkSettings,
     seed: int,
-    watch: Callable[[str, int, int | None], None] | None = None,
+    watch: Watch | None = None,
 ) -> tuple[Network, pd.DataFrame]:
     """(model, loss by round). Same seed and same rows give the same bits."""
     from lab.models import network
 
+    network.single_threaded()
     bends = network.Bends(knots=_knots(federation, task, encoding, settings.knots))
     totals = federation.sum("totals", task=task, part="train")
     recipe = network.NetworkRecipe(
@@ -96,10 +99,27 @@ def train(
     return model, pd.DataFrame(trace)
 
 
+def solve(
+    federation: Federation,
+    task: Task,
+    features: tuple[Feature, ...],
+    contract: Contract,
+    settings: NetworkSettings,
+    seed: int,
+    watch: Watch | None = None,
+    left_out: list[str] | None = None,
+) -> Solution:
+    """The network after all rounds, and its loss by round."""
+    encoding = agree(federation, task, features, contract, left_out)
+    model, losses = train(federation, task, encoding, settings, seed, watch)
+    return Solution(model, losses)
+
+
 def personal(party: Party, model: Network, settings: PersonalSettings, seed: int) -> Network:
     """The model with the party's own last layer, from its own rows; nothing of it passes the gate."""
     from lab.models import network
 
+    network.single_threaded()
     parts = (model.encoding, model.bends, model.task)
     return network.personal(
         model,
@@ -204,7 +224,7 @@ class PersonalSettings(Strict):
     credibility: float = Field(100.0, ge=0)
 
 
-class NetworkSettings(Strict):
+class NetworkSettings(ModelSettings):
     """``[model] kind = "network"``: layers, local training in each round, Flower's strategy.
 
     ``imbalance`` is for frauds that are few: ``weights`` lets both classes weigh the same,
@@ -228,6 +248,9 @@ class NetworkSettings(Strict):
     strategy: StrategySettings = StrategySettings()
     personal: PersonalSettings = PersonalSettings()
 
+    def check(self) -> None:
+        self.strategy.parameters()
+
     @model_validator(mode="after")
     def _classes_are_two(self) -> Self:
         if self.imbalance != "none" and self.family != "binomial":
@@ -235,3 +258,6 @@ class NetworkSettings(Strict):
                 f"imbalance = '{self.imbalance}' needs family = 'binomial', got '{self.family}'"
             )
         return self
+
+
+Settings = NetworkSettings

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ from pydantic import Field
 from federated.federation import Federation
 from federated.solvers.encoding import counted_levels, is_category
 from federated.solvers.glm import constant_predictor, row_curvature
+from federated.solvers.solution import ModelSettings, Solution, Watch
 from lab.errors import ConfigurationError, ModelError
 from lab.models import kernels
 from lab.models.design import Feature, Number
@@ -26,7 +27,6 @@ from lab.models.families import FamilyName
 from lab.models.glm import Task
 from lab.models.tree_model import LEAF, MOST_BINS, Cuts, Tree, Trees
 from lab.models.trees import GRAIN, MOST_ROWS, Ask, Place, TreesRecipe
-from lab.records import Strict
 from lab.sums import Floats, Sums
 from lab.tables.contracts import Contract
 
@@ -42,6 +42,21 @@ STEPS, TIMES = 8, 6
 SMOOTH = 10.0
 #: The constant model is rounded, so that the last bits of a mean cannot change a tree.
 COARSE = 2.0**10
+
+
+def solve(
+    federation: Federation,
+    task: Task,
+    features: tuple[Feature, ...],
+    contract: Contract,
+    settings: TreesSettings,
+    seed: int,
+    watch: Watch | None = None,
+    left_out: list[str] | None = None,
+) -> Solution:
+    """The trees, and their losses by step. What never varies gets no bins, so nothing is left out."""
+    model, losses = train(federation, task, features, contract, settings, seed, watch)
+    return Solution(model, losses)
 
 
 def train(
@@ -413,7 +428,7 @@ def _edges(ladder: Floats, count: Floats, bins: int) -> list[float]:
     return edges[: bins - 1]
 
 
-class TreesSettings(Strict):
+class TreesSettings(ModelSettings):
     """``[model] kind = "trees"``: gradient-boosted trees, grown level by level.
 
     ``l2`` and ``min_child_rows`` are in average rows: what pulls a leaf towards 0, and what must stand on
@@ -421,6 +436,8 @@ class TreesSettings(Strict):
     share of persons that judge when to stop, after ``patience`` trees without gain. ``monotone``:
     1 or -1 for features in which the model must rise or fall.
     """
+
+    missing: ClassVar[Literal["mean", "keep"]] = "keep"
 
     kind: Literal["trees"]
     family: FamilyName = "binomial"
@@ -436,3 +453,9 @@ class TreesSettings(Strict):
     validation_share: float = Field(0.0, ge=0, lt=1)
     patience: int = Field(20, ge=1)
     monotone: dict[str, Literal[-1, 1]] = Field(default_factory=dict)
+
+    def law(self) -> dict[str, Any]:
+        return {"family": self.family, "power": self.power}
+
+
+Settings = TreesSettings

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 
 import pandas as pd
@@ -19,15 +20,13 @@ from federated.app import client_app, server_app
 from federated.federation import Federation, single_threaded_blas
 from federated.hiding.protocol import Clear, Protection
 from federated.party.party import Party
-from federated.solvers import glm
-from federated.solvers.encoding import agree
-from federated.solvers.glm import GLMSettings
-from federated.solvers.trees import TreesSettings
-from federated.study.experiment import Experiment
+from federated.solvers.kinds import SOLVERS
+from federated.solvers.solution import Solution, Watch
+from federated.study.experiment import Arm, Experiment
 from federated.study.result import ArmResult, Fitted, Study
-from federated.study.scoring import Scorer
-from federated.study.simulation import in_process, market_of, protected
-from federated.transport import in_process as grid
+from federated.study.scoring import Scorer, simulated_scorer
+from federated.study.simulation import SimulatedMarket, in_process, market_of, protected
+from federated.transport.in_process import ENGINES
 from lab.errors import ModelError
 from lab.models.glm import Product
 from lab.models.profile import Profile
@@ -35,6 +34,28 @@ from lab.privacy.disclosure import Rules
 
 #: Called with (arm, what is being done, step, of how many or None).
 Progress = Callable[[str, str, int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What every arm of one study works with.
+
+    alone: a federation of each party by itself, in the clear and within this process; own: the
+    rules a party keeps towards itself, which hide nothing of its own rows.
+    """
+
+    study: Study
+    market: SimulatedMarket
+    scorer: Scorer
+    alone: dict[str, Federation]
+    protection: Protection
+    own: Rules
+    engine: str
+    workers: int
+
+    def profiles_of(self, federation: Federation, rules: Rules) -> list[Profile]:
+        """The experiment's profiles, released by these rules."""
+        return [federation.profile(cells, rules) for cells in self.market.cells]
 
 
 def perform(
@@ -45,105 +66,125 @@ def perform(
     progress: Progress | None = None,
 ) -> Study:
     """Run the arms of an experiment and score every model on every party's test rows."""
-    workers = workers or os.cpu_count() or 1
-    own = Rules.of_own_rows()
     tell = progress or (lambda arm, what, step, of: None)
     started = time.perf_counter()
     market = market_of(experiment.model_dump_json())
-    seconds = {"data": time.perf_counter() - started}
-    study = Study(experiment, market, {}, {}, seconds)
-    protection: Protection = Clear()
-    if "federated" in experiment.arms.run:
-        tell("federated", "making keys", 0, None)
-        started = time.perf_counter()
-        protection = protected(experiment.protection, market.rules)
-        seconds["key"] = time.perf_counter() - started
-    if experiment.model.kind == "network":
-        from lab.models.network import single_threaded
-
-        single_threaded()
+    study = Study(experiment, market, {}, {}, {"data": time.perf_counter() - started})
+    protection, own = _key(study, market.rules, tell), Rules.of_own_rows()
     with single_threaded_blas(), ExitStack() as stack:
-        ones = {
+        alone = {
             party.name: stack.enter_context(in_process([party], 1, own)) for party in market.parties
         }
-        scorer = Scorer(experiment, market, ones)
+        scorer = simulated_scorer(experiment, market, alone)
+        cores = workers or os.cpu_count() or 1
+        stage = Stage(study, market, scorer, alone, protection, own, engine, cores)
         for arm in experiment.arms.run:
             result = study.arms[arm] = ArmResult(arm)
             started = time.perf_counter()
-            watch = partial(tell, arm)
-            if arm == "alone":
-                for at, (name, one) in enumerate(ones.items(), start=1):
-                    watch(name, at, len(ones))
-                    profiles = [one.profile(cells, own) for cells in market.cells]
-                    _fit_for(study, result, name, one, profiles)
-                result.evaluations = scorer.alone(_texts(result))
-            elif arm == "without":
-                for at, name in enumerate(ones, start=1):
-                    watch(f"without {name}", at, len(ones))
-                    others = [party for party in market.parties if party.name != name]
-                    with in_process(others, workers, market.rules) as rest:
-                        profiles = [rest.profile(cells, market.rules) for cells in market.cells]
-                        _join(ones, profiles)
-                        _fit_for(study, result, name, rest, profiles)
-                result.evaluations = scorer.alone(_texts(result))
-                result.others = scorer.others(_texts(result))
-            elif arm == "personal":
-                _personal(study, result)
-                result.evaluations = scorer.alone(_texts(result))
-            elif arm == "pooled":
-                watch("all rows", 0, None)
-                with in_process(market.parties, workers, market.rules) as apart:
-                    profiles = [apart.profile(cells, market.rules) for cells in market.cells]
-                _join(ones, profiles)
-                with in_process([market.pooled()], 1, own) as pool:
-                    result.models["all"] = fit_models(study, pool, watch, profiles=profiles)
-                result.evaluations = scorer.shared(_texts(result)["all"], None)
-            else:
-                _federated(study, result, protection, scorer, engine, workers, watch)
+            ARMS[arm](stage, result, partial(tell, arm))
             result.seconds = time.perf_counter() - started
     return study
 
 
-def _federated(
-    study: Study,
-    result: ArmResult,
-    protection: Protection,
-    scorer: Scorer,
-    engine: str,
-    workers: int,
-    watch: Callable[[str, int, int | None], None],
-) -> None:
-    market, text = study.market, study.experiment.model_dump_json()
+def _key(study: Study, rules: Rules, tell: Progress) -> Protection:
+    """The protection of the federated arm, with its key, where there is such an arm."""
+    if "federated" not in study.experiment.arms.run:
+        return Clear()
+    tell("federated", "making keys", 0, None)
+    started = time.perf_counter()
+    protection = protected(study.experiment.protection, rules)
+    study.seconds["key"] = time.perf_counter() - started
+    return protection
 
-    def conduct(nodes: Grid) -> None:
+
+# The arms.
+
+
+def _alone(stage: Stage, result: ArmResult, watch: Watch) -> None:
+    """Every party fits its own rows."""
+    for at, (name, federation) in enumerate(stage.alone.items(), start=1):
+        watch(name, at, len(stage.alone))
+        profiles = stage.profiles_of(federation, stage.own)
+        _fit_for(stage.study, result, name, federation, profiles)
+    result.evaluations = stage.scorer.alone(_texts(result))
+
+
+def _without(stage: Stage, result: ArmResult, watch: Watch) -> None:
+    """All parties but one, for each of them."""
+    rules = stage.market.rules
+    for at, name in enumerate(stage.alone, start=1):
+        watch(f"without {name}", at, len(stage.alone))
+        others = [party for party in stage.market.parties if party.name != name]
+        with in_process(others, stage.workers, rules) as rest:
+            profiles = stage.profiles_of(rest, rules)
+            _join(stage.alone, profiles)
+            _fit_for(stage.study, result, name, rest, profiles)
+    result.evaluations = stage.scorer.alone(_texts(result))
+    result.others = stage.scorer.others(_texts(result))
+
+
+def _federated(stage: Stage, result: ArmResult, watch: Watch) -> None:
+    """All parties, through Flower's apps and under the experiment's protection."""
+    study, market, scorer = stage.study, stage.market, stage.scorer
+    text = study.experiment.model_dump_json()
+
+    def coordinate(nodes: Grid) -> None:
         federation = Federation(
-            nodes, protection, len(market.parties), lambda what, step: watch(what, step, None)
+            nodes,
+            stage.protection,
+            len(market.parties),
+            lambda what, step: watch(what, step, None),
         )
-        profiles = [federation.profile(cells, market.rules) for cells in market.cells]
-        _join(scorer.ones, profiles)
+        profiles = stage.profiles_of(federation, market.rules)
+        _join(stage.alone, profiles)
         result.models["all"] = fit_models(study, federation, watch, profiles=profiles)
         result.evaluations = scorer.shared(_texts(result)["all"], federation)
         study.receipts, study.silent = federation.receipts(), federation.silent
 
-    def seat(k: int) -> Party:
-        return market_of(text).parties[k]
+    def seat(number: int) -> Party:
+        return market_of(text).parties[number]
 
     node = client_app(seat, study.experiment.protection.sums)
-    grid.ENGINES[engine](server_app(conduct), node, len(market.parties), workers)
+    ENGINES[stage.engine](server_app(coordinate), node, len(market.parties), stage.workers)
     if "without" in study.experiment.arms.run:
-        result.others = scorer.others(dict.fromkeys(scorer.ones, _texts(result)["all"]))
+        result.others = scorer.others(dict.fromkeys(stage.alone, _texts(result)["all"]))
 
 
-def _personal(study: Study, result: ArmResult) -> None:
+def _personal(stage: Stage, result: ArmResult, watch: Watch) -> None:
     """The federated network with each party's own last layer, made at that party."""
-    from federated.solvers.network import personal
+    from federated.solvers.network import NetworkSettings, personal
 
-    experiment, shared = study.experiment, study.arms["federated"].models["all"]["model"]
-    assert experiment.model.kind == "network"
-    for party in study.market.parties:
-        own = personal(party, shared.model, experiment.model.personal, experiment.seed)
-        fitted = Fitted(own, None, pd.DataFrame(), shared.profiles)
-        result.models[party.name] = {"model": fitted}
+    study = stage.study
+    settings, shared = study.experiment.model, study.arms["federated"].models["all"]["model"]
+    assert isinstance(settings, NetworkSettings)  # checked with the experiment
+    for party in stage.market.parties:
+        own = personal(party, shared.model, settings.personal, study.experiment.seed)
+        result.models[party.name] = {"model": Fitted(own, None, pd.DataFrame(), shared.profiles)}
+    result.evaluations = stage.scorer.alone(_texts(result))
+
+
+def _pooled(stage: Stage, result: ArmResult, watch: Watch) -> None:
+    """One party that holds all rows."""
+    watch("all rows", 0, None)
+    market = stage.market
+    with in_process(market.parties, stage.workers, market.rules) as federation:
+        profiles = stage.profiles_of(federation, market.rules)
+    _join(stage.alone, profiles)
+    with in_process([market.pooled()], 1, stage.own) as pool:
+        result.models["all"] = fit_models(stage.study, pool, watch, profiles=profiles)
+    result.evaluations = stage.scorer.shared(_texts(result)["all"], None)
+
+
+ARMS: Mapping[Arm, Callable[[Stage, ArmResult, Watch], None]] = {
+    "alone": _alone,
+    "without": _without,
+    "federated": _federated,
+    "personal": _personal,
+    "pooled": _pooled,
+}
+
+
+# Fits.
 
 
 def _join(ones: dict[str, Federation], profiles: Sequence[Profile]) -> None:
@@ -171,7 +212,7 @@ def _fit_for(
 def fit_models(
     study: Study,
     federation: Federation,
-    watch: Callable[[str, int, int | None], None] | None = None,
+    watch: Watch | None = None,
     left_out: list[str] | None = None,
     profiles: Sequence[Profile] = (),
 ) -> dict[str, Fitted]:
@@ -181,30 +222,21 @@ def fit_models(
     """
     experiment, market = study.experiment, study.market
     federation.join(profiles)
-    known = {"profiles": tuple(profile.digest for profile in profiles)}
+    digests = tuple(profile.digest for profile in profiles)
+    solve: Callable[..., Solution] = SOLVERS[experiment.model.kind].solve
     fitted: dict[str, Fitted] = {}
-    for part, plain in experiment.tasks().items():
-        task = plain.model_copy(update=known)
-        if isinstance(experiment.model, TreesSettings):
-            from federated.solvers import trees
-
-            told = (market.features[part], market.contract, experiment.model, experiment.seed)
-            grown, losses = trees.train(federation, task, *told, watch)
-            fitted[part] = Fitted(grown, None, losses, tuple(profiles))
-            continue
-        encoding = agree(federation, task, market.features[part], market.contract, left_out)
-        if isinstance(experiment.model, GLMSettings):
-            fit = glm.fit(federation, task, encoding, experiment.model.ridge)
-            trace = pd.DataFrame(fit.trace, columns=["deviance", "largest_step"])
-            steps = trace.rename_axis("step").reset_index()
-            fitted[part] = Fitted(fit.model, fit, steps, tuple(profiles))
-        else:
-            from federated.solvers.network import train
-
-            model, trace = train(
-                federation, task, encoding, experiment.model, experiment.seed, watch
-            )
-            fitted[part] = Fitted(model, None, trace, tuple(profiles))
+    for part, task in experiment.tasks().items():
+        solution = solve(
+            federation,
+            task.model_copy(update={"profiles": digests}),
+            market.features[part],
+            market.contract,
+            experiment.model,
+            experiment.seed,
+            watch,
+            left_out,
+        )
+        fitted[part] = Fitted(solution.model, solution.fit, solution.trace, tuple(profiles))
     if "severity" in fitted:
         product = Product(frequency=fitted["frequency"].model, severity=fitted["severity"].model)
         fitted["pure premium"] = Fitted(product, None, pd.DataFrame())

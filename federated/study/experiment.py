@@ -10,13 +10,12 @@ from __future__ import annotations
 import contextlib
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from federated.solvers.glm import GLMSettings
-from federated.solvers.network import NetworkSettings
-from federated.solvers.trees import TreesSettings
+from federated.solvers.kinds import AnySettings
 from lab.errors import ConfigurationError
 from lab.models.design import Feature
 from lab.models.families import Family
@@ -144,7 +143,7 @@ class Experiment(Strict):
     seed: int = Field(0, ge=0)
     data: Data
     parties: Split = Split(split="uniform", count=5)
-    model: Annotated[GLMSettings | NetworkSettings | TreesSettings, Field(discriminator="kind")]
+    model: AnySettings
     detection: Detection | None = None
     profile: tuple[Profiling, ...] = ()
     protection: ProtectionSettings = ProtectionSettings()
@@ -212,11 +211,9 @@ class Experiment(Strict):
             exposure=data.exposure,
             weight=data.weight,
             per=data.per,
-            family=model.family,
-            link=model.link if isinstance(model, GLMSettings) else None,
-            power=None if isinstance(model, NetworkSettings) else model.power,
+            **model.law(),
         )
-        if data.missing in ("mean", "keep") and (data.missing == "keep") != (model.kind == "trees"):
+        if data.missing in ("mean", "keep") and data.missing != model.missing:
             raise ConfigurationError(
                 f"data.missing = '{data.missing}' is not for {model.kind}: trees keep missing values "
                 "in a bin of their own ('keep'), other models fill in the mean ('mean')"
@@ -228,8 +225,7 @@ class Experiment(Strict):
                 f"'{link}' here: set model.link = 'log' or use data.weight"
             )
         if not isinstance(model, GLMSettings) or model.severity is None:
-            if isinstance(model, NetworkSettings):
-                model.strategy.parameters()
+            model.check()
             return {"model": family}
         severity = model.severity
         amount = Task(

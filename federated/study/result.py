@@ -10,8 +10,8 @@ import pandas as pd
 from federated.party.state import Released
 from federated.solvers import glm
 from federated.study.experiment import Arm, Experiment, Query
+from federated.study.market import StudiedMarket
 from federated.study.scoring import Evaluation, scored
-from federated.study.simulation import SimulatedMarket
 from lab.models.files import digest
 from lab.models.profile import Profile, Profiled
 from lab.scores import accuracy as scoring
@@ -65,7 +65,7 @@ class Study:
     """What a run found. Tables come as DataFrames; ``folder`` and ``tracking`` once it is kept."""
 
     experiment: Experiment
-    market: SimulatedMarket
+    market: StudiedMarket
     arms: dict[str, ArmResult]
     receipts: dict[str, list[Released]]
     seconds: dict[str, float]

@@ -13,7 +13,7 @@ import pandas as pd
 from federated.federation import Federation
 from federated.solvers.encoding import is_category
 from federated.study.experiment import Experiment
-from federated.study.rows import Features, columns_needed
+from federated.study.market import StudiedMarket
 from federated.study.simulation import SimulatedMarket
 from lab.models import files as models
 from lab.models.design import Feature, Levels
@@ -21,7 +21,6 @@ from lab.models.glm import Task
 from lab.scores import accuracy as scoring
 from lab.scores import detection
 from lab.sums import Sums, combine
-from lab.tables.contracts import Contract
 
 #: Where numeric features are cut for the table of actual against expected, in standard deviations.
 CUTS = (-1.5, -0.5, 0.5, 1.5)
@@ -80,112 +79,26 @@ def _mean(totals: Sums) -> float:
     return totals.total("target") / totals.total("exposure")
 
 
-class RemoteMarket:
-    """The market of a study whose rows are at the parties: what is public of it."""
-
-    origin, digest, in_sample = "each party's own table", "", False
-
-    def __init__(self, experiment: Experiment, contract: Contract, features: Features) -> None:
-        self.experiment, self.contract, self.features = experiment, contract, features
-        self.in_sample = experiment.data.test == 0 and experiment.data.test_column is None
-        self.sizes: dict[str, dict[str, int | None]] = {}
-
-    @property
-    def inputs(self) -> list[str]:
-        used = {f.column for listed in self.features.values() for f in listed}
-        return [name for name in columns_needed(self.experiment, self.features) if name in used]
-
-    @property
-    def parties(self) -> list[Any]:
-        """Rows are not here."""
-        return []
-
-
 class Scorer:
     """Scores models on test rows: a party's own rows are scored at that party, in the clear and
-    for itself; the whole market's totals go through the federation where there is one."""
+    for itself; the whole market's totals go through the federation where there is one.
+
+    constants: the mean of all training rows for one unit of exposure, by part: the model that
+    explains nothing; by_level: what actual and expected are compared by; groups: who is compared
+    for fairness; alone: a federation of each party whose rows are here.
+    """
 
     def __init__(
-        self, experiment: Experiment, market: SimulatedMarket, ones: dict[str, Federation]
-    ) -> None:
-        self.experiment, self.market, self.ones = experiment, market, ones
-        self.tasks: dict[str, Task] = experiment.all_tasks()
-        self.constants = {part: self._constant(task) for part, task in self.tasks.items()}
-        self.by_level = self._features_by_level()
-        asked = experiment.detection
-        groups = (*asked.groups, *([asked.typology] if asked.typology else [])) if asked else ()
-        self.groups = tuple(
-            self._as_levels(Feature(column=g) if isinstance(g, str) else g) for g in groups
-        )
-
-    @classmethod
-    def apart(
-        cls,
+        self,
         experiment: Experiment,
-        market: Any,
-        federation: Federation,
-        constants: Mapping[str, float] | None = None,
-    ) -> Scorer:
-        """For parties whose rows are elsewhere: the market's totals are scored, and nothing is
-        cut by the values of numbers, which nobody here has seen. constants: where they are known."""
-        scorer = cls.__new__(cls)
-        scorer.experiment, scorer.market, scorer.ones = experiment, market, {}
-        scorer.tasks = experiment.all_tasks()
-        scorer.constants = dict(constants or {}) or {
-            part: _mean(federation.sum("totals", task=task, part="train"))
-            for part, task in scorer.tasks.items()
-        }
-        asked = experiment.detection
-        groups = (*asked.groups, *([asked.typology] if asked.typology else [])) if asked else ()
-        by = [Feature(column=g) if isinstance(g, str) else g for g in groups]
-        listed = {**market.features, "pure premium": market.features.get("frequency", ())}
-        scorer.by_level = {part: scorer._known(listed[part]) for part in scorer.tasks}
-        scorer.groups = scorer._known(by)
-        return scorer
-
-    def _known(self, features: Iterable[Feature]) -> tuple[Levels, ...]:
-        """Features as levels, of those whose levels or cuts are public."""
-        columns, contract = self.market.contract.columns, self.market.contract
-        return tuple(
-            self._as_levels(f)
-            for f in features
-            if f.cut or (is_category(f, contract) and columns[f.column].levels)
-        )
-
-    def _constant(self, task: Task) -> float:
-        """The mean of all training rows for one unit of exposure: the model that explains nothing."""
-        return _mean(
-            combine([one.sum("totals", task=task, part="train") for one in self.ones.values()])
-        )
-
-    def _features_by_level(self) -> dict[str, tuple[Levels, ...]]:
-        """Each feature as levels: its own, or intervals around the mean in standard deviations."""
-        market = self.market
-        found = {
-            part: tuple(
-                self._as_levels(f)
-                for f in features
-                if not f.ordinal and f.column in market.parties[0].train.columns
-            )
-            for part, features in market.features.items()
-        }
-        if "severity" in market.features:
-            found["pure premium"] = found["frequency"]
-        return found
-
-    def _as_levels(self, feature: Feature) -> Levels:
-        """A feature as levels: those of the contract, those that parties have, or intervals."""
-        contract, parties = self.market.contract, self.market.parties
-        if not is_category(feature, contract):
-            cuts = _cuts(pd.concat([p.train[feature.column] for p in parties]))
-            feature = Feature(column=feature.column, cut=cuts)
-        if feature.cut:
-            return Levels(feature=feature, levels=feature.intervals())
-        listed = contract.columns[feature.column].levels
-        if listed is None:
-            values = pd.concat([feature.texts(p.train) for p in parties])
-            listed = tuple(sorted(values.dropna().astype(str).unique()))
-        return Levels(feature=feature, levels=tuple(listed))
+        constants: Mapping[str, float],
+        by_level: Mapping[str, tuple[Levels, ...]],
+        groups: tuple[Levels, ...],
+        alone: Mapping[str, Federation],
+    ) -> None:
+        self.experiment, self.tasks = experiment, experiment.all_tasks()
+        self.constants, self.by_level, self.groups = constants, by_level, groups
+        self.ones = alone
 
     def alone(self, models: dict[str, dict[str, str]]) -> dict[str, dict[str, Evaluation]]:
         """Every party's own model on its own test rows, and all of them together; by part."""
@@ -280,3 +193,83 @@ class Scorer:
             for group in self.groups
         }
         return Detected(rank, groups)
+
+
+# What a scorer compares by.
+
+
+def simulated_scorer(
+    experiment: Experiment, market: SimulatedMarket, alone: Mapping[str, Federation]
+) -> Scorer:
+    """For parties whose rows are here: numbers are cut around their mean, levels are those seen."""
+    by_level = {
+        part: tuple(
+            _levels_in(market, feature)
+            for feature in features
+            if not feature.ordinal and feature.column in market.parties[0].train.columns
+        )
+        for part, features in market.features.items()
+    }
+    if "severity" in market.features:
+        by_level["pure premium"] = by_level["frequency"]
+    groups = tuple(_levels_in(market, feature) for feature in _groups(experiment))
+    constants = {
+        part: _mean(combine([one.sum("totals", task=task, part="train") for one in alone.values()]))
+        for part, task in experiment.all_tasks().items()
+    }
+    return Scorer(experiment, constants, by_level, groups, alone)
+
+
+def remote_scorer(
+    experiment: Experiment,
+    market: StudiedMarket,
+    federation: Federation,
+    constants: Mapping[str, float] | None = None,
+) -> Scorer:
+    """For parties whose rows are elsewhere: the market's totals are scored, and nothing is cut by
+    the values of numbers, which nobody here has seen. constants: where they are known."""
+    tasks = experiment.all_tasks()
+    means = dict(constants or {}) or {
+        part: _mean(federation.sum("totals", task=task, part="train"))
+        for part, task in tasks.items()
+    }
+    features = {**market.features, "pure premium": market.features.get("frequency", ())}
+    by_level = {part: _public_levels(market, features[part]) for part in tasks}
+    return Scorer(experiment, means, by_level, _public_levels(market, _groups(experiment)), {})
+
+
+def _groups(experiment: Experiment) -> tuple[Feature, ...]:
+    """The columns by which a detector is compared: groups of persons, and the kind of fraud."""
+    detection = experiment.detection
+    if detection is None:
+        return ()
+    columns = (*detection.groups, *([detection.typology] if detection.typology else []))
+    return tuple(Feature(column=c) if isinstance(c, str) else c for c in columns)
+
+
+def _levels_in(market: SimulatedMarket, feature: Feature) -> Levels:
+    """A feature as levels: those of the contract, those that parties have, or intervals."""
+    contract, parties = market.contract, market.parties
+    if not is_category(feature, contract):
+        cuts = _cuts(pd.concat([p.train[feature.column] for p in parties]))
+        feature = Feature(column=feature.column, cut=cuts)
+    if feature.cut:
+        return Levels(feature=feature, levels=feature.intervals())
+    levels = contract.columns[feature.column].levels
+    if levels is None:
+        values = pd.concat([feature.texts(p.train) for p in parties])
+        levels = tuple(sorted(values.dropna().astype(str).unique()))
+    return Levels(feature=feature, levels=tuple(levels))
+
+
+def _public_levels(market: StudiedMarket, features: Iterable[Feature]) -> tuple[Levels, ...]:
+    """Features as levels, of those whose levels or cuts are public."""
+    columns = market.contract.columns
+    return tuple(
+        Levels(
+            feature=f,
+            levels=f.intervals() if f.cut else tuple(columns[f.column].levels or ()),
+        )
+        for f in features
+        if f.cut or (is_category(f, market.contract) and columns[f.column].levels)
+    )

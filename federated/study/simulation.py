@@ -15,7 +15,7 @@ import pandas as pd
 from federated.app import client_app
 from federated.federation import Federation
 from federated.hiding.masks import Masks
-from federated.hiding.paillier import KeyAuthority, KeyHolders, Paillier
+from federated.hiding.paillier import Dealer, KeyAuthority, Paillier
 from federated.hiding.protocol import Clear, Protection
 from federated.party.party import Party, Policy, numbered
 from federated.solvers.encoding import is_category
@@ -30,6 +30,7 @@ from lab.tables.contracts import Column, Contract
 from lab.tables.market_folder import REGISTER
 from lab.tables.partition import deal, test_mask
 from lab.tables.sources import built_in, load, read_file
+from secure_agg.keys import generate
 
 
 class SimulatedMarket:
@@ -230,7 +231,7 @@ def protected(settings: ProtectionSettings, rules: Rules | None = None) -> Prote
         case _, "authority":
             return Paillier(KeyAuthority.with_new_key(settings.key_bits, rules))
         case _:
-            return Paillier(KeyHolders.with_new_key(settings.key_bits))
+            return Paillier(Dealer(generate(settings.key_bits)))
 
 
 @contextmanager

@@ -30,7 +30,9 @@ COMPOSED: Mapping[str, type[Strict]] = {"product": Product, "profiled": Profiled
 class Model(Protocol):
     """What every model can do: predict the mean for one unit of exposure, and be written as JSON."""
 
-    kind: str
+    @property
+    def kind(self) -> str:
+        """What the file says it is."""
 
     def predict(self, frame: pd.DataFrame) -> Floats:
         """One number for each row."""

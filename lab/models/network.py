@@ -271,6 +271,7 @@ class OfUpdate(Strict):
 
 def tensors_of(holding: Holding, encoding: Encoding, bends: Bends, task: Task) -> Tensors:
     """A party's training rows as tensors."""
+    single_threaded()
     rows = holding.rows(task, "train")
     return tensors(rows, Response(rows, task), encoding, bends)
 

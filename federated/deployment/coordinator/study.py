@@ -32,8 +32,9 @@ from federated.hiding.protocol import Clear, Protection, Talk, named_reply
 from federated.messages import Form, Request, message_of
 from federated.study import arms
 from federated.study.experiment import Experiment, Query
+from federated.study.market import RemoteMarket
 from federated.study.result import ArmResult, Study
-from federated.study.scoring import RemoteMarket, Scorer
+from federated.study.scoring import remote_scorer
 from federated.study.simulation import public_cells
 from federated.transport import node_line as fleet
 from federated.transport.exchange_grid import ExchangeGrid
@@ -113,7 +114,7 @@ class Holders:
     def __init__(self, roster: Roster, path: Path, digest: str) -> None:
         from federated.hiding.paillier import KeyHolders
 
-        self._holders = KeyHolders.of(split_of(path, digest), roster)
+        self._holders = KeyHolders(split_of(path, digest), roster)
         self.public = self._holders.public
 
     def enrol(self, roster: Roster) -> dict[str, dict[str, bytes]]:
@@ -184,10 +185,6 @@ def run_study(
     progress: Any = None,
 ) -> Study:
     """Run the federated arm of an experiment with the parties of an exchange, as `gathered`."""
-    if experiment.model.kind == "network":
-        from lab.models.network import single_threaded
-
-        single_threaded()
     told, started = announced(experiment), time.perf_counter()
     tell = progress or (lambda arm, what, step, of: None)
     with gathered(
@@ -209,14 +206,14 @@ def _performed(
         **_protected(experiment, federation.charter),
     }
     plain = told.experiment.model_copy(update=kept)
-    study = Study(plain, market, {}, {}, {})  # type: ignore[arg-type]
+    study = Study(plain, market, {}, {}, {})
     study.not_run = tuple(arm for arm in experiment.arms.run if arm != "federated")
     result = study.arms["federated"] = ArmResult("federated")
     cells = public_cells(experiment, told.contract)
     profiles = [federation.profile(each, _rules(experiment)) for each in cells]
     result.models["all"] = arms.fit_models(study, federation, watch, profiles=profiles)
     models = {part: fitted.json for part, fitted in result.models["all"].items()}
-    scorer = Scorer.apart(plain, market, federation)
+    scorer = remote_scorer(plain, market, federation)
     result.evaluations = scorer.shared(models, federation)
     file = result.models["all"][study.part].file
     federation.deliver(parcel(file, models, scorer.constants))

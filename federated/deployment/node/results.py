@@ -16,8 +16,9 @@ from flwr.app import RecordDict
 from federated.deployment.plan import AnnouncedPlan
 from federated.messages import message_of, read
 from federated.party.party import Party, Policy
+from federated.study.market import RemoteMarket
 from federated.study.run_folder import plain
-from federated.study.scoring import RemoteMarket, Scorer, scored
+from federated.study.scoring import remote_scorer, scored
 from federated.study.simulation import in_process
 from lab.errors import LabError, PeerError
 from lab.files import canonical, write_whole
@@ -72,7 +73,7 @@ def _scores(
     alone.profiles = party.profiles
     market = RemoteMarket(study.experiment, study.joined, study.features)
     with in_process([alone], 1, own) as one:
-        scorer = Scorer.apart(study.experiment, market, one, constants)
+        scorer = remote_scorer(study.experiment, market, one, constants)
         found = scorer.shared(dict(parts), one)
     return {part: scored(study.experiment, each["all"]) for part, each in found.items()}
 

@@ -77,10 +77,6 @@ class InsurerRole:
         party.profiles |= profiles.kept(self._folder / STATE, kept.run)
         for old in list(self._parties)[:-AT_HAND]:
             del self._parties[old]
-        if study.experiment.model.kind == "network":
-            from lab.models.network import single_threaded
-
-            single_threaded()
 
     def _memory(self, kept: RunState) -> Context:
         """The app's state, with the secrets that stand elsewhere put back."""

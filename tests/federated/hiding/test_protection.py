@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from federated.app import client_app, server_app
 from federated.federation import Federation
 from federated.hiding.masks import Masks
-from federated.hiding.paillier import KeyAuthority, KeyHolders, Paillier
+from federated.hiding.paillier import Dealer, KeyAuthority, Paillier
 from federated.hiding.protocol import Clear, Protection
 from federated.messages import Hiding, Reply, Request, blobs, message_of, read
 from federated.party.party import Party, Policy
@@ -50,7 +50,7 @@ def way(name: str, key: Any) -> Protection:
         case "paillier":
             return Paillier(KeyAuthority(key))
         case "split":
-            return Paillier(KeyHolders(key))
+            return Paillier(Dealer(key))
         case _:
             return Masks()
 
@@ -171,7 +171,7 @@ def test_no_message_carries_the_key_or_a_share(authority_key: Any) -> None:
             sent.extend(array.data for array in record.values())
         return message
 
-    on_a_road(Paillier(KeyHolders(authority_key)), out=watch, back=watch)
+    on_a_road(Paillier(Dealer(authority_key)), out=watch, back=watch)
     everything = b"".join(sent)
     assert int(authority_key.public.n).to_bytes(256, "big") in everything
     order = (authority_key.p - 1) * (authority_key.q - 1) // 2
@@ -219,7 +219,7 @@ def swapped(shown: Transcript) -> Transcript:
 )
 def test_holders_refuse_a_changed_transcript(change: Any, words: str, authority_key: Any) -> None:
     with pytest.raises(PeerError, match=rf"insurer 1: coordinator: query .*{words}"):
-        on_a_road(Paillier(KeyHolders(authority_key)), out=retold(change))
+        on_a_road(Paillier(Dealer(authority_key)), out=retold(change))
 
 
 def test_holders_refuse_a_transcript_shown_before(authority_key: Any) -> None:
@@ -234,7 +234,7 @@ def test_holders_refuse_a_transcript_shown_before(authority_key: Any) -> None:
         means(federation)
 
     with pytest.raises(PeerError, match="answered before and is replayed"):
-        on_a_road(Paillier(KeyHolders(authority_key)), twice_asked, out=retold(old))
+        on_a_road(Paillier(Dealer(authority_key)), twice_asked, out=retold(old))
 
 
 @pytest.mark.parametrize("name", HIDDEN)
@@ -319,11 +319,11 @@ def test_a_node_adds_to_no_sum_of_some_of_the_parties(paillier: Paillier) -> Non
 
 def test_a_node_refuses_a_second_share_of_a_key_a_stranger_dealt(authority_key: Any) -> None:
     def deal_again(federation: Federation) -> None:
-        other = Paillier(KeyHolders(authority_key))
+        other = Paillier(Dealer(authority_key))
         other.enrol(federation, Roster(tuple(m.card for m in federation.members)))
 
     with pytest.raises(PolicyError, match="enrolled under another roster or key"):
-        on_a_road(Paillier(KeyHolders(authority_key)), deal_again)
+        on_a_road(Paillier(Dealer(authority_key)), deal_again)
 
 
 def test_the_key_authority_serves_one_roster(authority_key: Any) -> None:
@@ -399,15 +399,15 @@ def test_the_key_authority_opens_nothing_but_what_its_checks_allow(authority_key
 
 
 def test_a_holder_that_gives_a_false_part_is_named(authority_key: Any) -> None:
-    protection = Paillier(KeyHolders(authority_key))
+    protection = Paillier(Dealer(authority_key))
 
     def back(message: Message) -> Message:
         if message.metadata.message_type == "query.part" and message.metadata.src_node_id == 3:
-            key = protection.opener._split  # type: ignore[attr-defined]
+            key = protection.opener._holders._split  # type: ignore[attr-defined]
             part = Part.from_bytes(read(message.content, "part"), key)
             numbers = (part.numbers[0] * 2 % key.public.n, *part.numbers[1:])
             false = Part(numbers, part.challenge, part.response).to_bytes(key)
-            message.content["message_of"] = blobs(part=false)
+            message.content["message"] = blobs(part=false)
         return message
 
     with pytest.raises(FaultyHolder, match="insurer 3") as caught:
@@ -416,7 +416,7 @@ def test_a_holder_that_gives_a_false_part_is_named(authority_key: Any) -> None:
 
 
 def test_a_dealer_deals_once(authority_key: Any) -> None:
-    holders = KeyHolders(authority_key)
+    holders = Dealer(authority_key)
     on_a_road(Paillier(holders))
     with pytest.raises(PolicyError, match="forgotten"):
         on_a_road(Paillier(holders))
@@ -556,7 +556,7 @@ def test_a_node_without_a_share_opens_nothing(paillier: Paillier) -> None:
 
 
 def test_a_share_for_another_key_is_refused(authority_key: Any) -> None:
-    class Careless(KeyHolders):
+    class Careless(Dealer):
         def enrol(self, roster: Any) -> Any:
             told = super().enrol(roster)
             first, second = list(told)[:2]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from statsmodels.duration.survfunc import SurvfuncRight, survdiff
 
 from federated.cli.main import main
-from federated.hiding.paillier import KeyAuthority, KeyHolders, Paillier
+from federated.hiding.paillier import Dealer, KeyAuthority, Paillier
 from federated.hiding.protocol import Clear, Protection
 from federated.queries.desk import Desk, Holdings
 from lab.errors import ConfigurationError, ContractError, ModelError
@@ -600,7 +600,7 @@ def hidden(rows: pd.DataFrame, authority_key: Any) -> Iterator[Desk]:
 def test_an_answer_under_a_split_key_is_the_clear_one(
     asked: Desk, rows: pd.DataFrame, authority_key: Any
 ) -> None:
-    with desk(dealt(rows), Paillier(KeyHolders(authority_key))) as opened:
+    with desk(dealt(rows), Paillier(Dealer(authority_key))) as opened:
         for text in BROAD[:2]:
             answer = opened.ask(text)
             pd.testing.assert_frame_equal(answer, asked.ask(text), rtol=1e-9, atol=1e-9)

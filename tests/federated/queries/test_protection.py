@@ -16,7 +16,7 @@ from flwr.app import Message
 from federated.app import client_app, server_app
 from federated.federation import Federation
 from federated.hiding.masks import Masks
-from federated.hiding.paillier import KeyAuthority, KeyHolders, Paillier, releaser
+from federated.hiding.paillier import Dealer, KeyAuthority, Paillier, releaser
 from federated.hiding.protocol import Clear, Protection
 from federated.messages import Request, message_of, read
 from federated.queries.desk import Desk, Holdings
@@ -120,7 +120,7 @@ def totals() -> tuple[float, float]:
 
 @pytest.mark.parametrize("split", [False, True])
 def test_an_answer_is_the_pooled_one(split: bool, authority_key: Any) -> None:
-    opener = KeyHolders(authority_key) if split else KeyAuthority(authority_key)
+    opener = Dealer(authority_key) if split else KeyAuthority(authority_key)
     with Desk.simulated(holdings(), Paillier(opener)) as desk:
         answer = desk.ask(BY_PLAN)
     pooled = pd.concat(tables().values()).groupby("plan")["paid"].agg(["size", "sum"])
@@ -302,23 +302,23 @@ def test_the_releaser_refuses_another_question_than_was_signed(
         return message
 
     with pytest.raises(PeerError, match=r"insurer 1: .*another question than the one .* signed"):
-        on_a_road(Paillier(KeyHolders(authority_key)), out=out)
+        on_a_road(Paillier(Dealer(authority_key)), out=out)
 
 
 # The split key: no total is in sight of the coordinator.
 
 
 def test_parts_of_an_answer_are_sealed_to_the_releaser(authority_key: Any) -> None:
-    protection, parts = Paillier(KeyHolders(authority_key)), []
+    protection, parts = Paillier(Dealer(authority_key)), []
 
     def back(message: Message) -> Message:
         if message.metadata.message_type == "query.part":
-            assert set(message.content.array_records["message_of"]) == {"sealed"}
+            assert set(message.content.array_records["message"]) == {"sealed"}
             parts.append(read(message.content, "sealed"))
         return message
 
     shown = on_a_road(protection, back=back)
-    split = protection.opener._split  # type: ignore[attr-defined]
+    split = protection.opener._holders._split  # type: ignore[attr-defined]
     assert len(parts) == 3
     for sealed in parts:
         with pytest.raises(SecureAggError):
@@ -342,7 +342,7 @@ def test_nobody_but_the_releaser_opens_a_sealed_part(authority_key: Any) -> None
         return federation.protection.total(Wrong, request)
 
     with pytest.raises(PeerError, match="insurer 2"):
-        on_a_road(Paillier(KeyHolders(authority_key)), elsewhere)
+        on_a_road(Paillier(Dealer(authority_key)), elsewhere)
 
 
 def test_what_comes_back_holds_no_hidden_cell(authority_key: Any) -> None:
@@ -359,9 +359,7 @@ def test_what_comes_back_holds_no_hidden_cell(authority_key: Any) -> None:
         question = ASKED.model_copy(update={"axes": (Axis(column="plan", levels=(0.0, 1.0, 2.0)),)})
         return federation.sum("cells", **arguments(question))
 
-    shown = on_a_road(
-        Paillier(KeyHolders(authority_key)), ask, Holdings.of(held, CLAIMS), back=back
-    )
+    shown = on_a_road(Paillier(Dealer(authority_key)), ask, Holdings.of(held, CLAIMS), back=back)
     assert shown["shown"][2] == 0
     hidden = (3.0, 3 * 123.0)
     readable = np.concatenate([np.frombuffer(d, "<f8") for d in seen if len(d) % 8 == 0 and d])
@@ -378,7 +376,7 @@ def test_the_releaser_is_in_the_first_seat(authority_key: Any) -> None:
         return message
 
     on_a_road(
-        Paillier(KeyHolders(authority_key)),
+        Paillier(Dealer(authority_key)),
         lambda f: (cells(f), releaser(Roster(tuple(m.card for m in f.members)))),
         out=out,
     )
@@ -399,7 +397,7 @@ def test_a_node_gives_no_part_for_a_query_it_never_answered(authority_key: Any) 
         return message
 
     with pytest.raises(PeerError, match=r"insurer 1: .*query another was not answered here"):
-        on_a_road(Paillier(KeyHolders(authority_key)), out=out)
+        on_a_road(Paillier(Dealer(authority_key)), out=out)
 
 
 # Noise.
@@ -562,7 +560,7 @@ def test_what_is_made_of_noised_totals_has_an_interval(text: str, tmp_path: Path
 def test_receipts_shown_tell_no_rows_and_a_partys_own_does(
     split: bool, authority_key: Any, tmp_path: Path
 ) -> None:
-    opener = KeyHolders(authority_key) if split else KeyAuthority(authority_key)
+    opener = Dealer(authority_key) if split else KeyAuthority(authority_key)
     where = "select count(*) as n, sum(paid) as paid from claims where plan = 1"
     with Desk.simulated(holdings(folder=tmp_path), Paillier(opener)) as desk:
         answer = desk.ask(where)

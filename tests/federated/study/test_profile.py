@@ -17,7 +17,7 @@ from federated.deployment.node.run_state import RunState
 from federated.deployment.plan import AnnouncedPlan, announced
 from federated.federation import Federation
 from federated.hiding.masks import Masks
-from federated.hiding.paillier import KeyAuthority, KeyHolders, Paillier
+from federated.hiding.paillier import KeyAuthority, Dealer, Paillier
 from federated.hiding.protocol import Protection
 from federated.messages import Reply, Request, message_of
 from federated.messages import read as read_letter
@@ -90,7 +90,7 @@ def profile_of(frame: pd.DataFrame, protection: Protection, rules: Rules) -> Pro
         nodes.close()
 
 
-@pytest.mark.parametrize("opener", [KeyAuthority, KeyHolders])
+@pytest.mark.parametrize("opener", [KeyAuthority, Dealer])
 def test_profile_under_paillier_is_what_pandas_counts_where_enough_persons_are(
     authority_key: PrivateKey, opener: type
 ) -> None:
