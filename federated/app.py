@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from threading import Lock
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -61,9 +61,9 @@ def client_app(party_of: PartyOf, hiding: Hiding) -> ClientApp:
             with turns[seat]:
                 try:
                     memory.check_refusals()
-                    answered = handler(holder, memory, message.content)
+                    reply = handler(holder, memory, message.content)
                     _keep_trees(holder, memory)
-                    return Message(answered, reply_to=message)
+                    return Message(reply, reply_to=message)
                 except LabError as error:
                     refused = error
                 except SecureAggError as error:
@@ -76,11 +76,10 @@ def client_app(party_of: PartyOf, hiding: Hiding) -> ClientApp:
 
         return handle
 
-    app.query()(guarded(answer))
-    app.train()(guarded(answer))
-    app.train("masks_mask")(guarded(masked.mask))
-    for name, handler in QUERIES.items():
-        app.query(name)(guarded(handler))
+    for kind, handler in HANDLERS.items():
+        message_type, _, action = kind.partition(".")
+        register = app.train if message_type == "train" else app.query
+        register(action or "default")(guarded(handler))
     return app
 
 
@@ -89,94 +88,97 @@ def _recall(holder: Party, memory: NodeState) -> None:
     for digest, data in memory.profiles():
         if digest not in holder.profiles:
             holder.profiles[digest] = profile.read(data)
-    for chain, told in memory.trees():
+    for chain, text in memory.trees():
         if chain not in holder.finished:
             from lab.models import trees
 
-            holder.finished[chain] = trees.read_finished(told)
+            holder.finished[chain] = trees.read_finished(text)
 
 
 def _keep_trees(holder: Party, memory: NodeState) -> None:
     """Keep finished trees, so that rows can follow them anew."""
-    known = dict(memory.trees())
+    chains = dict(memory.trees())
     for chain, (before, tree) in holder.finished.items():
-        if chain not in known:
+        if chain not in chains:
             memory.keep_tree(chain, f"[{json.dumps(before)},{tree.model_dump_json()}]")
 
 
-def answer(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
+def answer(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
     """A sum, through the party's gate, hidden as it was asked for."""
-    header = asked.config_records.get("request", ConfigRecord())
+    header = message.config_records.get("request", ConfigRecord())
     match header.get("hiding"):
         case "clear":
-            return answer_clear(holder, memory, asked)
+            return answer_clear(holder, memory, message)
         case "paillier":
-            return encrypted.answer_encrypted(holder, memory, asked)
+            return encrypted.answer_encrypted(holder, memory, message)
         case _:
             raise PeerError("request: is hidden in no way that takes one message")
 
 
-def hello(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
+def hello(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
     """Who is here: name, seat, the card with its public keys."""
     record = message_of(card=memory.identity().card.to_bytes())
     record["hello"] = ConfigRecord({"party": holder.name, "seat": memory.seat})
     return record
 
 
-def enrol(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
+def enrol(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
     """Take up the roster and the keys."""
-    given = asked.array_records["message"]
-    told = [read(asked, name) if name in given else b"" for name in ("key", "split", "share")]
-    memory.enrol(read(asked, "roster"), *told)
+    parts = message.array_records["message"]
+    keys = [read(message, name) if name in parts else b"" for name in ("key", "split", "share")]
+    memory.enrol(read(message, "roster"), *keys)
     return RecordDict()
 
 
-def levels(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
+def levels(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
     """Names of the levels that training rows have, for features no contract lists them of."""
-    header = asked.config_records["levels"]
+    header = message.config_records["levels"]
     task = Task.model_validate_json(str(header["task"]))
     features = [Feature.model_validate(f) for f in json.loads(str(header["features"]))]
     for feature in features:
         if feature.column not in holder.policy.announces:
             raise PolicyError(f"names of levels of '{feature.column}' do not leave this party")
-    asked = holder.query_table
-    rows = asked.frame if asked is not None else holder.rows(task, "train")
-    seen = [seen_levels(rows, feature) for feature in features]
-    names = json.dumps(seen)
-    count = sum(map(len, seen))
-    memory.note(Released("", "names of levels", "public", len(seen), count, len(names), 0, 0))
+    table = holder.query_table
+    rows = table.frame if table is not None else holder.rows(task, "train")
+    names_by_feature = [seen_levels(rows, feature) for feature in features]
+    names, count = json.dumps(names_by_feature), sum(map(len, names_by_feature))
+    memory.note(Released("", "names of levels", "public", len(features), count, len(names), 0, 0))
     return RecordDict({"levels": ConfigRecord({"names": names})})
 
 
-def join_profile(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
+def join_profile(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
     """Take up a released profile, to be joined to this party's rows."""
-    data = read(asked, "profile")
-    taken = profile.read(data)
-    holder.profiles[taken.digest] = taken
-    memory.keep_profile(taken.digest, data)
+    data = read(message, "profile")
+    released = profile.read(data)
+    holder.profiles[released.digest] = released
+    memory.keep_profile(released.digest, data)
     return RecordDict()
 
 
-def receipt(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
+def receipt(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
     """What passed this party's gate so far, where the party shows it."""
     if not holder.policy.shows_receipt:
         raise PolicyError("this party keeps its receipt to itself")
     return RecordDict({"receipt": ConfigRecord({"lines": memory.receipt()})})
 
 
-QUERIES: dict[str, Handler] = {
-    "hello": hello,
-    "enrol": enrol,
-    "levels": levels,
-    "profile": join_profile,
-    "receipt": receipt,
-    "part": encrypted.give_part,
-    "release": encrypted.release_answer,
-    "masks_advertise": masked.advertise,
-    "masks_share": masked.share,
-    "masks_mask": masked.mask,
-    "masks_confirm": masked.confirm,
-    "masks_reveal": masked.reveal,
+#: Every kind of message that a node answers: Flower's type, and an action of ours.
+HANDLERS: Mapping[str, Handler] = {
+    "query": answer,
+    "train": answer,
+    "query.hello": hello,
+    "query.enrol": enrol,
+    "query.levels": levels,
+    "query.profile": join_profile,
+    "query.receipt": receipt,
+    "query.part": encrypted.give_part,
+    "query.release": encrypted.release_answer,
+    "query.masks_advertise": masked.advertise,
+    "query.masks_share": masked.share,
+    "query.masks_mask": masked.mask,
+    "train.masks_mask": masked.mask,
+    "query.masks_confirm": masked.confirm,
+    "query.masks_reveal": masked.reveal,
 }
 
 

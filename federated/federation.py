@@ -79,10 +79,10 @@ class Federation:
     ) -> list[tuple[int, RecordDict]]:
         """(node, answer) in the order of the letters. Raises what the first refusal stands for."""
         messages = [Message(message_of, node, kind) for node, message_of in letters.items()]
-        heard = {m.metadata.src_node_id: m for m in self.grid.send_and_receive(messages)}
+        replies = {m.metadata.src_node_id: m for m in self.grid.send_and_receive(messages)}
         answers = []
         for node in letters:
-            reply = heard.get(node)
+            reply = replies.get(node)
             if reply is not None and not reply.has_error():
                 if "refusal" in reply.content.config_records:
                     raise refusal(reply.content)
@@ -152,12 +152,12 @@ class Federation:
             }
         )
         letters = dict.fromkeys(self.names, RecordDict({"levels": asked}))
-        heard: list[set[str]] = [set() for _ in features]
+        names_by_feature: list[set[str]] = [set() for _ in features]
         for name, answer in self.ask("query.levels", letters).items():
-            told = _levels_of(name, answer, len(features))
-            for known, added in zip(heard, told, strict=True):
-                known.update(added)
-        return [tuple(sorted(names, key=_in_order)) for names in heard]
+            names_of_party = _levels_of(name, answer, len(features))
+            for seen_names, added in zip(names_by_feature, names_of_party, strict=True):
+                seen_names.update(added)
+        return [tuple(sorted(names, key=_in_order)) for names in names_by_feature]
 
     def receipts(self) -> dict[str, list[Released]]:
         """What passed each party's gate so far, as the parties wrote it down."""
@@ -179,10 +179,10 @@ def receipt_of(name: str, answer: RecordDict) -> list[Released]:
 
 def _levels_of(name: str, answer: RecordDict, features: int) -> list[list[str]]:
     try:
-        told = _NAMES.validate_json(str(answer.config_records["levels"]["names"]))
-        if len(told) != features:
+        names = _NAMES.validate_json(str(answer.config_records["levels"]["names"]))
+        if len(names) != features:
             raise ValueError
-        return told
+        return names
     except (KeyError, ValueError):
         raise PeerError(f"{name}: its names of levels are not readable", name) from None
 

@@ -80,10 +80,10 @@ def _seated(memory: NodeState) -> _Seated:
     return _Seated(memory, terms, Seat.from_bytes(seat))
 
 
-def advertise(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
+def advertise(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
     """Step 0: fresh public keys."""
     memory.allow(MASKS)
-    query, question = wire.split(OPENING, read(asked, "opening"), 2)
+    query, question = wire.split(OPENING, read(message, "opening"), 2)
     terms = _terms(wire.text(query), question, memory.roster())
     seat, keys = masks.advertise(memory.identity(), terms, secrets.token_bytes(32))
     memory.answer(terms.query)
@@ -93,10 +93,10 @@ def advertise(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict
     return message_of(keys=data)
 
 
-def share(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
+def share(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
     """Step 1: sealed shares for the other parties."""
     seated = _seated(memory)
-    keys = {name: Keys.from_bytes(k) for name, k in pairs_in(read(asked, "keys")).items()}
+    keys = {name: Keys.from_bytes(k) for name, k in pairs_in(read(message, "keys")).items()}
     seat, sealed = masks.share(memory.identity(), seated.terms, seated.seat, keys)
     seated.keep(seat)
     data = pairs_out(sealed)
@@ -104,9 +104,9 @@ def share(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
     return message_of(sealed=data)
 
 
-def mask(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
+def mask(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
     """Step 2: the sums, masked. They are of the question for which the keys were made."""
-    seated, request = _seated(memory), Request.from_record(asked)
+    seated, request = _seated(memory), Request.from_record(message)
     terms = seated.terms
     if (request.query, request.question) != (terms.query, terms.question):
         raise PeerError("coordinator: asks another question than it opened the masks for")
@@ -120,7 +120,7 @@ def mask(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
         memory.identity(),
         terms,
         seated.seat,
-        pairs_in(read(asked, "dealt")),
+        pairs_in(read(message, "dealt")),
         fields_of(form),
         [hidden[name].ravel() for name in form],
     )
@@ -129,23 +129,23 @@ def mask(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
     return Reply.of(holder.name, hidden, vector).to_record()
 
 
-def confirm(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
+def confirm(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
     """Step 3: a signature on who is in the sum."""
     seated = _seated(memory)
-    present = list(map(wire.text, wire.split(NAMES, read(asked, "present"), 0, wire.MOST_PARTS)))
+    present = list(map(wire.text, wire.split(NAMES, read(message, "present"), 0, wire.MOST_PARTS)))
     seat, signature = masks.confirm(memory.identity(), seated.terms, seated.seat, present)
     seated.keep(seat)
     seated.note(len(signature))
     return message_of(signature=signature)
 
 
-def reveal(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
+def reveal(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
     """Step 4: shares of what has to be taken off the sum."""
     seated = _seated(memory)
-    confirmations = pairs_in(read(asked, "confirmations"))
-    seat, shown = masks.reveal(memory.identity(), seated.terms, seated.seat, confirmations)
+    confirmations = pairs_in(read(message, "confirmations"))
+    seat, shares = masks.reveal(memory.identity(), seated.terms, seated.seat, confirmations)
     seated.keep(seat)
-    data = shown.to_bytes()
+    data = shares.to_bytes()
     seated.note(len(data))
     return message_of(revealed=data)
 
@@ -166,8 +166,8 @@ class Masks:
 
     def enrol(self, talk: Talk, roster: Roster) -> None:
         self._roster = roster
-        told = message_of(roster=roster.to_bytes())
-        talk.ask("query.enrol", dict.fromkeys(roster.names, told))
+        roster_message = message_of(roster=roster.to_bytes())
+        talk.ask("query.enrol", dict.fromkeys(roster.names, roster_message))
 
     def total(self, talk: Talk, request: Request) -> Sums:
         _refuse_questions(request)
@@ -185,8 +185,10 @@ class Masks:
             )
             for name, answer in answers.items()
         }
-        shown = message_of(keys=pairs_out({name: key.to_bytes() for name, key in keys.items()}))
-        answers = self._ask(talk, "query.masks_share", dict.fromkeys(keys, shown))
+        keys_message = message_of(
+            keys=pairs_out({name: key.to_bytes() for name, key in keys.items()})
+        )
+        answers = self._ask(talk, "query.masks_share", dict.fromkeys(keys, keys_message))
         sealed = {n: decoded(n, pairs_in, read(answer, "sealed")) for n, answer in answers.items()}
         answers = self._ask(
             talk,
@@ -203,14 +205,16 @@ class Masks:
             for name, reply in replies.items()
         }
         present = list(masked)
-        named = message_of(present=wire.join(NAMES, [name.encode() for name in present]))
-        answers = self._ask(talk, "query.masks_confirm", dict.fromkeys(present, named))
+        present_message = message_of(present=wire.join(NAMES, [name.encode() for name in present]))
+        answers = self._ask(talk, "query.masks_confirm", dict.fromkeys(present, present_message))
         confirmations = {
             name: masks.checked_confirmation(terms, name, present, read(answer, "signature"))
             for name, answer in answers.items()
         }
-        told = message_of(confirmations=pairs_out(confirmations))
-        answers = self._ask(talk, "query.masks_reveal", dict.fromkeys(confirmations, told))
+        confirmations_message = message_of(confirmations=pairs_out(confirmations))
+        answers = self._ask(
+            talk, "query.masks_reveal", dict.fromkeys(confirmations, confirmations_message)
+        )
         revealed = {
             name: decoded(name, Revealed.from_bytes, read(answer, "revealed"))
             for name, answer in answers.items()
@@ -226,7 +230,7 @@ class Masks:
 
 def _question(request: Request, sealed: Mapping[str, Mapping[str, bytes]], name: str) -> RecordDict:
     """The request to one party, with the shares that others sealed to it."""
-    dealt = {other: given[name] for other, given in sealed.items() if name in given}
+    dealt = {other: shares[name] for other, shares in sealed.items() if name in shares}
     record = request.to_record()
     record["message"] = blobs(dealt=pairs_out(dealt))
     return record

@@ -51,9 +51,9 @@ from secure_agg.transcript import Contribution, Terms, Transcript, contribute, e
 # The node.
 
 
-def answer_encrypted(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
+def answer_encrypted(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
     """The node's step: its sums, encrypted and signed for this question and these parties."""
-    request = Request.from_record(asked)
+    request = Request.from_record(message)
     memory.allow("paillier")
     roster, key = memory.roster(), memory.public_key()
     memory.allow_parties(request.parties)
@@ -68,9 +68,9 @@ def answer_encrypted(holder: Party, memory: NodeState, asked: RecordDict) -> Rec
     return Reply.of(holder.name, hidden, contribution).to_record()
 
 
-def give_part(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
+def give_part(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
     """The step of a node that holds a share: its part of opening a total it has checked."""
-    share, transcript = memory.key_share(), Transcript.from_bytes(read(asked, "transcript"))
+    share, transcript = memory.key_share(), Transcript.from_bytes(read(message, "transcript"))
     query, roster = transcript.terms.query, memory.roster()
     statistic = memory.asked(query)
     _, part = shares.give_part(share, roster, memory.answered(), transcript, workers=holder.workers)
@@ -88,12 +88,12 @@ def releaser(roster: Roster) -> str:
     return roster.names[0]
 
 
-def release_answer(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
+def release_answer(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
     """The step of the releaser: it opens a total from all parts, and shows what its rules leave."""
     share, roster, identity = memory.key_share(), memory.roster(), memory.identity()
     transcript, request = (
-        Transcript.from_bytes(read(asked, "transcript")),
-        Request.from_record(asked),
+        Transcript.from_bytes(read(message, "transcript")),
+        Request.from_record(message),
     )
     query = transcript.terms.query
     if request.question != transcript.terms.question or memory.asked(query) != request.statistic:
@@ -102,7 +102,7 @@ def release_answer(holder: Party, memory: NodeState, asked: RecordDict) -> Recor
         raise PolicyError("this party releases answers to questions and profiles alone")
     parts = {}
     for name in share.split.holders:
-        sealed = read(asked, f"sealed {name}")
+        sealed = read(message, f"sealed {name}")
         opened_part = identity.unseal(_purpose(query), sealed)
         parts[name] = decoded(
             name, lambda data: shares.Part.from_bytes(data, share.split), opened_part
@@ -267,9 +267,9 @@ class Paillier:
     def enrol(self, talk: Talk, roster: Roster) -> None:
         self._roster = roster
         n = self.opener.public.n
-        known = {"roster": roster.to_bytes(), "key": n.to_bytes(-(-n.bit_length() // 8), "big")}
-        told = self.opener.enrol(roster)
-        letters = {name: message_of(**known, **told.get(name, {})) for name in roster.names}
+        public = {"roster": roster.to_bytes(), "key": n.to_bytes(-(-n.bit_length() // 8), "big")}
+        secrets = self.opener.enrol(roster)
+        letters = {name: message_of(**public, **secrets.get(name, {})) for name in roster.names}
         talk.ask("query.enrol", letters)
 
     def total(self, talk: Talk, request: Request) -> Sums:

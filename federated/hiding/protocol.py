@@ -162,9 +162,9 @@ def note(
     memory.note(replace(line, rows=0) if request.statistic in RELEASED else line)
 
 
-def answer_clear(holder: Party, memory: NodeState, asked: RecordDict) -> RecordDict:
+def answer_clear(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
     """The node's step: its sums, readable."""
-    request = Request.from_record(asked)
+    request = Request.from_record(message)
     memory.allow("clear")
     sums = holder.take(request)
     note(holder, memory, request, sums, sum(array.nbytes for array in sums.arrays.values()))

@@ -25,12 +25,14 @@ def release(request: Request, totals: Sums, rules: Rules) -> Sums:
     rules: those of whoever releases. Raises :class:`PolicyError` where the question was asked
     under others.
     """
-    asked = request.arguments
-    if asked.get("rules") != json.loads(rules.model_dump_json()):
+    arguments = request.arguments
+    if arguments.get("rules") != json.loads(rules.model_dump_json()):
         raise PolicyError("the question was asked under other disclosure rules than the releaser's")
     if request.statistic == "profile":
-        return profile.release(profile.ProfileCells.model_validate(asked["cells"]), rules, totals)
-    question = Question.model_validate(asked["question"])
+        return profile.release(
+            profile.ProfileCells.model_validate(arguments["cells"]), rules, totals
+        )
+    question = Question.model_validate(arguments["question"])
     match request.statistic:
         case "cells":
             return cells.release(question, rules, totals)
@@ -48,14 +50,14 @@ def expected(request: Request) -> Form:
     """
     match request.statistic:
         case "violations":
-            agreed = cells.flag_form(int(request.arguments["flags"]))
+            sizes = cells.flag_form(int(request.arguments["flags"]))
         case "drift":
-            agreed = cells.DRIFT_FORM
+            sizes = cells.DRIFT_FORM
         case "profile":
-            agreed = profile.ProfileCells.model_validate(request.arguments["cells"]).form()
+            sizes = profile.ProfileCells.model_validate(request.arguments["cells"]).form()
         case _:
-            agreed = cells.form(Question.model_validate(request.arguments["question"]))
-    form = {name: ((size,), limit) for name, (size, limit) in agreed.items()}
+            sizes = cells.form(Question.model_validate(request.arguments["question"]))
+    form = {name: ((size,), limit) for name, (size, limit) in sizes.items()}
     if request.hiding != "clear":
         form[ROWS] = ((1,), COUNT)
     return {name: form[name] for name in sorted(form)}

@@ -77,9 +77,9 @@ class NodeState:
         key: the Paillier modulus, or nothing; split, sealed_share: a split key and this node's
         share of it, or nothing. Raises :class:`PolicyError` for a second, different enrolment.
         """
-        told = {"roster": roster, "key": key, "split": split, "sealed": sealed_share}
-        if known := self._get("enrolled", "roster"):
-            if known != roster or any(self._get("enrolled", k) != v for k, v in told.items()):
+        values = {"roster": roster, "key": key, "split": split, "sealed": sealed_share}
+        if former := self._get("enrolled", "roster"):
+            if former != roster or any(self._get("enrolled", k) != v for k, v in values.items()):
                 raise PolicyError("this node is enrolled under another roster or key; it keeps it")
             return
         members = _roster(roster)
@@ -91,19 +91,19 @@ class NodeState:
         if self._name not in members or members[self._name] != own.card:
             raise PolicyError("the roster does not carry this node's own keys")
         if split:
-            agreed = SplitKey.from_bytes(split)
-            if agreed.public != _public(key):
+            public_part = SplitKey.from_bytes(split)
+            if public_part.public != _public(key):
                 raise PolicyError("the split key is not the key this node encrypts to")
-            share = open_share(own, agreed, sealed_share)
+            share = open_share(own, public_part, sealed_share)
             self._set("share", exponent=int(share.exponent).to_bytes(len(key), "big"))
-        self._set("enrolled", **told)
+        self._set("enrolled", **values)
 
     def roster(self) -> Roster:
         """All parties. Raises :class:`PolicyError` before enrolment."""
-        known = self._get("enrolled", "roster")
-        if not known:
+        cards = self._get("enrolled", "roster")
+        if not cards:
             raise PolicyError("this node is not enrolled; nothing can be hidden without a roster")
-        return _roster(known)
+        return _roster(cards)
 
     def allow_parties(self, parties: tuple[str, ...]) -> None:
         """Raises :class:`PolicyError` unless a sum may be over these parties.
@@ -180,17 +180,17 @@ class NodeState:
     def remember(self, query: str, statistic: str) -> None:
         """Note what a query was about, before its answer leaves: a name stands for one statistic,
         or what is released by rules could be opened as what is not. Raises :class:`PeerError`."""
-        known = self._listed("asked")
-        if known.get(query, statistic) != statistic:
+        statistics = self._listed("asked")
+        if statistics.get(query, statistic) != statistic:
             raise PeerError(f"coordinator: query {query} was about another statistic before")
-        known[query] = statistic
+        statistics[query] = statistic
 
     def asked(self, query: str) -> str:
         """The statistic a query was about. Raises :class:`PeerError` for one not answered here."""
-        known = self._listed("asked")
-        if query not in known:
+        statistics = self._listed("asked")
+        if query not in statistics:
             raise PeerError(f"coordinator: query {query} was not answered here; nothing to open")
-        return str(known[query])
+        return str(statistics[query])
 
     def note(self, released: Released) -> None:
         """Write a line of the receipt."""

@@ -68,13 +68,13 @@ def _standardised(
         t.model_copy(update={"mean": float(m)}) for t, m in zip(terms, means, strict=True)
     )
     spread = np.sqrt(_moments(federation, task, terms)["second"] / count)
-    kept = []
+    numbers = []
     for term, mean, scale in zip(terms, means, spread, strict=True):
         if scale > 1e-9 * abs(mean):
-            kept.append(term.model_copy(update={"scale": float(scale)}))
+            numbers.append(term.model_copy(update={"scale": float(scale)}))
         else:
             _leave_out(term.feature, left_out)
-    return tuple(kept)
+    return tuple(numbers)
 
 
 def _leave_out(feature: Feature, left_out: list[str] | None) -> None:
@@ -98,14 +98,14 @@ def levelled(
     contract: Contract,
     left_out: list[str] | None,
 ) -> tuple[Levels, ...]:
-    kept = []
+    categories = []
     for term, count in counted_levels(federation, task, features, contract):
         levels = tuple(level for level, rows in zip(term.levels, count, strict=True) if rows > 0)
         if len(levels) < 2:
             _leave_out(term.feature, left_out)
         else:
-            kept.append(term.model_copy(update={"levels": levels}))
-    return tuple(kept)
+            categories.append(term.model_copy(update={"levels": levels}))
+    return tuple(categories)
 
 
 def counted_levels(
@@ -114,12 +114,16 @@ def counted_levels(
     """Each feature's levels, of the contract or announced, and the training rows at each."""
     if not features:
         return []
-    known = [f.intervals() if f.cut else contract.columns[f.column].levels for f in features]
-    unknown = tuple(f for f, levels in zip(features, known, strict=True) if levels is None)
-    announced = dict(zip(unknown, federation.levels(task, unknown), strict=True)) if unknown else {}
+    listed_levels = [
+        f.intervals() if f.cut else contract.columns[f.column].levels for f in features
+    ]
+    unknown = tuple(f for f, levels in zip(features, listed_levels, strict=True) if levels is None)
+    announcements = (
+        dict(zip(unknown, federation.levels(task, unknown), strict=True)) if unknown else {}
+    )
     terms = tuple(
-        Levels(feature=f, levels=announced[f] if levels is None else levels)
-        for f, levels in zip(features, known, strict=True)
+        Levels(feature=f, levels=announcements[f] if levels is None else levels)
+        for f, levels in zip(features, listed_levels, strict=True)
     )
     counts = federation.sum("level_counts", task=task, features=terms)["count"]
     ends = np.cumsum([len(term.levels) for term in terms])

@@ -64,7 +64,7 @@ def train(
     for at in range(1, settings.rounds + 1):
         if watch:
             watch(f"round {at} of {settings.rounds}", at, settings.rounds)
-        told = next(
+        instruction = next(
             iter(strategy.configure_train(at, _record(weights), ConfigRecord(), federation.grid))
         )
         total = federation.sum(
@@ -75,7 +75,7 @@ def train(
             bends=bends,
             recipe=recipe,
             learning_rate=_learning_rate(settings, at),
-            proximal_mu=float(told.content["config"].get("proximal-mu", 0.0)),
+            proximal_mu=float(instruction.content["config"].get("proximal-mu", 0.0)),
             round=at,
             seed=seed,
         )
@@ -146,9 +146,9 @@ def _strategy(settings: NetworkSettings) -> Any:
     from flwr.serverapp import strategy
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    chosen = getattr(strategy, settings.strategy.name)
+    strategy_class = getattr(strategy, settings.strategy.name)
     parameters: dict[str, Any] = settings.strategy.parameters()
-    return chosen(min_train_nodes=1, min_available_nodes=1, **parameters)
+    return strategy_class(min_train_nodes=1, min_available_nodes=1, **parameters)
 
 
 def _knots(
@@ -168,17 +168,17 @@ def _knots(
 
 
 def _placed(counts: Floats, edges: Floats, count: int) -> tuple[float, ...]:
-    held = np.flatnonzero(counts)
-    low, high = edges[held[0]], edges[held[-1] + 1]
+    occupied = np.flatnonzero(counts)
+    low, high = edges[occupied[0]], edges[occupied[-1] + 1]
     reached = np.concatenate([[0.0], np.cumsum(counts) / counts.sum()])
     quantiles = np.interp(np.linspace(0, 1, count + 1), reached, edges)
     even = np.linspace(low, high, count + 1)
     points = np.unique(np.clip(np.concatenate([quantiles, even]), low, high))
-    kept = [points[0]]
+    knots = [points[0]]
     for point in points[1:]:
-        if point - kept[-1] > CLOSEST * (high - low):
-            kept.append(point)
-    return tuple(float(k) for k in kept)
+        if point - knots[-1] > CLOSEST * (high - low):
+            knots.append(point)
+    return tuple(float(k) for k in knots)
 
 
 class StrategySettings(Strict):
@@ -195,7 +195,7 @@ class StrategySettings(Strict):
 
     def parameters(self) -> dict[str, float]:
         """The parameters given; one that the strategy does not have is refused."""
-        allowed = {
+        names = {
             "FedAvg": (),
             "FedAvgM": ("server_learning_rate", "server_momentum"),
             "FedProx": ("proximal_mu",),
@@ -203,14 +203,14 @@ class StrategySettings(Strict):
             "FedYogi": ("eta", "beta_1", "beta_2", "tau"),
             "FedAdagrad": ("eta", "tau"),
         }[self.name]
-        given = {k: v for k, v in self.model_dump().items() if k != "name" and v is not None}
-        for key in given:
-            if key not in allowed:
-                known = ", ".join(allowed) or "none"
+        values = {k: v for k, v in self.model_dump().items() if k != "name" and v is not None}
+        for key in values:
+            if key not in names:
+                listing = ", ".join(names) or "none"
                 raise ConfigurationError(
-                    f"model.strategy: {self.name} has no '{key}'; its parameters: {known}"
+                    f"model.strategy: {self.name} has no '{key}'; its parameters: {listing}"
                 )
-        return given
+        return values
 
 
 class PersonalSettings(Strict):

@@ -72,14 +72,14 @@ def train(
     totals = federation.sum("totals", task=task, part="train")
     cuts = agree_cuts(federation, task, features, contract, settings, round(totals.total("rows")))
     recipe = _recipe(federation, task, totals, settings, seed)
-    told: dict[str, Any] = {
+    context: dict[str, Any] = {
         "task": task,
         "cuts": cuts,
         "recipe": recipe,
     }
 
     def asked(ask: Ask) -> Sums:
-        return federation.sum("trees_level", ask=ask, **told)
+        return federation.sum("trees_level", ask=ask, **context)
 
     trees: list[Tree] = []
     trace, place = [], Place()
@@ -93,8 +93,8 @@ def train(
                 "no row is left to grow from, or none to judge by; change model.validation_share"
             )
         loss = root["loss"] * recipe.unit * recipe.step**2 / np.maximum(root["size"], 1)
-        held = loss[1] if settings.validation_share else np.nan
-        trace.append({"step": at, "loss": loss[0], "validation": held})
+        validation_loss = loss[1] if settings.validation_share else np.nan
+        trace.append({"step": at, "loss": loss[0], "validation": validation_loss})
         best = _best(trace, settings)
         if at == settings.trees or at - best >= settings.patience:
             break
@@ -115,8 +115,8 @@ def _recipe(
     start = constant_predictor(law, totals)
     if law.name == "gaussian":  # the other families have a scale of their own
         term = Number(feature=Feature(column=task.target), mean=start, scale=1.0)
-        found = federation.sum("moments", task=task, features=(term,))
-        spread = float(found["second"][0]) / rows
+        moments = federation.sum("moments", task=task, features=(term,))
+        spread = float(moments["second"][0]) / rows
         if spread <= 1e-24 * start**2:
             raise ModelError("the target is the same in every training row")
         step = 2.0 ** round(np.log2(spread) / 2)
@@ -135,8 +135,8 @@ def _chosen(count: int, share: float, seed: int, at: int) -> list[int]:
     if share == 1.0:
         return list(range(count))
     rng = np.random.default_rng([seed, at])
-    kept = rng.choice(count, max(1, round(share * count)), replace=False)
-    return sorted(int(j) for j in kept)
+    features = rng.choice(count, max(1, round(share * count)), replace=False)
+    return sorted(int(j) for j in features)
 
 
 def _best(trace: list[dict[str, float]], settings: TreesSettings) -> int:
@@ -188,7 +188,7 @@ class _Growth:
         most = (self.recipe.most, self.recipe.most)
         return Ask(place=place, nodes=(0,), features=tuple(self.chosen), most=(most,))
 
-    def grow(self, place: Place, root: Sums, asked: Callable[[Ask], Sums]) -> Tree:
+    def grow(self, place: Place, root: Sums, ask_parties: Callable[[Ask], Sums]) -> Tree:
         g, h = root["gradient 0"], root["hessian 0"]
         width = self.start[1]
         sums = (float(g[:width].sum()), float(h[:width].sum()))
@@ -199,7 +199,7 @@ class _Growth:
                 break
             level = [child for pair in pairs for child in pair[1:]]
             if depth < self.settings.depth:
-                self._fill(place, pairs, asked)
+                self._fill(place, pairs, ask_parties)
         return self._tree()
 
     def _tree(self) -> Tree:
@@ -250,7 +250,7 @@ class _Growth:
         self,
         place: Place,
         pairs: list[tuple[_Node, _Node, _Node]],
-        asked: Callable[[Ask], Sums],
+        ask_parties: Callable[[Ask], Sums],
     ) -> None:
         """Derivatives by bin for children that can be cut: the lesser of two is asked, the other
         follows. No bin of a node holds more than all of it, nor more than its parent's."""
@@ -267,7 +267,7 @@ class _Growth:
                 for pair, node in zip(pairs, lesser, strict=True)
             ),
         )
-        total = asked(ask)
+        total = ask_parties(ask)
         for k, ((parent, left, right), small) in enumerate(zip(pairs, lesser, strict=True)):
             large = right if small is left else left
             assert parent.gradient is not None and parent.hessian is not None
@@ -333,12 +333,12 @@ def agree_cuts(
     """
     _check_monotone(settings, features, contract)
     categories = [f for f in features if is_category(f, contract)]
-    found: dict[Feature, Cuts] = {}
+    cuts: dict[Feature, Cuts] = {}
     for levels, count in counted_levels(federation, task, categories, contract):
         frequent = np.sort(np.argsort(-count, kind="stable")[:MOST_BINS])
-        kept = tuple(levels.levels[k] for k in frequent if count[k] > 0)
-        if len(kept) + (count[frequent].sum() < rows) > 1:
-            found[levels.feature] = Cuts(feature=levels.feature, levels=kept)
+        levels_kept = tuple(levels.levels[k] for k in frequent if count[k] > 0)
+        if len(levels_kept) + (count[frequent].sum() < rows) > 1:
+            cuts[levels.feature] = Cuts(feature=levels.feature, levels=levels_kept)
     numbers = [f for f in features if f not in categories]
     terms = tuple(
         Cuts(
@@ -359,10 +359,10 @@ def agree_cuts(
     for term, ladder, count in zip(terms, ladders, counts, strict=True):
         edges = tuple(_edges(ladder, count, settings.bins))
         if edges or 0 < count.sum() < rows:
-            found[term.feature] = term.model_copy(update={"edges": edges})
-    if not found:
+            cuts[term.feature] = term.model_copy(update={"edges": edges})
+    if not cuts:
         raise ModelError("every feature is the same in all training rows; there is nothing to cut")
-    return tuple(found[f] for f in features if f in found)
+    return tuple(cuts[f] for f in features if f in cuts)
 
 
 def _check_monotone(
@@ -386,27 +386,27 @@ def _counted(
     for row, ladder in zip(edges, ladders, strict=True):
         row[: len(ladder)] = ladder
     edges = np.minimum(edges, np.finfo(np.float64).max)
-    found = federation.sum("trees_bins", {"edges": edges}, task=task, cuts=terms, most=rows)
-    return [row[: len(ladder) + 1] for row, ladder in zip(found["count"], ladders, strict=True)]
+    counts = federation.sum("trees_bins", {"edges": edges}, task=task, cuts=terms, most=rows)
+    return [row[: len(ladder) + 1] for row, ladder in zip(counts["count"], ladders, strict=True)]
 
 
 def _finer(ladder: Floats, count: Floats, bins: int) -> Floats:
     """The ladder with heavy rungs cut and light ones joined."""
     heavy = count.sum() / (4 * bins)
-    edges, joined = [], 0.0
+    edges, pending = [], 0.0
     for k, edge in enumerate(ladder):  # edge k ends rung k; the last rung has no end
         low = ladder[k - 1] if k else edge
         if count[k] > heavy:
-            if k and joined:
+            if k and pending:
                 edges.append(low)
             step = np.linspace(low, edge, STEPS + 1)[1:-1] if k else np.zeros(0)
             edges += [*([low] if k else []), *step, edge]
-            joined = 0.0
-        elif joined + count[k] > heavy:
+            pending = 0.0
+        elif pending + count[k] > heavy:
             edges.append(low)
-            joined = count[k]
+            pending = count[k]
         else:
-            joined += count[k]
+            pending += count[k]
     edges.append(ladder[-1])
     return np.unique(edges)
 
@@ -417,14 +417,16 @@ def _edges(ladder: Floats, count: Floats, bins: int) -> list[float]:
     if len(full) <= bins:
         return [float(ladder[k]) for k in full[:-1]]
     alone = count >= count.sum() / bins
-    left, rows = bins - int(alone.sum()), float(count[~alone].sum())
-    edges, held = [], 0.0
+    bins_left, rows = bins - int(alone.sum()), float(count[~alone].sum())
+    edges, pending = [], 0.0
     for k in range(len(ladder)):
-        held += 0.0 if alone[k] else float(count[k])
-        near = held + count[k + 1] / 2 >= rows / max(left, 1)  # with the next would be further off
-        if alone[k] or (held and (near or alone[k + 1])):
+        pending += 0.0 if alone[k] else float(count[k])
+        near = pending + count[k + 1] / 2 >= rows / max(
+            bins_left, 1
+        )  # with the next would be further off
+        if alone[k] or (pending and (near or alone[k + 1])):
             edges.append(float(ladder[k]))
-            left, rows, held = left - (held > 0), rows - held, 0.0
+            bins_left, rows, pending = bins_left - (pending > 0), rows - pending, 0.0
     return edges[: bins - 1]
 
 

@@ -67,9 +67,9 @@ def perform(
 ) -> Study:
     """Run the arms of an experiment and score every model on every party's test rows."""
     tell = progress or (lambda arm, what, step, of: None)
-    started = time.perf_counter()
+    start = time.perf_counter()
     market = market_of(experiment.model_dump_json())
-    study = Study(experiment, market, {}, {}, {"data": time.perf_counter() - started})
+    study = Study(experiment, market, {}, {}, {"data": time.perf_counter() - start})
     protection, own = _key(study, market.rules, tell), Rules.of_own_rows()
     with single_threaded_blas(), ExitStack() as stack:
         alone = {
@@ -80,9 +80,9 @@ def perform(
         stage = Stage(study, market, scorer, alone, protection, own, engine, cores)
         for arm in experiment.arms.run:
             result = study.arms[arm] = ArmResult(arm)
-            started = time.perf_counter()
+            start = time.perf_counter()
             ARMS[arm](stage, result, partial(tell, arm))
-            result.seconds = time.perf_counter() - started
+            result.seconds = time.perf_counter() - start
     return study
 
 
@@ -91,9 +91,9 @@ def _key(study: Study, rules: Rules, tell: Progress) -> Protection:
     if "federated" not in study.experiment.arms.run:
         return Clear()
     tell("federated", "making keys", 0, None)
-    started = time.perf_counter()
+    start = time.perf_counter()
     protection = protected(study.experiment.protection, rules)
-    study.seconds["key"] = time.perf_counter() - started
+    study.seconds["key"] = time.perf_counter() - start
     return protection
 
 
@@ -201,10 +201,12 @@ def _fit_for(
 ) -> None:
     """Fit a holder's models, or note why there are none."""
     try:
-        unused: list[str] = []
-        result.models[holder] = fit_models(study, federation, left_out=unused, profiles=profiles)
-        if unused:
-            result.notes[holder] = f"constant here, left out: {', '.join(unused)}"
+        constant_columns: list[str] = []
+        result.models[holder] = fit_models(
+            study, federation, left_out=constant_columns, profiles=profiles
+        )
+        if constant_columns:
+            result.notes[holder] = f"constant here, left out: {', '.join(constant_columns)}"
     except ModelError as error:
         result.failures[holder] = str(error).removeprefix(f"{holder}: ")
 

@@ -194,14 +194,18 @@ class Experiment(Strict):
         if not self.profile:
             return
         if self.data.person is None:
-            raise ConfigurationError("profile: counts persons; it needs data.person")
+            raise ConfigurationError(
+                "profile: profiles count distinct persons; set data.person to the column of who a row belongs to"
+            )
         if self.protection.sums == "masks":
             raise ConfigurationError(
                 "profile: under masks the coordinator opens every total, so small cells cannot be "
                 "held back; set protection.sums = 'paillier'"
             )
         if isinstance(self.model, GLMSettings) and self.model.severity:
-            raise ConfigurationError("profile: does not go with model.severity")
+            raise ConfigurationError(
+                "profile: cannot be combined with model.severity; leave one of them out"
+            )
 
     def tasks(self) -> dict[str, Task]:
         """The models to fit by name: ``model``, or ``frequency`` and ``severity``."""
@@ -255,31 +259,31 @@ class Experiment(Strict):
 
     def features(self, contract: Contract, task: str) -> tuple[Feature, ...]:
         """The features of a task; without a list, every feature column of the contract."""
-        listed = self.data.features
+        choice = self.data.features
         if task == "severity" and isinstance(self.model, GLMSettings) and self.model.severity:
-            listed = self.model.severity.features or listed
-        taken = set(self.columns_besides_features())
-        if listed is None:
-            listed = tuple(
+            choice = self.model.severity.features or choice
+        other_roles = set(self.columns_besides_features())
+        if choice is None:
+            choice = tuple(
                 name
                 for name, column in contract.columns.items()
-                if column.role == "feature" and name not in {*taken, self.parties.column}
+                if column.role == "feature" and name not in {*other_roles, self.parties.column}
             )
-        features = tuple(Feature(column=f) if isinstance(f, str) else f for f in listed)
+        features = tuple(Feature(column=f) if isinstance(f, str) else f for f in choice)
         for feature in features:
-            self._check_feature(feature, contract, taken)
+            self._check_feature(feature, contract, other_roles)
         if not features:
             raise ConfigurationError("data.features: there is no feature to model with")
         return features
 
-    def _check_feature(self, feature: Feature, contract: Contract, taken: set[str]) -> None:
+    def _check_feature(self, feature: Feature, contract: Contract, other_roles: set[str]) -> None:
         name = feature.column
         if name not in contract.columns:
             near = nearest(name, list(contract.columns))
             hint = f"; did you mean '{near}'?" if near else ""
             raise ConfigurationError(f"data.features: there is no column '{name}'{hint}")
         column = contract.columns[name]
-        if name in taken:
+        if name in other_roles:
             raise ConfigurationError(
                 f"data.features: '{name}' is the target, exposure, weight or person and cannot be a feature"
             )
@@ -294,13 +298,13 @@ class Experiment(Strict):
 
     def columns_besides_features(self) -> list[str]:
         """The target and what belongs to it, the person and the test column."""
-        d, used = self.data, []
-        used += [d.target, d.exposure, d.weight, d.per, d.person, d.test_column]
+        d, columns = self.data, []
+        columns += [d.target, d.exposure, d.weight, d.per, d.person, d.test_column]
         if isinstance(self.model, GLMSettings) and self.model.severity:
-            used += [self.model.severity.target, self.model.severity.per]
+            columns += [self.model.severity.target, self.model.severity.per]
         if self.detection is not None:
-            used += [self.detection.truth, self.detection.typology]
-        return [name for name in used if name is not None]
+            columns += [self.detection.truth, self.detection.typology]
+        return [name for name in columns if name is not None]
 
 
 def _set(values: dict[str, Any], key: str, value: Any) -> None:

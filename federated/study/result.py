@@ -112,13 +112,13 @@ class Study:
 
     def fits(self, part: str) -> dict[str, glm.Fit]:
         """GLM fits of one part by arm, or ``alone: party``."""
-        found = {}
+        fits = {}
         for arm in self.arms.values():
             for holder, models in arm.models.items():
                 fitted = models.get(part)
                 if fitted is not None and fitted.fit is not None:
-                    found[arm.name if holder == "all" else f"{arm.name}: {holder}"] = fitted.fit
-        return found
+                    fits[arm.name if holder == "all" else f"{arm.name}: {holder}"] = fitted.fit
+        return fits
 
     @property
     def coefficients(self) -> pd.DataFrame:
@@ -153,8 +153,8 @@ class Study:
             for holder, evaluation in other.evaluations.get(self.part, {}).items():
                 mine = ours.evaluations[self.part].get(holder)
                 if other is not ours and mine is not None:
-                    found = _difference(mine, evaluation)
-                    change, low, high = (0.0 if abs(v) < NOTHING else v for v in found)
+                    interval = _difference(mine, evaluation)
+                    change, low, high = (0.0 if abs(v) < NOTHING else v for v in interval)
                     row = {"against": other.name, "party": holder}
                     rows.append(row | {"difference": change, "low": low, "high": high})
         return pd.DataFrame(rows)
@@ -171,10 +171,10 @@ class Study:
             own = whole.evaluations[self.part][holder], without.evaluations[self.part][holder]
             pairs = {"own_rows": own, "others_rows": (whole.others[holder], theirs)}
             row: dict[str, Any] = {"party": holder}
-            for place, (joined, away) in pairs.items():
-                row[f"{place}_federated"] = self.scored(joined)[self.headline]
+            for place, (with_all, away) in pairs.items():
+                row[f"{place}_federated"] = self.scored(with_all)[self.headline]
                 row[f"{place}_without"] = self.scored(away)[self.headline]
-                change, low, high = _difference(joined, away)
+                change, low, high = _difference(with_all, away)
                 row |= {f"{place}_gain": change, f"{place}_low": low, f"{place}_high": high}
             rows.append(row)
         return pd.DataFrame(rows)
@@ -183,7 +183,9 @@ class Study:
     def receipt(self) -> pd.DataFrame:
         """What left each party in the federated arm, by statistic."""
         lines = [
-            {"party": party, **vars(line)} for party, kept in self.receipts.items() for line in kept
+            {"party": party, **vars(line)}
+            for party, lines_of_party in self.receipts.items()
+            for line in lines_of_party
         ]
         if not lines:
             return pd.DataFrame()
@@ -207,5 +209,5 @@ def _difference(model: Evaluation, other: Evaluation) -> tuple[float, float, flo
 
 def with_names(answer: pd.DataFrame) -> pd.DataFrame:
     """The answer with the names of its rows as a column, where they have names, as in a matrix."""
-    named = not isinstance(answer.index, pd.RangeIndex)
-    return answer.rename_axis("").reset_index() if named else answer
+    has_names = not isinstance(answer.index, pd.RangeIndex)
+    return answer.rename_axis("").reset_index() if has_names else answer

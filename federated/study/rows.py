@@ -26,7 +26,7 @@ def columns_needed(experiment: Experiment, features: Features) -> list[str]:
     names = [
         *experiment.columns_besides_features(),
         *(f.column for f in sorted(_own(experiment, features), key=str)),
-        *(column for asked in experiment.profile for column in asked.reads()),
+        *(column for profile in experiment.profile for column in profile.reads()),
         *([experiment.parties.column] if experiment.parties.column else []),
         *detected,
     ]
@@ -35,8 +35,8 @@ def columns_needed(experiment: Experiment, features: Features) -> list[str]:
 
 def _own(experiment: Experiment, features: Features) -> set[Feature]:
     """The features that stand in a party's table; profiles are joined later."""
-    joined = {column for asked in experiment.profile for column in asked.columns()}
-    return {f for task in features.values() for f in task if f.column not in joined}
+    profile_columns = {column for profile in experiment.profile for column in profile.columns()}
+    return {f for task in features.values() for f in task if f.column not in profile_columns}
 
 
 def usable(
@@ -45,8 +45,8 @@ def usable(
     """The columns a study needs, capped, without the rows left out for missing values; and which
     rows of the table are left. Raises ConfigurationError and ContractError."""
     data, frame = experiment.data, table.frame
-    needed = columns_needed(experiment, features)
-    for name in needed:
+    columns = columns_needed(experiment, features)
+    for name in columns:
         if name not in frame.columns:
             near = nearest(name, list(frame.columns))
             hint = f"; did you mean '{near}'?" if near else ""
@@ -55,11 +55,11 @@ def usable(
         if name not in frame.columns or not pd.api.types.is_numeric_dtype(frame[name]):
             raise ConfigurationError(f"data.cap: '{name}' is not a numeric column")
         frame[name] = frame[name].clip(upper=limit)
-    frame = frame[needed]
-    kept = np.arange(len(frame))
+    frame = frame[columns]
+    row_numbers = np.arange(len(frame))
     if data.missing == "drop":
-        kept = np.flatnonzero(frame.notna().all(axis=1))
-        frame = frame.iloc[kept].reset_index(drop=True)
+        row_numbers = np.flatnonzero(frame.notna().all(axis=1))
+        frame = frame.iloc[row_numbers].reset_index(drop=True)
         if frame.empty:
             raise ContractError(f"{table.origin}: no row is left after dropping missing values")
     for name in experiment.columns_besides_features():
@@ -72,17 +72,17 @@ def usable(
     check_features(frame, tuple(sorted(own, key=str)), data.missing)
     for task in experiment.tasks().values():  # here, where rows may be named
         Response(task.rows(frame), task)
-    return frame, kept
+    return frame, row_numbers
 
 
 def wanted_columns(experiment: Experiment, contract: Contract | None) -> list[str] | None:
     """The columns to read of a table without a contract: those the experiment names."""
     if contract is not None or experiment.data.features is None:
         return None
-    listed = [f if isinstance(f, str) else f.column for f in experiment.data.features]
+    columns = [f if isinstance(f, str) else f.column for f in experiment.data.features]
     if isinstance(experiment.model, GLMSettings) and experiment.model.severity:
         more = experiment.model.severity.features or ()
-        listed += [f if isinstance(f, str) else f.column for f in more]
+        columns += [f if isinstance(f, str) else f.column for f in more]
     extra = [experiment.parties.column] if experiment.parties.column else []
     extra += experiment.detection.columns() if experiment.detection else []
-    return list(dict.fromkeys([*experiment.columns_besides_features(), *extra, *listed]))
+    return list(dict.fromkeys([*experiment.columns_besides_features(), *extra, *columns]))

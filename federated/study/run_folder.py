@@ -91,14 +91,14 @@ def _write(folder: Path, study: Study, result: dict[str, Any]) -> None:
 
 def kept(runs: Path) -> list[dict[str, Any]]:
     """Runs in a folder, newest first: folder, name, time, headline, logged or not."""
-    found = []
+    runs_in_folder = []
     for path in sorted(runs.glob("[0-9]*/result.json"), reverse=True):
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
             scores = {a: v["scores"].get("all", {}) for a, v in result["arms"].items()}
         except (OSError, ValueError, KeyError):
             continue  # a folder of something else
-        found.append(
+        runs_in_folder.append(
             {
                 "folder": path.parent,
                 "name": result["experiment"]["name"],
@@ -106,7 +106,7 @@ def kept(runs: Path) -> list[dict[str, Any]]:
                 "logged": (path.parent / LOGGED).exists(),
             }
         )
-    return found
+    return runs_in_folder
 
 
 def summary(study: Study) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def summary(study: Study) -> dict[str, Any]:
 
 
 def _scores(study: Study, arm: str, part: str) -> dict[str, Any]:
-    found = study.arms[arm].evaluations.get(part, {})
+    evaluations = study.arms[arm].evaluations.get(part, {})
     return {
         holder: {
             **study.scored(e),
@@ -164,7 +164,7 @@ def _scores(study: Study, arm: str, part: str) -> dict[str, Any]:
             "expected": float(e.fit["expected"][0]),
             "exposure": float(e.fit["size"][0]),
         }
-        for holder, e in found.items()
+        for holder, e in evaluations.items()
     }
 
 
@@ -214,26 +214,26 @@ def _curves(study: Study, arm: str) -> dict[str, Any]:
     }
 
 
-def _detection(study: Study, found: Detected) -> dict[str, Any]:
+def _detection(study: Study, detected: Detected) -> dict[str, Any]:
     """What is drawn of a fraud detector: curves, tenths, groups and kinds of fraud."""
-    precision, recall = detection.precision_recall(found.rank)
-    share, lift = detection.lift_curve(found.rank)
-    asked = study.experiment.detection
-    kind = asked.typology if asked else None
+    precision, recall = detection.precision_recall(detected.rank)
+    share, lift = detection.lift_curve(detected.rank)
+    settings = study.experiment.detection
+    kind = settings.typology if settings else None
     return {
         "precision": precision.tolist(),
         "recall": recall.tolist(),
         "share": share.tolist(),
         "lift": lift.tolist(),
-        "tenths": _records(detection.calibration(found.rank).reset_index()),
+        "tenths": _records(detection.calibration(detected.rank).reset_index()),
         "typologies": _records(
-            detection.by_typology(found.groups[kind][1], found.groups[kind][0]).reset_index()
-            if kind in found.groups
+            detection.by_typology(detected.groups[kind][1], detected.groups[kind][0]).reset_index()
+            if kind in detected.groups
             else pd.DataFrame()
         ),
         "groups": {
             column: _records(detection.fairness(sums, levels).reset_index())
-            for column, (levels, sums) in found.groups.items()
+            for column, (levels, sums) in detected.groups.items()
             if column != kind
         },
     }
@@ -243,13 +243,13 @@ def _answer(query: Query, answer: pd.DataFrame) -> dict[str, Any]:
     """A question and its answer: the table as columns and rows, and what is to know of it."""
     from federated.study.result import with_names
 
-    told = {str(k): v for k, v in answer.attrs.items() if k != "receipt"}
-    named = with_names(answer)
-    told["columns"] = [str(name) for name in named.columns]
-    told["rows"] = named.astype(object).to_numpy().tolist()
+    attributes = {str(k): v for k, v in answer.attrs.items() if k != "receipt"}
+    table = with_names(answer)
+    attributes["columns"] = [str(name) for name in table.columns]
+    attributes["rows"] = table.astype(object).to_numpy().tolist()
     receipt = answer.attrs["receipt"]
-    left = {k: sum(line[k] for line in receipt) for k in ("values", "bytes")}
-    return {"title": query.title, **told, "left": {"messages": len(receipt), **left}}
+    volume = {k: sum(line[k] for line in receipt) for k in ("values", "bytes")}
+    return {"title": query.title, **attributes, "left": {"messages": len(receipt), **volume}}
 
 
 def _hiding(study: Study) -> list[str]:
@@ -258,7 +258,7 @@ def _hiding(study: Study) -> list[str]:
 
 
 def _receipt_totals(study: Study) -> dict[str, Any]:
-    lines = [line for kept in study.receipts.values() for line in kept]
+    lines = [line for receipt in study.receipts.values() for line in receipt]
     return {
         "parties": len(study.receipts),
         "messages": len(lines),

@@ -58,11 +58,11 @@ class Evaluation:
 
 def scored(experiment: Experiment, evaluation: Evaluation) -> dict[str, Any]:
     """All scores of an evaluation by name; those of a detector among them."""
-    found = dict(vars(evaluation.scores))
-    if evaluation.detected is not None and (asked := experiment.detection):
-        rank, cost = evaluation.detected.rank, asked.investigation_cost
-        found |= detection.scores(rank, asked.budget, investigation_cost=cost)
-    return found
+    scores = dict(vars(evaluation.scores))
+    if evaluation.detected is not None and (settings := experiment.detection):
+        rank, cost = evaluation.detected.rank, settings.investigation_cost
+        scores |= detection.scores(rank, settings.budget, investigation_cost=cost)
+    return scores
 
 
 def _cuts(values: pd.Series) -> tuple[float, ...]:
@@ -137,12 +137,14 @@ class Scorer:
 
     def _ask(self, part: str, texts: dict[str, str]) -> Ask:
         """Totals over these parties, each with its model, taken at each party for itself."""
-        told = {name: {"model": t, "task": self._task(part, t)} for name, t in texts.items()}
+        arguments_of = {
+            name: {"model": t, "task": self._task(part, t)} for name, t in texts.items()
+        }
 
         def ask(statistic: str, arrays: Any = None, **arguments: Any) -> Sums:
             parts = [
                 self.ones[name].sum(statistic, arrays, **own, **arguments)
-                for name, own in told.items()
+                for name, own in arguments_of.items()
             ]
             return combine(parts)
 
@@ -150,8 +152,8 @@ class Scorer:
 
     def _task(self, part: str, model: str) -> Task:
         """What is scored: the part's task, over rows with the profiles that the model knows."""
-        known = getattr(getattr(models.from_json(model), "task", None), "profiles", ())
-        return self.tasks[part].model_copy(update={"profiles": known})
+        digests = getattr(getattr(models.from_json(model), "task", None), "profiles", ())
+        return self.tasks[part].model_copy(update={"profiles": digests})
 
     def _evaluate(self, part: str, ask: Ask) -> Evaluation:
         experiment = self.experiment
@@ -175,20 +177,23 @@ class Scorer:
 
     def _detect(self, ask: Ask) -> Detected | None:
         """The ranking in bins that are fine where claims are investigated, then the groups."""
-        asked = self.experiment.detection
-        if asked is None:
+        settings = self.experiment.detection
+        if settings is None:
             return None
-        judged = {"truth": asked.truth or self.experiment.data.target, "amount": asked.amount}
-        drawn = {"replicates": self.experiment.arms.replicates, "seed": self.experiment.seed}
+        columns = {
+            "truth": settings.truth or self.experiment.data.target,
+            "amount": settings.amount,
+        }
+        resampling = {"replicates": self.experiment.arms.replicates, "seed": self.experiment.seed}
         whole = {"edges": detection.GRID}
-        coarse = ask("detection_rank", whole, **judged, replicates=0, seed=0)
+        coarse = ask("detection_rank", whole, **columns, replicates=0, seed=0)
         edges = detection.ranking_edges(coarse, detection.GRID)
-        rank = ask("detection_rank", {"edges": edges}, **judged, **drawn)
-        threshold = detection.threshold_at(rank, edges, asked.budget)
+        rank = ask("detection_rank", {"edges": edges}, **columns, **resampling)
+        threshold = detection.threshold_at(rank, edges, settings.budget)
         groups = {
             group.feature.column: (
                 group.levels,
-                ask("detection_groups", group=group, threshold=threshold, **judged),
+                ask("detection_groups", group=group, threshold=threshold, **columns),
             )
             for group in self.groups
         }

@@ -40,11 +40,11 @@ class SimulatedMarket:
         self.experiment = experiment
         data = experiment.data
         own = Contract.read(Path(data.contract)) if data.contract else None
-        agreed = own or (built_in(data.source) if data.source else None)
-        wanted = wanted_columns(experiment, agreed)
+        public_contract = own or (built_in(data.source) if data.source else None)
+        columns = wanted_columns(experiment, public_contract)
         with _place(data) as path:
             table = load(
-                data.source, path, contract=own, table=data.table, query=data.query, columns=wanted
+                data.source, path, contract=own, table=data.table, query=data.query, columns=columns
             )
             self.cells = _all_cells(experiment, table.contract, path)
         self.digest = table.digest
@@ -76,14 +76,14 @@ class SimulatedMarket:
         self.parties = [self._party(name, frame, rows, test) for name, rows in owners.items()]
 
     def _party(self, name: str, frame: pd.DataFrame, rows: Any, test: Any) -> Party:
-        own, marked = numbered(name, frame.iloc[rows]), test[rows]
-        train = own[~marked]
+        own, is_test = numbered(name, frame.iloc[rows]), test[rows]
+        train = own[~is_test]
         if train.empty:
             raise ConfigurationError(
                 f"{name} would have no training rows; change parties or data.test"
             )
-        held = train if self.in_sample else own[marked]
-        features = {f for listed in self.features.values() for f in listed}
+        test_rows = train if self.in_sample else own[is_test]
+        features = {f for chosen_features in self.features.values() for f in chosen_features}
         unlisted = {
             f.column
             for f in features
@@ -94,7 +94,7 @@ class SimulatedMarket:
         return Party(
             name,
             train,
-            held,
+            test_rows,
             self.experiment.data.person,
             Policy(
                 minimum_rows=self.experiment.protection.minimum_rows,
@@ -108,8 +108,8 @@ class SimulatedMarket:
     @property
     def inputs(self) -> list[str]:
         """The columns that models read."""
-        used = {f.column for listed in self.features.values() for f in listed}
-        return [name for name in self.parties[0].train.columns if name in used]
+        columns = {f.column for chosen_features in self.features.values() for f in chosen_features}
+        return [name for name in self.parties[0].train.columns if name in columns]
 
     @property
     def sizes(self) -> dict[str, dict[str, int | None]]:
@@ -141,8 +141,10 @@ def _place(data: Data) -> Iterator[str | None]:
 
 
 def _origin(data: Data) -> str | None:
-    made = data.market
-    return f"a simulated market of {made.persons:,} persons, seed {made.seed}" if made else None
+    market = data.market
+    return (
+        f"a simulated market of {market.persons:,} persons, seed {market.seed}" if market else None
+    )
 
 
 def _register(data: Data, path: str | None) -> Path | None:
@@ -161,24 +163,24 @@ def public_cells(experiment: Experiment, contract: Contract) -> tuple[ProfileCel
 def _all_cells(
     experiment: Experiment, contract: Contract, path: str | None
 ) -> tuple[ProfileCells, ...]:
-    for asked in experiment.profile:
-        asked.check(contract)
+    for profile in experiment.profile:
+        profile.check(contract)
     register = _register(experiment.data, path)
-    return tuple(_cells(asked, contract, register) for asked in experiment.profile)
+    return tuple(_cells(profile, contract, register) for profile in experiment.profile)
 
 
-def _cells(asked: Profiling, contract: Contract, register: Path | None) -> ProfileCells:
+def _cells(profile: Profiling, contract: Contract, register: Path | None) -> ProfileCells:
     """The cells of a profile: the numbers of the public register, the days of the contract."""
-    where = f"profile '{asked.name}'"
-    path = _path(asked.register_file) or register
+    where = f"profile '{profile.name}'"
+    path = _path(profile.register_file) or register
     if path is None:
         raise ConfigurationError(
-            f"{where}: register_file must name the public register of '{asked.by}'"
+            f"{where}: register_file must name the public register of '{profile.by}'"
         )
-    listed = read_file(path)
-    if asked.by not in listed.columns:
-        raise ConfigurationError(f"{where}: {path.name} has no column '{asked.by}'")
-    return cells_of(asked, contract, sorted({int(number) for number in listed[asked.by]}))
+    providers = read_file(path)
+    if profile.by not in providers.columns:
+        raise ConfigurationError(f"{where}: {path.name} has no column '{profile.by}'")
+    return cells_of(profile, contract, sorted({int(number) for number in providers[profile.by]}))
 
 
 @lru_cache(2)
@@ -202,20 +204,20 @@ def deal_tables(experiment: Experiment, folder: Path) -> dict[str, Path]:
     market = SimulatedMarket(experiment)
     if folder.exists() and any(folder.iterdir()):
         raise ConfigurationError(f"{folder}: is not empty; choose a new folder")
-    found = {}
+    folders = {}
     mark = Column(type="integer", role="identifier", minimum=0, maximum=1)
     for party in market.parties:
-        place = found[party.name] = folder / party.name
+        place = folders[party.name] = folder / party.name
         place.mkdir(parents=True, mode=0o700)
-        held = party.test.iloc[:0] if market.in_sample else party.test
-        parts = [party.train.assign(**{MARK: 0}), held.assign(**{MARK: 1})]
+        test_rows = party.test.iloc[:0] if market.in_sample else party.test
+        parts = [party.train.assign(**{MARK: 0}), test_rows.assign(**{MARK: 1})]
         rows = pd.concat(parts).sort_index(kind="stable")
         columns = {name: market.contract.columns[name] for name in party.train.columns}
         contract = market.contract.model_copy(update={"columns": columns | {MARK: mark}})
         rows.to_parquet(place / "table.parquet", index=False)
-        told = contract.model_dump(mode="json", exclude_defaults=True)
-        (place / "contract.toml").write_text(tomli_w.dumps(told), encoding="utf-8")
-    return found
+        contract_values = contract.model_dump(mode="json", exclude_defaults=True)
+        (place / "contract.toml").write_text(tomli_w.dumps(contract_values), encoding="utf-8")
+    return folders
 
 
 def protected(settings: ProtectionSettings, rules: Rules | None = None) -> Protection:

@@ -17,7 +17,7 @@ from federated.deployment.node.run_state import RunState
 from federated.deployment.plan import AnnouncedPlan, announced
 from federated.federation import Federation
 from federated.hiding.masks import Masks
-from federated.hiding.paillier import KeyAuthority, Dealer, Paillier
+from federated.hiding.paillier import Dealer, KeyAuthority, Paillier
 from federated.hiding.protocol import Protection
 from federated.messages import Reply, Request, message_of
 from federated.messages import read as read_letter
