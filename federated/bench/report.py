@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from lab.errors import ConfigurationError
+from lab.models import network_model
 from lab.sums import Limit
 
 Row = tuple[str, str, str, str]  # what, ours, theirs, ratio
@@ -221,7 +222,7 @@ def grid(path: Path | None, quick: bool) -> list[Row]:
     and Flower's own engine (pip install '.[ray]')."""
     import importlib.util
 
-    from lab.models.network import single_threaded
+    from lab.models.network_model import single_threaded
 
     single_threaded()
     rows = []
@@ -295,16 +296,17 @@ class _Rounds:
         return found[0]
 
     def _start(self) -> Any:
-        from lab.models import network
         from lab.models.design import Encoding, Feature, Number
         from lab.models.glm import Task
 
         numbers = [Number(feature=Feature(column=f"x{k}"), mean=0.0, scale=1.0) for k in range(6)]
         encoding = Encoding(numbers=tuple(numbers))
-        bends = network.Bends(knots=((-3.0, -1.0, 0.0, 1.0, 3.0),) * 6)
-        fields = set(network.NetworkRecipe.model_fields)
-        recipe = network.NetworkRecipe(intercept=-1.0, **self.settings.model_dump(include=fields))
-        weights = network.initial(encoding, bends, recipe, 1)
+        bends = network_model.Bends(knots=((-3.0, -1.0, 0.0, 1.0, 3.0),) * 6)
+        fields = set(network_model.NetworkRecipe.model_fields)
+        recipe = network_model.NetworkRecipe(
+            intercept=-1.0, **self.settings.model_dump(include=fields)
+        )
+        weights = network_model.initial(encoding, bends, recipe, 1)
         arguments = {
             "task": Task(target="y"),
             "encoding": encoding,

@@ -22,6 +22,7 @@ from federated.solvers.encoding import agree
 from federated.solvers.glm import constant_predictor
 from federated.solvers.solution import ModelSettings, Solution, Watch
 from lab.errors import ConfigurationError
+from lab.models import network_model
 from lab.models.design import Encoding, Feature
 from lab.models.glm import Task
 from lab.records import Strict
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 
 if TYPE_CHECKING:
-    from lab.models.network import Network
+    from lab.models.network_model import Network
 
 #: Histogram over which knots are found: standard deviations either side, and bins.
 REACH, BINS = 6.0, 960
@@ -50,16 +51,15 @@ def train(
     watch: Watch | None = None,
 ) -> tuple[Network, pd.DataFrame]:
     """(model, loss by round). Same seed and same rows give the same bits."""
-    from lab.models import network
 
-    network.single_threaded()
-    bends = network.Bends(knots=_knots(federation, task, encoding, settings.knots))
+    network_model.single_threaded()
+    bends = network_model.Bends(knots=_knots(federation, task, encoding, settings.knots))
     totals = federation.sum("totals", task=task, part="train")
-    recipe = network.NetworkRecipe(
+    recipe = network_model.NetworkRecipe(
         intercept=constant_predictor(task.law, totals),
-        **settings.model_dump(include=set(network.NetworkRecipe.model_fields)),
+        **settings.model_dump(include=set(network_model.NetworkRecipe.model_fields)),
     )
-    weights = network.initial(encoding, bends, recipe, seed)
+    weights = network_model.initial(encoding, bends, recipe, seed)
     strategy, trace = _strategy(settings), []
     for at in range(1, settings.rounds + 1):
         if watch:
@@ -89,12 +89,12 @@ def train(
         )
         weights = {name: np.asarray(a.numpy(), dtype=np.float64) for name, a in arrays.items()}
         trace.append({"step": at, "loss": total.total("loss") / rows})
-    model = network.Network(
+    model = network_model.Network(
         task=task,
         encoding=encoding,
         bends=bends,
         recipe=recipe,
-        safetensors=network.Network.pack(weights),
+        safetensors=network_model.Network.pack(weights),
     )
     return model, pd.DataFrame(trace)
 
@@ -119,7 +119,7 @@ def personal(party: Party, model: Network, settings: PersonalSettings, seed: int
     """The model with the party's own last layer, from its own rows; nothing of it passes the gate."""
     from lab.models import network
 
-    network.single_threaded()
+    network_model.single_threaded()
     parts = (model.encoding, model.bends, model.task)
     return network.personal(
         model,

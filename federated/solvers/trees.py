@@ -10,38 +10,60 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 from pydantic import Field
 
 from federated.federation import Federation
-from federated.solvers.encoding import counted_levels, is_category
+from federated.solvers.bins import agree_cuts
 from federated.solvers.glm import constant_predictor, row_curvature
 from federated.solvers.solution import ModelSettings, Solution, Watch
-from lab.errors import ConfigurationError, ModelError
+from lab.errors import ModelError
 from lab.models import kernels
 from lab.models.design import Feature, Number
 from lab.models.families import FamilyName
 from lab.models.glm import Task
-from lab.models.tree_model import LEAF, MOST_BINS, Cuts, Tree, Trees
+from lab.models.tree_model import LEAF, Cuts, Tree, Trees
 from lab.models.trees import GRAIN, MOST_ROWS, Ask, Place, TreesRecipe
 from lab.sums import Floats, Sums
 from lab.tables.contracts import Contract
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-
-#: The first ladder of edges: octaves either side of 0; then every heavy step is cut into so many,
-#: so many times: to five digits.
-OCTAVES = 128
-STEPS, TIMES = 8, 6
 #: Average rows that pull the order of a category's levels towards the node's mean.
 SMOOTH = 10.0
 #: The constant model is rounded, so that the last bits of a mean cannot change a tree.
 COARSE = 2.0**10
+
+
+class TreesSettings(ModelSettings):
+    """``[model] kind = "trees"``: gradient-boosted trees, grown level by level.
+
+    ``l2`` and ``min_child_rows`` are in average rows: what pulls a leaf towards 0, and what must
+    stand on either side of a cut. ``features``: the share of features drawn for each tree.
+    ``validation_share``: the share of persons that judge when to stop, after ``patience`` trees without gain. ``monotone``:
+    1 or -1 for features in which the model must rise or fall.
+    """
+
+    missing: ClassVar[Literal["mean", "keep"]] = "keep"
+
+    kind: Literal["trees"]
+    family: FamilyName = "binomial"
+    power: float | None = None
+    trees: int = Field(100, ge=1, le=10_000)
+    depth: int = Field(6, ge=1, le=10)
+    learning_rate: float = Field(0.1, gt=0, le=1)
+    bins: int = Field(64, ge=2, le=254)  # one byte, less one for what is missing
+    l2: float = Field(1.0, ge=0)
+    min_child_rows: float = Field(20.0, gt=0)
+    min_gain: float = Field(0.0, ge=0)
+    features: float = Field(1.0, gt=0, le=1)
+    validation_share: float = Field(0.0, ge=0, lt=1)
+    patience: int = Field(20, ge=1)
+    monotone: dict[str, Literal[-1, 1]] = Field(default_factory=dict)
+
+    def law(self) -> dict[str, Any]:
+        return {"family": self.family, "power": self.power}
 
 
 def solve(
@@ -70,7 +92,15 @@ def train(
 ) -> tuple[Trees, pd.DataFrame]:
     """(model, losses by step). Same seed and same rows give the same bits, for any split of rows."""
     totals = federation.sum("totals", task=task, part="train")
-    cuts = agree_cuts(federation, task, features, contract, settings, round(totals.total("rows")))
+    cuts = agree_cuts(
+        federation,
+        task,
+        features,
+        contract,
+        round(totals.total("rows")),
+        bins=settings.bins,
+        monotone=settings.monotone,
+    )
     recipe = _recipe(federation, task, totals, settings, seed)
     context: dict[str, Any] = {
         "task": task,
@@ -310,154 +340,6 @@ class _Growth:
         left[empty] = 2 * sums[1] >= node.sums[1]
         bins = int.from_bytes(np.packbits(left, bitorder="little").tobytes(), "little")
         return _Cut(self.chosen[k], bins, sums)
-
-
-# Bins that all parties agree on.
-
-
-def agree_cuts(
-    federation: Federation,
-    task: Task,
-    features: tuple[Feature, ...],
-    contract: Contract,
-    settings: TreesSettings,
-    rows: int,
-) -> tuple[Cuts, ...]:
-    """Bins of each feature with about the same number of training rows in each, from counts alone.
-
-    Edges are found on a ladder that is cut finer where rows are many; a value that many rows share
-    gets a bin of its own. Levels are those of the contract, or announced, that have a row; where
-    they are more than fit, the most frequent ones (of equally frequent ones the first), and the
-    rest share the bin of missing values. A feature that is the same in all rows is left out.
-    Raises :class:`ModelError` if none is left.
-    """
-    _check_monotone(settings, features, contract)
-    categories = [f for f in features if is_category(f, contract)]
-    cuts: dict[Feature, Cuts] = {}
-    for levels, count in counted_levels(federation, task, categories, contract):
-        frequent = np.sort(np.argsort(-count, kind="stable")[:MOST_BINS])
-        levels_kept = tuple(levels.levels[k] for k in frequent if count[k] > 0)
-        if len(levels_kept) + (count[frequent].sum() < rows) > 1:
-            cuts[levels.feature] = Cuts(feature=levels.feature, levels=levels_kept)
-    numbers = [f for f in features if f not in categories]
-    terms = tuple(
-        Cuts(
-            feature=f,
-            edges=(),
-            levels=contract.columns[f.column].levels or (),
-            monotone=settings.monotone.get(f.column, 0),
-        )
-        for f in numbers
-    )
-    wide = 2.0 ** np.arange(-OCTAVES // 2, OCTAVES // 2 + 1)
-    ladders = [np.concatenate([-wide[::-1], [0.0], wide])] * len(numbers)
-    counts = _counted(federation, task, terms, ladders, rows)
-    for _ in range(TIMES):
-        pairs = zip(ladders, counts, strict=True)
-        ladders = [_finer(ladder, count, settings.bins) for ladder, count in pairs]
-        counts = _counted(federation, task, terms, ladders, rows)
-    for term, ladder, count in zip(terms, ladders, counts, strict=True):
-        edges = tuple(_edges(ladder, count, settings.bins))
-        if edges or 0 < count.sum() < rows:
-            cuts[term.feature] = term.model_copy(update={"edges": edges})
-    if not cuts:
-        raise ModelError("every feature is the same in all training rows; there is nothing to cut")
-    return tuple(cuts[f] for f in features if f in cuts)
-
-
-def _check_monotone(
-    settings: TreesSettings, features: tuple[Feature, ...], contract: Contract
-) -> None:
-    numbers = [f.column for f in features if not is_category(f, contract)]
-    for name in settings.monotone:
-        if name not in numbers:
-            raise ConfigurationError(
-                f"model.monotone: '{name}' is not a numeric feature; there are {', '.join(numbers)}"
-            )
-
-
-def _counted(
-    federation: Federation, task: Task, terms: tuple[Cuts, ...], ladders: list[Floats], rows: int
-) -> list[Floats]:
-    """Rows on each rung of each feature's ladder, one more than it has edges."""
-    if not ladders:
-        return []
-    edges = np.full((len(ladders), max(map(len, ladders))), np.inf)
-    for row, ladder in zip(edges, ladders, strict=True):
-        row[: len(ladder)] = ladder
-    edges = np.minimum(edges, np.finfo(np.float64).max)
-    counts = federation.sum("trees_bins", {"edges": edges}, task=task, cuts=terms, most=rows)
-    return [row[: len(ladder) + 1] for row, ladder in zip(counts["count"], ladders, strict=True)]
-
-
-def _finer(ladder: Floats, count: Floats, bins: int) -> Floats:
-    """The ladder with heavy rungs cut and light ones joined."""
-    heavy = count.sum() / (4 * bins)
-    edges, pending = [], 0.0
-    for k, edge in enumerate(ladder):  # edge k ends rung k; the last rung has no end
-        low = ladder[k - 1] if k else edge
-        if count[k] > heavy:
-            if k and pending:
-                edges.append(low)
-            step = np.linspace(low, edge, STEPS + 1)[1:-1] if k else np.zeros(0)
-            edges += [*([low] if k else []), *step, edge]
-            pending = 0.0
-        elif pending + count[k] > heavy:
-            edges.append(low)
-            pending = count[k]
-        else:
-            pending += count[k]
-    edges.append(ladder[-1])
-    return np.unique(edges)
-
-
-def _edges(ladder: Floats, count: Floats, bins: int) -> list[float]:
-    """Edges of at most so many bins: heavy rungs alone, the others filled up in order."""
-    full = np.flatnonzero(count)
-    if len(full) <= bins:
-        return [float(ladder[k]) for k in full[:-1]]
-    alone = count >= count.sum() / bins
-    bins_left, rows = bins - int(alone.sum()), float(count[~alone].sum())
-    edges, pending = [], 0.0
-    for k in range(len(ladder)):
-        pending += 0.0 if alone[k] else float(count[k])
-        near = pending + count[k + 1] / 2 >= rows / max(
-            bins_left, 1
-        )  # with the next would be further off
-        if alone[k] or (pending and (near or alone[k + 1])):
-            edges.append(float(ladder[k]))
-            bins_left, rows, pending = bins_left - (pending > 0), rows - pending, 0.0
-    return edges[: bins - 1]
-
-
-class TreesSettings(ModelSettings):
-    """``[model] kind = "trees"``: gradient-boosted trees, grown level by level.
-
-    ``l2`` and ``min_child_rows`` are in average rows: what pulls a leaf towards 0, and what must stand on
-    either side of a cut. ``features``: the share of features drawn for each tree. ``validation_share``: the
-    share of persons that judge when to stop, after ``patience`` trees without gain. ``monotone``:
-    1 or -1 for features in which the model must rise or fall.
-    """
-
-    missing: ClassVar[Literal["mean", "keep"]] = "keep"
-
-    kind: Literal["trees"]
-    family: FamilyName = "binomial"
-    power: float | None = None
-    trees: int = Field(100, ge=1, le=10_000)
-    depth: int = Field(6, ge=1, le=10)
-    learning_rate: float = Field(0.1, gt=0, le=1)
-    bins: int = Field(64, ge=2, le=254)  # one byte, less one for what is missing
-    l2: float = Field(1.0, ge=0)
-    min_child_rows: float = Field(20.0, gt=0)
-    min_gain: float = Field(0.0, ge=0)
-    features: float = Field(1.0, gt=0, le=1)
-    validation_share: float = Field(0.0, ge=0, lt=1)
-    patience: int = Field(20, ge=1)
-    monotone: dict[str, Literal[-1, 1]] = Field(default_factory=dict)
-
-    def law(self) -> dict[str, Any]:
-        return {"family": self.family, "power": self.power}
 
 
 Settings = TreesSettings

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -26,9 +26,6 @@ from lab.queries.query_table import Budget
 from lab.records import Strict, nearest, parse, read_toml
 from lab.tables.contracts import Contract
 from lab.tables.partition import Split
-
-if TYPE_CHECKING:
-    pass
 
 Arm = Literal["alone", "without", "federated", "personal", "pooled"]
 

@@ -15,7 +15,7 @@ from lab.errors import ConfigurationError
 from lab.models import files as models
 from lab.models.design import Feature
 from lab.models.glm import Task
-from lab.models.network import single_threaded
+from lab.models.network_model import single_threaded
 from lab.tables.contracts import draft
 from tests.conftest import federate, split
 from tests.federated.solvers.test_glm import table

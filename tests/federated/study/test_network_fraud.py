@@ -19,7 +19,7 @@ from federated.study.result import Study
 from lab.errors import ConfigurationError
 from lab.models.design import Feature
 from lab.models.glm import Task
-from lab.models.network import Network, head, single_threaded
+from lab.models.network_model import Network, head, single_threaded
 from lab.tables.contracts import draft
 from tests.conftest import federate, split
 

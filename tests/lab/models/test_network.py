@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 
-from lab.models.network import NetworkRecipe, loss, unfocused
+from lab.models.network import loss
+from lab.models.network_model import NetworkRecipe, unfocused
 
 
 def recipe(imbalance: str, gamma: float = 2.0, rate: float = 0.1) -> NetworkRecipe:

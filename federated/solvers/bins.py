@@ -1,0 +1,141 @@
+"""Bins of features that all parties agree on, with about the same number of training rows in each, from counts alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+
+from federated.federation import Federation
+from federated.solvers.encoding import counted_levels, is_category
+from lab.errors import ConfigurationError, ModelError
+from lab.models.design import Feature
+from lab.models.glm import Task
+from lab.models.tree_model import MOST_BINS, Cuts
+from lab.sums import Floats
+from lab.tables.contracts import Contract
+
+#: The first ladder of edges: octaves either side of 0; then every heavy step is cut into so many,
+#: so many times: to five digits.
+OCTAVES = 128
+
+
+STEPS, TIMES = 8, 6
+
+
+def agree_cuts(
+    federation: Federation,
+    task: Task,
+    features: tuple[Feature, ...],
+    contract: Contract,
+    rows: int,
+    *,
+    bins: int,
+    monotone: Mapping[str, Literal[-1, 1]],
+) -> tuple[Cuts, ...]:
+    """Bins of each feature with about the same number of training rows in each, from counts alone.
+
+    Edges are found on a ladder that is cut finer where rows are many; a value that many rows share
+    gets a bin of its own. Levels are those of the contract, or announced, that have a row; where
+    they are more than fit, the most frequent ones (of equally frequent ones the first), and the
+    rest share the bin of missing values. A feature that is the same in all rows is left out.
+    Raises :class:`ModelError` if none is left.
+    """
+    _check_monotone(monotone, features, contract)
+    categories = [f for f in features if is_category(f, contract)]
+    cuts: dict[Feature, Cuts] = {}
+    for levels, count in counted_levels(federation, task, categories, contract):
+        frequent = np.sort(np.argsort(-count, kind="stable")[:MOST_BINS])
+        levels_kept = tuple(levels.levels[k] for k in frequent if count[k] > 0)
+        if len(levels_kept) + (count[frequent].sum() < rows) > 1:
+            cuts[levels.feature] = Cuts(feature=levels.feature, levels=levels_kept)
+    numbers = [f for f in features if f not in categories]
+    terms = tuple(
+        Cuts(
+            feature=f,
+            edges=(),
+            levels=contract.columns[f.column].levels or (),
+            monotone=monotone.get(f.column, 0),
+        )
+        for f in numbers
+    )
+    wide = 2.0 ** np.arange(-OCTAVES // 2, OCTAVES // 2 + 1)
+    ladders = [np.concatenate([-wide[::-1], [0.0], wide])] * len(numbers)
+    counts = _counted(federation, task, terms, ladders, rows)
+    for _ in range(TIMES):
+        pairs = zip(ladders, counts, strict=True)
+        ladders = [_finer(ladder, count, bins) for ladder, count in pairs]
+        counts = _counted(federation, task, terms, ladders, rows)
+    for term, ladder, count in zip(terms, ladders, counts, strict=True):
+        edges = tuple(_edges(ladder, count, bins))
+        if edges or 0 < count.sum() < rows:
+            cuts[term.feature] = term.model_copy(update={"edges": edges})
+    if not cuts:
+        raise ModelError("every feature is the same in all training rows; there is nothing to cut")
+    return tuple(cuts[f] for f in features if f in cuts)
+
+
+def _check_monotone(
+    monotone: Mapping[str, int], features: tuple[Feature, ...], contract: Contract
+) -> None:
+    numbers = [f.column for f in features if not is_category(f, contract)]
+    for name in monotone:
+        if name not in numbers:
+            raise ConfigurationError(
+                f"model.monotone: '{name}' is not a numeric feature; there are {', '.join(numbers)}"
+            )
+
+
+def _counted(
+    federation: Federation, task: Task, terms: tuple[Cuts, ...], ladders: list[Floats], rows: int
+) -> list[Floats]:
+    """Rows on each rung of each feature's ladder, one more than it has edges."""
+    if not ladders:
+        return []
+    edges = np.full((len(ladders), max(map(len, ladders))), np.inf)
+    for row, ladder in zip(edges, ladders, strict=True):
+        row[: len(ladder)] = ladder
+    edges = np.minimum(edges, np.finfo(np.float64).max)
+    counts = federation.sum("trees_bins", {"edges": edges}, task=task, cuts=terms, most=rows)
+    return [row[: len(ladder) + 1] for row, ladder in zip(counts["count"], ladders, strict=True)]
+
+
+def _finer(ladder: Floats, count: Floats, bins: int) -> Floats:
+    """The ladder with heavy rungs cut and light ones joined."""
+    heavy = count.sum() / (4 * bins)
+    edges, pending = [], 0.0
+    for k, edge in enumerate(ladder):  # edge k ends rung k; the last rung has no end
+        low = ladder[k - 1] if k else edge
+        if count[k] > heavy:
+            if k and pending:
+                edges.append(low)
+            step = np.linspace(low, edge, STEPS + 1)[1:-1] if k else np.zeros(0)
+            edges += [*([low] if k else []), *step, edge]
+            pending = 0.0
+        elif pending + count[k] > heavy:
+            edges.append(low)
+            pending = count[k]
+        else:
+            pending += count[k]
+    edges.append(ladder[-1])
+    return np.unique(edges)
+
+
+def _edges(ladder: Floats, count: Floats, bins: int) -> list[float]:
+    """Edges of at most so many bins: heavy rungs alone, the others filled up in order."""
+    full = np.flatnonzero(count)
+    if len(full) <= bins:
+        return [float(ladder[k]) for k in full[:-1]]
+    alone = count >= count.sum() / bins
+    bins_left, rows = bins - int(alone.sum()), float(count[~alone].sum())
+    edges, pending = [], 0.0
+    for k in range(len(ladder)):
+        pending += 0.0 if alone[k] else float(count[k])
+        near = pending + count[k + 1] / 2 >= rows / max(
+            bins_left, 1
+        )  # with the next would be further off
+        if alone[k] or (pending and (near or alone[k + 1])):
+            edges.append(float(ladder[k]))
+            bins_left, rows, pending = bins_left - (pending > 0), rows - pending, 0.0
+    return edges[: bins - 1]
