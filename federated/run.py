@@ -1,4 +1,9 @@
-"""Run an experiment or ask its questions, in simulation or among real parties: the one file that knows both."""
+"""Run an experiment or ask its questions, in simulation or among real parties: one file knows both.
+
+>>> from federated.run import run
+>>> study = run("experiments/rand_hie.toml", {"model.ridge": 0.1})   # doctest: +SKIP
+>>> study.scores                                                      # doctest: +SKIP
+"""
 
 from __future__ import annotations
 

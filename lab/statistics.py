@@ -75,25 +75,30 @@ class Statistic:
 
     def written(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments in the one form in which they travel. Raises :class:`PeerError`."""
-        try:
-            record = self.arguments.model_validate(dict(arguments))
-        except ValidationError as error:
-            raise PeerError(f"request: {self.name}: {_reason(error)}") from None
-        return record.model_dump(mode="json")
+        return self._record(arguments).model_dump(mode="json")
 
     def read(self, arguments: Mapping[str, Any], arrays: Arrays) -> Any:
         """The record of arguments that came, in exactly the form in which they are written.
 
         The same question in two forms would count as two. Raises :class:`PeerError`.
         """
-        if json.dumps(self.written(arguments), sort_keys=True) != json.dumps(
-            dict(arguments), sort_keys=True
-        ):
+        record = self._record(arguments)
+        if _text(record.model_dump(mode="json")) != _text(arguments):
             raise PeerError(f"request: {self.name}: its arguments are not in their one form")
         if self.arrays is not None and set(arrays) != set(self.arrays):
             expected = ", ".join(self.arrays) or "none"
             raise PeerError(f"request: {self.name} comes with other arrays than: {expected}")
-        return self.arguments.model_validate(dict(arguments))
+        return record
+
+    def _record(self, arguments: Mapping[str, Any]) -> Strict:
+        try:
+            return self.arguments.model_validate(dict(arguments))
+        except ValidationError as error:
+            raise PeerError(f"request: {self.name}: {_reason(error)}") from None
+
+
+def _text(arguments: Mapping[str, Any]) -> str:
+    return json.dumps(dict(arguments), sort_keys=True)
 
 
 def _reason(error: ValidationError) -> str:

@@ -68,7 +68,13 @@ class Sums:
 
 
 def combine(parts: list[Sums]) -> Sums:
-    """Add contributions array by array, in the order given; all must have the same form."""
+    """Add contributions array by array, in the order given; all must have the same form.
+
+    >>> part = Sums({"claims": np.array([1.0, 2.0])}, {"claims": COUNT}, rows=3)
+    >>> total = combine([part, part])
+    >>> total["claims"].tolist(), total.rows
+    ([2.0, 4.0], 6)
+    """
     first = parts[0]
     for part in parts[1:]:
         if part.limits != first.limits or any(

@@ -1,8 +1,9 @@
-"""An experiment is one TOML file; this is its form, and how to run one from Python.
+"""An experiment is one TOML file, and this is its form: every table, every key, what each may be.
 
->>> from federated.study.experiment import run
->>> study = run("experiments/rand_hie.toml", {"model.ridge": 0.1})   # doctest: +SKIP
->>> study.scores                                                      # doctest: +SKIP
+>>> values = {"name": "visits", "data": {"source": "rand_hie", "target": "mdvis"}}
+>>> experiment = Experiment.model_validate(values | {"model": {"kind": "glm"}})
+>>> list(experiment.tasks()), experiment.protection.sums
+(['model'], 'paillier')
 """
 
 from __future__ import annotations
