@@ -8,29 +8,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lab.errors import LabError
+import pandas as pd
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from federated.study.result import Study
+from federated.queries.desk import Desk
+from federated.study.arms import perform
 from federated.study.experiment import Experiment, Query
-
-
-def _answers(experiment: Experiment, runs: Path) -> list[tuple[Query, pd.DataFrame]]:
-    """Each question of the experiment with its answer; under Paillier where models are under masks,
-    because then the coordinator opens every total and nothing could be held back."""
-    if not experiment.query:
-        return []
-    from federated.queries.desk import Desk
-
-    if experiment.protection.sums == "masks":
-        hidden = experiment.protection.model_copy(update={"sums": "paillier"})
-        experiment = experiment.model_copy(update={"protection": hidden})
-    with Desk.on(experiment, runs=runs) as desk:
-        return [(query, desk.ask(query.sql, noise=query.noise)) for query in experiment.query]
+from federated.study.result import Study
+from federated.study.run_folder import keep
+from lab.errors import LabError
+from lab.privacy.noise import Noise
 
 
 def run(
@@ -47,32 +35,68 @@ def run(
     fresh: bool = False,
     without: tuple[str, ...] = (),
 ) -> Study:
-    """Run an experiment: its arms, the report, the MLflow run.
+    """Run an experiment: its arms, its questions, the report, the MLflow run.
 
     ``runs``: the folder that keeps runs and MLflow's database; ``exchange``: the folder of an
-    exchange whose parties take part, ``fresh``: not to go on with an unfinished run there,
-    ``without``: insurers there that are not asked. Returns a
-    :class:`~federated.study.arms.Study`, whose ``scores``, ``coefficients``, ``convergence`` and
+    exchange whose parties take part; ``fresh``: start anew instead of resuming an unfinished run
+    there; ``without``: insurers there that are not asked. Returns a
+    :class:`~federated.study.result.Study`, whose ``scores``, ``coefficients``, ``convergence`` and
     ``receipt`` are DataFrames. Raises :class:`~lab.errors.LabError` for all that can be explained.
     """
-    from federated.study.arms import perform
-    from federated.study.run_folder import keep
-
     experiment = path if isinstance(path, Experiment) else Experiment.read(path, changes)
-    if exchange is not None:
+    if exchange is None:
+        answers = _simulated_answers(experiment, Path(runs))
+        study = perform(experiment, engine=engine, workers=workers, progress=progress)
+        study.answers = answers
+    else:
         from federated.deployment.coordinator.study import ask_questions, run_study
 
-        told: Any = {"fresh": fresh, "without": without, "progress": progress}
-        study = run_study(experiment, Path(exchange), **told)
+        folder = Path(exchange)
+        study = run_study(experiment, folder, fresh=fresh, without=without, progress=progress)
         if experiment.query:
             try:
-                study.answers = ask_questions(experiment, Path(exchange), **told)
+                study.answers = ask_questions(
+                    experiment, folder, fresh=fresh, without=without, progress=progress
+                )
             except LabError as error:  # the model is there, and is kept
                 study.unanswered = str(error)
-        keep(study, Path(runs), tracking_uri=tracking_uri, track=track)
-        return study
-    answers = _answers(experiment, Path(runs))
-    study = perform(experiment, engine=engine, workers=workers, progress=progress)
-    study.answers = answers
     keep(study, Path(runs), tracking_uri=tracking_uri, track=track)
     return study
+
+
+def ask(
+    path: str | Path | Experiment,
+    sql: str,
+    changes: dict[str, Any] | None = None,
+    *,
+    noise: Noise | None = None,
+    runs: str | Path | None = "runs",
+    exchange: str | Path | None = None,
+    without: tuple[str, ...] = (),
+) -> pd.DataFrame:
+    """Ask the parties of an experiment one question; `federated.queries.desk.Desk` takes several.
+
+    ``runs``: the folder in which simulated parties keep what they were asked, None for memory
+    alone; ``exchange``, ``without``: as in :func:`run`. Raises :class:`~lab.errors.LabError`.
+    """
+    experiment = path if isinstance(path, Experiment) else Experiment.read(path, changes)
+    if exchange is None:
+        with Desk.on(experiment, runs=runs) as desk:
+            return desk.ask(sql, noise=noise)
+    from federated.deployment.coordinator.study import ask_questions
+
+    only = experiment.model_copy(update={"query": (Query(sql=sql, noise=noise),)})
+    ((_, answer),) = ask_questions(only, Path(exchange), without=without)
+    return answer
+
+
+def _simulated_answers(experiment: Experiment, runs: Path) -> list[tuple[Query, pd.DataFrame]]:
+    """Each question of the experiment with its answer; under Paillier where models are under masks,
+    because then the coordinator opens every total and nothing could be held back."""
+    if not experiment.query:
+        return []
+    if experiment.protection.sums == "masks":
+        hidden = experiment.protection.model_copy(update={"sums": "paillier"})
+        experiment = experiment.model_copy(update={"protection": hidden})
+    with Desk.on(experiment, runs=runs) as desk:
+        return [(query, desk.ask(query.sql, noise=query.noise)) for query in experiment.query]

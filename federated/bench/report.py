@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 
 from lab.errors import ConfigurationError
-from lab.models import network_model
 from lab.sums import Limit
 
 Row = tuple[str, str, str, str]  # what, ours, theirs, ratio
@@ -296,6 +295,7 @@ class _Rounds:
         return found[0]
 
     def _start(self) -> Any:
+        from lab.models import network_model
         from lab.models.design import Encoding, Feature, Number
         from lab.models.glm import Task
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from federated.cli.console import plain_table
+
 if TYPE_CHECKING:
     from federated.deployment.charter import Charter, Consent, Signature
     from federated.deployment.enrolment import Enrolment
@@ -191,13 +193,10 @@ def show(file: Path, as_json: bool) -> None:
         click.echo(json.dumps(told | agreed.model_dump(mode="json"), ensure_ascii=False))
         return
     from rich.console import Console
-    from rich.table import Table
 
     console = Console()
     console.print(f"[bold]{agreed.name}[/], version {agreed.version}", highlight=False)
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("member", "role", "fingerprint", "signed"):
-        table.add_column(column)
+    table = plain_table("member", "role", "fingerprint", "signed")
     for member in agreed.members:
         signed = "no" if member.name in consent.missing else "yes"
         table.add_row(member.name, member.role, member.fingerprint, signed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,37 +70,25 @@ def print_json(study: Study) -> None:
     click.echo(json.dumps(result, ensure_ascii=False, allow_nan=False))
 
 
-def print_study(study: Study, runs: Path) -> None:
-    from rich.console import Console
+def plain_table(*columns: str, numbers: Iterable[str] = ()) -> Any:
+    """A table without lines, numbers to the right."""
     from rich.table import Table
+
+    table, right = Table(box=None, pad_edge=False, header_style="dim"), set(numbers)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left")
+    return table
+
+
+def print_study(study: Study, runs: Path) -> None:
+    """Scores by party and arm, what went wrong, what left the parties, where to look on."""
+    from rich.console import Console
 
     from lab.report.style import NAMES
 
     console = Console()
-    scores = study.scores[study.headline]
-    arms = list(study.arms)
     console.print(f"[bold]{study.experiment.name}[/], {NAMES[study.headline]} on test rows\n")
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("party")
-    table.add_column("training rows", justify="right")
-    for arm in arms:
-        table.add_column(arm, justify="right")
-    sizes = {name: size["train"] for name, size in study.market.sizes.items()}
-    absent = "not told" if study.outlook else "no fit"  # a real party's scores stay with it
-    for holder in ["all", *sizes]:
-        cells = [
-            f"{scores[arm, holder]:.4f}" if (arm, holder) in scores.index else absent
-            for arm in arms
-        ]
-        name = "whole market" if holder == "all" else holder
-        rows = sizes[holder] if holder != "all" else sum(n or 0 for n in sizes.values())
-        table.add_row(
-            name,
-            f"{rows:,}" if rows else "not told",
-            *cells,
-            style="bold" if holder == "all" else None,
-        )
-    console.print(table)
+    console.print(_scores(study))
     if study.outlook:
         _print_outlook(console, study)
     for result in study.arms.values():
@@ -114,42 +102,70 @@ def print_study(study: Study, runs: Path) -> None:
                 f"(95 % interval {line.low:+.5f} to {line.high:+.5f})",
                 highlight=False,
             )
-    receipt = study.receipt
-    if len(receipt):
-        words = {
-            "clear": "[bold red]IN THE CLEAR[/]",
-            "masks": "hidden by pairwise masks",
-            "paillier": f"hidden by paillier, {receipt['key_bits'].max()} bits"
-            + (", key split among all" if study.experiment.protection.key == "split" else ""),
-        }[study.experiment.protection.sums]
-        for party in sorted({party for party, _ in study.silent}):
-            console.print(
-                f"{party}: did not answer every message; see the totals' rows", style="yellow"
-            )
-        console.print(
-            f"\nleft the parties: {receipt['messages'].sum():,} messages, "
-            f"{receipt['bytes'].sum():,} bytes, {words}, no record",
-            highlight=False,
-            soft_wrap=True,
-        )
-    console.print(f"report   {study.folder / 'report.html'}", highlight=False, soft_wrap=True)
-    console.print(f"tracking {study.tracking or 'off'}", highlight=False, soft_wrap=True)
+    _print_receipt(console, study)
     command = "lab ui" if str(runs) == "runs" else f"lab ui --runs {runs}"
-    console.print(f"open     {command}", highlight=False, soft_wrap=True)
+    for label, text in (
+        ("report", study.folder / "report.html"),
+        ("tracking", study.tracking or "off"),
+        ("open", command),
+    ):
+        console.print(f"{label:<8} {text}", highlight=False, soft_wrap=True)
+
+
+def _scores(study: Study) -> Any:
+    """The headline score of each arm for the whole market and for each party."""
+    scores, arms = study.scores[study.headline], list(study.arms)
+    sizes = {name: size["train"] for name, size in study.market.sizes.items()}
+    absent = "not told" if study.outlook else "no fit"  # a real party's scores stay with it
+    table = plain_table("party", "training rows", *arms, numbers=("training rows", *arms))
+    for holder in ["all", *sizes]:
+        cells = [
+            f"{scores[arm, holder]:.4f}" if (arm, holder) in scores.index else absent
+            for arm in arms
+        ]
+        rows = sizes[holder] if holder != "all" else sum(n or 0 for n in sizes.values())
+        table.add_row(
+            "whole market" if holder == "all" else holder,
+            f"{rows:,}" if rows else "not told",
+            *cells,
+            style="bold" if holder == "all" else None,
+        )
+    return table
+
+
+def _print_receipt(console: Any, study: Study) -> None:
+    """What left the parties in the federated arm, and how it was hidden."""
+    receipt = study.receipt
+    if not len(receipt):
+        return
+    protection = {
+        "clear": "[bold red]IN THE CLEAR[/]",
+        "masks": "hidden by pairwise masks",
+        "paillier": f"hidden by paillier, {receipt['key_bits'].max()} bits"
+        + (", key split among all" if study.experiment.protection.key == "split" else ""),
+    }[study.experiment.protection.sums]
+    for party in sorted({party for party, _ in study.silent}):
+        console.print(
+            f"{party}: did not answer every message; see the totals' rows", style="yellow"
+        )
+    console.print(
+        f"\nleft the parties: {receipt['messages'].sum():,} messages, "
+        f"{receipt['bytes'].sum():,} bytes, {protection}, no record",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _print_outlook(console: Any, study: Study) -> None:
     """Who took part in a run with real parties, since when, and why who left."""
-    from rich.table import Table
-
     console.print(f"\nrun {study.run}", highlight=False)
-    table = Table("party", "role", "here since (UTC)", "", box=None, header_style="dim")
+    table = plain_table("party", "role", "here since (UTC)", "")
     for party in study.outlook:
         table.add_row(party.name, party.role, party.since, party.state)
     console.print(table)
     if study.not_run:
-        told = f"arms that simulations alone run: {', '.join(study.not_run)}"
-        console.print(told, style="yellow", highlight=False, soft_wrap=True)
+        note = f"arms that simulations alone run: {', '.join(study.not_run)}"
+        console.print(note, style="yellow", highlight=False, soft_wrap=True)
     if study.unanswered:
-        told = f"the experiment's questions were not answered: {study.unanswered}"
-        console.print(told, style="yellow", highlight=False, soft_wrap=True)
+        note = f"the experiment's questions were not answered: {study.unanswered}"
+        console.print(note, style="yellow", highlight=False, soft_wrap=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
+
+from federated.cli.console import plain_table
 
 if TYPE_CHECKING:
     from lab.tables.contracts import Contract
@@ -28,7 +30,6 @@ def describe(source: str, path: str | None) -> None:
     lab data describe market --path my-market
     """
     from rich.console import Console
-    from rich.table import Table
 
     from lab.errors import ConfigurationError
     from lab.tables.sources import built_in, load
@@ -54,10 +55,8 @@ def describe(source: str, path: str | None) -> None:
         if path is not None:
             raise
         console.print("rows: give --path to count them", highlight=False)
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("column", no_wrap=True)
-    for name in ("role", "rule", "unit", "what"):
-        table.add_column(name)
+    table = plain_table("column", "role", "rule", "unit", "what")
+    table.columns[0].no_wrap = True
     for name, column in contract.columns.items():
         rule = column.allowed().removeprefix("must be ")
         table.add_row(name, column.role, rule, column.unit, column.description)
@@ -134,7 +133,7 @@ def make(folder: Path, persons: int, insurers: int, seed: int) -> None:
     from lab.market.make import make as made_in
 
     made = made_in(folder, persons=persons, insurers=insurers, seed=seed)
-    table = _plain_table("table", "rows")
+    table = plain_table("table", "rows", numbers=["rows"])
     for name, rows in sorted(made.rows.items()):
         table.add_row(name, f"{rows:,}")
     console = Console()
@@ -157,7 +156,10 @@ def flags(folder: Path) -> None:
 
     from lab.market.red_flags import INSURERS, PUBLIC, compare
 
-    table = _plain_table("fraud", "party", "frauds", "chance", "alone", "together", text=2)
+    table = plain_table(
+        *("fraud", "party", "frauds", "chance", "alone", "together"),
+        numbers=("frauds", "chance", "alone", "together"),
+    )
     found = compare(folder)
     for kind, party, frauds, *scores in found.itertuples(index=False):
         if party in (PUBLIC, INSURERS):
@@ -170,16 +172,6 @@ def flags(folder: Path) -> None:
         "that is not listed has no such claims",
         style="dim",
     )
-
-
-def _plain_table(*names: str, text: int = 1) -> Any:
-    """A table without lines; columns after the first ``text`` are numbers."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for k, name in enumerate(names):
-        table.add_column(name, justify="left" if k < text else "right")
-    return table
 
 
 def _contract(name: str) -> Contract:

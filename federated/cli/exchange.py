@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from federated.cli.charter import ANALYSES
+from federated.cli.console import plain_table
 
 if TYPE_CHECKING:
     from secure_agg.keys import PrivateKey
@@ -134,7 +135,6 @@ def tell_status(folder: Path) -> None:
     lab exchange status exchange
     """
     from rich.console import Console
-    from rich.table import Table
 
     from federated.deployment.coordinator import exchange as places
     from lab.files import read_json
@@ -144,7 +144,7 @@ def tell_status(folder: Path) -> None:
     console = Console()
     console.print(f"[bold]{settings.name}[/] at {settings.address}, {served}", highlight=False)
     gone = places.revoked(folder)
-    table = Table("member", "role", "standing", "fingerprint", box=None, header_style="dim")
+    table = plain_table("member", "role", "standing", "fingerprint")
     for admission in places.admitted(folder).values():
         member = admission.member
         since = gone.get(member.name)

@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
+from federated.cli.console import plain_table
 from federated.cli.options import RUNS, WITHOUT, changed
 
 
 @click.command()
 @click.argument("question")
 @click.option(
-    "--on",
-    "experiment",
+    "--experiment",
     default="experiments/rand_hie.toml",
     show_default=True,
     type=click.Path(path_type=Path),
@@ -52,33 +52,25 @@ def query(
     lab query "select count(*), avg(disea) from rand_hie where hlthp = 1" --epsilon 0.5
     lab query "select idp, count(*) from rand_hie group by idp" --exchange exchange
     """
+    from federated.run import ask
     from federated.study.experiment import Experiment
-
-    read = Experiment.read(experiment, changed(changes))
-    from federated.queries.desk import query as ask
-    from federated.study.experiment import Query
     from federated.study.result import with_names
     from lab.privacy.noise import Noise
     from lab.records import parse
 
+    settings = Experiment.read(experiment, changed(changes))
     noise = None
     if epsilon is not None:
-        given = {"mechanism": "gaussian" if delta else "laplace", "epsilon": epsilon}
-        given |= {"delta": delta, "rows_per_person": rows_per_person}
-        noise = parse(Noise, given, where="noise")
-    if exchange is None:
-        answer = ask(read, question, noise=noise, runs=runs)
-    else:
-        from federated.deployment.coordinator.study import ask_questions
-
-        asked = {"query": (Query(sql=question, noise=noise),)}
-        ((_, answer),) = ask_questions(read.model_copy(update=asked), exchange, without=without)
+        values = {"mechanism": "gaussian" if delta else "laplace", "epsilon": epsilon}
+        values |= {"delta": delta, "rows_per_person": rows_per_person}
+        noise = parse(Noise, values, where="noise")
+    answer = ask(settings, question, noise=noise, runs=runs, exchange=exchange, without=without)
     if form == "csv":
         click.echo(with_names(answer).to_csv(index=False), nl=False)
     elif form == "json":
         click.echo(_answer_json(answer))
     else:
-        _print_answer(answer, read.protection.key_bits)
+        _print_answer(answer, settings.protection.key_bits)
 
 
 #: Rows of an answer that are printed; --csv has all of them.
@@ -91,42 +83,42 @@ def _answer_json(answer: Any) -> str:
     from federated.study.result import with_names
     from federated.study.run_folder import plain
 
-    told = {"rows": with_names(answer).astype(object).to_dict("records"), **answer.attrs}
-    return json.dumps(plain(told), ensure_ascii=False, allow_nan=False)
+    table = {"rows": with_names(answer).astype(object).to_dict("records"), **answer.attrs}
+    return json.dumps(plain(table), ensure_ascii=False, allow_nan=False)
 
 
 def _print_answer(answer: Any, key_bits: int) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     from federated.study.result import with_names
     from lab.report.page import shown
 
-    console, told = Console(), answer.attrs
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    rows = with_names(answer)
-    for name in rows.columns:
-        table.add_column(str(name), justify="right" if rows[name].dtype.kind in "iuf" else "left")
+    console, attributes, rows = Console(), answer.attrs, with_names(answer)
+    numbers = [name for name in rows.columns if rows[name].dtype.kind in "iuf"]
+    table = plain_table(*map(str, rows.columns), numbers=map(str, numbers))
     for row in rows.head(ROWS_PRINTED).astype(object).to_numpy():
         table.add_row(*map(shown, row))
     console.print(table)
     if len(answer) > ROWS_PRINTED:
         console.print(f"… {len(answer) - ROWS_PRINTED:,} more rows; --csv prints all", style="dim")
     for name in ("reserve", "medians"):
-        if name in told:
-            line = ", ".join(f"{k} {shown(v)}" for k, v in told[name].items())
+        if name in attributes:
+            line = ", ".join(f"{k} {shown(v)}" for k, v in attributes[name].items())
             console.print(line, highlight=False)
-    lost = f"{told['hidden']:,} of {told['cells']:,} cells hidden (·). " if told["hidden"] else ""
-    console.print(f"\n{lost}{told['rules']}", style="dim", highlight=False, soft_wrap=True)
-    receipt = told["receipt"]
-    words = {"clear": "IN THE CLEAR", "paillier": f"under paillier, {key_bits} bits"}
-    noise = told["noise"]
-    console.print(
-        f"left the parties: {len(receipt):,} messages, {sum(r['values'] for r in receipt):,} values, "
-        f"{sum(r['bytes'] for r in receipt):,} bytes, {words[told['hiding']]}"
+    for line in _footnotes(attributes, key_bits):
+        console.print(line, style="dim", highlight=False, soft_wrap=True)
+
+
+def _footnotes(attributes: dict[str, Any], key_bits: int) -> tuple[str, str]:
+    """What is hidden and by which rules, and what left the parties."""
+    hidden, receipt, noise = attributes["hidden"], attributes["receipt"], attributes["noise"]
+    lost = f"{hidden:,} of {attributes['cells']:,} cells hidden (·). " if hidden else ""
+    protection = {"clear": "IN THE CLEAR", "paillier": f"under paillier, {key_bits} bits"}
+    return (
+        f"\n{lost}{attributes['rules']}",
+        f"left the parties: {len(receipt):,} messages, "
+        f"{sum(line['values'] for line in receipt):,} values, "
+        f"{sum(line['bytes'] for line in receipt):,} bytes, {protection[attributes['hiding']]}"
         + (f", noise of epsilon {noise['epsilon']:g} by each party" if noise else "")
-        + f", no record; {told['seconds']:.1f} s",
-        style="dim",
-        highlight=False,
-        soft_wrap=True,
+        + f", no record; {attributes['seconds']:.1f} s",
     )

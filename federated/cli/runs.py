@@ -35,12 +35,11 @@ from federated.cli.options import RUNS, TRACKING, WITHOUT, changed
 )
 @click.option("--no-track", is_flag=True, help="Keep the run's folder, log nothing to MLflow.")
 @click.option(
-    "--on",
-    "exchange",
+    "--exchange",
     type=click.Path(path_type=Path, file_okay=False),
     help="With real parties: the folder of an exchange that is served.",
 )
-@click.option("--fresh", is_flag=True, help="With --on: do not go on with an unfinished run.")
+@click.option("--fresh", is_flag=True, help="With --exchange: do not go on with an unfinished run.")
 @WITHOUT
 @RUNS
 @TRACKING
@@ -65,12 +64,12 @@ def run(
     """
     from federated.study.experiment import Experiment
 
-    read = Experiment.read(experiment, changed(changes))
-    from federated.run import run as perform
+    settings = Experiment.read(experiment, changed(changes))  # its mistakes come at once
+    from federated.run import run as run_experiment
 
     with progress_lines(quiet=as_json) as progress:
-        study = perform(
-            read,
+        study = run_experiment(
+            settings,
             engine=engine,
             runs=runs,
             workers=workers,
@@ -100,10 +99,10 @@ def runs(send: bool, runs: Path, tracking_uri: str | None) -> None:
     from federated.study.run_folder import kept, log
     from lab.report.tracking import address
 
-    found = kept(runs)
-    if not found:
+    folders = kept(runs)
+    if not folders:
         click.echo(f"no runs in {runs}; start with: lab run experiments/rand_hie.toml")
-    for item in found:
+    for item in folders:
         if send and not item["logged"]:
             click.echo(log(item["folder"], address(runs, tracking_uri)))
             continue

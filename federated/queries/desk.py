@@ -344,19 +344,6 @@ class Desk:
         return float(low), float(high)
 
 
-def query(
-    experiment: str | Path | Experiment,
-    text: str,
-    changes: dict[str, Any] | None = None,
-    *,
-    noise: Noise | None = None,
-    runs: str | Path | None = "runs",
-) -> pd.DataFrame:
-    """Ask the parties of an experiment one question; see :class:`Desk` for several."""
-    with Desk.on(experiment, changes, runs=runs) as desk:
-        return desk.ask(text, noise=noise)
-
-
 # What is made of the totals.
 
 

@@ -22,16 +22,11 @@ from federated.solvers.encoding import agree
 from federated.solvers.glm import constant_predictor
 from federated.solvers.solution import ModelSettings, Solution, Watch
 from lab.errors import ConfigurationError
-from lab.models import network_model
 from lab.models.design import Encoding, Feature
 from lab.models.glm import Task
 from lab.records import Strict
 from lab.sums import Floats
 from lab.tables.contracts import Contract
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 if TYPE_CHECKING:
     from lab.models.network_model import Network
@@ -51,6 +46,8 @@ def train(
     watch: Watch | None = None,
 ) -> tuple[Network, pd.DataFrame]:
     """(model, loss by round). Same seed and same rows give the same bits."""
+
+    from lab.models import network_model  # torch is loaded for networks alone
 
     network_model.single_threaded()
     bends = network_model.Bends(knots=_knots(federation, task, encoding, settings.knots))
@@ -117,7 +114,7 @@ def solve(
 
 def personal(party: Party, model: Network, settings: PersonalSettings, seed: int) -> Network:
     """The model with the party's own last layer, from its own rows; nothing of it passes the gate."""
-    from lab.models import network
+    from lab.models import network, network_model
 
     network_model.single_threaded()
     parts = (model.encoding, model.bends, model.task)

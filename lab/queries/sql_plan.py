@@ -99,6 +99,7 @@ _ARITHMETIC: dict[str, Callable[..., Any]] = {
     "/": np.divide,
     "number": lambda value: value,
     "root": lambda value: np.sqrt(np.maximum(value, 0)),
+    "at least 0": lambda value: np.maximum(value, 0),
     "rate low": lambda events, exposure, per: rate(events, exposure, float(per))["low"],
     "rate high": lambda events, exposure, per: rate(events, exposure, float(per))["high"],
 }
@@ -807,7 +808,10 @@ def _mean(reader: _Reader, column: str) -> Formula:
 
 
 def _variance(reader: _Reader, a: str, b: str, less: float) -> Formula:
-    return reader.comoment(a, b) / (reader._count(a, b) - less)
+    moment = reader.comoment(a, b)
+    if a == b:  # the last bits of a difference may fall below 0
+        moment = Formula("at least 0", (moment,))
+    return moment / (reader._count(a, b) - less)
 
 
 def _root(formula: Formula) -> Formula:

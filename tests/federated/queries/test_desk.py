@@ -676,7 +676,7 @@ def test_a_question_that_is_refused_reaches_no_party(asked: Desk) -> None:
 
 # The command line.
 
-CLEAR = ["--on", str(RAND), "--set", "protection.sums=clear"]
+CLEAR = ["--experiment", str(RAND), "--set", "protection.sums=clear"]
 VISITS = "select idp, count(*) n, avg(mdvis) from rand_hie group by idp"
 
 
