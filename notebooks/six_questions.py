@@ -20,7 +20,8 @@
 from pathlib import Path
 
 from federated.hiding.paillier import KeyAuthority, Paillier
-from federated.queries.desk import Desk, Holdings
+from federated.queries.desk import Desk
+from federated.queries.holdings import Holdings
 from federated.study.experiment import Experiment
 from lab.queries.query_table import Budget
 from secure_agg.keys import generate

@@ -369,7 +369,7 @@ def query(path: Path | None, quick: bool) -> list[Row]:
 
 def _holdings(parties: int, size: int, shape: tuple[int, ...]) -> Any:
     """Parties with so many rows each, evenly over the cells of a table of this shape."""
-    from federated.queries.desk import Holdings
+    from federated.queries.holdings import Holdings
     from lab.tables.contracts import Column, Contract
 
     rng, names = np.random.default_rng(1), "abc"[: len(shape)]

@@ -16,7 +16,8 @@ from federated.deployment import plan
 from federated.deployment.coordinator import study as conduct
 from federated.deployment.node import policy as insurer
 from federated.deployment.node.settings import QUESTIONS, SETTINGS, NodeSettings
-from federated.queries.desk import Desk, Holdings
+from federated.queries.desk import Desk
+from federated.queries.holdings import Holdings
 from lab.errors import ConfigurationError, PeerError
 from lab.privacy.budget import PrivacyBudget
 from lab.privacy.disclosure import Rules

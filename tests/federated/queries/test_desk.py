@@ -18,7 +18,8 @@ from statsmodels.duration.survfunc import SurvfuncRight, survdiff
 from federated.cli.main import main
 from federated.hiding.paillier import Dealer, KeyAuthority, Paillier
 from federated.hiding.protocol import Clear, Protection
-from federated.queries.desk import Desk, Holdings
+from federated.queries.desk import Desk
+from federated.queries.holdings import Holdings
 from lab.errors import ConfigurationError, ContractError, ModelError
 from lab.privacy.disclosure import Rules
 from lab.queries import actuarial
@@ -558,13 +559,13 @@ def test_an_answer_under_encryption_is_the_clear_one(text: str, asked: Desk, hid
 def questions(asked: Desk, text: str, monkeypatch: pytest.MonkeyPatch) -> list[Question]:
     """All that parties are asked for an answer."""
     found: list[Question] = []
-    ask = Desk._sum
+    ask = Desk.sum
 
     def heard(desk: Desk, statistic: str, question: Question, *more: Any, **told: Any) -> Any:
         found.append(question)
         return ask(desk, statistic, question, *more, **told)
 
-    monkeypatch.setattr(Desk, "_sum", heard)
+    monkeypatch.setattr(Desk, "sum", heard)
     asked.ask(text)
     return found
 

@@ -19,7 +19,8 @@ from federated.hiding.masks import Masks
 from federated.hiding.paillier import Dealer, KeyAuthority, Paillier, releaser
 from federated.hiding.protocol import Clear, Protection
 from federated.messages import Request, message_of, read
-from federated.queries.desk import Desk, Holdings
+from federated.queries.desk import Desk
+from federated.queries.holdings import Holdings
 from federated.transport.in_process import run_in_process
 from lab.errors import BudgetError, ConfigurationError, PeerError, PolicyError
 from lab.models.design import Encoding

@@ -1,0 +1,81 @@
+"""Quantiles from released counts alone: ladders of intervals, finer where the rank is."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from lab.privacy.disclosure import Rules
+from lab.queries.questions import ROWS, Axis, Question, Total
+from lab.queries.sql_plan import Rung
+from lab.sums import Floats, Sums
+from lab.tables.contracts import Contract
+
+#: Rungs of a quantile's first ladder and of each later one, most of them, and their outer ends.
+RUNGS = (16, *[4] * 24)
+BEYOND = 1e300
+
+
+class Answering(Protocol):
+    """Whoever gets released totals from the parties."""
+
+    contract: Contract
+    rules: Rules
+
+    @property
+    def parties(self) -> int:
+        """How many are asked."""
+
+    def sum(self, statistic: str, question: Question, arrays: Any = None, **more: Any) -> Sums:
+        """What is released of a statistic of a question."""
+
+    def totals(self, question: Question) -> tuple[Any, list[Floats]]:
+        """Which cells are shown, and each total in them (0 where hidden)."""
+
+
+def quantile(desk: Answering, question: Question, rung: Rung) -> tuple[Floats, Floats]:
+    """Ends of the interval that holds the quantile of each cell, NaN where hidden.
+
+    Everything follows from tables that are released like any other. The rank is moved from the
+    ends until the minimum of persons lies on either side: 0 and 1 ask for bounds, and not for
+    somebody's value.
+    """
+    within = Total(kind="count", columns=(rung.column,))
+    shown, counts = desk.totals(question.model_copy(update={"totals": (ROWS, within)}))
+    least = desk.rules.minimum_count.persons
+    low, high = np.full(len(shown), np.nan), np.full(len(shown), np.nan)
+    for cell in np.flatnonzero(shown & (counts[1] >= least)):
+        held = float(counts[1][cell])
+        rank = min(max(np.ceil(rung.share * held), least), max(held - least + 1, 1))
+        low[cell], high[cell] = _climbed(desk, question.within(int(cell)), rung, rank, held)
+    return low, high
+
+
+def _climbed(
+    desk: Answering, question: Question, rung: Rung, rank: float, held: float
+) -> tuple[float, float]:
+    """The interval of a rank among ``held`` rows, narrowed by ladders of released counts.
+
+    Each round puts a ladder where the rank is, until that is narrow enough or rungs are
+    hidden, whose rows may be anywhere among them.
+    """
+    own = desk.contract.columns[rung.column]  # which every row keeps
+    low = -np.inf if own.minimum is None else own.minimum
+    high = np.inf if own.maximum is None else float(np.nextafter(own.maximum, np.inf))
+    start, end = rung.low, float(np.nextafter(rung.high, np.inf))
+    for rungs in RUNGS:
+        inner = np.linspace(start, end, rungs + 1)
+        axis = Axis(column=rung.column, edges=(-BEYOND, *inner.tolist(), BEYOND))
+        shown, (rows,) = desk.totals(question.model_copy(update={"axes": (axis,)}))
+        ends = np.concatenate([[-np.inf], inner, [np.inf]])
+        sure = np.cumsum(rows)  # rows up to the end of each rung, at least and at most
+        most = sure + np.where(np.cumsum(~shown) > 0, held - sure[-1], 0)
+        low = max(low, ends[(most < rank).sum()])
+        high = min(high, ends[min((sure < rank).sum() + 1, len(rows))])
+        inside = max(low, start), min(high, end)
+        narrowed = 0 < inside[1] - inside[0] <= (end - start) / 2
+        if high - low <= rung.width or not narrowed:
+            break
+        start, end = inside
+    return float(low), float(high)
