@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
@@ -25,7 +25,7 @@ from federated.deployment.node.results import parcel
 from federated.deployment.node.roles import OPEN, split_of
 from federated.deployment.node.supervisor import SHARE_FILE, with_form
 from federated.deployment.plan import AnnouncedPlan, announced, asked_of
-from federated.federation import single_threaded_blas
+from federated.federation import Federation, Parties, single_threaded_blas
 from federated.hiding.masks import Masks
 from federated.hiding.paillier import Paillier
 from federated.hiding.protocol import Clear, Protection, Talk, named_reply
@@ -123,6 +123,12 @@ class Holders:
         return self._holders.open(talk, transcript, request, form)
 
 
+def _solvable(federation: DeployedFederation) -> Federation:
+    """The federation as solvers declare it. They use no more of it than `Parties` names."""
+    parties: Parties = federation
+    return cast(Federation, parties)
+
+
 @contextmanager
 def gathered(
     experiment: Experiment,
@@ -214,10 +220,10 @@ def _performed(
     result = study.arms["federated"] = ArmResult("federated")
     cells = public_cells(experiment, told.contract)
     profiles = [federation.profile(each, _rules(experiment)) for each in cells]
-    result.models["all"] = arms.fit_models(study, federation, watch, profiles=profiles)
+    result.models["all"] = arms.fit_models(study, _solvable(federation), watch, profiles=profiles)
     models = {part: fitted.json for part, fitted in result.models["all"].items()}
-    scorer = Scorer.apart(plain, market, federation)
-    result.evaluations = scorer.shared(models, federation)
+    scorer = Scorer.apart(plain, market, _solvable(federation))
+    result.evaluations = scorer.shared(models, _solvable(federation))
     file = result.models["all"][study.part].file
     federation.deliver(parcel(file, models, scorer.constants))
     study.receipts, study.silent = federation.receipts(), federation.silent
@@ -256,5 +262,5 @@ def ask_questions(
     with gathered(
         experiment, told, folder, fresh=fresh, without=without, progress=progress
     ) as federation:
-        desk = Desk(federation, told.contract, rules, person)
+        desk = Desk(_solvable(federation), told.contract, rules, person)
         return [(query, desk.ask(query.sql, noise=query.noise)) for query in experiment.query]
