@@ -60,7 +60,7 @@ from lab.sums import Floats, Sums
 from secure_agg.errors import Blame
 from secure_agg.identity import Identity
 
-#: Replies of a run's attempts do not meet: numbers of letters of different attempts differ.
+#: Replies of a run's attempts do not meet: numbers of messages of different attempts differ.
 ATTEMPTS = 2**32
 
 
@@ -177,7 +177,7 @@ class DeployedFederation:
     def ask(
         self, action: str, letters: Mapping[str, RecordDict], *, patient: bool = False
     ) -> dict[str, RecordDict]:
-        """Send each party its message_of; the answers by name, in seat order.
+        """Send each party its message; the answers by name, in seat order.
 
         Raises :class:`Absent` with the reason for each party that did not answer, answered what
         cannot be used, or refused; with ``patient`` only for refusals.
@@ -206,7 +206,7 @@ class DeployedFederation:
         return answers
 
     def _written(self, action: str, letters: Mapping[str, RecordDict]) -> dict[str, SignedMessage]:
-        """One message_of for all parties that are told the same."""
+        """One message for all parties that are told the same."""
         groups: dict[int, list[str]] = {}
         for name, content in letters.items():
             groups.setdefault(id(content), []).append(name)
@@ -226,7 +226,7 @@ class DeployedFederation:
         return written
 
     def _content(self, name: str, asked: SignedMessage, heard: Message | None) -> RecordDict:
-        """What a party answers, if it is its answer to this message_of."""
+        """What a party answers, if it is its answer to this message."""
         if heard is None:
             raise Silent
         if not heard.has_content():
@@ -321,7 +321,7 @@ class DeployedFederation:
     def _asked_of_all(
         self, action: str, names: tuple[str, ...], told: RecordDict
     ) -> Iterable[RecordDict]:
-        """What they answer to one message_of; who does not leaves the run."""
+        """What they answer to one message; who does not leaves the run."""
         try:
             return self.ask(action, dict.fromkeys(names, told)).values()
         except Absent as gone:
