@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -39,6 +39,41 @@ class Participant:
     node: int
     seat: int
     card: Card
+
+
+class Parties(Protocol):
+    """What solvers, questions and protections need of a federation, wherever its parties run."""
+
+    grid: Grid
+    protection: Protection
+    silent: list[tuple[str, str]]
+    members: tuple[Participant, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All parties that take part, in seat order."""
+
+    def ask(
+        self, action: str, letters: Mapping[str, RecordDict], *, patient: bool = False
+    ) -> dict[str, RecordDict]:
+        """Send each party its message; the answers by name, in seat order."""
+
+    def sum(
+        self, statistic: str, arrays: Mapping[str, Floats] | None = None, **arguments: Any
+    ) -> Sums:
+        """The total of a statistic over all parties."""
+
+    def profile(self, cells: ProfileCells, rules: Rules) -> Profile:
+        """What the rules leave of the parties' sums by provider and period."""
+
+    def join(self, profiles: Sequence[Profile]) -> None:
+        """Give every party the profiles that features come from."""
+
+    def levels(self, task: Task, features: tuple[Feature, ...]) -> list[tuple[str, ...]]:
+        """Names of the levels of each feature that any party holds; numbers in their order."""
+
+    def receipts(self) -> dict[str, list[Released]]:
+        """What passed each party's gate so far, as the parties wrote it down."""
 
 
 class Federation:
@@ -145,24 +180,38 @@ class Federation:
 
     def levels(self, task: Task, features: tuple[Feature, ...]) -> list[tuple[str, ...]]:
         """Names of the levels of each feature that any party holds; numbers in their order."""
-        asked = ConfigRecord(
-            {
-                "task": task.model_dump_json(),
-                "features": json.dumps([feature.model_dump() for feature in features]),
-            }
-        )
-        letters = dict.fromkeys(self.names, RecordDict({"levels": asked}))
-        names_by_feature: list[set[str]] = [set() for _ in features]
-        for name, answer in self.ask("query.levels", letters).items():
-            names_of_party = _levels_of(name, answer, len(features))
-            for seen_names, added in zip(names_by_feature, names_of_party, strict=True):
-                seen_names.update(added)
-        return [tuple(sorted(names, key=_in_order)) for names in names_by_feature]
+        request = levels_request(task, features)
+        return merged_levels(self.ask("query.levels", dict.fromkeys(self.names, request)), features)
 
     def receipts(self) -> dict[str, list[Released]]:
         """What passed each party's gate so far, as the parties wrote it down."""
         answers = self.ask("query.receipt", dict.fromkeys(self.names, RecordDict()), patient=True)
         return {name: receipt_of(name, answer) for name, answer in answers.items()}
+
+
+def levels_request(task: Task, features: tuple[Feature, ...]) -> RecordDict:
+    """What every party is sent when it is asked for the names of its levels."""
+    header = ConfigRecord(
+        {
+            "task": task.model_dump_json(),
+            "features": json.dumps([feature.model_dump() for feature in features]),
+        }
+    )
+    return RecordDict({"levels": header})
+
+
+def merged_levels(
+    answers: Mapping[str, RecordDict], features: tuple[Feature, ...]
+) -> list[tuple[str, ...]]:
+    """Names of the levels of each feature that any party holds; numbers in their order.
+
+    Raises :class:`PeerError` that blames the party whose answer is not readable.
+    """
+    merged: list[set[str]] = [set() for _ in features]
+    for name, answer in answers.items():
+        for names, added in zip(merged, _levels_of(name, answer, len(features)), strict=True):
+            names.update(added)
+    return [tuple(sorted(names, key=_in_order)) for names in merged]
 
 
 _NAMES, _LINE = TypeAdapter(list[list[str]]), TypeAdapter(Released)

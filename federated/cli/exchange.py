@@ -40,7 +40,7 @@ def exchange() -> None:
 @click.option(
     "--listen",
     metavar="HOST",
-    help="The interface to open the outer door on, without a port; default: all of them.",
+    help="The interface to open the public listener on, without a port; default: all of them.",
 )
 @click.option("--certificate", type=FILE, help="The server's certificate, brought along, PEM.")
 @click.option("--key", type=FILE, help="Its private key.")

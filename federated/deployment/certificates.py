@@ -149,7 +149,7 @@ def read_certificate(data: bytes) -> x509.Certificate:
 
 
 def server_side(folder: Path) -> ssl.SSLContext:
-    """TLS of the outer door: whoever has no certificate of the authority does not come in."""
+    """TLS of the public listener: whoever has no certificate of the authority does not come in."""
     return server_context(folder / SERVER, folder / SERVER_KEY, folder / CA)
 
 

@@ -227,10 +227,10 @@ def _checked(values: dict[str, object]) -> Charter:
 
 
 def same(ours: str, theirs: str, whose: str) -> None:
-    """Raises :class:`PeerError` with both hashes unless a peer goes by our charter."""
+    """Raises :class:`PeerError` with both hashes unless a peer uses our charter."""
     if ours != theirs:
         raise PeerError(
-            f"{whose} goes by charter {theirs or '(none)'}, this party by {ours or '(none)'}; "
+            f"{whose} uses charter {theirs or '(none)'}, this party uses {ours or '(none)'}; "
             "compare with: lab charter show"
         )
 

@@ -1,7 +1,7 @@
-"""Letters between real parties: signed, for one run and one place in it, under one charter.
+"""Messages between real parties: signed, for one run and one place in it, under one charter.
 
-Flower carries a message; who may say what to whom is between the parties. A letter's sender signs
-the charter's hash, the run, the letter's number, who it is for, what kind it is and its content. A
+Flower carries a message; who may say what to whom is between the parties. A message's sender signs
+the charter's hash, the run, the message's number, who it is for, what kind it is and its content. A
 reply carries the number of what it answers. So nothing can be played again in another run, at
 another place, to another party or under another charter, whoever holds the broker.
 """
@@ -29,7 +29,7 @@ ONE_PIECE = 2**20
 
 @dataclass(frozen=True)
 class SignedMessage:
-    """One letter. number: its place in the run, never used twice; body: Flower records as bytes."""
+    """One message. number: its place in the run, never used twice; body: Flower records as bytes."""
 
     charter: str
     run: str
@@ -57,7 +57,7 @@ class SignedMessage:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the statement: the letter's name in logs."""
+        """SHA-256 of the statement: the message's name in logs."""
         return hashlib.sha256(self.statement).hexdigest()
 
     @property
@@ -66,13 +66,13 @@ class SignedMessage:
         return unpacked(self.body)
 
     def reply(self, sender: str, content: RecordDict) -> SignedMessage:
-        """The answer to this letter."""
+        """The answer to this message."""
         return SignedMessage(
             self.charter, self.run, self.number, sender, (self.sender,), REPLY, packed(content)
         )
 
     def signed(self, identity: Identity) -> RecordDict:
-        """The letter as it travels."""
+        """The message as it travels."""
         head = ConfigRecord(
             {
                 "charter": self.charter,
@@ -91,7 +91,7 @@ class SignedMessage:
 
 
 def claimed(record: RecordDict, whose: str = "coordinator") -> SignedMessage:
-    """The letter that a record says it is; who wrote it is not checked. Raises :class:`PeerError`."""
+    """The message that a record says it is; who wrote it is not checked. Raises :class:`PeerError`."""
     try:
         head = record.config_records["letter"]
         body = head["body"] if "body" in head else unblob(record.array_records["body"], "body")
@@ -113,7 +113,7 @@ def claimed(record: RecordDict, whose: str = "coordinator") -> SignedMessage:
 
 
 def received(record: RecordDict, card: Card) -> SignedMessage:
-    """A letter that this sender signed, under whatever charter. Raises :class:`PeerError`."""
+    """A message that this sender signed, under whatever charter. Raises :class:`PeerError`."""
     letter, ours = claimed(record, card.name), False
     with suppress(*UNREADABLE):
         signature = record.config_records["letter"]["signature"]
@@ -124,7 +124,7 @@ def received(record: RecordDict, card: Card) -> SignedMessage:
 
 
 def answering(letter: SignedMessage, asked: SignedMessage) -> SignedMessage:
-    """This letter, if it is the answer to that one. Raises :class:`PeerError`."""
+    """This message, if it is the answer to that one. Raises :class:`PeerError`."""
     if (letter.run, letter.number) != (asked.run, asked.number) or letter.kind != REPLY:
         raise PeerError(
             f"{letter.sender}: plays a letter of another round or run again", letter.sender

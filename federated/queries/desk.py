@@ -20,7 +20,7 @@ from typing import Any, Self
 import pandas as pd
 
 from federated.app import client_app
-from federated.federation import Federation
+from federated.federation import Federation, Parties
 from federated.hiding.protocol import Protection
 from federated.queries.holdings import Holdings
 from federated.queries.tables import finished
@@ -52,7 +52,7 @@ class Desk:
 
     def __init__(
         self,
-        federation: Federation,
+        federation: Parties,
         contract: Contract,
         rules: Rules,
         person: str | None,

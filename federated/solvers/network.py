@@ -16,7 +16,7 @@ import pandas as pd
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from pydantic import Field, model_validator
 
-from federated.federation import Federation
+from federated.federation import Parties
 from federated.party.party import Party
 from federated.solvers.encoding import agree
 from federated.solvers.glm import constant_predictor
@@ -38,7 +38,7 @@ CLOSEST = 0.02
 
 
 def train(
-    federation: Federation,
+    federation: Parties,
     task: Task,
     encoding: Encoding,
     settings: NetworkSettings,
@@ -97,7 +97,7 @@ def train(
 
 
 def solve(
-    federation: Federation,
+    federation: Parties,
     task: Task,
     features: tuple[Feature, ...],
     contract: Contract,
@@ -149,7 +149,7 @@ def _strategy(settings: NetworkSettings) -> Any:
 
 
 def _knots(
-    federation: Federation, task: Task, encoding: Encoding, count: int
+    federation: Parties, task: Task, encoding: Encoding, count: int
 ) -> tuple[tuple[float, ...], ...]:
     """Knots of each number: quantiles and an even grid together, from one federated histogram."""
     if not encoding.numbers:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from federated.federation import Federation
+from federated.federation import Parties
 from federated.solvers.bins import agree_cuts
 from federated.solvers.glm import constant_predictor, row_curvature
 from federated.solvers.solution import ModelSettings, Solution, Watch
@@ -67,7 +67,7 @@ class TreesSettings(ModelSettings):
 
 
 def solve(
-    federation: Federation,
+    federation: Parties,
     task: Task,
     features: tuple[Feature, ...],
     contract: Contract,
@@ -82,7 +82,7 @@ def solve(
 
 
 def train(
-    federation: Federation,
+    federation: Parties,
     task: Task,
     features: tuple[Feature, ...],
     contract: Contract,
@@ -136,7 +136,7 @@ def train(
 
 
 def _recipe(
-    federation: Federation, task: Task, totals: Sums, settings: TreesSettings, seed: int
+    federation: Parties, task: Task, totals: Sums, settings: TreesSettings, seed: int
 ) -> TreesRecipe:
     """What is fixed before the first tree, rounded so that no order of rows can change a bit."""
     law, rows, step = task.law, round(totals.total("rows")), 1.0

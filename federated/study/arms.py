@@ -17,7 +17,7 @@ import pandas as pd
 from flwr.serverapp import Grid
 
 from federated.app import client_app, server_app
-from federated.federation import Federation, single_threaded_blas
+from federated.federation import Federation, Parties, single_threaded_blas
 from federated.hiding.protocol import Clear, Protection
 from federated.party.party import Party
 from federated.solvers.kinds import SOLVERS
@@ -196,7 +196,7 @@ def _fit_for(
     study: Study,
     result: ArmResult,
     holder: str,
-    federation: Federation,
+    federation: Parties,
     profiles: Sequence[Profile],
 ) -> None:
     """Fit a holder's models, or note why there are none."""
@@ -213,7 +213,7 @@ def _fit_for(
 
 def fit_models(
     study: Study,
-    federation: Federation,
+    federation: Parties,
     watch: Watch | None = None,
     left_out: list[str] | None = None,
     profiles: Sequence[Profile] = (),

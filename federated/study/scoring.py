@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from federated.federation import Federation
+from federated.federation import Parties
 from federated.solvers.encoding import is_category
 from federated.study.experiment import Experiment
 from federated.study.market import StudiedMarket
@@ -94,7 +94,7 @@ class Scorer:
         constants: Mapping[str, float],
         by_level: Mapping[str, tuple[Levels, ...]],
         groups: tuple[Levels, ...],
-        alone: Mapping[str, Federation],
+        alone: Mapping[str, Parties],
     ) -> None:
         self.experiment, self.tasks = experiment, experiment.all_tasks()
         self.constants, self.by_level, self.groups = constants, by_level, groups
@@ -112,7 +112,7 @@ class Scorer:
         return evaluations
 
     def shared(
-        self, model: dict[str, str], federation: Federation | None
+        self, model: dict[str, str], federation: Parties | None
     ) -> dict[str, dict[str, Evaluation]]:
         """One model on everybody's test rows; ``federation`` gives the market's totals."""
         evaluations = {}
@@ -204,7 +204,7 @@ class Scorer:
 
 
 def simulated_scorer(
-    experiment: Experiment, market: SimulatedMarket, alone: Mapping[str, Federation]
+    experiment: Experiment, market: SimulatedMarket, alone: Mapping[str, Parties]
 ) -> Scorer:
     """For parties whose rows are here: numbers are cut around their mean, levels are those seen."""
     by_level = {
@@ -228,7 +228,7 @@ def simulated_scorer(
 def remote_scorer(
     experiment: Experiment,
     market: StudiedMarket,
-    federation: Federation,
+    federation: Parties,
     constants: Mapping[str, float] | None = None,
 ) -> Scorer:
     """For parties whose rows are elsewhere: the market's totals are scored, and nothing is cut by

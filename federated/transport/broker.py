@@ -1,8 +1,8 @@
-"""The broker: the state and the handlers of Flower's SuperLink, behind two doors of ours.
+"""The broker: the state and the handlers of Flower's SuperLink, behind two listeners of ours.
 
 Flower serves nodes, runs and its unauthenticated control of both on one port. Here one process
-opens two. The outer door speaks TLS 1.3 to holders of a client certificate, and lets through the
-node routes alone, for keys that are registered and not revoked. The inner door is a socket in the
+opens two. The public listener speaks TLS 1.3 to holders of a client certificate, and lets through the
+node routes alone, for keys that are registered and not revoked. The local listener is a socket in the
 exchange's own folder, for whoever knows its secret as well. Guard and router read the same parsed
 request, so there is no second opinion on what a path is, as there would be with a proxy.
 
@@ -62,7 +62,7 @@ class Register(Protocol):
         """``admitted``, ``revoked`` or ``unknown``; looked up anew for every request."""
 
     def note(self, kind: str, **told: Any) -> None:
-        """Write down what the door refused."""
+        """Write down what the listener refused."""
 
 
 @dataclass
@@ -77,7 +77,7 @@ class News:
 
 
 class Refused(Exception):
-    """What a door answers instead of passing a request on."""
+    """What a listener answers instead of passing a request on."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -246,7 +246,7 @@ def inner_check(secret: str) -> Callable[[Scope], None]:
 
 
 class Broker:
-    """A SuperLink in this process: `register` its nodes, `serve` both doors."""
+    """A SuperLink in this process: `register` its nodes, `serve` both listeners."""
 
     def __init__(self, secret: str) -> None:
         from flwr.common.constant import ISOLATION_MODE_PROCESS, TRANSPORT_TYPE_GRPC_RERE
@@ -261,7 +261,7 @@ class Broker:
             health_server_address=None,
             host="127.0.0.1",
             port=0,
-            insecure=True,  # TLS is the outer door's
+            insecure=True,  # TLS is the public listener's
             certificates=None,
             superexec_auth_secret=secret.encode(),
             authn_plugin=load_control_authn_plugin(),

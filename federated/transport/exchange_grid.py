@@ -1,4 +1,4 @@
-"""The coordinator's grid over the inner door of an exchange: Flower's runtime protocol."""
+"""The coordinator's grid over the local listener of an exchange: Flower's runtime protocol."""
 
 from __future__ import annotations
 
@@ -77,14 +77,14 @@ class NodePresence:
 
 
 class ExchangeGrid(OneRun):
-    """Flower's grid over the inner door of an exchange: one run, made when this is made.
+    """Flower's grid over the local listener of an exchange: one run, made when this is made.
 
-    door: path of the inner door's socket; bundle: the app that the run says it is. Raises
+    listener: path of the local listener's socket; bundle: the app that the run says it is. Raises
     :class:`LineError` where nobody serves.
     """
 
-    def __init__(self, door: str, secret: str, bundle: bytes) -> None:
-        self._door, self._secret, self._bundle = door, secret, bundle
+    def __init__(self, listener: str, secret: str, bundle: bytes) -> None:
+        self._door, self._secret, self._bundle = listener, secret, bundle
         self._headers = Headers({"lab-secret": secret, "lab-hold": "1"})
         self._closed = threading.Event()
         self._node = Node(node_id=SUPERLINK_NODE_ID)
@@ -200,7 +200,7 @@ class ExchangeGrid(OneRun):
         return list(told.message_ids)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Replies that are here; waits a while at the broker's door if there is none. One whose
+        """Replies that are here; waits a while at the broker's listener if there is none. One whose
         sender died while it sent it is none."""
         with line_errors("waiting for answers"):
             told = self._client.PullMessages(PullAppMessagesRequest(message_ids=list(message_ids)))

@@ -1,8 +1,8 @@
 """Flower's own handlers of node and run calls, reached without Flower's web stack.
 
 A call through that stack takes 8 ms of processor time, of which the handler has a tenth; an
-exchange of letters among four parties is some sixty calls. So the calls that letters are made of
-go from the door straight to the function that Flower's router would call, with the same check of
+exchange of messages among four parties is some sixty calls. So the calls that messages are made of
+go from the listener straight to the function that Flower's router would call, with the same check of
 who calls. State, checks and handlers are Flower's.
 """
 
@@ -64,7 +64,7 @@ NODES: dict[str, tuple[Any, Handler]] = {
         lambda asked, state: fleet.confirm_message_received(asked, state, state.object_store),
     ),
 }
-#: What a run's letters are made of; whatever else a run needs goes through Flower's web stack.
+#: What a run's messages are made of; whatever else a run needs goes through Flower's web stack.
 RUNS: dict[str, tuple[Any, Callable[[Any, Any, Any], Any]]] = {
     "push-messages": (PushAppMessagesRequest, runtime.push_messages),
     "pull-messages": (PullAppMessagesRequest, runtime.pull_messages),

@@ -2,7 +2,7 @@
 
 Flower starts a Python process for each message and sleeps three seconds between looks. Here both
 ends are long-lived and speak the same protocol with Flower's own clients; a look that finds
-nothing is held at the broker's door until something is there (`federated.transport.broker`).
+nothing is held at the broker's listener until something is there (`federated.transport.broker`).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ CALL_SECONDS, ALIVE_SECONDS = 40.0, 10.0
 #: Seconds to wait for the next part of a message whose head is here: a coordinator's, which come
 #: from the broker's own machine, and a party's, which come from far.
 NEAR_SECONDS, FAR_SECONDS = 3.0, 20.0
-#: How the door says that it is the node that may not come in; Flower says 403 of calls as well.
+#: How the listener says that it is the node that may not come in; Flower says 403 of calls as well.
 BARRED = "this node's key is"
 #: Answers after which a call is worth trying again.
 PASSING = (502, 503, 504)

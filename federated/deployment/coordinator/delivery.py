@@ -1,6 +1,6 @@
-"""The coordinator's post: letters to nodes, and their answers, over an exchange that may break.
+"""The coordinator's delivery: signed messages to nodes, and answers, over an exchange that may break.
 
-A letter goes out again to a node that came back, after a while to any, and to all where the
+A message goes out again to a node that came back, after a while to any, and to all where the
 exchange was started again and forgot it: under its number, so that whoever gets it twice gives
 the same bytes.
 """
@@ -26,7 +26,7 @@ from secure_agg.identity import Identity
 
 
 class Delivery:
-    """Carries a run's letters. folder: the exchange's, which says who is revoked."""
+    """Carries a run's messages. folder: the exchange's, which says who is revoked."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class Delivery:
         heard: dict[str, Message],
         deadline: float,
     ) -> None:
-        """Add to what was heard, by letters of one Flower run. Raises :class:`LineError`."""
+        """Add to what was heard, by messages of one Flower run. Raises :class:`LineError`."""
         waiting: dict[str, str] = {}
         sent: dict[str, tuple[float, str, float]] = {}
         look = 0.0
@@ -127,7 +127,7 @@ class Delivery:
 
 
 def _due(sent: tuple[float, str, float] | None, seen: NodePresence) -> bool:
-    """Whether a letter should go out: never sent, to a node that came back since, or long ago."""
+    """Whether a message should go out: never sent, to a node that came back since, or long ago."""
     if sent is None:
         return True
     when, since, wait = sent

@@ -3,7 +3,7 @@
 init      folder, keys, a certificate authority
 register  a member's enrolment becomes an admission: address, certificates, what it hands back
 revoke    takes effect with the node's next request
-serve     the broker behind its two doors
+serve     the broker behind its two listeners
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ INNER, RUNS, DOORS = "inner.sock", "runs", "doors.jsonl"
 
 
 class Settings(Strict):
-    """``exchange.toml``. address: host:port that nodes call; listen: where the outer door is opened.
+    """``exchange.toml``. address: host:port that nodes call; listen: where the public listener is opened.
 
     answer_seconds: how long a party may take for an answer; again_seconds: after how long it is
     asked again, for the first time; gather_seconds: how long a run waits for parties to come;
@@ -47,7 +47,7 @@ class Settings(Strict):
 
     name: str
     address: str = Field(pattern=r"^[^:/\s]+:\d{1,5}$|^\[[0-9a-fA-F:]+\]:\d{1,5}$")
-    listen: str = "0.0.0.0"  # noqa: S104  (the door for peers; TLS with client certificates)
+    listen: str = "0.0.0.0"  # noqa: S104  (the listener for peers; TLS with client certificates)
     answer_seconds: float = Field(default=120.0, gt=0)
     again_seconds: float = Field(default=15.0, gt=0)
     gather_seconds: float = Field(default=60.0, gt=0)
@@ -201,7 +201,7 @@ class FolderRegister:
                 self._log.append("key", event=f"{name} revoked", fingerprint=_short(key))
 
     def note(self, kind: str, **told: Any) -> None:
-        """A line in the log for what the door refused; at most one of a rule in ten seconds."""
+        """A line in the log for what the listener refused; at most one of a rule in ten seconds."""
         rule = str(told.get("rule", ""))
         if time.monotonic() - self._noted.get(rule, -60.0) > 10.0:
             self._noted[rule] = time.monotonic()
@@ -213,7 +213,7 @@ def _short(key: bytes) -> str:
 
 
 def serve(folder: Path, ready: Any = None) -> None:
-    """Serve until SIGINT or SIGTERM. ready: called with the address once both doors are open."""
+    """Serve until SIGINT or SIGTERM. ready: called with the address once both listeners are open."""
     settings, identity = Settings.read(folder), identity_of(folder)
     charter = charter_of(folder, identity.card.name) if (folder / CHARTER).exists() else None
     tls, secret = certificates.server_side(folder), (folder / SECRET).read_text()
@@ -249,7 +249,7 @@ async def _serve(
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for sign in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(sign, stop.set)
-    known.standing(b"")  # whoever is admitted is registered before the doors open
+    known.standing(b"")  # whoever is admitted is registered before the listeners open
     if ready is not None:
         loop.call_later(0.2, ready, settings.address)
     await broker.serve(known, outer, inner, tls, settings.body_megabytes * 2**20, stop)

@@ -1,7 +1,7 @@
 """A study with real parties: the coordinator's side.
 
-The same solvers ask through the same `Federation.sum`; behind it are letters to processes that
-may be slow, gone, wrong or unwilling. A party that does not answer in time, answers what cannot be
+Solvers ask through ``sum`` as they do in a simulation; behind it are signed messages to processes
+that may be slow, gone, wrong or unwilling. A party that does not answer in time, answers what cannot be
 used, or refuses by a rule is left out of the rest of the run where the charter's minimum allows it,
 and is named; below the minimum the run ends with the reason, and goes on from its last total when
 it is started again.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,13 @@ from federated.deployment.audit_logs import vouched
 from federated.deployment.charter import Charter, same
 from federated.deployment.coordinator.delivery import Delivery
 from federated.deployment.coordinator.exchange import Settings
+from federated.deployment.coordinator.participation import (
+    Absent,
+    Outlook,
+    Silent,
+    in_one_line,
+    outlook,
+)
 from federated.deployment.coordinator.resumable_run import ResumableRun, question_of
 from federated.deployment.enrolment import INSURERS
 from federated.deployment.node.profiles import JOIN, VOUCH, releaser
@@ -29,7 +36,13 @@ from federated.deployment.node.results import DELIVER
 from federated.deployment.node.roles import BEGIN, CHECKPOINT
 from federated.deployment.plan import AnnouncedPlan
 from federated.deployment.signed_messages import SignedMessage, answering, received
-from federated.federation import Federation, Participant, Progress, receipt_of
+from federated.federation import (
+    Participant,
+    Progress,
+    levels_request,
+    merged_levels,
+    receipt_of,
+)
 from federated.hiding.protocol import Protection
 from federated.messages import UNREADABLE, message_of, read, refusal
 from federated.party import statistics
@@ -40,36 +53,20 @@ from federated.transport.node_line import packed
 from lab.audit.log_format import Checkpoint
 from lab.audit.log_writer import Log
 from lab.errors import LabError, ModelError, PeerError
-from lab.models.profile import Profile
+from lab.models.design import Feature
+from lab.models.glm import Task
+from lab.models.profile import Profile, ProfileCells
+from lab.privacy.disclosure import Rules
 from lab.sums import Floats, Sums
 from secure_agg.errors import Blame
 from secure_agg.identity import Identity
 
-#: Replies of a run's attempts do not meet: numbers of letters of different attempts differ.
+#: Replies of a run's attempts do not meet: numbers of messages of different attempts differ.
 ATTEMPTS = 2**32
 
 
-class Absent(PeerError):
-    """Parties without a usable answer, each with the reason; beside them the answers of others."""
-
-    def __init__(self, reasons: Mapping[str, str], answers: Mapping[str, RecordDict]) -> None:
-        super().__init__("; ".join(reasons.values()), *reasons)
-        self.reasons, self.answers = dict(reasons), dict(answers)
-
-
-@dataclass(frozen=True)
-class Outlook:
-    """What the coordinator knows of a party. since: when its node came; rows: where it shows them."""
-
-    name: str
-    role: str
-    since: str
-    state: str
-    rows: int | None = None
-
-
-class DeployedFederation(Federation):
-    """All parties of a run, reached by letters."""
+class DeployedFederation:
+    """All parties of a run, reached by signed messages; what solvers see is a `Parties`."""
 
     def __init__(
         self,
@@ -181,7 +178,7 @@ class DeployedFederation(Federation):
     def ask(
         self, action: str, letters: Mapping[str, RecordDict], *, patient: bool = False
     ) -> dict[str, RecordDict]:
-        """Send each party its message_of; the answers by name, in seat order.
+        """Send each party its message; the answers by name, in seat order.
 
         Raises :class:`Absent` with the reason for each party that did not answer, answered what
         cannot be used, or refused; with ``patient`` only for refusals.
@@ -210,7 +207,7 @@ class DeployedFederation(Federation):
         return answers
 
     def _written(self, action: str, letters: Mapping[str, RecordDict]) -> dict[str, SignedMessage]:
-        """One message_of for all parties that are told the same."""
+        """One message for all parties that are told the same."""
         groups: dict[int, list[str]] = {}
         for name, content in letters.items():
             groups.setdefault(id(content), []).append(name)
@@ -230,7 +227,7 @@ class DeployedFederation(Federation):
         return written
 
     def _content(self, name: str, asked: SignedMessage, heard: Message | None) -> RecordDict:
-        """What a party answers, if it is its answer to this message_of."""
+        """What a party answers, if it is its answer to this message."""
         if heard is None:
             raise Silent
         if not heard.has_content():
@@ -331,17 +328,24 @@ class DeployedFederation(Federation):
     def _asked_of_all(
         self, action: str, names: tuple[str, ...], told: RecordDict
     ) -> Iterable[RecordDict]:
-        """What they answer to one message_of; who does not leaves the run."""
+        """What they answer to one message; who does not leaves the run."""
         try:
             return self.ask(action, dict.fromkeys(names, told)).values()
         except Absent as gone:
             self._go_on_without(gone.reasons)
             return gone.answers.values()
 
-    def levels(self, task: Any, features: Any) -> list[tuple[str, ...]]:
+    def profile(self, cells: ProfileCells, rules: Rules) -> Profile:
+        """What the rules leave of the parties' sums by provider and period."""
+        return Profile.of(cells, self.sum("profile", cells=cells, rules=rules))
+
+    def levels(self, task: Task, features: tuple[Feature, ...]) -> list[tuple[str, ...]]:
+        """Names of the levels of each feature; who does not answer readably leaves the run."""
+        request = levels_request(task, features)
         while True:
             try:
-                return super().levels(task, features)
+                answers = self.ask("query.levels", dict.fromkeys(self.names, request))
+                return merged_levels(answers, features)
             except Absent as gone:
                 self._go_on_without(gone.reasons)
             except PeerError as error:
@@ -392,29 +396,7 @@ class DeployedFederation(Federation):
 
     def outlook(self, receipts: Mapping[str, list[Released]]) -> list[Outlook]:
         """Who was here, since when, the rows behind their sums, and why who left."""
-        found = []
-        for member in self.charter.members:
-            if member.role == "coordinator":
-                continue
-            rows = [line.rows for line in receipts.get(member.name, [])]
-            state = self.journal.out.get(member.name, "took part")
-            since = self._since.get(member.name, "")[:19].replace("T", " ")
-            found.append(
-                Outlook(member.name, member.role, since, state, max(rows) if rows else None)
-            )
-        return found
-
-
-class Silent(Exception):
-    """No answer in time."""
-
-
-def in_one_line(reasons: Mapping[str, str]) -> str:
-    """Reasons by party, each told once."""
-    groups: dict[str, list[str]] = {}
-    for name, reason in reasons.items():
-        groups.setdefault(reason.removeprefix(f"{name}: "), []).append(name)
-    return "; ".join(f"{', '.join(names)}: {text}" for text, names in groups.items())
+        return outlook(self.charter, self.journal.out, self._since, receipts)
 
 
 def _rule(text: str) -> str:

@@ -122,7 +122,7 @@ def _header(data: bytes) -> str:
 
 
 def question_of(statistic: str, digest: bytes) -> str:
-    """The name of a question in a journal; it does not depend on who is asked."""
+    """The name of a question in a resumable run; it does not depend on who is asked."""
     if not digest:
         raise PeerError(f"{statistic}: a question without a digest")
     return f"{statistic} {digest.hex()}"

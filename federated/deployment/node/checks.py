@@ -34,7 +34,7 @@ FREE_MIB, CLOCK_SECONDS, SOON_DAYS = 256, 60.0, 30
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor. ``text`` says what is wrong and what to do, or what is well."""
+    """One line of the checks. ``text`` says what is wrong and what to do, or what is well."""
 
     what: str
     good: bool

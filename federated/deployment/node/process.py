@@ -1,4 +1,4 @@
-"""A party's own process in an exchange: takes letters one at a time, decides, logs, answers.
+"""A party's own process in an exchange: takes messages one at a time, decides, logs, answers.
 
 An insurer's node and a supervisor differ in what answers (`InsurerRole`, `SupervisorRole`); the rest is
 the same. The order is what matters: the request is logged, the rules are asked, the answer is
@@ -160,7 +160,7 @@ class Node:
                 self._send(line, Message(self.handle(line, message), reply_to=message))
 
     def _send(self, line: NodeLine, reply: Message) -> None:
-        """Send a reply. Where the line breaks, the letter comes again and gets the same one; a run
+        """Send a reply. Where the line breaks, the message comes again and gets the same one; a run
         that is over takes none."""
         try:
             line.push(reply)
@@ -172,7 +172,7 @@ class Node:
     def handle(self, line: NodeLine, message: Message) -> RecordDict:
         """The records of a reply, signed; whatever goes wrong is a typed refusal.
 
-        A line that breaks is no refusal: :class:`LineError` is raised, and the letter comes again.
+        A line that breaks is no refusal: :class:`LineError` is raised, and the message comes again.
         """
         letter: SignedMessage | None = None
         try:
@@ -194,7 +194,7 @@ class Node:
         return self._refused(letter, message, told)
 
     def _opened(self, line: NodeLine, message: Message) -> SignedMessage:
-        """The letter in a message, if app, sender, charter and address are what they must be."""
+        """The signed message in one of Flower's, if app, sender, charter and address are what they must be."""
         run = message.metadata.run_id
         if run not in self._apps:
             self._apps = {run: line.app_of(run)}
@@ -322,7 +322,7 @@ class Stopped(BaseException):
 
 
 def _about(letter: SignedMessage) -> tuple[str, str]:
-    """The query of a letter and what it asks for, for the log."""
+    """The query of a message and what it asks for, for the log."""
     with suppress(LabError):
         asked = letter.content.config_records.get("request")
         if asked is not None:

@@ -96,7 +96,7 @@ def check_joined(kept: RunState, charter: Charter, study: AnnouncedPlan, given: 
 
 
 def keep(folder: Path, run: str, joined: Mapping[str, Profile]) -> None:
-    """Write the profiles of a run, each once: a state that is written with every message_of is no
+    """Write the profiles of a run, each once: a state that is written with every message is no
     place for them. Raises :class:`LogError` where they can't be written."""
     for digest, one in joined.items():
         path = folder / f"{run}.{digest}.profile"

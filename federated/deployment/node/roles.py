@@ -1,4 +1,4 @@
-"""What answers a letter: an insurer by the client app of a simulation, a supervisor by its rule."""
+"""What answers a message: an insurer by the client app of a simulation, a supervisor by its rule."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ AT_HAND = 4
 
 
 class NodeRole(Protocol):
-    """What answers a letter."""
+    """What answers a message."""
 
     def begin(self, kept: RunState, study: AnnouncedPlan) -> None:
         """Take part in a run, or raise what speaks against it."""

@@ -1,7 +1,7 @@
 """What a node must not forget, on disk before an answer leaves: one file for each run.
 
 It holds the app's state, the study the run is about, and the last answers with what they answered,
-so that a letter that comes twice gets the same bytes and is not computed twice. A file that does
+so that a message that comes twice gets the same bytes and is not computed twice. A file that does
 not hold together is not used: a node that forgot what it answered must not answer in that run.
 """
 
@@ -21,14 +21,14 @@ from secure_agg import wire
 from secure_agg.errors import MalformedMessage
 
 STATE = b"LABSTA01"
-#: Answers kept of a run; letters come one after the other, so that the last would do.
+#: Answers kept of a run; messages come one after the other, so that the last would do.
 ANSWERS_KEPT = 4
 RUN = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass
 class RunState:
-    """One run at a node. answers: number of a letter -> (digest of it, the reply's records)."""
+    """One run at a node. answers: number of a message -> (digest of it, the reply's records)."""
 
     run: str
     study: str = ""
@@ -37,7 +37,7 @@ class RunState:
     last: int = -1
 
     def before(self, number: int, digest: str) -> RecordDict | None:
-        """The reply that this letter already got. Raises :class:`PeerError` for one played again."""
+        """The reply that this message already got. Raises :class:`PeerError` for one played again."""
         known = self.answers.get(number)
         if known is not None and known[0] == digest:
             return known[1]

@@ -241,7 +241,7 @@ def test_what_no_allowed_analysis_asks_for_is_not_allowed(five: Members) -> None
 
 def test_a_party_with_another_charter_is_refused_with_both_hashes() -> None:
     charters.same("ab", "ab", "ping-an")
-    with pytest.raises(PeerError, match="ping-an goes by charter cd, this party by ab"):
+    with pytest.raises(PeerError, match="ping-an uses charter cd, this party uses ab"):
         charters.same("ab", "cd", "ping-an")
 
 
