@@ -10,9 +10,9 @@ import click
 
 from federated.cli import audit as cli_audit
 from federated.cli import charter as cli_charter
+from federated.cli import config, queries, runs
 from federated.cli import data as cli_data
 from federated.cli import exchange as cli_exchange
-from federated.cli import queries, runs
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -35,6 +35,7 @@ for _command in (
     cli_exchange.holder,
     cli_exchange.keys,
     cli_exchange.node,
+    config.config,
     queries.query,
     runs.run,
     runs.runs,

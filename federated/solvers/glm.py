@@ -276,22 +276,31 @@ def _diverged(names: tuple[str, ...], move: Any) -> ModelError:
 class SeveritySettings(Strict):
     """``[model.severity]``: a second GLM of the amount per claim; the product is the pure premium."""
 
-    target: str
-    per: str
-    family: Literal["gamma", "gaussian", "tweedie"] = "gamma"
-    power: float | None = None
-    features: tuple[str | Feature, ...] | None = None
+    target: str = Field(description="The total amount paid.")
+    per: str = Field(description="The number of claims that it was paid for.")
+    family: Literal["gamma", "gaussian", "tweedie"] = Field(
+        "gamma", description="Distribution of the amount per claim."
+    )
+    power: float | None = Field(None, description="Power of the variance, for tweedie.")
+    features: tuple[str | Feature, ...] | None = Field(
+        None, description="As data.features; default: the same."
+    )
 
 
 class GLMSettings(ModelSettings):
     """``[model] kind = "glm"``."""
 
-    kind: Literal["glm"] = "glm"
-    family: FamilyName = "poisson"
-    link: LinkName | None = None
-    power: float | None = None
-    ridge: float = Field(0.0, ge=0)
-    severity: SeveritySettings | None = None
+    kind: Literal["glm"] = Field("glm", description="A generalised linear model; the default kind.")
+    family: FamilyName = Field("poisson", description="Distribution of the target.")
+    link: LinkName | None = Field(None, description="The family's canonical link, or log.")
+    power: float | None = Field(None, description="Power of the variance, for tweedie.")
+    ridge: float = Field(
+        0.0, ge=0, description="λ of: mean half deviance + λ/2·‖β‖² over standardised columns."
+    )
+    severity: SeveritySettings | None = Field(
+        None,
+        description="A second GLM of the amount per claim; the product of both is the pure premium.",
+    )
 
     def law(self) -> dict[str, Any]:
         return {"family": self.family, "link": self.link, "power": self.power}

@@ -181,14 +181,18 @@ def _placed(counts: Floats, edges: Floats, count: int) -> tuple[float, ...]:
 class StrategySettings(Strict):
     """``[model.strategy]``: one of Flower's mean-based strategies, with its own parameters."""
 
-    name: Literal["FedAvg", "FedAvgM", "FedProx", "FedAdam", "FedYogi", "FedAdagrad"] = "FedAvg"
-    proximal_mu: float | None = None
-    server_learning_rate: float | None = None
-    server_momentum: float | None = None
-    eta: float | None = None
-    beta_1: float | None = None
-    beta_2: float | None = None
-    tau: float | None = None
+    name: Literal["FedAvg", "FedAvgM", "FedProx", "FedAdam", "FedYogi", "FedAdagrad"] = Field(
+        "FedAvg", description="One of Flower's strategies."
+    )
+    proximal_mu: float | None = Field(None, description="FedProx: weight of the proximal term.")
+    server_learning_rate: float | None = Field(None, description="FedAvgM: step of the server.")
+    server_momentum: float | None = Field(None, description="FedAvgM: momentum of the server.")
+    eta: float | None = Field(None, description="FedAdam, FedYogi, FedAdagrad: step of the server.")
+    beta_1: float | None = Field(None, description="FedAdam, FedYogi: decay of the first moment.")
+    beta_2: float | None = Field(None, description="FedAdam, FedYogi: decay of the second moment.")
+    tau: float | None = Field(
+        None, description="FedAdam, FedYogi, FedAdagrad: degree of adaptivity."
+    )
 
     def parameters(self) -> dict[str, float]:
         """The parameters given; one that the strategy does not have is refused."""
@@ -216,9 +220,13 @@ class PersonalSettings(Strict):
     ``credibility``: the shared layer counts as much as so many rows of the party's own.
     """
 
-    epochs: int = Field(10, ge=1)
-    learning_rate: float = Field(0.005, gt=0)
-    credibility: float = Field(100.0, ge=0)
+    epochs: int = Field(10, ge=1, description="Passes over the party's own rows.")
+    learning_rate: float = Field(0.005, gt=0, description="Step of the last layer.")
+    credibility: float = Field(
+        100.0,
+        ge=0,
+        description="The shared layer counts as much as so many rows of the party's own.",
+    )
 
 
 class NetworkSettings(ModelSettings):
@@ -229,21 +237,31 @@ class NetworkSettings(ModelSettings):
     ``focal_gamma``. Scores stay probabilities.
     """
 
-    kind: Literal["network"]
-    family: Literal["poisson", "gamma", "binomial"] = "poisson"
-    hidden: tuple[int, ...] = (32, 16)
-    embedding: int = Field(3, ge=1)
-    knots: int = Field(8, ge=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    rounds: int = Field(20, ge=1)
-    epochs: int = Field(2, ge=1)
-    batches: int = Field(25, ge=1)
-    learning_rate: float = Field(0.006, gt=0)
-    weight_decay: float = Field(0.3, ge=0)
-    imbalance: Literal["none", "weights", "focal"] = "none"
-    focal_gamma: float = Field(2.0, ge=0, le=10)
-    strategy: StrategySettings = StrategySettings()
-    personal: PersonalSettings = PersonalSettings()
+    kind: Literal["network"] = Field(description="A feed-forward network, trained in rounds.")
+    family: Literal["poisson", "gamma", "binomial"] = Field(
+        "poisson", description="Distribution of the target."
+    )
+    hidden: tuple[int, ...] = Field((32, 16), description="Units of each hidden layer.")
+    embedding: int = Field(3, ge=1, description="Numbers that stand for a level of a category.")
+    knots: int = Field(8, ge=1, description="Piecewise-linear knots of each number.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of hidden units left out in a step.")
+    rounds: int = Field(20, ge=1, description="Rounds of training.")
+    epochs: int = Field(2, ge=1, description="Passes over a party's rows in a round.")
+    batches: int = Field(25, ge=1, description="Mini-batches of a pass, at each party.")
+    learning_rate: float = Field(
+        0.006, gt=0, description="Step of local training in the first round."
+    )
+    weight_decay: float = Field(0.3, ge=0, description="Decay of weights in local training.")
+    imbalance: Literal["none", "weights", "focal"] = Field(
+        "none",
+        description="For few frauds: weights lets both classes weigh the same, focal lets rows that are easily told apart weigh less (Lin et al. 2017).",
+    )
+    focal_gamma: float = Field(2.0, ge=0, le=10, description="How much less they weigh.")
+    strategy: StrategySettings = Field(StrategySettings(), description="How rounds are combined.")
+    personal: PersonalSettings = Field(
+        PersonalSettings(),
+        description="For the arm 'personal': how each party tunes its last layer.",
+    )
 
     def check(self) -> None:
         self.strategy.parameters()

@@ -47,20 +47,31 @@ class TreesSettings(ModelSettings):
 
     missing: ClassVar[Literal["mean", "keep"]] = "keep"
 
-    kind: Literal["trees"]
-    family: FamilyName = "binomial"
-    power: float | None = None
-    trees: int = Field(100, ge=1, le=10_000)
-    depth: int = Field(6, ge=1, le=10)
-    learning_rate: float = Field(0.1, gt=0, le=1)
-    bins: int = Field(64, ge=2, le=254)  # one byte, less one for what is missing
-    l2: float = Field(1.0, ge=0)
-    min_child_rows: float = Field(20.0, gt=0)
-    min_gain: float = Field(0.0, ge=0)
-    features: float = Field(1.0, gt=0, le=1)
-    validation_share: float = Field(0.0, ge=0, lt=1)
-    patience: int = Field(20, ge=1)
-    monotone: dict[str, Literal[-1, 1]] = Field(default_factory=dict)
+    kind: Literal["trees"] = Field(description="Gradient-boosted trees.")
+    family: FamilyName = Field("binomial", description="Distribution of the target.")
+    power: float | None = Field(None, description="Power of the variance, for tweedie.")
+    trees: int = Field(100, ge=1, le=10_000, description="Trees, at most.")
+    depth: int = Field(6, ge=1, le=10, description="Levels of a tree.")
+    learning_rate: float = Field(
+        0.1, gt=0, le=1, description="Share of a leaf's value that is added."
+    )
+    bins: int = Field(
+        64, ge=2, le=254, description="Bins of a number."
+    )  # one byte, less one for what is missing
+    l2: float = Field(1.0, ge=0, description="Average rows that pull a leaf towards 0.")
+    min_child_rows: float = Field(
+        20.0, gt=0, description="Average rows on either side of a cut, at least."
+    )
+    min_gain: float = Field(0.0, ge=0, description="Gain of a cut, at least.")
+    features: float = Field(1.0, gt=0, le=1, description="Share of features drawn for each tree.")
+    validation_share: float = Field(
+        0.0, ge=0, lt=1, description="Share of persons that judge when to stop."
+    )
+    patience: int = Field(20, ge=1, description="Trees without gain after which to stop.")
+    monotone: dict[str, Literal[-1, 1]] = Field(
+        default_factory=dict,
+        description="As { age = 1 }: the prediction must not fall as age rises; -1: must not rise.",
+    )
 
     def law(self) -> dict[str, Any]:
         return {"family": self.family, "power": self.power}

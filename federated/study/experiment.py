@@ -34,9 +34,9 @@ Arm = Literal["alone", "without", "federated", "personal", "pooled"]
 class MarketSettings(Strict):
     """``[data.market]``: a simulated market that is made for the run."""
 
-    persons: int = 50_000
-    insurers: int = 4
-    seed: int = 0
+    persons: int = Field(50_000, description="Persons in the market.")
+    insurers: int = Field(4, description="Commercial insurers beside the public one.")
+    seed: int = Field(0, description="Same seed, same market, bit for bit.")
 
 
 class Data(Strict):
@@ -46,25 +46,60 @@ class Data(Strict):
     if not, a person may be at several parties, and before and after a split by time.
     """
 
-    source: str | None = None
-    path: str | None = None
-    market: MarketSettings | None = None
-    contract: str | None = None
-    table: str | None = None
-    query: str | None = None
-    target: str
-    exposure: str | None = None
-    weight: str | None = None
-    per: str | None = None
-    features: tuple[str | Feature, ...] | None = None
-    person: str | None = None
-    group_by_person: bool = True
-    cap: dict[str, float] = Field(default_factory=dict)
-    missing: Literal["refuse", "drop", "mean", "keep"] = "refuse"
-    test: float = Field(0.2, ge=0, lt=1)
-    test_rows: str | None = None
-    test_column: str | None = None
-    test_value: str | int | None = None
+    source: str | None = Field(
+        None,
+        description="A built-in source; `lab data describe SOURCE` says what it holds. One that is not shipped takes its file by path.",
+    )
+    path: str | None = Field(
+        None,
+        description="A CSV (.gz; UTF-8 or GBK) or Parquet file, a folder for sources of several files, or a SQLAlchemy URL with table or query.",
+    )
+    market: MarketSettings | None = Field(
+        None,
+        description="With source = 'market' and no path: a simulated market, made for the run.",
+    )
+    contract: str | None = Field(
+        None,
+        description="A contract file, or the name of a built-in contract. Without one the columns have types only.",
+    )
+    table: str | None = Field(None, description="The table to read where path is a database.")
+    query: str | None = Field(None, description="Rows to read where path is a database: SQL.")
+    target: str = Field(description="The column that is modelled.")
+    exposure: str | None = Field(
+        None, description="Exposure column, in years: enters as a log offset."
+    )
+    weight: str | None = Field(None, description="Weight column: divides the dispersion.")
+    per: str | None = Field(
+        None,
+        description="The target is the total of so many claims (a column of counts): models the amount per claim.",
+    )
+    features: tuple[str | Feature, ...] | None = Field(
+        None,
+        description="Column names, or tables such as { column = 'age', cut = [20, 30] }; default: every feature column of the contract.",
+    )
+    person: str | None = Field(None, description="Column that says whose row it is.")
+    group_by_person: bool = Field(
+        True, description="Rows of one person stay at one party and on one side of the test split."
+    )
+    cap: dict[str, float] = Field(
+        default_factory=dict,
+        description="Largest value by column, as { ClaimNb = 4 }: larger values become it.",
+    )
+    missing: Literal["refuse", "drop", "mean", "keep"] = Field(
+        "refuse",
+        description="Rows with missing values: refuse the table, drop the rows, fill in the training mean (not for trees), or keep them in a bin of their own (trees only).",
+    )
+    test: float = Field(
+        0.2,
+        ge=0,
+        lt=1,
+        description="Share of rows kept for testing; 0 fits on every row and scores in sample.",
+    )
+    test_rows: str | None = Field(None, description="A file of zero-based numbers of test rows.")
+    test_column: str | None = Field(
+        None, description="Test rows are those where this column has test_value."
+    )
+    test_value: str | int | None = Field(None, description="See test_column.")
 
     @model_validator(mode="after")
     def _one_place_and_one_split(self) -> Self:
@@ -84,13 +119,23 @@ class ProtectionSettings(Strict):
     lets out a sum of; for questions the file of disclosure rules (the lab's own if none), what a
     party may spend on noised answers, and whether it answers with noise alone."""
 
-    sums: Literal["clear", "paillier", "masks"] = "paillier"
-    key: Literal["authority", "split"] = "authority"
-    key_bits: int = Field(3072, ge=2048)
-    minimum_rows: int = Field(1, ge=1)
-    disclosure: str | None = None
-    budget: Budget | None = None
-    noised: bool = False
+    sums: Literal["clear", "paillier", "masks"] = Field(
+        "paillier",
+        description="How contributions are hidden: Paillier encryption, pairwise masks (three parties or more), or not at all.",
+    )
+    key: Literal["authority", "split"] = Field(
+        "authority",
+        description="With paillier, who can open totals: a key authority, or all parties together.",
+    )
+    key_bits: int = Field(3072, ge=2048, description="Length of the Paillier modulus.")
+    minimum_rows: int = Field(1, ge=1, description="The fewest rows a party lets out a sum of.")
+    disclosure: str | None = Field(
+        None, description="A file of disclosure rules for questions; default: the lab's own."
+    )
+    budget: Budget | None = Field(
+        None, description="What each party may ever spend on noised answers."
+    )
+    noised: bool = Field(False, description="Answer questions with noise alone.")
 
 
 class Detection(Strict):
@@ -102,12 +147,21 @@ class Detection(Strict):
     ``investigation_cost``. The columns named here are read on test rows alone.
     """
 
-    truth: str | None = None
-    typology: str | None = None
-    amount: str | None = None
-    groups: tuple[str | Feature, ...] = ()
-    budget: float = Field(0.01, gt=0, le=1)
-    investigation_cost: float = Field(0.0, ge=0)
+    truth: str | None = Field(
+        None, description="Column of 0 and 1 that the detector is judged by; default: the target."
+    )
+    typology: str | None = Field(None, description="Column that says which kind of fraud a row is.")
+    amount: str | None = Field(
+        None, description="Column of what is saved where a fraud is stopped."
+    )
+    groups: tuple[str | Feature, ...] = Field(
+        (),
+        description="Columns, or features with cut points, whose groups are compared for fairness.",
+    )
+    budget: float = Field(0.01, gt=0, le=1, description="Share of claims that can be investigated.")
+    investigation_cost: float = Field(
+        0.0, ge=0, description="Cost of investigating one claim, in the unit of amount."
+    )
 
     def columns(self) -> list[str]:
         """All columns that it reads."""
@@ -118,9 +172,9 @@ class Detection(Strict):
 class Query(Strict):
     """One of ``[[query]]``: a question in SQL, with noise if an epsilon is given."""
 
-    sql: str = Field(max_length=20_000)
-    title: str = ""
-    noise: Noise | None = None
+    sql: str = Field(max_length=20_000, description="The question.")
+    title: str = Field("", description="Its heading in the report.")
+    noise: Noise | None = Field(None, description="Noise that every party adds; default: none.")
 
 
 class Arms(Strict):
@@ -130,23 +184,36 @@ class Arms(Strict):
     lose without its rows.
     """
 
-    run: tuple[Arm, ...] = ("alone", "federated", "pooled")
-    replicates: int = Field(200, ge=0)
+    run: tuple[Arm, ...] = Field(
+        ("alone", "federated", "pooled"),
+        description="Arms to run: each party alone, all but one party (without), all of them (federated), federated and then each party's own last layer (personal, networks only), all rows in one place (pooled).",
+    )
+    replicates: int = Field(200, ge=0, description="Bootstrap resamples behind the intervals.")
 
 
 class Experiment(Strict):
     """The one definition of an experiment file."""
 
-    name: str
-    seed: int = Field(0, ge=0)
-    data: Data
-    parties: Split = Split(split="uniform", count=5)
-    model: AnySettings
-    detection: Detection | None = None
-    profile: tuple[Profiling, ...] = ()
-    protection: ProtectionSettings = ProtectionSettings()
-    arms: Arms = Arms()
-    query: tuple[Query, ...] = ()
+    name: str = Field(description="Name of the run, and of the registered model.")
+    seed: int = Field(0, ge=0, description="Same seed, same bits.")
+    data: Data = Field(description="Where the rows are and what is modelled.")
+    parties: Split = Field(
+        Split(split="uniform", count=5), description="How rows are dealt to simulated parties."
+    )
+    model: AnySettings = Field(description="What is fitted.")
+    detection: Detection | None = Field(
+        None, description="How a fraud detector is scored; default: not at all."
+    )
+    profile: tuple[Profiling, ...] = Field(
+        (), description="Profiles of providers that all parties share, as features."
+    )
+    protection: ProtectionSettings = Field(
+        ProtectionSettings(), description="How contributions are hidden."
+    )
+    arms: Arms = Field(Arms(), description="Which arms run.")
+    query: tuple[Query, ...] = Field(
+        (), description="Questions asked before the arms run; their answers enter the report."
+    )
 
     @model_validator(mode="after")
     def _personal_follows_federated(self) -> Self:

@@ -36,11 +36,15 @@ class Feature(Strict):
     position of a category's level in its contract, as a number.
     """
 
-    column: str
-    log: bool = False
-    cut: tuple[float, ...] | None = None
-    category: bool = False
-    ordinal: bool = False
+    column: str = Field(description="A column of the table.")
+    log: bool = Field(False, description="Take its natural logarithm.")
+    cut: tuple[float, ...] | None = Field(
+        None, description="Cut points of intervals, closed on the right."
+    )
+    category: bool = Field(False, description="Take each value as a level.")
+    ordinal: bool = Field(
+        False, description="Take the position of a category's level in its contract, as a number."
+    )
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:

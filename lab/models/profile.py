@@ -44,15 +44,27 @@ class Profiling(Strict):
     holds. ``where``: the claims that all of these are about.
     """
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
-    by: str
-    day: str
-    every: int = Field(30, ge=1)
-    register_file: str | None = None
-    measures: tuple[Measure, ...] = get_args(Measure)
-    means: tuple[str, ...] = ()
-    shares: dict[str, Compare] = Field(default_factory=dict)
-    where: Compare | None = None
+    name: str = Field(
+        pattern=r"^[a-z][a-z0-9_]*$", description="Prefix of the columns that are joined to claims."
+    )
+    by: str = Field(description="Column with the provider's number.")
+    day: str = Field(
+        description="Column with the day of a claim, a whole number with a range in its contract."
+    )
+    every: int = Field(30, ge=1, description="Days of a period.")
+    register_file: str | None = Field(
+        None, description="A file with the numbers of all providers; default: the market's own."
+    )
+    measures: tuple[Measure, ...] = Field(
+        get_args(Measure),
+        description="claims: claims a day. persons. returning: persons who come again in the period. parties: parties with a claim. returning_parties: parties with persons who come again.",
+    )
+    means: tuple[str, ...] = Field((), description="Columns averaged over claims.")
+    shares: dict[str, Compare] = Field(
+        default_factory=dict,
+        description="By name, a comparison: the share of claims for which it holds.",
+    )
+    where: Compare | None = Field(None, description="The claims that all of these are about.")
 
     @model_validator(mode="after")
     def _something(self) -> Profiling:

@@ -47,10 +47,12 @@ class Noise(Strict):
     laplace. rows_per_person: at most so many rows of a person count.
     """
 
-    mechanism: Mechanism = "laplace"
-    epsilon: float = Field(gt=0, le=100)
-    delta: float = 0.0
-    rows_per_person: int = Field(default=1, ge=1, le=2**16)
+    mechanism: Mechanism = Field("laplace", description="Discrete Laplace or Gaussian noise.")
+    epsilon: float = Field(gt=0, le=100, description="Privacy loss of the whole answer.")
+    delta: float = Field(0.0, description="For gaussian; 0 for laplace.")
+    rows_per_person: int = Field(
+        default=1, ge=1, le=2**16, description="At most so many rows of a person count."
+    )
 
     @model_validator(mode="after")
     def _delta_belongs_to_gaussian(self) -> Self:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pydantic import Field
 
 from lab.errors import PolicyError
 from lab.privacy.budget import PrivacyBudget, event
@@ -36,8 +37,8 @@ ENDS = ("minimum", "maximum")
 class Budget(Strict):
     """What a party is ready to spend on noised answers, ever: the total epsilon, at this delta."""
 
-    epsilon: float
-    delta: float = 1e-6
+    epsilon: float = Field(description="Total epsilon, ever.")
+    delta: float = Field(1e-6, description="The delta at which it is counted.")
 
 
 @dataclass

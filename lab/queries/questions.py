@@ -33,9 +33,9 @@ class Compare(Strict):
     """``column operation value``; unknown where the column is empty, as in SQL."""
 
     kind: Literal["compare"] = "compare"
-    column: str
-    operation: Literal["=", "<>", "<", "<=", ">", ">="]
-    value: Value
+    column: str = Field(description="A column of the table.")
+    operation: Literal["=", "<>", "<", "<=", ">", ">="] = Field(description="How it is compared.")
+    value: Value = Field(description="With what.")
 
 
 class OneOf(Strict):

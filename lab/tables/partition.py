@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pydantic import Field
 
 from lab.errors import ConfigurationError
 from lab.records import Strict
@@ -27,11 +28,14 @@ class Split(Strict):
     shares are drawn from a symmetric Dirichlet(alpha) (Hsu, Qi & Brown 2019, section 3).
     """
 
-    split: Literal["column", "uniform", "size_skew", "dirichlet"] = "uniform"
-    column: str | None = None
-    count: int | None = None
-    skew: float = 1.0
-    alpha: float = 0.5
+    split: Literal["column", "uniform", "size_skew", "dirichlet"] = Field(
+        "uniform",
+        description="column: a party for each value. uniform: equal shares at random. size_skew: party k gets a share proportional to k**-skew. dirichlet: shares of each value of column are drawn from Dirichlet(alpha).",
+    )
+    column: str | None = Field(None, description="For column and dirichlet: the column.")
+    count: int | None = Field(None, description="Parties; not for column.")
+    skew: float = Field(1.0, description="For size_skew.")
+    alpha: float = Field(0.5, description="For dirichlet.")
 
     def check(self) -> None:
         """Refuse keys that do not go with the way of splitting."""

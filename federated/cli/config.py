@@ -1,0 +1,152 @@
+"""`lab config`: the keys of an experiment file, printed from the schema that checks them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import click
+
+Node = dict[str, Any]
+
+
+class Key(NamedTuple):
+    """One key of an experiment file: (key, what it may be, default, what it is)."""
+
+    name: str
+    allowed: str
+    default: str
+    meaning: str
+
+
+@click.command()
+@click.option("--json-schema", is_flag=True, help="Print the JSON Schema, for editors.")
+def config(json_schema: bool) -> None:
+    """Show every key of an experiment file: what it may be, its default, what it is.
+
+    \b
+    lab config
+    lab config --json-schema > experiment.schema.json
+
+    An editor that knows TOML schemas completes keys in a file whose first line is
+    "#:schema experiment.schema.json".
+    """
+    schema = experiment_schema()
+    if json_schema:
+        click.echo(json.dumps(schema, indent=2, ensure_ascii=False))
+        return
+    for heading, keys in sections(schema):
+        click.echo(f"\n{click.style(heading, bold=True)}")
+        _print_keys(keys)
+
+
+def experiment_schema() -> Node:
+    """The JSON Schema of an experiment file, as it stands in TOML (which has no null)."""
+    from federated.study.experiment import Experiment
+
+    schema = Experiment.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    # A file without model.kind is a GLM; a schema would refuse it for the lack of a discriminator.
+    schema["properties"]["model"].pop("discriminator")
+    return schema
+
+
+def sections(schema: Node) -> Iterator[tuple[str, list[Key]]]:
+    """The tables of a file in order, each with its own keys; a table within a table follows it."""
+    yield from _table(schema, schema, "", "the file itself")
+
+
+def _table(schema: Node, table: Node, prefix: str, heading: str) -> Iterator[tuple[str, list[Key]]]:
+    keys, within = [], []
+    required = table.get("required", [])
+    for name, node in table["properties"].items():
+        place = f"{prefix}{name}"
+        tables = list(_tables(schema, node))
+        if not prefix and tables:
+            within += [(found, place, _is_list(node)) for found in tables]
+            continue
+        keys.append(_key(schema, name, node, name in required))
+        within += [(found, place, _is_list(node)) for found in tables]
+    yield heading, keys
+    for found, place, listed in within:
+        kind = found["properties"].get("kind", {})
+        named = f", kind = '{kind['const']}'" if "const" in kind and place == "model" else ""
+        title = f"[[{place}]]" if listed and "." not in place else f"[{place}]{named}"
+        yield from _table(schema, found, f"{place}.", title)
+
+
+def _key(schema: Node, name: str, node: Node, required: bool) -> Key:
+    default = node.get("default")
+    if required:
+        shown = "required"
+    elif default is None or default in ({}, []):
+        shown = "none"
+    elif isinstance(default, dict):
+        shown = "see its table"
+    else:
+        shown = json.dumps(default, ensure_ascii=False)
+    return Key(name, _allowed(schema, node), shown, node.get("description", ""))
+
+
+def _allowed(schema: Node, node: Node) -> str:
+    """What a value may be, in words: ``number above 0, at most 1``."""
+    if "$ref" in node:
+        return "table"
+    if "const" in node:
+        return json.dumps(node["const"])
+    if "enum" in node:
+        return " | ".join(json.dumps(value) for value in node["enum"])
+    for union in ("anyOf", "oneOf"):
+        if union in node:
+            kinds = [_allowed(schema, n) for n in node[union] if n.get("type") != "null"]
+            return " or ".join(dict.fromkeys(kinds))
+    if node.get("type") == "array":
+        return f"list of {_allowed(schema, node['items'])}"
+    if node.get("type") == "object":
+        return f"table of {_allowed(schema, node['additionalProperties'])}"
+    kind = {"integer": "whole number", "string": "text", "boolean": "true | false"}
+    limits = {
+        "exclusiveMinimum": "above",
+        "minimum": "at least",
+        "exclusiveMaximum": "below",
+        "maximum": "at most",
+        "pattern": "like",
+        "maxLength": "of at most so many characters:",
+    }
+    told = [f"{word} {node[limit]}" for limit, word in limits.items() if limit in node]
+    return ", ".join([" ".join([kind.get(node["type"], node["type"]), *told[:1]]), *told[1:]])
+
+
+def _tables(schema: Node, node: Node) -> Iterator[Node]:
+    """The tables that a key may hold, itself or in a list or under free names."""
+    if "$ref" in node:
+        yield schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
+    for union in ("anyOf", "oneOf"):
+        for one in node.get(union, []):
+            yield from _tables(schema, one)
+    for inner in ("items", "additionalProperties"):
+        if isinstance(node.get(inner), dict):
+            yield from _tables(schema, node[inner])
+
+
+def _is_list(node: Node) -> bool:
+    return node.get("type") == "array"
+
+
+def _print_keys(keys: list[Key]) -> None:
+    width = max(100, shutil.get_terminal_size().columns)
+    name = max(len(key.name) for key in keys)
+    indent = " " * (name + 4)
+    for key in keys:
+        facts = f"{key.allowed}; {_default_words(key)}"
+        for at, line in enumerate(textwrap.wrap(facts, width - len(indent))):
+            click.echo(f"  {key.name:<{name}}  {line}" if at == 0 else indent + line)
+        for line in textwrap.wrap(key.meaning, width - len(indent)):
+            click.echo(indent + click.style(line, dim=True))
+
+
+def _default_words(key: Key) -> str:
+    return key.default if key.default == "required" else f"default {key.default}"
