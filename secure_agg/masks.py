@@ -29,6 +29,9 @@ that differ by who dropped out tell what that party added, if the question is th
 
 Numbers are integers modulo a power of two, so sums are exact, and streams have full 256-bit keys:
 see `secure_agg.lanes`.
+
+Longer than 400 lines because it is one protocol: its messages and the steps of both roles, in the order
+in which they are spoken.
 """
 
 from __future__ import annotations

@@ -48,6 +48,9 @@ combination: Bellare, Garay and Rabin, EUROCRYPT 1998, with Boyd and Pavlovski, 
 on signs). Signs are left out of the
 proof, where they cost soundness, and repaired by whoever combines. A liar who could prove a false
 part would know an element of small order, and with it a factor of n.
+
+Longer than 400 lines because the threat model, the scheme and the proof of a part are one argument,
+and a reader checks the code against each.
 """
 
 from __future__ import annotations

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("lab", "federated", "secure_agg")
 FLAT_PACKAGES = ("secure_agg",)  # its modules are one room
@@ -215,26 +213,45 @@ def test_no_folder_of_code_has_more_than_14_files() -> None:
     assert not culprits, listing(culprits)
 
 
-@pytest.mark.xfail(strict=False, reason="some functions are still being split; see the failure")
-def test_no_function_has_more_than_50_lines() -> None:
-    culprits = [
-        f"{each.path} {name}: {lines} lines"
+#: What is still to be split. These lists only shrink: what was split has to leave them.
+LONG_FUNCTIONS = {
+    "federated.bench.report.trees",
+    "federated.deployment.coordinator.federation.DeployedFederation.sum",
+    "federated.solvers.network.train",
+    "federated.solvers.trees.train",
+    "federated.transport.broker.Broker.serve",
+    "lab.models.kernels.best_cuts",
+    "lab.models.kernels.derivatives",
+    "lab.queries.actuarial.triangle",
+    "lab.report.tracking.log",
+    "secure_agg.packing.unpack",
+}
+LONG_FILES = {
+    "federated.bench.report",
+    "federated.deployment.coordinator.federation",
+    "lab.privacy.disclosure",
+    "lab.queries.sql_plan",
+}
+
+
+def test_no_further_function_has_more_than_50_lines() -> None:
+    culprits = {
+        f"{each.name}.{name}"
         for each in modules().values()
         for name, lines in functions(each.tree)
         if lines > LINES_OF_A_FUNCTION
-    ]
-    assert not culprits, listing(culprits)
+    }
+    assert culprits == LONG_FUNCTIONS
 
 
-@pytest.mark.xfail(strict=False, reason="some files are still being split; see the failure")
-def test_a_file_of_more_than_400_lines_says_why_in_its_docstring() -> None:
+def test_a_further_file_of_more_than_400_lines_says_why_in_its_docstring() -> None:
     lengths = {each: len(each.text.splitlines()) for each in modules().values()}
-    culprits = [
-        f'{each.path}: {lines} lines, and no "{REASON} ..." in its docstring'
+    culprits = {
+        each.name
         for each, lines in lengths.items()
         if lines > LINES_OF_A_FILE and REASON not in " ".join(docstring_words(each))
-    ]
-    assert not culprits, listing(culprits)
+    }
+    assert culprits == LONG_FILES
 
 
 def docstring_words(each: Module) -> list[str]:

@@ -13,7 +13,7 @@ import click
 Node = dict[str, Any]
 
 
-class Key(NamedTuple):
+class ConfigKey(NamedTuple):
     """One key of an experiment file: (key, what it may be, default, what it is)."""
 
     name: str
@@ -54,12 +54,14 @@ def experiment_schema() -> Node:
     return schema
 
 
-def sections(schema: Node) -> Iterator[tuple[str, list[Key]]]:
+def sections(schema: Node) -> Iterator[tuple[str, list[ConfigKey]]]:
     """The tables of a file in order, each with its own keys; a table within a table follows it."""
     yield from _table(schema, schema, "", "the file itself")
 
 
-def _table(schema: Node, table: Node, prefix: str, heading: str) -> Iterator[tuple[str, list[Key]]]:
+def _table(
+    schema: Node, table: Node, prefix: str, heading: str
+) -> Iterator[tuple[str, list[ConfigKey]]]:
     keys, within = [], []
     required = table.get("required", [])
     for name, node in table["properties"].items():
@@ -78,7 +80,7 @@ def _table(schema: Node, table: Node, prefix: str, heading: str) -> Iterator[tup
         yield from _table(schema, found, f"{place}.", title)
 
 
-def _key(schema: Node, name: str, node: Node, required: bool) -> Key:
+def _key(schema: Node, name: str, node: Node, required: bool) -> ConfigKey:
     default = node.get("default")
     if required:
         shown = "required"
@@ -88,7 +90,7 @@ def _key(schema: Node, name: str, node: Node, required: bool) -> Key:
         shown = "see its table"
     else:
         shown = json.dumps(default, ensure_ascii=False)
-    return Key(name, _allowed(schema, node), shown, node.get("description", ""))
+    return ConfigKey(name, _allowed(schema, node), shown, node.get("description", ""))
 
 
 def _allowed(schema: Node, node: Node) -> str:
@@ -117,7 +119,8 @@ def _allowed(schema: Node, node: Node) -> str:
         "maxLength": "of at most so many characters:",
     }
     told = [f"{word} {node[limit]}" for limit, word in limits.items() if limit in node]
-    return ", ".join([" ".join([kind.get(node["type"], node["type"]), *told[:1]]), *told[1:]])
+    first = [str(kind.get(node["type"], node["type"])), *told[:1]]
+    return ", ".join([" ".join(first), *told[1:]])
 
 
 def _tables(schema: Node, node: Node) -> Iterator[Node]:
@@ -136,7 +139,7 @@ def _is_list(node: Node) -> bool:
     return node.get("type") == "array"
 
 
-def _print_keys(keys: list[Key]) -> None:
+def _print_keys(keys: list[ConfigKey]) -> None:
     width = max(100, shutil.get_terminal_size().columns)
     name = max(len(key.name) for key in keys)
     indent = " " * (name + 4)
@@ -148,5 +151,5 @@ def _print_keys(keys: list[Key]) -> None:
             click.echo(indent + click.style(line, dim=True))
 
 
-def _default_words(key: Key) -> str:
+def _default_words(key: ConfigKey) -> str:
     return key.default if key.default == "required" else f"default {key.default}"
