@@ -204,18 +204,24 @@ def opened(form: Form, arrays: list[Floats]) -> Sums:
     return Sums({name: shaped[name] for name in limits}, limits, round(float(shaped[ROWS][0])))
 
 
+#: The name of a rule, as somebody else sends it.
+LONGEST_RULE = 40
+
+
 def refuse(error: LabError, party: str) -> RecordDict:
     """A typed refusal; the text is made for people outside the party and shows none of its values."""
     kind = type(error).__name__ if type(error).__name__ in TRAVELLING else "PeerError"
-    text = str(error).splitlines()[0]
-    return RecordDict({"refusal": ConfigRecord({"kind": kind, "text": text, "party": party})})
+    record = {"kind": kind, "rule": error.rule, "text": str(error).splitlines()[0], "party": party}
+    return RecordDict({"refusal": ConfigRecord(record)})
 
 
 def refusal(record: RecordDict) -> LabError:
-    """The error a refusal stands for, with the party named."""
-    header = {"kind": "", "party": "?", "text": "?", **record.config_records["refusal"]}
-    kind = TRAVELLING.get(str(header["kind"]), PeerError)
-    return kind(f"{header['party']}: {header['text']}")
+    """The error a refusal stands for, with the party named and the rule it refused by."""
+    header = {"kind": "", "party": "?", "text": "?", "rule": "gate"}
+    header |= {key: str(value) for key, value in record.config_records["refusal"].items()}
+    error = TRAVELLING.get(header["kind"], PeerError)(f"{header['party']}: {header['text']}")
+    error.rule = header["rule"][:LONGEST_RULE]
+    return error
 
 
 #: Type tags of arrays; nothing that needs unpickling travels.

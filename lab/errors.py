@@ -11,6 +11,8 @@ class LabError(Exception):
     """
 
     exit_code = 1
+    #: The rule by which something was refused; what no rule of its own forbids, the gate does.
+    rule = "gate"
 
 
 class ConfigurationError(LabError):
@@ -34,7 +36,14 @@ class ModelError(LabError):
 
 
 class PolicyError(LabError):
-    """A party or a key holder refuses to release something, by a rule it names."""
+    """A party or a key holder refuses to release something, by a rule it names.
+
+    rule: its name in logs; people read it in brackets before the text.
+    """
+
+    def __init__(self, message: str, rule: str = "gate") -> None:
+        super().__init__(message if rule == "gate" else f"[{rule}] {message}")
+        self.rule = rule
 
 
 class BudgetError(LabError):

@@ -242,7 +242,7 @@ class DeployedFederation:
                 run=self._run,
                 query="",
                 statistic=asked.kind,
-                rule=_rule(str(error)),
+                rule=error.rule,
                 text=str(error),
                 party=name,
             )
@@ -397,7 +397,3 @@ class DeployedFederation:
     def outlook(self, receipts: Mapping[str, list[Released]]) -> list[Outlook]:
         """Who was here, since when, the rows behind their sums, and why who left."""
         return outlook(self.charter, self.journal.out, self._since, receipts)
-
-
-def _rule(text: str) -> str:
-    return text.split("[", 1)[1].split("]")[0] if "[" in text and "]" in text else "gate"

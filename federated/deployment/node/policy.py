@@ -35,11 +35,10 @@ from lab.tables.sources import SOURCES, Table, built_in, load
 
 
 class Refusal(PolicyError):
-    """A node's refusal by a rule of its own; the rule's name travels in the text."""
+    """A node's refusal by a rule of its own."""
 
     def __init__(self, rule: str, text: str) -> None:
-        super().__init__(f"[{rule}] {text}")
-        self.rule = rule
+        super().__init__(text, rule)
 
 
 class InsurerPolicy:

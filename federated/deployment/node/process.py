@@ -222,7 +222,7 @@ class Node:
         content = self._answered(kept, letter, message)
         refusal = content.config_records.get("refusal")
         if refusal is not None:
-            self._log_refusal(letter, query, statistic, str(refusal["text"]))
+            self._log_refusal(letter, query, statistic, str(refusal["rule"]), str(refusal["text"]))
         for line in _lines(kept.records)[receipt:]:
             released = Released(**json.loads(line))
             told = {k: v for k, v in vars(released).items() if k not in ("query", *NOISE)}
@@ -264,9 +264,8 @@ class Node:
         return RecordDict({"begun": ConfigRecord({"party": self.settings.name})})
 
     def _log_refusal(
-        self, letter: SignedMessage | None, query: str, statistic: str, text: str
+        self, letter: SignedMessage | None, query: str, statistic: str, rule: str, text: str
     ) -> None:
-        rule = text[1:].split("]")[0] if text.startswith("[") else "gate"
         run = letter.run if letter and keeping.RUN.fullmatch(letter.run) else ""
         self.log.append("refusal", run=run, query=query, statistic=statistic, rule=rule, text=text)
         self._tell(f"refused: {text}")
@@ -277,7 +276,7 @@ class Node:
         query, statistic = _about(letter) if letter else ("", message.metadata.message_type)
         if not isinstance(told, LogError):
             with suppress(LogError):
-                self._log_refusal(letter, query, statistic, str(told))
+                self._log_refusal(letter, query, statistic, told.rule, str(told))
         content = refuse(told, self.settings.name)
         if letter is None:
             letter = self._as_it_says(message)

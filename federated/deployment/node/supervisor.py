@@ -64,13 +64,13 @@ class Opened:
     def check(self, run: str, subject: str, parties: frozenset[str], roster: Roster) -> None:
         """Raises :class:`PolicyError` where this opening, with those before, would show a party."""
         if not parties <= self._runs.get(run, parties):
-            raise PolicyError("[parties] a party that left this run does not come back into it")
+            raise PolicyError("a party that left this run does not come back into it", "parties")
         rows = [*self._sets.get(subject, []), parties]
         names = [name for name in roster.names if not shown_alone([name], rows, roster)]
         if len(names) < len(roster.names):
             alone = next(name for name in roster.names if name not in names)
             raise PolicyError(
-                f"[parties] with what was opened before, this total would show {alone}'s own sum"
+                f"with what was opened before, this total would show {alone}'s own sum", "parties"
             )
 
 
@@ -109,10 +109,10 @@ def opened_total(
     if request.charter != charter.digest:
         raise PeerError("coordinator: shows a question under another charter")
     if not charter.allows(request.statistic):
-        raise PolicyError(f"[analyses] the charter allows no '{request.statistic}'")
+        raise PolicyError(f"the charter allows no '{request.statistic}'", "analyses")
     if len(terms.parties) < charter.minimum_parties:
         raise PolicyError(
-            f"[parties] a total of fewer than {charter.minimum_parties} is not opened"
+            f"a total of fewer than {charter.minimum_parties} is not opened", "parties"
         )
     if not terms.query.startswith(f"{run}-"):
         raise PeerError("coordinator: shows a query of another run")
