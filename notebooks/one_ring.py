@@ -112,4 +112,4 @@ study.scores["average_precision"].unstack("arm").round(3)
 
 # %%
 left = study.receipt.groupby("statistic", sort=False)[["messages", "values", "bytes"]].sum()
-left.loc[["profile", "bin_counts", "tree_level", "detection_rank"]]
+left.loc[["profile", "trees_bins", "trees_level", "detection_rank"]]
