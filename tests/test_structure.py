@@ -228,7 +228,6 @@ LONG_FUNCTIONS = {
 }
 LONG_FILES = {
     "federated.bench.report",
-    "federated.deployment.coordinator.federation",
     "lab.privacy.disclosure",
     "lab.queries.sql_plan",
 }
