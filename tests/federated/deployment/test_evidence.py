@@ -219,7 +219,7 @@ def test_the_command_exits_with_1_for_a_log_that_does_not_hold(
     deployed: Members, tmp_path: Path
 ) -> None:
     path = tmp_path / "logs" / "ping-an" / "log.jsonl"
-    path.write_bytes(path.read_bytes().replace(b"4096", b"4097"))
+    path.write_bytes(path.read_bytes().replace(b":4096", b":4097"))
     done = command("audit", "verify", tmp_path / "logs")
     assert done.exit_code == 1
     assert "ping-an/log.jsonl: DOES NOT HOLD: line 4: does not follow" in done.output
