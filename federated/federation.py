@@ -112,8 +112,8 @@ class Federation:
     def _exchange(
         self, kind: str, letters: Mapping[int, RecordDict], patient: bool = False
     ) -> list[tuple[int, RecordDict]]:
-        """(node, answer) in the order of the letters. Raises what the first refusal stands for."""
-        messages = [Message(message_of, node, kind) for node, message_of in letters.items()]
+        """(node, answer) in the order of the messages. Raises what the first refusal stands for."""
+        messages = [Message(content, node, kind) for node, content in letters.items()]
         replies = {m.metadata.src_node_id: m for m in self.grid.send_and_receive(messages)}
         answers = []
         for node in letters:

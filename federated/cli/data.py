@@ -168,7 +168,7 @@ def flags(folder: Path) -> None:
     console = Console()
     console.print(table)
     console.print(
-        "\naverage precision of one plain rule (lab/red_flags.py) on the party's claims; a party "
+        "\naverage precision of one plain rule (lab/market/red_flags.py) on the party's claims; a party "
         "that is not listed has no such claims",
         style="dim",
     )
