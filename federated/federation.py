@@ -138,7 +138,7 @@ class Federation:
     def ask(
         self, action: str, letters: Mapping[str, RecordDict], *, patient: bool = False
     ) -> dict[str, RecordDict]:
-        """Send each party its message_of; the answers by name, in seat order.
+        """Send each party its message; the answers by name, in seat order.
 
         With ``patient`` a party that does not answer is left out; else it is an error. Raises the
         typed error of the first party that refuses.
@@ -237,7 +237,7 @@ def _levels_of(name: str, answer: RecordDict, features: int) -> list[list[str]]:
 
 
 def _in_order(level: str) -> tuple[bool, float, str]:
-    """Numbers by value, then texts by message_of."""
+    """Numbers by value, then texts by letter."""
     try:
         return (False, float(level), level)
     except ValueError:

@@ -265,7 +265,7 @@ def message_of(**named: bytes) -> RecordDict:
 
 
 def read(message: RecordDict, name: str) -> bytes:
-    """One part of a message_of. Raises :class:`PeerError`."""
+    """One part of a message. Raises :class:`PeerError`."""
     if "message" not in message.array_records:
         raise PeerError(f"a message lacks its '{name}'")
     return unblob(message.array_records["message"], name)
