@@ -13,11 +13,13 @@ from threading import Lock
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
+from pydantic import TypeAdapter
 
 from federated.hiding import masks as masked
 from federated.hiding import paillier as encrypted
 from federated.hiding.protocol import answer_clear
 from federated.messages import Hiding, message_of, read, refuse
+from federated.party.binding import UnboundQuestion
 from federated.party.party import Party
 from federated.party.state import NodeState, Released
 from lab.errors import BudgetError, LabError, PeerError, PolicyError
@@ -70,7 +72,8 @@ def client_app(party_of: PartyOf, hiding: Hiding) -> ClientApp:
                     refused = PeerError(str(error))
                 except Exception as error:  # a defect: its type may leave, its text may not
                     refused = PeerError(f"failed with {type(error).__name__}")
-                if not (holder.policy.answers == "questions" and isinstance(refused, BY_RULE)):
+                by_rule = holder.policy.answers == "questions" and isinstance(refused, BY_RULE)
+                if not by_rule and not isinstance(refused, UnboundQuestion):
                     memory.refuse()
                 return Message(refuse(refused, holder.name), reply_to=message)
 
@@ -142,8 +145,20 @@ def levels(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
     rows = table.frame if table is not None else holder.rows(task, "train")
     names_by_feature = [seen_levels(rows, feature) for feature in features]
     names, count = json.dumps(names_by_feature), sum(map(len, names_by_feature))
+    columns = [feature.column for feature in features]
+    memory.announce(dict(zip(columns, names_by_feature, strict=True)))
     memory.note(Released("", "names of levels", "public", len(features), count, len(names), 0, 0))
     return RecordDict({"levels": ConfigRecord({"names": names})})
+
+
+def agree_levels(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
+    """Take up the names of levels that all parties have together."""
+    levels = _AGREED.validate_json(read(message, "levels"))
+    memory.agree(json.dumps(levels, sort_keys=True))
+    return RecordDict()
+
+
+_AGREED = TypeAdapter(dict[str, list[str]])
 
 
 def join_profile(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
@@ -169,6 +184,7 @@ HANDLERS: Mapping[str, Handler] = {
     "query.hello": hello,
     "query.enrol": enrol,
     "query.levels": levels,
+    "query.agreed": agree_levels,
     "query.profile": join_profile,
     "query.receipt": receipt,
     "query.part": encrypted.give_part,

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from pydantic import TypeAdapter
 
 from federated.hiding.protocol import Protection
-from federated.messages import message_of, read, refusal
+from federated.messages import Request, message_of, read, refusal
 from federated.party import statistics
 from federated.party.state import Released
 from lab.errors import PeerError
@@ -41,22 +41,8 @@ class Participant:
     card: Card
 
 
-class Parties(Protocol):
-    """What solvers, questions and protections need of a federation, wherever its parties run."""
-
-    grid: Grid
-    protection: Protection
-    silent: list[tuple[str, str]]
-    members: tuple[Participant, ...]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All parties that take part, in seat order."""
-
-    def ask(
-        self, action: str, letters: Mapping[str, RecordDict], *, patient: bool = False
-    ) -> dict[str, RecordDict]:
-        """Send each party its message; the answers by name, in seat order."""
+class Totals(Protocol):
+    """What a solver needs of a federation: totals of statistics, and nothing of single parties."""
 
     def sum(
         self, statistic: str, arrays: Mapping[str, Floats] | None = None, **arguments: Any
@@ -72,6 +58,23 @@ class Parties(Protocol):
     def levels(self, task: Task, features: tuple[Feature, ...]) -> list[tuple[str, ...]]:
         """Names of the levels of each feature that any party holds; numbers in their order."""
 
+
+class Parties(Totals, Protocol):
+    """What questions and protections need besides, wherever the parties run."""
+
+    protection: Protection
+    silent: list[tuple[str, str]]
+    members: tuple[Participant, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All parties that take part, in seat order."""
+
+    def ask(
+        self, action: str, letters: Mapping[str, RecordDict], *, patient: bool = False
+    ) -> dict[str, RecordDict]:
+        """Send each party its message; the answers by name, in seat order."""
+
     def receipts(self) -> dict[str, list[Released]]:
         """What passed each party's gate so far, as the parties wrote it down."""
 
@@ -83,7 +86,7 @@ class Federation:
         self, grid: Grid, protection: Protection, parties: int, progress: Progress | None = None
     ) -> None:
         self.grid, self.protection, self._progress = grid, protection, progress
-        self._run, self._asked = secrets.token_hex(8), 0
+        self.run, self._asked = secrets.token_hex(8), 0
         self.silent: list[tuple[str, str]] = []  # (party, message) left unanswered
         self.members = self._gather(parties)
         protection.check_parties(parties)
@@ -155,18 +158,18 @@ class Federation:
         Raises the typed error of the first party that refuses, :class:`PeerError` for one that
         fails, and what the protection raises when it does not open.
         """
+        hiding = self.protection.hiding
+        return self.total(
+            statistics.request(statistic, arguments, arrays or {}, query="", hiding=hiding)
+        )
+
+    def total(self, request: Request) -> Sums:
+        """The total that answers a request, asked of all parties; raises as :meth:`sum`."""
         self._asked += 1
         if self._progress:
-            self._progress(statistic, self._asked)
-        request = statistics.request(
-            statistic,
-            arguments,
-            arrays or {},
-            query=f"{self._run}-{self._asked}",
-            hiding=self.protection.hiding,
-            parties=self.names,
-        )
-        return self.protection.total(self, request)
+            self._progress(request.statistic, self._asked)
+        query = f"{self.run}-{self._asked}"
+        return self.protection.total(self, replace(request, query=query, parties=self.names))
 
     def profile(self, cells: ProfileCells, rules: Rules) -> Profile:
         """What the rules leave of the parties' sums by provider and period."""

@@ -34,7 +34,9 @@ class Request:
     """One question to every node.
 
     ``query`` is new for each question of a run; ``parties`` are all who are asked, in seat order;
-    ``charter`` is the digest of what real parties agreed on, empty in a simulation.
+    ``charter`` is the digest of what real parties agreed on, empty in a simulation. ``step``: the
+    place in the plan whose question this is, with the ``signature`` of whoever arrived at it; 0 for
+    a question that stands in no plan.
     """
 
     query: str
@@ -44,6 +46,8 @@ class Request:
     hiding: Hiding = "clear"
     parties: tuple[str, ...] = ()
     charter: str = ""
+    step: int = 0
+    signature: bytes = b""
 
     @cached_property
     def question(self) -> bytes:
@@ -67,6 +71,8 @@ class Request:
                 "hiding": self.hiding,
                 "parties": list(self.parties),
                 "charter": self.charter,
+                "step": self.step,
+                "signature": self.signature,
             }
         )
         return RecordDict({"request": header, "arrays": to_arrays(self.arrays)})
@@ -82,6 +88,9 @@ class Request:
             parties, arguments = header["parties"], json.loads(str(header["arguments"]))
             if not isinstance(parties, list) or not isinstance(arguments, dict):
                 raise PeerError("request: parties must be a list of names, arguments an object")
+            signature = header["signature"]
+            if not isinstance(signature, bytes):
+                raise PeerError("request: its signature must be bytes")
             return cls(
                 query=str(header["query"]),
                 statistic=str(header["statistic"]),
@@ -90,6 +99,8 @@ class Request:
                 hiding=cast(Hiding, hiding),
                 parties=tuple(map(str, parties)),
                 charter=str(header["charter"]),
+                step=int(str(header["step"])),
+                signature=signature,
             )
         except UNREADABLE as error:
             raise PeerError(f"request: not readable: {type(error).__name__}") from None
@@ -210,7 +221,8 @@ LONGEST_RULE = 40
 
 def refuse(error: LabError, party: str) -> RecordDict:
     """A typed refusal; the text is made for people outside the party and shows none of its values."""
-    kind = type(error).__name__ if type(error).__name__ in TRAVELLING else "PeerError"
+    names = (kind.__name__ for kind in type(error).__mro__)
+    kind = next((name for name in names if name in TRAVELLING), "PeerError")
     record = {"kind": kind, "rule": error.rule, "text": str(error).splitlines()[0], "party": party}
     return RecordDict({"refusal": ConfigRecord(record)})
 

@@ -14,7 +14,15 @@ from dataclasses import dataclass
 
 from flwr.app import RecordDict
 
-from federated.hiding.protocol import Talk, check_enough, decoded, fields_of, named_reply, note
+from federated.hiding.protocol import (
+    Talk,
+    check_enough,
+    decoded,
+    fields_of,
+    named_reply,
+    note,
+    taken,
+)
 from federated.messages import (
     Hiding,
     Reply,
@@ -113,7 +121,7 @@ def mask(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
     if request.hiding != MASKS or set(request.parties) != set(terms.roster.names):
         raise PeerError("coordinator: names other parties than the roster")
     _refuse_questions(request)
-    sums = holder.take(request)
+    sums = taken(holder, memory, request)
     hidden = with_rows(sums)
     form = form_of(hidden)
     seat, vector = masks.mask(

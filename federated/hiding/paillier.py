@@ -21,6 +21,7 @@ from federated.hiding.protocol import (
     fields_of,
     named_reply,
     note,
+    taken,
 )
 from federated.messages import (
     Form,
@@ -57,7 +58,7 @@ def answer_encrypted(holder: Party, memory: NodeState, message: RecordDict) -> R
     memory.allow("paillier")
     roster, key = memory.roster(), memory.public_key()
     memory.allow_parties(request.parties)
-    sums = holder.take(request)
+    sums = taken(holder, memory, request)
     hidden = with_rows(sums)
     form = form_of(hidden)
     terms = terms_of(request, roster, key, Layout(fields_of(form), len(request.parties), key.bits))

@@ -136,6 +136,14 @@ def fields_of(form: Form) -> tuple[Field, ...]:
     )
 
 
+def taken(holder: Party, memory: NodeState, request: Request) -> Sums:
+    """The party's sums, if the question is one that its plan asks now. Raises what it refuses with."""
+    if holder.binding is not None:
+        holder.binding.check(request, memory.standing())
+        memory.note_step(request)
+    return holder.take(request)
+
+
 def note(
     holder: Party, memory: NodeState, request: Request, sums: Sums, sent: int, key_bits: int = 0
 ) -> None:
@@ -166,6 +174,6 @@ def answer_clear(holder: Party, memory: NodeState, message: RecordDict) -> Recor
     """The node's step: its sums, readable."""
     request = Request.from_record(message)
     memory.allow("clear")
-    sums = holder.take(request)
+    sums = taken(holder, memory, request)
     note(holder, memory, request, sums, sum(array.nbytes for array in sums.arrays.values()))
     return Reply.of(holder.name, sums, None).to_record()

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from federated.messages import Request
 from federated.party import statistics
+from federated.party.binding import Binding
 from lab.errors import PeerError, PolicyError
 from lab.models.glm import Task
 from lab.models.profile import Profile
@@ -52,6 +53,7 @@ class Party:
     query_table: QueryTable | None = None  # what questions are answered from
     profiles: dict[str, Profile] = field(default_factory=dict)  # released, by digest
     finished: dict[str, Any] = field(default_factory=dict)  # trees, as lab.trees.Finished
+    binding: Binding | None = None  # the plan whose questions it answers; None: it asks itself
 
     @property
     def rules(self) -> Rules:
@@ -80,8 +82,8 @@ class Party:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As the rows alone: what is at hand can be made again where the party is sent."""
-        data = (self.name, self.train, self.test, self.person)
-        return Party, (*data, self.policy, self.workers, self.secret, self.query_table)
+        data = (self.name, self.train, self.test, self.person, self.policy, self.workers)
+        return Party, (*data, self.secret, self.query_table, {}, {}, self.binding)
 
     def _frame(self, part: Part) -> pd.DataFrame:
         return self.train if part == "train" else self.test

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
 from flwr.app import ConfigRecord, Context
 from gmpy2 import mpz
 
-from federated.messages import Hiding
+from federated.messages import Hiding, Request
+from federated.party.binding import Standing
 from lab.errors import PeerError, PolicyError
 from secure_agg.identity import SEED_BYTES, Identity, Roster
 from secure_agg.keys import PublicKey
@@ -160,6 +162,38 @@ class NodeState:
         if not data:
             raise PeerError("coordinator: a step of a protocol that was not begun here")
         return data
+
+    def standing(self) -> Standing:
+        """Where this node stands in its plan."""
+        number = int.from_bytes(self._get("step", "number"), "big")
+        levels = self._get("levels", "agreed").decode() or "{}"
+        return Standing(number, self._get("step", "question"), levels)
+
+    def note_step(self, request: Request) -> None:
+        """Note the step that is answered now."""
+        number = request.step.to_bytes(8, "big")
+        self._set("step", number=number, question=request.question)
+
+    def announce(self, names: Mapping[str, Sequence[str]]) -> None:
+        """Note the names of levels by column that this node made known."""
+        known = json.loads(self._get("levels", "announced") or b"{}")
+        self._set("levels", announced=json.dumps(known | dict(names)).encode())
+
+    def agree(self, levels: str) -> None:
+        """Take up the names of levels that all parties have together, once.
+
+        Raises :class:`PeerError` where a name that this node made known was left out, which would
+        leave out its rows.
+        """
+        announced = self._get("levels", "announced") or b"{}"
+        own, together = json.loads(announced), json.loads(levels)
+        if self._get("levels", "agreed") not in (b"", levels.encode()):
+            raise PeerError("coordinator: names of levels were agreed on before, and others")
+        if own.keys() != together.keys():
+            raise PeerError("coordinator: agrees on levels of other columns than were announced")
+        if any(not set(names) <= set(together[column]) for column, names in own.items()):
+            raise PeerError("coordinator: leaves out a level that this party has")
+        self._set("levels", announced=announced, agreed=levels.encode())
 
     def keep_profile(self, digest: str, data: bytes) -> None:
         """Keep a released profile."""

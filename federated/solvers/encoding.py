@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from federated.federation import Parties
+from federated.federation import Totals
 from lab.errors import ConfigurationError, ModelError
 from lab.models.design import Encoding, Feature, Levels, Number
 from lab.models.glm import Task
@@ -13,7 +13,7 @@ from lab.tables.contracts import Contract
 
 
 def agree(
-    federation: Parties,
+    federation: Totals,
     task: Task,
     features: tuple[Feature, ...],
     contract: Contract,
@@ -49,7 +49,7 @@ def is_category(feature: Feature, contract: Contract) -> bool:
 
 
 def _standardised(
-    federation: Parties,
+    federation: Totals,
     task: Task,
     features: list[Feature],
     contract: Contract,
@@ -85,12 +85,12 @@ def _leave_out(feature: Feature, left_out: list[str] | None) -> None:
     left_out.append(feature.name)
 
 
-def _moments(federation: Parties, task: Task, terms: tuple[Number, ...]) -> dict[str, np.ndarray]:
+def _moments(federation: Totals, task: Task, terms: tuple[Number, ...]) -> dict[str, np.ndarray]:
     return dict(federation.sum("moments", task=task, features=terms).arrays)
 
 
 def levelled(
-    federation: Parties,
+    federation: Totals,
     task: Task,
     features: list[Feature],
     contract: Contract,
@@ -107,7 +107,7 @@ def levelled(
 
 
 def counted_levels(
-    federation: Parties, task: Task, features: list[Feature], contract: Contract
+    federation: Totals, task: Task, features: list[Feature], contract: Contract
 ) -> list[tuple[Levels, Floats]]:
     """Each feature's levels, of the contract or announced, and the training rows at each."""
     if not features:

@@ -16,7 +16,7 @@ import pandas as pd
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from pydantic import Field, model_validator
 
-from federated.federation import Parties
+from federated.federation import Totals
 from federated.party.party import Party
 from federated.solvers.encoding import agree
 from federated.solvers.glm import constant_predictor
@@ -38,7 +38,7 @@ CLOSEST = 0.02
 
 
 def train(
-    federation: Parties,
+    federation: Totals,
     task: Task,
     encoding: Encoding,
     settings: NetworkSettings,
@@ -62,7 +62,7 @@ def train(
         if watch:
             watch(f"round {at} of {settings.rounds}", at, settings.rounds)
         instruction = next(
-            iter(strategy.configure_train(at, _record(weights), ConfigRecord(), federation.grid))
+            iter(strategy.configure_train(at, _record(weights), ConfigRecord(), _OneReply()))
         )
         total = federation.sum(
             "network_update",
@@ -97,7 +97,7 @@ def train(
 
 
 def solve(
-    federation: Parties,
+    federation: Totals,
     task: Task,
     features: tuple[Feature, ...],
     contract: Contract,
@@ -126,6 +126,13 @@ def personal(party: Party, model: Network, settings: PersonalSettings, seed: int
     )
 
 
+class _OneReply:
+    """The nodes as a strategy sees them: one, which answers with the opened mean."""
+
+    def get_node_ids(self) -> list[int]:
+        return [0]
+
+
 def _record(weights: dict[str, Floats]) -> ArrayRecord:
     return ArrayRecord({name: Array(values) for name, values in weights.items()})
 
@@ -149,7 +156,7 @@ def _strategy(settings: NetworkSettings) -> Any:
 
 
 def _knots(
-    federation: Parties, task: Task, encoding: Encoding, count: int
+    federation: Totals, task: Task, encoding: Encoding, count: int
 ) -> tuple[tuple[float, ...], ...]:
     """Knots of each number: quantiles and an even grid together, from one federated histogram."""
     if not encoding.numbers:

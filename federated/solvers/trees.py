@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from federated.federation import Parties
+from federated.federation import Totals
 from federated.solvers.bins import agree_cuts
 from federated.solvers.glm import constant_predictor, row_curvature
 from federated.solvers.solution import ModelSettings, Solution, Watch
@@ -78,7 +78,7 @@ class TreesSettings(ModelSettings):
 
 
 def solve(
-    federation: Parties,
+    federation: Totals,
     task: Task,
     features: tuple[Feature, ...],
     contract: Contract,
@@ -93,7 +93,7 @@ def solve(
 
 
 def train(
-    federation: Parties,
+    federation: Totals,
     task: Task,
     features: tuple[Feature, ...],
     contract: Contract,
@@ -147,7 +147,7 @@ def train(
 
 
 def _recipe(
-    federation: Parties, task: Task, totals: Sums, settings: TreesSettings, seed: int
+    federation: Totals, task: Task, totals: Sums, settings: TreesSettings, seed: int
 ) -> TreesRecipe:
     """What is fixed before the first tree, rounded so that no order of rows can change a bit."""
     law, rows, step = task.law, round(totals.total("rows")), 1.0

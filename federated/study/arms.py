@@ -7,30 +7,35 @@ same solver runs in all three, so a difference between them is never an accident
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import pandas as pd
 from flwr.serverapp import Grid
 
 from federated.app import client_app, server_app
-from federated.federation import Federation, Parties, single_threaded_blas
+from federated.federation import Federation, Totals, single_threaded_blas
 from federated.hiding.protocol import Clear, Protection
+from federated.party.binding import Binding
 from federated.party.party import Party
-from federated.solvers.kinds import SOLVERS
-from federated.solvers.solution import Solution, Watch
+from federated.solvers.solution import Watch
+from federated.study.bound import SignedStudy
 from federated.study.experiment import Arm, Experiment
+from federated.study.outcome import Outcome, fit_models
+from federated.study.plan import StudyPlan
 from federated.study.result import ArmResult, Fitted, Study
-from federated.study.scoring import Scorer, simulated_scorer
+from federated.study.scoring import Scorer, simulated_comparisons, simulated_scorer
 from federated.study.simulation import SimulatedMarket, in_process, market_of, protected
 from federated.transport.in_process import ENGINES
 from lab.errors import ModelError
-from lab.models.glm import Product
 from lab.models.profile import Profile
 from lab.privacy.disclosure import Rules
+from secure_agg.identity import Identity
 
 #: Called with (arm, what is being done, step, of how many or None).
 Progress = Callable[[str, str, int, int | None], None]
@@ -46,6 +51,7 @@ class Stage:
 
     study: Study
     market: SimulatedMarket
+    plan: StudyPlan
     scorer: Scorer
     alone: dict[str, Federation]
     protection: Protection
@@ -75,9 +81,10 @@ def perform(
         alone = {
             party.name: stack.enter_context(in_process([party], 1, own)) for party in market.parties
         }
-        scorer = simulated_scorer(experiment, market, alone)
-        cores = workers or os.cpu_count() or 1
-        stage = Stage(study, market, scorer, alone, protection, own, engine, cores)
+        comparisons = simulated_comparisons(experiment, market)
+        scorer = simulated_scorer(experiment, comparisons, alone)
+        plan, cores = market.plan(*comparisons), workers or os.cpu_count() or 1
+        stage = Stage(study, market, plan, scorer, alone, protection, own, engine, cores)
         for arm in experiment.arms.run:
             result = study.arms[arm] = ArmResult(arm)
             start = time.perf_counter()
@@ -124,9 +131,11 @@ def _without(stage: Stage, result: ArmResult, watch: Watch) -> None:
 
 
 def _federated(stage: Stage, result: ArmResult, watch: Watch) -> None:
-    """All parties, through Flower's apps and under the experiment's protection."""
+    """All parties, through Flower's apps and under the experiment's protection, bound to the plan."""
     study, market, scorer = stage.study, stage.market, stage.scorer
     text = study.experiment.model_dump_json()
+    bound = SignedStudy(stage.plan, Identity.generate("releaser"), secrets.token_hex(8))
+    outcomes: list[Outcome] = []
 
     def coordinate(nodes: Grid) -> None:
         federation = Federation(
@@ -135,19 +144,34 @@ def _federated(stage: Stage, result: ArmResult, watch: Watch) -> None:
             len(market.parties),
             lambda what, step: watch(what, step, None),
         )
-        profiles = stage.profiles_of(federation, market.rules)
-        _join(stage.alone, profiles)
-        result.models["all"] = fit_models(study, federation, watch, profiles=profiles)
-        result.evaluations = scorer.shared(_texts(result)["all"], federation)
+        outcomes.append(bound.carried_out(federation, watch))
         study.receipts, study.silent = federation.receipts(), federation.silent
 
-    def seat(number: int) -> Party:
-        return market_of(text).parties[number]
-
-    node = client_app(seat, study.experiment.protection.sums)
+    node = client_app(BoundParties(text, bound.binding), study.experiment.protection.sums)
     ENGINES[stage.engine](server_app(coordinate), node, len(market.parties), stage.workers)
+    (outcome,) = outcomes
+    result.models["all"] = outcome.models
+    _join(stage.alone, outcome.models[study.part].profiles)
+    result.evaluations = scorer.beside(outcome.texts, outcome.evaluations)
     if "without" in study.experiment.arms.run:
         result.others = scorer.others(dict.fromkeys(stage.alone, _texts(result)["all"]))
+
+
+class BoundParties:
+    """The parties of a market by seat, bound to a plan; made anew wherever the app is sent."""
+
+    def __init__(self, experiment: str, binding: Binding) -> None:
+        self._experiment, self._binding = experiment, binding
+        self._parties: dict[int, Party] = {}
+
+    def __call__(self, seat: int) -> Party:
+        if seat not in self._parties:
+            party = market_of(self._experiment).parties[seat]
+            self._parties[seat] = replace(party, binding=self._binding)
+        return self._parties[seat]
+
+    def __reduce__(self) -> tuple[type[BoundParties], tuple[str, Binding]]:
+        return BoundParties, (self._experiment, self._binding)
 
 
 def _personal(stage: Stage, result: ArmResult, watch: Watch) -> None:
@@ -171,7 +195,7 @@ def _pooled(stage: Stage, result: ArmResult, watch: Watch) -> None:
         profiles = stage.profiles_of(federation, market.rules)
     _join(stage.alone, profiles)
     with in_process([market.pooled()], 1, stage.own) as pool:
-        result.models["all"] = fit_models(stage.study, pool, watch, profiles=profiles)
+        result.models["all"] = _fit(stage.study, pool, watch, profiles=profiles)
     result.evaluations = stage.scorer.shared(_texts(result)["all"], None)
 
 
@@ -196,13 +220,13 @@ def _fit_for(
     study: Study,
     result: ArmResult,
     holder: str,
-    federation: Parties,
+    federation: Federation,
     profiles: Sequence[Profile],
 ) -> None:
     """Fit a holder's models, or note why there are none."""
     try:
         constant_columns: list[str] = []
-        result.models[holder] = fit_models(
+        result.models[holder] = _fit(
             study, federation, left_out=constant_columns, profiles=profiles
         )
         if constant_columns:
@@ -211,38 +235,9 @@ def _fit_for(
         result.failures[holder] = str(error).removeprefix(f"{holder}: ")
 
 
-def fit_models(
-    study: Study,
-    federation: Parties,
-    watch: Watch | None = None,
-    left_out: list[str] | None = None,
-    profiles: Sequence[Profile] = (),
-) -> dict[str, Fitted]:
-    """Fit every part of the experiment's model with this federation.
-
-    A column that never varies is an error, or with ``left_out`` is left out and named there.
-    """
+def _fit(study: Study, federation: Totals, watch: Watch | None = None, **more: Any) -> Any:
     experiment, market = study.experiment, study.market
-    federation.join(profiles)
-    digests = tuple(profile.digest for profile in profiles)
-    solve: Callable[..., Solution] = SOLVERS[experiment.model.kind].solve
-    fitted: dict[str, Fitted] = {}
-    for part, task in experiment.tasks().items():
-        solution = solve(
-            federation,
-            task.model_copy(update={"profiles": digests}),
-            market.features[part],
-            market.contract,
-            experiment.model,
-            experiment.seed,
-            watch,
-            left_out,
-        )
-        fitted[part] = Fitted(solution.model, solution.fit, solution.trace, tuple(profiles))
-    if "severity" in fitted:
-        product = Product(frequency=fitted["frequency"].model, severity=fitted["severity"].model)
-        fitted["pure premium"] = Fitted(product, None, pd.DataFrame())
-    return fitted
+    return fit_models(experiment, market.features, market.contract, federation, watch, **more)
 
 
 def _texts(result: ArmResult) -> dict[str, dict[str, str]]:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from federated.federation import Parties
+from federated.federation import Parties, Totals
 from federated.solvers.encoding import is_category
 from federated.study.experiment import Experiment
-from federated.study.market import StudiedMarket
+from federated.study.rows import Features
 from federated.study.simulation import SimulatedMarket
 from lab.models import files as models
 from lab.models.design import Feature, Levels
@@ -21,6 +21,7 @@ from lab.models.glm import Task
 from lab.scores import accuracy as scoring
 from lab.scores import detection
 from lab.sums import Sums, combine
+from lab.tables.contracts import Contract
 
 #: Where numeric features are cut for the table of actual against expected, in standard deviations.
 CUTS = (-1.5, -0.5, 0.5, 1.5)
@@ -75,7 +76,8 @@ def _cuts(values: pd.Series) -> tuple[float, ...]:
     return tuple(sorted(c for c in cuts if low < c < high)) or (mean,)
 
 
-def _mean(totals: Sums) -> float:
+def mean_of(totals: Sums) -> float:
+    """The target for one unit of exposure: the model that explains nothing."""
     return totals.total("target") / totals.total("exposure")
 
 
@@ -112,19 +114,27 @@ class Scorer:
         return evaluations
 
     def shared(
-        self, model: dict[str, str], federation: Parties | None
+        self, model: dict[str, str], federation: Totals | None
     ) -> dict[str, dict[str, Evaluation]]:
         """One model on everybody's test rows; ``federation`` gives the market's totals."""
         evaluations = {}
         for part in self.tasks:
-            asks = {name: self._ask(part, {name: model[part]}) for name in self.ones}
             everybody: Ask = self._ask(part, dict.fromkeys(self.ones, model[part]))
             if federation is not None:
                 text = model[part]
                 everybody = partial(federation.sum, model=text, task=self._task(part, text))
-            asks = {"all": everybody, **asks}
-            evaluations[part] = {name: self._evaluate(part, ask) for name, ask in asks.items()}
+            evaluations[part] = {"all": self._evaluate(part, everybody), **self._own(part, model)}
         return evaluations
+
+    def beside(
+        self, model: dict[str, str], everybody: Mapping[str, Evaluation]
+    ) -> dict[str, dict[str, Evaluation]]:
+        """One model on each party's own test rows, beside what it does on everybody's."""
+        return {part: {"all": everybody[part], **self._own(part, model)} for part in self.tasks}
+
+    def _own(self, part: str, model: dict[str, str]) -> dict[str, Evaluation]:
+        asks = {name: self._ask(part, {name: model[part]}) for name in self.ones}
+        return {name: self._evaluate(part, ask) for name, ask in asks.items()}
 
     def others(self, models: dict[str, dict[str, str]]) -> dict[str, Evaluation]:
         """The model of each holder on all test rows but the holder's own, for the headline part."""
@@ -202,10 +212,11 @@ class Scorer:
 
 # What a scorer compares by.
 
+#: The levels of each part that actual and expected are compared by, and groups of persons.
+Comparisons = tuple[dict[str, tuple[Levels, ...]], tuple[Levels, ...]]
 
-def simulated_scorer(
-    experiment: Experiment, market: SimulatedMarket, alone: Mapping[str, Parties]
-) -> Scorer:
+
+def simulated_comparisons(experiment: Experiment, market: SimulatedMarket) -> Comparisons:
     """For parties whose rows are here: numbers are cut around their mean, levels are those seen."""
     by_level = {
         part: tuple(
@@ -217,30 +228,30 @@ def simulated_scorer(
     }
     if "severity" in market.features:
         by_level["pure premium"] = by_level["frequency"]
-    groups = tuple(_levels_in(market, feature) for feature in _groups(experiment))
+    return by_level, tuple(_levels_in(market, feature) for feature in _groups(experiment))
+
+
+def public_comparisons(
+    experiment: Experiment, contract: Contract, features: Features
+) -> Comparisons:
+    """For parties whose rows are elsewhere: nothing is cut by the values of numbers, which nobody
+    here has seen."""
+    by_part = {**features, "pure premium": features.get("frequency", ())}
+    by_level = {part: _public_levels(contract, by_part[part]) for part in experiment.all_tasks()}
+    return by_level, _public_levels(contract, _groups(experiment))
+
+
+def simulated_scorer(
+    experiment: Experiment, comparisons: Comparisons, alone: Mapping[str, Parties]
+) -> Scorer:
+    """For parties whose rows are here, each of which is scored by itself."""
     constants = {
-        part: _mean(combine([one.sum("totals", task=task, part="train") for one in alone.values()]))
+        part: mean_of(
+            combine([one.sum("totals", task=task, part="train") for one in alone.values()])
+        )
         for part, task in experiment.all_tasks().items()
     }
-    return Scorer(experiment, constants, by_level, groups, alone)
-
-
-def remote_scorer(
-    experiment: Experiment,
-    market: StudiedMarket,
-    federation: Parties,
-    constants: Mapping[str, float] | None = None,
-) -> Scorer:
-    """For parties whose rows are elsewhere: the market's totals are scored, and nothing is cut by
-    the values of numbers, which nobody here has seen. constants: where they are known."""
-    tasks = experiment.all_tasks()
-    means = dict(constants or {}) or {
-        part: _mean(federation.sum("totals", task=task, part="train"))
-        for part, task in tasks.items()
-    }
-    features = {**market.features, "pure premium": market.features.get("frequency", ())}
-    by_level = {part: _public_levels(market, features[part]) for part in tasks}
-    return Scorer(experiment, means, by_level, _public_levels(market, _groups(experiment)), {})
+    return Scorer(experiment, constants, *comparisons, alone)
 
 
 def _groups(experiment: Experiment) -> tuple[Feature, ...]:
@@ -267,14 +278,14 @@ def _levels_in(market: SimulatedMarket, feature: Feature) -> Levels:
     return Levels(feature=feature, levels=tuple(levels))
 
 
-def _public_levels(market: StudiedMarket, features: Iterable[Feature]) -> tuple[Levels, ...]:
+def _public_levels(contract: Contract, features: Iterable[Feature]) -> tuple[Levels, ...]:
     """Features as levels, of those whose levels or cuts are public."""
-    columns = market.contract.columns
+    columns = contract.columns
     return tuple(
         Levels(
             feature=f,
             levels=f.intervals() if f.cut else tuple(columns[f.column].levels or ()),
         )
         for f in features
-        if f.cut or (is_category(f, market.contract) and columns[f.column].levels)
+        if f.cut or (is_category(f, contract) and columns[f.column].levels)
     )

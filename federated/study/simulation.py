@@ -20,10 +20,12 @@ from federated.hiding.protocol import Clear, Protection
 from federated.party.party import Party, Policy, numbered
 from federated.solvers.encoding import is_category
 from federated.study.experiment import Data, Experiment, ProtectionSettings
+from federated.study.plan import StudyPlan
 from federated.study.rows import usable, wanted_columns
 from federated.transport import in_process as grid
 from lab.errors import ConfigurationError
 from lab.market.make import make
+from lab.models.design import Levels
 from lab.models.profile import ProfileCells, Profiling, cells_of, profiled
 from lab.privacy.disclosure import Rules
 from lab.tables.contracts import Column, Contract
@@ -49,6 +51,7 @@ class SimulatedMarket:
             self.cells = _all_cells(experiment, table.contract, path)
         self.digest = table.digest
         self.origin = _origin(data) or table.origin
+        self._own_contract = table.contract
         self.contract = profiled(table.contract, experiment.profile)
         self.rules = Rules.read(_path(experiment.protection.disclosure))
         self.features = {t: experiment.features(self.contract, t) for t in experiment.tasks()}
@@ -118,6 +121,19 @@ class SimulatedMarket:
             p.name: {"train": len(p.train), "test": 0 if self.in_sample else len(p.test)}
             for p in self.parties
         }
+
+    def plan(
+        self, by_level: dict[str, tuple[Levels, ...]], groups: tuple[Levels, ...]
+    ) -> StudyPlan:
+        """The plan of the federated arm."""
+        return StudyPlan(
+            experiment=self.experiment,
+            contract=self._own_contract,
+            rules=self.rules,
+            cells=self.cells,
+            by_level=by_level,
+            groups=groups,
+        )
 
     def pooled(self) -> Party:
         """One party that holds all rows; what a federation is measured against."""

@@ -1,0 +1,195 @@
+"""Carrying a plan out: profiles, models, scores, from totals alone; and its outcome as it travels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from federated.federation import Totals
+from federated.solvers.glm import Fit
+from federated.solvers.kinds import SOLVERS
+from federated.solvers.solution import Solution, Watch
+from federated.study.experiment import Experiment
+from federated.study.plan import StudyPlan
+from federated.study.result import Fitted
+from federated.study.rows import Features
+from federated.study.scoring import Detected, Evaluation, Scorer, mean_of
+from lab.errors import PeerError
+from lab.files import canonical
+from lab.models import files as models
+from lab.models.glm import Product
+from lab.models.profile import Profile
+from lab.sums import Limit, Sums
+from lab.tables.contracts import Contract
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a plan comes to: the model of each part, the means they are measured against, and how
+    well they do on all parties' test rows."""
+
+    models: dict[str, Fitted]
+    constants: dict[str, float]
+    evaluations: dict[str, Evaluation]
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """The model of each part as it travels."""
+        return {part: fitted.json for part, fitted in self.models.items()}
+
+    def to_bytes(self) -> bytes:
+        """As it leaves whoever carried the plan out."""
+        return canonical(
+            {
+                "models": {part: _fitted_out(fitted) for part, fitted in self.models.items()},
+                "constants": self.constants,
+                "evaluations": {k: _evaluation_out(v) for k, v in self.evaluations.items()},
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Outcome:
+        """Raises :class:`PeerError` for what is no outcome."""
+        try:
+            told = json.loads(data)
+            return cls(
+                {part: _fitted_in(each) for part, each in told["models"].items()},
+                {part: float(mean) for part, mean in told["constants"].items()},
+                {part: _evaluation_in(each) for part, each in told["evaluations"].items()},
+            )
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise PeerError(f"the outcome is not readable: {type(error).__name__}") from None
+
+
+def carry_out(plan: StudyPlan, federation: Totals, watch: Watch | None = None) -> Outcome:
+    """Ask the questions of a plan and make of the totals what it is for.
+
+    1. Profiles of providers, released by the plan's rules. 2. The model of each part. 3. The mean
+    of all training rows, for the model that explains nothing. 4. Scores on all test rows.
+    """
+    experiment = plan.experiment
+    profiles = [federation.profile(cells, plan.rules) for cells in plan.cells]
+    fitted = fit_models(
+        experiment, plan.features, plan.joined, federation, watch, profiles=profiles
+    )
+    constants = {
+        part: mean_of(federation.sum("totals", task=task, part="train"))
+        for part, task in experiment.all_tasks().items()
+    }
+    scorer = Scorer(experiment, constants, plan.by_level, plan.groups, {})
+    texts = {part: each.json for part, each in fitted.items()}
+    evaluations = scorer.shared(texts, federation)
+    return Outcome(fitted, constants, {part: each["all"] for part, each in evaluations.items()})
+
+
+def fit_models(
+    experiment: Experiment,
+    features: Features,
+    contract: Contract,
+    federation: Totals,
+    watch: Watch | None = None,
+    left_out: list[str] | None = None,
+    profiles: Sequence[Profile] = (),
+) -> dict[str, Fitted]:
+    """Fit every part of an experiment's model with this federation.
+
+    A column that never varies is an error, or with ``left_out`` is left out and named there.
+    """
+    federation.join(profiles)
+    digests = tuple(profile.digest for profile in profiles)
+    solve: Callable[..., Solution] = SOLVERS[experiment.model.kind].solve
+    fitted: dict[str, Fitted] = {}
+    for part, task in experiment.tasks().items():
+        solution = solve(
+            federation,
+            task.model_copy(update={"profiles": digests}),
+            features[part],
+            contract,
+            experiment.model,
+            experiment.seed,
+            watch,
+            left_out,
+        )
+        fitted[part] = Fitted(solution.model, solution.fit, solution.trace, tuple(profiles))
+    if "severity" in fitted:
+        product = Product(frequency=fitted["frequency"].model, severity=fitted["severity"].model)
+        fitted["pure premium"] = Fitted(product, None, pd.DataFrame())
+    return fitted
+
+
+# As text and back.
+
+
+def _fitted_out(fitted: Fitted) -> dict[str, Any]:
+    fit = fitted.fit
+    told = {name: value for name, value in vars(fit).items() if name != "model"} if fit else None
+    if told is not None:
+        told["covariance"] = told["covariance"].tolist()
+    trace = fitted.trace.replace({np.nan: None}).astype(object)
+    return {
+        "file": fitted.file,
+        "fit": told,
+        "trace": {"columns": list(trace.columns), "rows": trace.to_numpy().tolist()},
+    }
+
+
+def _fitted_in(told: Mapping[str, Any]) -> Fitted:
+    whole: Any = models.from_json(told["file"])
+    profiles = getattr(whole, "profiles", ())
+    model = whole.model if profiles else whole
+    fit = told["fit"]
+    if fit is not None:
+        steps = tuple((float(deviance), float(step)) for deviance, step in fit["trace"])
+        covariance = np.array(fit["covariance"], dtype=np.float64)
+        fit = Fit(model=model, **{**fit, "covariance": covariance, "trace": steps})
+    trace = pd.DataFrame(told["trace"]["rows"], columns=told["trace"]["columns"])
+    return Fitted(model, fit, trace.apply(pd.to_numeric), tuple(profiles))
+
+
+def _sums_out(sums: Sums) -> dict[str, Any]:
+    arrays = {name: [array.shape, array.ravel().tolist()] for name, array in sums.arrays.items()}
+    limits = {name: [limit.bound, limit.resolution] for name, limit in sums.limits.items()}
+    return {"arrays": arrays, "limits": limits, "rows": sums.rows}
+
+
+def _sums_in(told: Mapping[str, Any]) -> Sums:
+    arrays = {
+        name: np.array(values, dtype=np.float64).reshape(shape)
+        for name, (shape, values) in told["arrays"].items()
+    }
+    limits = {name: Limit(*pair) for name, pair in told["limits"].items()}
+    return Sums(arrays, limits, int(told["rows"]))
+
+
+def _levels_out(levels: Mapping[str, tuple[tuple[str, ...], Sums]]) -> dict[str, Any]:
+    return {name: [list(names), _sums_out(sums)] for name, (names, sums) in levels.items()}
+
+
+def _levels_in(told: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], Sums]]:
+    return {name: (tuple(map(str, names)), _sums_in(sums)) for name, (names, sums) in told.items()}
+
+
+def _evaluation_out(evaluation: Evaluation) -> dict[str, Any]:
+    detected = evaluation.detected
+    return {
+        "fit": _sums_out(evaluation.fit),
+        "lorenz": _sums_out(evaluation.lorenz),
+        "levels": _levels_out(evaluation.levels),
+        "detected": detected
+        and {"rank": _sums_out(detected.rank), "groups": _levels_out(detected.groups)},
+    }
+
+
+def _evaluation_in(told: Mapping[str, Any]) -> Evaluation:
+    detected = told["detected"]
+    return Evaluation(
+        _sums_in(told["fit"]),
+        _sums_in(told["lorenz"]),
+        _levels_in(told["levels"]),
+        detected and Detected(_sums_in(detected["rank"]), _levels_in(detected["groups"])),
+    )

@@ -1,0 +1,74 @@
+"""A study's plan: everything that decides its questions, known to every party before the first.
+
+A study's solver is a deterministic function of its plan and of the totals opened so far. So whoever
+has the plan and the totals knows the next question, and nobody has to take one on trust.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.metadata import version
+
+from pydantic import Field
+
+from federated.solvers.encoding import is_category
+from federated.study.experiment import Experiment
+from federated.study.rows import Features
+from lab.files import canonical
+from lab.models.design import Feature, Levels
+from lab.models.profile import ProfileCells, profiled
+from lab.privacy.disclosure import Rules
+from lab.records import Strict
+from lab.tables.contracts import Contract
+
+#: The solvers that carry a plan out; other versions may arrive at other questions.
+SOLVERS_VERSION = version("insurance-privacy-lab")
+
+
+class StudyPlan(Strict):
+    """One study, whole.
+
+    contract: of the parties' tables, before profiles are joined; rules: of disclosure, the fewest
+    persons and parties among them; cells: of each profile, from a public register; by_level,
+    groups: what actual and expected, and the decisions of a detector, are compared by, for each
+    part of the model.
+    """
+
+    version: str = SOLVERS_VERSION
+    experiment: Experiment
+    contract: Contract
+    rules: Rules
+    cells: tuple[ProfileCells, ...] = ()
+    by_level: dict[str, tuple[Levels, ...]] = Field(default_factory=dict)
+    groups: tuple[Levels, ...] = ()
+
+    @property
+    def joined(self) -> Contract:
+        """The contract with the columns of profiles, as models see it."""
+        return profiled(self.contract, self.experiment.profile)
+
+    @property
+    def features(self) -> Features:
+        """The features of each task."""
+        joined = self.joined
+        return {task: self.experiment.features(joined, task) for task in self.experiment.tasks()}
+
+    def to_json(self) -> str:
+        """Its one canonical encoding."""
+        return canonical(self.model_dump(mode="json")).decode()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all of it: what is approved, and what every question is bound to."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @property
+    def unlisted(self) -> dict[str, Feature]:
+        """Features whose levels the contract does not list, by column: parties announce them."""
+        joined = self.joined
+        features = [f for task in self.features.values() for f in task]
+        return {
+            f.column: f
+            for f in features
+            if is_category(f, joined) and f.cut is None and joined.columns[f.column].levels is None
+        }
