@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from pydantic import TypeAdapter
 
 from federated.hiding.protocol import Protection
+from federated.message_kinds import MessageKind
 from federated.messages import message_of, read, refusal
 from federated.party import statistics
 from federated.party.state import Released
@@ -102,7 +103,7 @@ class Federation:
                 raise PeerError(f"{len(nodes)} of {parties} nodes came within {patience:.0f} s")
             time.sleep(0.1)
         members = []
-        for node, answer in self._exchange("query.hello", dict.fromkeys(nodes, RecordDict())):
+        for node, answer in self._exchange(MessageKind.HELLO, dict.fromkeys(nodes, RecordDict())):
             hello, card = answer.config_records["hello"], Card.from_bytes(read(answer, "card"))
             if card.name != hello["party"]:
                 raise PeerError(f"{hello['party']}: shows the card of {card.name}")
@@ -176,16 +177,20 @@ class Federation:
         """Give every party the profiles that features come from."""
         for one in profiles:
             data = one.model_dump_json().encode()
-            self.ask("query.profile", dict.fromkeys(self.names, message_of(profile=data)))
+            self.ask(MessageKind.JOIN, dict.fromkeys(self.names, message_of(profile=data)))
 
     def levels(self, task: Task, features: tuple[Feature, ...]) -> list[tuple[str, ...]]:
         """Names of the levels of each feature that any party holds; numbers in their order."""
         request = levels_request(task, features)
-        return merged_levels(self.ask("query.levels", dict.fromkeys(self.names, request)), features)
+        return merged_levels(
+            self.ask(MessageKind.LEVELS, dict.fromkeys(self.names, request)), features
+        )
 
     def receipts(self) -> dict[str, list[Released]]:
         """What passed each party's gate so far, as the parties wrote it down."""
-        answers = self.ask("query.receipt", dict.fromkeys(self.names, RecordDict()), patient=True)
+        answers = self.ask(
+            MessageKind.RECEIPT, dict.fromkeys(self.names, RecordDict()), patient=True
+        )
         return {name: receipt_of(name, answer) for name, answer in answers.items()}
 
 

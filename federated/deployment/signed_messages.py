@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, RecordDict
 
+from federated.message_kinds import MessageKind
 from federated.messages import UNREADABLE, blobs, unblob
 from federated.transport.node_line import packed, unpacked
 from lab.errors import PeerError
@@ -21,8 +22,6 @@ from secure_agg import wire
 from secure_agg.identity import Card, Identity
 
 LETTER, PURPOSE = b"LABLET01", b"letter"
-#: The kind of every reply.
-REPLY = "reply"
 #: A body of at most so many bytes is sent in one piece.
 ONE_PIECE = 2**20
 
@@ -68,7 +67,13 @@ class SignedMessage:
     def reply(self, sender: str, content: RecordDict) -> SignedMessage:
         """The answer to this message."""
         return SignedMessage(
-            self.charter, self.run, self.number, sender, (self.sender,), REPLY, packed(content)
+            self.charter,
+            self.run,
+            self.number,
+            sender,
+            (self.sender,),
+            MessageKind.REPLY,
+            packed(content),
         )
 
     def signed(self, identity: Identity) -> RecordDict:
@@ -125,7 +130,7 @@ def received(record: RecordDict, card: Card) -> SignedMessage:
 
 def answering(letter: SignedMessage, asked: SignedMessage) -> SignedMessage:
     """This message, if it is the answer to that one. Raises :class:`PeerError`."""
-    if (letter.run, letter.number) != (asked.run, asked.number) or letter.kind != REPLY:
+    if (letter.run, letter.number) != (asked.run, asked.number) or letter.kind != MessageKind.REPLY:
         raise PeerError(
             f"{letter.sender}: plays a letter of another round or run again", letter.sender
         )

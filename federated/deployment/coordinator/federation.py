@@ -31,9 +31,7 @@ from federated.deployment.coordinator.participation import (
 )
 from federated.deployment.coordinator.resumable_run import ResumableRun, question_of
 from federated.deployment.enrolment import INSURERS
-from federated.deployment.node.profiles import JOIN, VOUCH, releaser
-from federated.deployment.node.results import DELIVER
-from federated.deployment.node.roles import BEGIN, CHECKPOINT
+from federated.deployment.node.profiles import releaser
 from federated.deployment.plan import AnnouncedPlan
 from federated.deployment.signed_messages import SignedMessage, answering, received
 from federated.federation import (
@@ -44,6 +42,7 @@ from federated.federation import (
     receipt_of,
 )
 from federated.hiding.protocol import Protection
+from federated.message_kinds import MessageKind
 from federated.messages import UNREADABLE, message_of, read, refusal
 from federated.party import statistics
 from federated.party.state import Released
@@ -170,7 +169,7 @@ class DeployedFederation:
         while True:
             everyone = dict.fromkeys((*self.names, *self._holders), told)
             try:
-                self.ask(BEGIN, everyone)
+                self.ask(MessageKind.BEGIN, everyone)
                 return
             except Absent as gone:
                 self._go_on_without(gone.reasons)
@@ -321,9 +320,9 @@ class DeployedFederation:
             given = {"profile": one.model_dump_json().encode()}
             if self.protection.hiding != "clear":
                 told = message_of(digest=one.digest.encode())
-                (answer,) = self._asked_of_all(VOUCH, (releaser(self.charter),), told)
+                (answer,) = self._asked_of_all(MessageKind.VOUCH, (releaser(self.charter),), told)
                 given["vouched"] = read(answer, "vouched")
-            self._asked_of_all(JOIN, self.names, message_of(**given))
+            self._asked_of_all(MessageKind.JOIN, self.names, message_of(**given))
 
     def _asked_of_all(
         self, action: str, names: tuple[str, ...], told: RecordDict
@@ -344,7 +343,7 @@ class DeployedFederation:
         request = levels_request(task, features)
         while True:
             try:
-                answers = self.ask("query.levels", dict.fromkeys(self.names, request))
+                answers = self.ask(MessageKind.LEVELS, dict.fromkeys(self.names, request))
                 return merged_levels(answers, features)
             except Absent as gone:
                 self._go_on_without(gone.reasons)
@@ -363,7 +362,7 @@ class DeployedFederation:
 
     def receipts(self) -> dict[str, list[Released]]:
         """What left each party that shows it; a party that does not is no fault."""
-        answers = self._of_those_who_answer("query.receipt", self.names)
+        answers = self._of_those_who_answer(MessageKind.RECEIPT, self.names)
         found = {}
         for name, answer in answers.items():
             try:
@@ -374,7 +373,7 @@ class DeployedFederation:
 
     def deliver(self, parcel: RecordDict) -> None:
         """Give every party the model; one that does not take it has done its part all the same."""
-        taken = self._of_those_who_answer(DELIVER, self.names, parcel)
+        taken = self._of_those_who_answer(MessageKind.DELIVER, self.names, parcel)
         for name in self.names:
             if name not in taken:
                 what = f"{name}: did not take the model"
@@ -382,7 +381,7 @@ class DeployedFederation:
 
     def take_checkpoints(self) -> None:
         """Have every party sign the end of its log, and keep that as a witness."""
-        answers = self._of_those_who_answer(CHECKPOINT, (*self.names, *self._holders))
+        answers = self._of_those_who_answer(MessageKind.CHECKPOINT, (*self.names, *self._holders))
         for name, answer in answers.items():
             try:
                 told = json.loads(str(answer.config_records["checkpoint"]["told"]))

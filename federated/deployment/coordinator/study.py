@@ -22,13 +22,14 @@ from federated.deployment.coordinator.resumable_run import ResumableRun
 from federated.deployment.enrolment import INSURERS
 from federated.deployment.folders import charter_of, identity_of
 from federated.deployment.node.results import parcel
-from federated.deployment.node.roles import OPEN, split_of
+from federated.deployment.node.roles import split_of
 from federated.deployment.node.supervisor import SHARE_FILE, with_form
 from federated.deployment.plan import AnnouncedPlan, announced, asked_of
 from federated.federation import single_threaded_blas
 from federated.hiding.masks import Masks
 from federated.hiding.paillier import Paillier
 from federated.hiding.protocol import Clear, Protection, Talk, named_reply
+from federated.message_kinds import MessageKind
 from federated.messages import Form, Request, message_of
 from federated.study import arms
 from federated.study.experiment import Experiment, Query
@@ -60,7 +61,9 @@ class RemoteAuthority:
         """The total. Raises what the supervisor refuses with."""
         asked = message_of(transcript=transcript.to_bytes(), form=with_form(form))
         asked.update(request.to_record())
-        return named_reply(self._name, talk.ask(OPEN, {self._name: asked})[self._name]).sums
+        return named_reply(
+            self._name, talk.ask(MessageKind.OPEN, {self._name: asked})[self._name]
+        ).sums
 
 
 class Enrolled(Paillier):

@@ -30,8 +30,6 @@ from federated.deployment.folders import charter_of, identity_of, seed_of
 from federated.deployment.node import run_state as keeping
 from federated.deployment.node.policy import InsurerPolicy, Refusal
 from federated.deployment.node.roles import (
-    BEGIN,
-    CHECKPOINT,
     SECRETS,
     InsurerRole,
     NodeRole,
@@ -50,6 +48,7 @@ from federated.deployment.node.settings import (
 from federated.deployment.plan import AnnouncedPlan
 from federated.deployment.signed_messages import SignedMessage, claimed, received
 from federated.federation import single_threaded_blas
+from federated.message_kinds import MessageKind
 from federated.messages import read, refuse
 from federated.party.release import RELEASED
 from federated.party.state import Released
@@ -238,9 +237,9 @@ class Node:
         return reply
 
     def _answered(self, kept: RunState, letter: SignedMessage, message: Message) -> RecordDict:
-        if letter.kind == BEGIN:
+        if letter.kind == MessageKind.BEGIN:
             return self._begin(kept, letter)
-        if letter.kind == CHECKPOINT:
+        if letter.kind == MessageKind.CHECKPOINT:
             return RecordDict(
                 {"checkpoint": ConfigRecord({"told": json.dumps(vars(self.log.checkpoint()))})}
             )

@@ -27,7 +27,6 @@ from lab.privacy.disclosure import Rules
 from lab.records import parse
 from secure_agg.identity import Identity, signed_by
 
-VOUCH, JOIN, RELEASE = "query.vouch", "query.profile", "query.release"
 PURPOSE = b"released profile"
 #: Records of a run's state: the cells this party was asked about; the profiles it released.
 ASKED, GIVEN = "profiles asked", "profiles released"

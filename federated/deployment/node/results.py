@@ -25,7 +25,6 @@ from lab.files import canonical, write_whole
 from lab.models import files as models
 from lab.privacy.disclosure import Rules
 
-DELIVER = "query.deliver"
 #: Where a node keeps what it was given: a folder for each run, as `lab score` reads it.
 RESULTS = "results"
 MODEL, SCORES = Path("models", "federated.json"), "scores.json"

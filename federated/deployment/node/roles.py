@@ -14,12 +14,13 @@ from federated.deployment.charter import Charter, same
 from federated.deployment.folders import identity_of
 from federated.deployment.node import profiles
 from federated.deployment.node.policy import InsurerPolicy, Refusal
-from federated.deployment.node.results import DELIVER, take
+from federated.deployment.node.results import take
 from federated.deployment.node.run_state import RunState
 from federated.deployment.node.settings import STATE
 from federated.deployment.node.supervisor import SHARE_FILE, Opened, log_opened, opened_total
 from federated.deployment.plan import AnnouncedPlan
 from federated.deployment.signed_messages import SignedMessage
+from federated.message_kinds import MessageKind
 from federated.messages import Reply, Request, read
 from federated.party.state import NodeState
 from lab.audit.log_writer import Log
@@ -32,7 +33,6 @@ from secure_agg.keys import PrivateKey
 from secure_agg.shares import SplitKey
 from secure_agg.transcript import Transcript
 
-BEGIN, CHECKPOINT, OPEN = "query.begin", "query.checkpoint", "query.open"
 #: Records of a state that stand in files of their own and are put back when a run is taken up.
 SECRETS = ("identity", "enrolled", "share", "profiles")
 #: Runs whose rows are kept at hand.
@@ -123,7 +123,7 @@ class InsurerRole:
         if kept.run not in self._parties:
             self._take_up(kept, study)
         memory, party = self._memory(kept), self._parties[kept.run]
-        if letter.kind == DELIVER:
+        if letter.kind == MessageKind.DELIVER:
             self._tell(take(self._folder, kept.run, study, party, message.content))
             return RecordDict({"taken": ConfigRecord({"party": self._name})})
         asked = message.content.config_records.get("request", {})
@@ -134,19 +134,19 @@ class InsurerRole:
                 raise PeerError("coordinator: asks a query of another run")
             same(self._charter.digest, str(asked.get("charter", "")), letter.sender)
         match letter.kind, asked.get("statistic"):
-            case profiles.VOUCH, _:
+            case MessageKind.VOUCH, _:
                 own = Identity(self._name, self._seed)
                 return profiles.vouch(kept, self._charter, own, message.content)
-            case profiles.JOIN, _:
+            case MessageKind.JOIN, _:
                 profiles.check_joined(kept, self._charter, study, message.content)
             case _, "profile":
                 request = Request.from_record(message.content)
                 profiles.consider(kept, study, party.rules, request)
         self._now = kept.run
         reply = self._app(message, memory).content
-        if letter.kind == profiles.JOIN:
+        if letter.kind == MessageKind.JOIN:
             profiles.keep(self._folder / STATE, kept.run, party.profiles)
-        if letter.kind == profiles.RELEASE and "reply" in reply.config_records:
+        if letter.kind == MessageKind.RELEASE and "reply" in reply.config_records:
             profiles.note_released(kept, message.content, reply)
             _log_release(log, kept.run, message.content, reply)
         return reply
@@ -207,11 +207,11 @@ class SupervisorRole:
     def answer(
         self, kept: RunState, letter: SignedMessage, message: Message, log: Log
     ) -> RecordDict:
-        if letter.kind not in (OPEN, profiles.VOUCH):
+        if letter.kind not in (MessageKind.OPEN, MessageKind.VOUCH):
             raise PeerError("coordinator: asks a supervisor what only insurers answer")
         if not kept.study:
             raise PolicyError("this run was not announced here; nothing in it is answered")
-        if letter.kind == profiles.VOUCH:
+        if letter.kind == MessageKind.VOUCH:
             return profiles.vouch(kept, self._charter, self._identity, message.content)
         reply = opened_total(
             self._charter,

@@ -19,7 +19,7 @@ from federated.deployment.coordinator.study import run_study
 from federated.deployment.node import policy as insurer
 from federated.deployment.node import results as delivery
 from federated.deployment.node.process import Node
-from federated.deployment.node.results import DELIVER
+from federated.message_kinds import MessageKind
 from federated.party.party import Party
 from federated.run import run
 from federated.study.experiment import Experiment
@@ -98,7 +98,7 @@ def test_every_insurer_is_given_the_model_and_scores_it_for_itself(trial: Trial)
         e.told["statistic"] for e in trial.logged("insurer 1", "request") if e.run == study.run
     }
     left = {e.told["statistic"] for e in trial.logged("insurer 1", "release") if e.run == study.run}
-    assert DELIVER in heard and DELIVER not in left
+    assert MessageKind.DELIVER in heard and MessageKind.DELIVER not in left
 
 
 @dataclass(frozen=True)
