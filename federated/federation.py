@@ -55,7 +55,7 @@ class Parties(Protocol):
         """All parties that take part, in seat order."""
 
     def ask(
-        self, action: str, letters: Mapping[str, RecordDict], *, patient: bool = False
+        self, action: str, contents: Mapping[str, RecordDict], *, patient: bool = False
     ) -> dict[str, RecordDict]:
         """Send each party its message; the answers by name, in seat order."""
 
@@ -84,7 +84,7 @@ class Federation:
         self, grid: Grid, protection: Protection, parties: int, progress: Progress | None = None
     ) -> None:
         self.grid, self.protection, self._progress = grid, protection, progress
-        self._run, self._asked = secrets.token_hex(8), 0
+        self._run, self._sums = secrets.token_hex(8), 0
         self.silent: list[tuple[str, str]] = []  # (party, message) left unanswered
         self.members = self._gather(parties)
         protection.check_parties(parties)
@@ -111,13 +111,13 @@ class Federation:
         return tuple(sorted(members, key=lambda member: member.seat))
 
     def _exchange(
-        self, kind: str, letters: Mapping[int, RecordDict], patient: bool = False
+        self, kind: str, contents: Mapping[int, RecordDict], patient: bool = False
     ) -> list[tuple[int, RecordDict]]:
         """(node, answer) in the order of the messages. Raises what the first refusal stands for."""
-        messages = [Message(content, node, kind) for node, content in letters.items()]
+        messages = [Message(content, node, kind) for node, content in contents.items()]
         replies = {m.metadata.src_node_id: m for m in self.grid.send_and_receive(messages)}
         answers = []
-        for node in letters:
+        for node in contents:
             reply = replies.get(node)
             if reply is not None and not reply.has_error():
                 if "refusal" in reply.content.config_records:
@@ -133,18 +133,18 @@ class Federation:
         return answers
 
     def _name(self, node: int) -> str:
-        known = {member.node: member.name for member in getattr(self, "members", ())}
-        return str(known.get(node, f"node {node}"))
+        names = {member.node: member.name for member in getattr(self, "members", ())}
+        return str(names.get(node, f"node {node}"))
 
     def ask(
-        self, action: str, letters: Mapping[str, RecordDict], *, patient: bool = False
+        self, action: str, contents: Mapping[str, RecordDict], *, patient: bool = False
     ) -> dict[str, RecordDict]:
         """Send each party its message; the answers by name, in seat order.
 
         With ``patient`` a party that does not answer is left out; else it is an error. Raises the
         typed error of the first party that refuses.
         """
-        nodes = {m.node: letters[m.name] for m in self.members if m.name in letters}
+        nodes = {m.node: contents[m.name] for m in self.members if m.name in contents}
         answers = self._exchange(action, nodes, patient)
         return {self._name(node): answer for node, answer in answers}
 
@@ -156,14 +156,14 @@ class Federation:
         Raises the typed error of the first party that refuses, :class:`PeerError` for one that
         fails, and what the protection raises when it does not open.
         """
-        self._asked += 1
+        self._sums += 1
         if self._progress:
-            self._progress(statistic, self._asked)
+            self._progress(statistic, self._sums)
         request = statistics.request(
             statistic,
             arguments,
             arrays or {},
-            query=f"{self._run}-{self._asked}",
+            query=f"{self._run}-{self._sums}",
             hiding=self.protection.hiding,
             parties=self.names,
         )
@@ -212,11 +212,11 @@ def merged_levels(
 
     Raises :class:`PeerError` that blames the party whose answer is not readable.
     """
-    merged: list[set[str]] = [set() for _ in features]
+    level_sets: list[set[str]] = [set() for _ in features]
     for name, answer in answers.items():
-        for names, added in zip(merged, _levels_of(name, answer, len(features)), strict=True):
+        for names, added in zip(level_sets, _levels_of(name, answer, len(features)), strict=True):
             names.update(added)
-    return [tuple(sorted(names, key=_in_order)) for names in merged]
+    return [tuple(sorted(names, key=_in_order)) for names in level_sets]
 
 
 _NAMES, _LINE = TypeAdapter(list[list[str]]), TypeAdapter(Released)
@@ -242,7 +242,7 @@ def _levels_of(name: str, answer: RecordDict, features: int) -> list[list[str]]:
 
 
 def _in_order(level: str) -> tuple[bool, float, str]:
-    """Numbers by value, then texts by letter."""
+    """Numbers by value, then texts in alphabetical order."""
     try:
         return (False, float(level), level)
     except ValueError:

@@ -56,7 +56,7 @@ def _ours(place: Path, rounds: int) -> dict[str, float]:
     )
     folder, commands, environment = rehearsal(place, experiment)
     with running(commands, environment):
-        until(lambda: (folder / exchange.INNER).exists())
+        until(lambda: (folder / exchange.LOCAL_SOCKET).exists())
         with conduct.gathered(experiment, plan.announced(experiment), folder) as federation:
             task = experiment.tasks()["model"]
 

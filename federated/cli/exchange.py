@@ -92,7 +92,7 @@ def register_nodes(folder: Path, enrolments: tuple[Path, ...], certificate: Path
         raise ConfigurationError("--certificate: is of one node; register that node alone")
     for path in enrolments:
         enrolment = Enrolment.read(path)
-        admission = places.register(folder, enrolment, brought=certificate)
+        admission = places.register(folder, enrolment, certificate_file=certificate)
         click.echo(f"{enrolment.member.name}: compare {enrolment.member.fingerprint}")
         click.echo(f"  hand {admission} to it, as admission.json")
 
@@ -140,7 +140,7 @@ def tell_status(folder: Path) -> None:
     from lab.files import read_json
 
     settings = places.Settings.read(folder)
-    served = "open" if (folder / places.INNER).exists() else "closed"
+    served = "open" if (folder / places.LOCAL_SOCKET).exists() else "closed"
     console = Console()
     console.print(f"[bold]{settings.name}[/] at {settings.address}, {served}", highlight=False)
     gone = places.revoked(folder)
@@ -152,10 +152,10 @@ def tell_status(folder: Path) -> None:
         table.add_row(member.name, member.role, standing, member.fingerprint)
     console.print(table)
     for path in sorted((folder / places.RUNS).glob("*/run.json")):
-        told = read_json(path)
-        state = f"ended {told['ended']}" if told["ended"] else "unfinished"
-        console.print(f"run {told['run']}  {state}", highlight=False)
-        for reason in told["out"].values():
+        record = read_json(path)
+        state = f"ended {record['end']}" if record["end"] else "unfinished"
+        console.print(f"run {record['run']}  {state}", highlight=False)
+        for reason in record["absent"].values():
             console.print(f"  without {reason}", highlight=False)
 
 

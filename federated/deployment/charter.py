@@ -272,18 +272,20 @@ def sign(charter: Charter, identity: Identity) -> Signature:
 
 def missing(charter: Charter, signatures: Mapping[str, Signature]) -> dict[str, str]:
     """Members who have not signed exactly this charter, with the reason."""
-    found = {}
+    reasons = {}
     for member in charter.members:
-        given = signatures.get(member.name)
-        if given is None:
-            found[member.name] = "has not signed"
+        signature = signatures.get(member.name)
+        if signature is None:
+            reasons[member.name] = "has not signed"
         elif not member.card.signed(
-            PURPOSE, bytes.fromhex(given.charter), bytes.fromhex(given.signature)
+            PURPOSE, bytes.fromhex(signature.charter), bytes.fromhex(signature.signature)
         ):
-            found[member.name] = "the signature is not by its key"
-        elif given.charter != charter.digest:
-            found[member.name] = f"signed {given.charter}, and this charter is {charter.digest}"
-    return found
+            reasons[member.name] = "the signature is not by its key"
+        elif signature.charter != charter.digest:
+            reasons[member.name] = (
+                f"signed {signature.charter}, and this charter is {charter.digest}"
+            )
+    return reasons
 
 
 def signatures_beside(path: Path) -> Path:

@@ -21,7 +21,7 @@ from lab.errors import PeerError
 from secure_agg import wire
 from secure_agg.identity import Card, Identity
 
-LETTER, PURPOSE = b"LABLET01", b"letter"
+FORMAT, PURPOSE = b"LABMSG01", b"message"
 #: A body of at most so many bytes is sent in one piece.
 ONE_PIECE = 2**20
 
@@ -42,7 +42,7 @@ class SignedMessage:
     def statement(self) -> bytes:
         """What its sender signs."""
         return wire.join(
-            LETTER,
+            FORMAT,
             [
                 bytes.fromhex(self.charter),
                 self.run.encode(),
@@ -91,14 +91,14 @@ class SignedMessage:
         )
         if len(self.body) <= ONE_PIECE:
             head["body"] = self.body
-            return RecordDict({"letter": head})
-        return RecordDict({"letter": head, "body": blobs(body=self.body)})
+            return RecordDict({"message": head})
+        return RecordDict({"message": head, "body": blobs(body=self.body)})
 
 
 def claimed(record: RecordDict, whose: str = "coordinator") -> SignedMessage:
     """The message that a record says it is; who wrote it is not checked. Raises :class:`PeerError`."""
     try:
-        head = record.config_records["letter"]
+        head = record.config_records["message"]
         body = head["body"] if "body" in head else unblob(record.array_records["body"], "body")
         to, number = head["to"], head["number"]
         if not isinstance(to, list) or type(number) is not int or not isinstance(body, bytes):
@@ -113,27 +113,30 @@ def claimed(record: RecordDict, whose: str = "coordinator") -> SignedMessage:
             body=body,
         )
     except UNREADABLE as error:
-        reason = f"a letter is not readable: {type(error).__name__}"
+        reason = f"a message is not readable: {type(error).__name__}"
         raise PeerError(f"{whose}: {reason}", whose) from None
 
 
 def received(record: RecordDict, card: Card) -> SignedMessage:
     """A message that this sender signed, under whatever charter. Raises :class:`PeerError`."""
-    letter, ours = claimed(record, card.name), False
+    message, ours = claimed(record, card.name), False
     with suppress(*UNREADABLE):
-        signature = record.config_records["letter"]["signature"]
-        ours = isinstance(signature, bytes) and card.signed(PURPOSE, letter.statement, signature)
-    if letter.sender != card.name or not ours:
-        raise PeerError(f"{card.name}: a letter in its name is not signed by it", card.name)
-    return letter
+        signature = record.config_records["message"]["signature"]
+        ours = isinstance(signature, bytes) and card.signed(PURPOSE, message.statement, signature)
+    if message.sender != card.name or not ours:
+        raise PeerError(f"{card.name}: a message in its name is not signed by it", card.name)
+    return message
 
 
-def answering(letter: SignedMessage, asked: SignedMessage) -> SignedMessage:
+def answering(message: SignedMessage, request: SignedMessage) -> SignedMessage:
     """This message, if it is the answer to that one. Raises :class:`PeerError`."""
-    if (letter.run, letter.number) != (asked.run, asked.number) or letter.kind != MessageKind.REPLY:
+    if (message.run, message.number) != (
+        request.run,
+        request.number,
+    ) or message.kind != MessageKind.REPLY:
         raise PeerError(
-            f"{letter.sender}: plays a letter of another round or run again", letter.sender
+            f"{message.sender}: plays a message of another round or run again", message.sender
         )
-    if letter.to != (asked.sender,) or letter.sender not in asked.to:
-        raise PeerError(f"{letter.sender}: answers what it was not asked", letter.sender)
-    return letter
+    if message.to != (request.sender,) or message.sender not in request.to:
+        raise PeerError(f"{message.sender}: answers what it was not asked", message.sender)
+    return message

@@ -36,9 +36,9 @@ class Talk(Protocol):
         """All parties, in seat order."""
 
     def ask(
-        self, action: str, letters: Mapping[str, RecordDict], *, patient: bool = False
+        self, action: str, contents: Mapping[str, RecordDict], *, patient: bool = False
     ) -> dict[str, RecordDict]:
-        """Send each party its letter and return the answers by name, in seat order.
+        """Send each party its message and return the answers by name, in seat order.
 
         With ``patient`` a party that does not answer is left out; else it is an error.
         """

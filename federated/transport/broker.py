@@ -61,7 +61,7 @@ class Register(Protocol):
     def standing(self, key: bytes) -> str:
         """``admitted``, ``revoked`` or ``unknown``; looked up anew for every request."""
 
-    def note(self, kind: str, **told: Any) -> None:
+    def note(self, kind: str, **details: Any) -> None:
         """Write down what the listener refused."""
 
 
@@ -138,14 +138,14 @@ class Listener:
             while True:
                 woken = self.hears.event
                 status, headers, answer = await self._ask(scope, body)
-                left = end - asyncio.get_running_loop().time()
-                if scope["path"] not in PULLS or status != 200 or answer or left <= 0:
+                seconds_left = end - asyncio.get_running_loop().time()
+                if scope["path"] not in PULLS or status != 200 or answer or seconds_left <= 0:
                     return status, headers, answer
                 gone = gone or asyncio.ensure_future(receive())
                 wake = asyncio.ensure_future(woken.wait())
                 waited: set[asyncio.Future[Any]] = {gone, wake}
                 done, _ = await asyncio.wait(
-                    waited, timeout=left, return_when=asyncio.FIRST_COMPLETED
+                    waited, timeout=seconds_left, return_when=asyncio.FIRST_COMPLETED
                 )
                 wake.cancel()
                 if gone in done:  # whoever waited has left; what comes now is not for a closed line
@@ -156,10 +156,10 @@ class Listener:
 
 
 def _header(scope: Scope, name: bytes) -> bytes:
-    found = [value for key, value in scope["headers"] if key == name]
-    if len(found) > 1:
+    values = [value for key, value in scope["headers"] if key == name]
+    if len(values) > 1:
         raise Refused(400, f"the header {name.decode()} comes twice")
-    return bytes(found[0]) if found else b""
+    return bytes(values[0]) if values else b""
 
 
 def _headers(scope: Scope) -> dict[str, str]:
@@ -170,23 +170,23 @@ def _headers(scope: Scope) -> dict[str, str]:
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
 
 
-def _typed(answered: tuple[int, bytes]) -> Answer:
-    status, body = answered
+def _typed(result: tuple[int, bytes]) -> Answer:
+    status, body = result
     kind = b"application/protobuf" if status == 200 else b"application/json"
     return status, [(b"content-type", kind), (b"content-length", str(len(body)).encode())], body
 
 
 async def _call(app: App, scope: Scope, body: bytes) -> Answer:
     """One call of an application with a whole body, for a whole answer."""
-    told: list[Event] = [{"type": "http.request", "body": body, "more_body": False}]
+    events: list[Event] = [{"type": "http.request", "body": body, "more_body": False}]
     start: Event = {"status": 500, "headers": []}
     parts: list[bytes] = []
     never = asyncio.get_running_loop().create_future()
 
     async def receive() -> Event:
-        if not told:
+        if not events:
             await never
-        return told.pop()
+        return events.pop()
 
     async def send(event: Event) -> None:
         if event["type"] == "http.response.start":
@@ -386,6 +386,6 @@ class Broker:
 
 def peer_of(line: ssl.SSLObject) -> tuple[bytes, float]:
     """The public key of the peer's certificate, PEM, and when the certificate ends, in Unix time."""
-    found = x509.load_der_x509_certificate(line.getpeercert(binary_form=True) or b"")
-    key = found.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    return key, found.not_valid_after_utc.timestamp()
+    certificate = x509.load_der_x509_certificate(line.getpeercert(binary_form=True) or b"")
+    key = certificate.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return key, certificate.not_valid_after_utc.timestamp()

@@ -112,8 +112,8 @@ def line_errors(doing: str) -> Iterator[None]:
 
 def _detail(error: httpx.HTTPStatusError) -> str:
     try:
-        told = error.response.json()
-        return str(told.get("detail") or told.get("message") or "")[:200]
+        body = error.response.json()
+        return str(body.get("detail") or body.get("message") or "")[:200]
     except BROKEN:
         return ""
 
@@ -147,18 +147,18 @@ class LineError(PeerError):
 
 def objects_of(tree: ObjectTree, pull: Callable[[str], Any], patience: float) -> dict[str, bytes]:
     """All parts of a message, as they arrive. Raises :class:`PeerError` if one does not."""
-    found: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     for identity in dict.fromkeys(part.object_id for part in iterate_object_tree(tree)):
         deadline = time.monotonic() + patience
         while True:
             answer = pull(identity)
             if answer.object_found and answer.object_available:
-                found[identity] = answer.object_content
+                contents[identity] = answer.object_content
                 break
             if not answer.object_found or time.monotonic() > deadline:
                 raise Incomplete("exchange: a message came without all of its parts")
             time.sleep(0.01)
-    return found
+    return contents
 
 
 def inflated(head: Any, contents: dict[str, bytes]) -> Message:
@@ -212,8 +212,8 @@ class NodeLine:
                 ) as error:  # it was missed already, or all were forgotten
                     if error.response.status_code == httpx.codes.FORBIDDEN:
                         raise
-            asked = ActivateNodeRequest(public_key=self._public, heartbeat_interval=ALIVE_SECONDS)
-            self.node = int(self._client.ActivateNode(asked).node_id)
+            request = ActivateNodeRequest(public_key=self._public, heartbeat_interval=ALIVE_SECONDS)
+            self.node = int(self._client.ActivateNode(request).node_id)
         threading.Thread(target=self._alive, daemon=True, name="alive").start()
         return self.node
 
@@ -221,11 +221,11 @@ class NodeLine:
         """Tell the exchange that this node is here, from a thread of its own."""
         node = self.node
         while not self._closed.wait(ALIVE_SECONDS * 0.8) and node == self.node:
-            asked = SendNodeHeartbeatRequest(
+            request = SendNodeHeartbeatRequest(
                 node=Node(node_id=node), heartbeat_interval=ALIVE_SECONDS
             )
             try:
-                self._client.SendNodeHeartbeat(asked)
+                self._client.SendNodeHeartbeat(request)
             except (httpx.HTTPError, RuntimeError, ValueError):
                 continue  # the next pull will tell
 
@@ -236,10 +236,13 @@ class NodeLine:
         """
         node = Node(node_id=self.node)
         with line_errors("asking for work"):
-            told = self._client.PullMessages(PullMessagesRequest(node=node))
-            if not told.messages_list:
+            response = self._client.PullMessages(PullMessagesRequest(node=node))
+            if not response.messages_list:
                 return None
-            head, tree = message_from_proto(told.messages_list[0]), told.message_object_trees[0]
+            head, tree = (
+                message_from_proto(response.messages_list[0]),
+                response.message_object_trees[0],
+            )
         try:
             with line_errors("fetching a message"):
                 return self._taken(node, head, tree)
@@ -267,14 +270,14 @@ class NodeLine:
     def app_of(self, run: int) -> str:
         """SHA-256 of the app that a run says it is; the app itself is never fetched."""
         with line_errors("asking for the run"):
-            asked = GetRunRequest(node=Node(node_id=self.node), run_id=run)
-            return str(self._client.GetRun(asked).run.fab_hash)
+            request = GetRunRequest(node=Node(node_id=self.node), run_id=run)
+            return str(self._client.GetRun(request).run.fab_hash)
 
     def push(self, reply: Message) -> None:
         """Send a reply. Raises :class:`LineError`."""
         node, run, whole = Node(node_id=self.node), reply.metadata.run_id, named(reply)
         with line_errors("answering"):
-            told = self._client.PushMessages(
+            response = self._client.PushMessages(
                 PushMessagesRequest(
                     node=node,
                     messages_list=[message_to_proto(remove_content_from_message(whole))],
@@ -282,13 +285,13 @@ class NodeLine:
                     clientapp_runtime_list=[0.0],
                 )
             )
-            wanted = [
+            missing = [
                 (i, part)
                 for i, part in get_all_nested_objects(whole).items()
-                if i in set(told.objects_to_push)
+                if i in set(response.objects_to_push)
             ]
-            for at, (identity, part) in enumerate(wanted, start=1):
-                self._headers.last = at == len(wanted)
+            for at, (identity, part) in enumerate(missing, start=1):
+                self._headers.last = at == len(missing)
                 try:
                     self._client.PushObject(
                         PushObjectRequest(
@@ -296,7 +299,7 @@ class NodeLine:
                             run_id=run,
                             object_id=identity,
                             object_content=part.deflate(),
-                            session_id=told.session_id,
+                            session_id=response.session_id,
                         )
                     )
                 finally:
@@ -324,7 +327,7 @@ def unpacked(data: bytes) -> RecordDict:
     try:
         return recorddict_from_proto(ProtoRecordDict.FromString(data))
     except (DecodeError, *BROKEN) as error:
-        raise PeerError(f"a letter is not readable: {type(error).__name__}") from None
+        raise PeerError(f"a message is not readable: {type(error).__name__}") from None
 
 
 def bundle(files: Mapping[str, str] | None = None) -> bytes:
@@ -334,15 +337,15 @@ def bundle(files: Mapping[str, str] | None = None) -> bytes:
     files, their SHA-256 and their sizes in bits.
     """
     files = files or {"pyproject.toml": PYPROJECT}
-    listed = [
+    entries = [
         f"{name},{hashlib.sha256(text.encode()).hexdigest()},{8 * len(text.encode())}"
         for name, text in files.items()
     ]
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as archive:
-        for name, text in {**files, ".info/CONTENT": "\n".join(listed)}.items():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, text in {**files, ".info/CONTENT": "\n".join(entries)}.items():
             archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), text)
-    return made.getvalue()
+    return buffer.getvalue()
 
 
 PYPROJECT = """[project]

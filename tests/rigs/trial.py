@@ -245,7 +245,7 @@ class Trial:
 
     def start_all(self) -> None:
         self.start("exchange")
-        self.until(lambda: (self.exchange / exchange.INNER).exists())
+        self.until(lambda: (self.exchange / exchange.LOCAL_SOCKET).exists())
         names = self.insurers if self.split else self.names
         for name in names:
             self.start(name)

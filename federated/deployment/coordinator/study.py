@@ -21,7 +21,7 @@ from federated.deployment.coordinator.federation import DeployedFederation
 from federated.deployment.coordinator.resumable_run import ResumableRun
 from federated.deployment.enrolment import INSURERS
 from federated.deployment.folders import charter_of, identity_of
-from federated.deployment.node.results import parcel
+from federated.deployment.node.results import model_content
 from federated.deployment.node.roles import split_of
 from federated.deployment.node.supervisor import SHARE_FILE, with_form
 from federated.deployment.plan import AnnouncedPlan, announced, asked_of
@@ -59,10 +59,10 @@ class RemoteAuthority:
 
     def open(self, talk: Talk, transcript: Transcript, request: Request, form: Form) -> Sums:
         """The total. Raises what the supervisor refuses with."""
-        asked = message_of(transcript=transcript.to_bytes(), form=with_form(form))
-        asked.update(request.to_record())
+        content = message_of(transcript=transcript.to_bytes(), form=with_form(form))
+        content.update(request.to_record())
         return named_reply(
-            self._name, talk.ask(MessageKind.OPEN, {self._name: asked})[self._name]
+            self._name, talk.ask(MessageKind.OPEN, {self._name: content})[self._name]
         ).sums
 
 
@@ -83,8 +83,8 @@ class EnrolledMasks(Masks):
 def _protected(experiment: Experiment, charter: Charter) -> dict[str, Any]:
     """The protection as it is: who opens, and by a key of how many bits, the charter says."""
     key = charter.key if experiment.protection.sums == "paillier" else None
-    told = {"key": key.opens, "key_bits": key.public.bits} if key else {}
-    return {"protection": experiment.protection.model_copy(update=told)}
+    key_settings = {"key": key.opens, "key_bits": key.public.bits} if key else {}
+    return {"protection": experiment.protection.model_copy(update=key_settings)}
 
 
 def _rules(experiment: Experiment) -> Rules:
@@ -130,7 +130,7 @@ class Holders:
 @contextmanager
 def gathered(
     experiment: Experiment,
-    told: AnnouncedPlan,
+    plan: AnnouncedPlan,
     folder: Path,
     *,
     fresh: bool = False,
@@ -139,19 +139,19 @@ def gathered(
 ) -> Iterator[DeployedFederation]:
     """The parties of an exchange, gathered for a run that ends well where the block does.
 
-    experiment: what the coordinator wants; told: what parties are told of it; folder: the
+    experiment: what the coordinator wants; plan: what parties are told of it; folder: the
     exchange's, which is served; without: insurers that are not asked. Raises
     :class:`~lab.errors.LabError`.
     """
     identity = identity_of(folder)
     charter = charter_of(folder, identity.card.name)
     secret = exchange.secret_of(folder)
-    for kind in told.kinds:
+    for kind in plan.kinds:
         if kind not in charter.analyses:
             raise ConfigurationError(
                 f"{experiment.name}: the charter allows {', '.join(charter.analyses)}, not '{kind}'"
             )
-    asked = [name for name in charter.roster.names if name not in without]
+    insurers = [name for name in charter.roster.names if name not in without]
     if unknown := sorted(set(without) - set(charter.roster.names)):
         raise ConfigurationError(
             f"--without {unknown[0]}: the charter's insurers are {', '.join(charter.roster.names)}"
@@ -160,18 +160,20 @@ def gathered(
     watch = partial(progress or (lambda arm, what, step, of: None), "federated")
     with (
         closing(
-            ResumableRun.take_up(folder / exchange.RUNS, told.digest, charter.digest, fresh)
+            ResumableRun.take_up(folder / exchange.RUNS, plan.digest, charter.digest, fresh)
         ) as run,
         open_log(folder / LOG_NAME, identity, charter=charter.digest) as log,
-        exchange.short(folder) as reached,
-        closing(ExchangeGrid(f"{reached}/{exchange.INNER}", secret, fleet.bundle())) as grid,
+        exchange.short(folder) as short_path,
+        closing(
+            ExchangeGrid(f"{short_path}/{exchange.LOCAL_SOCKET}", secret, fleet.bundle())
+        ) as grid,
         single_threaded_blas(),
     ):
         log.append("request", run=run.run, statistic=experiment.name, by=identity.card.name)
         for name in without:
             run.leave(name, f"{name}: is not asked")
         federation = DeployedFederation(
-            grid, protection, folder, charter, identity, run, log, told, len(asked),
+            grid, protection, folder, charter, identity, run, log, plan, len(insurers),
             lambda what, step: watch(what, step, None),
         )  # fmt: skip
         yield federation
@@ -188,41 +190,41 @@ def run_study(
     progress: Any = None,
 ) -> Study:
     """Run the federated arm of an experiment with the parties of an exchange, as `gathered`."""
-    told, started = announced(experiment), time.perf_counter()
+    plan, start = announced(experiment), time.perf_counter()
     tell = progress or (lambda arm, what, step, of: None)
     with gathered(
-        experiment, told, folder, fresh=fresh, without=without, progress=progress
+        experiment, plan, folder, fresh=fresh, without=without, progress=progress
     ) as federation:
-        study = _performed(experiment, told, federation, partial(tell, "federated"))
-    study.arms["federated"].seconds = time.perf_counter() - started
+        study = _performed(experiment, plan, federation, partial(tell, "federated"))
+    study.arms["federated"].seconds = time.perf_counter() - start
     return study
 
 
 def _performed(
-    experiment: Experiment, told: AnnouncedPlan, federation: DeployedFederation, watch: Any
+    experiment: Experiment, plan: AnnouncedPlan, federation: DeployedFederation, watch: Any
 ) -> Study:
-    market = RemoteMarket(experiment, told.joined, told.features)
-    only = told.experiment.arms.model_copy(update={"replicates": experiment.arms.replicates})
-    kept = {
+    market = RemoteMarket(experiment, plan.joined_contract, plan.features)
+    only = plan.experiment.arms.model_copy(update={"replicates": experiment.arms.replicates})
+    changes = {
         "arms": only,
         "query": experiment.query,
         **_protected(experiment, federation.charter),
     }
-    plain = told.experiment.model_copy(update=kept)
+    plain = plan.experiment.model_copy(update=changes)
     study = Study(plain, market, {}, {}, {})
     study.not_run = tuple(arm for arm in experiment.arms.run if arm != "federated")
     result = study.arms["federated"] = ArmResult("federated")
-    cells = public_cells(experiment, told.contract)
+    cells = public_cells(experiment, plan.contract)
     profiles = [federation.profile(each, _rules(experiment)) for each in cells]
     result.models["all"] = arms.fit_models(study, federation, watch, profiles=profiles)
     models = {part: fitted.json for part, fitted in result.models["all"].items()}
     scorer = remote_scorer(plain, market, federation)
     result.evaluations = scorer.shared(models, federation)
     file = result.models["all"][study.part].file
-    federation.deliver(parcel(file, models, scorer.constants))
+    federation.deliver(model_content(file, models, scorer.constants))
     study.receipts, study.silent = federation.receipts(), federation.silent
     study.outlook = federation.outlook(study.receipts)
-    study.run = federation.journal.run
+    study.run = federation.resumable_run.run
     for party in study.outlook:
         if party.role in INSURERS:
             market.sizes[party.name] = {"train": party.rows, "test": None}
@@ -248,13 +250,13 @@ def ask_questions(
     if experiment.protection.sums == "masks":
         hidden = experiment.protection.model_copy(update={"sums": "paillier"})
         experiment = experiment.model_copy(update={"protection": hidden})
-    told, rules, person = asked_of(experiment), _rules(experiment), experiment.data.person
+    plan, rules, person = asked_of(experiment), _rules(experiment), experiment.data.person
     for query in experiment.query:
         sql.columns_of(
-            query.sql, told.contract, person
+            query.sql, plan.contract, person
         )  # say what is wrong before anybody is asked
     with gathered(
-        experiment, told, folder, fresh=fresh, without=without, progress=progress
+        experiment, plan, folder, fresh=fresh, without=without, progress=progress
     ) as federation:
-        desk = Desk(federation, told.contract, rules, person)
+        desk = Desk(federation, plan.contract, rules, person)
         return [(query, desk.ask(query.sql, noise=query.noise)) for query in experiment.query]

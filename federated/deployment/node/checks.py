@@ -43,40 +43,40 @@ class Finding:
 
 def examine(folder: Path) -> list[Finding]:
     """All findings, in the order in which a node would stumble over them."""
-    doctor = _Doctor(folder)
+    checks = _Checks(folder)
     steps: tuple[tuple[str, Callable[[], str]], ...] = (
-        ("settings", doctor.settings),
-        ("private files", doctor.private),
-        ("package", doctor.package),
-        ("disk", doctor.disk),
-        ("charter", doctor.charter),
-        ("data", doctor.data),
-        ("log", doctor.log),
-        ("admission", doctor.admission),
-        ("certificate", doctor.certificate),
-        ("name", doctor.name),
-        ("port", doctor.port),
-        ("clock", doctor.clock),
-        ("registration", doctor.registration),
+        ("settings", checks.settings),
+        ("private files", checks.private),
+        ("package", checks.package),
+        ("disk", checks.disk),
+        ("charter", checks.charter),
+        ("data", checks.data),
+        ("log", checks.log),
+        ("admission", checks.admission),
+        ("certificate", checks.certificate),
+        ("name", checks.name),
+        ("port", checks.port),
+        ("clock", checks.clock),
+        ("registration", checks.registration),
     )
-    found = []
+    findings = []
     for what, step in steps:
         try:
-            found.append(Finding(what, True, step()))
+            findings.append(Finding(what, True, step()))
         except LabError as error:
-            found.append(Finding(what, False, str(error)))
+            findings.append(Finding(what, False, str(error)))
         except _NotYet as error:
-            found.append(Finding(what, False, f"not looked at: {error}"))
+            findings.append(Finding(what, False, f"not looked at: {error}"))
         except (OSError, ValueError) as error:
-            found.append(Finding(what, False, f"{type(error).__name__}: {error}"))
-    return found
+            findings.append(Finding(what, False, f"{type(error).__name__}: {error}"))
+    return findings
 
 
 class _NotYet(Exception):
     """A step needs one that failed."""
 
 
-class _Doctor:
+class _Checks:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._address = ""
@@ -161,18 +161,18 @@ class _Doctor:
     def certificate(self) -> str:
         if not self._address:
             raise _NotYet("there is no admission")
-        found = certificates.read_certificate((self._folder / CERTIFICATE).read_bytes())
-        left = found.not_valid_after_utc - datetime.now(UTC)
-        if left < timedelta(0):
+        certificate = certificates.read_certificate((self._folder / CERTIFICATE).read_bytes())
+        validity = certificate.not_valid_after_utc - datetime.now(UTC)
+        if validity < timedelta(0):
             raise PeerError(
-                f"ended on {found.not_valid_after_utc:%Y-%m-%d}; ask the coordinator to register "
+                f"ended on {certificate.not_valid_after_utc:%Y-%m-%d}; ask the coordinator to register "
                 "this node again, and put the new admission here"
             )
         self._tls = certificates.client_side(
             self._folder / AUTHORITY, self._folder / CERTIFICATE, self._folder / KEY
         )
-        soon = "; ask for a new one" if left < timedelta(days=SOON_DAYS) else ""
-        return f"good until {found.not_valid_after_utc:%Y-%m-%d}{soon}"
+        soon = "; ask for a new one" if validity < timedelta(days=SOON_DAYS) else ""
+        return f"good until {certificate.not_valid_after_utc:%Y-%m-%d}{soon}"
 
     def _host(self) -> tuple[str, int]:
         if not self._address:
@@ -183,10 +183,10 @@ class _Doctor:
     def name(self) -> str:
         host, port = self._host()
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError:
             raise PeerError(f"{host}: has no address; check the name and the network") from None
-        return f"{host} is {found[0][4][0]}"
+        return f"{host} is {addresses[0][4][0]}"
 
     def port(self) -> str:
         host, port = self._host()
@@ -206,14 +206,16 @@ class _Doctor:
             raise _NotYet("there is no certificate")
         try:
             with httpx.Client(verify=self._tls, timeout=5) as client:
-                told = client.get(f"https://{self._address}/health")
+                response = client.get(f"https://{self._address}/health")
         except httpx.HTTPError as error:
             raise PeerError(
                 f"TLS: {error}; the coordinator's certificate or yours is not good"
             ) from None
-        if "date" not in told.headers:
+        if "date" not in response.headers:
             raise PeerError("the exchange tells no time")
-        ahead = (datetime.now(UTC) - parsedate_to_datetime(told.headers["date"])).total_seconds()
+        ahead = (
+            datetime.now(UTC) - parsedate_to_datetime(response.headers["date"])
+        ).total_seconds()
         if abs(ahead) > CLOCK_SECONDS:
             raise PeerError(f"is {ahead:+.0f} s from the exchange's; set it, as with chrony")
         return f"within {CLOCK_SECONDS:.0f} s of the exchange's"

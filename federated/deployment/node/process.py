@@ -27,7 +27,7 @@ from federated.deployment.audit_logs import LOG_NAME, open_log
 from federated.deployment.charter import same
 from federated.deployment.enrolment import INSURERS
 from federated.deployment.folders import charter_of, identity_of, seed_of
-from federated.deployment.node import run_state as keeping
+from federated.deployment.node import run_state as run_states
 from federated.deployment.node.policy import InsurerPolicy, Refusal
 from federated.deployment.node.roles import (
     SECRETS,
@@ -138,8 +138,8 @@ class Node:
 
     def _take_part(self, line: NodeLine, ready: Callable[[], None] | None) -> None:
         place = self.folder / "last_node"
-        known = place.read_text() if place.exists() else ""
-        before = int(known) if known.isdecimal() else 0
+        last_node = place.read_text() if place.exists() else ""
+        before = int(last_node) if last_node.isdecimal() else 0
         node, self._apps = line.open(before), {}  # an exchange started anew may name other runs so
         write_whole(place, str(node).encode())
         self._wait = FIRST_WAIT
@@ -173,24 +173,24 @@ class Node:
 
         A line that breaks is no refusal: :class:`LineError` is raised, and the message comes again.
         """
-        letter: SignedMessage | None = None
+        signed_message: SignedMessage | None = None
         try:
-            letter = self._opened(line, message)
-            return self._handle(letter, message)
+            signed_message = self._opened(line, message)
+            return self._handle(signed_message, message)
         except LineError:
             raise
         except LogError as error:
             self._tell(str(error))
-            told: LabError = LogError("this party cannot write its log; nothing leaves it")
+            failure: LabError = LogError("this party cannot write its log; nothing leaves it")
         except LabError as error:
-            told = error
+            failure = error
         except SecureAggError as error:
-            told = PeerError(str(error))
+            failure = PeerError(str(error))
         except Exception as error:  # a defect: its type may leave, its text may not
             if os.environ.get("LAB_TRACEBACK"):
                 traceback.print_exc()
-            told = PeerError(f"failed with {type(error).__name__}")
-        return self._refused(letter, message, told)
+            failure = PeerError(f"failed with {type(error).__name__}")
+        return self._refused(signed_message, message, failure)
 
     def _opened(self, line: NodeLine, message: Message) -> SignedMessage:
         """The signed message in one of Flower's, if app, sender, charter and address are what they must be."""
@@ -202,84 +202,98 @@ class Node:
                 "app", f"app {self._apps[run][:16]} is not the approved {self._bundle[:16]}"
             )
         sender = self.charter.member(claimed(message.content).sender)
-        letter = received(message.content, sender.card)
-        same(self.charter.digest, letter.charter, letter.sender)
-        if self.settings.name not in letter.to:
-            raise PeerError(f"{letter.sender}: a letter for others came here")
-        self._answers.allow_asker(letter.sender)
-        return letter
+        signed_message = received(message.content, sender.card)
+        same(self.charter.digest, signed_message.charter, signed_message.sender)
+        if self.settings.name not in signed_message.to:
+            raise PeerError(f"{signed_message.sender}: a message for others came here")
+        self._answers.allow_asker(signed_message.sender)
+        return signed_message
 
-    def _handle(self, letter: SignedMessage, message: Message) -> RecordDict:
-        kept = keeping.load(self.folder / STATE, letter.run)
-        if (before := kept.before(letter.number, letter.digest)) is not None:
+    def _handle(self, signed_message: SignedMessage, message: Message) -> RecordDict:
+        run_state = run_states.load(self.folder / STATE, signed_message.run)
+        if (before := run_state.before(signed_message.number, signed_message.digest)) is not None:
             return before
-        query, statistic = _about(letter)
+        query, statistic = _about(signed_message)
         self.log.append(
-            "request", run=letter.run, query=query, statistic=statistic, by=letter.sender
+            "request",
+            run=signed_message.run,
+            query=query,
+            statistic=statistic,
+            by=signed_message.sender,
         )
-        receipt = len(_lines(kept.records))
-        content = self._answered(kept, letter, message)
+        receipt = len(_lines(run_state.records))
+        content = self._answered(run_state, signed_message, message)
         refusal = content.config_records.get("refusal")
         if refusal is not None:
-            self._log_refusal(letter, query, statistic, str(refusal["rule"]), str(refusal["text"]))
-        for line in _lines(kept.records)[receipt:]:
+            self._log_refusal(
+                signed_message, query, statistic, str(refusal["rule"]), str(refusal["text"])
+            )
+        for line in _lines(run_state.records)[receipt:]:
             released = Released(**json.loads(line))
-            told = {k: v for k, v in vars(released).items() if k not in ("query", *NOISE)}
+            details = {k: v for k, v in vars(released).items() if k not in ("query", *NOISE)}
             if released.statistic in RELEASED:  # a filter's rows would tell more than its total
-                told["rows"] = "not told"
-            self.log.append("release", run=letter.run, query=released.query, **told)
+                details["rows"] = "not told"
+            self.log.append("release", run=signed_message.run, query=released.query, **details)
             if released.epsilon:
                 noise = {"epsilon": released.epsilon, "delta": released.delta}
-                self.log.append("budget", run=letter.run, query=released.query, **noise)
-        reply = letter.reply(self.settings.name, content).signed(self.identity)
-        kept.answer(letter.number, letter.digest, reply)
-        kept.save(self.folder / STATE, SECRETS)
+                self.log.append("budget", run=signed_message.run, query=released.query, **noise)
+        reply = signed_message.reply(self.settings.name, content).signed(self.identity)
+        run_state.answer(signed_message.number, signed_message.digest, reply)
+        run_state.save(self.folder / STATE, SECRETS)
         return reply
 
-    def _answered(self, kept: RunState, letter: SignedMessage, message: Message) -> RecordDict:
-        if letter.kind == MessageKind.BEGIN:
-            return self._begin(kept, letter)
-        if letter.kind == MessageKind.CHECKPOINT:
+    def _answered(
+        self, run_state: RunState, signed_message: SignedMessage, message: Message
+    ) -> RecordDict:
+        if signed_message.kind == MessageKind.BEGIN:
+            return self._begin(run_state, signed_message)
+        if signed_message.kind == MessageKind.CHECKPOINT:
             return RecordDict(
-                {"checkpoint": ConfigRecord({"told": json.dumps(vars(self.log.checkpoint()))})}
+                {"checkpoint": ConfigRecord({"fields": json.dumps(vars(self.log.checkpoint()))})}
             )
-        inner = Message(letter.content, reply_to=message)
-        inner.metadata.message_type = letter.kind
-        return self._answers.answer(kept, letter, inner, self.log)
+        inner = Message(signed_message.content, reply_to=message)
+        inner.metadata.message_type = signed_message.kind
+        return self._answers.answer(run_state, signed_message, inner, self.log)
 
-    def _begin(self, kept: RunState, letter: SignedMessage) -> RecordDict:
-        text = read(letter.content, "study").decode()
+    def _begin(self, run_state: RunState, signed_message: SignedMessage) -> RecordDict:
+        text = read(signed_message.content, "study").decode()
         study = AnnouncedPlan.from_json(text)
-        if kept.study and kept.study != text:
+        if run_state.study and run_state.study != text:
             raise PeerError("coordinator: announces another study under the name of a run")
-        self._answers.begin(kept, study)
+        self._answers.begin(run_state, study)
         approved = self.folder / APPROVED / study.digest
-        if not kept.study:
+        if not run_state.study:
             who = str(read_json(approved)["by"]) if approved.exists() else "its own rules"
-            told = {"statistic": study.title, "by": who, "study": study.digest}
-            self.log.append("approval", run=kept.run, **told)
-        kept.study = text
-        self._tell(f"run {kept.run}: {study.title}, asked by {letter.sender}")
+            details = {"statistic": study.title, "by": who, "study": study.digest}
+            self.log.append("approval", run=run_state.run, **details)
+        run_state.study = text
+        self._tell(f"run {run_state.run}: {study.title}, asked by {signed_message.sender}")
         return RecordDict({"begun": ConfigRecord({"party": self.settings.name})})
 
     def _log_refusal(
-        self, letter: SignedMessage | None, query: str, statistic: str, rule: str, text: str
+        self, signed_message: SignedMessage | None, query: str, statistic: str, rule: str, text: str
     ) -> None:
-        run = letter.run if letter and keeping.RUN.fullmatch(letter.run) else ""
+        run = (
+            signed_message.run
+            if signed_message and run_states.RUN.fullmatch(signed_message.run)
+            else ""
+        )
         self.log.append("refusal", run=run, query=query, statistic=statistic, rule=rule, text=text)
         self._tell(f"refused: {text}")
 
     def _refused(
-        self, letter: SignedMessage | None, message: Message, told: LabError
+        self, signed_message: SignedMessage | None, message: Message, failure: LabError
     ) -> RecordDict:
-        query, statistic = _about(letter) if letter else ("", message.metadata.message_type)
-        if not isinstance(told, LogError):
+        query, statistic = (
+            _about(signed_message) if signed_message else ("", message.metadata.message_type)
+        )
+        if not isinstance(failure, LogError):
             with suppress(LogError):
-                self._log_refusal(letter, query, statistic, told.rule, str(told))
-        content = refuse(told, self.settings.name)
-        if letter is None:
-            letter = self._as_it_says(message)
-        return letter.reply(self.settings.name, content).signed(self.identity)
+                self._log_refusal(signed_message, query, statistic, failure.rule, str(failure))
+        content = refuse(failure, self.settings.name)
+        if signed_message is None:
+            signed_message = self._as_it_says(message)
+        return signed_message.reply(self.settings.name, content).signed(self.identity)
 
     def _as_it_says(self, message: Message) -> SignedMessage:
         """What is refused unopened: the refusal is for this place in this run, and for no other."""
@@ -319,16 +333,16 @@ class Stopped(BaseException):
     """A signal came while nothing was half-done."""
 
 
-def _about(letter: SignedMessage) -> tuple[str, str]:
+def _about(signed_message: SignedMessage) -> tuple[str, str]:
     """The query of a message and what it asks for, for the log."""
     with suppress(LabError):
-        asked = letter.content.config_records.get("request")
-        if asked is not None:
-            return str(asked.get("query", "")), str(asked.get("statistic", ""))
-    return "", letter.kind
+        request = signed_message.content.config_records.get("request")
+        if request is not None:
+            return str(request.get("query", "")), str(request.get("statistic", ""))
+    return "", signed_message.kind
 
 
 def _lines(records: RecordDict) -> list[str]:
     """The receipt in a node's state."""
-    found = records.config_records.get("receipt", {})
-    return str(found.get("lines", "")).splitlines()
+    receipt = records.config_records.get("receipt", {})
+    return str(receipt.get("lines", "")).splitlines()

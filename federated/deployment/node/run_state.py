@@ -38,11 +38,11 @@ class RunState:
 
     def before(self, number: int, digest: str) -> RecordDict | None:
         """The reply that this message already got. Raises :class:`PeerError` for one played again."""
-        known = self.answers.get(number)
-        if known is not None and known[0] == digest:
-            return known[1]
+        entry = self.answers.get(number)
+        if entry is not None and entry[0] == digest:
+            return entry[1]
         if number <= self.last:
-            raise PeerError("coordinator: plays a letter of another round again")
+            raise PeerError("coordinator: plays a message of another round again")
         return None
 
     def answer(self, number: int, digest: str, reply: RecordDict) -> None:
@@ -85,13 +85,13 @@ def load(folder: Path, run: str) -> RunState:
         content = path.read_bytes()
         if hashlib.sha256(content[32:]).digest() != content[:32]:
             raise damaged
-        named, study, records, last, *rest = wire.split(STATE, content[32:], 4, wire.MOST_PARTS)
-        if named.decode() != run or len(rest) % 3:
+        name, study, records, last, *rest = wire.split(STATE, content[32:], 4, wire.MOST_PARTS)
+        if name.decode() != run or len(rest) % 3:
             raise damaged
-        kept = RunState(run, study.decode(), unpacked(records), {}, int(last))
+        run_state = RunState(run, study.decode(), unpacked(records), {}, int(last))
         for number, digest, reply in zip(*[iter(rest)] * 3, strict=True):
-            kept.answers[int(number)] = (digest.decode(), unpacked(reply))
-        return kept
+            run_state.answers[int(number)] = (digest.decode(), unpacked(reply))
+        return run_state
     except (OSError, MalformedMessage, ValueError):
         raise damaged from None
 

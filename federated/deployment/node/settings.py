@@ -133,8 +133,8 @@ def init(
     the value that mark rows for testing.
     """
     make_folder(folder)
-    for inner in (REQUESTS, APPROVED, STATE):
-        (folder / inner).mkdir(mode=0o700)
+    for subfolder in (REQUESTS, APPROVED, STATE):
+        (folder / subfolder).mkdir(mode=0o700)
     key = certificates.new_key()
     certificates.write_key(folder / KEY, key)
     certificates.request(folder / CERTIFICATE_REQUEST, key, name)
@@ -145,16 +145,16 @@ def init(
         text = "\n".join([*(f"{k} = {v}" for k, v in quoted.items()), rules]) + "\n"
     else:
         kind = "source" if path in SOURCES else "path"
-        told = {kind: path, "contract": contract}
+        data = {kind: path, "contract": contract}
         column, value = test or ("held_out", 1)
-        known = {
+        fields = {
             "person": f"{'# ' * (person is None)}person = {_toml(person or '')} ",
             "test_column": f"{'# ' * (test is None)}test_column = {_toml(column)} ",
             "test_value": f"{'# ' * (test is None)}test_value = {_toml(value)} ",
             "analyses": f"analyses = {_toml(list(analyses))} ",
-            "data": "\n".join(f"{key} = {_toml(v)}" for key, v in told.items() if v),
+            "data": "\n".join(f"{key} = {_toml(v)}" for key, v in data.items() if v),
         }
-        text = TEMPLATE.format(**quoted, **known)
+        text = TEMPLATE.format(**quoted, **fields)
     write_whole(folder / SETTINGS, text.encode(), 0o600)  # an address may hold a password
     return enrolment
 

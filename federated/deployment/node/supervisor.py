@@ -42,7 +42,7 @@ RELEASE = "released"
 KEY_FILE, SHARE_FILE = "paillier.key", "share.json"
 
 
-class Opened:
+class Openings:
     """What was opened so far, as the supervisor's own log has it."""
 
     def __init__(self, folder: Path) -> None:
@@ -92,18 +92,18 @@ def opened_total(
     charter: Charter,
     private: PrivateKey,
     rules: Rules,
-    opened: Opened,
+    openings: Openings,
     log: Log,
     run: str,
-    asked: RecordDict,
+    content: RecordDict,
 ) -> RecordDict:
     """The total of a transcript, if it may be opened; of a question's, what the rules leave of it.
 
     Raises what speaks against it.
     """
     transcript, request = (
-        Transcript.from_bytes(read(asked, "transcript")),
-        Request.from_record(asked),
+        Transcript.from_bytes(read(content, "transcript")),
+        Request.from_record(content),
     )
     terms, roster = transcript.terms, charter.roster
     if request.charter != charter.digest:
@@ -116,18 +116,18 @@ def opened_total(
         )
     if not terms.query.startswith(f"{run}-"):
         raise PeerError("coordinator: shows a query of another run")
-    form = _form(read(asked, "form"))
+    form = _form(read(content, "form"))
     if fields_of(form) != tuple(terms.layout.fields):
         raise PeerError("coordinator: names another form than the parties packed")
     parties = frozenset(terms.parties)
     subject = subject_of(request.statistic, terms.question.hex())
-    opened.check(run, subject, parties, roster)
-    authority = KeyAuthority(private, rules, opened.queries)
+    openings.check(run, subject, parties, roster)
+    authority = KeyAuthority(private, rules, openings.queries)
     authority.enrol(roster)
     total = authority.open(None, transcript, request, form)
     reply = Reply.of(charter.key.by[0] if charter.key else "", total, None).to_record()
     log_opened(log, run, transcript, request.statistic, total)
-    opened.note(run, terms.query, subject, parties)
+    openings.note(run, terms.query, subject, parties)
     return reply
 
 
@@ -177,11 +177,11 @@ def deal_authority(folder: Path, charter_file: Path, bits: int, passphrase: str)
         raise ConfigurationError(f"{name}: is no supervisor in {charter_file}")
     private = generate(bits)
     save_private(folder / KEY_FILE, private, passphrase)
-    made = with_key(charter, private.public, name)
-    write(charter_file, made, {})
-    with open_log(folder / LOG_NAME, identity, charter=made.digest) as log:
+    new_charter = with_key(charter, private.public, name)
+    write(charter_file, new_charter, {})
+    with open_log(folder / LOG_NAME, identity, charter=new_charter.digest) as log:
         log.append("key", event=f"made, {bits} bits", fingerprint=private.public.fingerprint)
-    return made
+    return new_charter
 
 
 def deal_shares(charter_file: Path, out: Path, bits: int) -> Charter:
@@ -192,11 +192,11 @@ def deal_shares(charter_file: Path, out: Path, bits: int) -> Charter:
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     for number, (name, share) in enumerate(parts.items(), start=1):
         sealed = shares.seal_share(share, roster[name])
-        told = {"holder": name, "split": split.to_bytes().hex(), "share": sealed.hex()}
-        write_whole(out / f"{number}-{SHARE_FILE}", canonical(told), 0o600)
-    made = with_key(charter, split.public, split)
-    write(charter_file, made, {})
-    return made
+        record = {"holder": name, "split": split.to_bytes().hex(), "share": sealed.hex()}
+        write_whole(out / f"{number}-{SHARE_FILE}", canonical(record), 0o600)
+    new_charter = with_key(charter, split.public, split)
+    write(charter_file, new_charter, {})
+    return new_charter
 
 
 def unlocked(folder: Path, passphrase: str) -> PrivateKey:

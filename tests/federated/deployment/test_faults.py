@@ -91,7 +91,7 @@ def test_a_run_whose_exchange_does_not_come_back_ends_in_time_and_goes_on_later(
     before = faulty.totals(experiment.name)
     faulty.start("exchange")
     faulty.settings(answer_seconds=30.0)
-    faulty.until(lambda: (faulty.exchange / "inner.sock").exists())
+    faulty.until(lambda: (faulty.exchange / "local.sock").exists())
     study = faulty.run(experiment, fresh=False)
     assert hash_of(study) == faulty.pooled_hash(experiment)
     assert faulty.totals(experiment.name) > before >= 2
@@ -167,7 +167,7 @@ def test_a_refusal_counts_for_its_letter_alone_and_no_answer_ends_a_run(faulty: 
     study = faulty.run(faulty.experiment(21))
     for name in ("insurer 2", "insurer 3"):
         faulty.kill(name, signal.SIGTERM)
-    assert states(study)["insurer 3"] == "insurer 3: plays a letter of another round or run again"
+    assert states(study)["insurer 3"] == "insurer 3: plays a message of another round or run again"
     assert states(study)["insurer 2"] == "took part" and "insurer 2" not in study.receipts
     faults = [e.told["what"] for e in faulty.logged("exchange", "fault") if e.run == study.run]
     assert "insurer 2: its receipt is not readable" in faults
@@ -223,7 +223,7 @@ def small_disk(folder: Path) -> Iterator[Callable[[], None]]:
         yield fill
     finally:
         shutil.rmtree(kept)
-        shutil.copytree(folder, kept, ignore=lambda *_: ["fill", "inner.sock"])
+        shutil.copytree(folder, kept, ignore=lambda *_: ["fill", "local.sock"])
         subprocess.run(["umount", "-l", str(folder)], check=True)
         folder.rmdir()
         kept.rename(folder)

@@ -201,7 +201,7 @@ def test_with_a_split_key_nobody_opens_a_question_as_a_sum_of_a_model(
         told = plan.asked_of(experiment)
         question = sql.compile(text, told.contract).question
         with conduct.gathered(experiment, told, made.exchange) as federation:
-            query = f"{federation.journal.run}-9"
+            query = f"{federation.resumable_run.run}-9"
             request = Request(
                 query, "cells", asked(question), {}, "paillier", made.insurers, made.charter.digest
             )

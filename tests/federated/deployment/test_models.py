@@ -176,7 +176,7 @@ def growing(payers: Payers, experiment: Experiment) -> bool:
     digest = announced(experiment).digest
     for place in (payers.exchange / "runs").glob("*/run.json"):
         told = read_json(place)
-        if told["study"] == digest and not told["ended"]:
+        if told["study"] == digest and not told["end"]:
             totals = (place.parent / "totals").glob("*.sums")
             return sum(b"trees_level" in path.read_bytes()[:4000] for path in totals) > 3
     return False

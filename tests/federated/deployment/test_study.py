@@ -195,7 +195,9 @@ def test_a_reply_played_again_leaves_its_party_out(trial: Trial) -> None:
     experiment = trial.experiment(7)
     again(trial, "insurer 3", Replies("replayed"))
     study = trial.run(experiment)
-    assert states(study)["insurer 3"] == ("insurer 3: plays a letter of another round or run again")
+    assert states(study)["insurer 3"] == (
+        "insurer 3: plays a message of another round or run again"
+    )
     assert all(state == "took part" for n, state in states(study).items() if n != "insurer 3")
     again(trial, "insurer 3")
 
@@ -379,7 +381,7 @@ def test_rand_hie_among_three_real_insurers_gives_the_model_of_the_simulation(
     experiment = Experiment.read("experiments/rand_hie.toml", changes)
     folder, commands, environment = rehearsal(tmp_path, experiment)
     with running(commands, environment):
-        until((folder / exchange.INNER).exists, 120)
+        until((folder / exchange.LOCAL_SOCKET).exists, 120)
         study = run_study(experiment, folder)
     simulated = run(experiment, runs=tmp_path / "runs", track=False)
     assert hash_of(study) == hash_of(simulated)

@@ -20,7 +20,7 @@ from federated.hiding.masks import Masks
 from federated.hiding.paillier import Dealer, KeyAuthority, Paillier
 from federated.hiding.protocol import Protection
 from federated.messages import Reply, Request, message_of
-from federated.messages import read as read_letter
+from federated.messages import read as read_message
 from federated.party.party import Party
 from federated.run import run
 from federated.study.experiment import Experiment
@@ -279,7 +279,7 @@ class Asked:
 
     def join(self, profile: Profile, word: RecordDict, run: str = RUN) -> None:
         given = message_of(
-            profile=profile.model_dump_json().encode(), vouched=read_letter(word, "vouched")
+            profile=profile.model_dump_json().encode(), voucher=read_message(word, "voucher")
         )
         kept = replace(self.insurer, run=run)
         profiles.check_joined(kept, self.members.charter, self.study, given)

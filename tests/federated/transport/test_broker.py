@@ -43,7 +43,7 @@ from tests.rigs.trial import Trial, started
 def door(tmp_path_factory: Any, authority_key: Any) -> Iterator[Trial]:
     made = Trial(tmp_path_factory.mktemp("door"), authority_key, insurers=3, rows=60)
     made.start("exchange")
-    made.until(lambda: (made.exchange / exchange.INNER).exists(), 60)
+    made.until(lambda: (made.exchange / exchange.LOCAL_SOCKET).exists(), 60)
     for name in made.names:
         admission_of(made.root / name, name)
     yield made
@@ -148,10 +148,11 @@ def test_certificates_of_an_authority_elsewhere_are_as_good(tmp_path: Path) -> N
     ):
         (tmp_path / "node.pem").write_text(certificates.admit(place, "insurer", over, days))
         with pytest.raises(ConfigurationError, match=reason):
-            exchange.register(folder, enrolment, brought=tmp_path / "node.pem")
+            exchange.register(folder, enrolment, certificate_file=tmp_path / "node.pem")
     (tmp_path / "node.pem").write_text(certificates.admit(elsewhere, "insurer", line))
     shutil.copy(
-        exchange.register(folder, enrolment, brought=tmp_path / "node.pem"), node / "admission.json"
+        exchange.register(folder, enrolment, certificate_file=tmp_path / "node.pem"),
+        node / "admission.json",
     )
     admission_of(node, "insurer")
     client = certificates.client_side(node / AUTHORITY, node / CERTIFICATE, node / KEY)
