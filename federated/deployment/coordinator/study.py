@@ -127,6 +127,23 @@ class Holders:
         return self._holders.open(talk, transcript, request, form)
 
 
+def _insurers_of(
+    experiment: Experiment, plan: AnnouncedPlan, charter: Charter, without: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The insurers that a run asks. Raises :class:`ConfigurationError` for what the charter bars."""
+    for kind in plan.kinds:
+        if kind not in charter.analyses:
+            raise ConfigurationError(
+                f"{experiment.name}: the charter allows {', '.join(charter.analyses)}, not '{kind}'"
+            )
+    names = charter.roster.names
+    if unknown := sorted(set(without) - set(names)):
+        raise ConfigurationError(
+            f"--without {unknown[0]}: the charter's insurers are {', '.join(names)}"
+        )
+    return tuple(name for name in names if name not in without)
+
+
 @contextmanager
 def gathered(
     experiment: Experiment,
@@ -145,17 +162,8 @@ def gathered(
     """
     identity = identity_of(folder)
     charter = charter_of(folder, identity.card.name)
-    secret = exchange.secret_of(folder)
-    for kind in plan.kinds:
-        if kind not in charter.analyses:
-            raise ConfigurationError(
-                f"{experiment.name}: the charter allows {', '.join(charter.analyses)}, not '{kind}'"
-            )
-    insurers = [name for name in charter.roster.names if name not in without]
-    if unknown := sorted(set(without) - set(charter.roster.names)):
-        raise ConfigurationError(
-            f"--without {unknown[0]}: the charter's insurers are {', '.join(charter.roster.names)}"
-        )
+    secret, without = exchange.secret_of(folder), tuple(without)
+    insurers = _insurers_of(experiment, plan, charter, without)
     protection = protection_of(experiment, charter, folder)
     watch = partial(progress or (lambda arm, what, step, of: None), "federated")
     with (

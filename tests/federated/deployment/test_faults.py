@@ -135,7 +135,7 @@ def test_a_run_goes_on_without_a_party_whose_line_stands_still_past_the_deadline
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers some kind of letter with something of its own, signed."""
+    """Answers some kind of message with something of its own, signed."""
 
     kind: str
     as_of: int
@@ -145,18 +145,18 @@ class Answers:
         handle = node.handle
 
         def wrapped(line: Any, message: Any) -> Any:
-            letter = claimed(message.content)
-            if letter.kind != self.kind:
+            request = claimed(message.content)
+            if request.kind != self.kind:
                 return handle(line, message)
-            of = replace(letter, number=letter.number + self.as_of)
+            of = replace(request, number=request.number + self.as_of)
             return of.reply(node.settings.name, self.content).signed(node.identity)
 
         node.handle = wrapped  # type: ignore[method-assign]
 
 
 @pytest.mark.slow
-def test_a_refusal_counts_for_its_letter_alone_and_no_answer_ends_a_run(faulty: Trial) -> None:
-    old = refuse(PolicyError("[never_leaves] of another letter"), "insurer 3")
+def test_a_refusal_counts_for_its_message_alone_and_no_answer_ends_a_run(faulty: Trial) -> None:
+    old = refuse(PolicyError("[never_leaves] of another message"), "insurer 3")
     unreadable = RecordDict({"receipt": ConfigRecord({"lines": '{"rows": "many"}'})})
     for name, does in (
         ("insurer 3", Answers("query", -1, old)),

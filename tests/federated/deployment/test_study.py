@@ -103,7 +103,7 @@ def test_every_insurer_is_given_the_model_and_scores_it_for_itself(trial: Trial)
 
 @dataclass(frozen=True)
 class DieWith:
-    """Dies with a letter that it has taken from the broker and not answered."""
+    """Dies with a message that it has taken from the broker and not answered."""
 
     number: int
 
@@ -379,9 +379,9 @@ def test_rand_hie_among_three_real_insurers_gives_the_model_of_the_simulation(
 ) -> None:
     changes = {"parties.count": 3, "query": [], "arms.run": ["federated"], "arms.replicates": 0}
     experiment = Experiment.read("experiments/rand_hie.toml", changes)
-    folder, commands, environment = rehearsal(tmp_path, experiment)
-    with running(commands, environment):
-        until((folder / exchange.LOCAL_SOCKET).exists, 120)
-        study = run_study(experiment, folder)
+    loopback = rehearsal(tmp_path, experiment)
+    with running(loopback.commands, loopback.environment):
+        until((loopback.exchange / exchange.LOCAL_SOCKET).exists, 120)
+        study = run_study(experiment, loopback.exchange)
     simulated = run(experiment, runs=tmp_path / "runs", track=False)
     assert hash_of(study) == hash_of(simulated)

@@ -338,13 +338,13 @@ def test_a_profile_that_was_not_released_or_not_asked_is_not_joined(asked: Asked
 
 def test_a_profile_that_was_joined_is_kept_whole_or_not_used(asked: Asked, tmp_path: Path) -> None:
     for _ in range(2):
-        profiles.keep(tmp_path, RUN, {asked.released.digest: asked.released})
-    assert profiles.kept(tmp_path, "cd" * 8) == {}
-    assert profiles.kept(tmp_path, RUN) == {asked.released.digest: asked.released}
+        profiles.save_profiles(tmp_path, RUN, {asked.released.digest: asked.released})
+    assert profiles.load_profiles(tmp_path, "cd" * 8) == {}
+    assert profiles.load_profiles(tmp_path, RUN) == {asked.released.digest: asked.released}
     (path,) = tmp_path.glob("*.profile")
     path.write_bytes(path.read_bytes().replace(b"0.", b"1.", 1))
     with pytest.raises(PeerError, match="is damaged; it answers no more"):
-        profiles.kept(tmp_path, RUN)
+        profiles.load_profiles(tmp_path, RUN)
 
 
 def few(profile: Profile) -> dict[str, tuple[float | None, ...]]:
