@@ -214,9 +214,11 @@ def merged_levels(
     """
     level_sets: list[set[str]] = [set() for _ in features]
     for name, answer in answers.items():
-        for names, added in zip(level_sets, _levels_of(name, answer, len(features)), strict=True):
-            names.update(added)
-    return [tuple(sorted(names, key=_in_order)) for names in level_sets]
+        for level_set, names in zip(
+            level_sets, _levels_of(name, answer, len(features)), strict=True
+        ):
+            level_set.update(names)
+    return [tuple(sorted(level_set, key=_in_order)) for level_set in level_sets]
 
 
 _NAMES, _LINE = TypeAdapter(list[list[str]]), TypeAdapter(Released)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from federated.deployment.audit_logs import Checked
+    from federated.deployment.audit_logs import CheckedLog
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -82,7 +82,7 @@ def _key(key: str | None) -> bytes:
     return public_key
 
 
-def _tell_verdict(item: Checked) -> None:
+def _tell_verdict(item: CheckedLog) -> None:
     verdict = item.verdict
     if verdict.fault:
         click.echo(f"{item.path}: DOES NOT HOLD: {verdict.fault}")

@@ -54,7 +54,7 @@ def vouched(checkpoint: Checkpoint, card: Card) -> None:
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedLog:
     """A log or an extract and what was found of it.
 
     key_known: whether the party's key came from elsewhere; beside: whether a head file is there;
@@ -75,7 +75,7 @@ def logs_in(folder: Path) -> list[Path]:
 
 def verify_together(
     paths: Iterable[Path], keys: Mapping[str, bytes], key: bytes = b""
-) -> list[Checked]:
+) -> list[CheckedLog]:
     """Verify logs, each with its head file and with what the others witnessed of it.
 
     keys: public keys by party, as a charter has them; key: that of whoever is not among them. A
@@ -95,7 +95,7 @@ def verify_together(
 
 def _verify(
     path: Path, keys: Mapping[str, bytes], key: bytes, checkpoints: Mapping[str, list[Checkpoint]]
-) -> Checked:
+) -> CheckedLog:
     first = next(audit.entries(audit.read_lines(path)), None)
     party = str(first.told.get("party", "")) if first else ""
     key = keys.get(party, key)
@@ -108,13 +108,13 @@ def _verify(
     try:
         beside = audit.known_head(path)
     except LogError as error:
-        return Checked(path, Verdict(party, fault=str(error)), bool(key), True, len(witnesses))
+        return CheckedLog(path, Verdict(party, fault=str(error)), bool(key), True, len(witnesses))
     verdict = audit.verify(audit.read_lines(path), check, key=key, known=[*beside, *witnesses])
     if keys and not key and not verdict.fault:
         verdict.fault = f"{party} is not a member of the charter"
     if not verdict.lines and not verdict.fault:
         verdict.fault = "holds no line"
-    return Checked(path, verdict, bool(key), bool(beside), len(witnesses))
+    return CheckedLog(path, verdict, bool(key), bool(beside), len(witnesses))
 
 
 def _own_word(first: Entry | None) -> bytes:

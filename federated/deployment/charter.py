@@ -137,8 +137,8 @@ class Charter(Strict):
     def digest(self) -> str:
         """SHA-256 of the charter's one encoding, 64 hexadecimal digits."""
         content = canonical(self.model_dump(mode="json"))
-        sealed = DOMAIN + struct.pack(">Q", len(content)) + content
-        return hashlib.sha256(sealed).hexdigest()
+        preimage = DOMAIN + struct.pack(">Q", len(content)) + content
+        return hashlib.sha256(preimage).hexdigest()
 
     @property
     def roster(self) -> Roster:

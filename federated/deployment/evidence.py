@@ -76,11 +76,11 @@ def export(
 def _extracts(logs: Iterable[Path], keys: Mapping[str, bytes], run: str) -> dict[str, bytes]:
     """Each party's lines of the run, from logs that hold together."""
     extracts: dict[str, bytes] = {}
-    for checked in verify_together(logs, keys):
-        party, fault = checked.verdict.party, checked.verdict.fault
+    for log in verify_together(logs, keys):
+        party, fault = log.verdict.party, log.verdict.fault
         if fault or party in extracts:
-            raise LogError(f"{checked.path}: {fault or f'is a second log of {party}'}")
-        extracts[party] = b"".join(audit.extract(audit.read_lines(checked.path), run))
+            raise LogError(f"{log.path}: {fault or f'is a second log of {party}'}")
+        extracts[party] = b"".join(audit.extract(audit.read_lines(log.path), run))
     return extracts
 
 

@@ -137,7 +137,7 @@ def fields_of(form: Form) -> tuple[Field, ...]:
 
 
 def note(
-    holder: Party, memory: NodeState, request: Request, sums: Sums, sent: int, key_bits: int = 0
+    holder: Party, memory: NodeState, request: Request, sums: Sums, size: int, key_bits: int = 0
 ) -> None:
     """Write the receipt for sums that leave in so many bytes, before they do.
 
@@ -150,7 +150,7 @@ def note(
         hiding=request.hiding,
         arrays=len(sums.arrays),
         values=sum(array.size for array in sums.arrays.values()),
-        bytes=sent,
+        bytes=size,
         rows=sums.rows,
         key_bits=key_bits,
         epsilon=float(noise.get("epsilon", 0.0)),

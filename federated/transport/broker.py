@@ -76,7 +76,7 @@ class News:
         self.event = asyncio.Event()
 
 
-class Refused(Exception):
+class HttpRefusal(Exception):
     """What a listener answers instead of passing a request on."""
 
     def __init__(self, status: int, text: str) -> None:
@@ -97,11 +97,11 @@ class Listener:
             return
         try:
             if scope["type"] != "http":
-                raise Refused(404, "there is nothing here")
+                raise HttpRefusal(404, "there is nothing here")
             self._check(scope)
             body = await self._body(scope, receive)
             status, headers, answer = await self._held(scope, receive, body)
-        except Refused as error:
+        except HttpRefusal as error:
             await _answer(send, error.status, json.dumps({"detail": str(error)}).encode())
             return
         if status == 200 and _header(scope, LAST):
@@ -115,9 +115,11 @@ class Listener:
             return b""
         length = _header(scope, b"content-length")
         if not length.isdigit():
-            raise Refused(411, "a body needs its length ahead of it")
+            raise HttpRefusal(411, "a body needs its length ahead of it")
         if int(length) > self._limit:
-            raise Refused(413, f"a body may have {self._limit} bytes, this one has {int(length)}")
+            raise HttpRefusal(
+                413, f"a body may have {self._limit} bytes, this one has {int(length)}"
+            )
         body = bytearray()
         try:
             async with asyncio.timeout(BODY_SECONDS):
@@ -126,39 +128,41 @@ class Listener:
                     if not event.get("more_body"):
                         return bytes(body)
         except TimeoutError:
-            raise Refused(408, "the body did not come in time") from None
-        raise Refused(400, "the body broke off")
+            raise HttpRefusal(408, "the body did not come in time") from None
+        raise HttpRefusal(400, "the body broke off")
 
     async def _held(self, scope: Scope, receive: Receive, body: bytes) -> Answer:
         """The broker's answer; to a pull that finds nothing, the one after the next push."""
         hold = _header(scope, HOLD)
         end = asyncio.get_running_loop().time() + (min(int(hold), HELD) if hold.isdigit() else HELD)
-        gone: asyncio.Future[Event] | None = None
+        departure: asyncio.Future[Event] | None = None
         try:
             while True:
-                woken = self.hears.event
+                wake_event = self.hears.event
                 status, headers, answer = await self._ask(scope, body)
                 seconds_left = end - asyncio.get_running_loop().time()
                 if scope["path"] not in PULLS or status != 200 or answer or seconds_left <= 0:
                     return status, headers, answer
-                gone = gone or asyncio.ensure_future(receive())
-                wake = asyncio.ensure_future(woken.wait())
-                waited: set[asyncio.Future[Any]] = {gone, wake}
+                departure = departure or asyncio.ensure_future(receive())
+                wake = asyncio.ensure_future(wake_event.wait())
+                futures: set[asyncio.Future[Any]] = {departure, wake}
                 done, _ = await asyncio.wait(
-                    waited, timeout=seconds_left, return_when=asyncio.FIRST_COMPLETED
+                    futures, timeout=seconds_left, return_when=asyncio.FIRST_COMPLETED
                 )
                 wake.cancel()
-                if gone in done:  # whoever waited has left; what comes now is not for a closed line
+                if (
+                    departure in done
+                ):  # whoever waited has left; what comes now is not for a closed line
                     return status, headers, answer
         finally:
-            if gone is not None:
-                gone.cancel()
+            if departure is not None:
+                departure.cancel()
 
 
 def _header(scope: Scope, name: bytes) -> bytes:
     values = [value for key, value in scope["headers"] if key == name]
     if len(values) > 1:
-        raise Refused(400, f"the header {name.decode()} comes twice")
+        raise HttpRefusal(400, f"the header {name.decode()} comes twice")
     return bytes(values[0]) if values else b""
 
 
@@ -166,7 +170,7 @@ def _headers(scope: Scope) -> dict[str, str]:
     """Headers by name; one that comes twice is refused, so that nobody reads another than we do."""
     names = [name for name, _ in scope["headers"]]
     if len(set(names)) != len(names):
-        raise Refused(400, "a header comes twice")
+        raise HttpRefusal(400, "a header comes twice")
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
 
 
@@ -213,24 +217,24 @@ def outer_check(register: Register) -> Callable[[Scope], None]:
 
         if scope["state"][PEER_END] < time.time():  # TLS looked at it when the connection was made
             register.note("fault", rule="certificate", what="a certificate that ended is used on")
-            raise Refused(403, f"{BARRED} certified no longer, its certificate ended; renew it")
+            raise HttpRefusal(403, f"{BARRED} certified no longer, its certificate ended; renew it")
         if scope["path"] == HEALTH:
             return
         if scope["path"].removeprefix(FLEET) not in NODES or not scope["path"].startswith(FLEET):
             register.note("fault", rule="route", what="a route that is not for nodes was asked for")
-            raise Refused(404, "there is nothing here")
+            raise HttpRefusal(404, "there is nothing here")
         if scope["method"] != "POST":
-            raise Refused(405, "node routes are posted to")
+            raise HttpRefusal(405, "node routes are posted to")
         try:
             key = b64decode(_header(scope, KEY), validate=True)
         except binascii.Error:
             key = b""
         if (standing := register.standing(key)) != "admitted":
             register.note("fault", rule="registration", what=f"a key that is {standing} called")
-            raise Refused(403, f"{BARRED} {standing} here")
+            raise HttpRefusal(403, f"{BARRED} {standing} here")
         if key != scope["state"][PEER_KEY]:
             register.note("fault", rule="certificate", what="a key called by another's certificate")
-            raise Refused(403, f"{BARRED} another than its certificate's")
+            raise HttpRefusal(403, f"{BARRED} another than its certificate's")
 
     return check
 
@@ -240,7 +244,7 @@ def inner_check(secret: str) -> Callable[[Scope], None]:
 
     def check(scope: Scope) -> None:
         if not hmac.compare_digest(_header(scope, SECRET), secret.encode()):
-            raise Refused(403, "the exchange's secret is needed here")
+            raise HttpRefusal(403, "the exchange's secret is needed here")
 
     return check
 

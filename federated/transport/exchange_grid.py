@@ -99,7 +99,7 @@ class ExchangeGrid(OneRun):
         )
         try:
             with line_errors("starting a run"):
-                task = self._started(self._secret, self._bundle)
+                task = self._start(self._secret, self._bundle)
         except BaseException:
             self._line.close()
             raise
@@ -121,7 +121,7 @@ class ExchangeGrid(OneRun):
                     raise
             time.sleep(0.2)
 
-    def _started(self, secret: str, bundle: bytes) -> Any:
+    def _start(self, secret: str, bundle: bytes) -> Any:
         interceptors = [
             RuntimeVersionHttpInterceptor(component_name="flwr-serverapp"),
             self._headers,
@@ -134,10 +134,10 @@ class ExchangeGrid(OneRun):
 
     def _acquire(self, interceptors: list[Any], secret: str, run: int) -> str:
         """The token of this run's task; tasks of runs whose coordinator died are taken and left."""
-        signed = SuperExecAuthHttpInterceptor(
+        authenticator = SuperExecAuthHttpInterceptor(
             master_secret=secret.encode(), protected_methods=["/flwr.proto.Runtime/AcquireTask"]
         )
-        client = self._through(RuntimeHttpClient, [*interceptors, signed])
+        client = self._through(RuntimeHttpClient, [*interceptors, authenticator])
         while True:
             response = client.AcquireTask(
                 AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])
@@ -212,10 +212,10 @@ class ExchangeGrid(OneRun):
         replies = []
         for proto, tree in zip(response.messages_list, response.message_object_trees, strict=True):
             with suppress(Incomplete):
-                replies.append(self._taken(proto, tree))
+                replies.append(self._fetch(proto, tree))
         return replies
 
-    def _taken(self, proto: Any, tree: ObjectTree) -> Message:
+    def _fetch(self, proto: Any, tree: ObjectTree) -> Message:
         head, run = message_from_proto(proto), self._run.run_id
         with line_errors("waiting for answers"):
             contents = objects_of(

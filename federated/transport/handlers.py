@@ -93,7 +93,7 @@ def of_node(name: str, app: Any, headers: Headers, body: bytes) -> StatusAndBody
             raise HTTPException(403, "a node answers what it was asked, in its own name")
         return handler(request, _state(app))
 
-    return _answered(answer)
+    return _response(answer)
 
 
 def _own(request: PushMessagesRequest) -> bool:
@@ -115,14 +115,14 @@ def of_run(name: str, app: Any, headers: Headers, body: bytes) -> StatusAndBody:
             raise HTTPException(401, "no task has this token")
         return handler(kind.FromString(body), state, task)
 
-    return _answered(answer)
+    return _response(answer)
 
 
 def _state(app: Any) -> Any:
     return app.state.linkstate_factory.state()
 
 
-def _answered(answer: Callable[[], Any]) -> StatusAndBody:
+def _response(answer: Callable[[], Any]) -> StatusAndBody:
     """What a handler answers; its errors as Flower tells them, which is without details."""
     try:
         return 200, answer().SerializeToString(deterministic=True)

@@ -83,11 +83,11 @@ BROKEN = (KeyError, ValueError, TypeError, AttributeError, IndexError, Recursion
 class Headers:
     """Headers of ours on a client's calls; `last` marks the call that completes a message."""
 
-    fixed: dict[str, str]
+    values: dict[str, str]
     last: bool = False
 
     def intercept(self, context: ProtobufRequestContext, call: ProtobufCall) -> httpx.Response:
-        context.request.headers.update(self.fixed | ({"lab-last": "1"} if self.last else {}))
+        context.request.headers.update(self.values | ({"lab-last": "1"} if self.last else {}))
         response: httpx.Response = call(context)
         return response
 
@@ -245,13 +245,13 @@ class NodeLine:
             )
         try:
             with line_errors("fetching a message"):
-                return self._taken(node, head, tree)
+                return self._fetch(node, head, tree)
         except LineError as error:
             if error.passing or error.barred:
                 raise
             raise Incomplete(str(error)) from None
 
-    def _taken(self, node: Node, head: Message, tree: ObjectTree) -> Message:
+    def _fetch(self, node: Node, head: Message, tree: ObjectTree) -> Message:
         run = head.metadata.run_id
         contents = objects_of(
             tree,

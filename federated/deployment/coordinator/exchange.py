@@ -154,8 +154,8 @@ def revoke(folder: Path, name: str) -> None:
     admissions = [a for a in admitted(folder).values() if a.member.name == name]
     if not admissions:
         raise ConfigurationError(f"{name}: is not registered here; lab exchange status lists all")
-    gone = {**revoked(folder), name: datetime.now(UTC).isoformat(timespec="seconds")}
-    write_whole(folder / REVOKED, json.dumps(gone, ensure_ascii=False, indent=1).encode())
+    revocations = {**revoked(folder), name: datetime.now(UTC).isoformat(timespec="seconds")}
+    write_whole(folder / REVOKED, json.dumps(revocations, ensure_ascii=False, indent=1).encode())
 
 
 def admitted(folder: Path) -> dict[bytes, Admission]:
@@ -189,10 +189,10 @@ class FolderRegister:
         mtimes = tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in places)
         if mtimes == self._mtimes:
             return
-        gone, self._mtimes = revoked(self._folder), mtimes
+        revocations, self._mtimes = revoked(self._folder), mtimes
         for key, admission in admitted(self._folder).items():
             name, before = admission.member.name, self._state.get(key)
-            now = "revoked" if name in gone else "admitted"
+            now = "revoked" if name in revocations else "admitted"
             self._state[key] = now
             if now == "admitted" and before is None:
                 self._broker.register(name, key)

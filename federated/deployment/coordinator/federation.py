@@ -230,11 +230,11 @@ class DeployedFederation:
         self._all_behind(request.statistic, {})
         while True:
             query = f"{self._run}-{self._delivery.last_number + 1}"
-            masked = self.protection.hiding == "masks"  # which takes off what is not there
-            parties = self.charter.roster.names if masked else self.names
+            with_masks = self.protection.hiding == "masks"  # which takes off what is not there
+            parties = self.charter.roster.names if with_masks else self.names
             try:
-                addressed = replace(request, query=query, parties=parties)
-                return query, self.protection.total(self, addressed)
+                query_request = replace(request, query=query, parties=parties)
+                return query, self.protection.total(self, query_request)
             except Absent as absent:
                 reasons = absent.reasons
             except (PeerError, Blame) as error:

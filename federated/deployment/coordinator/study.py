@@ -66,7 +66,7 @@ class RemoteAuthority:
         ).sums
 
 
-class Enrolled(Paillier):
+class EnrolledPaillier(Paillier):
     """Paillier among parties that know roster and key from the charter and are told neither."""
 
     def enrol(self, talk: Talk, roster: Roster) -> None:
@@ -80,7 +80,7 @@ class EnrolledMasks(Masks):
         self._roster = roster
 
 
-def _protected(experiment: Experiment, charter: Charter) -> dict[str, Any]:
+def _actual_protection(experiment: Experiment, charter: Charter) -> dict[str, Any]:
     """The protection as it is: who opens, and by a key of how many bits, the charter says."""
     key = charter.key if experiment.protection.sums == "paillier" else None
     key_settings = {"key": key.opens, "key_bits": key.public.bits} if key else {}
@@ -107,8 +107,8 @@ def protection_of(experiment: Experiment, charter: Charter, folder: Path) -> Pro
             f"protection.key_bits: the charter's key has {key.public.bits} bits"
         )
     if key.opens == "authority":
-        return Enrolled(RemoteAuthority(key.public, key.by[0]))
-    return Enrolled(Holders(charter.roster, folder / SHARE_FILE, key.split))
+        return EnrolledPaillier(RemoteAuthority(key.public, key.by[0]))
+    return EnrolledPaillier(Holders(charter.roster, folder / SHARE_FILE, key.split))
 
 
 class Holders:
@@ -203,12 +203,12 @@ def run_study(
     with gathered(
         experiment, plan, folder, fresh=fresh, without=without, progress=progress
     ) as federation:
-        study = _performed(experiment, plan, federation, partial(tell, "federated"))
+        study = _perform(experiment, plan, federation, partial(tell, "federated"))
     study.arms["federated"].seconds = time.perf_counter() - start
     return study
 
 
-def _performed(
+def _perform(
     experiment: Experiment, plan: AnnouncedPlan, federation: DeployedFederation, watch: Any
 ) -> Study:
     market = RemoteMarket(experiment, plan.joined_contract, plan.features)
@@ -216,7 +216,7 @@ def _performed(
     changes = {
         "arms": only,
         "query": experiment.query,
-        **_protected(experiment, federation.charter),
+        **_actual_protection(experiment, federation.charter),
     }
     plain = plan.experiment.model_copy(update=changes)
     study = Study(plain, market, {}, {}, {})
@@ -225,7 +225,7 @@ def _performed(
     cells = public_cells(experiment, plan.contract)
     profiles = [federation.profile(each, _rules(experiment)) for each in cells]
     result.models["all"] = arms.fit_models(study, federation, watch, profiles=profiles)
-    models = {part: fitted.json for part, fitted in result.models["all"].items()}
+    models = {part: model.json for part, model in result.models["all"].items()}
     scorer = remote_scorer(plain, market, federation)
     result.evaluations = scorer.shared(models, federation)
     file = result.models["all"][study.part].file

@@ -81,22 +81,24 @@ class _Checks:
         self._folder = folder
         self._address = ""
         self._tls: ssl.SSLContext | None = None
-        self._read: NodeSettings | None = None
+        self._node_settings: NodeSettings | None = None
         self._ahead: float | None = None
 
     @property
     def _settings(self) -> NodeSettings:
-        if self._read is None:
+        if self._node_settings is None:
             raise _NotYet("node.toml cannot be read")
-        return self._read
+        return self._node_settings
 
     def settings(self) -> str:
         if not self._folder.is_dir():
             raise PeerError("there is no such folder; make it with lab node init")
-        self._read = NodeSettings.read(self._folder)
-        if identity_of(self._folder).card.name != self._read.name:
-            raise PeerError(f"node.toml says {self._read.name}, the keys another name; correct it")
-        return f"{self._read.name}, {self._read.role}"
+        self._node_settings = NodeSettings.read(self._folder)
+        if identity_of(self._folder).card.name != self._node_settings.name:
+            raise PeerError(
+                f"node.toml says {self._node_settings.name}, the keys another name; correct it"
+            )
+        return f"{self._node_settings.name}, {self._node_settings.role}"
 
     def private(self) -> str:
         if not (self._folder / IDENTITY).exists():
@@ -149,10 +151,10 @@ class _Checks:
         path = self._folder / LOG_NAME
         if not path.exists():
             return "none yet"
-        (checked,) = verify_together([path], {})
-        if checked.verdict.fault:
-            raise PeerError(f"does not hold: {checked.verdict.fault}; see lab audit verify")
-        return f"{checked.verdict.lines:,} lines hold together"
+        (log,) = verify_together([path], {})
+        if log.verdict.fault:
+            raise PeerError(f"does not hold: {log.verdict.fault}; see lab audit verify")
+        return f"{log.verdict.lines:,} lines hold together"
 
     def admission(self) -> str:
         self._address = admission_of(self._folder, self._settings.name).address

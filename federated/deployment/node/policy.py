@@ -190,7 +190,7 @@ class InsurerPolicy:
     def party(self, study: AnnouncedPlan, secret: bytes) -> Party:
         """This insurer's rows for one run, and the gate before them."""
         if study.kind == "questions":
-            return self._questioned(study)
+            return self._question_party(study)
         experiment, table = study.experiment, self.table()
         marks = self._marks(table.frame, experiment, secret)
         frame, usable_rows = usable(experiment, study.features, table)
@@ -218,7 +218,7 @@ class InsurerPolicy:
             secret=secret,
         )
 
-    def _questioned(self, study: AnnouncedPlan) -> Party:
+    def _question_party(self, study: AnnouncedPlan) -> Party:
         """This insurer's whole table, for questions; its history and its budget outlast a run."""
         frame, contract = self.table().frame, self.contract()
         columns = {

@@ -109,10 +109,10 @@ class Node:
                     self._take_part(line, ready)
                 except LineError as error:
                     self._explain(error)
-                    with suppress(Stopped), self._interruptible():
+                    with suppress(StopSignal), self._interruptible():
                         self._stop.wait(self._wait)
                     self._wait = min(LONGEST_WAIT, self._wait * 1.6)
-                except Stopped:
+                except StopSignal:
                     break
                 finally:
                     line.close()
@@ -175,7 +175,7 @@ class Node:
         """
         signed_message: SignedMessage | None = None
         try:
-            signed_message = self._opened(line, message)
+            signed_message = self._verify(line, message)
             return self._handle(signed_message, message)
         except LineError:
             raise
@@ -190,9 +190,9 @@ class Node:
             if os.environ.get("LAB_TRACEBACK"):
                 traceback.print_exc()
             failure = PeerError(f"failed with {type(error).__name__}")
-        return self._refused(signed_message, message, failure)
+        return self._refuse(signed_message, message, failure)
 
-    def _opened(self, line: NodeLine, message: Message) -> SignedMessage:
+    def _verify(self, line: NodeLine, message: Message) -> SignedMessage:
         """The signed message in one of Flower's, if app, sender, charter and address are what they must be."""
         run = message.metadata.run_id
         if run not in self._apps:
@@ -222,27 +222,27 @@ class Node:
             by=signed_message.sender,
         )
         receipt = len(_lines(run_state.records))
-        content = self._answered(run_state, signed_message, message)
+        content = self._content_of_reply(run_state, signed_message, message)
         refusal = content.config_records.get("refusal")
         if refusal is not None:
             self._log_refusal(
                 signed_message, query, statistic, str(refusal["rule"]), str(refusal["text"])
             )
         for line in _lines(run_state.records)[receipt:]:
-            released = Released(**json.loads(line))
-            details = {k: v for k, v in vars(released).items() if k not in ("query", *NOISE)}
-            if released.statistic in RELEASED:  # a filter's rows would tell more than its total
+            release = Released(**json.loads(line))
+            details = {k: v for k, v in vars(release).items() if k not in ("query", *NOISE)}
+            if release.statistic in RELEASED:  # a filter's rows would tell more than its total
                 details["rows"] = "not told"
-            self.log.append("release", run=signed_message.run, query=released.query, **details)
-            if released.epsilon:
-                noise = {"epsilon": released.epsilon, "delta": released.delta}
-                self.log.append("budget", run=signed_message.run, query=released.query, **noise)
+            self.log.append("release", run=signed_message.run, query=release.query, **details)
+            if release.epsilon:
+                noise = {"epsilon": release.epsilon, "delta": release.delta}
+                self.log.append("budget", run=signed_message.run, query=release.query, **noise)
         reply = signed_message.reply(self.settings.name, content).signed(self.identity)
         run_state.answer(signed_message.number, signed_message.digest, reply)
         run_state.save(self.folder / STATE, SECRETS)
         return reply
 
-    def _answered(
+    def _content_of_reply(
         self, run_state: RunState, signed_message: SignedMessage, message: Message
     ) -> RecordDict:
         if signed_message.kind == MessageKind.BEGIN:
@@ -261,14 +261,14 @@ class Node:
         if run_state.study and run_state.study != text:
             raise PeerError("coordinator: announces another study under the name of a run")
         self._answers.begin(run_state, study)
-        approved = self.folder / APPROVED / study.digest
+        approval = self.folder / APPROVED / study.digest
         if not run_state.study:
-            who = str(read_json(approved)["by"]) if approved.exists() else "its own rules"
+            who = str(read_json(approval)["by"]) if approval.exists() else "its own rules"
             details = {"statistic": study.title, "by": who, "study": study.digest}
             self.log.append("approval", run=run_state.run, **details)
         run_state.study = text
         self._tell(f"run {run_state.run}: {study.title}, asked by {signed_message.sender}")
-        return RecordDict({"begun": ConfigRecord({"party": self.settings.name})})
+        return RecordDict({"acknowledgement": ConfigRecord({"party": self.settings.name})})
 
     def _log_refusal(
         self, signed_message: SignedMessage | None, query: str, statistic: str, rule: str, text: str
@@ -281,7 +281,7 @@ class Node:
         self.log.append("refusal", run=run, query=query, statistic=statistic, rule=rule, text=text)
         self._tell(f"refused: {text}")
 
-    def _refused(
+    def _refuse(
         self, signed_message: SignedMessage | None, message: Message, failure: LabError
     ) -> RecordDict:
         query, statistic = (
@@ -308,7 +308,7 @@ class Node:
         def stop(number: int, frame: object) -> None:
             self._stop.set()
             if self._waiting:
-                raise Stopped
+                raise StopSignal
 
         before = {sign: signal.signal(sign, stop) for sign in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -323,13 +323,13 @@ class Node:
         self._waiting = True
         try:
             if self._stop.is_set():
-                raise Stopped
+                raise StopSignal
             yield
         finally:
             self._waiting = False
 
 
-class Stopped(BaseException):
+class StopSignal(BaseException):
     """A signal came while nothing was half-done."""
 
 

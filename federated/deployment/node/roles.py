@@ -96,7 +96,7 @@ class InsurerRole:
             key = self._charter.key
             if key is not None:
                 modulus = key.public.n.to_bytes(-(-key.public.bits // 8), "big")
-                split, share = dealt(self._folder, key.split, self._name)
+                split, share = share_of(self._folder, key.split, self._name)
                 roster = self._charter.roster.to_bytes()
                 NodeState(context, self._name, "paillier").enrol(roster, modulus, split, share)
             else:
@@ -125,7 +125,7 @@ class InsurerRole:
         memory, party = self._memory(run_state), self._parties[run_state.run]
         if signed_message.kind == MessageKind.DELIVER:
             self._tell(take(self._folder, run_state.run, study, party, message.content))
-            return RecordDict({"taken": ConfigRecord({"party": self._name})})
+            return RecordDict({"acknowledgement": ConfigRecord({"party": self._name})})
         header = message.content.config_records.get("request", {})
         if "statistic" in header:
             arguments = str(header.get("arguments", "{}"))
@@ -161,7 +161,7 @@ def _log_release(log: Log, run: str, content: RecordDict, reply: RecordDict) -> 
     log_opened(log, run, transcript, request.statistic, Reply.from_record(reply).sums)
 
 
-def dealt(folder: Path, digest: str, name: str) -> tuple[bytes, bytes]:
+def share_of(folder: Path, digest: str, name: str) -> tuple[bytes, bytes]:
     """The public part of a split key and this holder's sealed share, from the dealer's file."""
     if not digest:
         return b"", b""

@@ -80,20 +80,20 @@ def load(folder: Path, run: str) -> RunState:
     path = _path(folder, run)
     if not path.exists():
         return RunState(run)
-    damaged = PeerError(f"this party's memory of run {run} is damaged; it answers no more in it")
+    damage = PeerError(f"this party's memory of run {run} is damaged; it answers no more in it")
     try:
         content = path.read_bytes()
         if hashlib.sha256(content[32:]).digest() != content[:32]:
-            raise damaged
+            raise damage
         name, study, records, last, *rest = wire.split(STATE, content[32:], 4, wire.MOST_PARTS)
         if name.decode() != run or len(rest) % 3:
-            raise damaged
+            raise damage
         run_state = RunState(run, study.decode(), unpacked(records), {}, int(last))
         for number, digest, reply in zip(*[iter(rest)] * 3, strict=True):
             run_state.answers[int(number)] = (digest.decode(), unpacked(reply))
         return run_state
     except (OSError, MalformedMessage, ValueError):
-        raise damaged from None
+        raise damage from None
 
 
 def _path(folder: Path, run: str) -> Path:

@@ -139,10 +139,10 @@ def init(
     certificates.write_key(folder / KEY, key)
     certificates.request(folder / CERTIFICATE_REQUEST, key, name)
     enrolment = make_party(folder, name, role, certificates.openssh_line(key))
-    quoted = {"name": _toml(name), "role": _toml(role)}
+    names = {"name": _toml(name), "role": _toml(role)}
     if role == "supervisor":
         rules = '# disclosure = "rules.toml"    # rules by which answers to questions are released'
-        text = "\n".join([*(f"{k} = {v}" for k, v in quoted.items()), rules]) + "\n"
+        text = "\n".join([*(f"{k} = {v}" for k, v in names.items()), rules]) + "\n"
     else:
         kind = "source" if path in SOURCES else "path"
         data = {kind: path, "contract": contract}
@@ -154,7 +154,7 @@ def init(
             "analyses": f"analyses = {_toml(list(analyses))} ",
             "data": "\n".join(f"{key} = {_toml(v)}" for key, v in data.items() if v),
         }
-        text = TEMPLATE.format(**quoted, **fields)
+        text = TEMPLATE.format(**names, **fields)
     write_whole(folder / SETTINGS, text.encode(), 0o600)  # an address may hold a password
     return enrolment
 

@@ -133,13 +133,13 @@ def opened_total(
 
 def log_opened(log: Log, run: str, transcript: Transcript, statistic: str, total: Sums) -> None:
     """What an opener lets out: a total, or what its rules leave of one; shown: cells of it."""
-    terms, released = transcript.terms, statistic in RELEASED
+    terms, by_rules = transcript.terms, statistic in RELEASED
     log.append(
         "release",
         run=run,
         query=terms.query,
         statistic=statistic,
-        hiding="released by rules" if released else "total opened",
+        hiding="released by rules" if by_rules else "total opened",
         arrays=len(total.arrays),
         values=sum(array.size for array in total.arrays.values()),
         bytes=sum(array.nbytes for array in total.arrays.values()),
@@ -191,8 +191,8 @@ def deal_shares(charter_file: Path, out: Path, bits: int) -> Charter:
     split, parts = shares.deal(generate(bits), roster.names)
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     for number, (name, share) in enumerate(parts.items(), start=1):
-        sealed = shares.seal_share(share, roster[name])
-        record = {"holder": name, "split": split.to_bytes().hex(), "share": sealed.hex()}
+        sealed_share = shares.seal_share(share, roster[name])
+        record = {"holder": name, "split": split.to_bytes().hex(), "share": sealed_share.hex()}
         write_whole(out / f"{number}-{SHARE_FILE}", canonical(record), 0o600)
     new_charter = with_key(charter, split.public, split)
     write(charter_file, new_charter, {})
