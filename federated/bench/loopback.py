@@ -1,4 +1,4 @@
-"""An exchange set up on loopback, for `lab bench exchange` and for tests: real folders, keys and TLS.
+"""An exchange set up on loopback, for `lab bench exchange` and tests: real folders, keys and TLS.
 
 Each insurer holds a table of its own, a supervisor holds the key, and all members have signed the
 charter and are registered. Nothing runs yet; `commands` says what starts each process.

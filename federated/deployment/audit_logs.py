@@ -1,7 +1,7 @@
-"""The members' logs: opened with a member's keys, held against each other.
+"""The members' audit logs: each written with its member's key, all verified against each other.
 
-One log proves what its party can't deny; several prove more, because each party notes the
-checkpoints that others gave it, and a log that was cut back or written anew contradicts them.
+One log proves what its party cannot deny. Several prove more: each party notes the checkpoints that
+others gave it, and a log that was cut back or rewritten contradicts them.
 """
 
 from __future__ import annotations

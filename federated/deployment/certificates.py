@@ -1,4 +1,4 @@
-"""The exchange's own small certificate authority, and the TLS contexts of both ends.
+"""The exchange's certificate authority, and the TLS contexts of server and nodes.
 
 A node's certificate is over the key it authenticates with to Flower; the proof that the node has
 it stands in its enrolment. Keys are on P-256, TLS is 1.3 alone. Certificates of another authority
@@ -119,7 +119,7 @@ def adopt(folder: Path, openssh: str, certificate_file: Path) -> str:
     now = datetime.datetime.now(datetime.UTC)
     key = certificate.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     if key != pem(openssh):
-        raise ConfigurationError("the certificate is over another key than the enrolment's")
+        raise ConfigurationError("the certificate is for another key than the enrolment's")
     if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
         raise ConfigurationError(
             f"the certificate is good from {certificate.not_valid_before_utc:%Y-%m-%d} to "

@@ -1,4 +1,4 @@
-"""The charter: the one document all parties share, and the signatures by which each agrees to it.
+"""The charter: what all members agreed on, and their signatures under it.
 
 A charter names the members with their public keys, who may open a total, how few parties a sum
 may have, and what may be computed. Its SHA-256 goes into every message and every line of every

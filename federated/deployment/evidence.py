@@ -1,4 +1,4 @@
-"""The supervisor's package of one run: what was agreed, approved, released and found, with proofs.
+"""The evidence package of one run, for a supervisor: charter, approvals, releases, scores, proofs.
 
 A zip of readable files and a manifest of their hashes; the same inputs give the same bytes. It can
 be checked by anybody who holds it, on any machine: the charter by its members' signatures, each
@@ -154,7 +154,7 @@ def verify_package(path: Path) -> dict[str, Any]:
     listing = manifest.get("files")
     wrong = sorted(set(hashes.items()) ^ set(dict(listing).items() if listing else ()))
     if wrong:
-        raise LogError(f"{path}: {wrong[0][0]} is not what the manifest says")
+        raise LogError(f"{path}: {wrong[0][0]} does not match the manifest")
     charter = parse(Charter, _json(path, files["charter.json"]), where=f"{path}: charter.json")
     signatures = parse(
         Signatures, _json(path, files["charter.signatures.json"]), where=f"{path}: signatures"
@@ -172,7 +172,7 @@ def verify_package(path: Path) -> dict[str, Any]:
             extracts[member.name] = data
     for name, data in _summaries(extracts, run).items():
         if files.get(name) != data:
-            raise LogError(f"{path}: {name} is not what the logs say")
+            raise LogError(f"{path}: {name} does not match the logs")
     return manifest
 
 

@@ -94,9 +94,11 @@ def announced(experiment: Experiment) -> AnnouncedPlan:
     elif data.source is not None:
         contract = built_in(data.source)
     else:
-        raise ConfigurationError("data.contract is needed: the rows are at the parties")
+        raise ConfigurationError("data.contract: required, because the rows are at the parties")
     if data.test_rows is not None:
-        raise ConfigurationError("data.test_rows: rows are at the parties; use data.test_column")
+        raise ConfigurationError(
+            "data.test_rows: not possible, the rows are at the parties; use data.test_column"
+        )
     for profile in experiment.profile:
         profile.check(contract)
     nowhere = dict.fromkeys(("source", "contract", "table", "query", "market"))

@@ -1,9 +1,9 @@
-"""Messages between real parties: signed, for one run and one place in it, under one charter.
+"""Signed messages between parties: each is bound to one charter, one run and one place in it.
 
-Flower carries a message; who may say what to whom is between the parties. A message's sender signs
-the charter's hash, the run, the message's number, who it is for, what kind it is and its content. A
-reply carries the number of what it answers. So nothing can be played again in another run, at
-another place, to another party or under another charter, whoever holds the broker.
+Flower only carries messages. The sender signs the charter's hash, the run, the message's number, its
+recipients, its kind and its content; a reply carries the number of the message it answers. So no
+message can be replayed in another run, at another place in it, to another party or under another
+charter, whoever controls the broker.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def claimed(record: RecordDict, whose: str = "coordinator") -> SignedMessage:
             body=body,
         )
     except UNREADABLE as error:
-        reason = f"a message is not readable: {type(error).__name__}"
+        reason = f"sent a message that is not readable ({type(error).__name__})"
         raise PeerError(f"{whose}: {reason}", whose) from None
 
 
@@ -124,7 +124,7 @@ def received(record: RecordDict, card: Card) -> SignedMessage:
         signature = record.config_records["message"]["signature"]
         ours = isinstance(signature, bytes) and card.signed(PURPOSE, message.statement, signature)
     if message.sender != card.name or not ours:
-        raise PeerError(f"{card.name}: a message in its name is not signed by it", card.name)
+        raise PeerError(f"{card.name}: a message in its name lacks its signature", card.name)
     return message
 
 
@@ -135,8 +135,10 @@ def answering(message: SignedMessage, request: SignedMessage) -> SignedMessage:
         request.number,
     ) or message.kind != MessageKind.REPLY:
         raise PeerError(
-            f"{message.sender}: plays a message of another round or run again", message.sender
+            f"{message.sender}: replays a message of another round or run", message.sender
         )
     if message.to != (request.sender,) or message.sender not in request.to:
-        raise PeerError(f"{message.sender}: answers what it was not asked", message.sender)
+        raise PeerError(
+            f"{message.sender}: answers a message that was not addressed to it", message.sender
+        )
     return message

@@ -1,12 +1,12 @@
-"""The broker: the state and the handlers of Flower's SuperLink, behind two listeners of ours.
+"""The broker: Flower's SuperLink, its state and its handlers, behind a public and a local listener.
 
 Flower serves nodes, runs and its unauthenticated control of both on one port. Here one process
-opens two. The public listener speaks TLS 1.3 to holders of a client certificate, and lets through the
-node routes alone, for keys that are registered and not revoked. The local listener is a socket in the
-exchange's own folder, for whoever knows its secret as well. Guard and router read the same parsed
-request, so there is no second opinion on what a path is, as there would be with a proxy.
+opens two. The public listener speaks TLS 1.3 to holders of a client certificate and passes on the
+node routes alone, for keys that are registered and not revoked. The local listener is a socket in
+the exchange's folder, for callers that also know its secret. Check and router read the same parsed
+request, so they cannot disagree about a path, as a proxy and a server can.
 
-A pull that finds nothing is held until somebody has pushed: nobody polls, and nothing waits.
+A pull that finds nothing is held until something is pushed, so that nobody polls.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Listener:
             return
         try:
             if scope["type"] != "http":
-                raise HttpRefusal(404, "there is nothing here")
+                raise HttpRefusal(404, "no such route")
             self._check(scope)
             body = await self._body(scope, receive)
             status, headers, answer = await self._held(scope, receive, body)
@@ -115,11 +115,9 @@ class Listener:
             return b""
         length = _header(scope, b"content-length")
         if not length.isdigit():
-            raise HttpRefusal(411, "a body needs its length ahead of it")
+            raise HttpRefusal(411, "a request with a body needs the header content-length")
         if int(length) > self._limit:
-            raise HttpRefusal(
-                413, f"a body may have {self._limit} bytes, this one has {int(length)}"
-            )
+            raise HttpRefusal(413, f"the body has {int(length)} bytes, the limit is {self._limit}")
         body = bytearray()
         try:
             async with asyncio.timeout(BODY_SECONDS):
@@ -128,8 +126,8 @@ class Listener:
                     if not event.get("more_body"):
                         return bytes(body)
         except TimeoutError:
-            raise HttpRefusal(408, "the body did not come in time") from None
-        raise HttpRefusal(400, "the body broke off")
+            raise HttpRefusal(408, f"the body did not arrive within {BODY_SECONDS:g} s") from None
+        raise HttpRefusal(400, "the body is incomplete")
 
     async def _held(self, scope: Scope, receive: Receive, body: bytes) -> Answer:
         """The broker's answer; to a pull that finds nothing, the one after the next push."""
@@ -162,7 +160,7 @@ class Listener:
 def _header(scope: Scope, name: bytes) -> bytes:
     values = [value for key, value in scope["headers"] if key == name]
     if len(values) > 1:
-        raise HttpRefusal(400, f"the header {name.decode()} comes twice")
+        raise HttpRefusal(400, f"the header {name.decode()} occurs twice")
     return bytes(values[0]) if values else b""
 
 
@@ -170,7 +168,7 @@ def _headers(scope: Scope) -> dict[str, str]:
     """Headers by name; one that comes twice is refused, so that nobody reads another than we do."""
     names = [name for name, _ in scope["headers"]]
     if len(set(names)) != len(names):
-        raise HttpRefusal(400, "a header comes twice")
+        raise HttpRefusal(400, "a header occurs twice")
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
 
 
@@ -216,25 +214,29 @@ def outer_check(register: Register) -> Callable[[Scope], None]:
         from federated.transport.handlers import NODES
 
         if scope["state"][PEER_END] < time.time():  # TLS looked at it when the connection was made
-            register.note("fault", rule="certificate", what="a certificate that ended is used on")
-            raise HttpRefusal(403, f"{BARRED} certified no longer, its certificate ended; renew it")
+            register.note("fault", rule="certificate", what="call with an expired certificate")
+            raise HttpRefusal(
+                403, f"{BARRED} not certified any more: its certificate has expired; renew it"
+            )
         if scope["path"] == HEALTH:
             return
         if scope["path"].removeprefix(FLEET) not in NODES or not scope["path"].startswith(FLEET):
-            register.note("fault", rule="route", what="a route that is not for nodes was asked for")
-            raise HttpRefusal(404, "there is nothing here")
+            register.note("fault", rule="route", what="call to a route that is not open to nodes")
+            raise HttpRefusal(404, "no such route")
         if scope["method"] != "POST":
-            raise HttpRefusal(405, "node routes are posted to")
+            raise HttpRefusal(405, "node routes take POST alone")
         try:
             key = b64decode(_header(scope, KEY), validate=True)
         except binascii.Error:
             key = b""
         if (standing := register.standing(key)) != "admitted":
-            register.note("fault", rule="registration", what=f"a key that is {standing} called")
+            register.note("fault", rule="registration", what=f"call with a key that is {standing}")
             raise HttpRefusal(403, f"{BARRED} {standing} here")
         if key != scope["state"][PEER_KEY]:
-            register.note("fault", rule="certificate", what="a key called by another's certificate")
-            raise HttpRefusal(403, f"{BARRED} another than its certificate's")
+            register.note(
+                "fault", rule="certificate", what="call with the certificate of another key"
+            )
+            raise HttpRefusal(403, f"{BARRED} not the key of its certificate")
 
     return check
 
@@ -244,7 +246,7 @@ def inner_check(secret: str) -> Callable[[Scope], None]:
 
     def check(scope: Scope) -> None:
         if not hmac.compare_digest(_header(scope, SECRET), secret.encode()):
-            raise HttpRefusal(403, "the exchange's secret is needed here")
+            raise HttpRefusal(403, "the header lab-secret must hold the exchange's secret")
 
     return check
 

@@ -1,4 +1,4 @@
-"""The coordinator's grid over the local listener of an exchange: Flower's runtime protocol."""
+"""The coordinator's grid: Flower's runtime protocol over the local listener of an exchange."""
 
 from __future__ import annotations
 
@@ -143,7 +143,9 @@ class ExchangeGrid(OneRun):
                 AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])
             )
             if not response.token:
-                raise PeerError("exchange: gives no task for the run; is another one starting?")
+                raise PeerError(
+                    "exchange: has no task for this run; if another run is starting, try again"
+                )
             if response.task.run_id == run:
                 return str(response.token)
 
@@ -163,7 +165,7 @@ class ExchangeGrid(OneRun):
 
     def presences(self) -> list[NodePresence]:
         """All nodes the broker knows, here or not."""
-        with line_errors("asking who is here"):
+        with line_errors("listing the nodes"):
             nodes = self._client.GetNodes(GetNodesRequest()).nodes
         return [
             NodePresence(n.node_id, n.public_key, n.status == "online", n.last_activated_at)
@@ -178,7 +180,7 @@ class ExchangeGrid(OneRun):
         objects = {
             i: part for message in whole for i, part in get_all_nested_objects(message).items()
         }
-        with line_errors("asking"):
+        with line_errors("sending messages"):
             response = self._client.PushMessages(
                 PushAppMessagesRequest(
                     messages_list=[message_to_proto(remove_content_from_message(m)) for m in whole],
@@ -205,7 +207,7 @@ class ExchangeGrid(OneRun):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies that are here; waits a while at the broker's listener if there is none. One whose
         sender died while it sent it is none."""
-        with line_errors("waiting for answers"):
+        with line_errors("waiting for replies"):
             response = self._client.PullMessages(
                 PullAppMessagesRequest(message_ids=list(message_ids))
             )
@@ -217,7 +219,7 @@ class ExchangeGrid(OneRun):
 
     def _fetch(self, proto: Any, tree: ObjectTree) -> Message:
         head, run = message_from_proto(proto), self._run.run_id
-        with line_errors("waiting for answers"):
+        with line_errors("waiting for replies"):
             contents = objects_of(
                 tree,
                 lambda i: self._client.PullObject(

@@ -1,4 +1,4 @@
-"""A Flower grid in this process, and the one place that knows Flower's internals.
+"""A Flower grid within one process, for simulations.
 
 The same ``ServerApp`` and ``ClientApp`` objects run here as under Flower's simulation engine and
 in deployment. Every message crosses the boundary as protobuf bytes, so that nothing is shared by

@@ -1,8 +1,8 @@
-"""A node's line to a SuperLink: Flower's protocol, without its waits.
+"""A node's connection to the broker: Flower's protocol, without its polling.
 
-Flower starts a Python process for each message and sleeps three seconds between looks. Here both
-ends are long-lived and speak the same protocol with Flower's own clients; a look that finds
-nothing is held at the broker's listener until something is there (`federated.transport.broker`).
+Flower starts a Python process for each message and polls every three seconds. Here both ends are
+long-lived and speak the same protocol with Flower's own clients; a pull that finds nothing is held
+at the broker's listener until there is a message (`federated.transport.broker`).
 """
 
 from __future__ import annotations
@@ -104,10 +104,10 @@ def line_errors(doing: str) -> Iterator[None]:
         ) from None
     except httpx.HTTPError as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise LineError(f"{doing}: no line to the exchange ({reason})", 0) from None
+        raise LineError(f"{doing}: no connection to the exchange ({reason})", 0) from None
     except BROKEN as error:  # Flower's clients raise ValueError for what they cannot read
         kind = type(error).__name__
-        raise LineError(f"{doing}: what the exchange sends is not readable ({kind})", 0) from None
+        raise LineError(f"{doing}: the exchange's answer is not readable ({kind})", 0) from None
 
 
 def _detail(error: httpx.HTTPStatusError) -> str:
@@ -156,7 +156,7 @@ def objects_of(tree: ObjectTree, pull: Callable[[str], Any], patience: float) ->
                 contents[identity] = answer.object_content
                 break
             if not answer.object_found or time.monotonic() > deadline:
-                raise Incomplete("exchange: a message came without all of its parts")
+                raise Incomplete("exchange: a message arrived without all of its parts")
             time.sleep(0.01)
     return contents
 
@@ -203,7 +203,7 @@ class NodeLine:
     def open(self, last_node: int = 0) -> int:
         """Come in, and return this node's number. last_node: the number it had before, so that a
         node that was killed says first that it left, and need not wait until it is missed."""
-        with line_errors("coming in"):
+        with line_errors("connecting"):
             if last_node:
                 try:
                     self._client.DeactivateNode(DeactivateNodeRequest(node_id=last_node))
@@ -235,7 +235,7 @@ class NodeLine:
         Raises LineError, and Incomplete for a message that ended with its run.
         """
         node = Node(node_id=self.node)
-        with line_errors("asking for work"):
+        with line_errors("waiting for messages"):
             response = self._client.PullMessages(PullMessagesRequest(node=node))
             if not response.messages_list:
                 return None
@@ -269,14 +269,14 @@ class NodeLine:
 
     def app_of(self, run: int) -> str:
         """SHA-256 of the app that a run says it is; the app itself is never fetched."""
-        with line_errors("asking for the run"):
+        with line_errors("looking up the run"):
             request = GetRunRequest(node=Node(node_id=self.node), run_id=run)
             return str(self._client.GetRun(request).run.fab_hash)
 
     def push(self, reply: Message) -> None:
         """Send a reply. Raises :class:`LineError`."""
         node, run, whole = Node(node_id=self.node), reply.metadata.run_id, named(reply)
-        with line_errors("answering"):
+        with line_errors("sending a reply"):
             response = self._client.PushMessages(
                 PushMessagesRequest(
                     node=node,

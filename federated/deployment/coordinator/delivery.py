@@ -1,8 +1,8 @@
-"""The coordinator's delivery: signed messages to nodes, and answers, over an exchange that may break.
+"""Delivery of signed messages to nodes and of their replies, over an exchange that may fail.
 
-A message goes out again to a node that came back, after a while to any, and to all where the
-exchange was started again and forgot it: under its number, so that whoever gets it twice gives
-the same bytes.
+A message is sent again to a node that reconnected, to any node after a while, and to all when the
+exchange was restarted and lost it. It keeps its number, so that a node that gets it twice gives the
+same reply, byte for byte.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NUMBERS = 2**32
 
 
 class Delivery:
-    """Writes, carries and reads a run's messages. folder: the exchange's, which says who is revoked."""
+    """Writes, carries and reads a run's messages. folder: the exchange's, with its revocations."""
 
     def __init__(
         self,
@@ -78,8 +78,8 @@ class Delivery:
             self._grid.open_again(deadline)
         except LineError as error:
             raise PeerError(
-                f"{error}; serve it with: lab exchange serve {self._folder}. The run goes on from "
-                "its last total when it is started again"
+                f"{error}; serve the exchange with: lab exchange serve {self._folder}. Then start "
+                "the run again; it resumes after its last total"
             ) from None
 
     def messages(self, kind: str, contents: Mapping[str, RecordDict]) -> dict[str, SignedMessage]:
@@ -108,7 +108,7 @@ class Delivery:
         Raises :class:`PeerError` where it is not, and the refusal where it is one.
         """
         if not reply.has_content():
-            raise PeerError(f"{name}: answers with nothing", name)
+            raise PeerError(f"{name}: sent a reply without content", name)
         signed_reply = received(reply.content, self._charter.member(name).card)
         same(self._charter.digest, signed_reply.charter, name)
         content = answering(signed_reply, message).content

@@ -1,4 +1,4 @@
-"""The exchange: the coordinator's folder, who is admitted to it, and the process that serves it.
+"""The exchange: the coordinator's folder, the nodes admitted to it, and the process that serves it.
 
 init      folder, keys, a certificate authority
 register  a member's enrolment becomes an admission: address, certificates, what it hands back
@@ -38,7 +38,7 @@ LOCAL_SOCKET, RUNS, CONNECTION_LOG = "local.sock", "runs", "connections.jsonl"
 
 
 class Settings(Strict):
-    """``exchange.toml``. address: host:port that nodes call; listen: where the public listener is opened.
+    """``exchange.toml``. address: host:port that nodes call; listen: the public listener's interface.
 
     answer_seconds: how long a party may take for an answer; again_seconds: after how long it is
     asked again, for the first time; gather_seconds: how long a run waits for parties to come;
@@ -123,15 +123,17 @@ def register(
     if not member.flower_key:
         raise ConfigurationError(f"{member.name}: runs no node, so there is nothing to register")
     if enrolment.member.name in revoked(folder):
-        raise ConfigurationError(f"{member.name}: was revoked; it needs new keys and a new name")
+        raise ConfigurationError(
+            f"{member.name}: was revoked; to come back it must enrol with new keys under a new name"
+        )
     if certificate_file is not None:
         certificate = certificates.adopt(folder, member.flower_key, certificate_file)
     elif (folder / certificates.CA_KEY).exists():
         certificate = certificates.admit(folder, member.name, member.flower_key, days)
     else:
         raise ConfigurationError(
-            f"{member.name}: the authority's key is not here; bring the certificate that it issued "
-            f"for the node's {CERTIFICATE_REQUEST} with --certificate"
+            f"{member.name}: the authority's key is not in {folder}; pass the certificate that the "
+            f"authority issued for the node's {CERTIFICATE_REQUEST} with --certificate"
         )
     admission = Admission(
         member=member,
@@ -312,6 +314,6 @@ def secret_of(folder: Path) -> str:
     """The secret of an exchange that serves. Raises :class:`ConfigurationError` if it does not."""
     if not (folder / LOCAL_SOCKET).exists():
         raise ConfigurationError(
-            f"{folder}: is not served; start it with: lab exchange serve {folder}"
+            f"{folder}: the exchange is not served; start it with: lab exchange serve {folder}"
         )
     return (folder / SECRET).read_text()

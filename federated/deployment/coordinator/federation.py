@@ -1,10 +1,9 @@
-"""A study with real parties: the coordinator's side.
+"""The coordinator's side of a study: a federation of nodes reached by signed messages.
 
-Solvers ask through ``sum`` as they do in a simulation; behind it are signed messages to processes
-that may be slow, gone, wrong or unwilling. A party that does not answer in time, answers what cannot be
-used, or refuses by a rule is left out of the rest of the run where the charter's minimum allows it,
-and is named; below the minimum the run ends with the reason, and goes on from its last total when
-it is started again.
+Solvers ask through ``sum`` as they do in a simulation. A party that does not answer in time, sends
+an unusable answer or refuses by a rule is left out of the rest of the run, by name and with the
+reason, as long as the charter's minimum of parties remains. Below the minimum the run ends with the
+reason; started again, it resumes after its last total.
 """
 
 from __future__ import annotations
@@ -117,10 +116,10 @@ class DeployedFederation:
         for name in self._holders:
             if name not in here:
                 raise PeerError(
-                    f"{name}: opens totals and did not come within {patience:g} s", name
+                    f"{name}: must open totals, but did not connect within {patience:g} s", name
                 )
         late = [name for name in insurers if name not in here]
-        self._leave({name: f"{name}: did not come within {patience:g} s" for name in late}, here)
+        self._leave({name: f"{name}: did not connect within {patience:g} s" for name in late}, here)
         self._since = {name: presence.since for name, presence in here.items()}
         cards = {card.name: card for card in self.charter.roster.cards}
         seats = list(self.charter.roster.names)
@@ -137,16 +136,17 @@ class DeployedFederation:
         if len(remainder) < self._least:
             summary = in_one_line({**self.resumable_run.absent, **reasons})
             advice = (
-                "All insurers answer a question, or none; --without leaves one out of all questions"
+                "All insurers answer a question, or none; --without NAME leaves one out of all"
                 if self._together
-                else "The run goes on from its last total when it is started again"
+                else "Start the run again to resume it after its last total"
             )
             raise PeerError(
-                f"{len(remainder)} parties are left and {self._least} are needed: {summary}. {advice}"
+                f"{len(remainder)} parties are left and {self._least} are required: {summary}. "
+                f"{advice}"
             )
         for name, reason in reasons.items():
             self.resumable_run.leave(name, reason)
-            self._log.append("fault", run=self._run, what=f"the run goes on without {reason}")
+            self._log.append("fault", run=self._run, what=f"the run continues without {reason}")
             if self._progress:
                 self._progress(f"without {reason}", self._sums)
 
@@ -265,7 +265,8 @@ class DeployedFederation:
         if statistic in RELEASED and len(set(self.names) - set(absent)) < self._everyone:
             summary = in_one_line({**self.resumable_run.absent, **absent})
             raise PeerError(
-                f"'{statistic}' is of all parties or of none: {summary}. --without leaves one out"
+                f"'{statistic}' is of all parties or of none: {summary}. "
+                "--without NAME leaves one out"
             )
 
     def join(self, profiles: Sequence[Profile]) -> None:
@@ -330,7 +331,7 @@ class DeployedFederation:
         recipients = self._of_those_who_answer(MessageKind.DELIVER, self.names, content)
         for name in self.names:
             if name not in recipients:
-                what = f"{name}: did not take the model"
+                what = f"{name}: did not confirm the model"
                 self._log.append("fault", run=self._run, what=what)
 
     def take_checkpoints(self) -> None:

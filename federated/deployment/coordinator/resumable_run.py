@@ -1,8 +1,8 @@
-"""A run at the coordinator, on disk: every opened total in its order, so that a run can go on.
+"""A run on the coordinator's disk: every opened total in order, so that the run can be resumed.
 
-A solver is a function of the totals it was given. A coordinator that was killed starts the same
-solver again and hands it the totals it had, each checked to be of the same question, until they
-are used up; from there on it asks. So a run that went on ends with the model it would have had.
+A solver is a function of the totals it gets. A coordinator that was killed starts the same solver
+again and gives it the totals on disk, each checked to be of the same question, until they are used
+up; from there on it asks the parties. So a resumed run ends with the model it would have had.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ResumableRun:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._lock)
-            raise ConfigurationError(f"run {run}: another process conducts it") from None
+            raise ConfigurationError(f"run {run}: another process is running it") from None
 
     @classmethod
     def take_up(cls, folder: Path, study: str, charter: str, fresh: bool = False) -> Self:
@@ -79,13 +79,13 @@ class ResumableRun:
             limits = {name: Limit(*pair) for name, pair in json.loads(header["limits"]).items()}
             if header["question"] != question:
                 raise ConfigurationError(
-                    f"run {self.run}: total {number} answers another question than this solver asks; "
-                    "start anew with --fresh"
+                    f"run {self.run}: total {number} on disk answers another question; "
+                    "start a new run with --fresh"
                 )
             return Sums(arrays, limits, int(header["rows"]))
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             raise ConfigurationError(
-                f"{path}: is damaged; remove it and the totals after it, or start with --fresh"
+                f"{path}: is damaged; remove it and all later totals, or start anew with --fresh"
             ) from None
 
     def commit(self, number: int, question: str, total: Sums) -> None:

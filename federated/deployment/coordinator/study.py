@@ -1,4 +1,4 @@
-"""A study with real parties from its file to its result: what they are told, asked, and give.
+"""A study among the parties of an exchange, from the experiment's file to its result.
 
 The arms *alone* and *pooled* do not exist here: nobody has the rows.
 """
@@ -101,10 +101,10 @@ def protection_of(experiment: Experiment, charter: Charter, folder: Path) -> Pro
     if settings.sums == "clear":
         return Clear(_rules(experiment))
     if key is None:
-        raise ConfigurationError("the charter has no key: lab keys deal makes one")
+        raise ConfigurationError("the charter has no key; make one with: lab keys deal")
     if key.public.bits < settings.key_bits:
         raise ConfigurationError(
-            f"protection.key_bits: the charter's key has {key.public.bits} bits"
+            f"protection.key_bits: must be at most the bits of the charter's key, {key.public.bits}"
         )
     if key.opens == "authority":
         return EnrolledPaillier(RemoteAuthority(key.public, key.by[0]))
@@ -139,7 +139,7 @@ def _insurers_of(
     names = charter.roster.names
     if unknown := sorted(set(without) - set(names)):
         raise ConfigurationError(
-            f"--without {unknown[0]}: the charter's insurers are {', '.join(names)}"
+            f"--without {unknown[0]}: is no insurer; the charter's insurers are {', '.join(names)}"
         )
     return tuple(name for name in names if name not in without)
 
@@ -179,7 +179,7 @@ def gathered(
     ):
         log.append("request", run=run.run, statistic=experiment.name, by=identity.card.name)
         for name in without:
-            run.leave(name, f"{name}: is not asked")
+            run.leave(name, f"{name}: left out by --without")
         federation = DeployedFederation(
             grid, protection, folder, charter, identity, run, log, plan, len(insurers),
             lambda what, step: watch(what, step, None),

@@ -1,4 +1,4 @@
-"""`lab node check`: what stands between a node and the exchange, and what to do about it."""
+"""`lab node check`: what keeps a node from taking part in the exchange, and how to put it right."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def examine(folder: Path) -> list[Finding]:
         except LabError as error:
             findings.append(Finding(what, False, str(error)))
         except _NotYet as error:
-            findings.append(Finding(what, False, f"not looked at: {error}"))
+            findings.append(Finding(what, False, f"not checked: {error}"))
         except (OSError, ValueError) as error:
             findings.append(Finding(what, False, f"{type(error).__name__}: {error}"))
     return findings
@@ -92,11 +92,12 @@ class _Checks:
 
     def settings(self) -> str:
         if not self._folder.is_dir():
-            raise PeerError("there is no such folder; make it with lab node init")
+            raise PeerError("no such folder; make it with lab node init")
         self._node_settings = NodeSettings.read(self._folder)
         if identity_of(self._folder).card.name != self._node_settings.name:
             raise PeerError(
-                f"node.toml says {self._node_settings.name}, the keys another name; correct it"
+                f"node.toml is of {self._node_settings.name}, identity.json of another party; "
+                "correct the name"
             )
         return f"{self._node_settings.name}, {self._node_settings.role}"
 
@@ -109,7 +110,7 @@ class _Checks:
             if path.exists() and path.stat().st_mode & 0o077
         ]
         if open_to_others:
-            raise PeerError(f"{', '.join(open_to_others)}: others can read it; chmod go= it")
+            raise PeerError(f"{', '.join(open_to_others)}: readable by others; run chmod go= on it")
         return "for their owner alone"
 
     def package(self) -> str:
@@ -128,7 +129,10 @@ class _Checks:
         charter = charter_of(self._folder, self._settings.name)
         own = charter.member(self._settings.name).card
         if own != identity_of(self._folder).card:
-            raise PeerError("the charter has other keys for this party; ask the coordinator")
+            raise PeerError(
+                "the charter has other keys for this party; ask the coordinator which enrolment "
+                "it added"
+            )
         return f"{charter.name} version {charter.version}, {charter.digest[:16]}, signed by all"
 
     def data(self) -> str:
@@ -153,8 +157,8 @@ class _Checks:
             return "none yet"
         (log,) = verify_together([path], {})
         if log.verdict.fault:
-            raise PeerError(f"does not hold: {log.verdict.fault}; see lab audit verify")
-        return f"{log.verdict.lines:,} lines hold together"
+            raise PeerError(f"verification fails: {log.verdict.fault}; see lab audit verify")
+        return f"{log.verdict.lines:,} lines, verified"
 
     def admission(self) -> str:
         self._address = admission_of(self._folder, self._settings.name).address
@@ -187,7 +191,7 @@ class _Checks:
         try:
             addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError:
-            raise PeerError(f"{host}: has no address; check the name and the network") from None
+            raise PeerError(f"{host}: cannot be resolved; check the name and the network") from None
         return f"{host} is {addresses[0][4][0]}"
 
     def port(self) -> str:
@@ -196,8 +200,8 @@ class _Checks:
             socket.create_connection((host, port), timeout=5).close()
         except OSError as error:
             raise PeerError(
-                f"{self._address}: does not answer ({error.strerror or error}); is the exchange "
-                "served, and does a firewall let you out?"
+                f"{self._address}: does not answer ({error.strerror or error}); check that the "
+                "exchange is served and that no firewall blocks the connection"
             ) from None
         return f"{self._address} answers"
 
@@ -211,15 +215,17 @@ class _Checks:
                 response = client.get(f"https://{self._address}/health")
         except httpx.HTTPError as error:
             raise PeerError(
-                f"TLS: {error}; the coordinator's certificate or yours is not good"
+                f"TLS: {error}; check the exchange's certificate and this node's"
             ) from None
         if "date" not in response.headers:
-            raise PeerError("the exchange tells no time")
+            raise PeerError("the exchange's answer has no date")
         ahead = (
             datetime.now(UTC) - parsedate_to_datetime(response.headers["date"])
         ).total_seconds()
         if abs(ahead) > CLOCK_SECONDS:
-            raise PeerError(f"is {ahead:+.0f} s from the exchange's; set it, as with chrony")
+            raise PeerError(
+                f"is {ahead:+.0f} s off the exchange's; synchronise it, for example with chrony"
+            )
         return f"within {CLOCK_SECONDS:.0f} s of the exchange's"
 
     def registration(self) -> str:

@@ -1,8 +1,8 @@
-"""A party's own process in an exchange: takes messages one at a time, decides, logs, answers.
+"""The process of a node: it takes one message at a time, checks it, logs it and replies.
 
-An insurer's node and a supervisor differ in what answers (`InsurerRole`, `SupervisorRole`); the rest is
-the same. The order is what matters: the request is logged, the rules are asked, the answer is
-made, what is to leave is logged and the state is on disk, and only then the answer leaves.
+An insurer and a supervisor differ in the role that answers (`InsurerRole`, `SupervisorRole`); the
+rest is the same. The order is what matters: the request is logged, the policy is checked, the reply
+is computed, what is to leave is logged and the state is on disk, and only then the reply leaves.
 
 Nothing is ever loaded from an app that travels: a run whose app is not the approved bundle is
 refused by its hash, before the bundle would be fetched.
@@ -75,7 +75,9 @@ class Node:
         self.identity: Identity = identity_of(folder)
         name = self.settings.name
         if self.identity.card.name != name:
-            raise ConfigurationError(f"{folder}: node.toml says {name}, the keys another name")
+            raise ConfigurationError(
+                f"{folder}: node.toml is of {name}, identity.json of another party"
+            )
         self.charter = charter_of(folder, name)
         self.admission = admission_of(folder, name)
         self._answers: NodeRole
@@ -134,7 +136,7 @@ class Node:
             self._tell(f"{error}; ask the coordinator to register this node")
             self.log.append("fault", what=str(error))
         else:
-            self._tell(f"{error}; trying again")
+            self._tell(f"{error}; retrying")
 
     def _take_part(self, line: NodeLine, ready: Callable[[], None] | None) -> None:
         place = self.folder / "last_node"
@@ -166,7 +168,7 @@ class Node:
         except LineError as error:
             if error.passing:
                 raise
-            self.log.append("fault", what=f"a reply was not taken: {error}")
+            self.log.append("fault", what=f"the exchange did not take a reply: {error}")
 
     def handle(self, line: NodeLine, message: Message) -> RecordDict:
         """The records of a reply, signed; whatever goes wrong is a typed refusal.
@@ -193,19 +195,19 @@ class Node:
         return self._refuse(signed_message, message, failure)
 
     def _verify(self, line: NodeLine, message: Message) -> SignedMessage:
-        """The signed message in one of Flower's, if app, sender, charter and address are what they must be."""
+        """The signed message in one of Flower's, its app, sender, charter and recipients checked."""
         run = message.metadata.run_id
         if run not in self._apps:
             self._apps = {run: line.app_of(run)}
         if self._apps[run] != self._bundle:
             raise Refusal(
-                "app", f"app {self._apps[run][:16]} is not the approved {self._bundle[:16]}"
+                "app", f"app {self._apps[run][:16]} is not the approved app {self._bundle[:16]}"
             )
         sender = self.charter.member(claimed(message.content).sender)
         signed_message = received(message.content, sender.card)
         same(self.charter.digest, signed_message.charter, signed_message.sender)
         if self.settings.name not in signed_message.to:
-            raise PeerError(f"{signed_message.sender}: a message for others came here")
+            raise PeerError(f"{signed_message.sender}: sent a message that is addressed to others")
         self._answers.allow_asker(signed_message.sender)
         return signed_message
 
@@ -259,7 +261,7 @@ class Node:
         text = read(signed_message.content, "study").decode()
         study = AnnouncedPlan.from_json(text)
         if run_state.study and run_state.study != text:
-            raise PeerError("coordinator: announces another study under the name of a run")
+            raise PeerError("coordinator: announces another study within a run")
         self._answers.begin(run_state, study)
         approval = self.folder / APPROVED / study.digest
         if not run_state.study:

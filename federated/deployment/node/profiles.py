@@ -1,8 +1,8 @@
-"""A profile of providers among real parties: joined is what was asked, answered and released.
+"""Profiles of providers: a node joins to its rows only a profile that was released in this run.
 
-A coordinator that could make up a profile could tell apart the claims of one provider in one period.
-So a node is asked about the cells of a profile once in a run, over the days of its contract, and
-joins what whoever opens totals vouches for: that it released exactly this in exactly this run.
+A coordinator that could invent a profile could single out the claims of one provider in one period.
+So a node answers about the cells of a profile once in a run, over the days of its contract, and
+joins only a profile whose releaser has signed that it released exactly this one in this run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def releaser(charter: Charter) -> str:
     """Who releases what the rules leave of a total: the supervisor, or the insurer in the first
     seat. Raises :class:`PeerError` where nobody does."""
     if charter.key is None:
-        raise PeerError("nobody but the coordinator opens totals here, and it releases no profile")
+        raise PeerError(
+            "profiles need a supervisor or a split key: the coordinator must not release them"
+        )
     return charter.key.by[0] if charter.key.opens == "authority" else charter.roster.names[0]
 
 
@@ -47,13 +49,13 @@ def consider(run_state: RunState, study: AnnouncedPlan, rules: Rules, request: R
     if definition not in study.experiment.profile or cells != profile.cells_of(
         definition, study.contract, cells.numbers
     ):
-        raise Refusal("profiles", "another profile than was announced")
+        raise Refusal("profiles", "this profile was not announced")
     if request.arguments.get("rules") != json.loads(rules.model_dump_json()):
-        raise Refusal("disclosure", "asked under other rules than this party's; it keeps its own")
+        raise Refusal("disclosure", "the request's rules of disclosure are not this party's")
     digests = run_state.records.config_records.setdefault(REQUESTED_CELLS, ConfigRecord())
     if digests.setdefault(definition.name, digest_of(cells)) != digest_of(cells):
         raise Refusal(
-            "profiles", f"profile '{definition.name}' was asked of other providers before"
+            "profiles", f"profile '{definition.name}' was requested for other providers before"
         )
 
 
@@ -79,7 +81,7 @@ def vouch(
     """The releaser's word for a profile. Raises :class:`PeerError` for one it did not release."""
     digest = read(content, "digest").decode("ascii", "replace")
     if digest not in run_state.records.config_records.get(RELEASED_PROFILES, {}):
-        raise PeerError("coordinator: wants a profile vouched for that was not released here")
+        raise PeerError("coordinator: asks to vouch for a profile that was not released here")
     signature = identity.sign(PURPOSE, _statement(charter, run_state.run, digest))
     return message_of(voucher=signature)
 
@@ -92,14 +94,14 @@ def check_joined(
     candidate = profile.read(read(content, "profile"))
     digests = run_state.records.config_records.get(REQUESTED_CELLS, {})
     if digests.get(candidate.cells.asked.name) != digest_of(candidate.cells):
-        raise PeerError("coordinator: gives a profile of cells that were not asked of this party")
+        raise PeerError("coordinator: sends a profile of cells that were not asked of this party")
     if study.experiment.protection.sums == "clear":
         return  # the coordinator opens, and nobody can vouch
     name = releaser(charter)
     statement = _statement(charter, run_state.run, candidate.digest)
     key = charter.member(name).card.verifying
     if not signed_by(key, PURPOSE, statement, read(content, "voucher")):
-        raise PeerError(f"coordinator: gives a profile that {name} does not vouch for")
+        raise PeerError(f"coordinator: sends a profile that {name} does not vouch for")
 
 
 def save_profiles(folder: Path, run: str, profiles: Mapping[str, Profile]) -> None:
@@ -111,7 +113,9 @@ def save_profiles(folder: Path, run: str, profiles: Mapping[str, Profile]) -> No
             try:
                 write_whole(path, each.model_dump_json().encode(), 0o600)
             except ConfigurationError as error:
-                raise LogError(f"{error}; nothing leaves without it: make room") from None
+                raise LogError(
+                    f"{error}; nothing leaves this party until the file can be written"
+                ) from None
 
 
 def load_profiles(folder: Path, run: str) -> dict[str, Profile]:

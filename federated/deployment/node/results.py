@@ -1,6 +1,6 @@
-"""The model comes home: at the end of a run every insurer is given it, and scores it on its own rows.
+"""The fitted model at an insurer: delivered at the end of a run and scored on the insurer's rows.
 
-Those scores are for the insurer alone. Nothing of them leaves, so that nobody compares insurers.
+The scores stay with the insurer, so that nobody compares insurers by them.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def take(folder: Path, run: str, study: AnnouncedPlan, party: Party, content: Re
         parts = {str(part): str(text) for part, text in scoring["parts"].items()}
         constants = {str(part): float(mean) for part, mean in scoring["constants"].items()}
     except (LabError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise PeerError(f"coordinator: delivers no model: {type(error).__name__}") from None
+        raise PeerError(
+            f"coordinator: the delivered model is not readable ({type(error).__name__})"
+        ) from None
     place = folder / RESULTS / run
     record: dict[str, Any] = {"experiment": study.experiment.name, "hash": models.digest(file)}
     record["rows"] = 0 if party.test is party.train else len(party.test)

@@ -1,4 +1,4 @@
-"""What answers a message: an insurer by the client app of a simulation, a supervisor by its rule."""
+"""The two roles of a node: an insurer answers from its rows, a supervisor opens totals."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class InsurerRole:
             arguments = str(header.get("arguments", "{}"))
             self._insurer.allow_statistic(study, str(header["statistic"]), arguments)
             if not str(header.get("query", "")).startswith(f"{run_state.run}-"):
-                raise PeerError("coordinator: asks a query of another run")
+                raise PeerError("coordinator: sends a query of another run")
             same(self._charter.digest, str(header.get("charter", "")), signed_message.sender)
         match signed_message.kind, header.get("statistic"):
             case MessageKind.VOUCH, _:
@@ -176,11 +176,13 @@ def share_of(folder: Path, digest: str, name: str) -> tuple[bytes, bytes]:
 def split_of(path: Path, digest: str) -> SplitKey:
     """The public part of a split key. Raises :class:`ConfigurationError`."""
     if not path.exists():
-        raise ConfigurationError(f"{path}: put the file here that lab keys deal made")
+        raise ConfigurationError(
+            f"{path}: missing; put this insurer's file from lab keys deal here"
+        )
     try:
         split = SplitKey.from_bytes(bytes.fromhex(read_json(path)["split"]))
     except (KeyError, ValueError, TypeError, SecureAggError):
-        raise ConfigurationError(f"{path}: is no part of a split key") from None
+        raise ConfigurationError(f"{path}: holds no public part of a split key") from None
     if split.digest.hex() != digest:
         raise ConfigurationError(f"{path}: belongs to another key than the charter's")
     return split
@@ -192,23 +194,25 @@ class SupervisorRole:
     def __init__(self, folder: Path, charter: Charter, private: PrivateKey, rules: Rules) -> None:
         self._charter, self._private, self._rules = charter, private, rules
         if charter.key is None or charter.key.public.n != private.public.n:
-            raise ConfigurationError(f"{folder}: holds another key than the charter's")
+            raise ConfigurationError(f"{folder}: its key is not the charter's key")
         self._openings, self._identity = Openings(folder), identity_of(folder)
 
     def begin(self, run_state: RunState, study: AnnouncedPlan) -> None:
         for kind in study.kinds:
             if kind not in self._charter.analyses:
-                raise Refusal("analyses", f"the charter allows no '{kind}'")
+                raise Refusal("analyses", f"the charter does not allow '{kind}'")
 
     def allow_asker(self, name: str) -> None:
         if name != self._charter.coordinator:
-            raise Refusal("askers", f"'{name}' may not ask this party")
+            raise Refusal("askers", f"'{name}' is not the coordinator of the charter")
 
     def answer(
         self, run_state: RunState, signed_message: SignedMessage, message: Message, log: Log
     ) -> RecordDict:
         if signed_message.kind not in (MessageKind.OPEN, MessageKind.VOUCH):
-            raise PeerError("coordinator: asks a supervisor what only insurers answer")
+            raise PeerError(
+                f"coordinator: sends a supervisor '{signed_message.kind}', which insurers answer"
+            )
         if not run_state.study:
             raise PolicyError("this run was not announced here; nothing in it is answered")
         if signed_message.kind == MessageKind.VOUCH:

@@ -1,4 +1,4 @@
-"""A node's own folder: ``node.toml``, which is its own word, its keys, and what it was given."""
+"""A node's folder: its settings in ``node.toml``, its keys, and the admission to an exchange."""
 
 from __future__ import annotations
 
@@ -169,12 +169,13 @@ def admission_of(folder: Path, name: str) -> Admission:
     path = folder / ADMISSION
     if not path.exists():
         raise ConfigurationError(
-            f"{path}: put the admission here that the exchange made of {folder / 'enrolment.json'}"
+            f"{path}: missing; send the coordinator {folder / 'enrolment.json'}, and put the "
+            f"admission it returns here"
         )
     admission = Admission.read(path)
     own = certificates.openssh_line(certificates.read_key(folder / KEY))
     if admission.member.name != name or admission.member.flower_key != own:
-        raise ConfigurationError(f"{path}: is the admission of another node or of other keys")
+        raise ConfigurationError(f"{path}: the admission is for another node or for other keys")
     write_whole(folder / CERTIFICATE, admission.certificate.encode())
     write_whole(folder / AUTHORITY, admission.authority.encode())
     return admission

@@ -1,12 +1,12 @@
-"""The supervisor's side: one total at a time is opened, by the rule of the key authority.
+"""The supervisor: it opens one total at a time, by the rules of the key authority and the charter.
 
-Beside what `secure_agg.transcript.examine` checks, the supervisor keeps to what all members signed
-in the charter: so many parties at least, a party that left a run stays out of it, and no question
-is opened for sets of parties from which the sum of a single party would follow. Its memory is its
-own log: a line is on disk before a total leaves.
+Beyond the checks of `secure_agg.transcript.examine` it enforces the charter: a minimum of parties, a
+party that left a run stays out of it, and no question is opened for sets of parties from which the
+sum of a single party would follow. It remembers by its own log: a line is on disk before a total
+leaves.
 
-What that does not stop: two questions that are nearly the same, asked with and without a party,
-show that party's sum nearly. Members who do not want that set minimum_parties to all of them.
+What that does not stop: two nearly identical questions, with and without a party, nearly show that
+party's sum. Members who do not accept that set minimum_parties to the number of insurers.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Openings:
     def check(self, run: str, subject: str, parties: frozenset[str], roster: Roster) -> None:
         """Raises :class:`PolicyError` where this opening, with those before, would show a party."""
         if not parties <= self._runs.get(run, parties):
-            raise PolicyError("a party that left this run does not come back into it", "parties")
+            raise PolicyError("a party that left this run may not come back into it", "parties")
         rows = [*self._sets.get(subject, []), parties]
         names = [name for name in roster.names if not shown_alone([name], rows, roster)]
         if len(names) < len(roster.names):
@@ -107,18 +107,20 @@ def opened_total(
     )
     terms, roster = transcript.terms, charter.roster
     if request.charter != charter.digest:
-        raise PeerError("coordinator: shows a question under another charter")
+        raise PeerError("coordinator: sends a question under another charter")
     if not charter.allows(request.statistic):
-        raise PolicyError(f"the charter allows no '{request.statistic}'", "analyses")
+        raise PolicyError(f"the charter does not allow '{request.statistic}'", "analyses")
     if len(terms.parties) < charter.minimum_parties:
         raise PolicyError(
-            f"a total of fewer than {charter.minimum_parties} is not opened", "parties"
+            f"a total of {len(terms.parties)} parties is not opened, "
+            f"the charter requires {charter.minimum_parties}",
+            "parties",
         )
     if not terms.query.startswith(f"{run}-"):
-        raise PeerError("coordinator: shows a query of another run")
+        raise PeerError("coordinator: sends a query of another run")
     form = _form(read(content, "form"))
     if fields_of(form) != tuple(terms.layout.fields):
-        raise PeerError("coordinator: names another form than the parties packed")
+        raise PeerError("coordinator: sends another form of the total than the parties packed")
     parties = frozenset(terms.parties)
     subject = subject_of(request.statistic, terms.question.hex())
     openings.check(run, subject, parties, roster)
@@ -174,7 +176,7 @@ def deal_authority(folder: Path, charter_file: Path, bits: int, passphrase: str)
     identity, charter = identity_of(folder), Charter.read(charter_file)
     name = identity.card.name
     if charter.member(name).role != "supervisor":
-        raise ConfigurationError(f"{name}: is no supervisor in {charter_file}")
+        raise ConfigurationError(f"{charter_file}: {name} is not a supervisor")
     private = generate(bits)
     save_private(folder / KEY_FILE, private, passphrase)
     new_charter = with_key(charter, private.public, name)

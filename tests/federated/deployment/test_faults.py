@@ -67,7 +67,8 @@ def test_a_run_outlives_the_exchange_that_is_killed_and_started_again(faulty: Tr
     conductor.join(60)
     assert f"model {faulty.pooled_hash(experiment)}" in faulty.out("conductor")
     assert any(
-        "no line to the exchange" in e.told["what"] for e in faulty.logged("exchange", "fault")
+        "no connection to the exchange" in e.told["what"]
+        for e in faulty.logged("exchange", "fault")
     )
     assert not [
         e for e in faulty.logged("exchange", "fault") if "goes on without" in e.told["what"]
@@ -86,8 +87,11 @@ def test_a_run_whose_exchange_does_not_come_back_ends_in_time_and_goes_on_later(
     conductor.join(15)
     assert conductor.exitcode == 1
     (reason,) = faulty.out("alone").splitlines()
-    assert reason.startswith("PeerError: ") and "no line to the exchange" in reason
-    assert "serve it with: lab exchange serve" in reason and "when it is started again" in reason
+    assert reason.startswith("PeerError: ") and "no connection to the exchange" in reason
+    assert (
+        "serve the exchange with: lab exchange serve" in reason
+        and "resumes after its last total" in reason
+    )
     before = faulty.totals(experiment.name)
     faulty.start("exchange")
     faulty.settings(answer_seconds=30.0)
@@ -167,7 +171,7 @@ def test_a_refusal_counts_for_its_message_alone_and_no_answer_ends_a_run(faulty:
     study = faulty.run(faulty.experiment(21))
     for name in ("insurer 2", "insurer 3"):
         faulty.kill(name, signal.SIGTERM)
-    assert states(study)["insurer 3"] == "insurer 3: plays a message of another round or run again"
+    assert states(study)["insurer 3"] == "insurer 3: replays a message of another round or run"
     assert states(study)["insurer 2"] == "took part" and "insurer 2" not in study.receipts
     faults = [e.told["what"] for e in faulty.logged("exchange", "fault") if e.run == study.run]
     assert "insurer 2: its receipt is not readable" in faults

@@ -195,9 +195,7 @@ def test_a_reply_played_again_leaves_its_party_out(trial: Trial) -> None:
     experiment = trial.experiment(7)
     again(trial, "insurer 3", Replies("replayed"))
     study = trial.run(experiment)
-    assert states(study)["insurer 3"] == (
-        "insurer 3: plays a message of another round or run again"
-    )
+    assert states(study)["insurer 3"] == ("insurer 3: replays a message of another round or run")
     assert all(state == "took part" for n, state in states(study).items() if n != "insurer 3")
     again(trial, "insurer 3")
 
@@ -233,7 +231,7 @@ def test_too_few_parties_end_the_run_with_the_reason(trial: Trial) -> None:
     for name in ("insurer 1", "insurer 2"):
         trial.kill(name, signal.SIGTERM)
     with pytest.raises(
-        PeerError, match=r"2 parties are left and 3 are needed: insurer 1, insurer 2: did"
+        PeerError, match=r"2 parties are left and 3 are required: insurer 1, insurer 2: did"
     ):
         trial.run(trial.experiment(9))
 
@@ -246,7 +244,9 @@ def test_a_party_refuses_by_a_rule_of_its_own_and_the_run_goes_on(trial: Trial) 
     trial.limits("insurer 2", never_leaves="[]")
     again(trial, "insurer 2")
     assert hash_of(study) == trial.pooled_hash(experiment, without(trial, "insurer 2"))
-    assert states(study)["insurer 2"] == ("insurer 2: [never_leaves] x2 take part in nothing here")
+    assert states(study)["insurer 2"] == (
+        "insurer 2: [never_leaves] x2 may not be used in any study at this party"
+    )
     for name in ("insurer 2", "exchange"):
         (refused,) = [e for e in trial.logged(name, "refusal") if e.run == study.run]
         assert refused.told["rule"] == "never_leaves"
@@ -308,7 +308,7 @@ def test_a_torn_log_is_set_aside_and_a_torn_memory_is_not_used(trial: Trial) -> 
     state.write_bytes(state.read_bytes()[:-7])
     from federated.deployment.node import run_state as keeping
 
-    with pytest.raises(PeerError, match=r"memory of run \w+ is damaged; it answers no more"):
+    with pytest.raises(PeerError, match=r"state of run \w+ is damaged; it answers no more"):
         keeping.load(state.parent, study.run)
 
 

@@ -354,10 +354,10 @@ def few(profile: Profile) -> dict[str, tuple[float | None, ...]]:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"numbers": (11,)}, "asked of other providers before"),
-        ({"first": 1}, "another profile than was announced"),
-        ({"periods": 1}, "another profile than was announced"),
-        ({"asked": ASKED.model_copy(update={"every": 20})}, "another profile than was announced"),
+        ({"numbers": (11,)}, "requested for other providers before"),
+        ({"first": 1}, "this profile was not announced"),
+        ({"periods": 1}, "this profile was not announced"),
+        ({"asked": ASKED.model_copy(update={"every": 20})}, "this profile was not announced"),
     ],
 )
 def test_cells_are_asked_once_over_the_days_of_the_contract(
@@ -368,5 +368,5 @@ def test_cells_are_asked_once_over_the_days_of_the_contract(
 
 
 def test_a_profile_is_not_answered_under_other_rules(asked: Asked) -> None:
-    with pytest.raises(PolicyError, match=r"\[disclosure\] asked under other rules"):
+    with pytest.raises(PolicyError, match=r"\[disclosure\] the request's rules"):
         asked.consider(CELLS, Rules.of_own_rows())

@@ -147,7 +147,7 @@ def test_certificates_of_an_authority_elsewhere_are_as_good(tmp_path: Path) -> N
     wrong = certificates.openssh_line(certificates.new_key())
     for place, over, days, reason in (
         (other, line, 30, "not issued by the exchange's authority"),
-        (elsewhere, wrong, 30, "over another key"),
+        (elsewhere, wrong, 30, "for another key"),
         (elsewhere, line, -1, "not today"),
     ):
         (tmp_path / "node.pem").write_text(certificates.admit(place, "insurer", over, days))
@@ -224,7 +224,7 @@ def test_an_open_connection_does_not_outlive_its_certificate(
     assert called(line, loopback, "insurer 2")[0] == 401  # let through; there is no signature
     time.sleep(max(0.0, end - time.time()) + 0.1)
     status, text = called(line, loopback, "insurer 2")
-    assert status == 403 and "its certificate ended" in text
+    assert status == 403 and "its certificate has expired" in text
     line.close()
 
 
@@ -232,7 +232,7 @@ def test_a_key_is_not_called_by_the_certificate_of_another(loopback: Trial) -> N
     context = tls(loopback, "insurer 2")
     line = http.client.HTTPSConnection("127.0.0.1", loopback.port, timeout=5, context=context)
     status, text = called(line, loopback, "insurer 1")
-    assert status == 403 and "another than its certificate's" in text
+    assert status == 403 and "not the key of its certificate" in text
     line.close()
 
 
