@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from pydantic import TypeAdapter
 
 from federated.hiding.protocol import Protection
+from federated.message_kinds import MessageKind
 from federated.messages import Request, message_of, read, refusal
 from federated.party import statistics
 from federated.party.state import Released
@@ -71,7 +72,7 @@ class Parties(Totals, Protocol):
         """All parties that take part, in seat order."""
 
     def ask(
-        self, action: str, letters: Mapping[str, RecordDict], *, patient: bool = False
+        self, action: str, contents: Mapping[str, RecordDict], *, patient: bool = False
     ) -> dict[str, RecordDict]:
         """Send each party its message; the answers by name, in seat order."""
 
@@ -86,7 +87,7 @@ class Federation:
         self, grid: Grid, protection: Protection, parties: int, progress: Progress | None = None
     ) -> None:
         self.grid, self.protection, self._progress = grid, protection, progress
-        self.run, self._asked = secrets.token_hex(8), 0
+        self.run, self._sums = secrets.token_hex(8), 0
         self.silent: list[tuple[str, str]] = []  # (party, message) left unanswered
         self.members = self._gather(parties)
         protection.check_parties(parties)
@@ -105,7 +106,7 @@ class Federation:
                 raise PeerError(f"{len(nodes)} of {parties} nodes came within {patience:.0f} s")
             time.sleep(0.1)
         members = []
-        for node, answer in self._exchange("query.hello", dict.fromkeys(nodes, RecordDict())):
+        for node, answer in self._exchange(MessageKind.HELLO, dict.fromkeys(nodes, RecordDict())):
             hello, card = answer.config_records["hello"], Card.from_bytes(read(answer, "card"))
             if card.name != hello["party"]:
                 raise PeerError(f"{hello['party']}: shows the card of {card.name}")
@@ -113,13 +114,13 @@ class Federation:
         return tuple(sorted(members, key=lambda member: member.seat))
 
     def _exchange(
-        self, kind: str, letters: Mapping[int, RecordDict], patient: bool = False
+        self, kind: str, contents: Mapping[int, RecordDict], patient: bool = False
     ) -> list[tuple[int, RecordDict]]:
         """(node, answer) in the order of the messages. Raises what the first refusal stands for."""
-        messages = [Message(content, node, kind) for node, content in letters.items()]
+        messages = [Message(content, node, kind) for node, content in contents.items()]
         replies = {m.metadata.src_node_id: m for m in self.grid.send_and_receive(messages)}
         answers = []
-        for node in letters:
+        for node in contents:
             reply = replies.get(node)
             if reply is not None and not reply.has_error():
                 if "refusal" in reply.content.config_records:
@@ -135,18 +136,18 @@ class Federation:
         return answers
 
     def _name(self, node: int) -> str:
-        known = {member.node: member.name for member in getattr(self, "members", ())}
-        return str(known.get(node, f"node {node}"))
+        names = {member.node: member.name for member in getattr(self, "members", ())}
+        return str(names.get(node, f"node {node}"))
 
     def ask(
-        self, action: str, letters: Mapping[str, RecordDict], *, patient: bool = False
+        self, action: str, contents: Mapping[str, RecordDict], *, patient: bool = False
     ) -> dict[str, RecordDict]:
         """Send each party its message; the answers by name, in seat order.
 
         With ``patient`` a party that does not answer is left out; else it is an error. Raises the
         typed error of the first party that refuses.
         """
-        nodes = {m.node: letters[m.name] for m in self.members if m.name in letters}
+        nodes = {m.node: contents[m.name] for m in self.members if m.name in contents}
         answers = self._exchange(action, nodes, patient)
         return {self._name(node): answer for node, answer in answers}
 
@@ -165,10 +166,10 @@ class Federation:
 
     def total(self, request: Request) -> Sums:
         """The total that answers a request, asked of all parties; raises as :meth:`sum`."""
-        self._asked += 1
+        self._sums += 1
         if self._progress:
-            self._progress(request.statistic, self._asked)
-        query = f"{self.run}-{self._asked}"
+            self._progress(request.statistic, self._sums)
+        query = f"{self.run}-{self._sums}"
         return self.protection.total(self, replace(request, query=query, parties=self.names))
 
     def profile(self, cells: ProfileCells, rules: Rules) -> Profile:
@@ -179,16 +180,20 @@ class Federation:
         """Give every party the profiles that features come from."""
         for one in profiles:
             data = one.model_dump_json().encode()
-            self.ask("query.profile", dict.fromkeys(self.names, message_of(profile=data)))
+            self.ask(MessageKind.JOIN, dict.fromkeys(self.names, message_of(profile=data)))
 
     def levels(self, task: Task, features: tuple[Feature, ...]) -> list[tuple[str, ...]]:
         """Names of the levels of each feature that any party holds; numbers in their order."""
         request = levels_request(task, features)
-        return merged_levels(self.ask("query.levels", dict.fromkeys(self.names, request)), features)
+        return merged_levels(
+            self.ask(MessageKind.LEVELS, dict.fromkeys(self.names, request)), features
+        )
 
     def receipts(self) -> dict[str, list[Released]]:
         """What passed each party's gate so far, as the parties wrote it down."""
-        answers = self.ask("query.receipt", dict.fromkeys(self.names, RecordDict()), patient=True)
+        answers = self.ask(
+            MessageKind.RECEIPT, dict.fromkeys(self.names, RecordDict()), patient=True
+        )
         return {name: receipt_of(name, answer) for name, answer in answers.items()}
 
 
@@ -210,11 +215,13 @@ def merged_levels(
 
     Raises :class:`PeerError` that blames the party whose answer is not readable.
     """
-    merged: list[set[str]] = [set() for _ in features]
+    level_sets: list[set[str]] = [set() for _ in features]
     for name, answer in answers.items():
-        for names, added in zip(merged, _levels_of(name, answer, len(features)), strict=True):
-            names.update(added)
-    return [tuple(sorted(names, key=_in_order)) for names in merged]
+        for level_set, names in zip(
+            level_sets, _levels_of(name, answer, len(features)), strict=True
+        ):
+            level_set.update(names)
+    return [tuple(sorted(level_set, key=_in_order)) for level_set in level_sets]
 
 
 _NAMES, _LINE = TypeAdapter(list[list[str]]), TypeAdapter(Released)
@@ -240,7 +247,7 @@ def _levels_of(name: str, answer: RecordDict, features: int) -> list[list[str]]:
 
 
 def _in_order(level: str) -> tuple[bool, float, str]:
-    """Numbers by value, then texts by letter."""
+    """Numbers by value, then texts in alphabetical order."""
     try:
         return (False, float(level), level)
     except ValueError:

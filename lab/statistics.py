@@ -26,11 +26,16 @@ ANY_MODEL, QUESTIONS, PROFILES = "any model", "questions", "profiles"
 
 
 class Holding(Protocol):
-    """A party as its statistics see it: its rows for a task, and what was made of them before."""
+    """A party as its statistics see it: its rows for a task, and what was made of them before.
+
+    secret: what the party alone draws resamples, orders and dropout from; rows_secret: what it
+    draws the rows from that judge a model while it is fitted.
+    """
 
     name: str
     person: str | None
     secret: bytes
+    rows_secret: bytes
     query_table: Any
     finished: dict[str, Any]
 

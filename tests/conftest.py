@@ -76,7 +76,15 @@ def federate(
     """Run ``work`` on a federation whose parties hold these training rows."""
     policy = Policy(announces=tuple(frames[0].columns), shows_receipt=True)
     parties = [
-        Party(f"insurer {k + 1}", f, f.iloc[:0], policy=policy) for k, f in enumerate(frames)
+        Party(
+            f"insurer {k + 1}",
+            f,
+            f.iloc[:0],
+            policy=policy,
+            secret=f"insurer {k + 1}".encode(),
+            rows_secret=b"rows",
+        )
+        for k, f in enumerate(frames)
     ]
     found: list[Any] = []
     hiding = (protection or Clear()).hiding

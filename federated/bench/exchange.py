@@ -1,11 +1,10 @@
-"""`lab bench exchange`: a round trip of letters among real processes, against Flower's own path."""
+"""`lab bench exchange`: a round trip of messages among real processes, against Flower's own path."""
 
 from __future__ import annotations
 
 import json
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,28 +17,24 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from federated.deployment import charter as charters
-from federated.deployment import enrolment, plan
+from federated.bench.loopback import LoopbackExchange, free_port
+from federated.deployment import plan
 from federated.deployment.coordinator import exchange
 from federated.deployment.coordinator import study as conduct
-from federated.deployment.enrolment import Enrolment
-from federated.deployment.folders import identity_of
-from federated.deployment.node import settings as node_folder
-from federated.deployment.node import supervisor
 from federated.study.experiment import Experiment
-from federated.study.simulation import MARK, deal_tables
+from federated.study.simulation import deal_tables
 from federated.transport import node_line as fleet
 from lab.errors import PeerError
-from secure_agg.keys import generate, save_private
+from secure_agg.keys import generate
 
 PARTIES, BITS = 3, 3072
 
 
 def measure(rounds: int) -> dict[str, float]:
-    """Seconds of one exchange with three nodes: ``sum``, ``letter`` and ``stock``.
+    """Seconds of one exchange with three nodes: ``sum``, ``message`` and ``stock``.
 
     sum: an encrypted total of a small statistic, opened by a supervisor, which is two exchanges;
-    letter: one exchange alone; stock: one exchange of Flower's SuperLink and SuperNodes.
+    message: one exchange alone; stock: one exchange of Flower's SuperLink and SuperNodes.
     """
     with TemporaryDirectory() as place:
         return {**_ours(Path(place), rounds), "stock": _stock(Path(place), max(2, rounds // 4))}
@@ -54,9 +49,10 @@ def _ours(place: Path, rounds: int) -> dict[str, float]:
             "model": {"kind": "glm"},
         }
     )
-    folder, commands, environment = rehearsal(place, experiment)
-    with running(commands, environment):
-        until(lambda: (folder / exchange.INNER).exists())
+    loopback = rehearsal(place, experiment)
+    folder = loopback.exchange
+    with running(loopback.commands, loopback.environment):
+        until(lambda: (folder / exchange.LOCAL_SOCKET).exists())
         with conduct.gathered(experiment, plan.announced(experiment), folder) as federation:
             task = experiment.tasks()["model"]
 
@@ -65,53 +61,22 @@ def _ours(place: Path, rounds: int) -> dict[str, float]:
 
             total()  # the first one makes tables for the key
             sums = [_seconds(total) for _ in range(rounds)]
-            letters = [_seconds(federation.receipts) for _ in range(rounds)]
-    return {"sum": median(sums), "letter": median(letters)}
+            messages = [_seconds(federation.receipts) for _ in range(rounds)]
+    return {"sum": median(sums), "message": median(messages)}
 
 
-LAB = [sys.executable, "-c", "from federated.cli.main import main; main()"]
-
-
-def rehearsal(
-    place: Path, experiment: Experiment, bits: int = BITS
-) -> tuple[Path, list[list[str]], dict[str, str]]:
-    """An exchange, the experiment's insurers and a supervisor in folders below ``place``: the
-    exchange's folder, the commands that start all of them, and the environment for these."""
-    tables = deal_tables(experiment, place / "tables")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder, passphrase = place / "exchange", secrets.token_hex(16)
-    exchange.init(folder, "exchange", f"127.0.0.1:{port}", "127.0.0.1")
-    for name, table in tables.items():
-        rows, contract = str(table / "table.parquet"), str(table / "contract.toml")
-        node_folder.init(place / name, name, "commercial", rows, contract)
-        settings = place / name / node_folder.SETTINGS
-        settings.write_text(settings.read_text().replace("# test_", "test_"))
-        assert MARK in settings.read_text()
-    node_folder.init(place / "supervisor", "supervisor", "supervisor", None, None)
-    names = [*tables, "supervisor"]
-    made = charters.new(
-        "bench",
-        Enrolment.read(folder / "enrolment.json"),
+def rehearsal(place: Path, experiment: Experiment, bits: int = BITS) -> LoopbackExchange:
+    """An exchange below ``place`` whose insurers hold the tables that a simulation deals."""
+    folders = deal_tables(experiment, place / "tables")
+    tables = {n: (at / "table.parquet", at / "contract.toml") for n, at in folders.items()}
+    return LoopbackExchange(
+        place,
+        generate(bits),
+        secrets.token_hex(16),
+        tables,
         analyses=["glm"],
         contracts={"rand_hie": 1},
     )
-    for name in names:
-        made = charters.with_member(made, Enrolment.read(place / name / "enrolment.json"))
-    private = generate(bits)
-    save_private(place / "supervisor" / supervisor.KEY_FILE, private, passphrase)
-    made = charters.with_key(made, private.public, "supervisor")
-    folders = {"exchange": folder, **{name: place / name for name in names}}
-    signed = {name: charters.sign(made, identity_of(at)) for name, at in folders.items()}
-    for at in folders.values():
-        charters.write(at / "charter.json", made, signed)
-    for name in names:
-        admission = exchange.register(folder, Enrolment.read(place / name / "enrolment.json"))
-        shutil.copy(admission, place / name / enrolment.ADMISSION)
-    commands = [[*LAB, "exchange", "serve", str(folder)]]
-    commands += [[*LAB, "node", "join", str(place / name)] for name in names]
-    return folder, commands, {**os.environ, "LAB_KEY_PASSPHRASE": passphrase}
 
 
 STOCK = """
@@ -134,9 +99,9 @@ def main(grid, context):
     seconds = []
     for round in range(%d):
         start = time.perf_counter()
-        asked = RecordDict({"q": ConfigRecord({"round": round})})
-        found = list(grid.send_and_receive([Message(asked, n, "query") for n in nodes]))
-        assert len(found) == len(nodes) and not any(m.has_error() for m in found)
+        content = RecordDict({"q": ConfigRecord({"round": round})})
+        replies = list(grid.send_and_receive([Message(content, n, "query") for n in nodes]))
+        assert len(replies) == len(nodes) and not any(m.has_error() for m in replies)
         seconds.append(time.perf_counter() - start)
     with open(%r, "w") as file:
         file.write(repr(seconds))
@@ -145,14 +110,16 @@ def main(grid, context):
 
 def _stock(place: Path, rounds: int) -> float:
     """The same exchange by flower-superlink, flower-supernode and flwr run, on loopback."""
-    found, app, home = place / "stock.json", place / "app", place / "home"
+    result, app, home = place / "stock.json", place / "app", place / "home"
     app.mkdir()
     home.mkdir()
-    told = fleet.PYPROJECT.replace("federated.app:server_app", "stock:server")
-    (app / "pyproject.toml").write_text(told.replace("federated.app:client_app", "stock:client"))
-    (app / "stock.py").write_text(STOCK % (PARTIES, rounds, str(found)))
-    port = _free_port()
-    runtime = [_free_port() for _ in range(PARTIES)]
+    pyproject = fleet.PYPROJECT.replace("federated.app:server_app", "stock:server")
+    (app / "pyproject.toml").write_text(
+        pyproject.replace("federated.app:client_app", "stock:client")
+    )
+    (app / "stock.py").write_text(STOCK % (PARTIES, rounds, str(result)))
+    port = free_port()
+    runtime = [free_port() for _ in range(PARTIES)]
     (home / "config.toml").write_text(
         '[superlink]\ndefault = "bench"\n'
         f'[superlink.bench]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
@@ -165,22 +132,22 @@ def _stock(place: Path, rounds: int) -> float:
     nodes = [[*joins, "--port", str(own)] for own in runtime]
     with running([link, *nodes], environment):
         until(lambda: _answers(port))
-        asked = [str(bin_ / "flwr"), "run", str(app)]
-        run = subprocess.run(asked, env=environment, capture_output=True, timeout=120)  # noqa: S603
+        command = [str(bin_ / "flwr"), "run", str(app)]
+        run = subprocess.run(command, env=environment, capture_output=True, timeout=120)  # noqa: S603
         try:
-            until(found.exists, 120)
+            until(result.exists, 120)
         except PeerError:
-            said = (run.stdout + run.stderr).decode(errors="replace")[-400:]
-            raise PeerError(f"Flower's own path did not answer: {said}") from None
+            output = (run.stdout + run.stderr).decode(errors="replace")[-400:]
+            raise PeerError(f"Flower's own path did not answer: {output}") from None
         time.sleep(0.2)
-        seconds: list[float] = json.loads(found.read_text())
+        seconds: list[float] = json.loads(result.read_text())
     return median(seconds)
 
 
 @contextmanager
 def running(commands: list[list[str]], environment: dict[str, str]) -> Iterator[None]:
     """Processes, each the head of a group of its own, ended with all they started."""
-    started = [
+    processes = [
         subprocess.Popen(  # noqa: S603
             command,
             env=environment,
@@ -194,13 +161,13 @@ def running(commands: list[list[str]], environment: dict[str, str]) -> Iterator[
         yield
     finally:
         for sign in (signal.SIGTERM, signal.SIGKILL):
-            for process in started:
+            for process in processes:
                 try:
                     os.killpg(process.pid, sign)
                 except ProcessLookupError:
                     continue
             time.sleep(1.0)
-        for process in started:
+        for process in processes:
             process.wait()
 
 
@@ -216,12 +183,6 @@ def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
         if time.monotonic() > end:
             raise PeerError("a process of the bench did not come up in time")
         time.sleep(0.05)
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def _answers(port: int) -> bool:

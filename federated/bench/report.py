@@ -545,7 +545,7 @@ def _boosted(frame: pd.DataFrame, count: int, protection: Any) -> tuple[float, A
 
 def exchange(path: Path | None, quick: bool) -> list[Row]:
     """Three insurers as processes on loopback with TLS and a supervisor; each waits for nothing but
-    letters. Flower's own path: flower-superlink, three flower-supernodes, flwr run, without TLS, a
+    messages. Flower's own path: flower-superlink, three flower-supernodes, flwr run, without TLS, a
     client app that answers two numbers; it starts a process for every message and sleeps 3 s
     between looks. An encrypted total takes two exchanges: insurers, then the supervisor."""
     from federated.bench.exchange import measure
@@ -553,7 +553,7 @@ def exchange(path: Path | None, quick: bool) -> list[Row]:
     found = measure(8 if quick else 20)
     stock = found["stock"]
     rows = (
-        ("an exchange of letters", found["letter"]),
+        ("an exchange of messages", found["message"]),
         ("a small encrypted total, 3072 bits, opened by the supervisor", found["sum"]),
     )
     return [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from federated.deployment.audit_logs import Checked
+    from federated.deployment.audit_logs import CheckedLog
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -49,10 +49,10 @@ def verify(paths: tuple[Path, ...], charter_file: Path | None, key: str | None) 
             logs.append(path)
     if not logs and any(path.is_dir() for path in paths):
         raise ConfigurationError(f"{paths[0]}: holds no log")
-    found = verify_together(logs, _keys(charter_file), _key(key))
-    for item in found:
+    findings = verify_together(logs, _keys(charter_file), _key(key))
+    for item in findings:
         _tell_verdict(item)
-    if any(item.verdict.fault for item in found):
+    if any(item.verdict.fault for item in findings):
         sys.exit(1)
 
 
@@ -74,15 +74,15 @@ def _key(key: str | None) -> bytes:
     if Path(key).is_file():
         return bytes.fromhex(Enrolment.read(Path(key)).member.verifying)
     try:
-        found = bytes.fromhex(key)
+        public_key = bytes.fromhex(key)
     except ValueError:
-        found = b""
-    if len(found) != 32:
+        public_key = b""
+    if len(public_key) != 32:
         raise ConfigurationError(f"--key {key}: needs 64 hexadecimal digits, or an enrolment file")
-    return found
+    return public_key
 
 
-def _tell_verdict(item: Checked) -> None:
+def _tell_verdict(item: CheckedLog) -> None:
     verdict = item.verdict
     if verdict.fault:
         click.echo(f"{item.path}: DOES NOT HOLD: {verdict.fault}")
@@ -129,24 +129,24 @@ def show_log(
     unknown = [name for name in kind if name not in logs.KINDS]
     if unknown:
         raise ConfigurationError(f"--kind {unknown[0]}: there are {', '.join(logs.KINDS)}")
-    found = logs_in(path) if path.is_dir() else [path]
-    if len(found) != 1:
-        here = ", ".join(str(log) for log in found) or "no log"
+    paths = logs_in(path) if path.is_dir() else [path]
+    if len(paths) != 1:
+        here = ", ".join(str(log) for log in paths) or "no log"
         raise ConfigurationError(f"{path}: one log is shown at a time, and here is {here}")
-    chosen = [
+    entries = [
         entry
-        for entry in logs.entries(logs.read_lines(found[0]))
+        for entry in logs.entries(logs.read_lines(paths[0]))
         if (run is None or entry.run == run) and (not kind or entry.kind in kind)
     ][-last if last else 0 :]
     if as_json:
-        for entry in chosen:
+        for entry in entries:
             click.echo(entry.line().decode())
         return
-    told = ""
-    for entry in chosen:
-        if entry.run != told:
+    last_run = ""
+    for entry in entries:
+        if entry.run != last_run:
             click.echo(f"run {_short(entry.run)}" if entry.run else "no run")
-            told = entry.run
+            last_run = entry.run
         first = [name for name in logs.KINDS.get(entry.kind, ()) if name in entry.told]
         names = [*first, *(name for name in entry.told if name not in first)]
         what = ", ".join(f"{_short(name)} {_short(entry.told[name])}" for name in names)
@@ -213,7 +213,7 @@ def export(
     from lab.files import write_whole
 
     folder = Path(run) if Path(run).is_dir() else runs / run
-    given = [log for path in logs for log in (logs_in(path) if path.is_dir() else [path])]
-    write_whole(out, package(folder, charter_file, given, without))
+    paths = [log for path in logs for log in (logs_in(path) if path.is_dir() else [path])]
+    write_whole(out, package(folder, charter_file, paths, without))
     manifest = verify_package(out)
     click.echo(f"{out}: run {manifest['run']}, {len(manifest['files'])} files, verified")

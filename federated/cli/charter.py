@@ -16,7 +16,24 @@ if TYPE_CHECKING:
     from federated.deployment.enrolment import Enrolment
 
 FILE = click.Path(path_type=Path, dir_okay=False)
-ANALYSES = ("glm", "network", "trees", "questions", "profiles")
+
+
+class AnalysisName(click.ParamType):  # type: ignore[type-arg]  # older versions of click have no ParamType[...]
+    """The name of an analysis. Their table is read with a value or for its help, not at start."""
+
+    name = "analysis"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        from federated.party.statistics import ANALYSES
+
+        return f"[{'|'.join(ANALYSES)}]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from federated.party.statistics import ANALYSES
+
+        if value not in ANALYSES:
+            self.fail(f"{value!r} is not one of {', '.join(ANALYSES)}", param, ctx)
+        return str(value)
 
 
 @click.group()
@@ -40,7 +57,7 @@ def charter() -> None:
     "--analysis",
     "analyses",
     multiple=True,
-    type=click.Choice(ANALYSES),
+    type=AnalysisName(),
     default=("glm",),
     show_default=True,
     help="What may be computed; may be repeated.",
@@ -71,7 +88,7 @@ def init(
 
     if file.exists():
         raise ConfigurationError(f"{file}: exists; lab charter add adds to it")
-    made = charters.new(
+    new_charter = charters.new(
         name,
         Enrolment.read(coordinator),
         analyses=analyses,
@@ -79,8 +96,10 @@ def init(
         minimum_parties=minimum_parties,
         limits=parse(charters.CharterLimits, limits, where="limits"),
     )
-    charters.write(file, made, {})
-    click.echo(f"{file}: charter {made.name}, version 1; next: lab charter add {file} ENROLMENT…")
+    charters.write(file, new_charter, {})
+    click.echo(
+        f"{file}: charter {new_charter.name}, version 1; next: lab charter add {file} ENROLMENT…"
+    )
 
 
 def _contract(text: str) -> tuple[str, int]:
@@ -88,13 +107,13 @@ def _contract(text: str) -> tuple[str, int]:
     from lab.errors import ConfigurationError
 
     name, _, number = text.partition("=")
-    said = re.search(r"-v(\d+)$", name)
+    suffix = re.search(r"-v(\d+)$", name)
     if not name or (number and not number.isdecimal()):
         raise ConfigurationError(f"--contract {text}: needs the form NAME, NAME-vN or NAME=VERSION")
-    version = int(number or (said[1] if said else 1))
-    if said and int(said[1]) != version:
+    version = int(number or (suffix[1] if suffix else 1))
+    if suffix and int(suffix[1]) != version:
         raise ConfigurationError(
-            f"--contract {text}: {name} names version {said[1]}, and {version} is told beside it"
+            f"--contract {text}: {name} names version {suffix[1]}, and {version} is told beside it"
         )
     return name, version
 
@@ -129,14 +148,16 @@ def _with(agreed: Charter, signatures: dict[str, Signature], enrolment: Enrolmen
     from federated.deployment import charter as charters
 
     member = enrolment.member
-    grown = charters.with_member(agreed, enrolment)
+    next_charter = charters.with_member(agreed, enrolment)
     click.echo(f"{member.name}, {member.role}; compare by telephone: {member.fingerprint}")
     if signatures:
-        click.echo(f"version {grown.version}: the signatures of version {agreed.version} are void")
+        click.echo(
+            f"version {next_charter.version}: the signatures of version {agreed.version} are void"
+        )
         signatures.clear()
-    if agreed.key is not None and grown.key is None:
+    if agreed.key is not None and next_charter.key is None:
         click.echo("the split key was dealt to others; deal it again")
-    return grown
+    return next_charter
 
 
 def _merged(agreed: Charter, path: Path) -> dict[str, Signature]:
@@ -144,12 +165,12 @@ def _merged(agreed: Charter, path: Path) -> dict[str, Signature]:
     from federated.deployment import charter as charters
     from lab.errors import ConfigurationError
 
-    given = charters.read_signatures(path)
-    absent = charters.missing(agreed, given)
-    for name in given:
+    signatures = charters.read_signatures(path)
+    absent = charters.missing(agreed, signatures)
+    for name in signatures:
         if name in absent or all(name != member.name for member in agreed.members):
             raise ConfigurationError(f"{path}: {name} {absent.get(name, 'is not a member')}")
-    return given
+    return signatures
 
 
 @charter.command()
@@ -189,8 +210,8 @@ def show(file: Path, as_json: bool) -> None:
     consent = charters.read(file)
     agreed = consent.charter
     if as_json:
-        told = {"digest": agreed.digest, "unsigned": consent.missing}
-        click.echo(json.dumps(told | agreed.model_dump(mode="json"), ensure_ascii=False))
+        summary = {"digest": agreed.digest, "unsigned": consent.missing}
+        click.echo(json.dumps(summary | agreed.model_dump(mode="json"), ensure_ascii=False))
         return
     from rich.console import Console
 

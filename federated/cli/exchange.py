@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from federated.cli.charter import ANALYSES
+from federated.cli.charter import AnalysisName
 from federated.cli.console import plain_table
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 ENVIRONMENT = "LAB_KEY_PASSPHRASE"
 
 
-def _time_told(text: str) -> None:
+def _echo_with_time(text: str) -> None:
     from datetime import datetime
 
     click.echo(f"{datetime.now():%H:%M:%S}  {text}")
@@ -62,12 +62,12 @@ def init_exchange(
     from federated.deployment.coordinator import exchange as places
     from lab.errors import ConfigurationError
 
-    brought = None
+    tls_files = None
     if certificate and key and authority:
-        brought = certificate, key, authority
+        tls_files = certificate, key, authority
     elif certificate or key or authority:
         raise ConfigurationError("--certificate, --key and --authority: give all three, or none")
-    enrolment = places.init(folder, name, address, listen, brought)
+    enrolment = places.init(folder, name, address, listen, tls_files)
     click.echo(f"{folder}: exchange {name}, fingerprint {enrolment.member.fingerprint}")
     click.echo(
         f"next: lab charter init {folder}/charter.json --coordinator {folder}/enrolment.json …"
@@ -92,7 +92,7 @@ def register_nodes(folder: Path, enrolments: tuple[Path, ...], certificate: Path
         raise ConfigurationError("--certificate: is of one node; register that node alone")
     for path in enrolments:
         enrolment = Enrolment.read(path)
-        admission = places.register(folder, enrolment, brought=certificate)
+        admission = places.register(folder, enrolment, certificate_file=certificate)
         click.echo(f"{enrolment.member.name}: compare {enrolment.member.fingerprint}")
         click.echo(f"  hand {admission} to it, as admission.json")
 
@@ -122,8 +122,8 @@ def serve_exchange(folder: Path) -> None:
     """
     from federated.deployment.coordinator import exchange as places
 
-    places.serve(folder, lambda address: _time_told(f"exchange is open at {address}"))
-    _time_told("exchange closed")
+    places.serve(folder, lambda address: _echo_with_time(f"exchange is open at {address}"))
+    _echo_with_time("exchange closed")
 
 
 @exchange.command("status")
@@ -140,9 +140,11 @@ def tell_status(folder: Path) -> None:
     from lab.files import read_json
 
     settings = places.Settings.read(folder)
-    served = "open" if (folder / places.INNER).exists() else "closed"
+    exchange_state = "open" if (folder / places.LOCAL_SOCKET).exists() else "closed"
     console = Console()
-    console.print(f"[bold]{settings.name}[/] at {settings.address}, {served}", highlight=False)
+    console.print(
+        f"[bold]{settings.name}[/] at {settings.address}, {exchange_state}", highlight=False
+    )
     gone = places.revoked(folder)
     table = plain_table("member", "role", "standing", "fingerprint")
     for admission in places.admitted(folder).values():
@@ -152,10 +154,10 @@ def tell_status(folder: Path) -> None:
         table.add_row(member.name, member.role, standing, member.fingerprint)
     console.print(table)
     for path in sorted((folder / places.RUNS).glob("*/run.json")):
-        told = read_json(path)
-        state = f"ended {told['ended']}" if told["ended"] else "unfinished"
-        console.print(f"run {told['run']}  {state}", highlight=False)
-        for reason in told["out"].values():
+        record = read_json(path)
+        state = f"ended {record['end']}" if record["end"] else "unfinished"
+        console.print(f"run {record['run']}  {state}", highlight=False)
+        for reason in record["absent"].values():
             console.print(f"  without {reason}", highlight=False)
 
 
@@ -178,7 +180,7 @@ def node() -> None:
 @click.option(
     "--analysis",
     "analyses",
-    type=click.Choice(ANALYSES),
+    type=AnalysisName(),
     multiple=True,
     default=["glm"],
     show_default=True,
@@ -226,7 +228,7 @@ def init_node(
 @node.command("check")
 @click.argument("folder", type=FOLDER)
 def check_node(folder: Path) -> None:
-    """The doctor: what is wrong, and what to do, line by line.
+    """Check a node: what is wrong, and what to do about it, line by line.
 
     \b
     lab node check ping-an
@@ -251,8 +253,8 @@ def join_node(folder: Path) -> None:
     """
     from federated.deployment.node.process import Node
 
-    Node(folder, _time_told, lambda: _unlock(folder)).serve()
-    _time_told("stopped")
+    Node(folder, _echo_with_time, lambda: _unlock(folder)).serve()
+    _echo_with_time("stopped")
 
 
 @node.command("requests")
@@ -266,8 +268,8 @@ def list_requests(folder: Path) -> None:
     from federated.deployment.node.policy import waiting
     from federated.deployment.plan import printable
 
-    found = waiting(folder)
-    for digest, study in found.items():
+    plans = waiting(folder)
+    for digest, study in plans.items():
         experiment, model = study.experiment, study.experiment.model
         kind = "questions" if experiment.query else f"{model.kind}, {model.family}"
         click.echo(f"{digest[:12]}  {printable(experiment.name)}  ({kind})")
@@ -279,10 +281,10 @@ def list_requests(folder: Path) -> None:
         for task, features in study.features.items():
             columns = ", ".join(printable(feature.column) for feature in features)
             click.echo(f"    {task}: {columns}")
-        for asked in experiment.profile:
-            told = {k: v for k, v in asked.model_dump(mode="json").items() if v and k != "name"}
-            click.echo(f"    profile {printable(f'{asked.name}: {told}')}")
-    if not found:
+        for profile in experiment.profile:
+            fields = {k: v for k, v in profile.model_dump(mode="json").items() if v and k != "name"}
+            click.echo(f"    profile {printable(f'{profile.name}: {fields}')}")
+    if not plans:
         click.echo("nothing waits for approval")
 
 
@@ -327,15 +329,17 @@ def deal_key(folder: Path, charter_file: Path, bits: int, split: bool) -> None:
     from federated.deployment.node import supervisor
 
     if split:
-        made = supervisor.deal_shares(charter_file, folder, bits)
+        new_charter = supervisor.deal_shares(charter_file, folder, bits)
         click.echo(
             f"{folder}: one file for each insurer, to be its share.json; the key is forgotten"
         )
         click.echo("the exchange needs any one of them, for the part that is public")
     else:
-        made = supervisor.deal_authority(folder, charter_file, bits, _passphrase(new=True))
+        new_charter = supervisor.deal_authority(folder, charter_file, bits, _passphrase(new=True))
         click.echo(f"{folder}: key of {bits} bits")
-    click.echo(f"charter version {made.version}, {made.digest}: all members sign it now")
+    click.echo(
+        f"charter version {new_charter.version}, {new_charter.digest}: all members sign it now"
+    )
 
 
 @click.group()
@@ -353,8 +357,8 @@ def serve_holder(folder: Path) -> None:
     """
     from federated.deployment.node.process import Node
 
-    Node(folder, _time_told, lambda: _unlock(folder)).serve()
-    _time_told("stopped")
+    Node(folder, _echo_with_time, lambda: _unlock(folder)).serve()
+    _echo_with_time("stopped")
 
 
 def _unlock(folder: Path) -> PrivateKey:
@@ -365,7 +369,7 @@ def _unlock(folder: Path) -> PrivateKey:
 
 def _passphrase(new: bool) -> str:
     """From the environment, or asked for; it never stands on a command line."""
-    known = os.environ.get(ENVIRONMENT)
-    if known:
-        return known
+    passphrase = os.environ.get(ENVIRONMENT)
+    if passphrase:
+        return passphrase
     return str(click.prompt("passphrase of the key", hide_input=True, confirmation_prompt=new))

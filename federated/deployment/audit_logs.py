@@ -1,7 +1,7 @@
-"""The members' logs: opened with a member's keys, held against each other.
+"""The members' audit logs: each written with its member's key, all verified against each other.
 
-One log proves what its party can't deny; several prove more, because each party notes the
-checkpoints that others gave it, and a log that was cut back or written anew contradicts them.
+One log proves what its party cannot deny. Several prove more: each party notes the checkpoints that
+others gave it, and a log that was cut back or rewritten contradicts them.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def vouched(checkpoint: Checkpoint, card: Card) -> None:
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedLog:
     """A log or an extract and what was found of it.
 
     key_known: whether the party's key came from elsewhere; beside: whether a head file is there;
@@ -75,7 +75,7 @@ def logs_in(folder: Path) -> list[Path]:
 
 def verify_together(
     paths: Iterable[Path], keys: Mapping[str, bytes], key: bytes = b""
-) -> list[Checked]:
+) -> list[CheckedLog]:
     """Verify logs, each with its head file and with what the others witnessed of it.
 
     keys: public keys by party, as a charter has them; key: that of whoever is not among them. A
@@ -83,34 +83,38 @@ def verify_together(
     Raises :class:`~lab.errors.ConfigurationError` for a file that can't be read.
     """
     paths = list(paths)
-    told: dict[str, list[Checkpoint]] = {}
+    checkpoints: dict[str, list[Checkpoint]] = {}
     for path in paths:
         for entry in audit.entries(audit.read_lines(path)):
             if entry.kind == "witness":
                 with suppress(LogError):  # whether the line is sound is verified below
                     checkpoint = Checkpoint.of(entry.told)
-                    told.setdefault(checkpoint.party, []).append(checkpoint)
-    return [_verify(path, keys, key, told) for path in paths]
+                    checkpoints.setdefault(checkpoint.party, []).append(checkpoint)
+    return [_verify(path, keys, key, checkpoints) for path in paths]
 
 
 def _verify(
-    path: Path, keys: Mapping[str, bytes], key: bytes, told: Mapping[str, list[Checkpoint]]
-) -> Checked:
+    path: Path, keys: Mapping[str, bytes], key: bytes, checkpoints: Mapping[str, list[Checkpoint]]
+) -> CheckedLog:
     first = next(audit.entries(audit.read_lines(path)), None)
     party = str(first.told.get("party", "")) if first else ""
     key = keys.get(party, key)
-    used = key or _own_word(first)
-    known = [c for c in told.get(party, []) if check(used, c.message(), bytes.fromhex(c.signature))]
+    public_key = key or _own_word(first)
+    witnesses = [
+        c
+        for c in checkpoints.get(party, [])
+        if check(public_key, c.message(), bytes.fromhex(c.signature))
+    ]
     try:
         beside = audit.known_head(path)
     except LogError as error:
-        return Checked(path, Verdict(party, fault=str(error)), bool(key), True, len(known))
-    verdict = audit.verify(audit.read_lines(path), check, key=key, known=[*beside, *known])
+        return CheckedLog(path, Verdict(party, fault=str(error)), bool(key), True, len(witnesses))
+    verdict = audit.verify(audit.read_lines(path), check, key=key, known=[*beside, *witnesses])
     if keys and not key and not verdict.fault:
         verdict.fault = f"{party} is not a member of the charter"
     if not verdict.lines and not verdict.fault:
         verdict.fault = "holds no line"
-    return Checked(path, verdict, bool(key), bool(beside), len(known))
+    return CheckedLog(path, verdict, bool(key), bool(beside), len(witnesses))
 
 
 def _own_word(first: Entry | None) -> bytes:

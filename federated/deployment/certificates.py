@@ -1,4 +1,4 @@
-"""The exchange's own small certificate authority, and the TLS contexts of both ends.
+"""The exchange's certificate authority, and the TLS contexts of server and nodes.
 
 A node's certificate is over the key it authenticates with to Flower; the proof that the node has
 it stands in its enrolment. Keys are on P-256, TLS is 1.3 alone. Certificates of another authority
@@ -101,35 +101,37 @@ def admit(folder: Path, name: str, openssh: str, days: float = LEAF_DAYS) -> str
 
 def request(path: Path, key: ec.EllipticCurvePrivateKey, name: str) -> None:
     """A request for a certificate over a node's key, PKCS 10 in PEM, for an authority elsewhere."""
-    made = x509.CertificateSigningRequestBuilder(_name(name)).sign(key, hashes.SHA256())
-    write_whole(path, made.public_bytes(Encoding.PEM))
+    csr = x509.CertificateSigningRequestBuilder(_name(name)).sign(key, hashes.SHA256())
+    write_whole(path, csr.public_bytes(Encoding.PEM))
 
 
-def adopt(folder: Path, openssh: str, brought: Path) -> str:
+def adopt(folder: Path, openssh: str, certificate_file: Path) -> str:
     """A node's certificate that was brought along, PEM, if the exchange's authority issued it.
 
     Raises :class:`ConfigurationError`.
     """
     try:
-        found, ca = (read_certificate(path.read_bytes()) for path in (brought, folder / CA))
+        certificate, ca = (
+            read_certificate(path.read_bytes()) for path in (certificate_file, folder / CA)
+        )
     except OSError as error:
-        raise ConfigurationError(f"{brought}: cannot be read: {error.strerror}") from None
+        raise ConfigurationError(f"{certificate_file}: cannot be read: {error.strerror}") from None
     now = datetime.datetime.now(datetime.UTC)
-    key = found.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    key = certificate.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     if key != pem(openssh):
-        raise ConfigurationError("the certificate is over another key than the enrolment's")
-    if not found.not_valid_before_utc <= now <= found.not_valid_after_utc:
+        raise ConfigurationError("the certificate is for another key than the enrolment's")
+    if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
         raise ConfigurationError(
-            f"the certificate is good from {found.not_valid_before_utc:%Y-%m-%d} to "
-            f"{found.not_valid_after_utc:%Y-%m-%d}, which is not today"
+            f"the certificate is good from {certificate.not_valid_before_utc:%Y-%m-%d} to "
+            f"{certificate.not_valid_after_utc:%Y-%m-%d}, which is not today"
         )
     try:
-        found.verify_directly_issued_by(ca)
+        certificate.verify_directly_issued_by(ca)
     except (ValueError, TypeError, InvalidSignature):
         raise ConfigurationError(
             f"the certificate was not issued by the exchange's authority, {folder / CA}"
         ) from None
-    return found.public_bytes(Encoding.PEM).decode()
+    return certificate.public_bytes(Encoding.PEM).decode()
 
 
 def bring(folder: Path, certificate: Path, key: Path, authority: Path) -> None:

@@ -1,4 +1,4 @@
-"""The charter: the one document all parties share, and the signatures by which each agrees to it.
+"""The charter: what all members agreed on, and their signatures under it.
 
 A charter names the members with their public keys, who may open a total, how few parties a sum
 may have, and what may be computed. Its SHA-256 goes into every message and every line of every
@@ -137,8 +137,8 @@ class Charter(Strict):
     def digest(self) -> str:
         """SHA-256 of the charter's one encoding, 64 hexadecimal digits."""
         content = canonical(self.model_dump(mode="json"))
-        sealed = DOMAIN + struct.pack(">Q", len(content)) + content
-        return hashlib.sha256(sealed).hexdigest()
+        preimage = DOMAIN + struct.pack(">Q", len(content)) + content
+        return hashlib.sha256(preimage).hexdigest()
 
     @property
     def roster(self) -> Roster:
@@ -272,18 +272,20 @@ def sign(charter: Charter, identity: Identity) -> Signature:
 
 def missing(charter: Charter, signatures: Mapping[str, Signature]) -> dict[str, str]:
     """Members who have not signed exactly this charter, with the reason."""
-    found = {}
+    reasons = {}
     for member in charter.members:
-        given = signatures.get(member.name)
-        if given is None:
-            found[member.name] = "has not signed"
+        signature = signatures.get(member.name)
+        if signature is None:
+            reasons[member.name] = "has not signed"
         elif not member.card.signed(
-            PURPOSE, bytes.fromhex(given.charter), bytes.fromhex(given.signature)
+            PURPOSE, bytes.fromhex(signature.charter), bytes.fromhex(signature.signature)
         ):
-            found[member.name] = "the signature is not by its key"
-        elif given.charter != charter.digest:
-            found[member.name] = f"signed {given.charter}, and this charter is {charter.digest}"
-    return found
+            reasons[member.name] = "the signature is not by its key"
+        elif signature.charter != charter.digest:
+            reasons[member.name] = (
+                f"signed {signature.charter}, and this charter is {charter.digest}"
+            )
+    return reasons
 
 
 def signatures_beside(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""How a member comes to be known: its identity in a file of its own, and the enrolment it hands over.
+"""A member's identity, which stays in a file of its own, and the enrolment it hands over.
 
 The identity file holds the seed of the member's signing and receiving keys and never leaves the
 member. The enrolment holds public keys alone, with a signature that only the seed's holder can

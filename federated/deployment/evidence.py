@@ -1,4 +1,4 @@
-"""The supervisor's package of one run: what was agreed, approved, released and found, with proofs.
+"""The evidence package of one run, for a supervisor: charter, approvals, releases, scores, proofs.
 
 A zip of readable files and a manifest of their hashes; the same inputs give the same bytes. It can
 be checked by anybody who holds it, on any machine: the charter by its members' signatures, each
@@ -32,7 +32,7 @@ WHEN = (1980, 1, 1, 0, 0, 0)  # a zip holds a time for each file; this one says 
 
 def export(
     folder: Path,
-    charter: Path,
+    charter_file: Path,
     logs: Iterable[Path],
     without: Iterable[str] = (),
 ) -> bytes:
@@ -45,8 +45,8 @@ def export(
     """
     result = _result(folder)
     run = str(result.get("run", folder.resolve().name))
-    agreed = charters.read_signed(charter)
-    keys = {member.name: bytes.fromhex(member.verifying) for member in agreed.members}
+    charter = charters.read_signed(charter_file)
+    keys = {member.name: bytes.fromhex(member.verifying) for member in charter.members}
     extracts = _extracts(logs, keys, run)
     absent = [name for name in keys if name not in extracts]
     unexpected = [name for name in absent if name not in set(without)]
@@ -56,17 +56,17 @@ def export(
             f"(lab audit extract LOG --run {run}), or leave it out by --without"
         )
     files = {
-        "charter.json": charter.read_bytes(),
-        "charter.signatures.json": charters.signatures_beside(charter).read_bytes(),
+        "charter.json": charter_file.read_bytes(),
+        "charter.signatures.json": charters.signatures_beside(charter_file).read_bytes(),
         "experiment.json": _pretty(result["experiment"]),
         "scores.json": _pretty(_scores(result)),
         **_summaries(extracts, run),
-        **{_log_name(agreed, name): extracts[name] for name in keys if name in extracts},
+        **{_log_name(charter, name): extracts[name] for name in keys if name in extracts},
     }
     manifest = {
         "format": FORMAT,
         "run": run,
-        "charter": agreed.digest,
+        "charter": charter.digest,
         "without": sorted(absent),
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
@@ -76,11 +76,11 @@ def export(
 def _extracts(logs: Iterable[Path], keys: Mapping[str, bytes], run: str) -> dict[str, bytes]:
     """Each party's lines of the run, from logs that hold together."""
     extracts: dict[str, bytes] = {}
-    for checked in verify_together(logs, keys):
-        party, fault = checked.verdict.party, checked.verdict.fault
+    for log in verify_together(logs, keys):
+        party, fault = log.verdict.party, log.verdict.fault
         if fault or party in extracts:
-            raise LogError(f"{checked.path}: {fault or f'is a second log of {party}'}")
-        extracts[party] = b"".join(audit.extract(audit.read_lines(checked.path), run))
+            raise LogError(f"{log.path}: {fault or f'is a second log of {party}'}")
+        extracts[party] = b"".join(audit.extract(audit.read_lines(log.path), run))
     return extracts
 
 
@@ -94,11 +94,11 @@ def _result(folder: Path) -> dict[str, Any]:
 
 def _scores(result: Mapping[str, Any]) -> dict[str, Any]:
     """Scores and hashes of every arm; models stay where they are."""
-    kept = ("scores", "model_hash", "model_hashes", "failures", "notes")
+    names = ("scores", "model_hash", "model_hashes", "failures", "notes")
     return {
         "arms": {
-            arm: {name: told[name] for name in kept if name in told}
-            for arm, told in result["arms"].items()
+            arm: {name: arm_result[name] for name in names if name in arm_result}
+            for arm, arm_result in result["arms"].items()
         },
         **{name: result[name] for name in ("differences", "receipt_totals") if name in result},
     }
@@ -106,13 +106,13 @@ def _scores(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _summaries(extracts: Mapping[str, bytes], run: str) -> dict[str, bytes]:
     """What was approved, what was refused and what left, by party, as the logs have it."""
-    told: dict[str, dict[str, list[Any]]] = {"approval": {}, "refusal": {}, "release": {}}
+    summaries: dict[str, dict[str, list[Any]]] = {"approval": {}, "refusal": {}, "release": {}}
     for party, data in sorted(extracts.items()):
         for entry in audit.entries(data.splitlines(keepends=True)):
-            if entry.run == run and entry.kind in told:
-                told[entry.kind].setdefault(party, []).append(_line(entry))
+            if entry.run == run and entry.kind in summaries:
+                summaries[entry.kind].setdefault(party, []).append(_line(entry))
     names = {"approval": "approvals", "refusal": "refusals", "release": "receipts"}
-    return {f"{names[kind]}.json": _pretty(lines) for kind, lines in told.items()}
+    return {f"{names[kind]}.json": _pretty(lines) for kind, lines in summaries.items()}
 
 
 def _line(entry: Entry) -> dict[str, Any]:
@@ -151,10 +151,10 @@ def verify_package(path: Path) -> dict[str, Any]:
     if manifest.get("format") != FORMAT:
         raise ConfigurationError(f"{path}: is no package of a run")
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    listed = manifest.get("files")
-    wrong = sorted(set(hashes.items()) ^ set(dict(listed).items() if listed else ()))
+    listing = manifest.get("files")
+    wrong = sorted(set(hashes.items()) ^ set(dict(listing).items() if listing else ()))
     if wrong:
-        raise LogError(f"{path}: {wrong[0][0]} is not what the manifest says")
+        raise LogError(f"{path}: {wrong[0][0]} does not match the manifest")
     charter = parse(Charter, _json(path, files["charter.json"]), where=f"{path}: charter.json")
     signatures = parse(
         Signatures, _json(path, files["charter.signatures.json"]), where=f"{path}: signatures"
@@ -172,7 +172,7 @@ def verify_package(path: Path) -> dict[str, Any]:
             extracts[member.name] = data
     for name, data in _summaries(extracts, run).items():
         if files.get(name) != data:
-            raise LogError(f"{path}: {name} is not what the logs say")
+            raise LogError(f"{path}: {name} does not match the logs")
     return manifest
 
 

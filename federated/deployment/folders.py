@@ -1,4 +1,4 @@
-"""A party's own folder: its keys and the charter. What every role has in common on disk."""
+"""What the folder of every party holds, whatever its role: its keys, its enrolment, the charter."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def make_party(folder: Path, name: str, role: Role, flower_key: str = "") -> Enr
 def identity_of(folder: Path) -> Identity:
     """Raises :class:`ConfigurationError`."""
     if not folder.is_dir():
-        raise ConfigurationError(f"{folder}: no such folder; make one with init")
+        raise ConfigurationError(
+            f"{folder}: no such folder; make it with lab exchange init or lab node init"
+        )
     return load_identity(folder / IDENTITY)
 
 
@@ -49,7 +51,8 @@ def charter_of(folder: Path, name: str) -> Charter:
     path = folder / CHARTER
     if not path.exists():
         raise ConfigurationError(
-            f"{path}: put the signed charter and its signatures here; the coordinator has them"
+            f"{path}: missing; get the charter and its signatures from the coordinator, "
+            "and put both here"
         )
     charter = charters.read_signed(path)
     charter.member(name)

@@ -29,18 +29,18 @@ class AnnouncedPlan:
     contract: Contract
 
     def to_json(self) -> str:
-        told = {
+        fields = {
             "experiment": self.experiment.model_dump(mode="json"),
             "contract": self.contract.model_dump(mode="json"),
         }
-        return canonical(told).decode()
+        return canonical(fields).decode()
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Raises :class:`ConfigurationError`."""
         try:
-            told = json.loads(text)
-            experiment, contract = told["experiment"], told["contract"]
+            fields = json.loads(text)
+            experiment, contract = fields["experiment"], fields["contract"]
         except (ValueError, KeyError, TypeError, RecursionError):
             raise ConfigurationError("the announced experiment is not readable") from None
         return cls(
@@ -64,7 +64,7 @@ class AnnouncedPlan:
         return (self.kind, "profiles") if self.experiment.profile else (self.kind,)
 
     @property
-    def joined(self) -> Contract:
+    def joined_contract(self) -> Contract:
         """The contract with the columns of profiles, as models see it."""
         return profiled(self.contract, self.experiment.profile)
 
@@ -72,7 +72,7 @@ class AnnouncedPlan:
     def features(self) -> dict[str, tuple[Feature, ...]]:
         """The features of each task."""
         tasks = self.experiment.tasks()
-        return {task: self.experiment.features(self.joined, task) for task in tasks}
+        return {task: self.experiment.features(self.joined_contract, task) for task in tasks}
 
     @property
     def digest(self) -> str:
@@ -94,15 +94,17 @@ def announced(experiment: Experiment) -> AnnouncedPlan:
     elif data.source is not None:
         contract = built_in(data.source)
     else:
-        raise ConfigurationError("data.contract is needed: the rows are at the parties")
+        raise ConfigurationError("data.contract: required, because the rows are at the parties")
     if data.test_rows is not None:
-        raise ConfigurationError("data.test_rows: rows are at the parties; use data.test_column")
-    for asked in experiment.profile:
-        asked.check(contract)
+        raise ConfigurationError(
+            "data.test_rows: not possible, the rows are at the parties; use data.test_column"
+        )
+    for profile in experiment.profile:
+        profile.check(contract)
     nowhere = dict.fromkeys(("source", "contract", "table", "query", "market"))
     public = data.model_copy(update={**nowhere, "path": "at the parties"})
     arm = experiment.arms.model_copy(update={"run": ("federated",)})
-    told = experiment.model_copy(
+    public_experiment = experiment.model_copy(
         update={
             "data": public,
             "arms": arm,
@@ -114,11 +116,11 @@ def announced(experiment: Experiment) -> AnnouncedPlan:
             "protection": experiment.protection.model_copy(update={"disclosure": None}),
         }
     )
-    return AnnouncedPlan(told, contract)
+    return AnnouncedPlan(public_experiment, contract)
 
 
 def asked_of(experiment: Experiment) -> AnnouncedPlan:
     """What parties are told of an experiment's questions: their texts, and no model's features."""
-    told = announced(experiment.model_copy(update={"profile": (), "detection": None}))
+    plan = announced(experiment.model_copy(update={"profile": (), "detection": None}))
     queries = {"query": experiment.query}
-    return AnnouncedPlan(told.experiment.model_copy(update=queries), told.contract)
+    return AnnouncedPlan(plan.experiment.model_copy(update=queries), plan.contract)

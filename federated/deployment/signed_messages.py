@@ -1,9 +1,9 @@
-"""Messages between real parties: signed, for one run and one place in it, under one charter.
+"""Signed messages between parties: each is bound to one charter, one run and one place in it.
 
-Flower carries a message; who may say what to whom is between the parties. A message's sender signs
-the charter's hash, the run, the message's number, who it is for, what kind it is and its content. A
-reply carries the number of what it answers. So nothing can be played again in another run, at
-another place, to another party or under another charter, whoever holds the broker.
+Flower only carries messages. The sender signs the charter's hash, the run, the message's number, its
+recipients, its kind and its content; a reply carries the number of the message it answers. So no
+message can be replayed in another run, at another place in it, to another party or under another
+charter, whoever controls the broker.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, RecordDict
 
+from federated.message_kinds import MessageKind
 from federated.messages import UNREADABLE, blobs, unblob
 from federated.transport.node_line import packed, unpacked
 from lab.errors import PeerError
 from secure_agg import wire
 from secure_agg.identity import Card, Identity
 
-LETTER, PURPOSE = b"LABLET01", b"letter"
-#: The kind of every reply.
-REPLY = "reply"
+FORMAT, PURPOSE = b"LABMSG01", b"message"
 #: A body of at most so many bytes is sent in one piece.
 ONE_PIECE = 2**20
 
@@ -43,7 +42,7 @@ class SignedMessage:
     def statement(self) -> bytes:
         """What its sender signs."""
         return wire.join(
-            LETTER,
+            FORMAT,
             [
                 bytes.fromhex(self.charter),
                 self.run.encode(),
@@ -68,7 +67,13 @@ class SignedMessage:
     def reply(self, sender: str, content: RecordDict) -> SignedMessage:
         """The answer to this message."""
         return SignedMessage(
-            self.charter, self.run, self.number, sender, (self.sender,), REPLY, packed(content)
+            self.charter,
+            self.run,
+            self.number,
+            sender,
+            (self.sender,),
+            MessageKind.REPLY,
+            packed(content),
         )
 
     def signed(self, identity: Identity) -> RecordDict:
@@ -86,14 +91,14 @@ class SignedMessage:
         )
         if len(self.body) <= ONE_PIECE:
             head["body"] = self.body
-            return RecordDict({"letter": head})
-        return RecordDict({"letter": head, "body": blobs(body=self.body)})
+            return RecordDict({"message": head})
+        return RecordDict({"message": head, "body": blobs(body=self.body)})
 
 
 def claimed(record: RecordDict, whose: str = "coordinator") -> SignedMessage:
     """The message that a record says it is; who wrote it is not checked. Raises :class:`PeerError`."""
     try:
-        head = record.config_records["letter"]
+        head = record.config_records["message"]
         body = head["body"] if "body" in head else unblob(record.array_records["body"], "body")
         to, number = head["to"], head["number"]
         if not isinstance(to, list) or type(number) is not int or not isinstance(body, bytes):
@@ -108,27 +113,32 @@ def claimed(record: RecordDict, whose: str = "coordinator") -> SignedMessage:
             body=body,
         )
     except UNREADABLE as error:
-        reason = f"a letter is not readable: {type(error).__name__}"
+        reason = f"sent a message that is not readable ({type(error).__name__})"
         raise PeerError(f"{whose}: {reason}", whose) from None
 
 
 def received(record: RecordDict, card: Card) -> SignedMessage:
     """A message that this sender signed, under whatever charter. Raises :class:`PeerError`."""
-    letter, ours = claimed(record, card.name), False
+    message, ours = claimed(record, card.name), False
     with suppress(*UNREADABLE):
-        signature = record.config_records["letter"]["signature"]
-        ours = isinstance(signature, bytes) and card.signed(PURPOSE, letter.statement, signature)
-    if letter.sender != card.name or not ours:
-        raise PeerError(f"{card.name}: a letter in its name is not signed by it", card.name)
-    return letter
+        signature = record.config_records["message"]["signature"]
+        ours = isinstance(signature, bytes) and card.signed(PURPOSE, message.statement, signature)
+    if message.sender != card.name or not ours:
+        raise PeerError(f"{card.name}: a message in its name lacks its signature", card.name)
+    return message
 
 
-def answering(letter: SignedMessage, asked: SignedMessage) -> SignedMessage:
+def answering(message: SignedMessage, request: SignedMessage) -> SignedMessage:
     """This message, if it is the answer to that one. Raises :class:`PeerError`."""
-    if (letter.run, letter.number) != (asked.run, asked.number) or letter.kind != REPLY:
+    if (message.run, message.number) != (
+        request.run,
+        request.number,
+    ) or message.kind != MessageKind.REPLY:
         raise PeerError(
-            f"{letter.sender}: plays a letter of another round or run again", letter.sender
+            f"{message.sender}: replays a message of another round or run", message.sender
         )
-    if letter.to != (asked.sender,) or letter.sender not in asked.to:
-        raise PeerError(f"{letter.sender}: answers what it was not asked", letter.sender)
-    return letter
+    if message.to != (request.sender,) or message.sender not in request.to:
+        raise PeerError(
+            f"{message.sender}: answers a message that was not addressed to it", message.sender
+        )
+    return message

@@ -36,9 +36,9 @@ class Talk(Protocol):
         """All parties, in seat order."""
 
     def ask(
-        self, action: str, letters: Mapping[str, RecordDict], *, patient: bool = False
+        self, action: str, contents: Mapping[str, RecordDict], *, patient: bool = False
     ) -> dict[str, RecordDict]:
-        """Send each party its letter and return the answers by name, in seat order.
+        """Send each party its message and return the answers by name, in seat order.
 
         With ``patient`` a party that does not answer is left out; else it is an error.
         """
@@ -145,7 +145,7 @@ def taken(holder: Party, memory: NodeState, request: Request) -> Sums:
 
 
 def note(
-    holder: Party, memory: NodeState, request: Request, sums: Sums, sent: int, key_bits: int = 0
+    holder: Party, memory: NodeState, request: Request, sums: Sums, size: int, key_bits: int = 0
 ) -> None:
     """Write the receipt for sums that leave in so many bytes, before they do.
 
@@ -158,7 +158,7 @@ def note(
         hiding=request.hiding,
         arrays=len(sums.arrays),
         values=sum(array.size for array in sums.arrays.values()),
-        bytes=sent,
+        bytes=size,
         rows=sums.rows,
         key_bits=key_bits,
         epsilon=float(noise.get("epsilon", 0.0)),

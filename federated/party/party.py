@@ -50,6 +50,7 @@ class Party:
     policy: Policy = field(default_factory=Policy)
     workers: int = 2  # processes that may make blinding factors
     secret: bytes = field(default_factory=partial(secrets.token_bytes, 32), repr=False)
+    rows_secret: bytes = field(default_factory=partial(secrets.token_bytes, 32), repr=False)
     query_table: QueryTable | None = None  # what questions are answered from
     profiles: dict[str, Profile] = field(default_factory=dict)  # released, by digest
     finished: dict[str, Any] = field(default_factory=dict)  # trees, as lab.trees.Finished
@@ -83,7 +84,8 @@ class Party:
     def __reduce__(self) -> tuple[Any, ...]:
         """As the rows alone: what is at hand can be made again where the party is sent."""
         data = (self.name, self.train, self.test, self.person, self.policy, self.workers)
-        return Party, (*data, self.secret, self.query_table, {}, {}, self.binding)
+        drawing = (self.secret, self.rows_secret)
+        return Party, (*data, *drawing, self.query_table, {}, {}, self.binding)
 
     def _frame(self, part: Part) -> pd.DataFrame:
         return self.train if part == "train" else self.test

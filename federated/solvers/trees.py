@@ -112,7 +112,7 @@ def train(
         bins=settings.bins,
         monotone=settings.monotone,
     )
-    recipe = _recipe(federation, task, totals, settings, seed)
+    recipe = _recipe(federation, task, totals, settings)
     context: dict[str, Any] = {
         "task": task,
         "cuts": cuts,
@@ -146,9 +146,7 @@ def train(
     return model, pd.DataFrame(trace)
 
 
-def _recipe(
-    federation: Totals, task: Task, totals: Sums, settings: TreesSettings, seed: int
-) -> TreesRecipe:
+def _recipe(federation: Totals, task: Task, totals: Sums, settings: TreesSettings) -> TreesRecipe:
     """What is fixed before the first tree, rounded so that no order of rows can change a bit."""
     law, rows, step = task.law, round(totals.total("rows")), 1.0
     if rows > MOST_ROWS:
@@ -167,7 +165,6 @@ def _recipe(
         unit=row_curvature(law, totals, rows),
         rows=rows,
         validation_share=settings.validation_share,
-        seed=seed,
     )
 
 

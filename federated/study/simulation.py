@@ -106,6 +106,7 @@ class SimulatedMarket:
                 rules=self.rules,
             ),
             secret=f"{self.experiment.seed} {name}".encode(),  # simulated: same seed, same bits
+            rows_secret=self._rows_secret,
         )
 
     @property
@@ -139,7 +140,20 @@ class SimulatedMarket:
         """One party that holds all rows; what a federation is measured against."""
         train = pd.concat([party.train for party in self.parties])
         test = train if self.in_sample else pd.concat([party.test for party in self.parties])
-        return Party("pooled", train, test, self.experiment.data.person, self.parties[0].policy)
+        return Party(
+            "pooled",
+            train,
+            test,
+            self.experiment.data.person,
+            self.parties[0].policy,
+            secret=f"{self.experiment.seed} pooled".encode(),
+            rows_secret=self._rows_secret,
+        )
+
+    @property
+    def _rows_secret(self) -> bytes:
+        """One for all simulated parties, so that the pool holds out the rows that they do."""
+        return f"rows {self.experiment.seed}".encode()
 
 
 def _path(text: str | None) -> Path | None:

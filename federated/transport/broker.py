@@ -1,12 +1,12 @@
-"""The broker: the state and the handlers of Flower's SuperLink, behind two listeners of ours.
+"""The broker: Flower's SuperLink, its state and its handlers, behind a public and a local listener.
 
 Flower serves nodes, runs and its unauthenticated control of both on one port. Here one process
-opens two. The public listener speaks TLS 1.3 to holders of a client certificate, and lets through the
-node routes alone, for keys that are registered and not revoked. The local listener is a socket in the
-exchange's own folder, for whoever knows its secret as well. Guard and router read the same parsed
-request, so there is no second opinion on what a path is, as there would be with a proxy.
+opens two. The public listener speaks TLS 1.3 to holders of a client certificate and passes on the
+node routes alone, for keys that are registered and not revoked. The local listener is a socket in
+the exchange's folder, for callers that also know its secret. Check and router read the same parsed
+request, so they cannot disagree about a path, as a proxy and a server can.
 
-A pull that finds nothing is held until somebody has pushed: nobody polls, and nothing waits.
+A pull that finds nothing is held until something is pushed, so that nobody polls.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Register(Protocol):
     def standing(self, key: bytes) -> str:
         """``admitted``, ``revoked`` or ``unknown``; looked up anew for every request."""
 
-    def note(self, kind: str, **told: Any) -> None:
+    def note(self, kind: str, **details: Any) -> None:
         """Write down what the listener refused."""
 
 
@@ -76,7 +76,7 @@ class News:
         self.event = asyncio.Event()
 
 
-class Refused(Exception):
+class HttpRefusal(Exception):
     """What a listener answers instead of passing a request on."""
 
     def __init__(self, status: int, text: str) -> None:
@@ -97,11 +97,11 @@ class Listener:
             return
         try:
             if scope["type"] != "http":
-                raise Refused(404, "there is nothing here")
+                raise HttpRefusal(404, "no such route")
             self._check(scope)
             body = await self._body(scope, receive)
             status, headers, answer = await self._held(scope, receive, body)
-        except Refused as error:
+        except HttpRefusal as error:
             await _answer(send, error.status, json.dumps({"detail": str(error)}).encode())
             return
         if status == 200 and _header(scope, LAST):
@@ -115,9 +115,9 @@ class Listener:
             return b""
         length = _header(scope, b"content-length")
         if not length.isdigit():
-            raise Refused(411, "a body needs its length ahead of it")
+            raise HttpRefusal(411, "a request with a body needs the header content-length")
         if int(length) > self._limit:
-            raise Refused(413, f"a body may have {self._limit} bytes, this one has {int(length)}")
+            raise HttpRefusal(413, f"the body has {int(length)} bytes, the limit is {self._limit}")
         body = bytearray()
         try:
             async with asyncio.timeout(BODY_SECONDS):
@@ -126,67 +126,69 @@ class Listener:
                     if not event.get("more_body"):
                         return bytes(body)
         except TimeoutError:
-            raise Refused(408, "the body did not come in time") from None
-        raise Refused(400, "the body broke off")
+            raise HttpRefusal(408, f"the body did not arrive within {BODY_SECONDS:g} s") from None
+        raise HttpRefusal(400, "the body is incomplete")
 
     async def _held(self, scope: Scope, receive: Receive, body: bytes) -> Answer:
         """The broker's answer; to a pull that finds nothing, the one after the next push."""
         hold = _header(scope, HOLD)
         end = asyncio.get_running_loop().time() + (min(int(hold), HELD) if hold.isdigit() else HELD)
-        gone: asyncio.Future[Event] | None = None
+        departure: asyncio.Future[Event] | None = None
         try:
             while True:
-                woken = self.hears.event
+                wake_event = self.hears.event
                 status, headers, answer = await self._ask(scope, body)
-                left = end - asyncio.get_running_loop().time()
-                if scope["path"] not in PULLS or status != 200 or answer or left <= 0:
+                seconds_left = end - asyncio.get_running_loop().time()
+                if scope["path"] not in PULLS or status != 200 or answer or seconds_left <= 0:
                     return status, headers, answer
-                gone = gone or asyncio.ensure_future(receive())
-                wake = asyncio.ensure_future(woken.wait())
-                waited: set[asyncio.Future[Any]] = {gone, wake}
+                departure = departure or asyncio.ensure_future(receive())
+                wake = asyncio.ensure_future(wake_event.wait())
+                futures: set[asyncio.Future[Any]] = {departure, wake}
                 done, _ = await asyncio.wait(
-                    waited, timeout=left, return_when=asyncio.FIRST_COMPLETED
+                    futures, timeout=seconds_left, return_when=asyncio.FIRST_COMPLETED
                 )
                 wake.cancel()
-                if gone in done:  # whoever waited has left; what comes now is not for a closed line
+                if (
+                    departure in done
+                ):  # whoever waited has left; what comes now is not for a closed line
                     return status, headers, answer
         finally:
-            if gone is not None:
-                gone.cancel()
+            if departure is not None:
+                departure.cancel()
 
 
 def _header(scope: Scope, name: bytes) -> bytes:
-    found = [value for key, value in scope["headers"] if key == name]
-    if len(found) > 1:
-        raise Refused(400, f"the header {name.decode()} comes twice")
-    return bytes(found[0]) if found else b""
+    values = [value for key, value in scope["headers"] if key == name]
+    if len(values) > 1:
+        raise HttpRefusal(400, f"the header {name.decode()} occurs twice")
+    return bytes(values[0]) if values else b""
 
 
 def _headers(scope: Scope) -> dict[str, str]:
     """Headers by name; one that comes twice is refused, so that nobody reads another than we do."""
     names = [name for name, _ in scope["headers"]]
     if len(set(names)) != len(names):
-        raise Refused(400, "a header comes twice")
+        raise HttpRefusal(400, "a header occurs twice")
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
 
 
-def _typed(answered: tuple[int, bytes]) -> Answer:
-    status, body = answered
+def _typed(result: tuple[int, bytes]) -> Answer:
+    status, body = result
     kind = b"application/protobuf" if status == 200 else b"application/json"
     return status, [(b"content-type", kind), (b"content-length", str(len(body)).encode())], body
 
 
 async def _call(app: App, scope: Scope, body: bytes) -> Answer:
     """One call of an application with a whole body, for a whole answer."""
-    told: list[Event] = [{"type": "http.request", "body": body, "more_body": False}]
+    events: list[Event] = [{"type": "http.request", "body": body, "more_body": False}]
     start: Event = {"status": 500, "headers": []}
     parts: list[bytes] = []
     never = asyncio.get_running_loop().create_future()
 
     async def receive() -> Event:
-        if not told:
+        if not events:
             await never
-        return told.pop()
+        return events.pop()
 
     async def send(event: Event) -> None:
         if event["type"] == "http.response.start":
@@ -212,25 +214,29 @@ def outer_check(register: Register) -> Callable[[Scope], None]:
         from federated.transport.handlers import NODES
 
         if scope["state"][PEER_END] < time.time():  # TLS looked at it when the connection was made
-            register.note("fault", rule="certificate", what="a certificate that ended is used on")
-            raise Refused(403, f"{BARRED} certified no longer, its certificate ended; renew it")
+            register.note("fault", rule="certificate", what="call with an expired certificate")
+            raise HttpRefusal(
+                403, f"{BARRED} not certified any more: its certificate has expired; renew it"
+            )
         if scope["path"] == HEALTH:
             return
         if scope["path"].removeprefix(FLEET) not in NODES or not scope["path"].startswith(FLEET):
-            register.note("fault", rule="route", what="a route that is not for nodes was asked for")
-            raise Refused(404, "there is nothing here")
+            register.note("fault", rule="route", what="call to a route that is not open to nodes")
+            raise HttpRefusal(404, "no such route")
         if scope["method"] != "POST":
-            raise Refused(405, "node routes are posted to")
+            raise HttpRefusal(405, "node routes take POST alone")
         try:
             key = b64decode(_header(scope, KEY), validate=True)
         except binascii.Error:
             key = b""
         if (standing := register.standing(key)) != "admitted":
-            register.note("fault", rule="registration", what=f"a key that is {standing} called")
-            raise Refused(403, f"{BARRED} {standing} here")
+            register.note("fault", rule="registration", what=f"call with a key that is {standing}")
+            raise HttpRefusal(403, f"{BARRED} {standing} here")
         if key != scope["state"][PEER_KEY]:
-            register.note("fault", rule="certificate", what="a key called by another's certificate")
-            raise Refused(403, f"{BARRED} another than its certificate's")
+            register.note(
+                "fault", rule="certificate", what="call with the certificate of another key"
+            )
+            raise HttpRefusal(403, f"{BARRED} not the key of its certificate")
 
     return check
 
@@ -240,7 +246,7 @@ def inner_check(secret: str) -> Callable[[Scope], None]:
 
     def check(scope: Scope) -> None:
         if not hmac.compare_digest(_header(scope, SECRET), secret.encode()):
-            raise Refused(403, "the exchange's secret is needed here")
+            raise HttpRefusal(403, "the header lab-secret must hold the exchange's secret")
 
     return check
 
@@ -386,6 +392,6 @@ class Broker:
 
 def peer_of(line: ssl.SSLObject) -> tuple[bytes, float]:
     """The public key of the peer's certificate, PEM, and when the certificate ends, in Unix time."""
-    found = x509.load_der_x509_certificate(line.getpeercert(binary_form=True) or b"")
-    key = found.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    return key, found.not_valid_after_utc.timestamp()
+    certificate = x509.load_der_x509_certificate(line.getpeercert(binary_form=True) or b"")
+    key = certificate.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return key, certificate.not_valid_after_utc.timestamp()

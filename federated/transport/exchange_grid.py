@@ -1,4 +1,4 @@
-"""The coordinator's grid over the local listener of an exchange: Flower's runtime protocol."""
+"""The coordinator's grid: Flower's runtime protocol over the local listener of an exchange."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class ExchangeGrid(OneRun):
     """
 
     def __init__(self, listener: str, secret: str, bundle: bytes) -> None:
-        self._door, self._secret, self._bundle = listener, secret, bundle
+        self._listener, self._secret, self._bundle = listener, secret, bundle
         self._headers = Headers({"lab-secret": secret, "lab-hold": "1"})
         self._closed = threading.Event()
         self._node = Node(node_id=SUPERLINK_NODE_ID)
@@ -93,13 +93,13 @@ class ExchangeGrid(OneRun):
 
     def _open(self) -> None:
         self._line = httpx.Client(
-            transport=httpx.HTTPTransport(uds=self._door),
+            transport=httpx.HTTPTransport(uds=self._listener),
             timeout=CALL_SECONDS,
             follow_redirects=False,
         )
         try:
             with line_errors("starting a run"):
-                task = self._started(self._secret, self._bundle)
+                task = self._start(self._secret, self._bundle)
         except BaseException:
             self._line.close()
             raise
@@ -121,28 +121,33 @@ class ExchangeGrid(OneRun):
                     raise
             time.sleep(0.2)
 
-    def _started(self, secret: str, bundle: bytes) -> Any:
-        known = [RuntimeVersionHttpInterceptor(component_name="flwr-serverapp"), self._headers]
-        control = self._through(ControlHttpClient, known)
+    def _start(self, secret: str, bundle: bytes) -> Any:
+        interceptors = [
+            RuntimeVersionHttpInterceptor(component_name="flwr-serverapp"),
+            self._headers,
+        ]
+        control = self._through(ControlHttpClient, interceptors)
         run = control.StartRun(StartRunRequest(fab=ProtoFab(content=bundle))).run_id
-        token = RuntimeTokenHttpInterceptor(token=self._acquire(known, secret, run))
-        self._client = self._through(RuntimeHttpClient, [*known, token])
+        token = RuntimeTokenHttpInterceptor(token=self._acquire(interceptors, secret, run))
+        self._client = self._through(RuntimeHttpClient, [*interceptors, token])
         return self._client.PullTaskInput(PullTaskInputRequest())
 
-    def _acquire(self, known: list[Any], secret: str, run: int) -> str:
+    def _acquire(self, interceptors: list[Any], secret: str, run: int) -> str:
         """The token of this run's task; tasks of runs whose coordinator died are taken and left."""
-        signed = SuperExecAuthHttpInterceptor(
+        authenticator = SuperExecAuthHttpInterceptor(
             master_secret=secret.encode(), protected_methods=["/flwr.proto.Runtime/AcquireTask"]
         )
-        client = self._through(RuntimeHttpClient, [*known, signed])
+        client = self._through(RuntimeHttpClient, [*interceptors, authenticator])
         while True:
-            told = client.AcquireTask(
+            response = client.AcquireTask(
                 AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])
             )
-            if not told.token:
-                raise PeerError("exchange: gives no task for the run; is another one starting?")
-            if told.task.run_id == run:
-                return str(told.token)
+            if not response.token:
+                raise PeerError(
+                    "exchange: has no task for this run; if another run is starting, try again"
+                )
+            if response.task.run_id == run:
+                return str(response.token)
 
     def _through(self, kind: type[Any], interceptors: list[Any]) -> Any:
         """One of Flower's clients, over the socket."""
@@ -158,9 +163,9 @@ class ExchangeGrid(OneRun):
             except (httpx.HTTPError, RuntimeError, ValueError):
                 continue
 
-    def seen(self) -> list[NodePresence]:
+    def presences(self) -> list[NodePresence]:
         """All nodes the broker knows, here or not."""
-        with line_errors("asking who is here"):
+        with line_errors("listing the nodes"):
             nodes = self._client.GetNodes(GetNodesRequest()).nodes
         return [
             NodePresence(n.node_id, n.public_key, n.status == "online", n.last_activated_at)
@@ -168,23 +173,23 @@ class ExchangeGrid(OneRun):
         ]
 
     def get_node_ids(self) -> Iterable[int]:
-        return [node.node for node in self.seen() if node.online]
+        return [node.node for node in self.presences() if node.online]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         whole = [named(message) for message in messages]
         objects = {
             i: part for message in whole for i, part in get_all_nested_objects(message).items()
         }
-        with line_errors("asking"):
-            told = self._client.PushMessages(
+        with line_errors("sending messages"):
+            response = self._client.PushMessages(
                 PushAppMessagesRequest(
                     messages_list=[message_to_proto(remove_content_from_message(m)) for m in whole],
                     message_object_trees=[get_object_tree(m) for m in whole],
                 )
             )
-            wanted = [i for i in objects if i in set(told.objects_to_push)]
-            for at, identity in enumerate(wanted, start=1):
-                self._headers.last = at == len(wanted)
+            missing = [i for i in objects if i in set(response.objects_to_push)]
+            for at, identity in enumerate(missing, start=1):
+                self._headers.last = at == len(missing)
                 try:
                     self._client.PushObject(
                         PushObjectRequest(
@@ -192,27 +197,29 @@ class ExchangeGrid(OneRun):
                             run_id=self._run.run_id,
                             object_id=identity,
                             object_content=objects[identity].deflate(),
-                            session_id=told.session_id,
+                            session_id=response.session_id,
                         )
                     )
                 finally:
                     self._headers.last = False
-        return list(told.message_ids)
+        return list(response.message_ids)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies that are here; waits a while at the broker's listener if there is none. One whose
         sender died while it sent it is none."""
-        with line_errors("waiting for answers"):
-            told = self._client.PullMessages(PullAppMessagesRequest(message_ids=list(message_ids)))
-        found = []
-        for proto, tree in zip(told.messages_list, told.message_object_trees, strict=True):
+        with line_errors("waiting for replies"):
+            response = self._client.PullMessages(
+                PullAppMessagesRequest(message_ids=list(message_ids))
+            )
+        replies = []
+        for proto, tree in zip(response.messages_list, response.message_object_trees, strict=True):
             with suppress(Incomplete):
-                found.append(self._taken(proto, tree))
-        return found
+                replies.append(self._fetch(proto, tree))
+        return replies
 
-    def _taken(self, proto: Any, tree: ObjectTree) -> Message:
+    def _fetch(self, proto: Any, tree: ObjectTree) -> Message:
         head, run = message_from_proto(proto), self._run.run_id
-        with line_errors("waiting for answers"):
+        with line_errors("waiting for replies"):
             contents = objects_of(
                 tree,
                 lambda i: self._client.PullObject(
@@ -232,12 +239,12 @@ class ExchangeGrid(OneRun):
     ) -> Iterable[Message]:
         waiting = set(self.push_messages(messages))
         deadline = None if timeout is None else time.monotonic() + timeout
-        found: list[Message] = []
+        replies: list[Message] = []
         while waiting and (deadline is None or time.monotonic() < deadline):
             for reply in self.pull_messages(waiting):
                 waiting.discard(reply.metadata.reply_to_message_id)
-                found.append(reply)
-        return found
+                replies.append(reply)
+        return replies
 
     def close(self) -> None:
         """End the run, so that the broker forgets its messages."""

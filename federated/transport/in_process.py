@@ -1,4 +1,4 @@
-"""A Flower grid in this process, and the one place that knows Flower's internals.
+"""A Flower grid within one process, for simulations.
 
 The same ``ServerApp`` and ``ClientApp`` objects run here as under Flower's simulation engine and
 in deployment. Every message crosses the boundary as protobuf bytes, so that nothing is shared by
@@ -88,8 +88,8 @@ class InProcessGrid(OneRun):
         return identities
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        asked = [(i, *self._pending[i]) for i in set(message_ids) if i in self._pending]
-        ready = sorted((node, i) for i, node, future in asked if future.done())
+        pending = [(i, *self._pending[i]) for i in set(message_ids) if i in self._pending]
+        ready = sorted((node, i) for i, node, future in pending if future.done())
         return [self._take(i) for _, i in ready]
 
     def send_and_receive(

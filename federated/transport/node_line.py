@@ -1,8 +1,8 @@
-"""A node's line to a SuperLink: Flower's protocol, without its waits.
+"""A node's connection to the broker: Flower's protocol, without its polling.
 
-Flower starts a Python process for each message and sleeps three seconds between looks. Here both
-ends are long-lived and speak the same protocol with Flower's own clients; a look that finds
-nothing is held at the broker's listener until something is there (`federated.transport.broker`).
+Flower starts a Python process for each message and polls every three seconds. Here both ends are
+long-lived and speak the same protocol with Flower's own clients; a pull that finds nothing is held
+at the broker's listener until there is a message (`federated.transport.broker`).
 """
 
 from __future__ import annotations
@@ -83,11 +83,11 @@ BROKEN = (KeyError, ValueError, TypeError, AttributeError, IndexError, Recursion
 class Headers:
     """Headers of ours on a client's calls; `last` marks the call that completes a message."""
 
-    fixed: dict[str, str]
+    values: dict[str, str]
     last: bool = False
 
     def intercept(self, context: ProtobufRequestContext, call: ProtobufCall) -> httpx.Response:
-        context.request.headers.update(self.fixed | ({"lab-last": "1"} if self.last else {}))
+        context.request.headers.update(self.values | ({"lab-last": "1"} if self.last else {}))
         response: httpx.Response = call(context)
         return response
 
@@ -104,16 +104,16 @@ def line_errors(doing: str) -> Iterator[None]:
         ) from None
     except httpx.HTTPError as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise LineError(f"{doing}: no line to the exchange ({reason})", 0) from None
+        raise LineError(f"{doing}: no connection to the exchange ({reason})", 0) from None
     except BROKEN as error:  # Flower's clients raise ValueError for what they cannot read
         kind = type(error).__name__
-        raise LineError(f"{doing}: what the exchange sends is not readable ({kind})", 0) from None
+        raise LineError(f"{doing}: the exchange's answer is not readable ({kind})", 0) from None
 
 
 def _detail(error: httpx.HTTPStatusError) -> str:
     try:
-        told = error.response.json()
-        return str(told.get("detail") or told.get("message") or "")[:200]
+        body = error.response.json()
+        return str(body.get("detail") or body.get("message") or "")[:200]
     except BROKEN:
         return ""
 
@@ -147,18 +147,18 @@ class LineError(PeerError):
 
 def objects_of(tree: ObjectTree, pull: Callable[[str], Any], patience: float) -> dict[str, bytes]:
     """All parts of a message, as they arrive. Raises :class:`PeerError` if one does not."""
-    found: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     for identity in dict.fromkeys(part.object_id for part in iterate_object_tree(tree)):
         deadline = time.monotonic() + patience
         while True:
             answer = pull(identity)
             if answer.object_found and answer.object_available:
-                found[identity] = answer.object_content
+                contents[identity] = answer.object_content
                 break
             if not answer.object_found or time.monotonic() > deadline:
-                raise Incomplete("exchange: a message came without all of its parts")
+                raise Incomplete("exchange: a message arrived without all of its parts")
             time.sleep(0.01)
-    return found
+    return contents
 
 
 def inflated(head: Any, contents: dict[str, bytes]) -> Message:
@@ -203,7 +203,7 @@ class NodeLine:
     def open(self, last_node: int = 0) -> int:
         """Come in, and return this node's number. last_node: the number it had before, so that a
         node that was killed says first that it left, and need not wait until it is missed."""
-        with line_errors("coming in"):
+        with line_errors("connecting"):
             if last_node:
                 try:
                     self._client.DeactivateNode(DeactivateNodeRequest(node_id=last_node))
@@ -212,8 +212,8 @@ class NodeLine:
                 ) as error:  # it was missed already, or all were forgotten
                     if error.response.status_code == httpx.codes.FORBIDDEN:
                         raise
-            asked = ActivateNodeRequest(public_key=self._public, heartbeat_interval=ALIVE_SECONDS)
-            self.node = int(self._client.ActivateNode(asked).node_id)
+            request = ActivateNodeRequest(public_key=self._public, heartbeat_interval=ALIVE_SECONDS)
+            self.node = int(self._client.ActivateNode(request).node_id)
         threading.Thread(target=self._alive, daemon=True, name="alive").start()
         return self.node
 
@@ -221,11 +221,11 @@ class NodeLine:
         """Tell the exchange that this node is here, from a thread of its own."""
         node = self.node
         while not self._closed.wait(ALIVE_SECONDS * 0.8) and node == self.node:
-            asked = SendNodeHeartbeatRequest(
+            request = SendNodeHeartbeatRequest(
                 node=Node(node_id=node), heartbeat_interval=ALIVE_SECONDS
             )
             try:
-                self._client.SendNodeHeartbeat(asked)
+                self._client.SendNodeHeartbeat(request)
             except (httpx.HTTPError, RuntimeError, ValueError):
                 continue  # the next pull will tell
 
@@ -235,20 +235,23 @@ class NodeLine:
         Raises LineError, and Incomplete for a message that ended with its run.
         """
         node = Node(node_id=self.node)
-        with line_errors("asking for work"):
-            told = self._client.PullMessages(PullMessagesRequest(node=node))
-            if not told.messages_list:
+        with line_errors("waiting for messages"):
+            response = self._client.PullMessages(PullMessagesRequest(node=node))
+            if not response.messages_list:
                 return None
-            head, tree = message_from_proto(told.messages_list[0]), told.message_object_trees[0]
+            head, tree = (
+                message_from_proto(response.messages_list[0]),
+                response.message_object_trees[0],
+            )
         try:
             with line_errors("fetching a message"):
-                return self._taken(node, head, tree)
+                return self._fetch(node, head, tree)
         except LineError as error:
             if error.passing or error.barred:
                 raise
             raise Incomplete(str(error)) from None
 
-    def _taken(self, node: Node, head: Message, tree: ObjectTree) -> Message:
+    def _fetch(self, node: Node, head: Message, tree: ObjectTree) -> Message:
         run = head.metadata.run_id
         contents = objects_of(
             tree,
@@ -266,15 +269,15 @@ class NodeLine:
 
     def app_of(self, run: int) -> str:
         """SHA-256 of the app that a run says it is; the app itself is never fetched."""
-        with line_errors("asking for the run"):
-            asked = GetRunRequest(node=Node(node_id=self.node), run_id=run)
-            return str(self._client.GetRun(asked).run.fab_hash)
+        with line_errors("looking up the run"):
+            request = GetRunRequest(node=Node(node_id=self.node), run_id=run)
+            return str(self._client.GetRun(request).run.fab_hash)
 
     def push(self, reply: Message) -> None:
         """Send a reply. Raises :class:`LineError`."""
         node, run, whole = Node(node_id=self.node), reply.metadata.run_id, named(reply)
-        with line_errors("answering"):
-            told = self._client.PushMessages(
+        with line_errors("sending a reply"):
+            response = self._client.PushMessages(
                 PushMessagesRequest(
                     node=node,
                     messages_list=[message_to_proto(remove_content_from_message(whole))],
@@ -282,13 +285,13 @@ class NodeLine:
                     clientapp_runtime_list=[0.0],
                 )
             )
-            wanted = [
+            missing = [
                 (i, part)
                 for i, part in get_all_nested_objects(whole).items()
-                if i in set(told.objects_to_push)
+                if i in set(response.objects_to_push)
             ]
-            for at, (identity, part) in enumerate(wanted, start=1):
-                self._headers.last = at == len(wanted)
+            for at, (identity, part) in enumerate(missing, start=1):
+                self._headers.last = at == len(missing)
                 try:
                     self._client.PushObject(
                         PushObjectRequest(
@@ -296,7 +299,7 @@ class NodeLine:
                             run_id=run,
                             object_id=identity,
                             object_content=part.deflate(),
-                            session_id=told.session_id,
+                            session_id=response.session_id,
                         )
                     )
                 finally:
@@ -324,7 +327,7 @@ def unpacked(data: bytes) -> RecordDict:
     try:
         return recorddict_from_proto(ProtoRecordDict.FromString(data))
     except (DecodeError, *BROKEN) as error:
-        raise PeerError(f"a letter is not readable: {type(error).__name__}") from None
+        raise PeerError(f"a message is not readable: {type(error).__name__}") from None
 
 
 def bundle(files: Mapping[str, str] | None = None) -> bytes:
@@ -334,15 +337,15 @@ def bundle(files: Mapping[str, str] | None = None) -> bytes:
     files, their SHA-256 and their sizes in bits.
     """
     files = files or {"pyproject.toml": PYPROJECT}
-    listed = [
+    entries = [
         f"{name},{hashlib.sha256(text.encode()).hexdigest()},{8 * len(text.encode())}"
         for name, text in files.items()
     ]
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as archive:
-        for name, text in {**files, ".info/CONTENT": "\n".join(listed)}.items():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, text in {**files, ".info/CONTENT": "\n".join(entries)}.items():
             archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), text)
-    return made.getvalue()
+    return buffer.getvalue()
 
 
 PYPROJECT = """[project]

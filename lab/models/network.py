@@ -12,7 +12,7 @@ at another number than the probability; what :meth:`Network.predict` gives is th
 
 from __future__ import annotations
 
-import zlib
+import hmac
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -132,6 +132,12 @@ def tensors_of(holding: Holding, encoding: Encoding, bends: Bends, task: Task) -
     return tensors(rows, Response(rows, task), encoding, bends)
 
 
+def _own_seed(holding: Holding, seed: int, round_: int) -> int:
+    """Of a party's order of rows and dropout in a round: what the party alone can draw."""
+    drawn = hmac.digest(holding.secret, f"order {seed} {round_}".encode(), "sha256")
+    return int.from_bytes(drawn[:7], "big")
+
+
 def _update(holding: Holding, a: OfUpdate, arrays: Arrays) -> Sums:
     return update(
         holding.once(tensors_of, a.encoding, a.bends, a.task, at_hand=1),
@@ -140,7 +146,7 @@ def _update(holding: Holding, a: OfUpdate, arrays: Arrays) -> Sums:
         dict(arrays),
         learning_rate=a.learning_rate,
         proximal_mu=a.proximal_mu,
-        seed=zlib.crc32(f"{a.seed} {a.round} {holding.name}".encode()),
+        seed=_own_seed(holding, a.seed, a.round),
     )
 
 

@@ -10,6 +10,7 @@ trees are the same to the bit however the rows are split and whether or not the 
 from __future__ import annotations
 
 import hashlib
+import hmac
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -67,7 +68,6 @@ class TreesRecipe(Strict):
     unit: float = Field(gt=0)
     rows: int = Field(gt=0, le=MOST_ROWS)
     validation_share: float = Field(0.0, ge=0, lt=1)
-    seed: int = 0
 
     @property
     def most(self) -> float:
@@ -176,8 +176,8 @@ class Side:
 class Rows:
     """A party's rows while trees grow.
 
-    keys: (rows,) of persons or rows, by which the share held out is drawn: who is held out does
-    not depend on how rows are split among parties. finished: the trees so far, which are followed
+    keys: (rows,) of persons or rows, by which the share held out is drawn with a secret of the
+    party's: nobody who asks can choose them. finished: the trees so far, which are followed
     anew where the rows come from a restart.
     """
 
@@ -190,12 +190,14 @@ class Rows:
         task: Task,
         recipe: TreesRecipe,
         finished: Finished | None = None,
+        *,
+        secret: bytes = b"",
     ) -> None:
         self.finished: Finished = {} if finished is None else finished
         self.cuts, self.law, self.recipe = cuts, task.law, recipe
         if self.law.link != Family.make(self.law.name, power=task.power).link:
             raise ConfigurationError(f"trees model {task.family} on its usual link; drop the link")
-        codes, held = binned(frame, cuts), drawn(keys, recipe)
+        codes, held = binned(frame, cuts), drawn(keys, recipe.validation_share, secret)
         self.grown, self.held = (self._side(codes, response, part) for part in (~held, held))
         self._features: tuple[int, ...] = ()
         self._codes = self.grown.codes[:, :0]
@@ -266,12 +268,14 @@ class Rows:
         self.growing = tree
 
 
-def drawn(keys: pd.Series, recipe: TreesRecipe) -> NDArray[np.bool_]:
-    """(rows,) true for those held out, by a hash of their key and the seed."""
-    salt = hashlib.sha256(f"held out {recipe.seed}".encode()).digest()[:8]
-    hashed = pd.util.hash_pandas_object(keys, index=False).to_numpy()
-    hashed = pd.util.hash_array(hashed ^ np.uint64(int.from_bytes(salt, "big")))
-    return np.asarray(hashed < np.uint64(int(recipe.validation_share * 2.0**63)) * np.uint64(2))
+def drawn(keys: pd.Series, share: float, secret: bytes) -> NDArray[np.bool_]:
+    """(rows,) true for those held out, by a hash of their key under a secret of the party's."""
+    if share == 0:
+        return np.zeros(len(keys), dtype=bool)
+    key = hmac.digest(secret, b"held out", "sha256").hex()[:16]
+    texts = keys.astype("str")  # pandas hashes texts alone under a key
+    hashed = pd.util.hash_pandas_object(texts, index=False, hash_key=key).to_numpy()
+    return np.asarray(hashed < np.uint64(int(share * 2.0**63)) * np.uint64(2))
 
 
 def level(rows: Rows, ask: Ask) -> Sums:
@@ -344,6 +348,7 @@ def _growing(holding: Holding, cuts: tuple[Cuts, ...], task: Task, recipe: Trees
         task,
         recipe,
         holding.finished,
+        secret=holding.rows_secret,
     )
 
 

@@ -1,4 +1,4 @@
-"""A trial exchange on loopback: real processes, real TLS, real folders; for tests and for `lab bench`.
+"""A trial exchange on loopback, in processes that tests start, stop, sabotage and watch.
 
 Processes are forked from one that has imported everything, so that starting one takes no second.
 """
@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,13 +18,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from federated.deployment import charter as charters
+from federated.bench.loopback import LoopbackExchange
 from federated.deployment.audit_logs import LOG_NAME
-from federated.deployment.charter import Charter
 from federated.deployment.coordinator import exchange
 from federated.deployment.coordinator.study import run_study
-from federated.deployment.enrolment import Enrolment
-from federated.deployment.folders import identity_of
 from federated.deployment.node import policy as insurer
 from federated.deployment.node import settings as node_folder
 from federated.deployment.node import supervisor
@@ -37,7 +32,7 @@ from federated.study.result import Study
 from lab.audit import log_format as audit
 from lab.files import read_json
 from lab.tables.contracts import Contract
-from secure_agg.keys import PrivateKey, save_private
+from secure_agg.keys import PrivateKey
 from tests.rigs.capture import catch, enter
 
 PASSPHRASE = "of a test"
@@ -103,13 +98,7 @@ def _conduct(folder: Path, out: Path, name: str, network: str, experiment: Exper
         sys.exit(1)
 
 
-def free_port() -> int:
-    with socket.socket() as made:
-        made.bind(("127.0.0.1", 0))
-        return int(made.getsockname()[1])
-
-
-class Trial:
+class Trial(LoopbackExchange):
     """An exchange with `insurers` and a supervisor; nothing runs until it is started."""
 
     analyses: tuple[str, ...] = ("glm", "questions")
@@ -124,26 +113,19 @@ class Trial:
         hiding: str = "paillier",
         split: bool = False,
     ) -> None:
-        self.hiding, self.split = hiding, split
-        self.root, self.port, self.network = root, free_port(), ""
+        self.root, self.network = root, ""
         self.processes: dict[str, Any] = {}
-        self.exchange = root / "exchange"
-        exchange.init(self.exchange, "exchange", f"127.0.0.1:{self.port}", "127.0.0.1")
+        super().__init__(
+            root,
+            key,
+            PASSPHRASE,
+            self._tables(insurers, rows),
+            analyses=self.analyses,
+            contracts={"trial": 1},
+            hiding=hiding,
+            split=split,
+        )
         self.settings(answer_seconds=30.0, gather_seconds=20.0)
-        tables = self._tables(insurers, rows)
-        self.insurers = tuple(tables)
-        self.names = (*self.insurers, "supervisor")
-        for at, (name, (path, contract)) in enumerate(tables.items()):
-            role = "public" if at == 0 else "commercial"
-            node_folder.init(root / name, name, role, str(path), str(contract))
-            text = (root / name / "node.toml").read_text().replace("# test_", "test_")
-            text = text.replace('hiding = "paillier"', f'hiding = "{hiding}"')
-            (root / name / "node.toml").write_text(text)
-        node_folder.init(root / "supervisor", "supervisor", "supervisor", None, None)
-        save_private(root / "supervisor" / supervisor.KEY_FILE, key, PASSPHRASE)
-        self.charter = self._charter(key)
-        for name in self.names:
-            self.admit(name)
 
     def _tables(self, insurers: int, rows: int) -> dict[str, tuple[Path, Path]]:
         """(table, contract) of each insurer, made here; sets the contract that is announced."""
@@ -167,47 +149,6 @@ class Trial:
         for k in range(TARGETS):
             frame[f"y{k}"] = rng.poisson(np.exp(0.3 + 0.4 * frame.x1 - 0.2 * frame.x2))
         frame.to_parquet(path, index=False)
-
-    def _charter(self, key: PrivateKey) -> Charter:
-        made = charters.new(
-            "trial",
-            self.enrolment(self.exchange),
-            analyses=self.analyses,
-            contracts={"trial": 1},
-            limits=charters.CharterLimits(key_bits=2048),
-        )
-        for name in self.names:
-            made = charters.with_member(made, self.enrolment(self.root / name))
-        if self.split:
-            made = self._dealt(made, key)
-        else:
-            made = charters.with_key(made, key.public, "supervisor")
-        self.sign(made, ("exchange", *self.names))
-        return made
-
-    def _dealt(self, charter: Charter, key: PrivateKey) -> Charter:
-        draft = self.root / "draft.json"
-        charters.write(draft, charter, {})
-        made = supervisor.deal_shares(draft, self.root / "shares", 2048)
-        for at, name in enumerate(self.insurers, start=1):
-            share = self.root / "shares" / f"{at}-{supervisor.SHARE_FILE}"
-            shutil.copy(share, self.root / name / supervisor.SHARE_FILE)
-            shutil.copy(share, self.exchange / supervisor.SHARE_FILE)
-        return made
-
-    def sign(self, charter: Charter, folders: tuple[str, ...]) -> None:
-        """Have all members sign a charter, and give it to these."""
-        places = {name: self.root / name for name in ("exchange", *self.names)}
-        signed = {n: charters.sign(charter, identity_of(p)) for n, p in places.items()}
-        for name in folders:
-            charters.write(places[name] / "charter.json", charter, signed)
-
-    def enrolment(self, folder: Path) -> Enrolment:
-        return Enrolment.read(folder / "enrolment.json")
-
-    def admit(self, name: str, days: int = 30) -> None:
-        made = exchange.register(self.exchange, self.enrolment(self.root / name), days)
-        shutil.copy(made, self.root / name / "admission.json")
 
     def reroute(self, name: str, port: int) -> None:
         """Have a node call the exchange by another port, where a proxy is."""
@@ -245,7 +186,7 @@ class Trial:
 
     def start_all(self) -> None:
         self.start("exchange")
-        self.until(lambda: (self.exchange / exchange.INNER).exists())
+        self.until(lambda: (self.exchange / exchange.LOCAL_SOCKET).exists())
         names = self.insurers if self.split else self.names
         for name in names:
             self.start(name)

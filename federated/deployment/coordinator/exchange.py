@@ -1,4 +1,4 @@
-"""The exchange: the coordinator's folder, who is admitted to it, and the process that serves it.
+"""The exchange: the coordinator's folder, the nodes admitted to it, and the process that serves it.
 
 init      folder, keys, a certificate authority
 register  a member's enrolment becomes an admission: address, certificates, what it hands back
@@ -34,11 +34,11 @@ from lab.files import read_json, write_whole
 from lab.records import Strict, parse, read_toml
 
 SETTINGS, SECRET, ADMITTED, REVOKED = "exchange.toml", "secret", "admitted", "revoked.json"
-INNER, RUNS, DOORS = "inner.sock", "runs", "doors.jsonl"
+LOCAL_SOCKET, RUNS, CONNECTION_LOG = "local.sock", "runs", "connections.jsonl"
 
 
 class Settings(Strict):
-    """``exchange.toml``. address: host:port that nodes call; listen: where the public listener is opened.
+    """``exchange.toml``. address: host:port that nodes call; listen: the public listener's interface.
 
     answer_seconds: how long a party may take for an answer; again_seconds: after how long it is
     asked again, for the first time; gather_seconds: how long a run waits for parties to come;
@@ -74,20 +74,20 @@ def init(
     name: str,
     address: str,
     listen: str | None = None,
-    brought: tuple[Path, Path, Path] | None = None,
+    tls_files: tuple[Path, Path, Path] | None = None,
 ) -> Enrolment:
     """A new exchange in a new folder. Returns the coordinator's enrolment.
 
-    brought: certificate and key of its server, and the authority of all, PEM; else made here.
+    tls_files: certificate and key of its server, and the authority of all, PEM; else made here.
     """
     host = address.rsplit(":", 1)[0].strip("[]")
     settings = {"name": name, "address": address} | ({"listen": listen} if listen else {})
     parse(Settings, settings, where="lab exchange init")
-    if brought is not None:
-        certificates.server_context(*brought)
+    if tls_files is not None:
+        certificates.server_context(*tls_files)
     make_folder(folder)
-    for inner in (ADMITTED, RUNS):
-        (folder / inner).mkdir(mode=0o700)
+    for subfolder in (ADMITTED, RUNS):
+        (folder / subfolder).mkdir(mode=0o700)
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()]
     text = "\n".join(
         [
@@ -102,10 +102,10 @@ def init(
     write_whole(folder / SETTINGS, text.encode())
     write_whole(folder / SECRET, secrets.token_hex(32).encode(), 0o600)
     hosts = tuple(dict.fromkeys([host, "localhost", "127.0.0.1"]))
-    if brought is None:
+    if tls_files is None:
         certificates.make_authority(folder, name, hosts)
     else:
-        certificates.bring(folder, *brought)
+        certificates.bring(folder, *tls_files)
     return make_party(folder, name, "coordinator")
 
 
@@ -113,25 +113,27 @@ def register(
     folder: Path,
     enrolment: Enrolment,
     days: float = certificates.LEAF_DAYS,
-    brought: Path | None = None,
+    certificate_file: Path | None = None,
 ) -> Path:
     """Admit a member: its admission is written, to be handed to it. Returns the file's path.
 
-    brought: the node's certificate of an authority elsewhere, PEM; else one is made here.
+    certificate_file: the node's certificate by an authority elsewhere, PEM; else one is made here.
     """
     settings, member = Settings.read(folder), enrolment.member
     if not member.flower_key:
         raise ConfigurationError(f"{member.name}: runs no node, so there is nothing to register")
     if enrolment.member.name in revoked(folder):
-        raise ConfigurationError(f"{member.name}: was revoked; it needs new keys and a new name")
-    if brought is not None:
-        certificate = certificates.adopt(folder, member.flower_key, brought)
+        raise ConfigurationError(
+            f"{member.name}: was revoked; to come back it must enrol with new keys under a new name"
+        )
+    if certificate_file is not None:
+        certificate = certificates.adopt(folder, member.flower_key, certificate_file)
     elif (folder / certificates.CA_KEY).exists():
         certificate = certificates.admit(folder, member.name, member.flower_key, days)
     else:
         raise ConfigurationError(
-            f"{member.name}: the authority's key is not here; bring the certificate that it issued "
-            f"for the node's {CERTIFICATE_REQUEST} with --certificate"
+            f"{member.name}: the authority's key is not in {folder}; pass the certificate that the "
+            f"authority issued for the node's {CERTIFICATE_REQUEST} with --certificate"
         )
     admission = Admission(
         member=member,
@@ -151,17 +153,17 @@ def register(
 
 def revoke(folder: Path, name: str) -> None:
     """Let a node in no more. It holds from the node's next request."""
-    known = [a for a in admitted(folder).values() if a.member.name == name]
-    if not known:
+    admissions = [a for a in admitted(folder).values() if a.member.name == name]
+    if not admissions:
         raise ConfigurationError(f"{name}: is not registered here; lab exchange status lists all")
-    gone = {**revoked(folder), name: datetime.now(UTC).isoformat(timespec="seconds")}
-    write_whole(folder / REVOKED, json.dumps(gone, ensure_ascii=False, indent=1).encode())
+    revocations = {**revoked(folder), name: datetime.now(UTC).isoformat(timespec="seconds")}
+    write_whole(folder / REVOKED, json.dumps(revocations, ensure_ascii=False, indent=1).encode())
 
 
 def admitted(folder: Path) -> dict[bytes, Admission]:
     """Every admission by the key that Flower names the node by, revoked or not."""
-    found = [Admission.read(path) for path in sorted((folder / ADMITTED).glob("*.json"))]
-    return {certificates.pem(a.member.flower_key): a for a in found}
+    admissions = [Admission.read(path) for path in sorted((folder / ADMITTED).glob("*.json"))]
+    return {certificates.pem(a.member.flower_key): a for a in admissions}
 
 
 def revoked(folder: Path) -> dict[str, str]:
@@ -176,8 +178,8 @@ class FolderRegister:
     def __init__(self, folder: Path, log: Log, broker: Any) -> None:
         self._folder, self._log, self._broker = folder, log, broker
         self._state: dict[bytes, str] = {}
-        self._seen: tuple[int, ...] = ()
-        self._noted: dict[str, float] = {}
+        self._mtimes: tuple[int, ...] = ()
+        self._last_notes: dict[str, float] = {}
 
     def standing(self, key: bytes) -> str:
         """``admitted``, ``revoked`` or ``unknown``."""
@@ -186,13 +188,13 @@ class FolderRegister:
 
     def _look(self) -> None:
         places = (self._folder / ADMITTED, self._folder / REVOKED)
-        seen = tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in places)
-        if seen == self._seen:
+        mtimes = tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in places)
+        if mtimes == self._mtimes:
             return
-        gone, self._seen = revoked(self._folder), seen
+        revocations, self._mtimes = revoked(self._folder), mtimes
         for key, admission in admitted(self._folder).items():
             name, before = admission.member.name, self._state.get(key)
-            now = "revoked" if name in gone else "admitted"
+            now = "revoked" if name in revocations else "admitted"
             self._state[key] = now
             if now == "admitted" and before is None:
                 self._broker.register(name, key)
@@ -200,12 +202,12 @@ class FolderRegister:
                 self._broker.leave(key)
                 self._log.append("key", event=f"{name} revoked", fingerprint=_short(key))
 
-    def note(self, kind: str, **told: Any) -> None:
+    def note(self, kind: str, **details: Any) -> None:
         """A line in the log for what the listener refused; at most one of a rule in ten seconds."""
-        rule = str(told.get("rule", ""))
-        if time.monotonic() - self._noted.get(rule, -60.0) > 10.0:
-            self._noted[rule] = time.monotonic()
-            self._log.append(kind, **told)
+        rule = str(details.get("rule", ""))
+        if time.monotonic() - self._last_notes.get(rule, -60.0) > 10.0:
+            self._last_notes[rule] = time.monotonic()
+            self._log.append(kind, **details)
 
 
 def _short(key: bytes) -> str:
@@ -220,28 +222,40 @@ def serve(folder: Path, ready: Any = None) -> None:
     from federated.transport.broker import Broker
 
     try:
-        outer = _bound(settings.listen, settings.port)
+        public_listener = _public_socket(settings.listen, settings.port)
     except OSError as error:
         raise ConfigurationError(
             f"{settings.listen}:{settings.port}: cannot be opened: {error.strerror}"
         ) from None
-    inner = _inner(folder)
+    local_listener = _local_socket(folder)
     digest = charter.digest if charter else ""
-    with open_log(folder / DOORS, identity, charter=digest) as log:  # runs have a log of their own
+    with open_log(
+        folder / CONNECTION_LOG, identity, charter=digest
+    ) as log:  # runs have a log of their own
         broker = Broker(secret)
         register_ = FolderRegister(folder, log, broker)
         try:
-            asyncio.run(_serve(broker, register_, outer, inner, tls, settings, ready))
+            asyncio.run(
+                _serve(
+                    broker,
+                    register_,
+                    public_listener,
+                    local_listener,
+                    tls,
+                    settings,
+                    ready,
+                )
+            )
         finally:
             with suppress(OSError):
-                (folder / INNER).unlink()
+                (folder / LOCAL_SOCKET).unlink()
 
 
 async def _serve(
     broker: Any,
-    known: FolderRegister,
-    outer: socket.socket,
-    inner: socket.socket,
+    register_: FolderRegister,
+    public_listener: socket.socket,
+    local_listener: socket.socket,
     tls: Any,
     settings: Settings,
     ready: Any,
@@ -249,31 +263,38 @@ async def _serve(
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for sign in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(sign, stop.set)
-    known.standing(b"")  # whoever is admitted is registered before the listeners open
+    register_.standing(b"")  # whoever is admitted is registered before the listeners open
     if ready is not None:
         loop.call_later(0.2, ready, settings.address)
-    await broker.serve(known, outer, inner, tls, settings.body_megabytes * 2**20, stop)
+    await broker.serve(
+        register_,
+        public_listener,
+        local_listener,
+        tls,
+        settings.body_megabytes * 2**20,
+        stop,
+    )
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def _public_socket(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio switches Nagle's waits off for sockets that say they are TCP, 40 ms a call otherwise
-    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    made.bind((host, port))
-    made.listen(128)
-    return made
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((host, port))
+    listener.listen(128)
+    return listener
 
 
-def _inner(folder: Path) -> socket.socket:
+def _local_socket(folder: Path) -> socket.socket:
     """A socket that is a file of the exchange's folder, which nobody else may enter."""
-    (folder / INNER).unlink(missing_ok=True)
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with short(folder) as reached:
-        made.bind(f"{reached}/{INNER}")
-    (folder / INNER).chmod(0o600)
-    made.listen(128)
-    return made
+    (folder / LOCAL_SOCKET).unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with short(folder) as short_path:
+        listener.bind(f"{short_path}/{LOCAL_SOCKET}")
+    (folder / LOCAL_SOCKET).chmod(0o600)
+    listener.listen(128)
+    return listener
 
 
 @contextmanager
@@ -291,8 +312,8 @@ def short(folder: Path) -> Iterator[str]:
 
 def secret_of(folder: Path) -> str:
     """The secret of an exchange that serves. Raises :class:`ConfigurationError` if it does not."""
-    if not (folder / INNER).exists():
+    if not (folder / LOCAL_SOCKET).exists():
         raise ConfigurationError(
-            f"{folder}: is not served; start it with: lab exchange serve {folder}"
+            f"{folder}: the exchange is not served; start it with: lab exchange serve {folder}"
         )
     return (folder / SECRET).read_text()

@@ -1,4 +1,4 @@
-"""Who takes part in a run and who does not: the reasons, and the table that is shown at its end."""
+"""Which parties took part in a run, which did not, and why: the table at the end of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A study with real parties from its file to its result: what they are told, asked, and give.
+"""A study among the parties of an exchange, from the experiment's file to its result.
 
 The arms *alone* and *pooled* do not exist here: nobody has the rows.
 """
@@ -21,14 +21,15 @@ from federated.deployment.coordinator.federation import DeployedFederation
 from federated.deployment.coordinator.resumable_run import ResumableRun
 from federated.deployment.enrolment import INSURERS
 from federated.deployment.folders import charter_of, identity_of
-from federated.deployment.node.results import parcel
-from federated.deployment.node.roles import OPEN, split_of
+from federated.deployment.node.results import model_content
+from federated.deployment.node.roles import split_of
 from federated.deployment.node.supervisor import SHARE_FILE, with_form
 from federated.deployment.plan import AnnouncedPlan, announced, asked_of
 from federated.federation import single_threaded_blas
 from federated.hiding.masks import Masks
 from federated.hiding.paillier import Paillier
 from federated.hiding.protocol import Clear, Protection, Talk, named_reply
+from federated.message_kinds import MessageKind
 from federated.messages import Form, Request, message_of
 from federated.study import arms
 from federated.study.experiment import Experiment, Query
@@ -58,12 +59,14 @@ class RemoteAuthority:
 
     def open(self, talk: Talk, transcript: Transcript, request: Request, form: Form) -> Sums:
         """The total. Raises what the supervisor refuses with."""
-        asked = message_of(transcript=transcript.to_bytes(), form=with_form(form))
-        asked.update(request.to_record())
-        return named_reply(self._name, talk.ask(OPEN, {self._name: asked})[self._name]).sums
+        content = message_of(transcript=transcript.to_bytes(), form=with_form(form))
+        content.update(request.to_record())
+        return named_reply(
+            self._name, talk.ask(MessageKind.OPEN, {self._name: content})[self._name]
+        ).sums
 
 
-class Enrolled(Paillier):
+class EnrolledPaillier(Paillier):
     """Paillier among parties that know roster and key from the charter and are told neither."""
 
     def enrol(self, talk: Talk, roster: Roster) -> None:
@@ -77,11 +80,11 @@ class EnrolledMasks(Masks):
         self._roster = roster
 
 
-def _protected(experiment: Experiment, charter: Charter) -> dict[str, Any]:
+def _actual_protection(experiment: Experiment, charter: Charter) -> dict[str, Any]:
     """The protection as it is: who opens, and by a key of how many bits, the charter says."""
     key = charter.key if experiment.protection.sums == "paillier" else None
-    told = {"key": key.opens, "key_bits": key.public.bits} if key else {}
-    return {"protection": experiment.protection.model_copy(update=told)}
+    key_settings = {"key": key.opens, "key_bits": key.public.bits} if key else {}
+    return {"protection": experiment.protection.model_copy(update=key_settings)}
 
 
 def _rules(experiment: Experiment) -> Rules:
@@ -98,14 +101,14 @@ def protection_of(experiment: Experiment, charter: Charter, folder: Path) -> Pro
     if settings.sums == "clear":
         return Clear(_rules(experiment))
     if key is None:
-        raise ConfigurationError("the charter has no key: lab keys deal makes one")
+        raise ConfigurationError("the charter has no key; make one with: lab keys deal")
     if key.public.bits < settings.key_bits:
         raise ConfigurationError(
-            f"protection.key_bits: the charter's key has {key.public.bits} bits"
+            f"protection.key_bits: must be at most the bits of the charter's key, {key.public.bits}"
         )
     if key.opens == "authority":
-        return Enrolled(RemoteAuthority(key.public, key.by[0]))
-    return Enrolled(Holders(charter.roster, folder / SHARE_FILE, key.split))
+        return EnrolledPaillier(RemoteAuthority(key.public, key.by[0]))
+    return EnrolledPaillier(Holders(charter.roster, folder / SHARE_FILE, key.split))
 
 
 class Holders:
@@ -124,10 +127,27 @@ class Holders:
         return self._holders.open(talk, transcript, request, form)
 
 
+def _insurers_of(
+    experiment: Experiment, plan: AnnouncedPlan, charter: Charter, without: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The insurers that a run asks. Raises :class:`ConfigurationError` for what the charter bars."""
+    for kind in plan.kinds:
+        if kind not in charter.analyses:
+            raise ConfigurationError(
+                f"{experiment.name}: the charter allows {', '.join(charter.analyses)}, not '{kind}'"
+            )
+    names = charter.roster.names
+    if unknown := sorted(set(without) - set(names)):
+        raise ConfigurationError(
+            f"--without {unknown[0]}: is no insurer; the charter's insurers are {', '.join(names)}"
+        )
+    return tuple(name for name in names if name not in without)
+
+
 @contextmanager
 def gathered(
     experiment: Experiment,
-    told: AnnouncedPlan,
+    plan: AnnouncedPlan,
     folder: Path,
     *,
     fresh: bool = False,
@@ -136,39 +156,32 @@ def gathered(
 ) -> Iterator[DeployedFederation]:
     """The parties of an exchange, gathered for a run that ends well where the block does.
 
-    experiment: what the coordinator wants; told: what parties are told of it; folder: the
+    experiment: what the coordinator wants; plan: what parties are told of it; folder: the
     exchange's, which is served; without: insurers that are not asked. Raises
     :class:`~lab.errors.LabError`.
     """
     identity = identity_of(folder)
     charter = charter_of(folder, identity.card.name)
-    secret = exchange.secret_of(folder)
-    for kind in told.kinds:
-        if kind not in charter.analyses:
-            raise ConfigurationError(
-                f"{experiment.name}: the charter allows {', '.join(charter.analyses)}, not '{kind}'"
-            )
-    asked = [name for name in charter.roster.names if name not in without]
-    if unknown := sorted(set(without) - set(charter.roster.names)):
-        raise ConfigurationError(
-            f"--without {unknown[0]}: the charter's insurers are {', '.join(charter.roster.names)}"
-        )
+    secret, without = exchange.secret_of(folder), tuple(without)
+    insurers = _insurers_of(experiment, plan, charter, without)
     protection = protection_of(experiment, charter, folder)
     watch = partial(progress or (lambda arm, what, step, of: None), "federated")
     with (
         closing(
-            ResumableRun.take_up(folder / exchange.RUNS, told.digest, charter.digest, fresh)
+            ResumableRun.take_up(folder / exchange.RUNS, plan.digest, charter.digest, fresh)
         ) as run,
         open_log(folder / LOG_NAME, identity, charter=charter.digest) as log,
-        exchange.short(folder) as reached,
-        closing(ExchangeGrid(f"{reached}/{exchange.INNER}", secret, fleet.bundle())) as grid,
+        exchange.short(folder) as short_path,
+        closing(
+            ExchangeGrid(f"{short_path}/{exchange.LOCAL_SOCKET}", secret, fleet.bundle())
+        ) as grid,
         single_threaded_blas(),
     ):
         log.append("request", run=run.run, statistic=experiment.name, by=identity.card.name)
         for name in without:
-            run.leave(name, f"{name}: is not asked")
+            run.leave(name, f"{name}: left out by --without")
         federation = DeployedFederation(
-            grid, protection, folder, charter, identity, run, log, told, len(asked),
+            grid, protection, folder, charter, identity, run, log, plan, len(insurers),
             lambda what, step: watch(what, step, None),
         )  # fmt: skip
         yield federation
@@ -185,41 +198,41 @@ def run_study(
     progress: Any = None,
 ) -> Study:
     """Run the federated arm of an experiment with the parties of an exchange, as `gathered`."""
-    told, started = announced(experiment), time.perf_counter()
+    plan, start = announced(experiment), time.perf_counter()
     tell = progress or (lambda arm, what, step, of: None)
     with gathered(
-        experiment, told, folder, fresh=fresh, without=without, progress=progress
+        experiment, plan, folder, fresh=fresh, without=without, progress=progress
     ) as federation:
-        study = _performed(experiment, told, federation, partial(tell, "federated"))
-    study.arms["federated"].seconds = time.perf_counter() - started
+        study = _perform(experiment, plan, federation, partial(tell, "federated"))
+    study.arms["federated"].seconds = time.perf_counter() - start
     return study
 
 
-def _performed(
-    experiment: Experiment, told: AnnouncedPlan, federation: DeployedFederation, watch: Any
+def _perform(
+    experiment: Experiment, plan: AnnouncedPlan, federation: DeployedFederation, watch: Any
 ) -> Study:
-    market = RemoteMarket(experiment, told.joined, told.features)
-    only = told.experiment.arms.model_copy(update={"replicates": experiment.arms.replicates})
-    kept = {
+    market = RemoteMarket(experiment, plan.joined_contract, plan.features)
+    only = plan.experiment.arms.model_copy(update={"replicates": experiment.arms.replicates})
+    changes = {
         "arms": only,
         "query": experiment.query,
-        **_protected(experiment, federation.charter),
+        **_actual_protection(experiment, federation.charter),
     }
-    plain = told.experiment.model_copy(update=kept)
+    plain = plan.experiment.model_copy(update=changes)
     study = Study(plain, market, {}, {}, {})
     study.not_run = tuple(arm for arm in experiment.arms.run if arm != "federated")
     result = study.arms["federated"] = ArmResult("federated")
-    cells = public_cells(experiment, told.contract)
+    cells = public_cells(experiment, plan.contract)
     profiles = [federation.profile(each, _rules(experiment)) for each in cells]
     result.models["all"] = arms.fit_models(study, federation, watch, profiles=profiles)
-    models = {part: fitted.json for part, fitted in result.models["all"].items()}
+    models = {part: model.json for part, model in result.models["all"].items()}
     scorer = remote_scorer(plain, market, federation)
     result.evaluations = scorer.shared(models, federation)
     file = result.models["all"][study.part].file
-    federation.deliver(parcel(file, models, scorer.constants))
+    federation.deliver(model_content(file, models, scorer.constants))
     study.receipts, study.silent = federation.receipts(), federation.silent
     study.outlook = federation.outlook(study.receipts)
-    study.run = federation.journal.run
+    study.run = federation.resumable_run.run
     for party in study.outlook:
         if party.role in INSURERS:
             market.sizes[party.name] = {"train": party.rows, "test": None}
@@ -245,13 +258,13 @@ def ask_questions(
     if experiment.protection.sums == "masks":
         hidden = experiment.protection.model_copy(update={"sums": "paillier"})
         experiment = experiment.model_copy(update={"protection": hidden})
-    told, rules, person = asked_of(experiment), _rules(experiment), experiment.data.person
+    plan, rules, person = asked_of(experiment), _rules(experiment), experiment.data.person
     for query in experiment.query:
         sql.columns_of(
-            query.sql, told.contract, person
+            query.sql, plan.contract, person
         )  # say what is wrong before anybody is asked
     with gathered(
-        experiment, told, folder, fresh=fresh, without=without, progress=progress
+        experiment, plan, folder, fresh=fresh, without=without, progress=progress
     ) as federation:
-        desk = Desk(federation, told.contract, rules, person)
+        desk = Desk(federation, plan.contract, rules, person)
         return [(query, desk.ask(query.sql, noise=query.noise)) for query in experiment.query]

@@ -1,4 +1,4 @@
-"""`lab node check`: what stands between a node and the exchange, and what to do about it."""
+"""`lab node check`: what keeps a node from taking part in the exchange, and how to put it right."""
 
 from __future__ import annotations
 
@@ -43,60 +43,63 @@ class Finding:
 
 def examine(folder: Path) -> list[Finding]:
     """All findings, in the order in which a node would stumble over them."""
-    doctor = _Doctor(folder)
+    checks = _Checks(folder)
     steps: tuple[tuple[str, Callable[[], str]], ...] = (
-        ("settings", doctor.settings),
-        ("private files", doctor.private),
-        ("package", doctor.package),
-        ("disk", doctor.disk),
-        ("charter", doctor.charter),
-        ("data", doctor.data),
-        ("log", doctor.log),
-        ("admission", doctor.admission),
-        ("certificate", doctor.certificate),
-        ("name", doctor.name),
-        ("port", doctor.port),
-        ("clock", doctor.clock),
-        ("registration", doctor.registration),
+        ("settings", checks.settings),
+        ("private files", checks.private),
+        ("package", checks.package),
+        ("disk", checks.disk),
+        ("charter", checks.charter),
+        ("data", checks.data),
+        ("log", checks.log),
+        ("admission", checks.admission),
+        ("certificate", checks.certificate),
+        ("name", checks.name),
+        ("port", checks.port),
+        ("clock", checks.clock),
+        ("registration", checks.registration),
     )
-    found = []
+    findings = []
     for what, step in steps:
         try:
-            found.append(Finding(what, True, step()))
+            findings.append(Finding(what, True, step()))
         except LabError as error:
-            found.append(Finding(what, False, str(error)))
+            findings.append(Finding(what, False, str(error)))
         except _NotYet as error:
-            found.append(Finding(what, False, f"not looked at: {error}"))
+            findings.append(Finding(what, False, f"not checked: {error}"))
         except (OSError, ValueError) as error:
-            found.append(Finding(what, False, f"{type(error).__name__}: {error}"))
-    return found
+            findings.append(Finding(what, False, f"{type(error).__name__}: {error}"))
+    return findings
 
 
 class _NotYet(Exception):
     """A step needs one that failed."""
 
 
-class _Doctor:
+class _Checks:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._address = ""
         self._tls: ssl.SSLContext | None = None
-        self._read: NodeSettings | None = None
+        self._node_settings: NodeSettings | None = None
         self._ahead: float | None = None
 
     @property
     def _settings(self) -> NodeSettings:
-        if self._read is None:
+        if self._node_settings is None:
             raise _NotYet("node.toml cannot be read")
-        return self._read
+        return self._node_settings
 
     def settings(self) -> str:
         if not self._folder.is_dir():
-            raise PeerError("there is no such folder; make it with lab node init")
-        self._read = NodeSettings.read(self._folder)
-        if identity_of(self._folder).card.name != self._read.name:
-            raise PeerError(f"node.toml says {self._read.name}, the keys another name; correct it")
-        return f"{self._read.name}, {self._read.role}"
+            raise PeerError("no such folder; make it with lab node init")
+        self._node_settings = NodeSettings.read(self._folder)
+        if identity_of(self._folder).card.name != self._node_settings.name:
+            raise PeerError(
+                f"node.toml is of {self._node_settings.name}, identity.json of another party; "
+                "correct the name"
+            )
+        return f"{self._node_settings.name}, {self._node_settings.role}"
 
     def private(self) -> str:
         if not (self._folder / IDENTITY).exists():
@@ -107,7 +110,7 @@ class _Doctor:
             if path.exists() and path.stat().st_mode & 0o077
         ]
         if open_to_others:
-            raise PeerError(f"{', '.join(open_to_others)}: others can read it; chmod go= it")
+            raise PeerError(f"{', '.join(open_to_others)}: readable by others; run chmod go= on it")
         return "for their owner alone"
 
     def package(self) -> str:
@@ -126,7 +129,10 @@ class _Doctor:
         charter = charter_of(self._folder, self._settings.name)
         own = charter.member(self._settings.name).card
         if own != identity_of(self._folder).card:
-            raise PeerError("the charter has other keys for this party; ask the coordinator")
+            raise PeerError(
+                "the charter has other keys for this party; ask the coordinator which enrolment "
+                "it added"
+            )
         return f"{charter.name} version {charter.version}, {charter.digest[:16]}, signed by all"
 
     def data(self) -> str:
@@ -149,10 +155,10 @@ class _Doctor:
         path = self._folder / LOG_NAME
         if not path.exists():
             return "none yet"
-        (checked,) = verify_together([path], {})
-        if checked.verdict.fault:
-            raise PeerError(f"does not hold: {checked.verdict.fault}; see lab audit verify")
-        return f"{checked.verdict.lines:,} lines hold together"
+        (log,) = verify_together([path], {})
+        if log.verdict.fault:
+            raise PeerError(f"verification fails: {log.verdict.fault}; see lab audit verify")
+        return f"{log.verdict.lines:,} lines, verified"
 
     def admission(self) -> str:
         self._address = admission_of(self._folder, self._settings.name).address
@@ -161,18 +167,18 @@ class _Doctor:
     def certificate(self) -> str:
         if not self._address:
             raise _NotYet("there is no admission")
-        found = certificates.read_certificate((self._folder / CERTIFICATE).read_bytes())
-        left = found.not_valid_after_utc - datetime.now(UTC)
-        if left < timedelta(0):
+        certificate = certificates.read_certificate((self._folder / CERTIFICATE).read_bytes())
+        validity = certificate.not_valid_after_utc - datetime.now(UTC)
+        if validity < timedelta(0):
             raise PeerError(
-                f"ended on {found.not_valid_after_utc:%Y-%m-%d}; ask the coordinator to register "
+                f"ended on {certificate.not_valid_after_utc:%Y-%m-%d}; ask the coordinator to register "
                 "this node again, and put the new admission here"
             )
         self._tls = certificates.client_side(
             self._folder / AUTHORITY, self._folder / CERTIFICATE, self._folder / KEY
         )
-        soon = "; ask for a new one" if left < timedelta(days=SOON_DAYS) else ""
-        return f"good until {found.not_valid_after_utc:%Y-%m-%d}{soon}"
+        soon = "; ask for a new one" if validity < timedelta(days=SOON_DAYS) else ""
+        return f"good until {certificate.not_valid_after_utc:%Y-%m-%d}{soon}"
 
     def _host(self) -> tuple[str, int]:
         if not self._address:
@@ -183,10 +189,10 @@ class _Doctor:
     def name(self) -> str:
         host, port = self._host()
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError:
-            raise PeerError(f"{host}: has no address; check the name and the network") from None
-        return f"{host} is {found[0][4][0]}"
+            raise PeerError(f"{host}: cannot be resolved; check the name and the network") from None
+        return f"{host} is {addresses[0][4][0]}"
 
     def port(self) -> str:
         host, port = self._host()
@@ -194,8 +200,8 @@ class _Doctor:
             socket.create_connection((host, port), timeout=5).close()
         except OSError as error:
             raise PeerError(
-                f"{self._address}: does not answer ({error.strerror or error}); is the exchange "
-                "served, and does a firewall let you out?"
+                f"{self._address}: does not answer ({error.strerror or error}); check that the "
+                "exchange is served and that no firewall blocks the connection"
             ) from None
         return f"{self._address} answers"
 
@@ -206,16 +212,20 @@ class _Doctor:
             raise _NotYet("there is no certificate")
         try:
             with httpx.Client(verify=self._tls, timeout=5) as client:
-                told = client.get(f"https://{self._address}/health")
+                response = client.get(f"https://{self._address}/health")
         except httpx.HTTPError as error:
             raise PeerError(
-                f"TLS: {error}; the coordinator's certificate or yours is not good"
+                f"TLS: {error}; check the exchange's certificate and this node's"
             ) from None
-        if "date" not in told.headers:
-            raise PeerError("the exchange tells no time")
-        ahead = (datetime.now(UTC) - parsedate_to_datetime(told.headers["date"])).total_seconds()
+        if "date" not in response.headers:
+            raise PeerError("the exchange's answer has no date")
+        ahead = (
+            datetime.now(UTC) - parsedate_to_datetime(response.headers["date"])
+        ).total_seconds()
         if abs(ahead) > CLOCK_SECONDS:
-            raise PeerError(f"is {ahead:+.0f} s from the exchange's; set it, as with chrony")
+            raise PeerError(
+                f"is {ahead:+.0f} s off the exchange's; synchronise it, for example with chrony"
+            )
         return f"within {CLOCK_SECONDS:.0f} s of the exchange's"
 
     def registration(self) -> str:

@@ -1,7 +1,7 @@
-"""An insurer's node: the rules that nothing outside can loosen, and its rows for a run.
+"""An insurer's own policy, which nothing outside can loosen, and the rows it gives to a run.
 
-``node.toml`` is the insurer's own word. The charter may be stricter and never looser; what a
-coordinator asks is held against both, by rules that have names.
+The policy is ``node.toml``; the charter may be stricter. What a coordinator asks is checked against
+both, and a refusal names its rule.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class InsurerPolicy:
     def __init__(self, folder: Path, settings: NodeSettings, charter: Charter) -> None:
         self.folder, self.settings, self.charter = folder, settings, charter
         if settings.data is None:
-            raise ConfigurationError(f"{folder / SETTINGS}: an insurer needs [data]")
+            raise ConfigurationError(
+                f"{folder / SETTINGS}: the section [data] is missing; an insurer needs it"
+            )
         self.limits, self.data = settings.limits, settings.data
 
     def table(self) -> Table:
@@ -75,9 +77,9 @@ class InsurerPolicy:
 
     def allow_asker(self, name: str) -> None:
         """Raises :class:`Refusal` for somebody who may not ask."""
-        allowed = self.limits.askers or (self.charter.coordinator,)
-        if name not in allowed:
-            raise Refusal("askers", f"'{name}' may not ask this party")
+        askers = self.limits.askers or (self.charter.coordinator,)
+        if name not in askers:
+            raise Refusal("askers", f"'{name}' is not among the askers that this party allows")
 
     def allow_statistic(self, study: AnnouncedPlan, statistic: str, arguments: str) -> None:
         """Raises :class:`Refusal` for a statistic that is no part of what was announced.
@@ -85,25 +87,25 @@ class InsurerPolicy:
         arguments: of the request, JSON.
         """
         if not belongs(statistic, study.kinds):
-            raise Refusal("analyses", f"'{statistic}' is no part of what was announced")
+            raise Refusal("analyses", f"'{statistic}' is not part of the announced study")
         self._allow(study)
         if study.kind == "questions":
-            asked = parse(Question, json.loads(arguments)["question"], where="the question")
+            question = parse(Question, json.loads(arguments)["question"], where="the question")
             if not any(
-                query.noise == asked.noise
+                query.noise == question.noise
                 and sql.belongs(
-                    asked, query.sql, study.contract, study.experiment.data.person, statistic
+                    question, query.sql, study.contract, study.experiment.data.person, statistic
                 )
                 for query in study.experiment.query
             ):
-                raise Refusal("analyses", "another question than was announced")
+                raise Refusal("analyses", "this question was not announced")
         elif find(statistic).analysis != PROFILES:
-            told = parse(Task, json.loads(arguments)["task"], where="the task")
+            task = parse(Task, json.loads(arguments)["task"], where="the task")
             if (
-                told.model_copy(update={"profiles": ()})
+                task.model_copy(update={"profiles": ()})
                 not in study.experiment.all_tasks().values()
             ):
-                raise Refusal("analyses", "another target than was announced")
+                raise Refusal("analyses", "this target was not announced")
 
     def _columns(self, study: AnnouncedPlan) -> set[str]:
         """The columns that a study looks at."""
@@ -111,8 +113,10 @@ class InsurerPolicy:
         if study.kind != "questions":
             return set(columns_needed(experiment, study.features))
         person = experiment.data.person
-        asked = [sql.columns_of(query.sql, study.contract, person) for query in experiment.query]
-        return set().union(*asked)
+        column_sets = [
+            sql.columns_of(query.sql, study.contract, person) for query in experiment.query
+        ]
+        return set().union(*column_sets)
 
     def consider(self, study: AnnouncedPlan) -> None:
         """Raises :class:`Refusal` for an experiment that breaks a rule, or waits for a person."""
@@ -122,15 +126,17 @@ class InsurerPolicy:
             self._check_person(experiment)
         self._check_marks(experiment)
         experiment.check_profiles()
-        for asked in experiment.profile:
-            asked.check(study.contract)
+        for profile in experiment.profile:
+            profile.check(study.contract)
         columns = self._columns(study)
-        held = sorted(columns & self._held_back(study))
-        if held:
-            raise Refusal("never_leaves", f"{', '.join(held)} take part in nothing here")
+        withheld = sorted(columns & self._withheld_columns(study))
+        if withheld:
+            raise Refusal(
+                "never_leaves", f"{', '.join(withheld)} may not be used in any study at this party"
+            )
         self._check_contract(study, columns)
         if experiment.protection.sums != self.limits.hiding:
-            raise Refusal("hiding", f"sums leave this party under {self.limits.hiding} alone")
+            raise Refusal("hiding", f"this party's sums must be hidden by '{self.limits.hiding}'")
         if (
             self.limits.approval == "always"
             and not (self.folder / APPROVED / study.digest).exists()
@@ -138,64 +144,70 @@ class InsurerPolicy:
             path = self.folder / REQUESTS / f"{study.digest}.json"
             write_whole(path, study.to_json().encode(), 0o600)
             raise Refusal(
-                "approval", f"waits for a person's approval, {study.digest[:12]}; ask again"
+                "approval",
+                f"waits for a person's approval as {study.digest[:12]}; run it again after that",
             )
 
     def _allow(self, study: AnnouncedPlan) -> None:
         for kind in study.kinds:
             if kind not in self.limits.analyses or kind not in self.charter.analyses:
-                raise Refusal("analyses", f"this party takes no part in '{kind}'")
+                raise Refusal("analyses", f"this party does not take part in '{kind}'")
 
-    def _held_back(self, study: AnnouncedPlan) -> set[str]:
+    def _withheld_columns(self, study: AnnouncedPlan) -> set[str]:
         """Columns of the negative list and of the contract's; whose rows are a person's is known,
         and by which provider on which day where profiles are made of them."""
         columns, data = self.contract().columns, study.experiment.data
         never = {name for name, column in columns.items() if column.role == "never_leaves"}
-        known = {name for name, column in columns.items() if column.role == "identifier"}
-        known -= {name for asked in study.experiment.profile for name in (asked.by, asked.day)}
-        known -= {data.person, self.data.test_column}
-        return {*self.limits.never_leaves, *never, *known}
+        identifiers = {name for name, column in columns.items() if column.role == "identifier"}
+        identifiers -= {
+            name for profile in study.experiment.profile for name in (profile.by, profile.day)
+        }
+        identifiers -= {data.person, self.data.test_column}
+        return {*self.limits.never_leaves, *never, *identifiers}
 
     def _check_person(self, experiment: Experiment) -> None:
         """Rules of disclosure count persons: who a row belongs to is this party's to say."""
         if self.data.person is None:
             raise Refusal("person", "node.toml does not say who a row belongs to; set data.person")
         if (self.data.person or None) != experiment.data.person:
-            raise Refusal("person", "who a row belongs to is said by another column here")
+            raise Refusal("person", "the study counts persons by another column than data.person")
 
     def _check_marks(self, experiment: Experiment) -> None:
         """Which rows are held out is this party's to say: two totals that differ by a person's row
         would show it."""
-        asked, own = experiment.data, self.data
-        marks = (asked.test_column, str(asked.test_value))
-        if asked.test_column is not None and marks != (own.test_column, str(own.test_value)):
-            raise Refusal("rows", f"node.toml holds out no rows by '{asked.test_column}'")
+        theirs, own = experiment.data, self.data
+        marks = (theirs.test_column, str(theirs.test_value))
+        if theirs.test_column is not None and marks != (own.test_column, str(own.test_value)):
+            raise Refusal("rows", f"node.toml does not mark test rows by '{theirs.test_column}'")
 
     def _check_contract(self, study: AnnouncedPlan, columns: set[str]) -> None:
         """Every column that is used must be the same here; this party may have more."""
         ours, theirs = self.contract(), study.contract
         if not self.charter.holds(theirs.name, theirs.version):
             version = f"{theirs.name} version {theirs.version}"
-            raise Refusal("contract", f"{version} is not the charter's")
+            raise Refusal("contract", f"contract {version} is not in force by the charter")
         person = study.experiment.data.person
         for name in sorted(columns | ({person} if person else set())):
             here, there = ours.columns.get(name), theirs.columns.get(name)
             if here is None or there is None or _rule_of(here) != _rule_of(there):
-                raise Refusal("contract", f"column '{name}' is another here than in {theirs.name}")
+                raise Refusal(
+                    "contract",
+                    f"column '{name}' is not the same in this party's contract as in {theirs.name}",
+                )
 
     def party(self, study: AnnouncedPlan, secret: bytes) -> Party:
         """This insurer's rows for one run, and the gate before them."""
         if study.kind == "questions":
-            return self._questioned(study)
+            return self._question_party(study)
         experiment, table = study.experiment, self.table()
         marks = self._marks(table.frame, experiment, secret)
-        frame, kept = usable(experiment, study.features, table)
-        frame, test = numbered(self.settings.name, frame), marks[kept]
+        frame, usable_rows = usable(experiment, study.features, table)
+        frame, test = numbered(self.settings.name, frame), marks[usable_rows]
         if experiment.data.test == 0 and experiment.data.test_column is None:
             test = np.zeros(len(frame), dtype=bool)
         train = frame.iloc[~test]
         if train.empty:
-            raise Refusal("rows", "no row for training is left here")
+            raise Refusal("rows", "this party has no row for training")
         return Party(
             self.settings.name,
             train,
@@ -214,17 +226,17 @@ class InsurerPolicy:
             secret=secret,
         )
 
-    def _questioned(self, study: AnnouncedPlan) -> Party:
+    def _question_party(self, study: AnnouncedPlan) -> Party:
         """This insurer's whole table, for questions; its history and its budget outlast a run."""
         frame, contract = self.table().frame, self.contract()
-        kept_here = {
+        columns = {
             name: column.model_copy(update={"role": "never_leaves"})
             for name, column in contract.columns.items()
             if name in self.limits.never_leaves
         }
         query_table = QueryTable(
             frame,
-            contract.model_copy(update={"columns": contract.columns | kept_here}),
+            contract.model_copy(update={"columns": contract.columns | columns}),
             self.settings.rules(self.folder),
             study.experiment.data.person,
             folder=self.folder / QUESTIONS,
@@ -255,16 +267,16 @@ class InsurerPolicy:
         data, column = experiment.data, self.data.test_column
         if column is not None:
             if column not in frame.columns:
-                raise Refusal("rows", "the column that marks rows for testing is not here")
-            marked = _equal(frame[column], str(self.data.test_value))
-            if not marked.any():
-                raise Refusal("rows", "the column that marks rows for testing marks none")
-            return marked
+                raise Refusal("rows", "data.test_column is not in this party's table")
+            mask = _equal(frame[column], str(self.data.test_value))
+            if not mask.any():
+                raise Refusal("rows", "data.test_column marks no row of this party's table")
+            return mask
         who = pd.Series(np.arange(len(frame))) if data.person is None else frame[data.person]
-        held = b"held out %d " % experiment.seed + secret
-        key = hashlib.sha256(held).hexdigest()[:16]
-        drawn = pd.util.hash_pandas_object(who.astype("str"), index=False, hash_key=key)
-        return np.asarray(drawn.to_numpy() / 2.0**64 < data.test, dtype=bool)
+        salt = b"held out %d " % experiment.seed + secret
+        key = hashlib.sha256(salt).hexdigest()[:16]
+        hashes = pd.util.hash_pandas_object(who.astype("str"), index=False, hash_key=key)
+        return np.asarray(hashes.to_numpy() / 2.0**64 < data.test, dtype=bool)
 
 
 def _equal(column: pd.Series[Any], value: str) -> NDArray[np.bool_]:
@@ -284,20 +296,21 @@ def _rule_of(column: Column) -> dict[str, Any]:
 
 def waiting(folder: Path) -> dict[str, AnnouncedPlan]:
     """Experiments that wait for a person's approval, by digest."""
-    found = {}
+    plans = {}
     for path in sorted((folder / REQUESTS).glob("*.json")):
         if not (folder / APPROVED / path.stem).exists():
-            found[path.stem] = AnnouncedPlan.from_json(path.read_text(encoding="utf-8"))
-    return found
+            plans[path.stem] = AnnouncedPlan.from_json(path.read_text(encoding="utf-8"))
+    return plans
 
 
 def approve(folder: Path, digest: str, who: str) -> str:
     """A person's approval of an experiment; the node writes it in its log when it acts on it."""
-    found = [full for full in waiting(folder) if full.startswith(digest)]
-    if len(found) != 1 or len(digest) < 8:
+    matches = [full for full in waiting(folder) if full.startswith(digest)]
+    if len(matches) != 1 or len(digest) < 8:
         raise ConfigurationError(
-            f"{digest}: {len(found)} waiting experiments begin so; lab node requests lists them"
+            f"{digest}: {len(matches)} waiting experiments begin so; give 8 or more first digits of "
+            "one that lab node requests lists"
         )
-    told: dict[str, Any] = {"by": who, "experiment": found[0]}
-    write_whole(folder / APPROVED / found[0], canonical(told), 0o600)
-    return found[0]
+    approval: dict[str, Any] = {"by": who, "experiment": matches[0]}
+    write_whole(folder / APPROVED / matches[0], canonical(approval), 0o600)
+    return matches[0]

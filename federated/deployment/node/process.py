@@ -1,8 +1,8 @@
-"""A party's own process in an exchange: takes messages one at a time, decides, logs, answers.
+"""The process of a node: it takes one message at a time, checks it, logs it and replies.
 
-An insurer's node and a supervisor differ in what answers (`InsurerRole`, `SupervisorRole`); the rest is
-the same. The order is what matters: the request is logged, the rules are asked, the answer is
-made, what is to leave is logged and the state is on disk, and only then the answer leaves.
+An insurer and a supervisor differ in the role that answers (`InsurerRole`, `SupervisorRole`); the
+rest is the same. The order is what matters: the request is logged, the policy is checked, the reply
+is computed, what is to leave is logged and the state is on disk, and only then the reply leaves.
 
 Nothing is ever loaded from an app that travels: a run whose app is not the approved bundle is
 refused by its hash, before the bundle would be fetched.
@@ -27,11 +27,9 @@ from federated.deployment.audit_logs import LOG_NAME, open_log
 from federated.deployment.charter import same
 from federated.deployment.enrolment import INSURERS
 from federated.deployment.folders import charter_of, identity_of, seed_of
-from federated.deployment.node import run_state as keeping
+from federated.deployment.node import run_state as run_states
 from federated.deployment.node.policy import InsurerPolicy, Refusal
 from federated.deployment.node.roles import (
-    BEGIN,
-    CHECKPOINT,
     SECRETS,
     InsurerRole,
     NodeRole,
@@ -50,6 +48,7 @@ from federated.deployment.node.settings import (
 from federated.deployment.plan import AnnouncedPlan
 from federated.deployment.signed_messages import SignedMessage, claimed, received
 from federated.federation import single_threaded_blas
+from federated.message_kinds import MessageKind
 from federated.messages import read, refuse
 from federated.party.release import RELEASED
 from federated.party.state import Released
@@ -76,7 +75,9 @@ class Node:
         self.identity: Identity = identity_of(folder)
         name = self.settings.name
         if self.identity.card.name != name:
-            raise ConfigurationError(f"{folder}: node.toml says {name}, the keys another name")
+            raise ConfigurationError(
+                f"{folder}: node.toml is of {name}, identity.json of another party"
+            )
         self.charter = charter_of(folder, name)
         self.admission = admission_of(folder, name)
         self._answers: NodeRole
@@ -110,10 +111,10 @@ class Node:
                     self._take_part(line, ready)
                 except LineError as error:
                     self._explain(error)
-                    with suppress(Stopped), self._interruptible():
+                    with suppress(StopSignal), self._interruptible():
                         self._stop.wait(self._wait)
                     self._wait = min(LONGEST_WAIT, self._wait * 1.6)
-                except Stopped:
+                except StopSignal:
                     break
                 finally:
                     line.close()
@@ -135,12 +136,12 @@ class Node:
             self._tell(f"{error}; ask the coordinator to register this node")
             self.log.append("fault", what=str(error))
         else:
-            self._tell(f"{error}; trying again")
+            self._tell(f"{error}; retrying")
 
     def _take_part(self, line: NodeLine, ready: Callable[[], None] | None) -> None:
         place = self.folder / "last_node"
-        known = place.read_text() if place.exists() else ""
-        before = int(known) if known.isdecimal() else 0
+        last_node = place.read_text() if place.exists() else ""
+        before = int(last_node) if last_node.isdecimal() else 0
         node, self._apps = line.open(before), {}  # an exchange started anew may name other runs so
         write_whole(place, str(node).encode())
         self._wait = FIRST_WAIT
@@ -167,120 +168,134 @@ class Node:
         except LineError as error:
             if error.passing:
                 raise
-            self.log.append("fault", what=f"a reply was not taken: {error}")
+            self.log.append("fault", what=f"the exchange did not take a reply: {error}")
 
     def handle(self, line: NodeLine, message: Message) -> RecordDict:
         """The records of a reply, signed; whatever goes wrong is a typed refusal.
 
         A line that breaks is no refusal: :class:`LineError` is raised, and the message comes again.
         """
-        letter: SignedMessage | None = None
+        signed_message: SignedMessage | None = None
         try:
-            letter = self._opened(line, message)
-            return self._handle(letter, message)
+            signed_message = self._verify(line, message)
+            return self._handle(signed_message, message)
         except LineError:
             raise
         except LogError as error:
             self._tell(str(error))
-            told: LabError = LogError("this party cannot write its log; nothing leaves it")
+            failure: LabError = LogError("this party cannot write its log; nothing leaves it")
         except LabError as error:
-            told = error
+            failure = error
         except SecureAggError as error:
-            told = PeerError(str(error))
+            failure = PeerError(str(error))
         except Exception as error:  # a defect: its type may leave, its text may not
             if os.environ.get("LAB_TRACEBACK"):
                 traceback.print_exc()
-            told = PeerError(f"failed with {type(error).__name__}")
-        return self._refused(letter, message, told)
+            failure = PeerError(f"failed with {type(error).__name__}")
+        return self._refuse(signed_message, message, failure)
 
-    def _opened(self, line: NodeLine, message: Message) -> SignedMessage:
-        """The signed message in one of Flower's, if app, sender, charter and address are what they must be."""
+    def _verify(self, line: NodeLine, message: Message) -> SignedMessage:
+        """The signed message in one of Flower's, its app, sender, charter and recipients checked."""
         run = message.metadata.run_id
         if run not in self._apps:
             self._apps = {run: line.app_of(run)}
         if self._apps[run] != self._bundle:
             raise Refusal(
-                "app", f"app {self._apps[run][:16]} is not the approved {self._bundle[:16]}"
+                "app", f"app {self._apps[run][:16]} is not the approved app {self._bundle[:16]}"
             )
         sender = self.charter.member(claimed(message.content).sender)
-        letter = received(message.content, sender.card)
-        same(self.charter.digest, letter.charter, letter.sender)
-        if self.settings.name not in letter.to:
-            raise PeerError(f"{letter.sender}: a letter for others came here")
-        self._answers.allow_asker(letter.sender)
-        return letter
+        signed_message = received(message.content, sender.card)
+        same(self.charter.digest, signed_message.charter, signed_message.sender)
+        if self.settings.name not in signed_message.to:
+            raise PeerError(f"{signed_message.sender}: sent a message that is addressed to others")
+        self._answers.allow_asker(signed_message.sender)
+        return signed_message
 
-    def _handle(self, letter: SignedMessage, message: Message) -> RecordDict:
-        kept = keeping.load(self.folder / STATE, letter.run)
-        if (before := kept.before(letter.number, letter.digest)) is not None:
+    def _handle(self, signed_message: SignedMessage, message: Message) -> RecordDict:
+        run_state = run_states.load(self.folder / STATE, signed_message.run)
+        if (before := run_state.before(signed_message.number, signed_message.digest)) is not None:
             return before
-        query, statistic = _about(letter)
+        query, statistic = _about(signed_message)
         self.log.append(
-            "request", run=letter.run, query=query, statistic=statistic, by=letter.sender
+            "request",
+            run=signed_message.run,
+            query=query,
+            statistic=statistic,
+            by=signed_message.sender,
         )
-        receipt = len(_lines(kept.records))
-        content = self._answered(kept, letter, message)
+        receipt = len(_lines(run_state.records))
+        content = self._content_of_reply(run_state, signed_message, message)
         refusal = content.config_records.get("refusal")
         if refusal is not None:
-            self._log_refusal(letter, query, statistic, str(refusal["rule"]), str(refusal["text"]))
-        for line in _lines(kept.records)[receipt:]:
-            released = Released(**json.loads(line))
-            told = {k: v for k, v in vars(released).items() if k not in ("query", *NOISE)}
-            if released.statistic in RELEASED:  # a filter's rows would tell more than its total
-                told["rows"] = "not told"
-            self.log.append("release", run=letter.run, query=released.query, **told)
-            if released.epsilon:
-                noise = {"epsilon": released.epsilon, "delta": released.delta}
-                self.log.append("budget", run=letter.run, query=released.query, **noise)
-        reply = letter.reply(self.settings.name, content).signed(self.identity)
-        kept.answer(letter.number, letter.digest, reply)
-        kept.save(self.folder / STATE, SECRETS)
+            self._log_refusal(
+                signed_message, query, statistic, str(refusal["rule"]), str(refusal["text"])
+            )
+        for line in _lines(run_state.records)[receipt:]:
+            release = Released(**json.loads(line))
+            details = {k: v for k, v in vars(release).items() if k not in ("query", *NOISE)}
+            if release.statistic in RELEASED:  # a filter's rows would tell more than its total
+                details["rows"] = "not told"
+            self.log.append("release", run=signed_message.run, query=release.query, **details)
+            if release.epsilon:
+                noise = {"epsilon": release.epsilon, "delta": release.delta}
+                self.log.append("budget", run=signed_message.run, query=release.query, **noise)
+        reply = signed_message.reply(self.settings.name, content).signed(self.identity)
+        run_state.answer(signed_message.number, signed_message.digest, reply)
+        run_state.save(self.folder / STATE, SECRETS)
         return reply
 
-    def _answered(self, kept: RunState, letter: SignedMessage, message: Message) -> RecordDict:
-        if letter.kind == BEGIN:
-            return self._begin(kept, letter)
-        if letter.kind == CHECKPOINT:
+    def _content_of_reply(
+        self, run_state: RunState, signed_message: SignedMessage, message: Message
+    ) -> RecordDict:
+        if signed_message.kind == MessageKind.BEGIN:
+            return self._begin(run_state, signed_message)
+        if signed_message.kind == MessageKind.CHECKPOINT:
             return RecordDict(
-                {"checkpoint": ConfigRecord({"told": json.dumps(vars(self.log.checkpoint()))})}
+                {"checkpoint": ConfigRecord({"fields": json.dumps(vars(self.log.checkpoint()))})}
             )
-        inner = Message(letter.content, reply_to=message)
-        inner.metadata.message_type = letter.kind
-        return self._answers.answer(kept, letter, inner, self.log)
+        inner = Message(signed_message.content, reply_to=message)
+        inner.metadata.message_type = signed_message.kind
+        return self._answers.answer(run_state, signed_message, inner, self.log)
 
-    def _begin(self, kept: RunState, letter: SignedMessage) -> RecordDict:
-        text = read(letter.content, "study").decode()
+    def _begin(self, run_state: RunState, signed_message: SignedMessage) -> RecordDict:
+        text = read(signed_message.content, "study").decode()
         study = AnnouncedPlan.from_json(text)
-        if kept.study and kept.study != text:
-            raise PeerError("coordinator: announces another study under the name of a run")
-        self._answers.begin(kept, study)
-        approved = self.folder / APPROVED / study.digest
-        if not kept.study:
-            who = str(read_json(approved)["by"]) if approved.exists() else "its own rules"
-            told = {"statistic": study.title, "by": who, "study": study.digest}
-            self.log.append("approval", run=kept.run, **told)
-        kept.study = text
-        self._tell(f"run {kept.run}: {study.title}, asked by {letter.sender}")
-        return RecordDict({"begun": ConfigRecord({"party": self.settings.name})})
+        if run_state.study and run_state.study != text:
+            raise PeerError("coordinator: announces another study within a run")
+        self._answers.begin(run_state, study)
+        approval = self.folder / APPROVED / study.digest
+        if not run_state.study:
+            who = str(read_json(approval)["by"]) if approval.exists() else "its own rules"
+            details = {"statistic": study.title, "by": who, "study": study.digest}
+            self.log.append("approval", run=run_state.run, **details)
+        run_state.study = text
+        self._tell(f"run {run_state.run}: {study.title}, asked by {signed_message.sender}")
+        return RecordDict({"acknowledgement": ConfigRecord({"party": self.settings.name})})
 
     def _log_refusal(
-        self, letter: SignedMessage | None, query: str, statistic: str, rule: str, text: str
+        self, signed_message: SignedMessage | None, query: str, statistic: str, rule: str, text: str
     ) -> None:
-        run = letter.run if letter and keeping.RUN.fullmatch(letter.run) else ""
+        run = (
+            signed_message.run
+            if signed_message and run_states.RUN.fullmatch(signed_message.run)
+            else ""
+        )
         self.log.append("refusal", run=run, query=query, statistic=statistic, rule=rule, text=text)
         self._tell(f"refused: {text}")
 
-    def _refused(
-        self, letter: SignedMessage | None, message: Message, told: LabError
+    def _refuse(
+        self, signed_message: SignedMessage | None, message: Message, failure: LabError
     ) -> RecordDict:
-        query, statistic = _about(letter) if letter else ("", message.metadata.message_type)
-        if not isinstance(told, LogError):
+        query, statistic = (
+            _about(signed_message) if signed_message else ("", message.metadata.message_type)
+        )
+        if not isinstance(failure, LogError):
             with suppress(LogError):
-                self._log_refusal(letter, query, statistic, told.rule, str(told))
-        content = refuse(told, self.settings.name)
-        if letter is None:
-            letter = self._as_it_says(message)
-        return letter.reply(self.settings.name, content).signed(self.identity)
+                self._log_refusal(signed_message, query, statistic, failure.rule, str(failure))
+        content = refuse(failure, self.settings.name)
+        if signed_message is None:
+            signed_message = self._as_it_says(message)
+        return signed_message.reply(self.settings.name, content).signed(self.identity)
 
     def _as_it_says(self, message: Message) -> SignedMessage:
         """What is refused unopened: the refusal is for this place in this run, and for no other."""
@@ -295,7 +310,7 @@ class Node:
         def stop(number: int, frame: object) -> None:
             self._stop.set()
             if self._waiting:
-                raise Stopped
+                raise StopSignal
 
         before = {sign: signal.signal(sign, stop) for sign in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -310,26 +325,26 @@ class Node:
         self._waiting = True
         try:
             if self._stop.is_set():
-                raise Stopped
+                raise StopSignal
             yield
         finally:
             self._waiting = False
 
 
-class Stopped(BaseException):
+class StopSignal(BaseException):
     """A signal came while nothing was half-done."""
 
 
-def _about(letter: SignedMessage) -> tuple[str, str]:
+def _about(signed_message: SignedMessage) -> tuple[str, str]:
     """The query of a message and what it asks for, for the log."""
     with suppress(LabError):
-        asked = letter.content.config_records.get("request")
-        if asked is not None:
-            return str(asked.get("query", "")), str(asked.get("statistic", ""))
-    return "", letter.kind
+        request = signed_message.content.config_records.get("request")
+        if request is not None:
+            return str(request.get("query", "")), str(request.get("statistic", ""))
+    return "", signed_message.kind
 
 
 def _lines(records: RecordDict) -> list[str]:
     """The receipt in a node's state."""
-    found = records.config_records.get("receipt", {})
-    return str(found.get("lines", "")).splitlines()
+    receipt = records.config_records.get("receipt", {})
+    return str(receipt.get("lines", "")).splitlines()

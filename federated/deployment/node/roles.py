@@ -1,4 +1,4 @@
-"""What answers a message: an insurer by the client app of a simulation, a supervisor by its rule."""
+"""The two roles of a node: an insurer answers from its rows, a supervisor opens totals."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from federated.deployment.charter import Charter, same
 from federated.deployment.folders import identity_of
 from federated.deployment.node import profiles
 from federated.deployment.node.policy import InsurerPolicy, Refusal
-from federated.deployment.node.results import DELIVER, take
+from federated.deployment.node.results import take
 from federated.deployment.node.run_state import RunState
 from federated.deployment.node.settings import STATE
-from federated.deployment.node.supervisor import SHARE_FILE, Opened, log_opened, opened_total
+from federated.deployment.node.supervisor import SHARE_FILE, Openings, log_opened, opened_total
 from federated.deployment.plan import AnnouncedPlan
 from federated.deployment.signed_messages import SignedMessage
+from federated.message_kinds import MessageKind
 from federated.messages import Reply, Request, read
 from federated.party.state import NodeState
 from lab.audit.log_writer import Log
@@ -32,7 +33,6 @@ from secure_agg.keys import PrivateKey
 from secure_agg.shares import SplitKey
 from secure_agg.transcript import Transcript
 
-BEGIN, CHECKPOINT, OPEN = "query.begin", "query.checkpoint", "query.open"
 #: Records of a state that stand in files of their own and are put back when a run is taken up.
 SECRETS = ("identity", "enrolled", "share", "profiles")
 #: Runs whose rows are kept at hand.
@@ -42,14 +42,14 @@ AT_HAND = 4
 class NodeRole(Protocol):
     """What answers a message."""
 
-    def begin(self, kept: RunState, study: AnnouncedPlan) -> None:
+    def begin(self, run_state: RunState, study: AnnouncedPlan) -> None:
         """Take part in a run, or raise what speaks against it."""
 
     def allow_asker(self, name: str) -> None:
         """Raises :class:`Refusal` for somebody who may not ask."""
 
     def answer(
-        self, kept: RunState, letter: SignedMessage, message: Message, log: Log
+        self, run_state: RunState, signed_message: SignedMessage, message: Message, log: Log
     ) -> RecordDict:
         """The reply, which may be a refusal; changes what is kept of the run."""
 
@@ -66,19 +66,19 @@ class InsurerRole:
         self._now = ""
         self._app = client_app(lambda seat: self._parties[self._now], insurer.limits.hiding)
 
-    def begin(self, kept: RunState, study: AnnouncedPlan) -> None:
+    def begin(self, run_state: RunState, study: AnnouncedPlan) -> None:
         self._insurer.consider(study)
-        self._take_up(kept, study)
-        self._memory(kept)
+        self._take_up(run_state, study)
+        self._memory(run_state)
 
-    def _take_up(self, kept: RunState, study: AnnouncedPlan) -> None:
+    def _take_up(self, run_state: RunState, study: AnnouncedPlan) -> None:
         secret = hashlib.sha256(b"rows " + self._seed).digest()
-        party = self._parties[kept.run] = self._insurer.party(study, secret)
-        party.profiles |= profiles.kept(self._folder / STATE, kept.run)
+        party = self._parties[run_state.run] = self._insurer.party(study, secret)
+        party.profiles |= profiles.load_profiles(self._folder / STATE, run_state.run)
         for old in list(self._parties)[:-AT_HAND]:
             del self._parties[old]
 
-    def _memory(self, kept: RunState) -> Context:
+    def _memory(self, run_state: RunState) -> Context:
         """The app's state, with the secrets that stand elsewhere put back."""
         seat = self._charter.roster.names.index(self._name)
         context = Context(
@@ -88,15 +88,15 @@ class InsurerRole:
                 "partition-id": seat,
                 "minimum-parties": self._least,
             },
-            state=kept.records,
+            state=run_state.records,
             run_config={},
         )
-        if "identity" not in kept.records:
-            kept.records["identity"] = ConfigRecord({"seed": self._seed})
+        if "identity" not in run_state.records:
+            run_state.records["identity"] = ConfigRecord({"seed": self._seed})
             key = self._charter.key
             if key is not None:
                 modulus = key.public.n.to_bytes(-(-key.public.bits // 8), "big")
-                split, share = dealt(self._folder, key.split, self._name)
+                split, share = share_of(self._folder, key.split, self._name)
                 roster = self._charter.roster.to_bytes()
                 NodeState(context, self._name, "paillier").enrol(roster, modulus, split, share)
             else:
@@ -115,53 +115,53 @@ class InsurerRole:
         self._insurer.allow_asker(name)
 
     def answer(
-        self, kept: RunState, letter: SignedMessage, message: Message, log: Log
+        self, run_state: RunState, signed_message: SignedMessage, message: Message, log: Log
     ) -> RecordDict:
-        if not kept.study:
+        if not run_state.study:
             raise PolicyError("this run was not announced here; nothing in it is answered")
-        study = AnnouncedPlan.from_json(kept.study)
-        if kept.run not in self._parties:
-            self._take_up(kept, study)
-        memory, party = self._memory(kept), self._parties[kept.run]
-        if letter.kind == DELIVER:
-            self._tell(take(self._folder, kept.run, study, party, message.content))
-            return RecordDict({"taken": ConfigRecord({"party": self._name})})
-        asked = message.content.config_records.get("request", {})
-        if "statistic" in asked:
-            told = str(asked.get("arguments", "{}"))
-            self._insurer.allow_statistic(study, str(asked["statistic"]), told)
-            if not str(asked.get("query", "")).startswith(f"{kept.run}-"):
-                raise PeerError("coordinator: asks a query of another run")
-            same(self._charter.digest, str(asked.get("charter", "")), letter.sender)
-        match letter.kind, asked.get("statistic"):
-            case profiles.VOUCH, _:
+        study = AnnouncedPlan.from_json(run_state.study)
+        if run_state.run not in self._parties:
+            self._take_up(run_state, study)
+        memory, party = self._memory(run_state), self._parties[run_state.run]
+        if signed_message.kind == MessageKind.DELIVER:
+            self._tell(take(self._folder, run_state.run, study, party, message.content))
+            return RecordDict({"acknowledgement": ConfigRecord({"party": self._name})})
+        header = message.content.config_records.get("request", {})
+        if "statistic" in header:
+            arguments = str(header.get("arguments", "{}"))
+            self._insurer.allow_statistic(study, str(header["statistic"]), arguments)
+            if not str(header.get("query", "")).startswith(f"{run_state.run}-"):
+                raise PeerError("coordinator: sends a query of another run")
+            same(self._charter.digest, str(header.get("charter", "")), signed_message.sender)
+        match signed_message.kind, header.get("statistic"):
+            case MessageKind.VOUCH, _:
                 own = Identity(self._name, self._seed)
-                return profiles.vouch(kept, self._charter, own, message.content)
-            case profiles.JOIN, _:
-                profiles.check_joined(kept, self._charter, study, message.content)
+                return profiles.vouch(run_state, self._charter, own, message.content)
+            case MessageKind.JOIN, _:
+                profiles.check_joined(run_state, self._charter, study, message.content)
             case _, "profile":
                 request = Request.from_record(message.content)
-                profiles.consider(kept, study, party.rules, request)
-        self._now = kept.run
+                profiles.consider(run_state, study, party.rules, request)
+        self._now = run_state.run
         reply = self._app(message, memory).content
-        if letter.kind == profiles.JOIN:
-            profiles.keep(self._folder / STATE, kept.run, party.profiles)
-        if letter.kind == profiles.RELEASE and "reply" in reply.config_records:
-            profiles.note_released(kept, message.content, reply)
-            _log_release(log, kept.run, message.content, reply)
+        if signed_message.kind == MessageKind.JOIN:
+            profiles.save_profiles(self._folder / STATE, run_state.run, party.profiles)
+        if signed_message.kind == MessageKind.RELEASE and "reply" in reply.config_records:
+            profiles.note_released(run_state, message.content, reply)
+            _log_release(log, run_state.run, message.content, reply)
         return reply
 
 
-def _log_release(log: Log, run: str, asked: RecordDict, given: RecordDict) -> None:
+def _log_release(log: Log, run: str, content: RecordDict, reply: RecordDict) -> None:
     """The line of an insurer that released what its rules left of a total."""
     transcript, request = (
-        Transcript.from_bytes(read(asked, "transcript")),
-        Request.from_record(asked),
+        Transcript.from_bytes(read(content, "transcript")),
+        Request.from_record(content),
     )
-    log_opened(log, run, transcript, request.statistic, Reply.from_record(given).sums)
+    log_opened(log, run, transcript, request.statistic, Reply.from_record(reply).sums)
 
 
-def dealt(folder: Path, digest: str, name: str) -> tuple[bytes, bytes]:
+def share_of(folder: Path, digest: str, name: str) -> tuple[bytes, bytes]:
     """The public part of a split key and this holder's sealed share, from the dealer's file."""
     if not digest:
         return b"", b""
@@ -176,11 +176,13 @@ def dealt(folder: Path, digest: str, name: str) -> tuple[bytes, bytes]:
 def split_of(path: Path, digest: str) -> SplitKey:
     """The public part of a split key. Raises :class:`ConfigurationError`."""
     if not path.exists():
-        raise ConfigurationError(f"{path}: put the file here that lab keys deal made")
+        raise ConfigurationError(
+            f"{path}: missing; put this insurer's file from lab keys deal here"
+        )
     try:
         split = SplitKey.from_bytes(bytes.fromhex(read_json(path)["split"]))
     except (KeyError, ValueError, TypeError, SecureAggError):
-        raise ConfigurationError(f"{path}: is no part of a split key") from None
+        raise ConfigurationError(f"{path}: holds no public part of a split key") from None
     if split.digest.hex() != digest:
         raise ConfigurationError(f"{path}: belongs to another key than the charter's")
     return split
@@ -192,35 +194,37 @@ class SupervisorRole:
     def __init__(self, folder: Path, charter: Charter, private: PrivateKey, rules: Rules) -> None:
         self._charter, self._private, self._rules = charter, private, rules
         if charter.key is None or charter.key.public.n != private.public.n:
-            raise ConfigurationError(f"{folder}: holds another key than the charter's")
-        self._opened, self._identity = Opened(folder), identity_of(folder)
+            raise ConfigurationError(f"{folder}: its key is not the charter's key")
+        self._openings, self._identity = Openings(folder), identity_of(folder)
 
-    def begin(self, kept: RunState, study: AnnouncedPlan) -> None:
+    def begin(self, run_state: RunState, study: AnnouncedPlan) -> None:
         for kind in study.kinds:
             if kind not in self._charter.analyses:
-                raise Refusal("analyses", f"the charter allows no '{kind}'")
+                raise Refusal("analyses", f"the charter does not allow '{kind}'")
 
     def allow_asker(self, name: str) -> None:
         if name != self._charter.coordinator:
-            raise Refusal("askers", f"'{name}' may not ask this party")
+            raise Refusal("askers", f"'{name}' is not the coordinator of the charter")
 
     def answer(
-        self, kept: RunState, letter: SignedMessage, message: Message, log: Log
+        self, run_state: RunState, signed_message: SignedMessage, message: Message, log: Log
     ) -> RecordDict:
-        if letter.kind not in (OPEN, profiles.VOUCH):
-            raise PeerError("coordinator: asks a supervisor what only insurers answer")
-        if not kept.study:
+        if signed_message.kind not in (MessageKind.OPEN, MessageKind.VOUCH):
+            raise PeerError(
+                f"coordinator: sends a supervisor '{signed_message.kind}', which insurers answer"
+            )
+        if not run_state.study:
             raise PolicyError("this run was not announced here; nothing in it is answered")
-        if letter.kind == profiles.VOUCH:
-            return profiles.vouch(kept, self._charter, self._identity, message.content)
+        if signed_message.kind == MessageKind.VOUCH:
+            return profiles.vouch(run_state, self._charter, self._identity, message.content)
         reply = opened_total(
             self._charter,
             self._private,
             self._rules,
-            self._opened,
+            self._openings,
             log,
-            letter.run,
+            signed_message.run,
             message.content,
         )
-        profiles.note_released(kept, message.content, reply)
+        profiles.note_released(run_state, message.content, reply)
         return reply

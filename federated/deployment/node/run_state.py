@@ -1,8 +1,8 @@
-"""What a node must not forget, on disk before an answer leaves: one file for each run.
+"""A node's state of one run, on disk before a reply leaves: one file for each run.
 
-It holds the app's state, the study the run is about, and the last answers with what they answered,
-so that a message that comes twice gets the same bytes and is not computed twice. A file that does
-not hold together is not used: a node that forgot what it answered must not answer in that run.
+It holds the app's state, the announced study, and the last replies with the messages they answer,
+so that a message that arrives twice gets the same bytes and is not computed twice. A damaged file is
+not used: a node that lost its replies must not answer in that run any more.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class RunState:
     last: int = -1
 
     def before(self, number: int, digest: str) -> RecordDict | None:
-        """The reply that this message already got. Raises :class:`PeerError` for one played again."""
-        known = self.answers.get(number)
-        if known is not None and known[0] == digest:
-            return known[1]
+        """The reply that this message already got. Raises :class:`PeerError` for a replay."""
+        entry = self.answers.get(number)
+        if entry is not None and entry[0] == digest:
+            return entry[1]
         if number <= self.last:
-            raise PeerError("coordinator: plays a letter of another round again")
+            raise PeerError("coordinator: replays a message of an earlier round")
         return None
 
     def answer(self, number: int, digest: str, reply: RecordDict) -> None:
@@ -70,30 +70,34 @@ class RunState:
         try:
             write_whole(_path(folder, self.run), hashlib.sha256(data).digest() + data, 0o600)
         except ConfigurationError as error:
-            raise LogError(f"{error}; nothing leaves without it: make room") from None
+            raise LogError(
+                f"{error}; nothing leaves this party until the file can be written"
+            ) from None
 
 
 def load(folder: Path, run: str) -> RunState:
     """A run's state; a new one if the node does not know the run. Raises :class:`PeerError`."""
     if not RUN.fullmatch(run):
-        raise PeerError("coordinator: a run is named by 16 hexadecimal digits")
+        raise PeerError("coordinator: a run's identifier must be 16 hexadecimal digits")
     path = _path(folder, run)
     if not path.exists():
         return RunState(run)
-    damaged = PeerError(f"this party's memory of run {run} is damaged; it answers no more in it")
+    damage = PeerError(
+        f"this party's state of run {run} is damaged; it answers no more in this run"
+    )
     try:
         content = path.read_bytes()
         if hashlib.sha256(content[32:]).digest() != content[:32]:
-            raise damaged
-        named, study, records, last, *rest = wire.split(STATE, content[32:], 4, wire.MOST_PARTS)
-        if named.decode() != run or len(rest) % 3:
-            raise damaged
-        kept = RunState(run, study.decode(), unpacked(records), {}, int(last))
+            raise damage
+        name, study, records, last, *rest = wire.split(STATE, content[32:], 4, wire.MOST_PARTS)
+        if name.decode() != run or len(rest) % 3:
+            raise damage
+        run_state = RunState(run, study.decode(), unpacked(records), {}, int(last))
         for number, digest, reply in zip(*[iter(rest)] * 3, strict=True):
-            kept.answers[int(number)] = (digest.decode(), unpacked(reply))
-        return kept
+            run_state.answers[int(number)] = (digest.decode(), unpacked(reply))
+        return run_state
     except (OSError, MalformedMessage, ValueError):
-        raise damaged from None
+        raise damage from None
 
 
 def _path(folder: Path, run: str) -> Path:

@@ -1,4 +1,4 @@
-"""A node's own folder: ``node.toml``, which is its own word, its keys, and what it was given."""
+"""A node's folder: its settings in ``node.toml``, its keys, and the admission to an exchange."""
 
 from __future__ import annotations
 
@@ -133,28 +133,28 @@ def init(
     the value that mark rows for testing.
     """
     make_folder(folder)
-    for inner in (REQUESTS, APPROVED, STATE):
-        (folder / inner).mkdir(mode=0o700)
+    for subfolder in (REQUESTS, APPROVED, STATE):
+        (folder / subfolder).mkdir(mode=0o700)
     key = certificates.new_key()
     certificates.write_key(folder / KEY, key)
     certificates.request(folder / CERTIFICATE_REQUEST, key, name)
     enrolment = make_party(folder, name, role, certificates.openssh_line(key))
-    quoted = {"name": _toml(name), "role": _toml(role)}
+    names = {"name": _toml(name), "role": _toml(role)}
     if role == "supervisor":
         rules = '# disclosure = "rules.toml"    # rules by which answers to questions are released'
-        text = "\n".join([*(f"{k} = {v}" for k, v in quoted.items()), rules]) + "\n"
+        text = "\n".join([*(f"{k} = {v}" for k, v in names.items()), rules]) + "\n"
     else:
         kind = "source" if path in SOURCES else "path"
-        told = {kind: path, "contract": contract}
+        data = {kind: path, "contract": contract}
         column, value = test or ("held_out", 1)
-        known = {
+        fields = {
             "person": f"{'# ' * (person is None)}person = {_toml(person or '')} ",
             "test_column": f"{'# ' * (test is None)}test_column = {_toml(column)} ",
             "test_value": f"{'# ' * (test is None)}test_value = {_toml(value)} ",
             "analyses": f"analyses = {_toml(list(analyses))} ",
-            "data": "\n".join(f"{key} = {_toml(v)}" for key, v in told.items() if v),
+            "data": "\n".join(f"{key} = {_toml(v)}" for key, v in data.items() if v),
         }
-        text = TEMPLATE.format(**quoted, **known)
+        text = TEMPLATE.format(**names, **fields)
     write_whole(folder / SETTINGS, text.encode(), 0o600)  # an address may hold a password
     return enrolment
 
@@ -169,12 +169,13 @@ def admission_of(folder: Path, name: str) -> Admission:
     path = folder / ADMISSION
     if not path.exists():
         raise ConfigurationError(
-            f"{path}: put the admission here that the exchange made of {folder / 'enrolment.json'}"
+            f"{path}: missing; send the coordinator {folder / 'enrolment.json'}, and put the "
+            f"admission it returns here"
         )
     admission = Admission.read(path)
     own = certificates.openssh_line(certificates.read_key(folder / KEY))
     if admission.member.name != name or admission.member.flower_key != own:
-        raise ConfigurationError(f"{path}: is the admission of another node or of other keys")
+        raise ConfigurationError(f"{path}: the admission is for another node or for other keys")
     write_whole(folder / CERTIFICATE, admission.certificate.encode())
     write_whole(folder / AUTHORITY, admission.authority.encode())
     return admission

@@ -1,12 +1,12 @@
-"""The supervisor's side: one total at a time is opened, by the rule of the key authority.
+"""The supervisor: it opens one total at a time, by the rules of the key authority and the charter.
 
-Beside what `secure_agg.transcript.examine` checks, the supervisor keeps to what all members signed
-in the charter: so many parties at least, a party that left a run stays out of it, and no question
-is opened for sets of parties from which the sum of a single party would follow. Its memory is its
-own log: a line is on disk before a total leaves.
+Beyond the checks of `secure_agg.transcript.examine` it enforces the charter: a minimum of parties, a
+party that left a run stays out of it, and no question is opened for sets of parties from which the
+sum of a single party would follow. It remembers by its own log: a line is on disk before a total
+leaves.
 
-What that does not stop: two questions that are nearly the same, asked with and without a party,
-show that party's sum nearly. Members who do not want that set minimum_parties to all of them.
+What that does not stop: two nearly identical questions, with and without a party, nearly show that
+party's sum. Members who do not accept that set minimum_parties to the number of insurers.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ RELEASE = "released"
 KEY_FILE, SHARE_FILE = "paillier.key", "share.json"
 
 
-class Opened:
+class Openings:
     """What was opened so far, as the supervisor's own log has it."""
 
     def __init__(self, folder: Path) -> None:
@@ -64,7 +64,7 @@ class Opened:
     def check(self, run: str, subject: str, parties: frozenset[str], roster: Roster) -> None:
         """Raises :class:`PolicyError` where this opening, with those before, would show a party."""
         if not parties <= self._runs.get(run, parties):
-            raise PolicyError("a party that left this run does not come back into it", "parties")
+            raise PolicyError("a party that left this run may not come back into it", "parties")
         rows = [*self._sets.get(subject, []), parties]
         names = [name for name in roster.names if not shown_alone([name], rows, roster)]
         if len(names) < len(roster.names):
@@ -92,54 +92,56 @@ def opened_total(
     charter: Charter,
     private: PrivateKey,
     rules: Rules,
-    opened: Opened,
+    openings: Openings,
     log: Log,
     run: str,
-    asked: RecordDict,
+    content: RecordDict,
 ) -> RecordDict:
     """The total of a transcript, if it may be opened; of a question's, what the rules leave of it.
 
     Raises what speaks against it.
     """
     transcript, request = (
-        Transcript.from_bytes(read(asked, "transcript")),
-        Request.from_record(asked),
+        Transcript.from_bytes(read(content, "transcript")),
+        Request.from_record(content),
     )
     terms, roster = transcript.terms, charter.roster
     if request.charter != charter.digest:
-        raise PeerError("coordinator: shows a question under another charter")
+        raise PeerError("coordinator: sends a question under another charter")
     if not charter.allows(request.statistic):
-        raise PolicyError(f"the charter allows no '{request.statistic}'", "analyses")
+        raise PolicyError(f"the charter does not allow '{request.statistic}'", "analyses")
     if len(terms.parties) < charter.minimum_parties:
         raise PolicyError(
-            f"a total of fewer than {charter.minimum_parties} is not opened", "parties"
+            f"a total of {len(terms.parties)} parties is not opened, "
+            f"the charter requires {charter.minimum_parties}",
+            "parties",
         )
     if not terms.query.startswith(f"{run}-"):
-        raise PeerError("coordinator: shows a query of another run")
-    form = _form(read(asked, "form"))
+        raise PeerError("coordinator: sends a query of another run")
+    form = _form(read(content, "form"))
     if fields_of(form) != tuple(terms.layout.fields):
-        raise PeerError("coordinator: names another form than the parties packed")
+        raise PeerError("coordinator: sends another form of the total than the parties packed")
     parties = frozenset(terms.parties)
     subject = subject_of(request.statistic, terms.question.hex())
-    opened.check(run, subject, parties, roster)
-    authority = KeyAuthority(private, rules, opened.queries)
+    openings.check(run, subject, parties, roster)
+    authority = KeyAuthority(private, rules, openings.queries)
     authority.enrol(roster)
     total = authority.open(None, transcript, request, form)
     reply = Reply.of(charter.key.by[0] if charter.key else "", total, None).to_record()
     log_opened(log, run, transcript, request.statistic, total)
-    opened.note(run, terms.query, subject, parties)
+    openings.note(run, terms.query, subject, parties)
     return reply
 
 
 def log_opened(log: Log, run: str, transcript: Transcript, statistic: str, total: Sums) -> None:
     """What an opener lets out: a total, or what its rules leave of one; shown: cells of it."""
-    terms, released = transcript.terms, statistic in RELEASED
+    terms, by_rules = transcript.terms, statistic in RELEASED
     log.append(
         "release",
         run=run,
         query=terms.query,
         statistic=statistic,
-        hiding="released by rules" if released else "total opened",
+        hiding="released by rules" if by_rules else "total opened",
         arrays=len(total.arrays),
         values=sum(array.size for array in total.arrays.values()),
         bytes=sum(array.nbytes for array in total.arrays.values()),
@@ -174,14 +176,14 @@ def deal_authority(folder: Path, charter_file: Path, bits: int, passphrase: str)
     identity, charter = identity_of(folder), Charter.read(charter_file)
     name = identity.card.name
     if charter.member(name).role != "supervisor":
-        raise ConfigurationError(f"{name}: is no supervisor in {charter_file}")
+        raise ConfigurationError(f"{charter_file}: {name} is not a supervisor")
     private = generate(bits)
     save_private(folder / KEY_FILE, private, passphrase)
-    made = with_key(charter, private.public, name)
-    write(charter_file, made, {})
-    with open_log(folder / LOG_NAME, identity, charter=made.digest) as log:
+    new_charter = with_key(charter, private.public, name)
+    write(charter_file, new_charter, {})
+    with open_log(folder / LOG_NAME, identity, charter=new_charter.digest) as log:
         log.append("key", event=f"made, {bits} bits", fingerprint=private.public.fingerprint)
-    return made
+    return new_charter
 
 
 def deal_shares(charter_file: Path, out: Path, bits: int) -> Charter:
@@ -191,12 +193,12 @@ def deal_shares(charter_file: Path, out: Path, bits: int) -> Charter:
     split, parts = shares.deal(generate(bits), roster.names)
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     for number, (name, share) in enumerate(parts.items(), start=1):
-        sealed = shares.seal_share(share, roster[name])
-        told = {"holder": name, "split": split.to_bytes().hex(), "share": sealed.hex()}
-        write_whole(out / f"{number}-{SHARE_FILE}", canonical(told), 0o600)
-    made = with_key(charter, split.public, split)
-    write(charter_file, made, {})
-    return made
+        sealed_share = shares.seal_share(share, roster[name])
+        record = {"holder": name, "split": split.to_bytes().hex(), "share": sealed_share.hex()}
+        write_whole(out / f"{number}-{SHARE_FILE}", canonical(record), 0o600)
+    new_charter = with_key(charter, split.public, split)
+    write(charter_file, new_charter, {})
+    return new_charter
 
 
 def unlocked(folder: Path, passphrase: str) -> PrivateKey:

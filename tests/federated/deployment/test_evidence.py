@@ -108,8 +108,8 @@ def repacked(path: Path, files: dict[str, bytes]) -> None:
 @pytest.mark.parametrize(
     ("file", "change", "words"),
     [
-        ("receipts.json", lambda d: d.replace(b"4096", b"4097"), "is not what the logs say"),
-        ("approvals.json", lambda d: b"{}\n", "is not what the logs say"),
+        ("receipts.json", lambda d: d.replace(b"4096", b"4097"), "does not match the logs"),
+        ("approvals.json", lambda d: b"{}\n", "does not match the logs"),
         ("logs/03-ping-an.jsonl", lambda d: d.replace(b"4096", b"4097"), "does not follow"),
         (
             "logs/03-ping-an.jsonl",
@@ -142,7 +142,7 @@ def test_a_file_that_the_manifest_does_not_know_is_refused(
     path = packed(tmp_path)
     with zipfile.ZipFile(path, "a") as package:
         package.writestr("note.txt", b"")
-    with pytest.raises(LogError, match=r"note\.txt is not what the manifest says"):
+    with pytest.raises(LogError, match=r"note\.txt does not match the manifest"):
         verify_package(path)
 
 

@@ -67,7 +67,8 @@ def test_a_run_outlives_the_exchange_that_is_killed_and_started_again(faulty: Tr
     conductor.join(60)
     assert f"model {faulty.pooled_hash(experiment)}" in faulty.out("conductor")
     assert any(
-        "no line to the exchange" in e.told["what"] for e in faulty.logged("exchange", "fault")
+        "no connection to the exchange" in e.told["what"]
+        for e in faulty.logged("exchange", "fault")
     )
     assert not [
         e for e in faulty.logged("exchange", "fault") if "goes on without" in e.told["what"]
@@ -86,12 +87,15 @@ def test_a_run_whose_exchange_does_not_come_back_ends_in_time_and_goes_on_later(
     conductor.join(15)
     assert conductor.exitcode == 1
     (reason,) = faulty.out("alone").splitlines()
-    assert reason.startswith("PeerError: ") and "no line to the exchange" in reason
-    assert "serve it with: lab exchange serve" in reason and "when it is started again" in reason
+    assert reason.startswith("PeerError: ") and "no connection to the exchange" in reason
+    assert (
+        "serve the exchange with: lab exchange serve" in reason
+        and "resumes after its last total" in reason
+    )
     before = faulty.totals(experiment.name)
     faulty.start("exchange")
     faulty.settings(answer_seconds=30.0)
-    faulty.until(lambda: (faulty.exchange / "inner.sock").exists())
+    faulty.until(lambda: (faulty.exchange / "local.sock").exists())
     study = faulty.run(experiment, fresh=False)
     assert hash_of(study) == faulty.pooled_hash(experiment)
     assert faulty.totals(experiment.name) > before >= 2
@@ -135,7 +139,7 @@ def test_a_run_goes_on_without_a_party_whose_line_stands_still_past_the_deadline
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers some kind of letter with something of its own, signed."""
+    """Answers some kind of message with something of its own, signed."""
 
     kind: str
     as_of: int
@@ -145,18 +149,18 @@ class Answers:
         handle = node.handle
 
         def wrapped(line: Any, message: Any) -> Any:
-            letter = claimed(message.content)
-            if letter.kind != self.kind:
+            request = claimed(message.content)
+            if request.kind != self.kind:
                 return handle(line, message)
-            of = replace(letter, number=letter.number + self.as_of)
+            of = replace(request, number=request.number + self.as_of)
             return of.reply(node.settings.name, self.content).signed(node.identity)
 
         node.handle = wrapped  # type: ignore[method-assign]
 
 
 @pytest.mark.slow
-def test_a_refusal_counts_for_its_letter_alone_and_no_answer_ends_a_run(faulty: Trial) -> None:
-    old = refuse(PolicyError("[never_leaves] of another letter"), "insurer 3")
+def test_a_refusal_counts_for_its_message_alone_and_no_answer_ends_a_run(faulty: Trial) -> None:
+    old = refuse(PolicyError("[never_leaves] of another message"), "insurer 3")
     unreadable = RecordDict({"receipt": ConfigRecord({"lines": '{"rows": "many"}'})})
     for name, does in (
         ("insurer 3", Answers("query", -1, old)),
@@ -167,7 +171,7 @@ def test_a_refusal_counts_for_its_letter_alone_and_no_answer_ends_a_run(faulty: 
     study = faulty.run(faulty.experiment(21))
     for name in ("insurer 2", "insurer 3"):
         faulty.kill(name, signal.SIGTERM)
-    assert states(study)["insurer 3"] == "insurer 3: plays a letter of another round or run again"
+    assert states(study)["insurer 3"] == "insurer 3: replays a message of another round or run"
     assert states(study)["insurer 2"] == "took part" and "insurer 2" not in study.receipts
     faults = [e.told["what"] for e in faulty.logged("exchange", "fault") if e.run == study.run]
     assert "insurer 2: its receipt is not readable" in faults
@@ -223,7 +227,7 @@ def small_disk(folder: Path) -> Iterator[Callable[[], None]]:
         yield fill
     finally:
         shutil.rmtree(kept)
-        shutil.copytree(folder, kept, ignore=lambda *_: ["fill", "inner.sock"])
+        shutil.copytree(folder, kept, ignore=lambda *_: ["fill", "local.sock"])
         subprocess.run(["umount", "-l", str(folder)], check=True)
         folder.rmdir()
         kept.rename(folder)

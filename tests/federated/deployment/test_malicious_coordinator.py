@@ -161,7 +161,7 @@ def test_a_model_is_asked_of_the_announced_target_alone(trial: Trial) -> None:
     told, other = (plan.announced(trial.experiment(k)) for k in (0, 1))
     (ours,), (another,) = (s.experiment.tasks().values() for s in (told, other))
     node.allow_statistic(told, "totals", json.dumps({"task": ours.model_dump(mode="json")}))
-    with pytest.raises(Refusal, match="another target than was announced"):
+    with pytest.raises(Refusal, match="this target was not announced"):
         node.allow_statistic(told, "totals", json.dumps({"task": another.model_dump(mode="json")}))
 
 
@@ -201,7 +201,7 @@ def test_with_a_split_key_nobody_opens_a_question_as_a_sum_of_a_model(
         told = plan.asked_of(experiment)
         question = sql.compile(text, told.contract).question
         with conduct.gathered(experiment, told, made.exchange) as federation:
-            query = f"{federation.journal.run}-9"
+            query = f"{federation.resumable_run.run}-9"
             request = Request(
                 query, "cells", asked(question), {}, "paillier", made.insurers, made.charter.digest
             )
@@ -210,7 +210,7 @@ def test_with_a_split_key_nobody_opens_a_question_as_a_sum_of_a_model(
         task = experiment.tasks()["model"].model_dump(mode="json")
         with conduct.gathered(experiment, plan.announced(experiment), made.exchange) as other:
             model = replace(request, statistic="totals", arguments={"task": task, "part": "train"})
-            with pytest.raises(PeerError, match="asks a query of another run"):
+            with pytest.raises(PeerError, match="sends a query of another run"):
                 stolen(other, model, transcript)
 
 

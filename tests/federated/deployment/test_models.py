@@ -176,7 +176,7 @@ def growing(payers: Payers, experiment: Experiment) -> bool:
     digest = announced(experiment).digest
     for place in (payers.exchange / "runs").glob("*/run.json"):
         told = read_json(place)
-        if told["study"] == digest and not told["ended"]:
+        if told["study"] == digest and not told["end"]:
             totals = (place.parent / "totals").glob("*.sums")
             return sum(b"trees_level" in path.read_bytes()[:4000] for path in totals) > 3
     return False
@@ -213,7 +213,7 @@ def test_no_profile_is_made_against_the_charter_or_a_node(payers: Payers) -> Non
     node.consider(told)
     node.allow_statistic(told, "profile", "{}")
     with pytest.raises(
-        PolicyError, match=r"\[analyses\] 'profile' is no part of what was announced"
+        PolicyError, match=r"\[analyses\] 'profile' is not part of the announced study"
     ):
         node.allow_statistic(announced(study(payers.root, TREES)), "profile", "{}")
     node.data = node.data.model_copy(update={"person": None})
@@ -225,14 +225,16 @@ def test_no_profile_is_made_against_the_charter_or_a_node(payers: Payers) -> Non
     node.limits = settings.limits.model_copy(update={"analyses": ("trees",)})
     for refused in (node.consider, lambda study: node.allow_statistic(study, "profile", "{}")):
         with pytest.raises(
-            PolicyError, match=r"\[analyses\] this party takes no part in 'profiles'"
+            PolicyError, match=r"\[analyses\] this party does not take part in 'profiles'"
         ):
             refused(told)
     node.limits = settings.limits.model_copy(update={"never_leaves": ("provider",)})
-    with pytest.raises(PolicyError, match=r"\[never_leaves\] provider take part in nothing here"):
+    with pytest.raises(PolicyError, match=r"\[never_leaves\] provider may not be used in any"):
         node.consider(told)
     other = payers.charter.model_copy(update={"analyses": ("trees",)})
-    with pytest.raises(PolicyError, match=r"\[analyses\] this party takes no part in 'profiles'"):
+    with pytest.raises(
+        PolicyError, match=r"\[analyses\] this party does not take part in 'profiles'"
+    ):
         insurer.InsurerPolicy(payers.root / name, settings, other).consider(told)
     payers.sign(other, ("exchange",))
     try:

@@ -19,7 +19,7 @@ from federated.deployment.coordinator.study import run_study
 from federated.deployment.node import policy as insurer
 from federated.deployment.node import results as delivery
 from federated.deployment.node.process import Node
-from federated.deployment.node.results import DELIVER
+from federated.message_kinds import MessageKind
 from federated.party.party import Party
 from federated.run import run
 from federated.study.experiment import Experiment
@@ -98,12 +98,12 @@ def test_every_insurer_is_given_the_model_and_scores_it_for_itself(trial: Trial)
         e.told["statistic"] for e in trial.logged("insurer 1", "request") if e.run == study.run
     }
     left = {e.told["statistic"] for e in trial.logged("insurer 1", "release") if e.run == study.run}
-    assert DELIVER in heard and DELIVER not in left
+    assert MessageKind.DELIVER in heard and MessageKind.DELIVER not in left
 
 
 @dataclass(frozen=True)
 class DieWith:
-    """Dies with a letter that it has taken from the broker and not answered."""
+    """Dies with a message that it has taken from the broker and not answered."""
 
     number: int
 
@@ -195,7 +195,7 @@ def test_a_reply_played_again_leaves_its_party_out(trial: Trial) -> None:
     experiment = trial.experiment(7)
     again(trial, "insurer 3", Replies("replayed"))
     study = trial.run(experiment)
-    assert states(study)["insurer 3"] == ("insurer 3: plays a letter of another round or run again")
+    assert states(study)["insurer 3"] == ("insurer 3: replays a message of another round or run")
     assert all(state == "took part" for n, state in states(study).items() if n != "insurer 3")
     again(trial, "insurer 3")
 
@@ -231,7 +231,7 @@ def test_too_few_parties_end_the_run_with_the_reason(trial: Trial) -> None:
     for name in ("insurer 1", "insurer 2"):
         trial.kill(name, signal.SIGTERM)
     with pytest.raises(
-        PeerError, match=r"2 parties are left and 3 are needed: insurer 1, insurer 2: did"
+        PeerError, match=r"2 parties are left and 3 are required: insurer 1, insurer 2: did"
     ):
         trial.run(trial.experiment(9))
 
@@ -244,7 +244,9 @@ def test_a_party_refuses_by_a_rule_of_its_own_and_the_run_goes_on(trial: Trial) 
     trial.limits("insurer 2", never_leaves="[]")
     again(trial, "insurer 2")
     assert hash_of(study) == trial.pooled_hash(experiment, without(trial, "insurer 2"))
-    assert states(study)["insurer 2"] == ("insurer 2: [never_leaves] x2 take part in nothing here")
+    assert states(study)["insurer 2"] == (
+        "insurer 2: [never_leaves] x2 may not be used in any study at this party"
+    )
     for name in ("insurer 2", "exchange"):
         (refused,) = [e for e in trial.logged(name, "refusal") if e.run == study.run]
         assert refused.told["rule"] == "never_leaves"
@@ -306,7 +308,7 @@ def test_a_torn_log_is_set_aside_and_a_torn_memory_is_not_used(trial: Trial) -> 
     state.write_bytes(state.read_bytes()[:-7])
     from federated.deployment.node import run_state as keeping
 
-    with pytest.raises(PeerError, match=r"memory of run \w+ is damaged; it answers no more"):
+    with pytest.raises(PeerError, match=r"state of run \w+ is damaged; it answers no more"):
         keeping.load(state.parent, study.run)
 
 
@@ -377,9 +379,9 @@ def test_rand_hie_among_three_real_insurers_gives_the_model_of_the_simulation(
 ) -> None:
     changes = {"parties.count": 3, "query": [], "arms.run": ["federated"], "arms.replicates": 0}
     experiment = Experiment.read("experiments/rand_hie.toml", changes)
-    folder, commands, environment = rehearsal(tmp_path, experiment)
-    with running(commands, environment):
-        until((folder / exchange.INNER).exists, 120)
-        study = run_study(experiment, folder)
+    loopback = rehearsal(tmp_path, experiment)
+    with running(loopback.commands, loopback.environment):
+        until((loopback.exchange / exchange.LOCAL_SOCKET).exists, 120)
+        study = run_study(experiment, loopback.exchange)
     simulated = run(experiment, runs=tmp_path / "runs", track=False)
     assert hash_of(study) == hash_of(simulated)

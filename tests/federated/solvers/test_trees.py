@@ -23,7 +23,6 @@ from lab.errors import ConfigurationError, ContractError, ModelError
 from lab.models.design import Feature, check_features
 from lab.models.glm import Task
 from lab.models.tree_model import Trees
-from lab.models.trees import TreesRecipe
 from lab.models.trees import drawn as held_out
 from lab.tables.contracts import Column, Contract, draft
 from tests.conftest import federate, split
@@ -238,8 +237,7 @@ def test_growing_stops_and_keeps_the_trees_that_judged_best() -> None:
 
 def test_no_tree_knows_the_rows_held_out() -> None:
     frame = claims("poisson", 500, 7)
-    recipe = TreesRecipe(intercept=0.0, unit=1.0, rows=len(frame), validation_share=0.5, seed=7)
-    held = held_out(frame.index.to_series(), recipe)
+    held = held_out(frame.index.to_series(), 0.5, b"rows")
     shuffled = frame.copy()
     shuffled.loc[held, "y"] = frame.y[held].to_numpy()[::-1]
     ours, trace = grow(

@@ -95,7 +95,8 @@ class Rig:
         for k, (numbers, binding) in enumerate(zip(frames, bindings, strict=True)):
             name = f"insurer {k + 1}"
             frame = numbered(name, rows().iloc[numbers])
-            self.parties.append(Party(name, frame, frame, binding=binding))
+            own = {"secret": name.encode(), "rows_secret": b"rows"}
+            self.parties.append(Party(name, frame, frame, binding=binding, **own))
         node = client_app(self.parties.__getitem__, self.protection.hiding)
         self.grid = InProcessGrid(node, PARTIES, 1)
         self.federation = Federation(self.grid, self.protection, PARTIES)

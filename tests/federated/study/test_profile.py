@@ -20,7 +20,7 @@ from federated.hiding.masks import Masks
 from federated.hiding.paillier import Dealer, KeyAuthority, Paillier
 from federated.hiding.protocol import Protection
 from federated.messages import Reply, Request, message_of
-from federated.messages import read as read_letter
+from federated.messages import read as read_message
 from federated.party.party import Party
 from federated.run import run
 from federated.study.experiment import Experiment
@@ -279,7 +279,7 @@ class Asked:
 
     def join(self, profile: Profile, word: RecordDict, run: str = RUN) -> None:
         given = message_of(
-            profile=profile.model_dump_json().encode(), vouched=read_letter(word, "vouched")
+            profile=profile.model_dump_json().encode(), voucher=read_message(word, "voucher")
         )
         kept = replace(self.insurer, run=run)
         profiles.check_joined(kept, self.members.charter, self.study, given)
@@ -338,13 +338,13 @@ def test_a_profile_that_was_not_released_or_not_asked_is_not_joined(asked: Asked
 
 def test_a_profile_that_was_joined_is_kept_whole_or_not_used(asked: Asked, tmp_path: Path) -> None:
     for _ in range(2):
-        profiles.keep(tmp_path, RUN, {asked.released.digest: asked.released})
-    assert profiles.kept(tmp_path, "cd" * 8) == {}
-    assert profiles.kept(tmp_path, RUN) == {asked.released.digest: asked.released}
+        profiles.save_profiles(tmp_path, RUN, {asked.released.digest: asked.released})
+    assert profiles.load_profiles(tmp_path, "cd" * 8) == {}
+    assert profiles.load_profiles(tmp_path, RUN) == {asked.released.digest: asked.released}
     (path,) = tmp_path.glob("*.profile")
     path.write_bytes(path.read_bytes().replace(b"0.", b"1.", 1))
     with pytest.raises(PeerError, match="is damaged; it answers no more"):
-        profiles.kept(tmp_path, RUN)
+        profiles.load_profiles(tmp_path, RUN)
 
 
 def few(profile: Profile) -> dict[str, tuple[float | None, ...]]:
@@ -354,10 +354,10 @@ def few(profile: Profile) -> dict[str, tuple[float | None, ...]]:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"numbers": (11,)}, "asked of other providers before"),
-        ({"first": 1}, "another profile than was announced"),
-        ({"periods": 1}, "another profile than was announced"),
-        ({"asked": ASKED.model_copy(update={"every": 20})}, "another profile than was announced"),
+        ({"numbers": (11,)}, "requested for other providers before"),
+        ({"first": 1}, "this profile was not announced"),
+        ({"periods": 1}, "this profile was not announced"),
+        ({"asked": ASKED.model_copy(update={"every": 20})}, "this profile was not announced"),
     ],
 )
 def test_cells_are_asked_once_over_the_days_of_the_contract(
@@ -368,5 +368,5 @@ def test_cells_are_asked_once_over_the_days_of_the_contract(
 
 
 def test_a_profile_is_not_answered_under_other_rules(asked: Asked) -> None:
-    with pytest.raises(PolicyError, match=r"\[disclosure\] asked under other rules"):
+    with pytest.raises(PolicyError, match=r"\[disclosure\] the request's rules"):
         asked.consider(CELLS, Rules.of_own_rows())

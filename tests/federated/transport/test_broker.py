@@ -1,4 +1,4 @@
-"""What the exchange's outer door lets through: TLS, certificates, routes, sizes; and what is on the wire."""
+"""What the exchange's public listener lets through: TLS, certificates, routes, sizes; and what is on the wire."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ from tests.rigs.trial import Trial, started
 
 
 @pytest.fixture(scope="session")
-def door(tmp_path_factory: Any, authority_key: Any) -> Iterator[Trial]:
-    made = Trial(tmp_path_factory.mktemp("door"), authority_key, insurers=3, rows=60)
+def loopback(tmp_path_factory: Any, authority_key: Any) -> Iterator[Trial]:
+    made = Trial(tmp_path_factory.mktemp("exchange"), authority_key, insurers=3, rows=60)
     made.start("exchange")
-    made.until(lambda: (made.exchange / exchange.INNER).exists(), 60)
+    made.until(lambda: (made.exchange / exchange.LOCAL_SOCKET).exists(), 60)
     for name in made.names:
         admission_of(made.root / name, name)
     yield made
@@ -72,16 +72,16 @@ ROUTES = ("/health", "/v1/fleet/pull-messages", "/v1/control/list-nodes", "/docs
 
 
 @pytest.mark.parametrize("path", ROUTES)
-def test_no_route_answers_a_peer_without_a_certificate(door: Trial, path: str) -> None:
-    bare = ssl.create_default_context(cafile=str(door.root / "insurer 1" / AUTHORITY))
+def test_no_route_answers_a_peer_without_a_certificate(loopback: Trial, path: str) -> None:
+    bare = ssl.create_default_context(cafile=str(loopback.root / "insurer 1" / AUTHORITY))
     with pytest.raises(NOTHING):
-        ask(door, bare, path)
+        ask(loopback, bare, path)
 
 
 @pytest.mark.parametrize("path", ROUTES)
-def test_no_route_answers_plain_http(door: Trial, path: str) -> None:
+def test_no_route_answers_plain_http(loopback: Trial, path: str) -> None:
     with pytest.raises(NOTHING):
-        ask(door, None, path)
+        ask(loopback, None, path)
 
 
 @pytest.mark.parametrize(
@@ -99,26 +99,30 @@ def test_no_route_answers_plain_http(door: Trial, path: str) -> None:
         "/docs",
     ],
 )
-def test_a_peer_with_a_certificate_reaches_the_node_routes_alone(door: Trial, path: str) -> None:
-    assert ask(door, tls(door), path, **{"lab-secret": "x" * 64}) == 404
+def test_a_peer_with_a_certificate_reaches_the_node_routes_alone(
+    loopback: Trial, path: str
+) -> None:
+    assert ask(loopback, tls(loopback), path, **{"lab-secret": "x" * 64}) == 404
 
 
 def test_a_certificate_of_another_authority_or_one_that_ended_does_not_come_in(
-    door: Trial, tmp_path: Path
+    loopback: Trial, tmp_path: Path
 ) -> None:
-    key = certificates.read_key(door.root / "insurer 1" / KEY)
+    key = certificates.read_key(loopback.root / "insurer 1" / KEY)
     line = certificates.openssh_line(key)
     certificates.make_authority(tmp_path, "somebody", ("127.0.0.1",))
     (tmp_path / "other.pem").write_text(certificates.admit(tmp_path, "insurer 1", line))
-    (tmp_path / "ended.pem").write_text(certificates.admit(door.exchange, "insurer 1", line, -1))
-    own = door.root / "insurer 1"
+    (tmp_path / "ended.pem").write_text(
+        certificates.admit(loopback.exchange, "insurer 1", line, -1)
+    )
+    own = loopback.root / "insurer 1"
     for name in ("other.pem", "ended.pem"):
         context = certificates.client_side(own / AUTHORITY, tmp_path / name, own / KEY)
         with pytest.raises(NOTHING):
-            ask(door, context, "/v1/fleet/pull-messages")
+            ask(loopback, context, "/v1/fleet/pull-messages")
     stranger = certificates.client_side(tmp_path / "ca.pem", own / CERTIFICATE, own / KEY)
     with pytest.raises(ssl.SSLCertVerificationError):
-        ask(door, stranger, "/health")
+        ask(loopback, stranger, "/health")
 
 
 def test_certificates_of_an_authority_elsewhere_are_as_good(tmp_path: Path) -> None:
@@ -143,15 +147,16 @@ def test_certificates_of_an_authority_elsewhere_are_as_good(tmp_path: Path) -> N
     wrong = certificates.openssh_line(certificates.new_key())
     for place, over, days, reason in (
         (other, line, 30, "not issued by the exchange's authority"),
-        (elsewhere, wrong, 30, "over another key"),
+        (elsewhere, wrong, 30, "for another key"),
         (elsewhere, line, -1, "not today"),
     ):
         (tmp_path / "node.pem").write_text(certificates.admit(place, "insurer", over, days))
         with pytest.raises(ConfigurationError, match=reason):
-            exchange.register(folder, enrolment, brought=tmp_path / "node.pem")
+            exchange.register(folder, enrolment, certificate_file=tmp_path / "node.pem")
     (tmp_path / "node.pem").write_text(certificates.admit(elsewhere, "insurer", line))
     shutil.copy(
-        exchange.register(folder, enrolment, brought=tmp_path / "node.pem"), node / "admission.json"
+        exchange.register(folder, enrolment, certificate_file=tmp_path / "node.pem"),
+        node / "admission.json",
     )
     admission_of(node, "insurer")
     client = certificates.client_side(node / AUTHORITY, node / CERTIFICATE, node / KEY)
@@ -169,34 +174,36 @@ def shaken(server: ssl.SSLContext, client: ssl.SSLContext) -> str | None:
             return line.version()
 
 
-def test_a_key_that_is_not_registered_or_is_revoked_does_not_come_in(door: Trial) -> None:
-    address = f"127.0.0.1:{door.port}"
-    line = NodeLine(address, certificates.new_key(), tls(door))
+def test_a_key_that_is_not_registered_or_is_revoked_does_not_come_in(loopback: Trial) -> None:
+    address = f"127.0.0.1:{loopback.port}"
+    line = NodeLine(address, certificates.new_key(), tls(loopback))
     with pytest.raises(LineError, match="answers 403 this node's key is unknown here"):
         line.open()
     line.close()
-    exchange.revoke(door.exchange, "insurer 3")
+    exchange.revoke(loopback.exchange, "insurer 3")
     own = NodeLine(
-        address, certificates.read_key(door.root / "insurer 3" / KEY), tls(door, "insurer 3")
+        address,
+        certificates.read_key(loopback.root / "insurer 3" / KEY),
+        tls(loopback, "insurer 3"),
     )
     with pytest.raises(LineError, match="answers 403 this node's key is revoked here"):
         own.open()
     own.close()
 
 
-def test_a_registered_key_without_its_signature_does_not_come_in(door: Trial) -> None:
-    key = certificates.pem(door.enrolment(door.root / "insurer 1").member.flower_key)
+def test_a_registered_key_without_its_signature_does_not_come_in(loopback: Trial) -> None:
+    key = certificates.pem(loopback.enrolment(loopback.root / "insurer 1").member.flower_key)
     now = datetime.datetime.now(datetime.UTC).isoformat()
     headers = {
         "flwr-public-key": base64.b64encode(key).decode(),
         "flwr-signature": base64.b64encode(b"no").decode(),
         "flwr-timestamp": now,
     }
-    assert ask(door, tls(door), "/v1/fleet/pull-messages", **headers) == 401
+    assert ask(loopback, tls(loopback), "/v1/fleet/pull-messages", **headers) == 401
 
 
 def called(line: http.client.HTTPSConnection, trial: Trial, name: str) -> tuple[int, str]:
-    """What the door says to a call in a registered node's name."""
+    """What the listener says to a call in a registered node's name."""
     key = certificates.pem(trial.enrolment(trial.root / name).member.flower_key)
     headers = {"flwr-public-key": base64.b64encode(key).decode()}
     line.request("POST", "/v1/fleet/pull-messages", body=b"", headers=headers)
@@ -204,48 +211,50 @@ def called(line: http.client.HTTPSConnection, trial: Trial, name: str) -> tuple[
     return answer.status, answer.read().decode()
 
 
-def test_an_open_connection_does_not_outlive_its_certificate(door: Trial, tmp_path: Path) -> None:
-    own = door.root / "insurer 2"
+def test_an_open_connection_does_not_outlive_its_certificate(
+    loopback: Trial, tmp_path: Path
+) -> None:
+    own = loopback.root / "insurer 2"
     key = certificates.openssh_line(certificates.read_key(own / KEY))
     brief = tmp_path / "brief.pem"
-    brief.write_text(certificates.admit(door.exchange, "insurer 2", key, 3 / 86400))
+    brief.write_text(certificates.admit(loopback.exchange, "insurer 2", key, 3 / 86400))
     end = certificates.read_certificate(brief.read_bytes()).not_valid_after_utc.timestamp()
     context = certificates.client_side(own / AUTHORITY, brief, own / KEY)
-    line = http.client.HTTPSConnection("127.0.0.1", door.port, timeout=5, context=context)
-    assert called(line, door, "insurer 2")[0] == 401  # let through; there is no signature
+    line = http.client.HTTPSConnection("127.0.0.1", loopback.port, timeout=5, context=context)
+    assert called(line, loopback, "insurer 2")[0] == 401  # let through; there is no signature
     time.sleep(max(0.0, end - time.time()) + 0.1)
-    status, text = called(line, door, "insurer 2")
-    assert status == 403 and "its certificate ended" in text
+    status, text = called(line, loopback, "insurer 2")
+    assert status == 403 and "its certificate has expired" in text
     line.close()
 
 
-def test_a_key_is_not_called_by_the_certificate_of_another(door: Trial) -> None:
-    context = tls(door, "insurer 2")
-    line = http.client.HTTPSConnection("127.0.0.1", door.port, timeout=5, context=context)
-    status, text = called(line, door, "insurer 1")
-    assert status == 403 and "another than its certificate's" in text
+def test_a_key_is_not_called_by_the_certificate_of_another(loopback: Trial) -> None:
+    context = tls(loopback, "insurer 2")
+    line = http.client.HTTPSConnection("127.0.0.1", loopback.port, timeout=5, context=context)
+    status, text = called(line, loopback, "insurer 1")
+    assert status == 403 and "not the key of its certificate" in text
     line.close()
 
 
-def test_a_member_cannot_hold_all_connections(door: Trial) -> None:
-    context, held = tls(door, "insurer 2"), []
+def test_a_member_cannot_hold_all_connections(loopback: Trial) -> None:
+    context, held = tls(loopback, "insurer 2"), []
     for _ in range(3 * MOST_LINES):
-        bare = socket.create_connection(("127.0.0.1", door.port), timeout=5)
+        bare = socket.create_connection(("127.0.0.1", loopback.port), timeout=5)
         held.append(context.wrap_socket(bare, server_hostname="127.0.0.1"))
     with pytest.raises(NOTHING):
         held[-1].sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
         if not held[-1].recv(100):
             raise ConnectionError
-    assert ask(door, tls(door), "/health") == 200
+    assert ask(loopback, tls(loopback), "/health") == 200
     for line in held:
         line.close()
 
 
-def test_a_node_pushes_nothing_in_the_name_of_another(door: Trial) -> None:
+def test_a_node_pushes_nothing_in_the_name_of_another(loopback: Trial) -> None:
     line = NodeLine(
-        f"127.0.0.1:{door.port}",
-        certificates.read_key(door.root / "insurer 1" / KEY),
-        tls(door),
+        f"127.0.0.1:{loopback.port}",
+        certificates.read_key(loopback.root / "insurer 1" / KEY),
+        tls(loopback),
     )
     own = line.open()
     try:
@@ -268,12 +277,12 @@ def test_a_node_pushes_nothing_in_the_name_of_another(door: Trial) -> None:
     ],
 )
 def test_a_node_follows_no_redirect_and_outlives_an_exchange_that_talks_nonsense(
-    door: Trial, answer: str, told: str
+    loopback: Trial, answer: str, told: str
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
-            with certificates.server_side(door.exchange).wrap_socket(
+            with certificates.server_side(loopback.exchange).wrap_socket(
                 server.accept()[0], server_side=True
             ) as line:
                 line.recv(65536)
@@ -283,15 +292,15 @@ def test_a_node_follows_no_redirect_and_outlives_an_exchange_that_talks_nonsense
                 line.recv(65536)
 
         threading.Thread(target=serve, daemon=True).start()
-        key = certificates.read_key(door.root / "insurer 1" / KEY)
-        line = NodeLine(f"127.0.0.1:{server.getsockname()[1]}", key, tls(door))
+        key = certificates.read_key(loopback.root / "insurer 1" / KEY)
+        line = NodeLine(f"127.0.0.1:{server.getsockname()[1]}", key, tls(loopback))
         with pytest.raises(LineError, match=told):
             line.open()
         line._client.close()
 
 
-def test_a_body_over_the_limit_is_refused_before_it_is_read(door: Trial) -> None:
-    key = certificates.pem(door.enrolment(door.root / "insurer 1").member.flower_key)
+def test_a_body_over_the_limit_is_refused_before_it_is_read(loopback: Trial) -> None:
+    key = certificates.pem(loopback.enrolment(loopback.root / "insurer 1").member.flower_key)
     head = (
         "POST /v1/fleet/push-object HTTP/1.1\r\nHost: x\r\n"
         f"flwr-public-key: {base64.b64encode(key).decode()}\r\n"
@@ -299,8 +308,8 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read(door: Trial) -> None
     )
     for length, status in (("999999999999", b" 413 "), ("70000000", b" 413 ")):
         with (
-            socket.create_connection(("127.0.0.1", door.port), timeout=5) as bare,
-            tls(door).wrap_socket(bare, server_hostname="127.0.0.1") as line,
+            socket.create_connection(("127.0.0.1", loopback.port), timeout=5) as bare,
+            tls(loopback).wrap_socket(bare, server_hostname="127.0.0.1") as line,
         ):
             line.sendall(head.format(length=length).encode())  # and not a byte of the body
             assert status in line.recv(100)
@@ -410,8 +419,8 @@ def test_nothing_but_tls_is_on_the_loopback_of_a_run_and_no_canary(
     assert any(shapes(CANARY)["<d"] in data for data in unpacked)
 
 
-def test_the_doctor_finds_what_is_wrong_and_says_what_to_do(door: Trial) -> None:
-    folder = door.root / "insurer 2"
+def test_node_check_finds_what_is_wrong_and_says_what_to_do(loopback: Trial) -> None:
+    folder = loopback.root / "insurer 2"
     assert all(finding.good for finding in examine(folder)), examine(folder)
     (folder / KEY).chmod(0o644)
     try:
@@ -427,5 +436,5 @@ def test_the_doctor_finds_what_is_wrong_and_says_what_to_do(door: Trial) -> None
     finally:
         charter.write_text(kept)
     assert not found["charter"].good and "not all members signed" in found["charter"].text
-    gone = {f.what: f for f in examine(door.root / "insurer 3")}
+    gone = {f.what: f for f in examine(loopback.root / "insurer 3")}
     assert "revoked" in gone["registration"].text or gone["registration"].good

@@ -260,16 +260,17 @@ def test_a_link_that_trees_do_not_model_is_refused() -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.floats(0.05, 0.9), st.integers(0, 2**40), st.booleans())
-def test_the_share_held_out_is_the_one_asked_and_goes_by_key_and_seed(share, seed, text) -> None:
-    recipe = RECIPE.model_copy(update={"validation_share": share, "seed": seed})
+@given(st.floats(0.05, 0.9), st.binary(max_size=32), st.booleans())
+def test_the_share_held_out_is_the_one_asked_and_goes_by_key_and_secret(
+    share, secret, text
+) -> None:
     keys = pd.Series(np.arange(20_000))
     keys = keys.astype("str") if text else keys
-    held = trees.drawn(keys, recipe)
+    held = trees.drawn(keys, share, secret)
     assert abs(held.mean() - share) < 5 * np.sqrt(share * (1 - share) / 20_000)
     part = keys.iloc[np.random.default_rng(0).permutation(20_000)[:500]]
-    assert (trees.drawn(part, recipe) == held[part.index]).all()
-    other = trees.drawn(keys, recipe.model_copy(update={"seed": seed + 1}))
+    assert (trees.drawn(part, share, secret) == held[part.index]).all()
+    other = trees.drawn(keys, share, secret + b"1")
     assert abs((other & held).mean() - share**2) < 0.02
 
 
