@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 from federated.hiding import masks as masked
 from federated.hiding import paillier as encrypted
 from federated.hiding.protocol import answer_clear
+from federated.message_kinds import MessageKind
 from federated.messages import Hiding, message_of, read, refuse
 from federated.party.binding import UnboundQuestion
 from federated.party.party import Party
@@ -184,7 +185,7 @@ HANDLERS: Mapping[str, Handler] = {
     "query.hello": hello,
     "query.enrol": enrol,
     "query.levels": levels,
-    "query.agreed": agree_levels,
+    MessageKind.AGREED: agree_levels,
     "query.profile": join_profile,
     "query.receipt": receipt,
     "query.part": encrypted.give_part,

@@ -76,6 +76,9 @@ class Parties(Totals, Protocol):
     ) -> dict[str, RecordDict]:
         """Send each party its message; the answers by name, in seat order."""
 
+    def agree(self, levels: Mapping[str, Sequence[str]]) -> None:
+        """Tell all parties the names of levels by column that they have together."""
+
     def receipts(self) -> dict[str, list[Released]]:
         """What passed each party's gate so far, as the parties wrote it down."""
 
@@ -189,6 +192,10 @@ class Federation:
             self.ask(MessageKind.LEVELS, dict.fromkeys(self.names, request)), features
         )
 
+    def agree(self, levels: Mapping[str, Sequence[str]]) -> None:
+        """Tell all parties the names of levels by column that they have together."""
+        self.ask(MessageKind.AGREED, dict.fromkeys(self.names, agreement(levels)))
+
     def receipts(self) -> dict[str, list[Released]]:
         """What passed each party's gate so far, as the parties wrote it down."""
         answers = self.ask(
@@ -206,6 +213,11 @@ def levels_request(task: Task, features: tuple[Feature, ...]) -> RecordDict:
         }
     )
     return RecordDict({"levels": header})
+
+
+def agreement(levels: Mapping[str, Sequence[str]]) -> RecordDict:
+    """What every party is told of the names of levels that all have together."""
+    return message_of(levels=json.dumps(levels, sort_keys=True).encode())
 
 
 def merged_levels(

@@ -26,6 +26,12 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def printable(text: str) -> str:
+    """Somebody else's text on one line, without what a terminal would act on: what a person
+    approves is what stands there."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file as a dictionary, or a ConfigurationError that names the line."""
     try:

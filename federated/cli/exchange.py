@@ -266,7 +266,7 @@ def list_requests(folder: Path) -> None:
     lab node requests ping-an
     """
     from federated.deployment.node.policy import waiting
-    from federated.deployment.plan import printable
+    from lab.records import printable
 
     plans = waiting(folder)
     for digest, study in plans.items():

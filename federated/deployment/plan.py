@@ -2,91 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
-from federated.deployment.charter import Analysis
 from federated.study.experiment import Experiment
+from federated.study.plan import StudyPlan
+from federated.study.scoring import public_comparisons
+from federated.study.simulation import public_cells
 from lab.errors import ConfigurationError
-from lab.files import canonical
-from lab.models.design import Feature
-from lab.models.profile import profiled
-from lab.records import parse
+from lab.privacy.disclosure import Rules
 from lab.tables.contracts import Contract
 from lab.tables.partition import Split
 from lab.tables.sources import built_in
 from secure_agg.transcript import FEWEST
 
 
-@dataclass(frozen=True)
-class AnnouncedPlan:
-    """What a run is about, as the coordinator announces it to every party."""
-
-    experiment: Experiment
-    contract: Contract
-
-    def to_json(self) -> str:
-        fields = {
-            "experiment": self.experiment.model_dump(mode="json"),
-            "contract": self.contract.model_dump(mode="json"),
-        }
-        return canonical(fields).decode()
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Raises :class:`ConfigurationError`."""
-        try:
-            fields = json.loads(text)
-            experiment, contract = fields["experiment"], fields["contract"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise ConfigurationError("the announced experiment is not readable") from None
-        return cls(
-            parse(Experiment, experiment, where="the announced experiment"),
-            parse(Contract, contract, where="the announced contract"),
-        )
-
-    @property
-    def kind(self) -> Analysis:
-        """The analysis it is: questions, where it holds any, or a kind of model."""
-        return "questions" if self.experiment.query else self.experiment.model.kind
-
-    @property
-    def title(self) -> str:
-        """What it is, for people: the experiment's name, or the questions."""
-        return printable("; ".join(q.sql for q in self.experiment.query) or self.experiment.name)
-
-    @property
-    def kinds(self) -> tuple[Analysis, ...]:
-        """All analyses it takes."""
-        return (self.kind, "profiles") if self.experiment.profile else (self.kind,)
-
-    @property
-    def joined_contract(self) -> Contract:
-        """The contract with the columns of profiles, as models see it."""
-        return profiled(self.contract, self.experiment.profile)
-
-    @property
-    def features(self) -> dict[str, tuple[Feature, ...]]:
-        """The features of each task."""
-        tasks = self.experiment.tasks()
-        return {task: self.experiment.features(self.joined_contract, task) for task in tasks}
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of all of it: what a person approves."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
+def announced(experiment: Experiment) -> StudyPlan:
+    """The plan of an experiment's model, as all parties are told it."""
+    plan = _public(experiment)
+    features = plan.features
+    by_level, groups = public_comparisons(plan.experiment, plan.joined, features)
+    cells = public_cells(experiment, plan.contract)
+    return plan.model_copy(update={"by_level": by_level, "groups": groups, "cells": cells})
 
 
-def printable(text: str) -> str:
-    """Somebody else's text on one line, without what a terminal would act on: what a person
-    approves is what stands there."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def questions_of(experiment: Experiment) -> StudyPlan:
+    """The plan of an experiment's questions: their texts, and no model's features."""
+    plan = _public(experiment.model_copy(update={"profile": (), "detection": None}))
+    asked = plan.experiment.model_copy(update={"query": experiment.query})
+    return plan.model_copy(update={"experiment": asked})
 
 
-def announced(experiment: Experiment) -> AnnouncedPlan:
+def _public(experiment: Experiment) -> StudyPlan:
     """What parties are told of an experiment: no path, no arm but the federated."""
     data = experiment.data
     if data.contract is not None:
@@ -116,11 +62,6 @@ def announced(experiment: Experiment) -> AnnouncedPlan:
             "protection": experiment.protection.model_copy(update={"disclosure": None}),
         }
     )
-    return AnnouncedPlan(public_experiment, contract)
-
-
-def asked_of(experiment: Experiment) -> AnnouncedPlan:
-    """What parties are told of an experiment's questions: their texts, and no model's features."""
-    plan = announced(experiment.model_copy(update={"profile": (), "detection": None}))
-    queries = {"query": experiment.query}
-    return AnnouncedPlan(plan.experiment.model_copy(update=queries), plan.contract)
+    file = experiment.protection.disclosure
+    rules = Rules.read(None if file is None else Path(file))
+    return StudyPlan(experiment=public_experiment, contract=contract, rules=rules)

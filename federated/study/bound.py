@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
-from federated.federation import Federation
-from federated.messages import Request, message_of
+from federated.federation import Federation, Parties
+from federated.messages import Request
 from federated.party.binding import SignedSteps, sign_step
 from federated.solvers.solution import Watch
 from federated.study.outcome import Outcome, carry_out
@@ -42,9 +42,7 @@ class SignedStudy:
         def ask(question: Request) -> Sums:
             signed = sign_step(self.identity, self.digest, self.run, names, question)
             total = federation.total(signed)
-            if question.statistic == "profile":
-                cells = ProfileCells.model_validate(question.arguments["cells"])
-                federation.join((Profile.of(cells, total),))
+            join_released(federation, question, total)
             return total
 
         steps = Steps(
@@ -55,7 +53,7 @@ class SignedStudy:
         return carried_out(steps, ask)
 
 
-def agreed_levels(plan: StudyPlan, federation: Federation) -> dict[str, tuple[str, ...]]:
+def agreed_levels(plan: StudyPlan, federation: Parties) -> dict[str, tuple[str, ...]]:
     """The names of levels that parties announce for columns whose contract lists none; each party
     sees that none of its own is left out."""
     features = tuple(plan.unlisted.values())
@@ -64,6 +62,12 @@ def agreed_levels(plan: StudyPlan, federation: Federation) -> dict[str, tuple[st
     task = next(iter(plan.experiment.tasks().values()))
     names = federation.levels(task, features)
     levels = {f.column: found for f, found in zip(features, names, strict=True)}
-    agreed = message_of(levels=json.dumps(levels, sort_keys=True).encode())
-    federation.ask("query.agreed", dict.fromkeys(federation.names, agreed))
+    federation.agree(levels)
     return levels
+
+
+def join_released(federation: Parties, question: Request, total: Sums) -> None:
+    """Give all parties the profile that was just released, if it is one."""
+    if question.statistic == "profile":
+        cells = ProfileCells.model_validate(question.arguments["cells"])
+        federation.join((Profile.of(cells, total),))

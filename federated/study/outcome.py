@@ -18,7 +18,8 @@ from federated.study.experiment import Experiment
 from federated.study.plan import StudyPlan
 from federated.study.result import Fitted
 from federated.study.rows import Features
-from federated.study.scoring import Detected, Evaluation, Scorer, mean_of
+from federated.study.scoring import ByLevel, Detected, Evaluation, Scorer, mean_of
+from federated.study.steps import near
 from lab.errors import PeerError
 from lab.files import canonical
 from lab.models import files as models
@@ -42,13 +43,21 @@ class Outcome:
         """The model of each part as it travels."""
         return {part: fitted.json for part, fitted in self.models.items()}
 
+    def agrees_with(self, other: Outcome) -> bool:
+        """Whether both have the same models and means, but for what rounds between machines."""
+        pairs = ((self.texts, other.texts), (self.constants, other.constants))
+        return all(
+            own.keys() == theirs.keys() and all(_same(own[k], theirs[k]) for k in own)
+            for own, theirs in pairs
+        )
+
     def to_bytes(self) -> bytes:
         """As it leaves whoever carried the plan out."""
         return canonical(
             {
-                "models": {part: _fitted_out(fitted) for part, fitted in self.models.items()},
-                "constants": self.constants,
-                "evaluations": {k: _evaluation_out(v) for k, v in self.evaluations.items()},
+                "models": [[part, _fitted_out(fitted)] for part, fitted in self.models.items()],
+                "constants": list(self.constants.items()),
+                "evaluations": [[k, _evaluation_out(v)] for k, v in self.evaluations.items()],
             }
         )
 
@@ -58,9 +67,9 @@ class Outcome:
         try:
             told = json.loads(data)
             return cls(
-                {part: _fitted_in(each) for part, each in told["models"].items()},
-                {part: float(mean) for part, mean in told["constants"].items()},
-                {part: _evaluation_in(each) for part, each in told["evaluations"].items()},
+                {part: _fitted_in(each) for part, each in told["models"]},
+                {part: float(mean) for part, mean in told["constants"]},
+                {part: _evaluation_in(each) for part, each in told["evaluations"]},
             )
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise PeerError(f"the outcome is not readable: {type(error).__name__}") from None
@@ -122,6 +131,11 @@ def fit_models(
     return fitted
 
 
+def _same(own: str | float, other: str | float) -> bool:
+    """Two models as JSON, or two numbers."""
+    return near(*(json.loads(value) if isinstance(value, str) else value for value in (own, other)))
+
+
 # As text and back.
 
 
@@ -166,12 +180,12 @@ def _sums_in(told: Mapping[str, Any]) -> Sums:
     return Sums(arrays, limits, int(told["rows"]))
 
 
-def _levels_out(levels: Mapping[str, tuple[tuple[str, ...], Sums]]) -> dict[str, Any]:
-    return {name: [list(names), _sums_out(sums)] for name, (names, sums) in levels.items()}
+def _levels_out(levels: ByLevel) -> list[Any]:
+    return [[name, list(names), _sums_out(sums)] for name, (names, sums) in levels.items()]
 
 
-def _levels_in(told: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], Sums]]:
-    return {name: (tuple(map(str, names)), _sums_in(sums)) for name, (names, sums) in told.items()}
+def _levels_in(told: Sequence[Any]) -> ByLevel:
+    return {name: (tuple(map(str, names)), _sums_in(sums)) for name, names, sums in told}
 
 
 def _evaluation_out(evaluation: Evaluation) -> dict[str, Any]:

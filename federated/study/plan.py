@@ -7,18 +7,22 @@ has the plan and the totals knows the next question, and nobody has to take one 
 from __future__ import annotations
 
 import hashlib
+import json
 from importlib.metadata import version
+from typing import Self
 
 from pydantic import Field
 
 from federated.solvers.encoding import is_category
 from federated.study.experiment import Experiment
 from federated.study.rows import Features
+from lab.errors import ConfigurationError
 from lab.files import canonical
 from lab.models.design import Feature, Levels
 from lab.models.profile import ProfileCells, profiled
 from lab.privacy.disclosure import Rules
-from lab.records import Strict
+from lab.records import Strict, parse, printable
+from lab.statistics import PROFILES, QUESTIONS
 from lab.tables.contracts import Contract
 
 #: The solvers that carry a plan out; other versions may arrive at other questions.
@@ -43,6 +47,21 @@ class StudyPlan(Strict):
     groups: tuple[Levels, ...] = ()
 
     @property
+    def kind(self) -> str:
+        """The analysis it is: questions, where it holds any, or a kind of model."""
+        return QUESTIONS if self.experiment.query else self.experiment.model.kind
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """All analyses it takes."""
+        return (self.kind, PROFILES) if self.experiment.profile else (self.kind,)
+
+    @property
+    def title(self) -> str:
+        """What it is, for people: the experiment's name, or the questions."""
+        return printable("; ".join(q.sql for q in self.experiment.query) or self.experiment.name)
+
+    @property
     def joined(self) -> Contract:
         """The contract with the columns of profiles, as models see it."""
         return profiled(self.contract, self.experiment.profile)
@@ -56,6 +75,15 @@ class StudyPlan(Strict):
     def to_json(self) -> str:
         """Its one canonical encoding."""
         return canonical(self.model_dump(mode="json")).decode()
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The plan that :meth:`to_json` wrote. Raises :class:`ConfigurationError`."""
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError):
+            raise ConfigurationError("the announced plan is not readable") from None
+        return parse(cls, values, where="the announced plan")
 
     @property
     def digest(self) -> str:

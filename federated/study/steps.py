@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from queue import SimpleQueue
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -148,16 +148,24 @@ class Steps(Generic[Result]):
 class Replay:
     """A party's own solver, beside the one that asks: it answers what its own would ask.
 
-    Numbers may differ by :data:`TOLERANCE`, as machines do; nothing else may.
+    Numbers may differ by :data:`TOLERANCE`, as machines do; nothing else may. begin: makes the
+    solver of the party's plan, from the names of levels that were agreed on, as JSON.
     """
 
-    def __init__(self, steps: Steps[Any]) -> None:
-        self._steps = steps
+    def __init__(self, begin: Callable[[str], Steps[Any]]) -> None:
+        self._begin = begin
+        self._steps: Steps[Any] | None = None
+
+    def steps(self, levels: str) -> Steps[Any]:
+        """The party's own solver, at the question that it stands at."""
+        if self._steps is None:
+            self._steps = self._begin(levels)
+        return self._steps
 
     def check(self, request: Request, standing: Standing) -> None:
         """Raises :class:`UnboundQuestion` unless the party's own solver asks the same now."""
         check_order(request, standing)
-        own = self._steps.question
+        own = self.steps(standing.levels).question
         if own is None:
             raise UnboundQuestion("the plan is carried out; nothing is asked after its end")
         if request.step != own.step:
@@ -167,19 +175,17 @@ class Replay:
         if (text := difference(own, request)) is not None:
             raise UnboundQuestion(f"step {own.step} of the plan asks for other {text}")
 
-    def give(self, step: int, total: Sums) -> None:
-        """The total of a step, once; a total that comes again changes nothing."""
-        if self._steps.question is not None and self._steps.question.step == step:
-            self._steps.give(total)
+    def give(self, step: int, total: Sums, levels: str = "{}") -> bool:
+        """Take the total of a step, once; a total that comes again changes nothing."""
+        steps = self.steps(levels)
+        if steps.question is None or steps.question.step != step:
+            return False
+        steps.give(total)
+        return True
 
     def close(self) -> None:
-        self._steps.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
+        if self._steps is not None:
+            self._steps.close()
 
 
 def difference(own: Request, other: Request) -> str | None:
@@ -188,7 +194,7 @@ def difference(own: Request, other: Request) -> str | None:
         return f"statistics than '{other.statistic[:60]}'"
     if own.question == other.question:
         return None
-    if not _near(own.arguments, other.arguments):
+    if not near(own.arguments, other.arguments):
         return f"arguments of '{own.statistic}'"
     if set(own.arrays) != set(other.arrays):
         return f"arrays of '{own.statistic}'"
@@ -204,13 +210,13 @@ def _close(own: Floats, other: Floats) -> bool:
     return bool(np.isclose(own, other, rtol=TOLERANCE, atol=TOLERANCE).all())
 
 
-def _near(own: Any, other: Any) -> bool:
+def near(own: Any, other: Any) -> bool:
     """JSON values that are equal but for rounding in their fractions."""
     match own, other:
         case dict(), dict():
-            return own.keys() == other.keys() and all(_near(own[k], other[k]) for k in own)
+            return own.keys() == other.keys() and all(near(own[k], other[k]) for k in own)
         case list(), list():
-            return len(own) == len(other) and all(map(_near, own, other))
+            return len(own) == len(other) and all(map(near, own, other))
         case float(), float():
             return _close(np.array(own), np.array(other))
     return type(own) is type(other) and bool(own == other)

@@ -28,13 +28,14 @@ from federated.deployment.coordinator.participation import (
     in_one_line,
     outlook,
 )
-from federated.deployment.coordinator.resumable_run import ResumableRun, question_of
+from federated.deployment.coordinator.resumable_run import ResumableRun
 from federated.deployment.enrolment import INSURERS
 from federated.deployment.node.profiles import releaser
-from federated.deployment.plan import AnnouncedPlan
+from federated.deployment.node.solver import total_message
 from federated.federation import (
     Participant,
     Progress,
+    agreement,
     levels_request,
     merged_levels,
     receipt_of,
@@ -45,6 +46,7 @@ from federated.messages import UNREADABLE, Request, message_of, read
 from federated.party import statistics
 from federated.party.state import Released
 from federated.party.statistics import RELEASED
+from federated.study.plan import StudyPlan
 from federated.transport.exchange_grid import ExchangeGrid
 from lab.audit.log_format import Checkpoint
 from lab.audit.log_writer import Log
@@ -70,7 +72,7 @@ class DeployedFederation:
         identity: Identity,
         resumable_run: ResumableRun,
         log: Log,
-        plan: AnnouncedPlan,
+        plan: StudyPlan,
         insurers: int,
         progress: Progress | None = None,
     ) -> None:
@@ -158,7 +160,7 @@ class DeployedFederation:
         self._leave(reasons, self.names)
         self.members = tuple(m for m in self.members if m.name not in reasons)
 
-    def _begin(self, plan: AnnouncedPlan) -> None:
+    def _begin(self, plan: StudyPlan) -> None:
         announcement = message_of(study=plan.to_json().encode())
         while True:
             everyone = dict.fromkeys((*self.names, *self._holders), announcement)
@@ -205,25 +207,39 @@ class DeployedFederation:
         self, statistic: str, arrays: Mapping[str, Floats] | None = None, **arguments: Any
     ) -> Sums:
         """The total of a statistic over all parties that take part, or as it was opened before."""
+        return self.total(
+            statistics.request(
+                statistic,
+                arguments,
+                arrays or {},
+                query="",
+                hiding=self.protection.hiding,
+                charter=self.charter.digest,
+            )
+        )
+
+    def total(self, request: Request) -> Sums:
+        """The total that answers a request, of all parties that take part, or as it was opened
+        before; empty where it stays with whoever signs the plan's questions."""
         self._sums += 1
         if self._progress:
-            self._progress(statistic, self._sums)
-        request = statistics.request(
-            statistic,
-            arguments,
-            arrays or {},
-            query="",
-            hiding=self.protection.hiding,
-            charter=self.charter.digest,
-        )
-        question = question_of(statistic, request.question)
-        earlier_total = self.resumable_run.total(self._sums, question)
-        if earlier_total is not None:
-            return earlier_total
+            self._progress(request.statistic, self._sums)
+        totals, question = self.resumable_run.totals, request.question.hex()
+        if not request.signature and (earlier := totals.read(self._sums, question)) is not None:
+            return earlier
         query, total = self._new_total(request)
-        self._log_release(query, statistic, total)
-        self.resumable_run.commit(self._sums, question, total)
+        self._log_release(query, request.statistic, total)
+        if not request.signature:
+            totals.write(self._sums, question, total)
         return total
+
+    def tell(self, question: Request, total: Sums) -> None:
+        """Tell every party an opened total; who does not take it leaves the run."""
+        self._asked_of_all(MessageKind.TOTAL, self.names, total_message(question, total))
+
+    def agree(self, levels: Mapping[str, Sequence[str]]) -> None:
+        """Tell all parties the names of levels by column that they have together."""
+        self._asked_of_all(MessageKind.AGREED, self.names, agreement(levels))
 
     def _new_total(self, request: Request) -> tuple[str, Sums]:
         """The query and the total of those who are left when all of them have answered it."""

@@ -1,14 +1,8 @@
-"""A run on the coordinator's disk: every opened total in order, so that the run can be resumed.
-
-A solver is a function of the totals it gets. A coordinator that was killed starts the same solver
-again and gives it the totals on disk, each checked to be of the same question, until they are used
-up; from there on it asks the parties. So a resumed run ends with the model it would have had.
-"""
+"""A run on the coordinator's disk, so that it can be resumed: who is in it, and what was opened."""
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import secrets
 from collections.abc import Mapping
@@ -16,23 +10,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
-
-from lab.errors import ConfigurationError, PeerError
+from federated.deployment.totals import Totals
+from lab.errors import ConfigurationError
 from lab.files import canonical, read_json, write_whole
-from lab.sums import Floats, Limit, Sums
 
 RUN, TOTALS = "run.json", "totals"
 
 
 class ResumableRun:
-    """One run's folder. ``attempt``: how often it was taken up; ``totals``: how many it has."""
+    """One run's folder. ``attempt``: how often it was taken up; ``totals``: those it has."""
 
     def __init__(self, folder: Path, run: str, attempt: int, absent: Mapping[str, str]) -> None:
         self.folder, self.run, self.attempt, self.absent = folder, run, attempt, dict(absent)
-        self.totals = len(list((folder / TOTALS).glob("*.sums")))
+        self.totals = Totals(folder / TOTALS)
         self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -67,35 +57,6 @@ class ResumableRun:
         write_whole(place / RUN, canonical(record), 0o600)
         return cls(place, run, 0, {})
 
-    def total(self, number: int, question: str) -> Sums | None:
-        """A total that was opened before. Raises :class:`ConfigurationError` for another question's."""
-        path = self._path(number)
-        if not path.exists():
-            return None
-        try:
-            data = path.read_bytes()
-            header = json.loads(_header(data))
-            arrays: dict[str, Floats] = {k: np.array(v) for k, v in load(data).items()}
-            limits = {name: Limit(*pair) for name, pair in json.loads(header["limits"]).items()}
-            if header["question"] != question:
-                raise ConfigurationError(
-                    f"run {self.run}: total {number} on disk answers another question; "
-                    "start a new run with --fresh"
-                )
-            return Sums(arrays, limits, int(header["rows"]))
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-            raise ConfigurationError(
-                f"{path}: is damaged; remove it and all later totals, or start anew with --fresh"
-            ) from None
-
-    def commit(self, number: int, question: str, total: Sums) -> None:
-        """Keep a total, on disk when this returns."""
-        limits = {name: [x.bound, x.resolution] for name, x in total.limits.items()}
-        header = {"question": question, "rows": str(total.rows), "limits": json.dumps(limits)}
-        arrays = {name: np.ascontiguousarray(array) for name, array in total.arrays.items()}
-        write_whole(self._path(number), save(arrays, header), 0o600)
-        self.totals = max(self.totals, number)
-
     def leave(self, party: str, reason: str) -> None:
         """Note that the run goes on without a party."""
         self.absent[party] = reason
@@ -111,19 +72,3 @@ class ResumableRun:
     def _note(self, **changes: Any) -> None:
         place = self.folder / RUN
         write_whole(place, canonical(read_json(place) | changes), 0o600)
-
-    def _path(self, number: int) -> Path:
-        return self.folder / TOTALS / f"{number:06d}.sums"
-
-
-def _header(data: bytes) -> str:
-    """The texts beside the arrays of a safetensors file."""
-    size = int.from_bytes(data[:8], "little")
-    return json.dumps(json.loads(data[8 : 8 + size])["__metadata__"])
-
-
-def question_of(statistic: str, digest: bytes) -> str:
-    """The name of a question in a resumable run; it does not depend on who is asked."""
-    if not digest:
-        raise PeerError(f"{statistic}: a question without a digest")
-    return f"{statistic} {digest.hex()}"

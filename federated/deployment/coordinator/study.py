@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from flwr.app import RecordDict
 
 from federated.deployment.audit_logs import LOG_NAME, open_log
 from federated.deployment.charter import Charter
@@ -21,22 +22,22 @@ from federated.deployment.coordinator.federation import DeployedFederation
 from federated.deployment.coordinator.resumable_run import ResumableRun
 from federated.deployment.enrolment import INSURERS
 from federated.deployment.folders import charter_of, identity_of
-from federated.deployment.node.results import model_content
 from federated.deployment.node.roles import split_of
 from federated.deployment.node.supervisor import SHARE_FILE, with_form
-from federated.deployment.plan import AnnouncedPlan, announced, asked_of
-from federated.federation import single_threaded_blas
+from federated.deployment.plan import announced, questions_of
+from federated.federation import agreement, single_threaded_blas
 from federated.hiding.masks import Masks
 from federated.hiding.paillier import Paillier
 from federated.hiding.protocol import Clear, Protection, Talk, named_reply
 from federated.message_kinds import MessageKind
-from federated.messages import Form, Request, message_of
-from federated.study import arms
+from federated.messages import Form, Request, message_of, read
+from federated.study.bound import agreed_levels, join_released
 from federated.study.experiment import Experiment, Query
 from federated.study.market import RemoteMarket
+from federated.study.outcome import Outcome, carry_out
+from federated.study.plan import StudyPlan
 from federated.study.result import ArmResult, Study
-from federated.study.scoring import remote_scorer
-from federated.study.simulation import public_cells
+from federated.study.steps import Steps, carried_out
 from federated.transport import node_line as fleet
 from federated.transport.exchange_grid import ExchangeGrid
 from lab.errors import ConfigurationError
@@ -49,21 +50,28 @@ from secure_agg.transcript import Transcript
 
 
 class RemoteAuthority:
-    """The supervisor, as the coordinator reaches it: it is shown transcripts and gives totals."""
+    """The supervisor, as the coordinator reaches it: it is shown transcripts and gives the next step."""
 
     def __init__(self, public: PublicKey, name: str) -> None:
         self.public, self._name = public, name
+        self.answer = RecordDict()  # to the last opening
 
     def enrol(self, roster: Roster) -> dict[str, dict[str, bytes]]:
         return {}
 
+    def first(self, talk: Talk, levels: RecordDict) -> RecordDict:
+        """The step that the plan is at, signed. levels: the names that were agreed on."""
+        return talk.ask(MessageKind.NEXT, {self._name: levels})[self._name]
+
     def open(self, talk: Talk, transcript: Transcript, request: Request, form: Form) -> Sums:
-        """The total. Raises what the supervisor refuses with."""
+        """What may be shown of the total; of a model's nothing, but the step that follows.
+
+        Raises what the supervisor refuses with.
+        """
         content = message_of(transcript=transcript.to_bytes(), form=with_form(form))
         content.update(request.to_record())
-        return named_reply(
-            self._name, talk.ask(MessageKind.OPEN, {self._name: content})[self._name]
-        ).sums
+        self.answer = talk.ask(MessageKind.OPEN, {self._name: content})[self._name]
+        return named_reply(self._name, self.answer).sums
 
 
 class EnrolledPaillier(Paillier):
@@ -128,7 +136,7 @@ class Holders:
 
 
 def _insurers_of(
-    experiment: Experiment, plan: AnnouncedPlan, charter: Charter, without: tuple[str, ...]
+    experiment: Experiment, plan: StudyPlan, charter: Charter, without: tuple[str, ...]
 ) -> tuple[str, ...]:
     """The insurers that a run asks. Raises :class:`ConfigurationError` for what the charter bars."""
     for kind in plan.kinds:
@@ -147,7 +155,7 @@ def _insurers_of(
 @contextmanager
 def gathered(
     experiment: Experiment,
-    plan: AnnouncedPlan,
+    plan: StudyPlan,
     folder: Path,
     *,
     fresh: bool = False,
@@ -209,27 +217,17 @@ def run_study(
 
 
 def _perform(
-    experiment: Experiment, plan: AnnouncedPlan, federation: DeployedFederation, watch: Any
+    experiment: Experiment, plan: StudyPlan, federation: DeployedFederation, watch: Any
 ) -> Study:
-    market = RemoteMarket(experiment, plan.joined_contract, plan.features)
-    only = plan.experiment.arms.model_copy(update={"replicates": experiment.arms.replicates})
-    changes = {
-        "arms": only,
-        "query": experiment.query,
-        **_actual_protection(experiment, federation.charter),
-    }
-    plain = plan.experiment.model_copy(update=changes)
-    study = Study(plain, market, {}, {}, {})
+    market = RemoteMarket(experiment, plan.joined, plan.features)
+    changes = {"query": experiment.query, **_actual_protection(experiment, federation.charter)}
+    study = Study(plan.experiment.model_copy(update=changes), market, {}, {}, {})
     study.not_run = tuple(arm for arm in experiment.arms.run if arm != "federated")
     result = study.arms["federated"] = ArmResult("federated")
-    cells = public_cells(experiment, plan.contract)
-    profiles = [federation.profile(each, _rules(experiment)) for each in cells]
-    result.models["all"] = arms.fit_models(study, federation, watch, profiles=profiles)
-    models = {part: model.json for part, model in result.models["all"].items()}
-    scorer = remote_scorer(plain, market, federation)
-    result.evaluations = scorer.shared(models, federation)
-    file = result.models["all"][study.part].file
-    federation.deliver(model_content(file, models, scorer.constants))
+    outcome, delivery = _carried_out(plan, federation, watch)
+    result.models["all"] = outcome.models
+    result.evaluations = {part: {"all": each} for part, each in outcome.evaluations.items()}
+    federation.deliver(delivery)
     study.receipts, study.silent = federation.receipts(), federation.silent
     study.outlook = federation.outlook(study.receipts)
     study.run = federation.resumable_run.run
@@ -239,6 +237,41 @@ def _perform(
         if party.state != "took part":
             result.notes[party.name] = party.state.removeprefix(f"{party.name}: ")
     return study
+
+
+def _carried_out(
+    plan: StudyPlan, federation: DeployedFederation, watch: Any
+) -> tuple[Outcome, RecordDict]:
+    """The outcome of a plan, and the message in which every insurer is given it.
+
+    With a key authority the solver is there, and what passes here are its signed questions; else
+    it runs here as at every insurer, each of which is told the opened totals.
+    """
+    levels = agreed_levels(plan, federation)
+    opener = getattr(federation.protection, "opener", None)
+    if isinstance(opener, RemoteAuthority):
+        answer = opener.first(federation, agreement(levels))
+        while "request" in answer.config_records:
+            question = Request.from_record(answer)
+            total = federation.total(question)
+            answer = opener.answer
+            join_released(federation, question, total)
+        return Outcome.from_bytes(read(answer, "outcome")), answer
+
+    def ask(question: Request) -> Sums:
+        total = federation.total(question)
+        join_released(federation, question, total)
+        federation.tell(question, total)
+        return total
+
+    steps = Steps(
+        lambda parties: carry_out(plan, parties, watch),
+        federation.protection.hiding,
+        levels=levels,
+        charter=federation.charter.digest,
+    )
+    outcome = carried_out(steps, ask)
+    return outcome, message_of(outcome=outcome.to_bytes())
 
 
 def ask_questions(
@@ -258,7 +291,7 @@ def ask_questions(
     if experiment.protection.sums == "masks":
         hidden = experiment.protection.model_copy(update={"sums": "paillier"})
         experiment = experiment.model_copy(update={"protection": hidden})
-    plan, rules, person = asked_of(experiment), _rules(experiment), experiment.data.person
+    plan, rules, person = questions_of(experiment), _rules(experiment), experiment.data.person
     for query in experiment.query:
         sql.columns_of(
             query.sql, plan.contract, person

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from federated.deployment.charter import Charter
 from federated.deployment.node.settings import APPROVED, QUESTIONS, REQUESTS, SETTINGS, NodeSettings
-from federated.deployment.plan import AnnouncedPlan
 from federated.party.party import Party, Policy, numbered
 from federated.party.statistics import belongs, find
 from federated.study.experiment import Experiment
+from federated.study.plan import StudyPlan
 from federated.study.rows import columns_needed, usable
 from lab.errors import ConfigurationError, PolicyError
 from lab.files import canonical, write_whole
@@ -81,7 +81,7 @@ class InsurerPolicy:
         if name not in askers:
             raise Refusal("askers", f"'{name}' is not among the askers that this party allows")
 
-    def allow_statistic(self, study: AnnouncedPlan, statistic: str, arguments: str) -> None:
+    def allow_statistic(self, study: StudyPlan, statistic: str, arguments: str) -> None:
         """Raises :class:`Refusal` for a statistic that is no part of what was announced.
 
         arguments: of the request, JSON.
@@ -107,7 +107,7 @@ class InsurerPolicy:
             ):
                 raise Refusal("analyses", "this target was not announced")
 
-    def _columns(self, study: AnnouncedPlan) -> set[str]:
+    def _columns(self, study: StudyPlan) -> set[str]:
         """The columns that a study looks at."""
         experiment = study.experiment
         if study.kind != "questions":
@@ -118,7 +118,7 @@ class InsurerPolicy:
         ]
         return set().union(*column_sets)
 
-    def consider(self, study: AnnouncedPlan) -> None:
+    def consider(self, study: StudyPlan) -> None:
         """Raises :class:`Refusal` for an experiment that breaks a rule, or waits for a person."""
         experiment = study.experiment
         self._allow(study)
@@ -148,12 +148,12 @@ class InsurerPolicy:
                 f"waits for a person's approval as {study.digest[:12]}; run it again after that",
             )
 
-    def _allow(self, study: AnnouncedPlan) -> None:
+    def _allow(self, study: StudyPlan) -> None:
         for kind in study.kinds:
             if kind not in self.limits.analyses or kind not in self.charter.analyses:
                 raise Refusal("analyses", f"this party does not take part in '{kind}'")
 
-    def _withheld_columns(self, study: AnnouncedPlan) -> set[str]:
+    def _withheld_columns(self, study: StudyPlan) -> set[str]:
         """Columns of the negative list and of the contract's; whose rows are a person's is known,
         and by which provider on which day where profiles are made of them."""
         columns, data = self.contract().columns, study.experiment.data
@@ -180,7 +180,7 @@ class InsurerPolicy:
         if theirs.test_column is not None and marks != (own.test_column, str(own.test_value)):
             raise Refusal("rows", f"node.toml does not mark test rows by '{theirs.test_column}'")
 
-    def _check_contract(self, study: AnnouncedPlan, columns: set[str]) -> None:
+    def _check_contract(self, study: StudyPlan, columns: set[str]) -> None:
         """Every column that is used must be the same here; this party may have more."""
         ours, theirs = self.contract(), study.contract
         if not self.charter.holds(theirs.name, theirs.version):
@@ -195,7 +195,7 @@ class InsurerPolicy:
                     f"column '{name}' is not the same in this party's contract as in {theirs.name}",
                 )
 
-    def party(self, study: AnnouncedPlan, secret: bytes) -> Party:
+    def party(self, study: StudyPlan, secret: bytes) -> Party:
         """This insurer's rows for one run, and the gate before them."""
         if study.kind == "questions":
             return self._question_party(study)
@@ -226,7 +226,7 @@ class InsurerPolicy:
             secret=secret,
         )
 
-    def _question_party(self, study: AnnouncedPlan) -> Party:
+    def _question_party(self, study: StudyPlan) -> Party:
         """This insurer's whole table, for questions; its history and its budget outlast a run."""
         frame, contract = self.table().frame, self.contract()
         columns = {
@@ -294,12 +294,12 @@ def _rule_of(column: Column) -> dict[str, Any]:
     return column.model_dump(exclude={"description", "advice", "unit", "role"})
 
 
-def waiting(folder: Path) -> dict[str, AnnouncedPlan]:
+def waiting(folder: Path) -> dict[str, StudyPlan]:
     """Experiments that wait for a person's approval, by digest."""
     plans = {}
     for path in sorted((folder / REQUESTS).glob("*.json")):
         if not (folder / APPROVED / path.stem).exists():
-            plans[path.stem] = AnnouncedPlan.from_json(path.read_text(encoding="utf-8"))
+            plans[path.stem] = StudyPlan.from_json(path.read_text(encoding="utf-8"))
     return plans
 
 

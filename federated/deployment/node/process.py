@@ -45,13 +45,13 @@ from federated.deployment.node.settings import (
     NodeSettings,
     admission_of,
 )
-from federated.deployment.plan import AnnouncedPlan
 from federated.deployment.signed_messages import SignedMessage, claimed, received
 from federated.federation import single_threaded_blas
 from federated.message_kinds import MessageKind
 from federated.messages import read, refuse
 from federated.party.release import RELEASED
 from federated.party.state import Released
+from federated.study.plan import StudyPlan
 from federated.transport.node_line import LineError, NodeLine, bundle
 from lab.errors import ConfigurationError, LabError, LogError, PeerError
 from lab.files import read_json, write_whole
@@ -259,7 +259,7 @@ class Node:
 
     def _begin(self, run_state: RunState, signed_message: SignedMessage) -> RecordDict:
         text = read(signed_message.content, "study").decode()
-        study = AnnouncedPlan.from_json(text)
+        study = StudyPlan.from_json(text)
         if run_state.study and run_state.study != text:
             raise PeerError("coordinator: announces another study within a run")
         self._answers.begin(run_state, study)

@@ -17,8 +17,8 @@ from flwr.app import ConfigRecord, RecordDict
 from federated.deployment.charter import Charter
 from federated.deployment.node.policy import Refusal
 from federated.deployment.node.run_state import RunState
-from federated.deployment.plan import AnnouncedPlan
 from federated.messages import Reply, Request, message_of, read
+from federated.study.plan import StudyPlan
 from lab.errors import ConfigurationError, LogError, PeerError
 from lab.files import write_whole
 from lab.models import profile
@@ -42,7 +42,7 @@ def releaser(charter: Charter) -> str:
     return charter.key.by[0] if charter.key.opens == "authority" else charter.roster.names[0]
 
 
-def consider(run_state: RunState, study: AnnouncedPlan, rules: Rules, request: Request) -> None:
+def consider(run_state: RunState, study: StudyPlan, rules: Rules, request: Request) -> None:
     """Note the cells that this party is asked about. Raises :class:`Refusal`."""
     cells = parse(ProfileCells, request.arguments.get("cells"), where="the profile")
     definition = cells.asked
@@ -87,7 +87,7 @@ def vouch(
 
 
 def check_joined(
-    run_state: RunState, charter: Charter, study: AnnouncedPlan, content: RecordDict
+    run_state: RunState, charter: Charter, study: StudyPlan, content: RecordDict
 ) -> None:
     """Raises :class:`PeerError` unless a profile is of cells that were asked of this party in this
     run, and its releaser vouches for it."""

@@ -5,28 +5,35 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from federated.app import client_app
 from federated.deployment.charter import Charter, same
 from federated.deployment.folders import identity_of
-from federated.deployment.node import profiles
+from federated.deployment.node import profiles, solver
 from federated.deployment.node.policy import InsurerPolicy, Refusal
 from federated.deployment.node.results import take
 from federated.deployment.node.run_state import RunState
 from federated.deployment.node.settings import STATE
+from federated.deployment.node.solver import ReleaserSteps
 from federated.deployment.node.supervisor import SHARE_FILE, Openings, log_opened, opened_total
-from federated.deployment.plan import AnnouncedPlan
 from federated.deployment.signed_messages import SignedMessage
+from federated.deployment.totals import Totals
 from federated.message_kinds import MessageKind
 from federated.messages import Reply, Request, read
+from federated.party.binding import Binding, SignedSteps
+from federated.party.party import Party
 from federated.party.state import NodeState
+from federated.party.statistics import RELEASED
+from federated.study.plan import StudyPlan
+from federated.study.steps import Replay
 from lab.audit.log_writer import Log
 from lab.errors import ConfigurationError, PeerError, PolicyError
 from lab.files import read_json
 from lab.privacy.disclosure import Rules
+from lab.statistics import QUESTIONS
 from secure_agg.errors import SecureAggError
 from secure_agg.identity import Identity
 from secure_agg.keys import PrivateKey
@@ -42,7 +49,7 @@ AT_HAND = 4
 class NodeRole(Protocol):
     """What answers a message."""
 
-    def begin(self, run_state: RunState, study: AnnouncedPlan) -> None:
+    def begin(self, run_state: RunState, study: StudyPlan) -> None:
         """Take part in a run, or raise what speaks against it."""
 
     def allow_asker(self, name: str) -> None:
@@ -62,21 +69,48 @@ class InsurerRole:
     ) -> None:
         self._folder, self._insurer, self._seed, self._tell = folder, insurer, seed, tell
         self._charter, self._name = insurer.charter, insurer.settings.name
-        self._parties: dict[str, Any] = {}
+        self._parties: dict[str, Party] = {}
         self._now = ""
         self._app = client_app(lambda seat: self._parties[self._now], insurer.limits.hiding)
 
-    def begin(self, run_state: RunState, study: AnnouncedPlan) -> None:
+    def begin(self, run_state: RunState, study: StudyPlan) -> None:
         self._insurer.consider(study)
         self._take_up(run_state, study)
         self._memory(run_state)
 
-    def _take_up(self, run_state: RunState, study: AnnouncedPlan) -> None:
+    def _take_up(self, run_state: RunState, study: StudyPlan) -> None:
         secret = hashlib.sha256(b"rows " + self._seed).digest()
         party = self._parties[run_state.run] = self._insurer.party(study, secret)
         party.profiles |= profiles.load_profiles(self._folder / STATE, run_state.run)
+        if study.kind != QUESTIONS:  # each of which is announced by its text
+            party.binding = self._binding(run_state.run, study)
         for old in list(self._parties)[:-AT_HAND]:
-            del self._parties[old]
+            binding = self._parties.pop(old).binding
+            if isinstance(binding, Replay):
+                binding.close()
+
+    def _binding(self, run: str, study: StudyPlan) -> Binding:
+        """What the questions of a run are held against."""
+        charter, hiding = self._charter, self._insurer.limits.hiding
+        if charter.key is not None and solver.signed_steps(charter) and hiding == "paillier":
+            releaser = charter.member(charter.key.by[0]).card.verifying
+            return SignedSteps(releaser, study.digest, run)
+        totals = self._totals(run)
+        return Replay(lambda levels: solver.taken_up(study, levels, hiding, charter.digest, totals))
+
+    def _totals(self, run: str) -> Totals:
+        return Totals(self._folder / STATE / f"{run}.totals")
+
+    def _take_total(self, run: str, memory: Context, party: Party, content: RecordDict) -> None:
+        """A total of the plan that this party replays, on disk before its solver goes on."""
+        if not isinstance(party.binding, Replay):
+            raise PeerError("coordinator: sends a total to a party that replays nothing")
+        step, total = solver.total_of(content)
+        levels = NodeState(memory, self._name, self._insurer.limits.hiding).standing().levels
+        own = party.binding.steps(levels).question
+        if own is not None and own.step == step:
+            self._totals(run).write(step, own.question.hex(), total)
+            party.binding.give(step, total, levels)
 
     def _memory(self, run_state: RunState) -> Context:
         """The app's state, with the secrets that stand elsewhere put back."""
@@ -119,13 +153,21 @@ class InsurerRole:
     ) -> RecordDict:
         if not run_state.study:
             raise PolicyError("this run was not announced here; nothing in it is answered")
-        study = AnnouncedPlan.from_json(run_state.study)
+        study = StudyPlan.from_json(run_state.study)
         if run_state.run not in self._parties:
             self._take_up(run_state, study)
         memory, party = self._memory(run_state), self._parties[run_state.run]
+        acknowledgement = RecordDict({"acknowledgement": ConfigRecord({"party": self._name})})
+        if signed_message.kind == MessageKind.TOTAL:
+            self._take_total(run_state.run, memory, party, message.content)
+            return acknowledgement
         if signed_message.kind == MessageKind.DELIVER:
-            self._tell(take(self._folder, run_state.run, study, party, message.content))
-            return RecordDict({"acknowledgement": ConfigRecord({"party": self._name})})
+            replay = party.binding if isinstance(party.binding, Replay) else None
+            outcome = solver.check_outcome(
+                self._charter, study, run_state.run, message.content, replay
+            )
+            self._tell(take(self._folder, run_state.run, study, party, outcome))
+            return acknowledgement
         header = message.content.config_records.get("request", {})
         if "statistic" in header:
             arguments = str(header.get("arguments", "{}"))
@@ -196,8 +238,11 @@ class SupervisorRole:
         if charter.key is None or charter.key.public.n != private.public.n:
             raise ConfigurationError(f"{folder}: its key is not the charter's key")
         self._openings, self._identity = Openings(folder), identity_of(folder)
+        self._state, self._solvers = folder / STATE, dict[str, ReleaserSteps]()
 
-    def begin(self, run_state: RunState, study: AnnouncedPlan) -> None:
+    def begin(self, run_state: RunState, study: StudyPlan) -> None:
+        if study.rules != self._rules:
+            raise Refusal("disclosure", "the plan has other rules of disclosure than this party")
         for kind in study.kinds:
             if kind not in self._charter.analyses:
                 raise Refusal("analyses", f"the charter does not allow '{kind}'")
@@ -209,22 +254,49 @@ class SupervisorRole:
     def answer(
         self, run_state: RunState, signed_message: SignedMessage, message: Message, log: Log
     ) -> RecordDict:
-        if signed_message.kind not in (MessageKind.OPEN, MessageKind.VOUCH):
-            raise PeerError(
-                f"coordinator: sends a supervisor '{signed_message.kind}', which insurers answer"
-            )
+        kind, run = signed_message.kind, signed_message.run
+        if kind not in (MessageKind.NEXT, MessageKind.OPEN, MessageKind.VOUCH):
+            raise PeerError(f"coordinator: sends a supervisor '{kind}', which insurers answer")
         if not run_state.study:
             raise PolicyError("this run was not announced here; nothing in it is answered")
-        if signed_message.kind == MessageKind.VOUCH:
+        if kind == MessageKind.VOUCH:
             return profiles.vouch(run_state, self._charter, self._identity, message.content)
+        study = StudyPlan.from_json(run_state.study)
+        if study.kind == QUESTIONS:
+            return self._opened(run_state, run, message.content, log)
+        if kind == MessageKind.NEXT:
+            levels = read(message.content, "levels").decode()
+            record = run_state.records.config_records.setdefault("levels", ConfigRecord())
+            if record.setdefault("agreed", levels) != levels:
+                raise PeerError("coordinator: names of levels were agreed on before, and others")
+            return self._solver(run_state, study).next()
+        steps, request = self._solver(run_state, study), Request.from_record(message.content)
+        steps.check(request)
+        reply = self._opened(run_state, run, message.content, log)
+        total = Reply.from_record(reply)
+        steps.give(total.sums)
+        shown = total.sums if request.statistic in RELEASED else solver.NOTHING
+        answer = Reply.of(total.party, shown, None).to_record()
+        answer.update(steps.next())
+        return answer
+
+    def _solver(self, run_state: RunState, study: StudyPlan) -> ReleaserSteps:
+        run = run_state.run
+        if run not in self._solvers:
+            levels = run_state.records.config_records.get("levels", {})
+            if "agreed" not in levels:
+                raise PeerError("coordinator: asks for a step before levels were agreed on")
+            self._solvers[run] = ReleaserSteps(
+                self._state, run, study, self._charter.digest, self._identity, str(levels["agreed"])
+            )
+            for old in list(self._solvers)[:-AT_HAND]:
+                self._solvers.pop(old).close()
+        return self._solvers[run]
+
+    def _opened(self, run_state: RunState, run: str, content: RecordDict, log: Log) -> RecordDict:
+        """The total of a transcript, or what the rules leave of it, as a reply."""
         reply = opened_total(
-            self._charter,
-            self._private,
-            self._rules,
-            self._openings,
-            log,
-            signed_message.run,
-            message.content,
+            self._charter, self._private, self._rules, self._openings, log, run, content
         )
-        profiles.note_released(run_state, message.content, reply)
+        profiles.note_released(run_state, content, reply)
         return reply

@@ -167,7 +167,7 @@ def test_a_model_is_asked_of_the_announced_target_alone(trial: Trial) -> None:
 
 def test_what_a_person_approves_is_what_a_terminal_shows(trial: Trial) -> None:
     hidden = "select sum(x1) from trial\x1b[2K\x1b[1Gselect count(*) from trial\n\u202e"
-    told = plan.asked_of(trial.experiment(0, query=[Query(sql=hidden)]))
+    told = plan.questions_of(trial.experiment(0, query=[Query(sql=hidden)]))
     assert told.title.isprintable() and "sum(x1)" in told.title
 
 
@@ -198,7 +198,7 @@ def test_with_a_split_key_nobody_opens_a_question_as_a_sum_of_a_model(
     text = "select count(*) from trial where x1 > 2.3"  # of few, whom no answer shows
     with started(made):
         experiment = made.experiment(0, query=[{"sql": text}])
-        told = plan.asked_of(experiment)
+        told = plan.questions_of(experiment)
         question = sql.compile(text, told.contract).question
         with conduct.gathered(experiment, told, made.exchange) as federation:
             query = f"{federation.resumable_run.run}-9"

@@ -132,7 +132,7 @@ def test_another_question_than_was_announced_is_refused(asked: Trial, text: str)
     """The coordinator announces one thing, which a person may have approved, and asks another."""
     announced = {"sql": "select count(*) from trial", "noise": {"epsilon": 0.5}}
     experiment = asked.experiment(0, query=[announced])
-    told = plan.asked_of(experiment)
+    told = plan.questions_of(experiment)
     with (
         pytest.raises(PeerError, match="this question was not announced"),
         conduct.gathered(experiment, told, asked.exchange, fresh=True) as federation,
@@ -178,7 +178,7 @@ def test_a_quantile_is_within_its_interval(asked: Trial) -> None:
 def test_a_node_that_knows_whose_rows_they_are_lets_nobody_say_otherwise(asked: Trial) -> None:
     settings = NodeSettings.read(asked.root / "insurer 1")
     assert settings.data is not None
-    told = plan.asked_of(asked.experiment(0, query=[{"sql": WHOLE}]))
+    told = plan.questions_of(asked.experiment(0, query=[{"sql": WHOLE}]))
     for own in ("y1", None):
         data = settings.data.model_copy(update={"person": own})
         here = settings.model_copy(update={"data": data})

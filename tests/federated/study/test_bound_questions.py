@@ -89,7 +89,9 @@ class Rig:
     def __post_init__(self) -> None:
         self.signer = SignedStudy(self.plan, Identity.generate("releaser"), "00" * 8)
         frames = np.array_split(np.arange(240), PARTIES)
-        self.replays = [Replay(self.steps()) for _ in frames] if self.replayed else []
+        self.replays = (
+            [Replay(lambda levels: self.steps()) for _ in frames] if self.replayed else []
+        )
         bindings = self.replays or [self.signer.binding] * PARTIES
         self.parties = []
         for k, (numbers, binding) in enumerate(zip(frames, bindings, strict=True)):

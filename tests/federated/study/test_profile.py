@@ -14,7 +14,7 @@ from flwr.app import RecordDict
 from federated.app import client_app
 from federated.deployment.node import profiles
 from federated.deployment.node.run_state import RunState
-from federated.deployment.plan import AnnouncedPlan, announced
+from federated.deployment.plan import StudyPlan, announced
 from federated.federation import Federation
 from federated.hiding.masks import Masks
 from federated.hiding.paillier import Dealer, KeyAuthority, Paillier
@@ -269,7 +269,7 @@ class Asked:
     """A run at an insurer and at the supervisor, in which one profile was released."""
 
     members: Members
-    study: AnnouncedPlan
+    study: StudyPlan
     insurer: RunState
     supervisor: RunState
     released: Profile

@@ -1,0 +1,151 @@
+"""The solver of a run at a node: beside the key, where it decides what is asked next; or at an
+insurer that replays the plan, where it decides what is answered.
+
+Where the charter names a key authority, totals of models stay with it: what comes out is the next
+question, signed, and at the end the outcome, signed. Else every insurer is told the opened totals
+and runs the solver too.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from flwr.app import ConfigRecord, RecordDict
+
+from federated.deployment.charter import Charter
+from federated.deployment.totals import Totals
+from federated.messages import Hiding, Reply, Request, message_of, read
+from federated.party.binding import sign_step
+from federated.study.bound import SignedStudy
+from federated.study.outcome import Outcome, carry_out
+from federated.study.plan import StudyPlan
+from federated.study.steps import Levels, Replay, Steps
+from lab.errors import PeerError
+from lab.files import write_whole
+from lab.sums import Sums
+from secure_agg.identity import Identity, signed_by
+
+PURPOSE = b"outcome of a plan"
+#: What a reply that only carries the next step is made of.
+NOTHING = Sums({}, {}, 0)
+
+
+def signed_steps(charter: Charter) -> bool:
+    """Whether questions are signed by a key authority; else insurers replay the plan."""
+    return charter.key is not None and charter.key.opens == "authority"
+
+
+def names_of(levels: str) -> Levels:
+    """Levels by column from JSON. Raises :class:`PeerError`."""
+    try:
+        return {str(k): tuple(map(str, v)) for k, v in json.loads(levels).items()}
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise PeerError("coordinator: the names of levels are not readable") from None
+
+
+def taken_up(
+    plan: StudyPlan, levels: str, hiding: Hiding, charter: str, totals: Totals
+) -> Steps[Outcome]:
+    """The solver of a plan, after all totals that are on disk."""
+    steps = Steps(
+        lambda parties: carry_out(plan, parties), hiding, levels=names_of(levels), charter=charter
+    )
+    while (question := steps.question) is not None:
+        total = totals.read(question.step, question.question.hex())
+        if total is None:
+            break
+        steps.give(total)
+    return steps
+
+
+class ReleaserSteps:
+    """A supervisor's solver in one run. folder: of its state; each total is on disk before the
+    solver goes on, and gone once there is an outcome."""
+
+    def __init__(
+        self, folder: Path, run: str, plan: StudyPlan, charter: str, identity: Identity, levels: str
+    ) -> None:
+        self._run, self._levels = run, levels
+        self._study = SignedStudy(plan, identity, run)
+        self._folder = folder / f"{run}.totals"
+        self._outcome = folder / f"{run}.outcome"
+        self._totals = Totals(self._folder)
+        self._steps: Steps[Outcome] | None = None
+        if not self._outcome.exists():
+            self._steps = taken_up(plan, levels, "paillier", charter, self._totals)
+
+    def check(self, request: Request) -> None:
+        """Raises :class:`PeerError` unless this is the question that the solver stands at."""
+        own = self._steps.question if self._steps else None
+        if own is None or (request.step, request.question) != (own.step, own.question):
+            raise PeerError("coordinator: sends the answers to another question than the plan's")
+
+    def give(self, total: Sums) -> None:
+        """Take the total of the question that the solver stands at."""
+        assert self._steps is not None
+        question = self._steps.question
+        assert question is not None
+        self._totals.write(question.step, question.question.hex(), total)
+        self._steps.give(total)
+
+    def next(self) -> RecordDict:
+        """The next question, signed; at the end the outcome, signed.
+
+        Raises what the solver raised.
+        """
+        if self._steps is not None and (question := self._steps.question) is not None:
+            study = self._study
+            signed = sign_step(study.identity, study.digest, self._run, self._levels, question)
+            return signed.to_record()
+        if self._steps is not None:
+            write_whole(self._outcome, self._steps.result.to_bytes(), 0o600)
+            self._steps = None
+            shutil.rmtree(self._folder, ignore_errors=True)
+        data = self._outcome.read_bytes()
+        said = _statement(self._study.digest, self._run, data)
+        return message_of(outcome=data, signature=self._study.identity.sign(PURPOSE, said))
+
+    def close(self) -> None:
+        if self._steps is not None:
+            self._steps.close()
+
+
+def check_outcome(
+    charter: Charter, plan: StudyPlan, run: str, content: RecordDict, replay: Replay | None
+) -> Outcome:
+    """The outcome of a plan as it is delivered, if it is the one that follows from its totals.
+
+    replay: the insurer's own solver, where nobody signs. Raises :class:`PeerError`.
+    """
+    data = read(content, "outcome")
+    outcome = Outcome.from_bytes(data)
+    if replay is not None:
+        if not outcome.agrees_with(replay.steps("{}").result):
+            raise PeerError("coordinator: delivers another model than the opened totals make")
+        return outcome
+    assert charter.key is not None
+    key = charter.member(charter.key.by[0]).card.verifying
+    if not signed_by(key, PURPOSE, _statement(plan.digest, run, data), read(content, "signature")):
+        raise PeerError(f"coordinator: delivers a model that {charter.key.by[0]} did not sign")
+    return outcome
+
+
+def _statement(plan: str, run: str, outcome: bytes) -> bytes:
+    return json.dumps([plan, run]).encode() + outcome
+
+
+def total_message(question: Request, total: Sums) -> RecordDict:
+    """An opened total on its way to insurers that replay the plan."""
+    content = Reply.of("", total, None).to_record()
+    content["step"] = ConfigRecord({"number": question.step})
+    return content
+
+
+def total_of(content: RecordDict) -> tuple[int, Sums]:
+    """(step, total) of a `total_message`. Raises :class:`PeerError`."""
+    number = content.config_records.get("step", {}).get("number")
+    if not isinstance(number, int):
+        raise PeerError("coordinator: a total comes without its step")
+    return number, Reply.from_record(content).sums
