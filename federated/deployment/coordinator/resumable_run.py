@@ -58,7 +58,7 @@ class ResumableRun:
         return cls(place, run, 0, {})
 
     def leave(self, party: str, reason: str) -> None:
-        """Note that the run goes on without a party."""
+        """Note that the run continues without a party."""
         self.absent[party] = reason
         self._note(absent=self.absent)
 

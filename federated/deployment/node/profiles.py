@@ -129,7 +129,7 @@ def load_profiles(folder: Path, run: str) -> dict[str, Profile]:
             one = None
         if one is None or one.digest != digest:
             raise PeerError(
-                f"this party's profile of run {run} is damaged; it answers no more in it"
+                f"this party's profile of run {run} is damaged; it answers no more in this run"
             )
         profiles[digest] = one
     return profiles

@@ -71,7 +71,7 @@ def test_a_run_outlives_the_exchange_that_is_killed_and_started_again(faulty: Tr
         for e in faulty.logged("exchange", "fault")
     )
     assert not [
-        e for e in faulty.logged("exchange", "fault") if "goes on without" in e.told["what"]
+        e for e in faulty.logged("exchange", "fault") if "continues without" in e.told["what"]
     ]
 
 
@@ -192,7 +192,7 @@ def test_torn_state_leaves_a_party_out_in_mid_run_and_a_torn_log_does_not(faulty
         faulty.start(name)
     conductor.join(60)
     assert faulty.out("torn").startswith("model ")  # of all before, of the others after
-    damaged = "is damaged; it answers no more in it"
+    damaged = "is damaged; it answers no more in this run"
     assert any(damaged in e.told["text"] for e in faulty.logged("insurer 4", "refusal"))
     assert any(damaged in e.told["text"] for e in faulty.logged("exchange", "refusal"))
     assert any("was cut off" in e.told["what"] for e in faulty.logged("insurer 1", "fault"))
