@@ -18,7 +18,7 @@ from lab.files import write_whole
 from lab.sums import Floats, Limit, Sums
 
 
-class Totals:
+class TotalsOnDisk:
     """The totals of one run, by the number of their question; the folder is made when it is needed."""
 
     def __init__(self, folder: Path) -> None:

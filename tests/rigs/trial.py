@@ -252,11 +252,12 @@ class Trial(LoopbackExchange):
             time.sleep(0.02)
 
     def totals(self, study: str) -> int:
-        """How many totals the run of a study has; 0 before it began. study: its name."""
+        """How many totals of a study's run were opened; 0 before it began. study: its name."""
         digest = announced(self.experiment(int(study.split()[1]))).digest
         for place in (self.exchange / "runs").glob("*/run.json"):
-            if read_json(place)["study"] == digest:
-                return len(list((place.parent / "totals").glob("*.sums")))
+            if (record := read_json(place))["study"] == digest:
+                releases = self.logged("exchange", "release")
+                return len({each.query for each in releases if each.run == record["run"]})
         return 0
 
     def logged(self, name: str, kind: str) -> list[audit.Entry]:

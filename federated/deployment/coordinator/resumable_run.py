@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from federated.deployment.totals import Totals
+from federated.deployment.totals import TotalsOnDisk
 from lab.errors import ConfigurationError
 from lab.files import canonical, read_json, write_whole
 
@@ -22,7 +22,7 @@ class ResumableRun:
 
     def __init__(self, folder: Path, run: str, attempt: int, absent: Mapping[str, str]) -> None:
         self.folder, self.run, self.attempt, self.absent = folder, run, attempt, dict(absent)
-        self.totals = Totals(folder / TOTALS)
+        self.totals = TotalsOnDisk(folder / TOTALS)
         self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

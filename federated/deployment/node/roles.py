@@ -20,7 +20,7 @@ from federated.deployment.node.settings import STATE
 from federated.deployment.node.solver import ReleaserSteps
 from federated.deployment.node.supervisor import SHARE_FILE, Openings, log_opened, opened_total
 from federated.deployment.signed_messages import SignedMessage
-from federated.deployment.totals import Totals
+from federated.deployment.totals import TotalsOnDisk
 from federated.message_kinds import MessageKind
 from federated.messages import Reply, Request, read
 from federated.party.binding import Binding, SignedSteps
@@ -98,8 +98,8 @@ class InsurerRole:
         totals = self._totals(run)
         return Replay(lambda levels: solver.taken_up(study, levels, hiding, charter.digest, totals))
 
-    def _totals(self, run: str) -> Totals:
-        return Totals(self._folder / STATE / f"{run}.totals")
+    def _totals(self, run: str) -> TotalsOnDisk:
+        return TotalsOnDisk(self._folder / STATE / f"{run}.totals")
 
     def _take_total(self, run: str, memory: Context, party: Party, content: RecordDict) -> None:
         """A total of the plan that this party replays, on disk before its solver goes on."""

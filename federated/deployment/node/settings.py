@@ -34,7 +34,9 @@ QUESTIONS = "questions"
 class OwnData(Strict):
     """``[data]``: where the rows are, who they belong to, and which are for testing.
 
-    person: the column that says who a row belongs to, "" where each row is a person of its own.
+    person: the column that says who a row belongs to, "" where each row is a person of its own;
+    test_share: of persons whose rows are for testing, where no column marks them; validation_share:
+    of those left, who judge a model while it is fitted. Both are drawn with a key of this node's.
     """
 
     path: str | None = None
@@ -45,6 +47,8 @@ class OwnData(Strict):
     person: str | None = None
     test_column: str | None = None
     test_value: str | int | None = None
+    test_share: float = Field(default=0.2, ge=0, lt=1)
+    validation_share: float = Field(default=0.2, gt=0, lt=1)
 
 
 class NodeLimits(Strict):
@@ -96,7 +100,9 @@ role = {role}
 {person:<31}# the column of who a row belongs to, "" if each is a person's;
                                # questions and profiles count persons, and need it
 {test_column:<31}# rows where it has test_value are for testing;
-{test_value:<31}# without it they are drawn by a hash of the person
+{test_value:<31}# without it they are drawn with a key of this node's:
+test_share = 0.2               # this share of persons, whatever a plan says
+validation_share = 0.2         # of the others: who judge a model while it is fitted
 
 [limits]
 {analyses:<31}# of: glm, network, trees, questions, profiles

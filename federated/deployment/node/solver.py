@@ -15,7 +15,7 @@ from pathlib import Path
 from flwr.app import ConfigRecord, RecordDict
 
 from federated.deployment.charter import Charter
-from federated.deployment.totals import Totals
+from federated.deployment.totals import TotalsOnDisk
 from federated.messages import Hiding, Reply, Request, message_of, read
 from federated.party.binding import sign_step
 from federated.study.bound import SignedStudy
@@ -46,7 +46,7 @@ def names_of(levels: str) -> Levels:
 
 
 def taken_up(
-    plan: StudyPlan, levels: str, hiding: Hiding, charter: str, totals: Totals
+    plan: StudyPlan, levels: str, hiding: Hiding, charter: str, totals: TotalsOnDisk
 ) -> Steps[Outcome]:
     """The solver of a plan, after all totals that are on disk."""
     steps = Steps(
@@ -71,7 +71,7 @@ class ReleaserSteps:
         self._study = SignedStudy(plan, identity, run)
         self._folder = folder / f"{run}.totals"
         self._outcome = folder / f"{run}.outcome"
-        self._totals = Totals(self._folder)
+        self._totals = TotalsOnDisk(self._folder)
         self._steps: Steps[Outcome] | None = None
         if not self._outcome.exists():
             self._steps = taken_up(plan, levels, "paillier", charter, self._totals)

@@ -151,7 +151,9 @@ def test_a_column_that_never_leaves_marks_no_rows_and_nobody(trial: Trial) -> No
         data = told.experiment.data.model_copy(update=change)
         with pytest.raises(Refusal, match=r"\[(never_leaves|rows)\] .*secret"):
             node.consider(
-                replace(told, experiment=told.experiment.model_copy(update={"data": data}))
+                told.model_copy(
+                    update={"experiment": told.experiment.model_copy(update={"data": data})}
+                )
             )
 
 

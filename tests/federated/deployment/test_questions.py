@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +187,9 @@ def test_a_node_that_knows_whose_rows_they_are_lets_nobody_say_otherwise(asked: 
     data = told.experiment.data.model_copy(update={"person": "y1"})
     here = settings.model_copy(update={"data": settings.data.model_copy(update={"person": "y1"})})
     node = insurer.InsurerPolicy(asked.root / "insurer 1", here, asked.charter)
-    node.consider(replace(told, experiment=told.experiment.model_copy(update={"data": data})))
+    node.consider(
+        told.model_copy(update={"experiment": told.experiment.model_copy(update={"data": data})})
+    )
 
 
 @pytest.mark.slow

@@ -298,7 +298,11 @@ def question(cells: ProfileCells, rules: Rules | None = None) -> Request:
 
 @pytest.fixture
 def asked(study: Path, tmp_path: Path, authority_key: PrivateKey) -> Asked:
-    told = announced(Experiment.read(study, {"profile": [{**DEPLOYED, "register_file": "x"}]}))
+    told = announced(
+        Experiment.read(
+            study, {"profile": [{**DEPLOYED, "register_file": str(tmp_path / "register.csv")}]}
+        )
+    )
     made = members(tmp_path, authority_key.public)
     kept = Asked(made, told, RunState(RUN), RunState(RUN), Profile.of(CELLS, given(claims())))
     kept.consider(CELLS)
