@@ -229,7 +229,6 @@ LONG_FUNCTIONS = {
 LONG_FILES = {
     "federated.bench.report",
     "lab.privacy.disclosure",
-    "lab.queries.sql_plan",
 }
 
 
