@@ -228,7 +228,6 @@ LONG_FUNCTIONS = {
 }
 LONG_FILES = {
     "federated.bench.report",
-    "lab.privacy.disclosure",
 }
 
 
