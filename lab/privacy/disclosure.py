@@ -117,11 +117,13 @@ def sensitivity(contributions: Floats, cell: Indices, cells: int, rules: Rules) 
     persons is safe, and no party has shown who its largest are. The converse does not hold: a sum
     above 0 may belong to a safe cell.
     """
+    # 1. The contributions of each cell side by side, the largest first, and their ranks.
     order = np.argsort(-contributions)
     order = order[np.argsort(cell[order], kind="stable")]
     value, cell = contributions[order], cell[order]
     rank = np.arange(len(cell)) - np.searchsorted(cell, cell)
 
+    # 2. Sums by rank, weighted as each rule says.
     def total(mask: Bools) -> Floats:
         return np.asarray(np.bincount(cell[mask], value[mask], minlength=cells), dtype=float)
 

@@ -101,12 +101,14 @@ def _fill_lines(cells: Cells, hidden: Bools, axis: int, rules: Rules) -> None:
     parties of one cell, the sum of sensitivities. A vetoed cell is close to an earlier answer and
     does not help.
     """
+    # 1. The cells of each line from the smallest; the hidden ones come last.
     cells = cells.each(lambda array: np.moveaxis(array, axis, -1))
     hidden = np.moveaxis(hidden, axis, -1)
     filled, helps = cells.persons > 0, cells.vetoes <= 0
     order = np.argsort(np.where(hidden, np.inf, cells.persons), axis=-1, kind="stable")
     shown = np.take_along_axis(~hidden, order, -1)
 
+    # 2. What bounds the hidden ones together, with none more hidden, with one more, and so on.
     def growing(array: Floats, merge: np.ufunc) -> Floats:
         start = merge.reduce(
             np.where(hidden & filled, array, 0.0), axis=-1, keepdims=True, initial=0.0
@@ -118,6 +120,7 @@ def _fill_lines(cells: Cells, hidden: Bools, axis: int, rules: Rules) -> None:
     safe &= growing(cells.parties * helps, np.maximum) >= rules.minimum_parties.parties
     for measure in cells.sensitivity.values():
         safe &= growing(np.where(helps, measure, np.maximum(measure, 0)), np.add) <= 0
+    # 3. Hide as many as it takes, all where nothing is safe, none where nothing is hidden.
     enough = np.where(safe.any(-1), safe.argmax(-1), safe.shape[-1])
     enough[~(hidden & filled).any(-1)] = 0
     hidden |= np.argsort(order, axis=-1, kind="stable") < enough[..., None]
@@ -152,8 +155,8 @@ def _search(cells: Cells, forbidden: Bools, hidden: Bools, total: Bools, rules: 
     needs[0] = rules.minimum_count.persons
     # Last resort: what its only person or party knows, what an earlier answer tells, and totals
     # that are hidden for another total's sake.
-    known = (persons < 2) | (cells.parties < min(2, rules.minimum_parties.parties))
-    last = np.where(total, ~forbidden, known | (cells.vetoes > 0))
+    insiders = (persons < 2) | (cells.parties < min(2, rules.minimum_parties.parties))
+    last = np.where(total, ~forbidden, insiders | (cells.vetoes > 0))
     again = np.where(last, 8 * persons.max(), 0.0)
     again[(persons <= 0) | (total & ~hidden)] = np.inf
     price = again + np.where(hidden, 0, persons)
@@ -167,6 +170,7 @@ def _search(cells: Cells, forbidden: Bools, hidden: Bools, total: Bools, rules: 
 
 def _protect(cells: Cells, forbidden: Bools, hidden: Bools, rules: Rules) -> bool:
     """Hide, in place, what protects each forbidden cell of a table; False where nothing does."""
+    # 1. The forbidden cells that are no totals: totals are protected in tables of their own.
     total = np.zeros(hidden.shape, dtype=bool)
     for axis in range(hidden.ndim):
         np.moveaxis(total, axis, -1)[..., -1] = True
@@ -176,11 +180,12 @@ def _protect(cells: Cells, forbidden: Bools, hidden: Bools, rules: Rules) -> boo
     search = _search(cells, forbidden, hidden, total, rules)
     reach = max(3, int((BOXES / len(targets)) ** (1 / hidden.ndim)))
 
-    def hide(found: Indices) -> None:
-        found = found[~total.flat[found]]
-        hidden.flat[found] = True
-        search.price[found] = search.again[found]
+    def hide(protectors: Indices) -> None:
+        protectors = protectors[~total.flat[protectors]]
+        hidden.flat[protectors] = True
+        search.price[protectors] = search.again[protectors]
 
+    # 2. Many of them by boxes, some at a time, because each box makes the next one cheaper.
     if len(targets) > FEW:
         left = []
         for some in np.array_split(targets, min(len(targets), 256)):
@@ -188,12 +193,13 @@ def _protect(cells: Cells, forbidden: Bools, hidden: Bools, rules: Rules) -> boo
             hide(corners[np.isfinite(cost)].ravel())
             left.append(some[~np.isfinite(cost)])
         targets = np.concatenate(left)
+    # 3. The others one by one, by linear programming.
     for target in map(int, targets):
         moves = (_move(search, target, movable) for movable in MOVABLE)
-        found = next((move for move in moves if move is not None), None)
-        if found is None:
+        move = next((move for move in moves if move is not None), None)
+        if move is None:
             return False
-        hide(found)
+        hide(move)
     return True
 
 
@@ -204,6 +210,7 @@ def _boxes(search: _Search, targets: Indices, reach: int) -> tuple[Indices, Floa
     of them and fall by the least of the others. A step to a total does not count, because a total
     moves with its line. ``reach``: places along each line that are tried.
     """
+    # 1. Along each line of a target: steps to the cheapest places where a cell is large enough.
     d, t = len(search.shape), len(targets)
     at = np.unravel_index(targets, search.shape)
     need = search.needs[:, targets]
@@ -222,6 +229,7 @@ def _boxes(search: _Search, targets: Indices, reach: int) -> tuple[Indices, Floa
         steps.append(np.take_along_axis(step, first, -1).reshape(across))
         turns.append(np.take_along_axis(place < n - 1, first, -1).reshape(across))
         prices.append(np.take_along_axis(price, first, -1).reshape(across))
+    # 2. Each box of one step along every axis: its price, and how far its corners rise and fall.
     many = (-1, t, *[1] * d)
     up, down = np.full(1, np.inf), search.values[:, targets].reshape(many)
     cost = np.zeros(1)
@@ -233,11 +241,12 @@ def _boxes(search: _Search, targets: Indices, reach: int) -> tuple[Indices, Floa
         value = search.values.take(cell, axis=1)
         up = np.minimum(up, np.where(falls, value, np.inf))
         down = np.minimum(down, np.where(falls, np.inf, value))
+    # 3. The cheapest of those that are wide enough.
     cost = np.where((up + down >= need.reshape(many)).all(0), cost, np.inf)
     best, rows = cost.reshape(t, -1).argmin(-1), np.arange(t)
     where = np.unravel_index(best, cost.shape[1:])
-    taken = [step.reshape(t, -1)[rows, w] for step, w in zip(steps, where, strict=True)]
-    corners = [targets, *(targets + sum(taken[axis] for axis in axes) for axes in ways)]
+    sides = [step.reshape(t, -1)[rows, w] for step, w in zip(steps, where, strict=True)]
+    corners = [targets, *(targets + sum(sides[axis] for axis in axes) for axes in ways)]
     return np.stack(corners, -1), cost.reshape(t, -1)[rows, best]
 
 
@@ -255,7 +264,41 @@ def _move(search: _Search, target: int, movable: float) -> Indices | None:
     """
     from scipy import optimize, sparse
 
-    at, d, left = np.unravel_index(target, search.shape), len(search.shape), movable
+    # 1. The two moves as one program: each keeps every total, and they are as far apart as is asked.
+    cell, change = _movable(search, target, movable)
+    apart = np.kron([[1.0, -1.0, -1.0, 1.0]], cell == target)  # rises, falls; again: second move
+    both = sparse.vstack([sparse.kron(np.eye(2), sparse.hstack([change, -change])), apart])
+    # 2. Persons, then each amount: the cheapest moves, where what moves already is free.
+    moves = np.zeros(len(cell), dtype=bool)
+    for value, need in zip(search.values[:, cell], search.needs[:, target], strict=True):
+        if need <= 0:
+            continue
+        fall = np.minimum(value / need, 100.0)  # more than any move takes
+        price = np.where(moves, 0.0, search.price[cell])
+        most = np.concatenate([np.full(len(cell), np.inf), fall] * 2)
+        solution = optimize.linprog(
+            np.tile(price / (price.max() or 1.0) + 1e-6, 4),
+            A_eq=both,
+            b_eq=np.append(np.zeros(both.shape[0] - 1), 1.0),
+            bounds=np.stack([np.zeros(len(most)), most], -1),
+            method="highs",
+        )
+        if solution.status != 0:
+            return None
+        moves |= (solution.x.reshape(4, -1) > 1e-9).any(0)
+    return np.asarray(cell[moves])
+
+
+def _movable(search: _Search, target: int, most: float) -> tuple[Indices, Any]:
+    """About the ``most`` cheapest cells around a target, and what keeps their lines' totals.
+
+    Returns int64[k], the cells, and a sparse matrix [lines, k]: a change of the cells that it maps
+    to 0 leaves every total as it is.
+    """
+    from scipy import sparse
+
+    # 1. A block: along each axis the cheapest places of the target's line, its own, and the total.
+    at, d, left = np.unravel_index(target, search.shape), len(search.shape), most
     places: list[Indices] = [np.empty(0, np.int64)] * d
     for done, axis in enumerate(np.argsort(search.shape)):
         n = search.shape[axis]
@@ -264,9 +307,11 @@ def _move(search: _Search, target: int, movable: float) -> Indices | None:
         cheapest = np.argsort(search.price[line], kind="stable")[:side]
         places[axis] = np.unique([*cheapest, at[axis], n - 1])
         left /= len(places[axis])
+    # 2. Of the block, what can move.
     block = np.ravel_multi_index(np.ix_(*places), search.shape)
     index = np.nonzero(np.isfinite(search.price[block]))
     cell = block[index]
+    # 3. For each line of the block one equation: the sum of its cells less its total.
     equations = []
     for axis, n in enumerate(search.shape):
         sign = np.where(places[axis][index[axis]] == n - 1, -1.0, 1.0)
@@ -274,24 +319,4 @@ def _move(search: _Search, target: int, movable: float) -> Indices | None:
         line = np.ravel_multi_index(_without(index, axis), lines)
         form = (int(np.prod(lines)), len(cell))
         equations.append(sparse.csr_array((sign, (line, np.arange(len(cell)))), shape=form))
-    change = sparse.vstack(equations)
-    apart = np.kron([[1.0, -1.0, -1.0, 1.0]], cell == target)  # rises, falls; again: second move
-    both = sparse.vstack([sparse.kron(np.eye(2), sparse.hstack([change, -change])), apart])
-    moves = np.zeros(len(cell), dtype=bool)
-    for value, need in zip(search.values[:, cell], search.needs[:, target], strict=True):
-        if need <= 0:
-            continue
-        fall = np.minimum(value / need, 100.0)  # more than any move takes
-        price = np.where(moves, 0.0, search.price[cell])
-        most = np.concatenate([np.full(len(cell), np.inf), fall] * 2)
-        found = optimize.linprog(
-            np.tile(price / (price.max() or 1.0) + 1e-6, 4),
-            A_eq=both,
-            b_eq=np.append(np.zeros(both.shape[0] - 1), 1.0),
-            bounds=np.stack([np.zeros(len(most)), most], -1),
-            method="highs",
-        )
-        if found.status != 0:
-            return None
-        moves |= (found.x.reshape(4, -1) > 1e-9).any(0)
-    return np.asarray(cell[moves])
+    return cell, sparse.vstack(equations)

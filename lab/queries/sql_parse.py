@@ -269,6 +269,7 @@ class Scope:
         Raises :class:`ConfigurationError` for a column whose values nobody lists; pydantic's
         ``ValidationError`` for edges that do not rise.
         """
+        # 1. Intervals.
         if isinstance(node, exp.Anonymous):
             function, arguments = call(node)
             if function != "cut" or len(arguments) < 3:
@@ -278,6 +279,7 @@ class Scope:
             name = self.column(arguments[0], number=True)
             edges = tuple(self.number(edge) for edge in arguments[1:])
             return Axis(column=name, edges=edges, missing=self.nullable(name))
+        # 2. A column, by its levels: the contract's, those that are looked up, whole numbers.
         name = self.column(node)
         column = self.contract.columns[name]
         levels: tuple[Value, ...] = column.levels or ()
