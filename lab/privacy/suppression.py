@@ -187,12 +187,12 @@ def _protect(cells: Cells, forbidden: Bools, hidden: Bools, rules: Rules) -> boo
 
     # 2. Many of them by boxes, some at a time, because each box makes the next one cheaper.
     if len(targets) > FEW:
-        left = []
+        remainder = []
         for some in np.array_split(targets, min(len(targets), 256)):
             corners, cost = _boxes(search, some, reach)
             hide(corners[np.isfinite(cost)].ravel())
-            left.append(some[~np.isfinite(cost)])
-        targets = np.concatenate(left)
+            remainder.append(some[~np.isfinite(cost)])
+        targets = np.concatenate(remainder)
     # 3. The others one by one, by linear programming.
     for target in map(int, targets):
         moves = (_move(search, target, movable) for movable in MOVABLE)
@@ -298,15 +298,15 @@ def _movable(search: _Search, target: int, most: float) -> tuple[Indices, Any]:
     from scipy import sparse
 
     # 1. A block: along each axis the cheapest places of the target's line, its own, and the total.
-    at, d, left = np.unravel_index(target, search.shape), len(search.shape), most
+    at, d, room = np.unravel_index(target, search.shape), len(search.shape), most
     places: list[Indices] = [np.empty(0, np.int64)] * d
-    for done, axis in enumerate(np.argsort(search.shape)):
+    for turn, axis in enumerate(np.argsort(search.shape)):
         n = search.shape[axis]
         line = target + (np.arange(n) - at[axis]) * search.strides[axis]
-        side = max(2, int(left ** (1 / (d - done))) - 2)
+        side = max(2, int(room ** (1 / (d - turn))) - 2)
         cheapest = np.argsort(search.price[line], kind="stable")[:side]
         places[axis] = np.unique([*cheapest, at[axis], n - 1])
-        left /= len(places[axis])
+        room /= len(places[axis])
     # 2. Of the block, what can move.
     block = np.ravel_multi_index(np.ix_(*places), search.shape)
     index = np.nonzero(np.isfinite(search.price[block]))
