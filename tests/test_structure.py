@@ -227,8 +227,6 @@ LONG_FUNCTIONS = {
 }
 LONG_FILES = {
     "federated.bench.report",
-    "lab.privacy.disclosure",
-    "lab.queries.sql_plan",
 }
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from lab.privacy.disclosure import Rules
 from lab.queries.questions import ROWS, Axis, Question, Total
-from lab.queries.sql_plan import Rung
+from lab.queries.sql_functions import Rung
 from lab.sums import Floats, Sums
 from lab.tables.contracts import Contract
 

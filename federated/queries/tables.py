@@ -13,6 +13,7 @@ from lab.privacy.noise import draws
 from lab.queries import actuarial, cells
 from lab.queries import sql_plan as sql
 from lab.queries.questions import ROWS, Question
+from lab.queries.sql_functions import Formula
 from lab.sums import Floats
 from lab.tables.contracts import broken
 
@@ -103,7 +104,7 @@ def _spread(desk: Answering, question: Question, totals: list[Floats]) -> list[F
     return spread
 
 
-def _interval(formula: sql.Formula, spread: list[Floats]) -> tuple[Floats, Floats]:
+def _interval(formula: Formula, spread: list[Floats]) -> tuple[Floats, Floats]:
     """Ends of the middle 95 % of what an output might be without the noise."""
     values = np.broadcast_to(formula.value(spread), spread[0].shape)
     low, high = np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)

@@ -1,34 +1,15 @@
-"""Statistical disclosure control: which cells of a table of totals may be shown.
+"""Statistical disclosure control: which cells of a table of totals a rule forbids to show.
 
 The table is the sum over parties of what each sent hidden: persons in a cell, 1 if it has any, a
 veto, amounts, and the *sensitivity* of each amount. A cell is **primary** when a rule of the rules
-file forbids it by itself. It must not follow from the rest either, so others are hidden with it.
-
-*What the reader is taken to know*: every cell that is shown, every total, which cells are empty,
-and that nothing is negative; of the totals, all but those that this module would not show in a
-table of their own, for the rules or to protect another total. So the totals are decided first, the
-table last (HiTaS: de Wolf, LNCS 2316, 2002).
-
-*How a cell is protected*: the corners of a box of hidden cells can be raised and lowered by turns
-and no total changes; so far the reader cannot tell (the hypercube method: Giessing & Repsilber,
-"Tools and strategies to protect multiple tables with the GHQUAR cell suppression engine", LNCS
-2316, 2002). Where few cells need protection, or no box is wide enough, linear programming finds a cheap
-move of any form. Both hide more than the least that would do, never too little.
-
-*What is not seen from here*: a person in two cells or at two parties counts twice; a party that
-takes its own rows off the totals knows more than a reader, so cells that it knows protect last; a
-total that is too concentrated shows it only in a table of totals, which may then protect others.
+file forbids it by itself; which others are hidden for its sake is `lab.privacy.suppression`.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import reduce
-from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,12 +22,6 @@ Bools = NDArray[np.bool_]
 Indices = NDArray[np.int64]
 
 RULES = Path(__file__).with_name("disclosure.toml")
-#: Boxes tried in a whole table, and places tried along a line: bounds for large tables.
-BOXES, PLACES = 10_000_000, 256
-#: So many primary cells are protected by linear programming alone: it hides less, and is slower.
-FEW = 100
-#: Cells that may take part in linear programming, the cheapest; more if that fails.
-MOVABLE = 1_000, 10_000
 
 
 class Rule(Strict):
@@ -115,17 +90,17 @@ def words(rules: Rules) -> str:
     The parameters of concentration rules are told to nobody who reads tables, because with them a
     hidden amount can be bounded (Handbook on Statistical Disclosure Control, ESSnet, section 4.2).
     """
-    told = [
+    clauses = [
         f"at least {rules.minimum_count.persons} persons",
         f"at least {rules.minimum_parties.parties} parties",
     ]
     if rules.dominance or rules.p_percent:
-        told.append("no person's amount can be estimated closely")
-    told.append(
+        clauses.append("no person's amount can be estimated closely")
+    clauses.append(
         "nothing that falls short follows from margins, nor anything of few from all answers"
     )
     rounding = f"; counts are multiples of {rules.rounding.base}" if rules.rounding.base > 1 else ""
-    return f"Shown where: {', '.join(told)}; empty cells are hidden{rounding}."
+    return f"Shown where: {', '.join(clauses)}; empty cells are hidden{rounding}."
 
 
 def sensitivity(contributions: Floats, cell: Indices, cells: int, rules: Rules) -> Floats:
@@ -142,21 +117,23 @@ def sensitivity(contributions: Floats, cell: Indices, cells: int, rules: Rules) 
     persons is safe, and no party has shown who its largest are. The converse does not hold: a sum
     above 0 may belong to a safe cell.
     """
+    # 1. The contributions of each cell side by side, the largest first, and their ranks.
     order = np.argsort(-contributions)
     order = order[np.argsort(cell[order], kind="stable")]
     value, cell = contributions[order], cell[order]
     rank = np.arange(len(cell)) - np.searchsorted(cell, cell)
 
+    # 2. Sums by rank, weighted as each rule says.
     def total(mask: Bools) -> Floats:
         return np.asarray(np.bincount(cell[mask], value[mask], minlength=cells), dtype=float)
 
-    found = []
+    measures = []
     if rules.p_percent:
-        found.append(total(rank < 1) - 100 / rules.p_percent.percent * total(rank >= 2))
+        measures.append(total(rank < 1) - 100 / rules.p_percent.percent * total(rank >= 2))
     if rules.dominance:
         n, k = rules.dominance.largest, rules.dominance.percent
-        found.append(total(rank < n) - k / (100 - k) * total(rank >= n))
-    return np.max(found, axis=0) if found else np.zeros(cells)
+        measures.append(total(rank < n) - k / (100 - k) * total(rank >= n))
+    return np.max(measures, axis=0) if measures else np.zeros(cells)
 
 
 def rounded(values: Floats, rules: Rules) -> Floats:
@@ -198,7 +175,7 @@ class Cells:
 
 
 def primary(cells: Cells, rules: Rules) -> Bools:
-    """Cells with persons that a rule forbids by themselves."""
+    """Cells with persons that a rule forbids by themselves, bool of the table's shape."""
     forbidden = (
         (cells.persons < rules.minimum_count.persons)
         | (cells.parties < rules.minimum_parties.parties)
@@ -207,260 +184,3 @@ def primary(cells: Cells, rules: Rules) -> Bools:
     for measure in cells.sensitivity.values():
         forbidden |= measure > 0
     return forbidden & (cells.persons > 0)
-
-
-def suppressed(cells: Cells, rules: Rules) -> Bools:
-    """Which cells are hidden, bool of the table's shape: primary, empty, and those that protect.
-
-    Guarantee: a reader as above cannot narrow the persons of a primary cell to an interval of less
-    than ``minimum_count``, nor an amount to less than p% (what dominance asks for, if more) of it;
-    and the hidden cells of a line together are no primary cell. Where nothing can do that, every
-    cell of the table is hidden. Same totals, same answer.
-    """
-    shape = tuple(n for n in cells.persons.shape if n != 1)
-    hidden = with_totals(cells.each(lambda array: array.reshape(shape)), rules)
-    return np.asarray(hidden[(slice(-1),) * len(shape)]).reshape(cells.persons.shape)
-
-
-def with_totals(cells: Cells, rules: Rules) -> Bools:
-    """As :func:`suppressed`, with the totals of the table at the last place of each axis."""
-    axes = range(cells.persons.ndim)
-    for axis in axes:
-        cells = _with_total(cells, axis)
-    forbidden = primary(cells, rules)
-    hidden = np.asarray(forbidden | (cells.persons <= 0))
-    for size in axes:
-        for free in combinations(axes, size + 1):
-            table = tuple(slice(None) if axis in free else -1 for axis in axes)
-            part, inside = cells.each(operator.itemgetter(table)), (slice(-1),) * len(free)
-            if size and not _protect(part, forbidden[table], hidden[table], rules):
-                hidden[table][inside] = True
-            for axis in range(len(free)):
-                inner = part.each(operator.itemgetter(inside))
-                _fill_lines(inner, hidden[table][inside], axis, rules)
-    return hidden
-
-
-def _with_total(cells: Cells, axis: int) -> Cells:
-    """Totals along an axis, with what is sure of them: a total is forbidden for its persons, for
-    its parties if all parties of its cells are too few, or as one cell under another name."""
-    filled = cells.persons > 0
-    single = filled.sum(axis, keepdims=True) == 1
-
-    def total(array: Floats) -> Floats:
-        return np.concatenate([array, array.sum(axis, keepdims=True)], axis)
-
-    def sure(array: Floats) -> Floats:
-        sums = np.where(single, (array * filled).sum(axis, keepdims=True), 0.0)
-        return np.concatenate([array, sums], axis)
-
-    return Cells(
-        total(cells.persons),
-        total(cells.parties),
-        sure(cells.vetoes),
-        {name: total(array) for name, array in cells.amounts.items()},
-        {name: sure(array) for name, array in cells.sensitivity.items()},
-    )
-
-
-def _fill_lines(cells: Cells, hidden: Bools, axis: int, rules: Rules) -> None:
-    """Hide, in place, the smallest shown cells of a line until its hidden ones may be shown as one.
-
-    A line's total less what is shown in it is their sum. It is judged by what bounds it: the most
-    parties of one cell, the sum of sensitivities. A vetoed cell is close to an earlier answer and
-    does not help.
-    """
-    cells = cells.each(lambda array: np.moveaxis(array, axis, -1))
-    hidden = np.moveaxis(hidden, axis, -1)
-    filled, helps = cells.persons > 0, cells.vetoes <= 0
-    order = np.argsort(np.where(hidden, np.inf, cells.persons), axis=-1, kind="stable")
-    shown = np.take_along_axis(~hidden, order, -1)
-
-    def growing(array: Floats, merge: np.ufunc) -> Floats:
-        start = merge.reduce(
-            np.where(hidden & filled, array, 0.0), axis=-1, keepdims=True, initial=0.0
-        )
-        more = np.where(shown, np.take_along_axis(array, order, -1), 0.0)
-        return np.asarray(merge.accumulate(np.concatenate([start, more], -1), axis=-1))
-
-    safe = growing(cells.persons * helps, np.add) >= rules.minimum_count.persons
-    safe &= growing(cells.parties * helps, np.maximum) >= rules.minimum_parties.parties
-    for measure in cells.sensitivity.values():
-        safe &= growing(np.where(helps, measure, np.maximum(measure, 0)), np.add) <= 0
-    enough = np.where(safe.any(-1), safe.argmax(-1), safe.shape[-1])
-    enough[~(hidden & filled).any(-1)] = 0
-    hidden |= np.argsort(order, axis=-1, kind="stable") < enough[..., None]
-
-
-@dataclass(frozen=True)
-class _Search:
-    """A table with its totals as the search for protection sees it, its n cells in one row.
-
-    ``values``: float64[m, n], persons and amounts; ``needs``: how wide each must stay open;
-    ``price``: float64[n], of a cell's help, infinite where it cannot move; ``again``: the same once
-    it is hidden; ``places``: for each axis and line where to look along it, cheapest first.
-    """
-
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    values: Floats
-    needs: Floats
-    price: Floats
-    again: Floats
-    places: tuple[Indices, ...]
-
-
-def _search(cells: Cells, forbidden: Bools, hidden: Bools, total: Bools, rules: Rules) -> _Search:
-    shares = [rules.p_percent.percent / 100] if rules.p_percent else []
-    if rules.dominance:  # (100/k)(x1 + ... + xn) - X is at most this share of X
-        shares.append(100 / rules.dominance.percent - 1)
-    persons, shape = cells.persons, hidden.shape
-    amounts = [a for a in cells.amounts.values() if (a >= 0).all()]  # nothing bounds the others
-    values = np.stack([persons, *amounts]).reshape(1 + len(amounts), -1)
-    needs = values * max(shares, default=0.0)
-    needs[0] = rules.minimum_count.persons
-    # Last resort: what its only person or party knows, what an earlier answer tells, and totals
-    # that are hidden for another total's sake.
-    known = (persons < 2) | (cells.parties < min(2, rules.minimum_parties.parties))
-    last = np.where(total, ~forbidden, known | (cells.vetoes > 0))
-    again = np.where(last, 8 * persons.max(), 0.0)
-    again[(persons <= 0) | (total & ~hidden)] = np.inf
-    price = again + np.where(hidden, 0, persons)
-    places = tuple(
-        np.argsort(lines.reshape(-1, lines.shape[-1]), axis=-1, kind="stable")[:, :PLACES]
-        for lines in (np.moveaxis(price, axis, -1) for axis in range(len(shape)))
-    )
-    strides = tuple(int(np.prod(shape[axis + 1 :])) for axis in range(len(shape)))
-    return _Search(shape, strides, values, needs, price.ravel(), again.ravel(), places)
-
-
-def _protect(cells: Cells, forbidden: Bools, hidden: Bools, rules: Rules) -> bool:
-    """Hide, in place, what protects each forbidden cell of a table; False where nothing does."""
-    total = np.zeros(hidden.shape, dtype=bool)
-    for axis in range(hidden.ndim):
-        np.moveaxis(total, axis, -1)[..., -1] = True
-    targets = np.flatnonzero(forbidden & ~total)
-    if not len(targets):
-        return True
-    search = _search(cells, forbidden, hidden, total, rules)
-    reach = max(3, int((BOXES / len(targets)) ** (1 / hidden.ndim)))
-
-    def hide(found: Indices) -> None:
-        found = found[~total.flat[found]]
-        hidden.flat[found] = True
-        search.price[found] = search.again[found]
-
-    if len(targets) > FEW:
-        left = []
-        for some in np.array_split(targets, min(len(targets), 256)):
-            corners, cost = _boxes(search, some, reach)
-            hide(corners[np.isfinite(cost)].ravel())
-            left.append(some[~np.isfinite(cost)])
-        targets = np.concatenate(left)
-    for target in map(int, targets):
-        moves = (_move(search, target, movable) for movable in MOVABLE)
-        found = next((move for move in moves if move is not None), None)
-        if found is None:
-            return False
-        hide(found)
-    return True
-
-
-def _boxes(search: _Search, targets: Indices, reach: int) -> tuple[Indices, Floats]:
-    """For each target the cheapest box that is wide enough: corners int64[t, 2**d], price[t].
-
-    Where the target rises, the corners an odd number of steps away fall: it can rise by the least
-    of them and fall by the least of the others. A step to a total does not count, because a total
-    moves with its line. ``reach``: places along each line that are tried.
-    """
-    d, t = len(search.shape), len(targets)
-    at = np.unravel_index(targets, search.shape)
-    need = search.needs[:, targets]
-    steps: list[Indices] = []
-    turns: list[Bools] = []
-    prices: list[Floats] = []
-    for axis, n in enumerate(search.shape):
-        line = np.ravel_multi_index(_without(at, axis), _without(search.shape, axis))
-        place = search.places[axis][line]
-        step = (place - at[axis][:, None]) * search.strides[axis]
-        cell = targets[:, None] + step
-        wide = (search.values[:, cell] + search.values[:, targets, None] >= need[..., None]).all(0)
-        price = np.where((step != 0) & (wide | (place == n - 1)), search.price[cell], np.inf)
-        first = np.argsort(price, axis=-1, kind="stable")[:, :reach]
-        across = (t, *(-1 if a == axis else 1 for a in range(d)))
-        steps.append(np.take_along_axis(step, first, -1).reshape(across))
-        turns.append(np.take_along_axis(place < n - 1, first, -1).reshape(across))
-        prices.append(np.take_along_axis(price, first, -1).reshape(across))
-    many = (-1, t, *[1] * d)
-    up, down = np.full(1, np.inf), search.values[:, targets].reshape(many)
-    cost = np.zeros(1)
-    ways = [axes for size in range(1, d + 1) for axes in combinations(range(d), size)]
-    for axes in ways:
-        cell = reduce(operator.add, [steps[axis] for axis in axes], targets.reshape(many[1:]))
-        falls = reduce(operator.xor, [turns[axis] for axis in axes])
-        cost = cost + (search.price[cell] if len(axes) > 1 else prices[axes[0]])
-        value = search.values.take(cell, axis=1)
-        up = np.minimum(up, np.where(falls, value, np.inf))
-        down = np.minimum(down, np.where(falls, np.inf, value))
-    cost = np.where((up + down >= need.reshape(many)).all(0), cost, np.inf)
-    best, rows = cost.reshape(t, -1).argmin(-1), np.arange(t)
-    where = np.unravel_index(best, cost.shape[1:])
-    taken = [step.reshape(t, -1)[rows, w] for step, w in zip(steps, where, strict=True)]
-    corners = [targets, *(targets + sum(taken[axis] for axis in axes) for axes in ways)]
-    return np.stack(corners, -1), cost.reshape(t, -1)[rows, best]
-
-
-def _without(items: tuple[Any, ...], axis: int) -> tuple[Any, ...]:
-    return items[:axis] + items[axis + 1 :]
-
-
-def _move(search: _Search, target: int, movable: float) -> Indices | None:
-    """The cells that protect a target at least cost, by linear programming, or None.
-
-    Two moves of the table that leave every shown total as it is and no cell negative, one that
-    raises the target and one that lowers it, so far apart as it needs: what moves must be hidden.
-    This is one step of the heuristic of Kelly, Golden & Assad, "Cell suppression: disclosure
-    protection for sensitive tabular data", Networks 22 (1992), for tables of any form.
-    """
-    from scipy import optimize, sparse
-
-    at, d, left = np.unravel_index(target, search.shape), len(search.shape), movable
-    places: list[Indices] = [np.empty(0, np.int64)] * d
-    for done, axis in enumerate(np.argsort(search.shape)):
-        n = search.shape[axis]
-        line = target + (np.arange(n) - at[axis]) * search.strides[axis]
-        side = max(2, int(left ** (1 / (d - done))) - 2)
-        cheapest = np.argsort(search.price[line], kind="stable")[:side]
-        places[axis] = np.unique([*cheapest, at[axis], n - 1])
-        left /= len(places[axis])
-    block = np.ravel_multi_index(np.ix_(*places), search.shape)
-    index = np.nonzero(np.isfinite(search.price[block]))
-    cell = block[index]
-    equations = []
-    for axis, n in enumerate(search.shape):
-        sign = np.where(places[axis][index[axis]] == n - 1, -1.0, 1.0)
-        lines = _without(block.shape, axis)
-        line = np.ravel_multi_index(_without(index, axis), lines)
-        form = (int(np.prod(lines)), len(cell))
-        equations.append(sparse.csr_array((sign, (line, np.arange(len(cell)))), shape=form))
-    change = sparse.vstack(equations)
-    apart = np.kron([[1.0, -1.0, -1.0, 1.0]], cell == target)  # rises, falls; again: second move
-    both = sparse.vstack([sparse.kron(np.eye(2), sparse.hstack([change, -change])), apart])
-    moves = np.zeros(len(cell), dtype=bool)
-    for value, need in zip(search.values[:, cell], search.needs[:, target], strict=True):
-        if need <= 0:
-            continue
-        fall = np.minimum(value / need, 100.0)  # more than any move takes
-        price = np.where(moves, 0.0, search.price[cell])
-        most = np.concatenate([np.full(len(cell), np.inf), fall] * 2)
-        found = optimize.linprog(
-            np.tile(price / (price.max() or 1.0) + 1e-6, 4),
-            A_eq=both,
-            b_eq=np.append(np.zeros(both.shape[0] - 1), 1.0),
-            bounds=np.stack([np.zeros(len(most)), most], -1),
-            method="highs",
-        )
-        if found.status != 0:
-            return None
-        moves |= (found.x.reshape(4, -1) > 1e-9).any(0)
-    return np.asarray(cell[moves])

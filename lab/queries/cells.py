@@ -2,7 +2,7 @@
 
 Beside every total travel, for each cell: how many persons are in it, whether the party has anybody
 there, whether its history vetoes the cell, and how sensitive its amounts are. All of it is added
-under encryption; whoever opens the totals releases only what `lab.privacy.disclosure` leaves of them.
+under encryption; whoever opens the totals releases only what `lab.privacy.suppression` leaves of them.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lab.errors import PolicyError
-from lab.privacy.disclosure import Cells, Rules, rounded, sensitivity, suppressed
+from lab.privacy.disclosure import Cells, Rules, rounded, sensitivity
 from lab.privacy.noise import Release, grid, plan
 from lab.privacy.noise import sensitivity as sensitivity_of
 from lab.privacy.query_audit import OUTSIDE
+from lab.privacy.suppression import suppressed
 from lab.queries.questions import ROWS, Question, Total
 from lab.sums import AMOUNT, FLAG, HEADS, MOMENT, SENSITIVITY, Floats, Limit, Sums
 from lab.tables.contracts import Column

@@ -13,17 +13,16 @@ from scipy.optimize import linprog
 
 from lab.errors import ConfigurationError
 from lab.privacy.disclosure import (
-    FEW,
     RULES,
     Cells,
     Rules,
     primary,
     rounded,
     sensitivity,
-    suppressed,
     words,
 )
-from lab.privacy.disclosure import with_totals as hidden_with_totals
+from lab.privacy.suppression import FEW, suppressed
+from lab.privacy.suppression import with_totals as hidden_with_totals
 from lab.sums import Floats
 
 SHIPPED = Rules.read()

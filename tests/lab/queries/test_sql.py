@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from lab.errors import ConfigurationError
 from lab.queries.questions import ROWS, Axis, Question, Total
-from lab.queries.sql_plan import Formula, Plan, Rung
+from lab.queries.sql_functions import Formula, Rung
+from lab.queries.sql_plan import Plan
 from lab.queries.sql_plan import compile as read
 from lab.tables.contracts import Contract
 
