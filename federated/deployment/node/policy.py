@@ -6,7 +6,7 @@ both, and a refusal names its rule.
 
 from __future__ import annotations
 
-import hashlib
+import hmac
 import json
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from federated.study.experiment import Experiment
 from federated.study.plan import StudyPlan
 from federated.study.rows import columns_needed, usable
 from lab.errors import ConfigurationError, PolicyError
-from lab.files import canonical, write_whole
+from lab.files import canonical, read_json, write_whole
 from lab.models.glm import Task
 from lab.queries import sql_plan as sql
 from lab.queries.query_table import Budget, QueryTable
@@ -32,6 +32,9 @@ from lab.records import parse
 from lab.statistics import PROFILES
 from lab.tables.contracts import Column, Contract
 from lab.tables.sources import SOURCES, Table, built_in, load
+
+#: Ways in which rows were capped or left out, and how many there may be.
+VARIANTS, MOST_VARIANTS = "row_variants.json", 5
 
 
 class Refusal(PolicyError):
@@ -125,6 +128,8 @@ class InsurerPolicy:
         if {"questions", "profiles"} & set(study.kinds):
             self._check_person(experiment)
         self._check_marks(experiment)
+        if study.kind != "questions":
+            self._check_shares(experiment)
         experiment.check_profiles()
         for profile in experiment.profile:
             profile.check(study.contract)
@@ -147,6 +152,8 @@ class InsurerPolicy:
                 "approval",
                 f"waits for a person's approval as {study.digest[:12]}; run it again after that",
             )
+        if study.kind != "questions":
+            self._note_variant(experiment)
 
     def _allow(self, study: StudyPlan) -> None:
         for kind in study.kinds:
@@ -179,6 +186,40 @@ class InsurerPolicy:
         marks = (theirs.test_column, str(theirs.test_value))
         if theirs.test_column is not None and marks != (own.test_column, str(own.test_value)):
             raise Refusal("rows", f"node.toml does not mark test rows by '{theirs.test_column}'")
+
+    def _check_shares(self, experiment: Experiment) -> None:
+        """Shares are fixed here: rows that two of them differ by would show in two totals."""
+        data, own = experiment.data, self.data
+        if own.test_column is None and data.test != own.test_share:
+            raise Refusal(
+                "rows",
+                f"data.test_share of node.toml is {own.test_share:g}; "
+                f"the plan has data.test = {data.test:g}",
+            )
+        if own.test_column is not None and data.test_column is None and data.test == 0:
+            raise Refusal("rows", f"rows marked by '{own.test_column}' are for testing here")
+        share = getattr(experiment.model, "validation_share", 0.0)
+        if share not in (0.0, own.validation_share):
+            raise Refusal(
+                "rows",
+                f"data.validation_share of node.toml is {own.validation_share:g}; "
+                f"the plan has model.validation_share = {share:g}",
+            )
+
+    def _note_variant(self, experiment: Experiment) -> None:
+        """What changes or leaves out rows is a question of its own, and there are few."""
+        data, path = experiment.data, self.folder / VARIANTS
+        variant = json.dumps([sorted(data.cap.items()), data.missing])
+        variants = read_json(path)["variants"] if path.exists() else []
+        if variant in variants:
+            return
+        if len(variants) >= MOST_VARIANTS:
+            raise Refusal(
+                "rows",
+                f"this party's rows were capped or left out in {MOST_VARIANTS} other ways; use one "
+                "of those for data.cap and data.missing",
+            )
+        write_whole(path, canonical({"variants": [*variants, variant]}), 0o600)
 
     def _check_contract(self, study: StudyPlan, columns: set[str]) -> None:
         """Every column that is used must be the same here; this party may have more."""
@@ -224,6 +265,7 @@ class InsurerPolicy:
                 rules=self.settings.rules(self.folder),
             ),
             secret=secret,
+            rows_secret=hmac.digest(secret, b"rows", "sha256"),
         )
 
     def _question_party(self, study: StudyPlan) -> Party:
@@ -273,10 +315,9 @@ class InsurerPolicy:
                 raise Refusal("rows", "data.test_column marks no row of this party's table")
             return mask
         who = pd.Series(np.arange(len(frame))) if data.person is None else frame[data.person]
-        salt = b"held out %d " % experiment.seed + secret
-        key = hashlib.sha256(salt).hexdigest()[:16]
+        key = hmac.digest(secret, b"for testing", "sha256").hex()[:16]
         hashes = pd.util.hash_pandas_object(who.astype("str"), index=False, hash_key=key)
-        return np.asarray(hashes.to_numpy() / 2.0**64 < data.test, dtype=bool)
+        return np.asarray(hashes.to_numpy() / 2.0**64 < self.data.test_share, dtype=bool)
 
 
 def _equal(column: pd.Series[Any], value: str) -> NDArray[np.bool_]:

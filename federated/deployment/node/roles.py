@@ -79,8 +79,8 @@ class InsurerRole:
         self._memory(run_state)
 
     def _take_up(self, run_state: RunState, study: StudyPlan) -> None:
-        secret = hashlib.sha256(b"rows " + self._seed).digest()
-        party = self._parties[run_state.run] = self._insurer.party(study, secret)
+        party = self._insurer.party(study, rows_secret(self._seed))
+        self._parties[run_state.run] = party
         party.profiles |= profiles.load_profiles(self._folder / STATE, run_state.run)
         if study.kind != QUESTIONS:  # each of which is announced by its text
             party.binding = self._binding(run_state.run, study)
@@ -192,6 +192,11 @@ class InsurerRole:
             profiles.note_released(run_state, message.content, reply)
             _log_release(log, run_state.run, message.content, reply)
         return reply
+
+
+def rows_secret(seed: bytes) -> bytes:
+    """What an insurer draws rows, orders and resamples by. seed: of its keys."""
+    return hashlib.sha256(b"rows " + seed).digest()
 
 
 def _log_release(log: Log, run: str, content: RecordDict, reply: RecordDict) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +13,14 @@ import pandas as pd
 import pytest
 
 from federated.deployment.audit_logs import LOG_NAME
+from federated.deployment.folders import seed_of
 from federated.deployment.node import policy as insurer
 from federated.deployment.node import settings as node_folder
+from federated.deployment.node.roles import rows_secret
 from federated.deployment.plan import announced
 from federated.study import arms, result
 from federated.study.experiment import Experiment
-from federated.study.simulation import deal_tables
+from federated.study.simulation import deal_tables, market_of
 from lab.audit import log_format as audit
 from lab.errors import ConfigurationError, PolicyError
 from lab.files import read_json
@@ -117,6 +120,7 @@ class Payers(Trial):
             self.limits(name, analyses=analyses, announces='["clinic"]', minimum_rows="1")
             path = self.root / name / node_folder.SETTINGS
             text = path.read_text().replace('# person = ""', 'person = "person"')
+            text = text.replace("validation_share = 0.2", "validation_share = 0.3")
             path.write_text(text.replace('test_column = "held_out"', 'test_column = "late"'))
         super().start_all()
 
@@ -143,11 +147,16 @@ def payers(tmp_path_factory: Any, authority_key: Any) -> Iterator[Payers]:
         yield made
 
 
-def simulated(experiment: Experiment) -> result.Study:
-    """The same file without an exchange; trees in the clear, where they are the same to the bit."""
+def simulated(experiment: Experiment, made: Payers) -> result.Study:
+    """The same file without an exchange, its parties with the secrets that real ones draw rows by;
+    trees in the clear, where they are the same to the bit."""
     told = {"sums": "clear"} if experiment.model.kind == "trees" else {}
     protection = experiment.protection.model_copy(update=told)
-    return arms.perform(experiment.model_copy(update={"protection": protection}))
+    alike = experiment.model_copy(update={"protection": protection})
+    for party in market_of(alike.model_dump_json()).parties:
+        party.secret = rows_secret(seed_of(made.root / party.name))
+        party.rows_secret = hmac.digest(party.secret, b"rows", "sha256")
+    return arms.perform(alike)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +173,7 @@ def test_real_parties_give_the_model_and_the_scores_of_the_simulation(
     payers: Payers, model: dict[str, Any], detection: dict[str, Any] | None
 ) -> None:
     experiment = study(payers.root, model, detection=detection)
-    found, told = payers.run(experiment), simulated(experiment)
+    found, told = payers.run(experiment), simulated(experiment, payers)
     assert hash_of(found) == hash_of(told)
     assert {p.state for p in found.outlook} == {"took part"}
     ours, theirs = (s.scores.loc[("federated", "all")] for s in (found, told))
@@ -177,8 +186,9 @@ def growing(payers: Payers, experiment: Experiment) -> bool:
     for place in (payers.exchange / "runs").glob("*/run.json"):
         told = read_json(place)
         if told["study"] == digest and not told["end"]:
-            totals = (place.parent / "totals").glob("*.sums")
-            return sum(b"trees_level" in path.read_bytes()[:4000] for path in totals) > 3
+            lines = payers.logged("exchange", "release")
+            levels = [e for e in lines if e.run == told["run"]]
+            return sum(e.told["statistic"] == "trees_level" for e in levels) > 3
     return False
 
 
@@ -193,7 +203,7 @@ def test_a_profile_gives_the_model_of_the_simulation_though_all_but_the_releaser
         payers.kill(name)
     payers.start("payer b")
     found = payers.run(experiment, fresh=False)
-    assert hash_of(found) == hash_of(simulated(experiment))
+    assert hash_of(found) == hash_of(simulated(experiment, payers))
     assert shown_by(payers, "supervisor", found.run) == [4]
     assert {p.state for p in found.outlook} == {"took part"}
 
@@ -251,7 +261,7 @@ def test_the_insurer_in_the_first_seat_releases_a_profile_under_a_split_key(
     with started(Payers(tmp_path, authority_key, insurers=3, split=True)) as made:
         experiment = profiled(made.root)
         found = made.run(experiment)
-        assert hash_of(found) == hash_of(simulated(experiment))
+        assert hash_of(found) == hash_of(simulated(experiment, made))
         assert shown_by(made, "payer a", found.run) == [4]
 
 
@@ -261,4 +271,4 @@ def test_masks_hide_trees_of_real_parties_and_change_no_bit(
 ) -> None:
     with started(Payers(tmp_path, authority_key, insurers=3, hiding="masks")) as made:
         experiment = study(made.root, STOPPED, protection={"sums": "masks"})
-        assert hash_of(made.run(experiment)) == hash_of(simulated(experiment))
+        assert hash_of(made.run(experiment)) == hash_of(simulated(experiment, made))
