@@ -220,8 +220,6 @@ LONG_FUNCTIONS = {
     "federated.solvers.network.train",
     "federated.solvers.trees.train",
     "federated.transport.broker.Broker.serve",
-    "lab.models.kernels.best_cuts",
-    "lab.models.kernels.derivatives",
     "lab.queries.actuarial.triangle",
     "lab.report.tracking.log",
     "secure_agg.packing.unpack",
