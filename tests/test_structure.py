@@ -220,9 +220,6 @@ LONG_FUNCTIONS = {
     "federated.solvers.network.train",
     "federated.solvers.trees.train",
     "federated.transport.broker.Broker.serve",
-    "lab.queries.actuarial.triangle",
-    "lab.report.tracking.log",
-    "secure_agg.packing.unpack",
 }
 LONG_FILES = {
     "federated.bench.report",
