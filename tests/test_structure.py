@@ -217,9 +217,6 @@ def test_no_folder_of_code_has_more_than_14_files() -> None:
 LONG_FUNCTIONS = {
     "federated.bench.report.trees",
     "federated.deployment.coordinator.federation.DeployedFederation.sum",
-    "federated.solvers.network.train",
-    "federated.solvers.trees.train",
-    "federated.transport.broker.Broker.serve",
 }
 LONG_FILES = {
     "federated.bench.report",

@@ -23,15 +23,15 @@ from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from socket import socket as Socket
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from federated.transport.node_line import BARRED
+
+if TYPE_CHECKING:
+    import uvicorn
 
 Scope = MutableMapping[str, Any]
 Event = MutableMapping[str, Any]
@@ -156,10 +156,10 @@ class Listener:
 
 
 def _header(scope: Scope, name: bytes) -> bytes:
-    found = [value for key, value in scope["headers"] if key == name]
-    if len(found) > 1:
+    values = [value for key, value in scope["headers"] if key == name]
+    if len(values) > 1:
         raise Refused(400, f"the header {name.decode()} comes twice")
-    return bytes(found[0]) if found else b""
+    return bytes(values[0]) if values else b""
 
 
 def _headers(scope: Scope) -> dict[str, str]:
@@ -170,23 +170,23 @@ def _headers(scope: Scope) -> dict[str, str]:
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
 
 
-def _typed(answered: tuple[int, bytes]) -> Answer:
-    status, body = answered
+def _typed(reply: tuple[int, bytes]) -> Answer:
+    status, body = reply
     kind = b"application/protobuf" if status == 200 else b"application/json"
     return status, [(b"content-type", kind), (b"content-length", str(len(body)).encode())], body
 
 
 async def _call(app: App, scope: Scope, body: bytes) -> Answer:
     """One call of an application with a whole body, for a whole answer."""
-    told: list[Event] = [{"type": "http.request", "body": body, "more_body": False}]
+    requests: list[Event] = [{"type": "http.request", "body": body, "more_body": False}]
     start: Event = {"status": 500, "headers": []}
     parts: list[bytes] = []
     never = asyncio.get_running_loop().create_future()
 
     async def receive() -> Event:
-        if not told:
+        if not requests:
             await never
-        return told.pop()
+        return requests.pop()
 
     async def send(event: Event) -> None:
         if event["type"] == "http.response.start":
@@ -329,49 +329,10 @@ class Broker:
         stop: asyncio.Event,
     ) -> None:
         """Serve on two bound sockets until `stop` is set. limit: bytes of a body from outside."""
-        import uvicorn
-        from uvicorn.protocols.http.h11_impl import H11Protocol
-
-        pass
-
-        class Peer(H11Protocol):
-            """A connection from outside, which knows whose it is."""
-
-            def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-                super().connection_made(transport)
-                key, end = peer_of(transport.get_extra_info("ssl_object"))
-                self.app_state = {**self.app_state, PEER_KEY: key, PEER_END: end}
-                same = [c for c in self.connections if c.app_state.get(PEER_KEY) == key]
-                if len(same) > MOST_LINES:
-                    transport.close()
-
-        class Quiet(uvicorn.Server):
-            """A server that leaves signals to whoever runs it."""
-
-            @contextmanager
-            def capture_signals(self) -> Iterator[None]:
-                yield
-
-        def server(app: App, lifespan: Literal["on", "off"], with_tls: bool) -> uvicorn.Server:
-            config = uvicorn.Config(
-                app,
-                lifespan=lifespan,
-                ssl_context_factory=(lambda config, default: tls) if with_tls else None,
-                log_config=None,
-                log_level=logging.CRITICAL,
-                access_log=False,
-                server_header=False,
-                http=Peer if with_tls else "h11",
-                timeout_keep_alive=60,
-                timeout_graceful_shutdown=2,
-                limit_concurrency=500,
-            )
-            return Quiet(config)
-
         outside = Listener(self._app, outer_check(register), self._for_nodes, limit)
         inside = Listener(self._app, inner_check(self._secret), self._for_runs, LARGEST_INSIDE)
         outside.hears, outside.tells = inside.tells, inside.hears
-        doors = [server(inside, "on", False), server(outside, "off", True)]
+        doors = [_server(inside, "on", None), _server(outside, "off", tls)]
         work = [
             asyncio.create_task(door.serve([socket]))
             for door, socket in zip(doors, (inner, outer), strict=True)
@@ -384,8 +345,53 @@ class Broker:
         await asyncio.gather(*work)
 
 
+def _server(app: App, lifespan: Literal["on", "off"], tls: ssl.SSLContext | None) -> uvicorn.Server:
+    """A server of one listener; with ``tls`` each connection knows whose it is."""
+    import uvicorn
+
+    class Quiet(uvicorn.Server):
+        """A server that leaves signals to whoever runs it."""
+
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+    config = uvicorn.Config(
+        app,
+        lifespan=lifespan,
+        ssl_context_factory=(lambda config, default: tls) if tls else None,
+        log_config=None,
+        log_level=logging.CRITICAL,
+        access_log=False,
+        server_header=False,
+        http=_peer_protocol() if tls else "h11",
+        timeout_keep_alive=60,
+        timeout_graceful_shutdown=2,
+        limit_concurrency=500,
+    )
+    return Quiet(config)
+
+
+def _peer_protocol() -> type[asyncio.Protocol]:
+    """HTTP as uvicorn speaks it, with the key and the certificate's end of each peer."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Peer(H11Protocol):
+        """A connection from outside, which knows whose it is."""
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            key, end = peer_of(transport.get_extra_info("ssl_object"))
+            self.app_state = {**self.app_state, PEER_KEY: key, PEER_END: end}
+            same = [c for c in self.connections if c.app_state.get(PEER_KEY) == key]
+            if len(same) > MOST_LINES:
+                transport.close()
+
+    return Peer
+
+
 def peer_of(line: ssl.SSLObject) -> tuple[bytes, float]:
     """The public key of the peer's certificate, PEM, and when the certificate ends, in Unix time."""
-    found = x509.load_der_x509_certificate(line.getpeercert(binary_form=True) or b"")
-    key = found.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    return key, found.not_valid_after_utc.timestamp()
+    certificate = x509.load_der_x509_certificate(line.getpeercert(binary_form=True) or b"")
+    key = certificate.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return key, certificate.not_valid_after_utc.timestamp()

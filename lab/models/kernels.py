@@ -256,7 +256,7 @@ def _gain(
     luck: float,
     low: float,
     high: float,
-) -> float:  # pragma: no cover
+) -> Any:  # pragma: no cover
     """What a cut gains over the ``whole`` and over luck; 0 where leaf values step against the
     feature's direction. h: second derivatives of (left, right), ridge included."""
     h_left, h_right = h
