@@ -18,6 +18,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from federated.bench.measurement import Row, row, timed
 from federated.deployment import charter as charters
 from federated.deployment import enrolment, plan
 from federated.deployment.coordinator import exchange
@@ -35,7 +36,24 @@ from secure_agg.keys import generate, save_private
 PARTIES, BITS = 3, 3072
 
 
-def measure(rounds: int) -> dict[str, float]:
+def figures(path: Path | None, quick: bool) -> list[Row]:
+    """Three insurers as processes on loopback with TLS and a supervisor; each waits for nothing but
+    letters. Flower's own path: flower-superlink, three flower-supernodes, flwr run, without TLS, a
+    client app that answers two numbers; it starts a process for every message and sleeps 3 s
+    between looks. An encrypted total takes two exchanges: insurers, then the supervisor."""
+    seconds = _medians(8 if quick else 20)
+    stock = seconds["stock"]
+    rows = (
+        ("an exchange of letters", seconds["letter"]),
+        ("a small encrypted total, 3072 bits, opened by the supervisor", seconds["sum"]),
+    )
+    return [
+        row(what, ours, "Flower's path, one exchange", stock, f"{stock / ours:.1f} × faster")
+        for what, ours in rows
+    ]
+
+
+def _medians(rounds: int) -> dict[str, float]:
     """Seconds of one exchange with three nodes: ``sum``, ``letter`` and ``stock``.
 
     sum: an encrypted total of a small statistic, opened by a supervisor, which is two exchanges;
@@ -64,8 +82,8 @@ def _ours(place: Path, rounds: int) -> dict[str, float]:
                 return federation.sum("totals", task=task, part="test")
 
             total()  # the first one makes tables for the key
-            sums = [_seconds(total) for _ in range(rounds)]
-            letters = [_seconds(federation.receipts) for _ in range(rounds)]
+            sums = [timed(total)[0] for _ in range(rounds)]
+            letters = [timed(federation.receipts)[0] for _ in range(rounds)]
     return {"sum": median(sums), "letter": median(letters)}
 
 
@@ -134,9 +152,9 @@ def main(grid, context):
     seconds = []
     for round in range(%d):
         start = time.perf_counter()
-        asked = RecordDict({"q": ConfigRecord({"round": round})})
-        found = list(grid.send_and_receive([Message(asked, n, "query") for n in nodes]))
-        assert len(found) == len(nodes) and not any(m.has_error() for m in found)
+        question = RecordDict({"q": ConfigRecord({"round": round})})
+        replies = list(grid.send_and_receive([Message(question, n, "query") for n in nodes]))
+        assert len(replies) == len(nodes) and not any(m.has_error() for m in replies)
         seconds.append(time.perf_counter() - start)
     with open(%r, "w") as file:
         file.write(repr(seconds))
@@ -145,12 +163,12 @@ def main(grid, context):
 
 def _stock(place: Path, rounds: int) -> float:
     """The same exchange by flower-superlink, flower-supernode and flwr run, on loopback."""
-    found, app, home = place / "stock.json", place / "app", place / "home"
+    times, app, home = place / "stock.json", place / "app", place / "home"
     app.mkdir()
     home.mkdir()
-    told = fleet.PYPROJECT.replace("federated.app:server_app", "stock:server")
-    (app / "pyproject.toml").write_text(told.replace("federated.app:client_app", "stock:client"))
-    (app / "stock.py").write_text(STOCK % (PARTIES, rounds, str(found)))
+    project = fleet.PYPROJECT.replace("federated.app:server_app", "stock:server")
+    (app / "pyproject.toml").write_text(project.replace("federated.app:client_app", "stock:client"))
+    (app / "stock.py").write_text(STOCK % (PARTIES, rounds, str(times)))
     port = _free_port()
     runtime = [_free_port() for _ in range(PARTIES)]
     (home / "config.toml").write_text(
@@ -165,22 +183,22 @@ def _stock(place: Path, rounds: int) -> float:
     nodes = [[*joins, "--port", str(own)] for own in runtime]
     with running([link, *nodes], environment):
         until(lambda: _answers(port))
-        asked = [str(bin_ / "flwr"), "run", str(app)]
-        run = subprocess.run(asked, env=environment, capture_output=True, timeout=120)  # noqa: S603
+        command = [str(bin_ / "flwr"), "run", str(app)]
+        run = subprocess.run(command, env=environment, capture_output=True, timeout=120)  # noqa: S603
         try:
-            until(found.exists, 120)
+            until(times.exists, 120)
         except PeerError:
-            said = (run.stdout + run.stderr).decode(errors="replace")[-400:]
-            raise PeerError(f"Flower's own path did not answer: {said}") from None
+            output = (run.stdout + run.stderr).decode(errors="replace")[-400:]
+            raise PeerError(f"Flower's own path did not answer: {output}") from None
         time.sleep(0.2)
-        seconds: list[float] = json.loads(found.read_text())
+        seconds: list[float] = json.loads(times.read_text())
     return median(seconds)
 
 
 @contextmanager
 def running(commands: list[list[str]], environment: dict[str, str]) -> Iterator[None]:
     """Processes, each the head of a group of its own, ended with all they started."""
-    started = [
+    processes = [
         subprocess.Popen(  # noqa: S603
             command,
             env=environment,
@@ -194,20 +212,14 @@ def running(commands: list[list[str]], environment: dict[str, str]) -> Iterator[
         yield
     finally:
         for sign in (signal.SIGTERM, signal.SIGKILL):
-            for process in started:
+            for process in processes:
                 try:
                     os.killpg(process.pid, sign)
                 except ProcessLookupError:
                     continue
             time.sleep(1.0)
-        for process in started:
+        for process in processes:
             process.wait()
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
