@@ -102,13 +102,13 @@ def _spent(work: Callable[[], tuple[float, Any, float]]) -> tuple[Any, dict[str,
     spent, turn = dict.fromkeys(("ask_sums", "take", "encrypt", "open"), 0.0), Lock()
 
     def clocked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*values: Any, **named: Any) -> Any:
+        def with_clock(*values: Any, **named: Any) -> Any:
             seconds, result = timed(lambda: function(*values, **named))
             with turn:
                 spent[name] += seconds
             return result
 
-        return timed
+        return with_clock
 
     with ExitStack() as stack:
         for place, name in (
