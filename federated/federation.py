@@ -42,7 +42,7 @@ class Participant:
     card: Card
 
 
-class Totals(Protocol):
+class ModelTotals(Protocol):
     """What a solver needs of a federation: totals of statistics, and nothing of single parties."""
 
     def sum(
@@ -60,7 +60,7 @@ class Totals(Protocol):
         """Names of the levels of each feature that any party holds; numbers in their order."""
 
 
-class Parties(Totals, Protocol):
+class Parties(ModelTotals, Protocol):
     """What questions and protections need besides, wherever the parties run."""
 
     protection: Protection

@@ -245,8 +245,8 @@ def checked(
     if len(arrays) != len(fields):
         raise LayoutMismatch(f"the layout has {len(fields)} fields, got {len(arrays)} arrays")
     result = []
-    for index, (field, given) in enumerate(zip(fields, arrays, strict=True)):
-        array = np.asarray(given)
+    for index, (field, entry) in enumerate(zip(fields, arrays, strict=True)):
+        array = np.asarray(entry)
         if array.shape != (field.size,):
             raise LayoutMismatch(f"field {index} takes shape ({field.size},), got {array.shape}")
         if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
@@ -327,26 +327,9 @@ def unpack(
                 "of this layout; ask who added which batches"
             )
         for run in runs:
-            field, width, offset = (
-                layout.fields[run.field],
-                layout.widths[run.field],
-                offsets[run.field],
-            )
-            size = run.stop - run.start
-            end = run.offset_bits + size * width
-            part = gmpy2.f_mod_2exp(plaintext >> run.offset_bits, size * width)
-            slots = list(map(int, gmpy2.unpack(part, width)))
-            slots += [0] * (size - len(slots))
-            if max(slots) > 2 * offset:
-                raise InconsistentSum(
-                    f"field {run.field}: an opened sum is beyond what {contributions} values "
-                    f"within the bound {field.bound!r} can reach; a party left the layout"
-                )
-            if width <= NARROW_BITS:
-                sums = (np.array(slots, dtype=np.int64) - offset).astype(np.float64)
-            else:
-                sums = np.array([float(slot - offset) for slot in slots])
-            totals[run.field][run.start : run.stop] = scaled(sums, -field.shift)
+            sums = run_sums(layout, run, plaintext, contributions, offsets[run.field])
+            totals[run.field][run.start : run.stop] = sums
+            end = run.offset_bits + (run.stop - run.start) * layout.widths[run.field]
         if plaintext >> end:
             raise InconsistentSum(
                 f"plaintext {number} has bits outside every slot; a party left the layout"
@@ -354,3 +337,27 @@ def unpack(
     if next(remaining, None) is not None:
         raise LayoutMismatch(f"the layout has {layout.plaintexts} plaintexts, got more")
     return totals
+
+
+def run_sums(
+    layout: Layout, run: Run, plaintext: gmpy2.mpz, contributions: int, offset: int
+) -> npt.NDArray[np.float64]:
+    """The sums that a run of an opened plaintext holds, shape (stop - start,).
+
+    offset: what `contributions` parties together added to each value of this field.
+    Raises InconsistentSum for a slot beyond what its bound allows.
+    """
+    field, width, size = layout.fields[run.field], layout.widths[run.field], run.stop - run.start
+    part = gmpy2.f_mod_2exp(plaintext >> run.offset_bits, size * width)
+    slots = list(map(int, gmpy2.unpack(part, width)))
+    slots += [0] * (size - len(slots))
+    if max(slots) > 2 * offset:
+        raise InconsistentSum(
+            f"field {run.field}: an opened sum is beyond what {contributions} values "
+            f"within the bound {field.bound!r} can reach; a party left the layout"
+        )
+    if width <= NARROW_BITS:
+        sums = (np.array(slots, dtype=np.int64) - offset).astype(np.float64)
+    else:
+        sums = np.array([float(slot - offset) for slot in slots])
+    return scaled(sums, -field.shift)

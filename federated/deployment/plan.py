@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from federated.solvers.glm import GLMSettings
 from federated.study.experiment import Experiment
 from federated.study.plan import StudyPlan
+from federated.study.rows import Features
 from federated.study.scoring import public_comparisons
 from federated.study.simulation import public_cells
 from lab.errors import ConfigurationError
@@ -21,8 +24,26 @@ def announced(experiment: Experiment) -> StudyPlan:
     plan = _public(experiment)
     features = plan.features
     by_level, groups = public_comparisons(plan.experiment, plan.joined, features)
-    cells = public_cells(experiment, plan.contract)
-    return plan.model_copy(update={"by_level": by_level, "groups": groups, "cells": cells})
+    return plan.model_copy(
+        update={
+            "experiment": _with_features(plan.experiment, features),
+            "by_level": by_level,
+            "groups": groups,
+            "cells": public_cells(experiment, plan.contract),
+        }
+    )
+
+
+def _with_features(experiment: Experiment, features: Features) -> Experiment:
+    """The experiment with its features listed, in order: what follows from a default is not read
+    out of a contract by every party."""
+    first, *others = features.values()
+    data = experiment.data.model_copy(update={"features": first})
+    changes: dict[str, Any] = {"data": data}
+    if others and isinstance(experiment.model, GLMSettings) and experiment.model.severity:
+        severity = experiment.model.severity.model_copy(update={"features": others[0]})
+        changes["model"] = experiment.model.model_copy(update={"severity": severity})
+    return experiment.model_copy(update=changes)
 
 
 def questions_of(experiment: Experiment) -> StudyPlan:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from federated.federation import Totals
+from federated.federation import ModelTotals
 from federated.solvers.encoding import counted_levels, is_category
 from lab.errors import ConfigurationError, ModelError
 from lab.models.design import Feature
@@ -25,7 +25,7 @@ STEPS, TIMES = 8, 6
 
 
 def agree_cuts(
-    federation: Totals,
+    federation: ModelTotals,
     task: Task,
     features: tuple[Feature, ...],
     contract: Contract,
@@ -88,7 +88,7 @@ def _check_monotone(
 
 
 def _counted(
-    federation: Totals, task: Task, terms: tuple[Cuts, ...], ladders: list[Floats], rows: int
+    federation: ModelTotals, task: Task, terms: tuple[Cuts, ...], ladders: list[Floats], rows: int
 ) -> list[Floats]:
     """Rows on each rung of each feature's ladder, one more than it has edges."""
     if not ladders:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from federated.federation import Totals
+from federated.federation import ModelTotals
 from lab.errors import ConfigurationError, ModelError
 from lab.models.design import Encoding, Feature, Levels, Number
 from lab.models.glm import Task
@@ -13,7 +13,7 @@ from lab.tables.contracts import Contract
 
 
 def agree(
-    federation: Totals,
+    federation: ModelTotals,
     task: Task,
     features: tuple[Feature, ...],
     contract: Contract,
@@ -49,7 +49,7 @@ def is_category(feature: Feature, contract: Contract) -> bool:
 
 
 def _standardised(
-    federation: Totals,
+    federation: ModelTotals,
     task: Task,
     features: list[Feature],
     contract: Contract,
@@ -85,12 +85,14 @@ def _leave_out(feature: Feature, left_out: list[str] | None) -> None:
     left_out.append(feature.name)
 
 
-def _moments(federation: Totals, task: Task, terms: tuple[Number, ...]) -> dict[str, np.ndarray]:
+def _moments(
+    federation: ModelTotals, task: Task, terms: tuple[Number, ...]
+) -> dict[str, np.ndarray]:
     return dict(federation.sum("moments", task=task, features=terms).arrays)
 
 
 def levelled(
-    federation: Totals,
+    federation: ModelTotals,
     task: Task,
     features: list[Feature],
     contract: Contract,
@@ -107,7 +109,7 @@ def levelled(
 
 
 def counted_levels(
-    federation: Totals, task: Task, features: list[Feature], contract: Contract
+    federation: ModelTotals, task: Task, features: list[Feature], contract: Contract
 ) -> list[tuple[Levels, Floats]]:
     """Each feature's levels, of the contract or announced, and the training rows at each."""
     if not features:

@@ -15,7 +15,7 @@ import pandas as pd
 from pydantic import Field
 from scipy import stats
 
-from federated.federation import Totals
+from federated.federation import ModelTotals
 from federated.solvers.encoding import agree
 from federated.solvers.solution import ModelSettings, Solution, Watch
 from lab.errors import ModelError, PeerError
@@ -82,7 +82,7 @@ class Fit:
 
 
 def solve(
-    federation: Totals,
+    federation: ModelTotals,
     task: Task,
     features: tuple[Feature, ...],
     contract: Contract,
@@ -98,7 +98,7 @@ def solve(
     return Solution(fitted.model, steps.rename_axis("step").reset_index(), fitted)
 
 
-def fit(federation: Totals, task: Task, encoding: Encoding, ridge: float = 0.0) -> Fit:
+def fit(federation: ModelTotals, task: Task, encoding: Encoding, ridge: float = 0.0) -> Fit:
     """The maximum-likelihood fit, or with ``ridge`` the minimum of
     mean half deviance + ridge / 2 * |beta|^2 over standardised columns, intercept left free.
 
@@ -167,7 +167,7 @@ def row_curvature(family: Family, totals: Sums, rows: int) -> float:
 class _Problem:
     """What Fisher scoring minimises: deviance + penalty * |beta|^2 without the intercept."""
 
-    federation: Totals
+    federation: ModelTotals
     task: Task
     encoding: Encoding
     rows: int

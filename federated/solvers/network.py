@@ -16,7 +16,7 @@ import pandas as pd
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from pydantic import Field, model_validator
 
-from federated.federation import Totals
+from federated.federation import ModelTotals
 from federated.party.party import Party
 from federated.solvers.encoding import agree
 from federated.solvers.glm import constant_predictor
@@ -25,7 +25,7 @@ from lab.errors import ConfigurationError
 from lab.models.design import Encoding, Feature
 from lab.models.glm import Task
 from lab.records import Strict
-from lab.sums import Floats
+from lab.sums import Floats, Sums
 from lab.tables.contracts import Contract
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ CLOSEST = 0.02
 
 
 def train(
-    federation: Totals,
+    federation: ModelTotals,
     task: Task,
     encoding: Encoding,
     settings: NetworkSettings,
@@ -46,10 +46,10 @@ def train(
     watch: Watch | None = None,
 ) -> tuple[Network, pd.DataFrame]:
     """(model, loss by round). Same seed and same rows give the same bits."""
-
     from lab.models import network_model  # torch is loaded for networks alone
 
     network_model.single_threaded()
+    # 1. What all parties agree on: the knots of each number, the intercept, first weights.
     bends = network_model.Bends(knots=_knots(federation, task, encoding, settings.knots))
     totals = federation.sum("totals", task=task, part="train")
     recipe = network_model.NetworkRecipe(
@@ -57,47 +57,47 @@ def train(
         **settings.model_dump(include=set(network_model.NetworkRecipe.model_fields)),
     )
     weights = network_model.initial(encoding, bends, recipe, seed)
+    parts: dict[str, Any] = {"task": task, "encoding": encoding, "bends": bends, "recipe": recipe}
+    # 2. Rounds: one sum each, and a step of the strategy.
     strategy, trace = _strategy(settings), []
     for at in range(1, settings.rounds + 1):
         if watch:
             watch(f"round {at} of {settings.rounds}", at, settings.rounds)
-        instruction = next(
-            iter(strategy.configure_train(at, _record(weights), ConfigRecord(), _OneReply()))
-        )
         total = federation.sum(
             "network_update",
             weights,
-            task=task,
-            encoding=encoding,
-            bends=bends,
-            recipe=recipe,
+            **parts,
             learning_rate=_learning_rate(settings, at),
-            proximal_mu=float(instruction.content["config"].get("proximal-mu", 0.0)),
+            proximal_mu=_proximal_mu(strategy, federation, weights, at),
             round=at,
             seed=seed,
         )
-        rows = total.total("rows")
-        mean = {name: weights[name] + total[name] / rows for name in weights}
-        reply = RecordDict(
-            {"arrays": _record(mean), "metrics": MetricRecord({"num-examples": rows})}
-        )
-        arrays, _ = strategy.aggregate_train(
-            at, [Message(reply, dst_node_id=0, message_type="train")]
-        )
-        weights = {name: np.asarray(a.numpy(), dtype=np.float64) for name, a in arrays.items()}
-        trace.append({"step": at, "loss": total.total("loss") / rows})
-    model = network_model.Network(
-        task=task,
-        encoding=encoding,
-        bends=bends,
-        recipe=recipe,
-        safetensors=network_model.Network.pack(weights),
-    )
+        weights = _combined(strategy, weights, total, at)
+        trace.append({"step": at, "loss": total.total("loss") / total.total("rows")})
+    model = network_model.Network(**parts, safetensors=network_model.Network.pack(weights))
     return model, pd.DataFrame(trace)
 
 
+def _proximal_mu(
+    strategy: Any, federation: ModelTotals, weights: dict[str, Floats], at: int
+) -> float:
+    """The weight of the proximal term that the strategy tells the parties in round ``at``."""
+    messages = strategy.configure_train(at, _record(weights), ConfigRecord(), _OneReply())
+    return float(next(iter(messages)).content["config"].get("proximal-mu", 0.0))
+
+
+def _combined(strategy: Any, weights: dict[str, Floats], total: Sums, at: int) -> dict[str, Floats]:
+    """Weights after round ``at``: the opened mean goes to the strategy as a single reply."""
+    rows = total.total("rows")
+    mean = {name: weights[name] + total[name] / rows for name in weights}
+    reply = RecordDict({"arrays": _record(mean), "metrics": MetricRecord({"num-examples": rows})})
+    message = Message(reply, dst_node_id=0, message_type="train")
+    arrays, _ = strategy.aggregate_train(at, [message])
+    return {name: np.asarray(a.numpy(), dtype=np.float64) for name, a in arrays.items()}
+
+
 def solve(
-    federation: Totals,
+    federation: ModelTotals,
     task: Task,
     features: tuple[Feature, ...],
     contract: Contract,
@@ -156,7 +156,7 @@ def _strategy(settings: NetworkSettings) -> Any:
 
 
 def _knots(
-    federation: Totals, task: Task, encoding: Encoding, count: int
+    federation: ModelTotals, task: Task, encoding: Encoding, count: int
 ) -> tuple[tuple[float, ...], ...]:
     """Knots of each number: quantiles and an even grid together, from one federated histogram."""
     if not encoding.numbers:

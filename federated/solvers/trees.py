@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from federated.federation import Totals
+from federated.federation import ModelTotals
 from federated.solvers.bins import agree_cuts
 from federated.solvers.glm import constant_predictor, row_curvature
 from federated.solvers.solution import ModelSettings, Solution, Watch
@@ -78,7 +78,7 @@ class TreesSettings(ModelSettings):
 
 
 def solve(
-    federation: Totals,
+    federation: ModelTotals,
     task: Task,
     features: tuple[Feature, ...],
     contract: Contract,
@@ -93,7 +93,7 @@ def solve(
 
 
 def train(
-    federation: Totals,
+    federation: ModelTotals,
     task: Task,
     features: tuple[Feature, ...],
     contract: Contract,
@@ -102,6 +102,7 @@ def train(
     watch: Callable[[str, int, int | None], None] | None = None,
 ) -> tuple[Trees, pd.DataFrame]:
     """(model, losses by step). Same seed and same rows give the same bits, for any split of rows."""
+    # 1. What is fixed before the first tree.
     totals = federation.sum("totals", task=task, part="train")
     cuts = agree_cuts(
         federation,
@@ -113,40 +114,42 @@ def train(
         monotone=settings.monotone,
     )
     recipe = _recipe(federation, task, totals, settings)
-    context: dict[str, Any] = {
-        "task": task,
-        "cuts": cuts,
-        "recipe": recipe,
-    }
 
-    def asked(ask: Ask) -> Sums:
-        return federation.sum("trees_level", ask=ask, **context)
+    def ask_parties(ask: Ask) -> Sums:
+        return federation.sum("trees_level", ask=ask, task=task, cuts=cuts, recipe=recipe)
 
+    # 2. Tree by tree; the sums at a root tell the loss of the trees before it.
     trees: list[Tree] = []
     trace, place = [], Place()
     for at in range(settings.trees + 1):
         if watch:
             watch(f"tree {at} of {settings.trees}", at, settings.trees)
         growth = _Growth(cuts, _chosen(len(cuts), settings.features, seed, at), settings, recipe)
-        root = asked(growth.first(place))
-        if not all(root["size"][: 2 if settings.validation_share else 1]):
-            raise ModelError(
-                "no row is left to grow from, or none to judge by; change model.validation_share"
-            )
-        loss = root["loss"] * recipe.unit * recipe.step**2 / np.maximum(root["size"], 1)
-        validation_loss = loss[1] if settings.validation_share else np.nan
-        trace.append({"step": at, "loss": loss[0], "validation": validation_loss})
+        root = ask_parties(growth.first(place))
+        trace.append({"step": at, **_losses(root, settings, recipe)})
         best = _best(trace, settings)
         if at == settings.trees or at - best >= settings.patience:
             break
-        tree = growth.grow(place, root, asked)
+        tree = growth.grow(place, root, ask_parties)
         trees.append(tree)
         place = place.next(tree)
     model = Trees(task=task, cuts=cuts, intercept=recipe.intercept, trees=tuple(trees[:best]))
     return model, pd.DataFrame(trace)
 
 
-def _recipe(federation: Totals, task: Task, totals: Sums, settings: TreesSettings) -> TreesRecipe:
+def _losses(root: Sums, settings: TreesSettings, recipe: TreesRecipe) -> dict[str, float]:
+    """Mean deviance of the rows that trees grow from, and of those that judge when to stop."""
+    if not all(root["size"][: 2 if settings.validation_share else 1]):
+        raise ModelError(
+            "no row is left to grow from, or none to judge by; change model.validation_share"
+        )
+    loss = root["loss"] * recipe.unit * recipe.step**2 / np.maximum(root["size"], 1)
+    return {"loss": loss[0], "validation": loss[1] if settings.validation_share else np.nan}
+
+
+def _recipe(
+    federation: ModelTotals, task: Task, totals: Sums, settings: TreesSettings
+) -> TreesRecipe:
     """What is fixed before the first tree, rounded so that no order of rows can change a bit."""
     law, rows, step = task.law, round(totals.total("rows")), 1.0
     if rows > MOST_ROWS:

@@ -19,7 +19,7 @@ import pandas as pd
 from flwr.serverapp import Grid
 
 from federated.app import client_app, server_app
-from federated.federation import Federation, Totals, single_threaded_blas
+from federated.federation import Federation, ModelTotals, single_threaded_blas
 from federated.hiding.protocol import Clear, Protection
 from federated.party.binding import Binding
 from federated.party.party import Party
@@ -235,7 +235,7 @@ def _fit_for(
         result.failures[holder] = str(error).removeprefix(f"{holder}: ")
 
 
-def _fit(study: Study, federation: Totals, watch: Watch | None = None, **more: Any) -> Any:
+def _fit(study: Study, federation: ModelTotals, watch: Watch | None = None, **more: Any) -> Any:
     experiment, market = study.experiment, study.market
     return fit_models(experiment, market.features, market.contract, federation, watch, **more)
 

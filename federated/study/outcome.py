@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from federated.federation import Totals
+from federated.federation import ModelTotals
 from federated.solvers.glm import Fit
 from federated.solvers.kinds import SOLVERS
 from federated.solvers.solution import Solution, Watch
@@ -75,7 +75,7 @@ class Outcome:
             raise PeerError(f"the outcome is not readable: {type(error).__name__}") from None
 
 
-def carry_out(plan: StudyPlan, federation: Totals, watch: Watch | None = None) -> Outcome:
+def carry_out(plan: StudyPlan, federation: ModelTotals, watch: Watch | None = None) -> Outcome:
     """Ask the questions of a plan and make of the totals what it is for.
 
     1. Profiles of providers, released by the plan's rules. 2. The model of each part. 3. The mean
@@ -100,7 +100,7 @@ def fit_models(
     experiment: Experiment,
     features: Features,
     contract: Contract,
-    federation: Totals,
+    federation: ModelTotals,
     watch: Watch | None = None,
     left_out: list[str] | None = None,
     profiles: Sequence[Profile] = (),

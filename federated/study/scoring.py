@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from federated.federation import Parties, Totals
+from federated.federation import ModelTotals, Parties
 from federated.solvers.encoding import is_category
 from federated.study.experiment import Experiment
 from federated.study.rows import Features
@@ -28,7 +28,7 @@ CUTS = (-1.5, -0.5, 0.5, 1.5)
 Ask = Callable[..., Sums]
 
 
-#: Totals by level of some columns: names of the levels, and the totals.
+#: ModelTotals by level of some columns: names of the levels, and the totals.
 ByLevel = dict[str, tuple[tuple[str, ...], Sums]]
 
 
@@ -114,7 +114,7 @@ class Scorer:
         return evaluations
 
     def shared(
-        self, model: dict[str, str], federation: Totals | None
+        self, model: dict[str, str], federation: ModelTotals | None
     ) -> dict[str, dict[str, Evaluation]]:
         """One model on everybody's test rows; ``federation`` gives the market's totals."""
         evaluations = {}
@@ -146,7 +146,7 @@ class Scorer:
         return {holder: self._evaluate(part, ask) for holder, ask in asks.items()}
 
     def _ask(self, part: str, texts: dict[str, str]) -> Ask:
-        """Totals over these parties, each with its model, taken at each party for itself."""
+        """ModelTotals over these parties, each with its model, taken at each party for itself."""
         arguments_of = {
             name: {"model": t, "task": self._task(part, t)} for name, t in texts.items()
         }

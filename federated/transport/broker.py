@@ -7,6 +7,8 @@ the exchange's folder, for callers that also know its secret. Check and router r
 request, so they cannot disagree about a path, as a proxy and a server can.
 
 A pull that finds nothing is held until something is pushed, so that nobody polls.
+
+Longer than 400 lines because check, router and both listeners read the same request, in one place.
 """
 
 from __future__ import annotations
@@ -23,15 +25,15 @@ from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from socket import socket as Socket
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from federated.transport.node_line import BARRED
+
+if TYPE_CHECKING:
+    import uvicorn
 
 Scope = MutableMapping[str, Any]
 Event = MutableMapping[str, Any]
@@ -335,49 +337,10 @@ class Broker:
         stop: asyncio.Event,
     ) -> None:
         """Serve on two bound sockets until `stop` is set. limit: bytes of a body from outside."""
-        import uvicorn
-        from uvicorn.protocols.http.h11_impl import H11Protocol
-
-        pass
-
-        class Peer(H11Protocol):
-            """A connection from outside, which knows whose it is."""
-
-            def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-                super().connection_made(transport)
-                key, end = peer_of(transport.get_extra_info("ssl_object"))
-                self.app_state = {**self.app_state, PEER_KEY: key, PEER_END: end}
-                same = [c for c in self.connections if c.app_state.get(PEER_KEY) == key]
-                if len(same) > MOST_LINES:
-                    transport.close()
-
-        class Quiet(uvicorn.Server):
-            """A server that leaves signals to whoever runs it."""
-
-            @contextmanager
-            def capture_signals(self) -> Iterator[None]:
-                yield
-
-        def server(app: App, lifespan: Literal["on", "off"], with_tls: bool) -> uvicorn.Server:
-            config = uvicorn.Config(
-                app,
-                lifespan=lifespan,
-                ssl_context_factory=(lambda config, default: tls) if with_tls else None,
-                log_config=None,
-                log_level=logging.CRITICAL,
-                access_log=False,
-                server_header=False,
-                http=Peer if with_tls else "h11",
-                timeout_keep_alive=60,
-                timeout_graceful_shutdown=2,
-                limit_concurrency=500,
-            )
-            return Quiet(config)
-
         outside = Listener(self._app, outer_check(register), self._for_nodes, limit)
         inside = Listener(self._app, inner_check(self._secret), self._for_runs, LARGEST_INSIDE)
         outside.hears, outside.tells = inside.tells, inside.hears
-        doors = [server(inside, "on", False), server(outside, "off", True)]
+        doors = [_server(inside, "on", None), _server(outside, "off", tls)]
         work = [
             asyncio.create_task(door.serve([socket]))
             for door, socket in zip(doors, (inner, outer), strict=True)
@@ -388,6 +351,51 @@ class Broker:
             door.should_exit = True
         waiting.cancel()
         await asyncio.gather(*work)
+
+
+def _server(app: App, lifespan: Literal["on", "off"], tls: ssl.SSLContext | None) -> uvicorn.Server:
+    """A server of one listener; with ``tls`` each connection knows whose it is."""
+    import uvicorn
+
+    class Quiet(uvicorn.Server):
+        """A server that leaves signals to whoever runs it."""
+
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+    config = uvicorn.Config(
+        app,
+        lifespan=lifespan,
+        ssl_context_factory=(lambda config, default: tls) if tls else None,
+        log_config=None,
+        log_level=logging.CRITICAL,
+        access_log=False,
+        server_header=False,
+        http=_peer_protocol() if tls else "h11",
+        timeout_keep_alive=60,
+        timeout_graceful_shutdown=2,
+        limit_concurrency=500,
+    )
+    return Quiet(config)
+
+
+def _peer_protocol() -> type[asyncio.Protocol]:
+    """HTTP as uvicorn speaks it, with the key and the certificate's end of each peer."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Peer(H11Protocol):
+        """A connection from outside, which knows whose it is."""
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            key, end = peer_of(transport.get_extra_info("ssl_object"))
+            self.app_state = {**self.app_state, PEER_KEY: key, PEER_END: end}
+            same = [c for c in self.connections if c.app_state.get(PEER_KEY) == key]
+            if len(same) > MOST_LINES:
+                transport.close()
+
+    return Peer
 
 
 def peer_of(line: ssl.SSLObject) -> tuple[bytes, float]:

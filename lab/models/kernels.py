@@ -85,31 +85,16 @@ def derivatives(
     """
     loss, gross, total = 0.0, 0.0, 0.0
     for i in range(y.shape[0]):
-        at, claim = eta[i], y[i]
         if objective == BINOMIAL:
-            small = np.exp(-abs(at))
-            mean = (1.0 if at >= 0.0 else small) / (1.0 + small)
-            g, h = mean - claim, small / ((1.0 + small) * (1.0 + small))
-            d = 2.0 * (np.log1p(small) + max(at, 0.0) - claim * at)
+            g, h, d = _binomial(y[i], eta[i])
         elif objective == POISSON:
-            mean = np.exp(at)
-            g, h = mean - claim, mean
-            d = 2.0 * (mean - claim)
-            if claim > 0.0:
-                d += 2.0 * claim * (np.log(claim) - at)
+            g, h, d = _poisson(y[i], eta[i])
         elif objective == GAMMA:
-            ratio = claim * np.exp(-at)
-            g, h = 1.0 - ratio, ratio
-            d = 2.0 * (at - np.log(claim) + ratio - 1.0)
+            g, h, d = _gamma(y[i], eta[i])
         elif objective == TWEEDIE:
-            a = np.exp((2.0 - power) * at)
-            b = claim * np.exp((1.0 - power) * at)
-            g, h = a - b, (2.0 - power) * a - (1.0 - power) * b
-            whole = claim ** (2.0 - power) / ((1.0 - power) * (2.0 - power))
-            d = 2.0 * (whole - b / (1.0 - power) + a / (2.0 - power))
+            g, h, d = _tweedie(y[i], eta[i], power)
         else:
-            g, h = at - claim, 1.0
-            d = g * g
+            g, h, d = _gaussian(y[i], eta[i])
         g = np.rint(g * weight[i] * scales[0])
         h = np.rint(h * weight[i] * scales[1])
         out[i, 0], out[i, 1] = g, h
@@ -117,6 +102,47 @@ def derivatives(
         gross += abs(g)
         total += h
     return loss, gross, total
+
+
+# First and second derivative of half the deviance of one row, and its deviance, by family.
+
+
+@compiled
+def _gaussian(y: float, eta: float) -> Any:  # pragma: no cover
+    g = eta - y
+    return g, 1.0, g * g
+
+
+@compiled
+def _poisson(y: float, eta: float) -> Any:  # pragma: no cover
+    mean = np.exp(eta)
+    d = 2.0 * (mean - y)
+    if y > 0.0:
+        d += 2.0 * y * (np.log(y) - eta)
+    return mean - y, mean, d
+
+
+@compiled
+def _gamma(y: float, eta: float) -> Any:  # pragma: no cover
+    ratio = y * np.exp(-eta)
+    return 1.0 - ratio, ratio, 2.0 * (eta - np.log(y) + ratio - 1.0)
+
+
+@compiled
+def _tweedie(y: float, eta: float, power: float) -> Any:  # pragma: no cover
+    a = np.exp((2.0 - power) * eta)
+    b = y * np.exp((1.0 - power) * eta)
+    whole = y ** (2.0 - power) / ((1.0 - power) * (2.0 - power))
+    d = 2.0 * (whole - b / (1.0 - power) + a / (2.0 - power))
+    return a - b, (2.0 - power) * a - (1.0 - power) * b, d
+
+
+@compiled
+def _binomial(y: float, eta: float) -> Any:  # pragma: no cover
+    small = np.exp(-abs(eta))
+    mean = (1.0 if eta >= 0.0 else small) / (1.0 + small)
+    d = 2.0 * (np.log1p(small) + max(eta, 0.0) - y * eta)
+    return mean - y, small / ((1.0 + small) * (1.0 + small)), d
 
 
 @compiled
@@ -171,50 +197,75 @@ def best_cuts(
     rising g / (h + smooth) as if ordered (Fisher, "On grouping for maximum homogeneity", 1958).
     direction: (features,) 1 where leaf values must rise, -1 fall, 0 free; they are kept between
     ``low`` and ``high``. least: the least sum of ``h`` on either side. Gain: Chen & Guestrin
-    (2016), equation 7, without its complexity term. From the gain of categories is taken what
-    their order would bring by chance: levels without effect have g of mean 0 and variance h (in
-    the loss's own units, of which ``unit`` makes an average row), and the best of their cuts in
-    this order divides them by the sign of g, for a gain of 2/pi (sum of roots of h)^2 / sum of h.
+    (2016), equation 7, without its complexity term; from that of categories is taken what their
+    order would bring by chance.
     """
     count = start.shape[0] - 1
     gain, cut = np.zeros(count), np.full(count, -1)
     missing_left = np.zeros(count, dtype=np.bool_)
-    g_all, h_all = 0.0, 0.0
-    for b in range(start[0], start[1]):
-        g_all += g[b]
-        h_all += h[b]
+    # 1. What the node holds, and what it is worth uncut.
+    g_all, h_all = g[start[0] : start[1]].sum(), h[start[0] : start[1]].sum()
     whole = _worth(g_all, h_all + ridge, low, high)
     for k in range(count):
+        # 2. The order of the feature's bins, and the gain that chance alone would bring.
         first, last = start[k], start[k + 1] - 1
-        bins = last - first if ordered[k] else last - first + 1
-        order, luck = np.arange(bins), 0.0
+        order, luck = np.arange(last - first), 0.0
         if not ordered[k]:
-            roots = 0.0
-            for b in range(first, last + 1):
-                roots += np.sqrt(h[b])
-            luck = max(2.0 / np.pi * roots * roots / h_all - 1.0, 0.0) / unit
-            ratio = g[first : last + 1] / (h[first : last + 1] + smooth)
-            order = np.argsort(ratio, kind="mergesort")
+            order, luck = _risk_order(g[first : last + 1], h[first : last + 1], smooth, h_all, unit)
+        # 3. Every cut in this order; of numbers with missing values, on the right and on the left.
         ways = 2 if ordered[k] and (h[last] != 0.0 or g[last] != 0.0) else 1
         for way in range(ways):
             g_left, h_left = (g[last], h[last]) if way == 1 else (0.0, 0.0)
-            for b in range(bins):
+            for b in range(order.shape[0]):
                 g_left += g[first + order[b]]
                 h_left += h[first + order[b]]
-                h_right = h_all - h_left
+                g_right, h_right = g_all - g_left, h_all - h_left
                 if h_left < least or h_right < least:
                     continue
-                g_right = g_all - g_left
-                if direction[k] != 0:
-                    step = _leaf(g_right, h_right + ridge, low, high)
-                    step -= _leaf(g_left, h_left + ridge, low, high)
-                    if step * direction[k] < 0:
-                        continue
-                found = _worth(g_left, h_left + ridge, low, high) - whole
-                found += _worth(g_right, h_right + ridge, low, high) - luck
-                if found > gain[k]:
-                    gain[k], cut[k], missing_left[k] = found, b, way == 1
+                h_sides = (h_left + ridge, h_right + ridge)
+                worth = _gain(g_left, g_right, h_sides, direction[k], whole, luck, low, high)
+                if worth > gain[k]:
+                    gain[k], cut[k], missing_left[k] = worth, b, way == 1
     return gain, cut, missing_left
+
+
+@compiled
+def _risk_order(
+    g: Any, h: Any, smooth: float, h_all: float, unit: float
+) -> Any:  # pragma: no cover
+    """The bins of a category by rising g / (h + smooth), and what their order gains by chance.
+
+    Levels without effect have g of mean 0 and variance h (in the loss's own units, of which
+    ``unit`` makes an average row). The best of their cuts in this order divides them by the sign
+    of g, for a gain of 2/pi (sum of roots of h)^2 / sum of h.
+    """
+    roots = 0.0
+    for b in range(h.shape[0]):
+        roots += np.sqrt(h[b])
+    luck = max(2.0 / np.pi * roots * roots / h_all - 1.0, 0.0) / unit
+    return np.argsort(g / (h + smooth), kind="mergesort"), luck
+
+
+@compiled
+def _gain(
+    g_left: float,
+    g_right: float,
+    h: Any,
+    direction: int,
+    whole: float,
+    luck: float,
+    low: float,
+    high: float,
+) -> Any:  # pragma: no cover
+    """What a cut gains over the ``whole`` and over luck; 0 where leaf values step against the
+    feature's direction. h: second derivatives of (left, right), ridge included."""
+    h_left, h_right = h
+    if direction != 0:
+        step = _leaf(g_right, h_right, low, high) - _leaf(g_left, h_left, low, high)
+        if step * direction < 0:
+            return 0.0
+    gain = _worth(g_left, h_left, low, high) - whole
+    return gain + (_worth(g_right, h_right, low, high) - luck)
 
 
 @compiled

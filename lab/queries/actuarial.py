@@ -74,35 +74,47 @@ def triangle(totals: pd.DataFrame, development: Literal["age", "calendar"] = "ag
             " wider periods or other origins"
         )
     fit = _chain_ladder(cumulative, latest)
-
-    def found(name: str) -> Floats:
-        return np.asarray(getattr(fit, name).set_backend("numpy").values[0, 0], dtype=np.float64)
-
     # The library takes a σ it cannot estimate for 0, and writes an error of 0 as NaN.
     estimable = cumulative[min(2, steps)].count() >= 2
-    error = np.nan_to_num(found("mack_std_err_")[: len(cumulative), -1])
+    ultimates = _ultimates(cumulative, fit)
     total_error = np.nan_to_num(fit.total_mack_std_err_.to_numpy()).item()
-    now = cumulative.ffill(axis=1).iloc[:, -1]
-    ultimate = found("ultimate_")[: len(cumulative), -1]
+    if not estimable:
+        ultimates["standard_error"], total_error = np.nan, float("nan")
     return Triangle(
         incremental,
         cumulative,
         factors=pd.DataFrame(
-            {"factor": found("ldf_")[0, :steps], "to_ultimate": found("cdf_")[0, :steps]},
+            {
+                "factor": _estimates(fit, "ldf_")[0, :steps],
+                "to_ultimate": _estimates(fit, "cdf_")[0, :steps],
+            },
             index=cumulative.columns[:-1],
         ),
-        ultimates=pd.DataFrame(
-            {
-                "latest": now,
-                "ultimate": ultimate,
-                "reserve": ultimate - now,
-                "standard_error": error if estimable else np.nan,
-            }
-        ),
-        reserve=float((ultimate - now).sum()),
-        standard_error=total_error if estimable else float("nan"),
+        ultimates=ultimates,
+        reserve=float(ultimates["reserve"].sum()),
+        standard_error=total_error,
         latest=latest,
     )
+
+
+def _ultimates(cumulative: pd.DataFrame, fit: Any) -> pd.DataFrame:
+    """By origin: the latest total, the ultimate one, the reserve between them and its error."""
+    latest = cumulative.ffill(axis=1).iloc[:, -1]
+    ultimate = _estimates(fit, "ultimate_")[: len(cumulative), -1]
+    error = np.nan_to_num(_estimates(fit, "mack_std_err_")[: len(cumulative), -1])
+    return pd.DataFrame(
+        {
+            "latest": latest,
+            "ultimate": ultimate,
+            "reserve": ultimate - latest,
+            "standard_error": error,
+        }
+    )
+
+
+def _estimates(fit: Any, name: str) -> Floats:
+    """A table of the fit, origin × age, without the library's index."""
+    return np.asarray(getattr(fit, name).set_backend("numpy").values[0, 0], dtype=np.float64)
 
 
 def _observed(totals: pd.DataFrame, development: str) -> tuple[pd.DataFrame, int]:
@@ -127,8 +139,8 @@ def _observed(totals: pd.DataFrame, development: str) -> tuple[pd.DataFrame, int
     origins = pd.RangeIndex(first, min(int(origin.max()), latest) + 1, name="origin")
     ages = pd.RangeIndex(min(int(age.max()), latest - first) + 1, name="age")
     table = np.full((len(origins), len(ages)), np.nan)
-    known = origin + age <= latest
-    table[origin[known] - first, age[known]] = value[known]
+    past = origin + age <= latest
+    table[origin[past] - first, age[past]] = value[past]
     frame = pd.DataFrame(table, origins, ages)
     reached = np.add.outer(origins.to_numpy(), ages.to_numpy()) <= latest
     if hidden := _places(frame.isna() & reached):

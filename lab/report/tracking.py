@@ -22,12 +22,17 @@ EXPERIMENT = "insurance-privacy-lab"
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 #: MLflow's own limits on one batch.
 METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100
+#: Characters of a parameter, likewise.
+LONGEST_PARAM = 6000
 
 
 def address(runs: Path, uri: str | None) -> str:
     """Where runs are tracked: the flag, MLFLOW_TRACKING_URI, or SQLite in the runs folder."""
-    given = uri or os.environ.get("MLFLOW_TRACKING_URI")
-    return given or f"sqlite:///{(runs / 'mlflow.db').resolve()}"
+    return (
+        uri
+        or os.environ.get("MLFLOW_TRACKING_URI")
+        or f"sqlite:///{(runs / 'mlflow.db').resolve()}"
+    )
 
 
 def log(folder: Path, uri: str) -> tuple[str, str]:
@@ -38,7 +43,6 @@ def log(folder: Path, uri: str) -> tuple[str, str]:
     stays as it is.
     """
     import mlflow
-    from mlflow.entities import Metric, Param
     from mlflow.tracking import MlflowClient
 
     result: dict[str, Any] = json.loads((folder / "result.json").read_text())
@@ -47,48 +51,62 @@ def log(folder: Path, uri: str) -> tuple[str, str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         client = MlflowClient(tracking_uri=uri)
-        known = client.get_experiment_by_name(EXPERIMENT)
-        place = (
-            known.experiment_id
-            if known
-            else client.create_experiment(
-                EXPERIMENT, artifact_location=_artifacts(folder, uri), tags=KIND
-            )
-        )
+        place = _experiment(client, folder, uri)
         tags = {"mlflow.runName": result["experiment"]["name"], "lab.folder": str(folder)}
         parent = client.create_run(place, tags=tags | _digests(result)).info.run_id
         try:
-            params = [Param(k, str(v)[:6000]) for k, v in flatten(result["experiment"]).items()]
-            for at in range(0, len(params), PARAMS_AT_ONCE):
-                client.log_batch(parent, params=params[at : at + PARAMS_AT_ONCE])
-            for arm, values in result["arms"].items():
-                child = client.create_run(
-                    place, tags={"mlflow.runName": arm, "mlflow.parentRunId": parent}
-                ).info.run_id
-                now = int(time.time() * 1000)
-                series = [
-                    Metric(k, v, now, step) for k, v, step in arm_metrics(arm, values, result)
-                ]
-                for at in range(0, len(series), METRICS_AT_ONCE):
-                    client.log_batch(child, metrics=series[at : at + METRICS_AT_ONCE])
-                client.set_terminated(child)
-                total = values["scores"].get("all", {})
-                client.log_batch(
-                    parent,
-                    metrics=[
-                        Metric(f"{arm}.{k}", v, now, 0)
-                        for k, v in total.items()
-                        if isinstance(v, int | float)
-                    ],
-                )
+            _log_parameters(client, parent, result["experiment"])
+            for arm in result["arms"]:
+                _log_arm(client, place, parent, arm, result)
             for name in ("report.html", "result.json", "receipt.csv"):
                 client.log_artifact(parent, str(folder / name))
-            logged = _log_model(mlflow, folder, result, uri, parent)
+            model = _log_model(mlflow, folder, result, uri, parent)
         except BaseException:
             client.set_terminated(parent, "FAILED")
             raise
         client.set_terminated(parent)
-        return str(parent), _register(client, logged, result, parent)
+        return str(parent), _register(client, model, result, parent)
+
+
+def _experiment(client: Any, folder: Path, uri: str) -> Any:
+    """The id of MLflow's experiment, which is made where it is not there yet."""
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment:
+        return experiment.experiment_id
+    return client.create_experiment(
+        EXPERIMENT, artifact_location=_artifacts(folder, uri), tags=KIND
+    )
+
+
+def _log_parameters(client: Any, run: str, experiment: dict[str, Any]) -> None:
+    """The experiment's settings, in batches of MLflow's size."""
+    from mlflow.entities import Param
+
+    params = [Param(k, str(v)[:LONGEST_PARAM]) for k, v in flatten(experiment).items()]
+    for at in range(0, len(params), PARAMS_AT_ONCE):
+        client.log_batch(run, params=params[at : at + PARAMS_AT_ONCE])
+
+
+def _log_arm(client: Any, place: Any, parent: str, arm: str, result: dict[str, Any]) -> None:
+    """A child run with all of an arm's metrics, and its scores over all parties in the parent."""
+    from mlflow.entities import Metric
+
+    values = result["arms"][arm]
+    child = client.create_run(
+        place, tags={"mlflow.runName": arm, "mlflow.parentRunId": parent}
+    ).info.run_id
+    now = int(time.time() * 1000)
+    series = [Metric(k, v, now, step) for k, v, step in arm_metrics(arm, values, result)]
+    for at in range(0, len(series), METRICS_AT_ONCE):
+        client.log_batch(child, metrics=series[at : at + METRICS_AT_ONCE])
+    client.set_terminated(child)
+    total = values["scores"].get("all", {})
+    client.log_batch(
+        parent,
+        metrics=[
+            Metric(f"{arm}.{k}", v, now, 0) for k, v in total.items() if isinstance(v, int | float)
+        ],
+    )
 
 
 def _artifacts(folder: Path, uri: str) -> str | None:
@@ -103,10 +121,10 @@ def _digests(result: dict[str, Any]) -> dict[str, str]:
     return {"lab.data": data["origin"], "lab.data.sha256": data["digest"]}
 
 
-def _register(client: Any, logged: Any, result: dict[str, Any], parent: str) -> str:
+def _register(client: Any, model: Any, result: dict[str, Any], parent: str) -> str:
     """A version of the registered model of the experiment's name; without a registry, a note."""
     digest = result["arms"].get("federated", {}).get("model_hash")
-    if logged is None or digest is None:
+    if model is None or digest is None:
         return ""
     name = re.sub("[/:]", "-", result["experiment"]["name"])
     tags = _digests(result) | {"lab.model.sha256": digest}
@@ -114,7 +132,7 @@ def _register(client: Any, logged: Any, result: dict[str, Any], parent: str) -> 
         with contextlib.suppress(Exception):  # there already; whatever else, the next one tells
             client.create_registered_model(name)
         version = client.create_model_version(
-            name, logged.model_uri, parent, tags, model_id=logged.model_id
+            name, model.model_uri, parent, tags, model_id=model.model_id
         ).version
     except Exception as error:  # whatever the registry does, the run is logged
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
