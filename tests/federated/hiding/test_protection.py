@@ -540,7 +540,7 @@ def test_a_node_answers_under_masks_only_what_it_was_told_it_would_be_asked() ->
 def test_a_node_takes_part_in_a_masked_query_once() -> None:
     def work(federation: Federation) -> None:
         means(federation)
-        federation._asked -= 1
+        federation._sums -= 1
         means(federation)
 
     with pytest.raises(PeerError, match="answered before and is replayed"):
