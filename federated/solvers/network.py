@@ -21,6 +21,7 @@ from federated.party.party import Party
 from federated.solvers.encoding import agree
 from federated.solvers.glm import constant_predictor
 from federated.solvers.solution import ModelSettings, Solution, Watch
+from federated.transport.in_process import identify
 from lab.errors import ConfigurationError
 from lab.models.design import Encoding, Feature
 from lab.models.glm import Task
@@ -68,7 +69,7 @@ def train(
             weights,
             **parts,
             learning_rate=_learning_rate(settings, at),
-            proximal_mu=_proximal_mu(strategy, federation, weights, at),
+            proximal_mu=_proximal_mu(strategy, weights, at),
             round=at,
             seed=seed,
         )
@@ -78,10 +79,9 @@ def train(
     return model, pd.DataFrame(trace)
 
 
-def _proximal_mu(
-    strategy: Any, federation: ModelTotals, weights: dict[str, Floats], at: int
-) -> float:
-    """The weight of the proximal term that the strategy tells the parties in round ``at``."""
+def _proximal_mu(strategy: Any, weights: dict[str, Floats], at: int) -> float:
+    """The weight of the proximal term that the strategy tells the parties in round ``at``; it notes
+    the weights that the round starts from."""
     messages = strategy.configure_train(at, _record(weights), ConfigRecord(), _OneReply())
     return float(next(iter(messages)).content["config"].get("proximal-mu", 0.0))
 
@@ -150,6 +150,7 @@ def _strategy(settings: NetworkSettings) -> Any:
     from flwr.serverapp import strategy
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
+    identify()
     strategy_class = getattr(strategy, settings.strategy.name)
     parameters: dict[str, Any] = settings.strategy.parameters()
     return strategy_class(min_train_nodes=1, min_available_nodes=1, **parameters)

@@ -25,6 +25,12 @@ from flwr.supercore.task_identity import TaskIdentity
 NODE_FAILED = 1
 
 
+def identify() -> None:
+    """Let this process make messages without one of Flower's own processes around it."""
+    TaskIdentity.task_id, TaskIdentity.run_id = 1, 1
+    TaskIdentity.node_id = SUPERLINK_NODE_ID
+
+
 class OneRun(Grid):
     """What grids of one run have in common."""
 
@@ -52,8 +58,7 @@ class InProcessGrid(OneRun):
     """Nodes as client apps on ``workers`` threads; node k + 1 has partition-id k."""
 
     def __init__(self, client_app: ClientApp, nodes: int, workers: int) -> None:
-        TaskIdentity.task_id, TaskIdentity.run_id = 1, 1
-        TaskIdentity.node_id = SUPERLINK_NODE_ID
+        identify()
         self._client_app = client_app
         self._run = Run.create_empty(run_id=1)
         self._contexts = {
