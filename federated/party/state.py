@@ -49,7 +49,7 @@ class NodeState:
     def __init__(self, context: Context, name: str, hiding: Hiding) -> None:
         self._records, self._name, self._hiding = context.state.config_records, name, hiding
         self.seat = int(context.node_config["partition-id"])
-        self._minimum = int(context.node_config.get("minimum-parties", 0))
+        self.minimum_parties = int(context.node_config.get("minimum-parties", 0))
 
     def allow(self, hiding: Hiding) -> None:
         """Raises :class:`PolicyError` unless this node hides its sums in this way."""
@@ -114,7 +114,7 @@ class NodeState:
         minimum, a run may go on without a party that is gone, and never take one back: two sums of
         one question that differ by a party show that party.
         """
-        names, least = self.roster().names, self._minimum
+        names, least = self.roster().names, self.minimum_parties
         if not least:
             if parties != names:
                 raise PolicyError("a sum is over all parties of the roster, or none")

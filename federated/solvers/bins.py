@@ -62,11 +62,11 @@ def agree_cuts(
     )
     wide = 2.0 ** np.arange(-OCTAVES // 2, OCTAVES // 2 + 1)
     ladders = [np.concatenate([-wide[::-1], [0.0], wide])] * len(numbers)
-    counts = _counted(federation, task, terms, ladders, rows)
+    counts = _counted(federation, task, terms, ladders)
     for _ in range(TIMES):
         pairs = zip(ladders, counts, strict=True)
         ladders = [_finer(ladder, count, bins) for ladder, count in pairs]
-        counts = _counted(federation, task, terms, ladders, rows)
+        counts = _counted(federation, task, terms, ladders)
     for term, ladder, count in zip(terms, ladders, counts, strict=True):
         edges = tuple(_edges(ladder, count, bins))
         if edges or 0 < count.sum() < rows:
@@ -88,7 +88,7 @@ def _check_monotone(
 
 
 def _counted(
-    federation: ModelTotals, task: Task, terms: tuple[Cuts, ...], ladders: list[Floats], rows: int
+    federation: ModelTotals, task: Task, terms: tuple[Cuts, ...], ladders: list[Floats]
 ) -> list[Floats]:
     """Rows on each rung of each feature's ladder, one more than it has edges."""
     if not ladders:
@@ -97,7 +97,7 @@ def _counted(
     for row, ladder in zip(edges, ladders, strict=True):
         row[: len(ladder)] = ladder
     edges = np.minimum(edges, np.finfo(np.float64).max)
-    counts = federation.sum("trees_bins", {"edges": edges}, task=task, cuts=terms, most=rows)
+    counts = federation.sum("trees_bins", {"edges": edges}, task=task, cuts=terms)
     return [row[: len(ladder) + 1] for row, ladder in zip(counts["count"], ladders, strict=True)]
 
 

@@ -26,12 +26,17 @@ from lab.models.design import Feature, Number
 from lab.models.families import FamilyName
 from lab.models.glm import Task
 from lab.models.tree_model import LEAF, Cuts, Tree, Trees
-from lab.models.trees import GRAIN, MOST_ROWS, Ask, Place, TreesRecipe
+from lab.models.trees import GRAIN, MOST_ROWS, REACH, Ask, Place, TreesRecipe
 from lab.sums import Floats, Sums
 from lab.tables.contracts import Contract
 
 #: Average rows that pull the order of a category's levels towards the node's mean.
 SMOOTH = 10.0
+#: What is said where the sums of a party do not keep to the bounds that follow from all rows.
+RUN_AWAY = (
+    f"a few rows weigh more than {REACH} times all rows of an average model; lower "
+    "model.learning_rate, raise model.min_child_rows or model.l2, or cap the target"
+)
 #: The constant model is rounded, so that the last bits of a mean cannot change a tree.
 COARSE = 2.0**10
 
@@ -116,7 +121,10 @@ def train(
     recipe = _recipe(federation, task, totals, settings)
 
     def ask_parties(ask: Ask) -> Sums:
-        return federation.sum("trees_level", ask=ask, task=task, cuts=cuts, recipe=recipe)
+        sums = federation.sum("trees_level", ask=ask, task=task, cuts=cuts, recipe=recipe)
+        if sums.total("beyond") > 0:
+            raise ModelError(RUN_AWAY)
+        return sums
 
     # 2. Tree by tree; the sums at a root tell the loss of the trees before it.
     trees: list[Tree] = []

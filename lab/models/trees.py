@@ -18,14 +18,14 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter, ValidationError
 
-from lab.errors import ConfigurationError, ModelError, PeerError
+from lab.errors import ConfigurationError, PeerError
 from lab.models import kernels
 from lab.models.families import Family
 from lab.models.glm import Response, Task
 from lab.models.tree_model import LEAF, MOST_CELLS, Cuts, Tree, Trees, binned
 from lab.records import Strict
 from lab.statistics import Arrays, Holding, Statistic
-from lab.sums import COUNT, Floats, Limit, Sums
+from lab.sums import COUNT, FLAG, HEADS, Floats, Limit, Sums
 
 #: Derivatives are counted in 2**-10 of what an average row adds, to 64 times what all rows add.
 GRAIN, REACH = 2.0**-10, 64
@@ -41,11 +41,11 @@ def in_order(frame: pd.DataFrame, cuts: tuple[Cuts, ...]) -> list[Floats]:
     return [np.sort(values[~np.isnan(values)]) for values in columns]
 
 
-def counts(columns: list[Floats], *, edges: Floats, rows: int, most: int) -> Sums:
+def counts(columns: list[Floats], *, edges: Floats, rows: int) -> Sums:
     """Rows up to each edge and above the one before, (features, edges + 1).
 
     edges: (features, edges), rising, filled up with the largest number. rows: how many the party
-    has; most: how many it may have at most.
+    has, which is compared with nothing: a bound of the asker's choosing would tell it.
     """
     if edges.ndim != 2 or len(edges) != len(columns):
         raise PeerError("request: edges must be one row for each feature")
@@ -55,7 +55,7 @@ def counts(columns: list[Floats], *, edges: Floats, rows: int, most: int) -> Sum
     ]
     ends = [[len(column)] for column in columns]
     count = np.diff(np.hstack([up_to, ends]), axis=1, prepend=0).astype(np.float64)
-    return Sums({"count": count}, {"count": Limit(bound=float(most), resolution=1.0)}, rows)
+    return Sums({"count": count}, {"count": HEADS}, rows)
 
 
 class TreesRecipe(Strict):
@@ -156,21 +156,21 @@ class Side:
     node: NDArray[np.int32] = field(init=False)
     derivatives: NDArray[np.int64] = field(init=False)
     loss: float = 0.0  # deviance in grains
+    beyond: bool = False  # whether a few rows weigh more than the sums can carry
 
     def __post_init__(self) -> None:
         self.node = np.zeros(len(self.y), dtype=np.int32)
         self.derivatives = np.zeros((len(self.y), 2), dtype=np.int64)
 
     def derive(self, law: Family, recipe: TreesRecipe) -> None:
-        """Derivatives and loss at the scores so far. Raises :class:`ModelError` beyond bounds."""
+        """Derivatives and loss at the scores so far, or a note that they are beyond all bounds."""
         objective = kernels.OBJECTIVES[law.name]
         told = (self.y, self.weight, self.eta + self.offset, recipe.scales, self.derivatives)
         self.loss, gross, total = kernels.derivatives(objective, law.power, *told)
-        if not max(gross, total) * GRAIN <= recipe.most:
-            raise ModelError(
-                f"a few rows weigh more than {REACH} times all rows of an average model; "
-                "lower model.learning_rate, raise model.min_child_rows or model.l2, or cap the target"
-            )
+        self.beyond = not (max(gross, total) * GRAIN <= recipe.most and np.isfinite(self.loss))
+        if self.beyond:
+            self.loss = 0.0
+            self.derivatives[:] = 0
 
 
 class Rows:
@@ -283,9 +283,10 @@ def level(rows: Rows, ask: Ask) -> Sums:
 
     ``gradient k`` and ``hessian k`` (bins of the features one after the other) are of the k-th
     node asked for, ``gross`` (nodes,) sums the magnitudes of its first derivatives, all in units;
-    ``loss`` holds the deviance and ``size`` the number of grown and held-out rows. Raises
-    :class:`PeerError` for a question that does not fit, :class:`ModelError` for a model that runs
-    away.
+    ``loss`` holds the deviance and ``size`` the number of grown and held-out rows. ``beyond`` is 1
+    where a sum does not keep to its bound and was cut off at it: it travels with the sums, because
+    a refusal would tell it of this party alone. Raises :class:`PeerError` for a question that does
+    not fit.
     """
     ask.check(rows.cuts, rows.recipe)
     rows.follow(ask.place)
@@ -307,17 +308,20 @@ def level(rows: Rows, ask: Ask) -> Sums:
         arrays["loss"] = np.array([s.loss for s in both]) * LOSS.resolution
         arrays["size"] = np.array([float(len(s.y)) for s in both])
         limits |= {"loss": LOSS, "size": COUNT}
-    if any(np.abs(array).max() > limits[name].bound for name, array in arrays.items()):
-        raise PeerError("request: a sum is beyond the bound that was given for it")
+    beyond = rows.grown.beyond or rows.held.beyond
+    for name, array in arrays.items():
+        bound = limits[name].bound
+        beyond = beyond or bool(np.abs(array).max(initial=0.0) > bound)
+        arrays[name] = np.clip(array, -bound, bound)
+    arrays["beyond"], limits["beyond"] = np.array([float(beyond)]), FLAG
     return Sums(arrays, limits, len(rows.grown.y) + len(rows.held.y))
 
 
 class OfBins(Strict):
-    """Arguments of :func:`counts`, with the edges beside them. most: rows a party may have."""
+    """Arguments of :func:`counts`, with the edges beside them."""
 
     task: Task
     cuts: tuple[Cuts, ...]
-    most: int
 
 
 class OfLevel(Strict):
@@ -355,7 +359,7 @@ def _growing(holding: Holding, cuts: tuple[Cuts, ...], task: Task, recipe: Trees
 def _bins(holding: Holding, a: OfBins, arrays: Arrays) -> Sums:
     columns = holding.once(_sorted, a.task, a.cuts, at_hand=1)
     rows = len(holding.rows(a.task, "train"))
-    return counts(columns, edges=arrays["edges"], rows=rows, most=a.most)
+    return counts(columns, edges=arrays["edges"], rows=rows)
 
 
 def _level(holding: Holding, a: OfLevel, arrays: Arrays) -> Sums:

@@ -17,6 +17,7 @@ from federated.hiding.masks import Masks
 from federated.hiding.paillier import Dealer, KeyAuthority, Paillier
 from federated.hiding.protocol import Clear, Protection
 from federated.messages import Hiding, Reply, Request, blobs, message_of, read
+from federated.party.masked_sets import MaskedSets
 from federated.party.party import Party, Policy
 from federated.party.statistics import find
 from federated.transport import in_process as grid
@@ -79,11 +80,15 @@ def on_a_road(
     parties: int = 4,
     hiding: Hiding | None = None,
     person: str | None = None,
+    sets: Callable[[], MaskedSets] = MaskedSets,
     **sitting: Callable[[Message], Message | None],
 ) -> Any:
     """Like ``federate``, with somebody on the road."""
     frames = split(table("poisson"), parties)
-    holders = [Party(f"insurer {k + 1}", f, f.iloc[:0], person) for k, f in enumerate(frames)]
+    holders = [
+        Party(f"insurer {k + 1}", f, f.iloc[:0], person, masked_sets=sets())
+        for k, f in enumerate(frames)
+    ]
     node = client_app(holders.__getitem__, hiding or protection.hiding)
     found: list[Any] = []
     app = server_app(
@@ -565,3 +570,48 @@ def test_a_share_for_another_key_is_refused(authority_key: Any) -> None:
 
     with pytest.raises((InvalidKey, PeerError), match=r"insurer 1: .*sealed"):
         on_a_road(Paillier(Careless(authority_key)))
+
+
+class Forgetful(MaskedSets):
+    """The unprotected twin: it knows of no set before."""
+
+    def allow(self, question: bytes, present: Iterable[str], least: int) -> None:
+        return
+
+
+@pytest.mark.parametrize("sets", [MaskedSets, Forgetful])
+def test_a_masked_total_asked_again_without_a_party_shows_its_sums_unless_nodes_remember(
+    sets: type[MaskedSets],
+) -> None:
+    """The coordinator asks everybody, then once more as if insurer 5 had fallen silent."""
+    gone: list[int] = []
+
+    def out(message: Message) -> Message | None:
+        return None if message.metadata.dst_node_id in gone else message
+
+    def work(federation: Federation) -> Sums:
+        before = means(federation)
+        gone.append(federation.members[4].node)
+        after = means(federation)
+        arrays = {name: before[name] - after[name] for name in before.arrays}
+        return Sums(arrays, before.limits, before.rows - after.rows)
+
+    if sets is MaskedSets:
+        with pytest.raises(PolicyError, match="asked of other parties before"):
+            on_a_road(Masks(), work, parties=5, sets=sets, out=out)
+        return
+    stolen = on_a_road(Masks(), work, parties=5, sets=sets, out=out)
+    own = split(table("poisson"), 5)[4]
+    assert stolen.rows == len(own)
+    assert stolen.total("target") == pytest.approx(own["y"].sum())
+
+
+def test_the_sets_of_a_masked_question_outlast_the_process(tmp_path: Any) -> None:
+    path = tmp_path / "sets.jsonl"
+    MaskedSets(path).allow(b"q", ["a", "b", "c", "d"], 3)
+    again = MaskedSets(path)
+    again.allow(b"q", ["d", "c", "b", "a"], 3)
+    with pytest.raises(PolicyError, match="other parties before"):
+        again.allow(b"q", ["a", "b", "c"], 3)
+    with pytest.raises(PolicyError, match="at least 4 parties here, not 3"):
+        again.allow(b"another", ["a", "b", "c"], 4)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lab.errors import ConfigurationError, ModelError, PeerError
+from lab.errors import ConfigurationError, PeerError
 from lab.models import files as models
 from lab.models import kernels, tree_model, trees
 from lab.models.design import Feature, check_features
@@ -193,7 +193,6 @@ OUTSIDE = TREE.model_copy(update={"feature": (0, -1, 2, -1, -1)})
         ({"most": ()}, "bounds"),
         ({"most": ((64.0, 1e300),)}, "bounds"),
         ({"most": ((-1.0, 64.0),)}, "bounds"),
-        ({"most": ((0.5, 64.0),)}, "beyond the bound"),
     ],
 )
 def test_a_question_nobody_honest_asks_is_refused(changes: dict, words: str) -> None:
@@ -243,15 +242,14 @@ def test_rows_that_come_anew_follow_the_trees_that_were_finished_before() -> Non
     assert anew.finished[place.chain] == last
 
 
-def test_a_model_that_runs_away_is_refused_however_often_it_is_asked() -> None:
+def test_a_model_that_runs_away_says_so_however_often_it_is_asked() -> None:
     task = Task(target="y", family="poisson")
     party = rows(task=task, recipe=RECIPE.model_copy(update={"unit": 0.5}))
     far = TREE.model_copy(update={"value": (0.0, 900.0, 0.0, 900.0, 900.0)})
     away = trees.Place().next(far)
     for _ in range(2):
-        with pytest.raises(ModelError, match="learning_rate"):
-            trees.level(party, ask(place=away))
-    assert trees.level(party, ask()).rows == 6
+        assert trees.level(party, ask(place=away)).total("beyond") == 1
+    assert trees.level(party, ask()).total("beyond") == 0
 
 
 def test_a_link_that_trees_do_not_model_is_refused() -> None:
@@ -282,7 +280,7 @@ def test_the_share_held_out_is_the_one_asked_and_goes_by_key_and_secret(
 def test_a_bin_holds_values_above_one_edge_and_up_to_the_next(values, edges) -> None:
     edges = sorted(edges)
     column = np.sort(np.array(values))
-    found = trees.counts([column], edges=np.array([edges]), rows=len(values), most=99)["count"][0]
+    found = trees.counts([column], edges=np.array([edges]), rows=len(values))["count"][0]
     cut = tree_model.Cuts(feature=Feature(column="x"), edges=tuple(edges))
     codes = tree_model.binned(pd.DataFrame({"x": np.array(values)}), (cut,))[:, 0]
     assert np.bincount(codes, minlength=len(edges) + 1).tolist() == found.tolist()
@@ -333,3 +331,13 @@ def test_kernels_compile_where_nothing_can_be_kept(tmp_path: Path) -> None:
         check=False,
     )
     assert done.stdout == "-0.5\n", done.stderr
+
+
+def test_a_bound_that_a_party_does_not_keep_is_told_in_the_sum_and_not_by_a_refusal() -> None:
+    """A refusal would say of this party alone that its sum is larger."""
+    party = rows()
+    within = trees.level(party, ask())
+    assert within.total("beyond") == 0
+    tight = trees.level(party, ask(most=((0.5, 64.0),)))
+    assert tight.total("beyond") == 1
+    assert np.abs(tight["gradient 0"]).max() <= 0.5 < np.abs(within["gradient 0"]).max()
