@@ -191,10 +191,12 @@ def _detection_rank(holding: Holding, a: OfRanking, arrays: Arrays) -> Sums:
 def _detection_groups(holding: Holding, a: OfGroups, arrays: Arrays) -> Sums:
     texts = a.group.feature.texts(holding.rows(a.task, "test"))
     truth, amount = _judged(holding, a)
+    scores = holding.once(scored, a.model, a.task)
     return detection.group_sums(
         truth,
-        holding.once(scored, a.model, a.task).rate,
+        scores.rate,
         amount,
+        scores.unit,
         codes=codes_of(texts, a.group.levels).astype(np.int64),
         count=len(a.group.levels),
         threshold=a.threshold,

@@ -82,7 +82,8 @@ def perform(
             party.name: stack.enter_context(in_process([party], 1, own)) for party in market.parties
         }
         comparisons = simulated_comparisons(experiment, market)
-        scorer = simulated_scorer(experiment, comparisons, alone)
+        least = market.rules.minimum_count.persons
+        scorer = simulated_scorer(experiment, comparisons, alone, least)
         plan, cores = market.plan(*comparisons), workers or os.cpu_count() or 1
         stage = Stage(study, market, plan, scorer, alone, protection, own, engine, cores)
         for arm in experiment.arms.run:

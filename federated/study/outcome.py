@@ -90,7 +90,8 @@ def carry_out(plan: StudyPlan, federation: ModelTotals, watch: Watch | None = No
         part: mean_of(federation.sum("totals", task=task, part="train"))
         for part, task in experiment.all_tasks().items()
     }
-    scorer = Scorer(experiment, constants, plan.by_level, plan.groups, {})
+    least = plan.rules.minimum_count.persons
+    scorer = Scorer(experiment, constants, plan.by_level, plan.groups, {}, least)
     texts = {part: each.json for part, each in fitted.items()}
     evaluations = scorer.shared(texts, federation)
     return Outcome(fitted, constants, {part: each["all"] for part, each in evaluations.items()})

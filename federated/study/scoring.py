@@ -18,6 +18,8 @@ from federated.study.simulation import SimulatedMarket
 from lab.models import files as models
 from lab.models.design import Feature, Levels
 from lab.models.glm import Task
+from lab.privacy import joining
+from lab.privacy.joining import PERSONS
 from lab.scores import accuracy as scoring
 from lab.scores import detection
 from lab.sums import Sums, combine
@@ -87,7 +89,8 @@ class Scorer:
 
     constants: the mean of all training rows for one unit of exposure, by part: the model that
     explains nothing; by_level: what actual and expected are compared by; groups: who is compared
-    for fairness; alone: a federation of each party whose rows are here.
+    for fairness; alone: a federation of each party whose rows are here; least: persons behind
+    each cell of what is told of several parties' rows, at least: cells of fewer are joined.
     """
 
     def __init__(
@@ -97,10 +100,11 @@ class Scorer:
         by_level: Mapping[str, tuple[Levels, ...]],
         groups: tuple[Levels, ...],
         alone: Mapping[str, Parties],
+        least: int,
     ) -> None:
         self.experiment, self.tasks = experiment, experiment.all_tasks()
         self.constants, self.by_level, self.groups = constants, by_level, groups
-        self.ones = alone
+        self.ones, self._least = alone, least
 
     def alone(self, models: dict[str, dict[str, str]]) -> dict[str, dict[str, Evaluation]]:
         """Every party's own model on its own test rows, and all of them together; by part."""
@@ -108,9 +112,10 @@ class Scorer:
         for part in self.tasks:
             own = {name: texts[part] for name, texts in models.items()}
             asks = {name: self._ask(part, {name: text}) for name, text in own.items()}
+            evaluations[part] = {name: self._evaluate(part, ask, 1) for name, ask in asks.items()}
             if len(own) == len(self.ones):
-                asks = {"all": self._ask(part, own), **asks}
-            evaluations[part] = {name: self._evaluate(part, ask) for name, ask in asks.items()}
+                everybody = self._evaluate(part, self._ask(part, own), self._least)
+                evaluations[part] = {"all": everybody, **evaluations[part]}
         return evaluations
 
     def shared(
@@ -123,7 +128,8 @@ class Scorer:
             if federation is not None:
                 text = model[part]
                 everybody = partial(federation.sum, model=text, task=self._task(part, text))
-            evaluations[part] = {"all": self._evaluate(part, everybody), **self._own(part, model)}
+            total = self._evaluate(part, everybody, self._least)
+            evaluations[part] = {"all": total, **self._own(part, model)}
         return evaluations
 
     def beside(
@@ -134,7 +140,7 @@ class Scorer:
 
     def _own(self, part: str, model: dict[str, str]) -> dict[str, Evaluation]:
         asks = {name: self._ask(part, {name: model[part]}) for name in self.ones}
-        return {name: self._evaluate(part, ask) for name, ask in asks.items()}
+        return {name: self._evaluate(part, ask, 1) for name, ask in asks.items()}
 
     def others(self, models: dict[str, dict[str, str]]) -> dict[str, Evaluation]:
         """The model of each holder on all test rows but the holder's own, for the headline part."""
@@ -143,7 +149,7 @@ class Scorer:
             holder: self._ask(part, {name: texts[part] for name in self.ones if name != holder})
             for holder, texts in models.items()
         }
-        return {holder: self._evaluate(part, ask) for holder, ask in asks.items()}
+        return {holder: self._evaluate(part, ask, self._least) for holder, ask in asks.items()}
 
     def _ask(self, part: str, texts: dict[str, str]) -> Ask:
         """ModelTotals over these parties, each with its model, taken at each party for itself."""
@@ -165,7 +171,7 @@ class Scorer:
         digests = getattr(getattr(models.from_json(model), "task", None), "profiles", ())
         return self.tasks[part].model_copy(update={"profiles": digests})
 
-    def _evaluate(self, part: str, ask: Ask) -> Evaluation:
+    def _evaluate(self, part: str, ask: Ask, least: int) -> Evaluation:
         experiment = self.experiment
         fit = ask(
             "score_fit",
@@ -176,16 +182,14 @@ class Scorer:
         coarse = ask("score_lorenz", {"edges": scoring.GRID})
         edges = scoring.finer_edges(coarse, scoring.GRID)
         lorenz = ask("score_lorenz", {"edges": np.asarray(edges)})
+        lorenz = joining.apply(lorenz, joining.in_order(lorenz[PERSONS], least))
         levels = {
-            term.feature.column: (
-                term.levels,
-                ask("score_levels", feature=term),
-            )
+            term.feature.column: _of_enough(term, ask("score_levels", feature=term), least)
             for term in self.by_level[part]
         }
-        return Evaluation(fit, lorenz, levels, self._detect(ask))
+        return Evaluation(fit, lorenz, levels, self._detect(ask, least))
 
-    def _detect(self, ask: Ask) -> Detected | None:
+    def _detect(self, ask: Ask, least: int) -> Detected | None:
         """The ranking in bins that are fine where claims are investigated, then the groups."""
         settings = self.experiment.detection
         if settings is None:
@@ -199,15 +203,22 @@ class Scorer:
         coarse = ask("detection_rank", whole, **columns, replicates=0, seed=0)
         edges = detection.ranking_edges(coarse, detection.GRID)
         rank = ask("detection_rank", {"edges": edges}, **columns, **resampling)
+        joined = joining.in_order(rank[PERSONS], least)
+        rank, edges = joining.apply(rank, joined), edges[np.diff(joined) > 0]
         threshold = detection.threshold_at(rank, edges, settings.budget)
         groups = {
-            group.feature.column: (
-                group.levels,
-                ask("detection_groups", group=group, threshold=threshold, **columns),
+            group.feature.column: _of_enough(
+                group, ask("detection_groups", group=group, threshold=threshold, **columns), least
             )
             for group in self.groups
         }
         return Detected(rank, groups)
+
+
+def _of_enough(term: Levels, sums: Sums, least: int) -> tuple[tuple[str, ...], Sums]:
+    """The levels of a term and their sums, those of few persons joined."""
+    joined, names = joining.of_levels(sums[PERSONS], term.levels, least)
+    return names, joining.apply(sums, joined)
 
 
 # What a scorer compares by.
@@ -242,7 +253,7 @@ def public_comparisons(
 
 
 def simulated_scorer(
-    experiment: Experiment, comparisons: Comparisons, alone: Mapping[str, Parties]
+    experiment: Experiment, comparisons: Comparisons, alone: Mapping[str, Parties], least: int
 ) -> Scorer:
     """For parties whose rows are here, each of which is scored by itself."""
     constants = {
@@ -251,7 +262,7 @@ def simulated_scorer(
         )
         for part, task in experiment.all_tasks().items()
     }
-    return Scorer(experiment, constants, *comparisons, alone)
+    return Scorer(experiment, constants, *comparisons, alone, least)
 
 
 def _groups(experiment: Experiment) -> tuple[Feature, ...]:

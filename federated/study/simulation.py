@@ -73,10 +73,21 @@ class SimulatedMarket:
         if test.all():
             raise ConfigurationError("data.test: no training rows are left")
         self.in_sample = not test.any()
+        self._check_judged(frame, test)
         owners = deal(
             frame, experiment.parties, data.person, partition, together=data.group_by_person
         )
         self.parties = [self._party(name, frame, rows, test) for name, rows in owners.items()]
+
+    def _check_judged(self, frame: pd.DataFrame, test: Any) -> None:
+        """Refuse a share for testing in which fewer persons are judged than the rules show."""
+        person, least = self.experiment.data.person, self.rules.minimum_count.persons
+        judged = int(test.sum()) if person is None else frame.loc[test, person].nunique()
+        if not self.in_sample and judged < least:
+            raise ConfigurationError(
+                f"data.test: {judged} persons would be judged and the rules of disclosure ask for "
+                f"{least}; keep a larger share for testing, or 0 to score in sample"
+            )
 
     def _party(self, name: str, frame: pd.DataFrame, rows: Any, test: Any) -> Party:
         own, is_test = numbered(name, frame.iloc[rows]), test[rows]

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from lab.models.families import Family
+from lab.privacy.joining import PERSONS, persons_by
 from lab.sums import COUNT, SCORE, Floats, Sums
 
 #: Bins of the predicted rate: a coarse grid first, then as many of about equal exposure.
@@ -75,14 +76,14 @@ def fit_sums(
 
 
 def lorenz_sums(rows: Scored, *, edges: Floats) -> Sums:
-    """Exposure, actual and expected by bin of the log predicted rate; ``edges`` has bins - 1 values."""
+    """Exposure, actual, expected and persons by bin of the log predicted rate; ``edges`` has bins - 1 values."""
     with np.errstate(divide="ignore"):
         place = np.log(np.maximum(rows.rate, 0.0))
     return _by_group(rows, np.searchsorted(edges, place), len(edges) + 1)
 
 
 def level_sums(rows: Scored, *, codes: Any, count: int) -> Sums:
-    """Exposure, actual and expected by level of one feature; code -1 is left out."""
+    """Exposure, actual, expected and persons by level of one feature; code -1 is left out."""
     keep = codes >= 0
     kept = Scored(*(getattr(rows, f)[keep] for f in ("y", "rate", "exposure", "weight", "unit")))
     return _by_group(kept, codes[keep], count)
@@ -97,7 +98,8 @@ def _by_group(rows: Scored, group: Any, count: int) -> Sums:
     arrays = {
         name: np.bincount(group, value, count).astype(np.float64) for name, value in values.items()
     }
-    return Sums(arrays, dict.fromkeys(arrays, SCORE), len(rows.y))
+    limits = dict.fromkeys(arrays, SCORE) | {PERSONS: COUNT}
+    return Sums(arrays | {PERSONS: persons_by(group, rows.unit, count)}, limits, len(rows.y))
 
 
 def finer_edges(coarse: Sums, edges: Floats, bins: int = BINS) -> Floats:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from lab.errors import ConfigurationError, ModelError
+from lab.privacy.joining import PERSONS, persons_by
 from lab.sums import COUNT, SCORE, Floats, Sums
 
 Codes = NDArray[np.int64]
@@ -68,8 +69,9 @@ def rank_sums(
         "fraud": _counted(place, truth, bins),
         "amount": _counted(place, np.where(fraud, amount, 0.0), bins),
         "expected": _counted(place, score, bins),
+        PERSONS: persons_by(place, unit, bins),
     }
-    limits = {"rows": COUNT, "fraud": COUNT, "amount": SCORE, "expected": SCORE}
+    limits = {"rows": COUNT, "fraud": COUNT, "amount": SCORE, "expected": SCORE, PERSONS: COUNT}
     if replicates:
         arrays["resampled"] = _resampled(2 * place + fraud, unit, bins, replicates, seed)
         limits["resampled"] = COUNT
@@ -115,8 +117,8 @@ def ranking_edges(coarse: Sums, edges: Floats, bins: int = BINS) -> Floats:
     are merged, and no edge is made for less than one claim. Average precision comes out up to
     about a hundredth of itself below that of single claims, as claims of one bin are ties.
 
-    A bin may hold a single claim: whether such totals may be opened is for the rules of
-    disclosure, and not decided here.
+    A bin may hold a single claim: bins of few persons are joined before anybody sees them
+    (`lab.privacy.joining`).
     """
     reached, even = _from_top(coarse["rows"]), bins // 4
     shares = np.arange(1, even) / even
@@ -295,11 +297,18 @@ def lift_curve(sums: Sums) -> tuple[Floats, Floats]:
 
 
 def group_sums(
-    truth: Floats, score: Floats, amount: Floats, *, codes: Codes, count: int, threshold: float
+    truth: Floats,
+    score: Floats,
+    amount: Floats,
+    unit: Floats,
+    *,
+    codes: Codes,
+    count: int,
+    threshold: float,
 ) -> Sums:
     """Claims by group when every score of at least ``threshold``, a probability, is flagged.
 
-    truth, score, amount: as in :func:`rank_sums`. codes: (rows,) 0 to count - 1, or -1 for a row
+    truth, score, amount, unit: as in :func:`rank_sums`. codes: (rows,) 0 to count - 1, or -1 for a row
     that is left out; groups of persons, or typologies of fraud. ``rows``, ``fraud``, ``flagged``,
     ``flagged_fraud`` and ``saved`` (amount of flagged frauds, yuan) have shape (count,).
 
@@ -314,6 +323,7 @@ def group_sums(
         "flagged": _counted(code[flagged], None, count),
         "flagged_fraud": _counted(code[stopped], None, count),
         "saved": _counted(code[stopped], amount[kept][stopped], count),
+        PERSONS: persons_by(code, unit[kept], count),
     }
     return Sums(arrays, dict.fromkeys(arrays, COUNT) | {"saved": SCORE}, len(code))
 

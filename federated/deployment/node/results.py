@@ -48,7 +48,7 @@ def _scores(study: StudyPlan, party: Party, outcome: Outcome) -> dict[str, dict[
     alone = replace(party, policy=Policy(minimum_rows=1, rules=own), binding=None)
     alone.profiles = party.profiles
     with in_process([alone], 1, own) as one:
-        scorer = Scorer(study.experiment, outcome.constants, study.by_level, study.groups, {})
+        scorer = Scorer(study.experiment, outcome.constants, study.by_level, study.groups, {}, 1)
         evaluations = scorer.shared(outcome.texts, one)
     return {part: scored(study.experiment, each["all"]) for part, each in evaluations.items()}
 

@@ -21,6 +21,7 @@ from federated.hiding.paillier import terms_of
 from federated.hiding.protocol import ask_sums, fields_of
 from federated.messages import Request, message_of, one_form, read
 from federated.study.experiment import Query
+from federated.study.plan import StudyPlan
 from federated.study.simulation import deal_tables
 from lab.errors import PeerError, PolicyError
 from lab.models import profile
@@ -155,6 +156,47 @@ def test_a_column_that_never_leaves_marks_no_rows_and_nobody(trial: Trial) -> No
                     update={"experiment": told.experiment.model_copy(update={"data": data})}
                 )
             )
+
+
+def test_which_rows_are_held_out_is_the_nodes_own_and_no_file_moves_a_person(
+    trial: Trial,
+) -> None:
+    """Two shares of testing that differ by one person, or two seeds, told that person's loss."""
+    folder = trial.root / "insurer 1"
+    settings = node_folder.NodeSettings.read(folder)
+    assert settings.data is not None
+    own = {"test_column": None, "test_value": None}
+    drawn = settings.model_copy(update={"data": settings.data.model_copy(update=own)})
+    node = insurer.InsurerPolicy(folder, drawn, trial.charter)
+
+    def changed(seed: int, **changes: Any) -> StudyPlan:
+        told = trial.experiment(0)
+        data = told.data.model_copy(update={"test_column": None, "test_value": None, **changes})
+        return plan.announced(told.model_copy(update={"seed": seed, "data": data}))
+
+    sides = [node.party(changed(seed, test=0.2), b"own").test.index for seed in (1, 2)]
+    assert len(sides[0]) > 0 and sides[0].equals(sides[1])
+    assert not node.party(changed(1, test=0.2), b"another's").test.index.equals(sides[0])
+    node.consider(changed(1, test=0.2))
+    with pytest.raises(Refusal, match=r"\[rows\] data.test_share of node.toml is 0.2; .* 0.20125"):
+        node.consider(changed(1, test=0.20125))
+
+
+def test_rows_are_capped_in_few_ways(trial: Trial) -> None:
+    """The largest claim of the market was found by bisection over caps, from 56 totals."""
+    folder = trial.root / "insurer 2"
+    node = insurer.InsurerPolicy(folder, node_folder.NodeSettings.read(folder), trial.charter)
+
+    def capped(at: float) -> StudyPlan:
+        told = trial.experiment(0)
+        data = told.data.model_copy(update={"cap": {"x1": at}})
+        return plan.announced(told.model_copy(update={"data": data}))
+
+    for at in range(insurer.MOST_VARIANTS):
+        node.consider(capped(1.0 + at))
+        node.consider(capped(1.0))
+    with pytest.raises(Refusal, match=r"\[rows\] .* capped or left out in 5 other ways"):
+        node.consider(capped(0.5))
 
 
 def test_a_model_is_asked_of_the_announced_target_alone(trial: Trial) -> None:

@@ -99,7 +99,7 @@ def test_a_party_without_rows_contributes_zeros() -> None:
     total = combine([whole, empty])
     assert all((total[name] == whole[name]).all() for name in whole.arrays)
     groups = detection.group_sums(
-        *nothing[:3], codes=np.array([], dtype=np.int64), count=2, threshold=0.5
+        *nothing[:4], codes=np.array([], dtype=np.int64), count=2, threshold=0.5
     )
     assert not any(array.any() for array in groups.arrays.values()) and groups.rows == 0
 
@@ -234,7 +234,7 @@ def test_a_threshold_flags_the_budget_it_was_taken_for() -> None:
     sums = ranked(rows, edges)
     threshold = detection.threshold_at(sums, edges, 0.01)
     groups = detection.group_sums(
-        *rows[:3], codes=np.zeros(50_000, dtype=np.int64), count=1, threshold=threshold
+        *rows[:4], codes=np.zeros(50_000, dtype=np.int64), count=1, threshold=threshold
     )
     flagged = groups.total("flagged")
     assert flagged == pytest.approx(500, rel=0.05)
@@ -311,7 +311,9 @@ CODES = np.array([0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, -1])
 def grouped(keep: NDArray[np.bool_] | None = None) -> Sums:
     kept = np.ones(12, dtype=bool) if keep is None else keep
     columns = TRUTH[kept], 0.3 + 0.2 * FLAGGED[kept], 100.0 * np.arange(1, 13)[kept]
-    return detection.group_sums(*columns, codes=CODES[kept], count=3, threshold=0.5)
+    return detection.group_sums(
+        *columns, np.flatnonzero(kept) * 1.0, codes=CODES[kept], count=3, threshold=0.5
+    )
 
 
 def test_groups_by_hand() -> None:
@@ -324,6 +326,7 @@ def test_groups_by_hand() -> None:
         "flagged": [3, 2, 0],
         "flagged_fraud": [2, 1, 0],
         "saved": [300, 800, 0],
+        "persons": [7, 4, 0],
     }
 
 
@@ -352,7 +355,7 @@ def test_few_rows_or_frauds_show_no_rate() -> None:
 def test_a_rate_of_nothing_has_no_ratio() -> None:
     truth, score = np.zeros(40), np.repeat([0.1, 0.9], 20)
     sums = detection.group_sums(
-        truth, score, truth, codes=np.repeat([0, 1], 20), count=2, threshold=0.5
+        truth, score, truth, np.arange(40.0), codes=np.repeat([0, 1], 20), count=2, threshold=0.5
     )
     table = detection.fairness(sums, ("a", "b"))
     assert table["flagged_share_difference"].tolist() == [0, 1]

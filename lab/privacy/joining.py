@@ -1,0 +1,77 @@
+"""Cells of a model's scores that stand on few persons are joined before anybody sees them.
+
+The rule is public and looks at the numbers of persons alone: neighbours in an order are joined until
+each cell has enough; levels without an order that have too few become one level, :data:`FEW`, with
+the next smallest ones if it needs them. Persons are distinct within a party: a person at two
+parties counts twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lab.sums import Floats, Sums
+
+Indices = NDArray[np.int64]
+#: The level that levels of few persons become.
+FEW = "(few)"
+#: The array that carries the persons behind each cell.
+PERSONS = "persons"
+
+
+def persons_by(group: Indices, unit: Floats, count: int) -> Floats:
+    """(count,) distinct units in each group. group, unit: (rows,)."""
+    pairs = np.unique(np.column_stack([group.astype(np.float64), unit]), axis=0)
+    return np.bincount(pairs[:, 0].astype(np.int64), minlength=count).astype(np.float64)
+
+
+def in_order(persons: Floats, least: int) -> Indices:
+    """(cells,) the joined cell of each: neighbours until ``least`` persons are reached; what is
+    left at the end goes to the last one.
+
+    >>> in_order(np.array([3.0, 8, 0, 20, 2]), 10).tolist()
+    [0, 0, 1, 1, 1]
+    """
+    joined, at, behind = np.empty(len(persons), dtype=np.int64), 0, 0.0
+    for k, number in enumerate(persons):
+        if behind >= least:
+            at, behind = at + 1, 0.0
+        joined[k] = at
+        behind += number
+    if behind < least and at:
+        joined[joined == at] = at - 1
+    return joined
+
+
+def of_levels(persons: Floats, names: Sequence[str], least: int) -> tuple[Indices, tuple[str, ...]]:
+    """(levels,) the joined level of each, and the names of those that are left; levels of nobody
+    are left out of the joining and keep their names.
+
+    >>> of_levels(np.array([30.0, 4, 12, 3]), ["a", "b", "c", "d"], 10)
+    (array([0, 1, 1, 1]), ('a', '(few)'))
+    """
+    few = (persons > 0) & (persons < least)
+    for level in np.argsort(persons, kind="stable"):
+        if not few.any() or persons[few].sum() >= least:
+            break
+        few[level] |= persons[level] > 0
+    if not few.any():
+        return np.arange(len(names)), tuple(names)
+    kept = np.flatnonzero(~few)
+    joined = np.full(len(names), len(kept), dtype=np.int64)
+    joined[kept] = np.arange(len(kept))
+    return joined, (*(names[int(k)] for k in kept), FEW)
+
+
+def apply(sums: Sums, joined: Indices) -> Sums:
+    """Sums whose arrays have one number for each cell along their last axis, joined."""
+    count = int(joined.max(initial=-1)) + 1
+    arrays = {}
+    for name, array in sums.arrays.items():
+        total = np.zeros((count, *array.shape[:-1]))
+        np.add.at(total, joined, np.moveaxis(array, -1, 0))
+        arrays[name] = np.moveaxis(total, 0, -1)
+    return Sums(arrays, sums.limits, sums.rows)
