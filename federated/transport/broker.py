@@ -22,6 +22,7 @@ from base64 import b64decode
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from socket import socket as Socket
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -35,6 +36,7 @@ from federated.transport.connections import (
     peer_protocol,
 )
 from federated.transport.node_line import BARRED
+from federated.transport.reply_quota import STORED_BODIES, ReplyQuota
 
 if TYPE_CHECKING:
     import uvicorn
@@ -315,13 +317,13 @@ class Broker:
         if (node := state.get_node_id_by_public_key(key)) is not None:
             state.deactivate_node(node)
 
-    async def _for_nodes(self, scope: Scope, body: bytes) -> Answer:
+    async def _for_nodes(self, quota: ReplyQuota, scope: Scope, body: bytes) -> Answer:
         from federated.transport import handlers
 
         if scope["path"] == HEALTH:
             return 200, [], b""
         name = scope["path"].removeprefix(FLEET)
-        return _typed(handlers.of_node(name, self._app, _headers(scope), body))
+        return _typed(handlers.of_node(name, self._app, _headers(scope), body, quota))
 
     async def _for_runs(self, scope: Scope, body: bytes) -> Answer:
         from federated.transport import handlers
@@ -341,7 +343,8 @@ class Broker:
         stop: asyncio.Event,
     ) -> None:
         """Serve on two bound sockets until `stop` is set. limit: bytes of a body from outside."""
-        outside = Listener(self._app, outer_check(register), self._for_nodes, limit)
+        for_nodes = partial(self._for_nodes, ReplyQuota(STORED_BODIES * limit))
+        outside = Listener(self._app, outer_check(register), for_nodes, limit)
         inside = Listener(self._app, inner_check(self._secret), self._for_runs, LARGEST_INSIDE)
         outside.hears, outside.tells = inside.tells, inside.hears
         guard = ConnectionGuard(
