@@ -7,8 +7,6 @@ the exchange's folder, for callers that also know its secret. Check and router r
 request, so they cannot disagree about a path, as a proxy and a server can.
 
 A pull that finds nothing is held until something is pushed, so that nobody polls.
-
-Longer than 400 lines because check, router and both listeners read the same request, in one place.
 """
 
 from __future__ import annotations
@@ -24,13 +22,21 @@ from base64 import b64decode
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from socket import socket as Socket
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
+from federated.transport.connections import (
+    PEER_END,
+    PEER_KEY,
+    PEER_LINE,
+    ConnectionGuard,
+    ConnectionLimits,
+    GuardedListener,
+    peer_protocol,
+)
 from federated.transport.node_line import BARRED
+from federated.transport.reply_quota import STORED_BODIES, ReplyQuota
 
 if TYPE_CHECKING:
     import uvicorn
@@ -48,10 +54,6 @@ SECRET, KEY, LAST, HOLD = b"lab-secret", b"flwr-public-key", b"lab-last", b"lab-
 #: Seconds an empty pull is held; seconds within which a body must have come.
 HELD, BODY_SECONDS = 20.0, 60.0
 LARGEST_INSIDE = 2**31
-#: Connections that one certificate's key may hold; a node needs two.
-MOST_LINES = 16
-#: What a connection knows of its peer: the key it shook hands with, the end of its certificate.
-PEER_KEY, PEER_END = "peer_key", "peer_end"
 #: Status, headers and body of an answer.
 Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
 Ask = Callable[[Scope, bytes], Awaitable[Answer]]
@@ -220,6 +222,7 @@ def outer_check(register: Register) -> Callable[[Scope], None]:
             raise HttpRefusal(
                 403, f"{BARRED} not certified any more: its certificate has expired; renew it"
             )
+        scope["state"][PEER_LINE].settle()
         if scope["path"] == HEALTH:
             return
         if scope["path"].removeprefix(FLEET) not in NODES or not scope["path"].startswith(FLEET):
@@ -254,9 +257,12 @@ def inner_check(secret: str) -> Callable[[Scope], None]:
 
 
 class Broker:
-    """A SuperLink in this process: `register` its nodes, `serve` both listeners."""
+    """A SuperLink in this process: `register` its nodes, `serve` both listeners.
 
-    def __init__(self, secret: str) -> None:
+    guarded: whether the number of connections from outside and their silence are limited.
+    """
+
+    def __init__(self, secret: str, guarded: bool = True) -> None:
         from flwr.common.constant import ISOLATION_MODE_PROCESS, TRANSPORT_TYPE_GRPC_RERE
         from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME
         from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
@@ -289,7 +295,7 @@ class Broker:
             runtime_dependency_install=False,
         )
         self._app = create_app(config, SuperLinkLifespan)
-        self._secret = secret
+        self._secret, self._guarded = secret, guarded
 
     def register(self, name: str, key: bytes) -> None:
         """Let a node's key be known to Flower; again is nothing new."""
@@ -311,13 +317,13 @@ class Broker:
         if (node := state.get_node_id_by_public_key(key)) is not None:
             state.deactivate_node(node)
 
-    async def _for_nodes(self, scope: Scope, body: bytes) -> Answer:
+    async def _for_nodes(self, quota: ReplyQuota, scope: Scope, body: bytes) -> Answer:
         from federated.transport import handlers
 
         if scope["path"] == HEALTH:
             return 200, [], b""
         name = scope["path"].removeprefix(FLEET)
-        return _typed(handlers.of_node(name, self._app, _headers(scope), body))
+        return _typed(handlers.of_node(name, self._app, _headers(scope), body, quota))
 
     async def _for_runs(self, scope: Scope, body: bytes) -> Answer:
         from federated.transport import handlers
@@ -337,13 +343,18 @@ class Broker:
         stop: asyncio.Event,
     ) -> None:
         """Serve on two bound sockets until `stop` is set. limit: bytes of a body from outside."""
-        outside = Listener(self._app, outer_check(register), self._for_nodes, limit)
+        for_nodes = partial(self._for_nodes, ReplyQuota(STORED_BODIES * limit))
+        outside = Listener(self._app, outer_check(register), for_nodes, limit)
         inside = Listener(self._app, inner_check(self._secret), self._for_runs, LARGEST_INSIDE)
         outside.hears, outside.tells = inside.tells, inside.hears
-        doors = [_server(inside, "on", None), _server(outside, "off", tls)]
+        guard = ConnectionGuard(
+            ConnectionLimits.of_process() if self._guarded else None,
+            lambda what: register.note("fault", rule="connections", what=what),
+        )
+        doors = [_server(inside, "on"), _server(outside, "off", tls, peer_protocol(guard))]
         work = [
             asyncio.create_task(door.serve([socket]))
-            for door, socket in zip(doors, (inner, outer), strict=True)
+            for door, socket in zip(doors, (inner, GuardedListener(outer, guard)), strict=True)
         ]
         waiting = asyncio.create_task(stop.wait())
         await asyncio.wait([*work, waiting], return_when=asyncio.FIRST_COMPLETED)
@@ -353,8 +364,13 @@ class Broker:
         await asyncio.gather(*work)
 
 
-def _server(app: App, lifespan: Literal["on", "off"], tls: ssl.SSLContext | None) -> uvicorn.Server:
-    """A server of one listener; with ``tls`` each connection knows whose it is."""
+def _server(
+    app: App,
+    lifespan: Literal["on", "off"],
+    tls: ssl.SSLContext | None = None,
+    protocol: type[asyncio.Protocol] | Literal["h11"] = "h11",
+) -> uvicorn.Server:
+    """A server of one listener. protocol: what a connection is once its handshake is done."""
     import uvicorn
 
     class Quiet(uvicorn.Server):
@@ -372,34 +388,9 @@ def _server(app: App, lifespan: Literal["on", "off"], tls: ssl.SSLContext | None
         log_level=logging.CRITICAL,
         access_log=False,
         server_header=False,
-        http=_peer_protocol() if tls else "h11",
+        http=protocol,
         timeout_keep_alive=60,
         timeout_graceful_shutdown=2,
         limit_concurrency=500,
     )
     return Quiet(config)
-
-
-def _peer_protocol() -> type[asyncio.Protocol]:
-    """HTTP as uvicorn speaks it, with the key and the certificate's end of each peer."""
-    from uvicorn.protocols.http.h11_impl import H11Protocol
-
-    class Peer(H11Protocol):
-        """A connection from outside, which knows whose it is."""
-
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            key, end = peer_of(transport.get_extra_info("ssl_object"))
-            self.app_state = {**self.app_state, PEER_KEY: key, PEER_END: end}
-            same = [c for c in self.connections if c.app_state.get(PEER_KEY) == key]
-            if len(same) > MOST_LINES:
-                transport.close()
-
-    return Peer
-
-
-def peer_of(line: ssl.SSLObject) -> tuple[bytes, float]:
-    """The public key of the peer's certificate, PEM, and when the certificate ends, in Unix time."""
-    certificate = x509.load_der_x509_certificate(line.getpeercert(binary_form=True) or b"")
-    key = certificate.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    return key, certificate.not_valid_after_utc.timestamp()

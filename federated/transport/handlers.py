@@ -35,11 +35,14 @@ from flwr.proto.runtime_pb2 import (
 )
 from flwr.supercore.error import FlowerError
 from flwr.supercore.error.catalog import API_ERROR_MAP
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.servicer.runtime import runtime_handlers as core
 from flwr.superlink.routers.fleet.node_auth import authenticate_node
 from flwr.superlink.servicer.fleet import fleet_handlers as fleet
 from flwr.superlink.servicer.runtime import runtime_handlers as runtime
 from google.protobuf.message import DecodeError
+
+from federated.transport.reply_quota import OBJECT_BYTES, QuotaExceeded, ReplyQuota
 
 Headers = Mapping[str, str]
 #: Status and body.
@@ -64,6 +67,8 @@ NODES: dict[str, tuple[Any, Handler]] = {
         lambda request, state: fleet.confirm_message_received(request, state, state.object_store),
     ),
 }
+#: The node routes that store something.
+PUSHES = ("push-messages", "push-object")
 #: What a run's messages are made of; whatever else a run needs goes through Flower's web stack.
 RUNS: dict[str, tuple[Any, Callable[[Any, Any, Any], Any]]] = {
     "push-messages": (PushAppMessagesRequest, runtime.push_messages),
@@ -79,8 +84,11 @@ RUNS: dict[str, tuple[Any, Callable[[Any, Any, Any], Any]]] = {
 }
 
 
-def of_node(name: str, app: Any, headers: Headers, body: bytes) -> StatusAndBody:
-    """Answer a node: its signature of the time is checked by Flower's own function."""
+def of_node(name: str, app: Any, headers: Headers, body: bytes, quota: ReplyQuota) -> StatusAndBody:
+    """Answer a node: its signature of the time is checked by Flower's own function.
+
+    413 where the node's replies that nobody fetched would exceed its quota.
+    """
     kind, handler = NODES[name]
 
     def answer() -> Any:
@@ -91,9 +99,30 @@ def of_node(name: str, app: Any, headers: Headers, body: bytes) -> StatusAndBody
         authenticate_node(caller)
         if name == "push-messages" and not _own(request):
             raise HTTPException(403, "a node may only push replies, in its own name")
+        if name in PUSHES:
+            return _counted(request, len(body), handler, _state(app), quota)
         return handler(request, _state(app))
 
     return _response(answer)
+
+
+def _counted(request: Any, size: int, handler: Handler, state: Any, quota: ReplyQuota) -> Any:
+    """The handler's answer to a push of `size` bytes. Raises :class:`QuotaExceeded`."""
+    node, store = request.node.node_id, state.object_store
+    if isinstance(request, PushObjectRequest):
+        quota.check(node, size, store, request.object_id)
+        response = handler(request, state)
+        if response.stored:
+            quota.add_object(node, request.object_id, size)
+        return response
+    if not request.message_object_trees:
+        raise HTTPException(400, "a message needs the tree of its objects")
+    tree = request.message_object_trees[0]  # Flower stores the first message alone
+    size += OBJECT_BYTES * sum(1 for _ in iterate_object_tree(tree))
+    quota.check(node, size, store)
+    response = handler(request, state)
+    quota.add_tree(node, tree.object_id, size)
+    return response
 
 
 def _own(request: PushMessagesRequest) -> bool:
@@ -126,6 +155,8 @@ def _response(answer: Callable[[], Any]) -> StatusAndBody:
     """What a handler answers; its errors as Flower tells them, which is without details."""
     try:
         return 200, answer().SerializeToString(deterministic=True)
+    except QuotaExceeded as error:
+        return 413, _detail(str(error))
     except DecodeError:
         return 400, _detail("not readable")
     except FlowerError as error:

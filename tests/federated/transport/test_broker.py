@@ -32,7 +32,7 @@ from federated.deployment.coordinator import exchange
 from federated.deployment.node import settings as node_folder
 from federated.deployment.node.checks import examine
 from federated.deployment.node.settings import AUTHORITY, CERTIFICATE, KEY, admission_of
-from federated.transport.broker import MOST_LINES
+from federated.transport.connections import MOST_LINES
 from federated.transport.node_line import LineError, NodeLine
 from lab.errors import ConfigurationError
 from tests.rigs.capture import enter, packets, streams
