@@ -327,6 +327,7 @@ class Experiment(Strict):
         choice = self.data.features
         if task == "severity" and isinstance(self.model, GLMSettings) and self.model.severity:
             choice = self.model.severity.features or choice
+        self._check_person()
         other_roles = set(self.columns_besides_features())
         if choice is None:
             choice = tuple(
@@ -340,6 +341,16 @@ class Experiment(Strict):
         if not features:
             raise ConfigurationError("data.features: there is no feature to model with")
         return features
+
+    def _check_person(self) -> None:
+        """Refuse the person as a source of anything that a model is made of or compared by."""
+        read = [column for profile in self.profile for column in profile.reads()]
+        read += self.detection.columns() if self.detection else []
+        if self.data.person in read:
+            raise ConfigurationError(
+                f"data.person: '{self.data.person}' says whose row it is; leave it out of profiles "
+                "and of detection"
+            )
 
     def _check_feature(self, feature: Feature, contract: Contract, other_roles: set[str]) -> None:
         name = feature.column

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from lab.errors import ConfigurationError, ContractError
 from lab.models.design import Feature, check_features
 from lab.models.glm import Response
 from lab.records import nearest
-from lab.tables.contracts import Contract
+from lab.tables.contracts import Contract, identifying, unsuited
 from lab.tables.sources import Table
 
 Features = Mapping[str, tuple[Feature, ...]]
@@ -37,6 +38,53 @@ def _own(experiment: Experiment, features: Features) -> set[Feature]:
     """The features that stand in a party's table; profiles are joined later."""
     profile_columns = {column for profile in experiment.profile for column in profile.columns()}
     return {f for task in features.values() for f in task if f.column not in profile_columns}
+
+
+def sifted(experiment: Experiment, table: Table) -> tuple[Table, dict[str, str]]:
+    """A table without a contract, in whose draft only what may be a feature has that role; and why
+    each of the other columns has not. Raises ConfigurationError for one that is listed nevertheless.
+    """
+    listed, data = _listed(experiment), experiment.data
+    read = {*experiment.columns_besides_features(), experiment.parties.column}
+    besides = experiment.detection.columns() if experiment.detection else []
+    owners = table.frame.get(data.person) if data.person else None
+    columns, left_out = dict(table.contract.columns), {}
+    for name in [name for name in columns if name not in read]:
+        values = table.frame[name]
+        reason = identifying(name, values, owners)
+        if reason is not None and name in listed:
+            raise ConfigurationError(
+                f"{listed[name]}: '{name}' {reason}, and what tells rows or persons apart is no "
+                "feature; leave it out, or describe it in a contract with role = 'feature' and give "
+                "that as data.contract"
+            )
+        why = reason or (None if name in listed else unsuited(name, values))
+        if why is not None:
+            role = "identifier" if reason or name not in besides else "target"
+            columns[name] = columns[name].model_copy(update={"role": role})
+            left_out[name] = why
+    if data.features is not None:
+        left_out = {}
+    elif left_out and not any(c.role == "feature" for n, c in columns.items() if n not in read):
+        reasons = ", ".join(f"'{name}' {why}" for name, why in left_out.items())
+        raise ConfigurationError(
+            f"data.features: no column is taken as a feature unless it is listed: {reasons}"
+        )
+    contract = table.contract.model_copy(update={"columns": columns})
+    return replace(table, contract=contract), left_out
+
+
+def _listed(experiment: Experiment) -> dict[str, str]:
+    """The columns whose values or levels a model or a comparison shows, and where they are listed."""
+    lists = {"data.features": experiment.data.features}
+    if isinstance(experiment.model, GLMSettings) and experiment.model.severity:
+        lists["model.severity.features"] = experiment.model.severity.features
+    lists["detection.groups"] = experiment.detection.groups if experiment.detection else ()
+    return {
+        f if isinstance(f, str) else f.column: where
+        for where, features in lists.items()
+        for f in features or ()
+    }
 
 
 def usable(

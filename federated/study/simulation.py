@@ -21,7 +21,7 @@ from federated.party.party import Party, Policy, numbered
 from federated.solvers.encoding import is_category
 from federated.study.experiment import Data, Experiment, ProtectionSettings
 from federated.study.plan import StudyPlan
-from federated.study.rows import usable, wanted_columns
+from federated.study.rows import sifted, usable, wanted_columns
 from federated.transport import in_process as grid
 from lab.errors import ConfigurationError
 from lab.market.make import make
@@ -48,6 +48,9 @@ class SimulatedMarket:
             table = load(
                 data.source, path, contract=own, table=data.table, query=data.query, columns=columns
             )
+            self.left_out: dict[str, str] = {}  # columns that are no features by default, and why
+            if public_contract is None:
+                table, self.left_out = sifted(experiment, table)
             self.cells = _all_cells(experiment, table.contract, path)
         self.digest = table.digest
         self.origin = _origin(data) or table.origin

@@ -26,6 +26,8 @@ from lab.tables.contracts import level_of
 BLOCK = 4096
 #: Levels of a category: their codes are 16-bit numbers.
 MOST_LEVELS = 2**15 - 1
+#: The one level for all whose names no party announces, because they stand on too few persons.
+RARE = "(rare)"
 
 
 class Feature(Strict):
@@ -207,15 +209,33 @@ class Design:
 
 
 def codes_of(values: pd.Series, levels: tuple[str, ...]) -> NDArray[np.int32]:
-    """Position of each value in ``levels``, -1 for one that is not there."""
+    """Position of each value in ``levels``; for one that is not there that of :data:`RARE`, or -1
+    where that is not there either. A missing value is -1."""
     known = {level: k for k, level in enumerate(levels)}
-    table = np.array([known.get(str(v), -1) for v in values.cat.categories] + [-1], dtype=np.int32)
+    other = known.get(RARE, -1)
+    places = [known.get(str(v), other) for v in values.cat.categories]
+    table = np.array([*places, -1], dtype=np.int32)
     return table[values.cat.codes.to_numpy()]
 
 
-def seen_levels(frame: pd.DataFrame, feature: Feature) -> list[str]:
-    """Level names present at this party, sorted: what a party announces where no contract lists them."""
-    return sorted(str(v) for v in feature.texts(frame).dropna().unique())
+def seen_levels(
+    frame: pd.DataFrame, feature: Feature, owners: pd.Series | None = None, minimum: int = 1
+) -> list[str]:
+    """Level names present at this party, sorted: what a party announces where no contract lists them.
+
+    owners: who each row belongs to, else every row is somebody's own. A level of fewer than
+    ``minimum`` persons is not named; where there is one, :data:`RARE` stands for all of them.
+    """
+    texts = feature.texts(frame)
+    unit = (
+        np.arange(len(frame)) if owners is None else pd.factorize(owners, use_na_sentinel=False)[0]
+    )
+    pairs = pd.DataFrame({"level": texts.cat.codes.to_numpy(), "unit": unit}).drop_duplicates()
+    level = pairs["level"].to_numpy()
+    persons = np.bincount(level[level >= 0], minlength=len(texts.cat.categories))
+    names = zip(texts.cat.categories, persons, strict=True)
+    named = {str(name) if count >= minimum else RARE for name, count in names if count > 0}
+    return sorted(named)
 
 
 def moments(frame: pd.DataFrame, features: tuple[Number, ...]) -> Sums:

@@ -6,6 +6,7 @@ check reports every violation at once and a table with one violation is not used
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -333,3 +334,65 @@ def draft(frame: pd.DataFrame, name: str) -> Contract:
 
 def _is_number(series: pd.Series[Any]) -> bool:
     return bool(pd.api.types.is_numeric_dtype(series))
+
+
+#: A larger share of different values names rows or persons, if they are not measurements.
+MOST_DISTINCT = 0.9
+#: The fewest rows of a value, on average, and the most levels of a feature that nobody listed.
+REPEATS, SHORT_LIST = 10, 64
+_WHO = (
+    "policy|contract|person|patient|member|customer|client|insured|insuree|holder|policyholder|"
+    "beneficiary|claimant|claim|employee|user|subject|account|invoice|certificate|passport|licence|"
+    "license|phone|record|row"
+)
+_NAMED = re.compile(
+    rf"(?:.*_)?(?:(?:{_WHO})_?(?:id|ids|no|nr|num|number|key)|uuid|guid|ssn|nin|iban|e_?mail|mrn)"
+    rf"|id|id_?(?:{_WHO}|pol|no|nr|number)"
+)
+_COUNTERS = {"", "rownames", "rowname", "row_names", "row_name", "index", "level_0"}
+
+
+def identifying(name: str, values: pd.Series[Any], owners: pd.Series[Any] | None) -> str | None:
+    """Why a column that no contract describes tells rows or persons apart; None if it does not.
+
+    owners: who each row belongs to. A number with fractions is a measurement, however rare it is.
+    """
+    plain = _plain(name)
+    if plain in _COUNTERS or plain.startswith("unnamed:"):
+        return "is named like a row number"
+    if _NAMED.fullmatch(plain):
+        return "is named like an identifier"
+    values = values.reset_index(drop=True)
+    there = values.dropna()
+    if _is_number(values):
+        numbers = there.to_numpy(dtype=np.float64)
+        if (numbers % 1 != 0).any():
+            return None
+        first = numbers[0] if len(numbers) else -1
+        if len(there) == len(values) > 2 and first in (0, 1) and (np.diff(numbers) == 1).all():
+            return "numbers the rows"
+    if owners is not None:  # one value for each person, who may have many rows
+        pairs = pd.DataFrame({"owner": owners.to_numpy(), "value": values}).dropna()
+        pairs = pairs.drop_duplicates()
+        if not pairs["owner"].duplicated().any():
+            there = pairs["value"]
+    if len(there) > 2 and there.nunique() > MOST_DISTINCT * len(there):
+        return f"has {there.nunique():,} different values for {len(there):,} rows or persons"
+    return None
+
+
+def unsuited(name: str, values: pd.Series[Any]) -> str | None:
+    """Why a column is no feature as long as nobody lists it; None where it may be one."""
+    if _plain(name).endswith("_id"):
+        return "is named like the number of something"
+    rows, distinct = int(values.notna().sum()), int(values.nunique())
+    if not _is_number(values) and distinct > SHORT_LIST:
+        return f"has {distinct:,} levels, more than {SHORT_LIST}"
+    if distinct * REPEATS > rows:
+        return f"has {distinct:,} different values in {rows:,} rows, which seldom repeat"
+    return None
+
+
+def _plain(name: str) -> str:
+    """A column's name in lower case, its words joined by underscores."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|[\s.-]+", "_", name.strip()).lower()

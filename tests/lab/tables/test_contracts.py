@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from lab.errors import ConfigurationError, ContractError
-from lab.tables.contracts import Column, Contract, check, draft
+from lab.tables.contracts import Column, Contract, check, draft, identifying, unsuited
 
 CONTRACT = Contract(
     name="claims-v1",
@@ -103,3 +103,59 @@ def test_mistakes_in_a_contract_file_are_told_together(tmp_path: Path) -> None:
         Contract.read(path)
     assert "columns.a.type" in str(caught.value)
     assert "unknown key 'columns.b.minimun'; did you mean 'minimum'?" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "id",
+        "ID",
+        "IDpol",
+        "patient_id",
+        "PatientID",
+        "policy_no",
+        "Policy Number",
+        "member-nr",
+        "old_claim_id",
+        "ssn",
+        "e-mail",
+        "rownames",
+        "index",
+        "Unnamed: 0",
+    ],
+)
+def test_a_column_named_like_an_identifier_is_one_whatever_it_holds(name: str) -> None:
+    assert identifying(name, pd.Series([0.5, 0.5, 0.5]), None) is not None
+
+
+@pytest.mark.parametrize(
+    "name", ["age", "idle", "paid", "ClaimNb", "claims", "number_of_claims", "plan_id", "candid"]
+)
+def test_a_name_that_only_looks_like_an_identifiers_is_none(name: str) -> None:
+    assert identifying(name, pd.Series([1, 2] * 50), None) is None
+
+
+def test_whole_numbers_and_texts_that_hardly_repeat_are_identifiers_and_measurements_are_not() -> (
+    None
+):
+    numbers = pd.Series(np.random.default_rng(0).permutation(1000) + 5)
+    for values in (numbers, numbers.astype(float), numbers.astype(str)):
+        assert "1,000 different values" in (identifying("x", values, None) or "")
+    assert identifying("x", numbers / 7, None) is None
+    assert identifying("x", numbers // 2, None) is None
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_numbers_in_the_order_of_the_rows_are_row_numbers(first: int) -> None:
+    values = pd.Series(np.arange(first, first + 50), index=range(100, 150))
+    assert identifying("x", values, None) == "numbers the rows"
+    assert identifying("x", values.sample(frac=1, random_state=0), None) != "numbers the rows"
+
+
+def test_a_feature_that_nobody_listed_repeats_and_has_few_levels() -> None:
+    assert unsuited("x", pd.Series([1, 2, 3] * 10)) is None
+    assert "seldom repeat" in (unsuited("x", pd.Series([1, 2, 3] * 9)) or "")
+    levels = pd.Series([f"level {k}" for k in range(65)] * 10)
+    assert unsuited("x", levels) == "has 65 levels, more than 64"
+    assert unsuited("x", levels[levels != "level 0"]) is None
+    assert unsuited("siteId", pd.Series([1, 2] * 50)) == "is named like the number of something"
