@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -19,19 +19,18 @@ from pydantic import Field
 from federated.federation import ModelTotals
 from federated.solvers.bins import agree_cuts
 from federated.solvers.glm import constant_predictor, row_curvature
+from federated.solvers.growth import Growth
 from federated.solvers.solution import ModelSettings, Solution, Watch
 from lab.errors import ModelError
-from lab.models import kernels
 from lab.models.design import Feature, Number
 from lab.models.families import FamilyName
 from lab.models.glm import Task
-from lab.models.tree_model import LEAF, Cuts, Tree, Trees
-from lab.models.trees import GRAIN, MOST_ROWS, REACH, Ask, Place, TreesRecipe
+from lab.models.tree_model import Cuts, Tree, Trees
+from lab.models.trees import MOST_ROWS, REACH, Ask, Place, TreesRecipe
+from lab.privacy.joining import PERSONS
 from lab.sums import Floats, Sums
 from lab.tables.contracts import Contract
 
-#: Average rows that pull the order of a category's levels towards the node's mean.
-SMOOTH = 10.0
 #: What is said where the sums of a party do not keep to the bounds that follow from all rows.
 RUN_AWAY = (
     f"a few rows weigh more than {REACH} times all rows of an average model; lower "
@@ -66,6 +65,9 @@ class TreesSettings(ModelSettings):
     l2: float = Field(1.0, ge=0, description="Average rows that pull a leaf towards 0.")
     min_child_rows: float = Field(
         20.0, gt=0, description="Average rows on either side of a cut, at least."
+    )
+    min_leaf_persons: int = Field(
+        10, ge=1, description="Persons at each leaf, at least: cuts that leave fewer are undone."
     )
     min_gain: float = Field(0.0, ge=0, description="Gain of a cut, at least.")
     features: float = Field(1.0, gt=0, le=1, description="Share of features drawn for each tree.")
@@ -120,29 +122,72 @@ def train(
     )
     recipe = _recipe(federation, task, totals, settings)
 
-    def ask_parties(ask: Ask) -> Sums:
-        sums = federation.sum("trees_level", ask=ask, task=task, cuts=cuts, recipe=recipe)
-        if sums.total("beyond") > 0:
-            raise ModelError(RUN_AWAY)
-        return sums
-
+    ask = _Questions(federation, task, cuts, recipe)
     # 2. Tree by tree; the sums at a root tell the loss of the trees before it.
     trees: list[Tree] = []
     trace, place = [], Place()
     for at in range(settings.trees + 1):
         if watch:
             watch(f"tree {at} of {settings.trees}", at, settings.trees)
-        growth = _Growth(cuts, _chosen(len(cuts), settings.features, seed, at), settings, recipe)
-        root = ask_parties(growth.first(place))
+        growth = Growth(cuts, _chosen(len(cuts), settings.features, seed, at), settings, recipe)
+        root = ask.level(growth.first(place))
         trace.append({"step": at, **_losses(root, settings, recipe)})
         best = _best(trace, settings)
         if at == settings.trees or at - best >= settings.patience:
             break
-        tree = growth.grow(place, root, ask_parties)
-        trees.append(tree)
+        tree = growth.grow(place, root, ask.level)
+        trees.append(tree := _of_enough(growth, tree, settings, ask, place))
         place = place.next(tree)
     model = Trees(task=task, cuts=cuts, intercept=recipe.intercept, trees=tuple(trees[:best]))
     return model, pd.DataFrame(trace)
+
+
+@dataclass(frozen=True)
+class _Questions:
+    """What is asked of the parties while trees grow."""
+
+    federation: ModelTotals
+    task: Task
+    cuts: tuple[Cuts, ...]
+    recipe: TreesRecipe
+
+    def level(self, ask: Ask) -> Sums:
+        """Derivatives by bin. Raises :class:`ModelError` where they are beyond all bounds."""
+        sums = self._sum("trees_level", ask=ask)
+        if sums.total("beyond") > 0:
+            raise ModelError(RUN_AWAY)
+        return sums
+
+    def persons(self, place: Place) -> Floats:
+        """(nodes,) persons at each leaf of the tree that grows."""
+        return self._sum("trees_leaves", place=place)[PERSONS]
+
+    def _sum(self, statistic: str, **arguments: Any) -> Sums:
+        return self.federation.sum(
+            statistic, task=self.task, cuts=self.cuts, recipe=self.recipe, **arguments
+        )
+
+
+def _of_enough(
+    growth: Growth,
+    tree: Tree,
+    settings: TreesSettings,
+    ask: _Questions,
+    place: Place,
+) -> Tree:
+    """The tree that grew, without cuts that leave a leaf with too few persons.
+
+    Its values are told to nobody before: the parties count at a tree that holds none. A person with
+    rows at two leaves counts at both, so that a joined leaf is counted anew.
+    """
+    values = growth.leaf_values
+    while True:
+        shape = tree.model_copy(update={"value": (0.0,) * len(tree.value)})
+        persons = ask.persons(place.model_copy(update={"growing": shape}))
+        joined, values = tree.joined(persons, settings.min_leaf_persons, values)
+        if len(joined.feature) in (1, len(tree.feature)):
+            return joined
+        tree = joined
 
 
 def _losses(root: Sums, settings: TreesSettings, recipe: TreesRecipe) -> dict[str, float]:
@@ -193,172 +238,6 @@ def _best(trace: list[dict[str, float]], settings: TreesSettings) -> int:
     if not settings.validation_share:
         return len(trace) - 1
     return int(np.argmin([line["validation"] for line in trace]))
-
-
-class _Cut(NamedTuple):
-    feature: int
-    bins: int  # bits of those that go left
-    sums: tuple[float, float]  # derivatives of what goes left
-
-
-@dataclass
-class _Node:
-    """A leaf that may be cut: its number, the sums of its derivatives, the range its value must
-    keep to; the derivatives in its bins and the magnitudes of first ones, where they are known."""
-
-    number: int
-    sums: tuple[float, float]
-    low: float = -np.inf
-    high: float = np.inf
-    gradient: Floats | None = None
-    hessian: Floats | None = None
-    gross: float = 0.0
-
-
-class _Growth:
-    """One tree while it grows. Derivatives are in units, values in steps of the recipe."""
-
-    def __init__(
-        self,
-        cuts: tuple[Cuts, ...],
-        chosen: list[int],
-        settings: TreesSettings,
-        recipe: TreesRecipe,
-    ) -> None:
-        self.cuts, self.chosen, self.settings, self.recipe = cuts, chosen, settings, recipe
-        self.start = np.concatenate([[0], np.cumsum([cuts[j].bins for j in chosen])])
-        self.ordered = np.array([cuts[j].edges is not None for j in chosen])
-        self.direction = np.array([cuts[j].monotone for j in chosen])
-        self.feature, self.left, self.bins = [LEAF], [0], [0]
-        self.value = [0.0]
-
-    def first(self, place: Place) -> Ask:
-        """The question about the root, of which nothing is known yet."""
-        most = (self.recipe.most, self.recipe.most)
-        return Ask(place=place, nodes=(0,), features=tuple(self.chosen), most=(most,))
-
-    def grow(self, place: Place, root: Sums, ask_parties: Callable[[Ask], Sums]) -> Tree:
-        g, h = root["gradient 0"], root["hessian 0"]
-        width = self.start[1]
-        sums = (float(g[:width].sum()), float(h[:width].sum()))
-        level = [_Node(0, sums, gradient=g, hessian=h, gross=root.total("gross"))]
-        for depth in range(1, self.settings.depth + 1):
-            pairs = [pair for node in level if (pair := self._cut(node))]
-            if not pairs:
-                break
-            level = [child for pair in pairs for child in pair[1:]]
-            if depth < self.settings.depth:
-                self._fill(place, pairs, ask_parties)
-        return self._tree()
-
-    def _tree(self) -> Tree:
-        return Tree(
-            feature=tuple(self.feature),
-            left=tuple(self.left),
-            bins=tuple(f"{bins:x}" for bins in self.bins),
-            value=tuple(v * self.recipe.step for v in self.value),
-        )
-
-    def _cut(self, node: _Node) -> tuple[_Node, _Node, _Node] | None:
-        """The node and its two children, or None where it stays a leaf with its value."""
-        best = self._best_cut(node)
-        if best is None:
-            self._settle(node)
-            return None
-        direction = self.cuts[best.feature].monotone
-        first = len(self.feature)
-        self.feature[node.number], self.left[node.number] = best.feature, first
-        self.bins[node.number] = best.bins
-        rest = (node.sums[0] - best.sums[0], node.sums[1] - best.sums[1])
-        left = _Node(first, best.sums, node.low, node.high)
-        right = _Node(first + 1, rest, node.low, node.high)
-        if direction:
-            middle = (self._leaf(left) + self._leaf(right)) / 2
-            if direction > 0:
-                left.high = right.low = middle
-            else:
-                left.low = right.high = middle
-        for child in (left, right):
-            self.feature.append(LEAF)
-            self.left.append(0)
-            self.bins.append(0)
-            self.value.append(0.0)
-            self._settle(child)
-        self.value[node.number] = 0.0
-        return node, left, right
-
-    def _leaf(self, node: _Node) -> float:
-        g, h = node.sums
-        value = -g / (h + self.settings.l2) if h > 0 else 0.0
-        return float(np.clip(value, node.low, node.high))
-
-    def _settle(self, node: _Node) -> None:
-        self.value[node.number] = self.settings.learning_rate * self._leaf(node)
-
-    def _fill(
-        self,
-        place: Place,
-        pairs: list[tuple[_Node, _Node, _Node]],
-        ask_parties: Callable[[Ask], Sums],
-    ) -> None:
-        """Derivatives by bin for children that can be cut: the lesser of two is asked, the other
-        follows. No bin of a node holds more than all of it, nor more than its parent's."""
-        pairs = [pair for pair in pairs if any(map(self._can_be_cut, pair[1:]))]
-        if not pairs:
-            return
-        lesser = [min(pair[1:], key=lambda n: n.sums[1]) for pair in pairs]
-        ask = Ask(
-            place=place.model_copy(update={"growing": self._tree()}),
-            nodes=tuple(node.number for node in lesser),
-            features=tuple(self.chosen),
-            most=tuple(
-                (max(pair[0].gross, GRAIN), node.sums[1])
-                for pair, node in zip(pairs, lesser, strict=True)
-            ),
-        )
-        total = ask_parties(ask)
-        for k, ((parent, left, right), small) in enumerate(zip(pairs, lesser, strict=True)):
-            large = right if small is left else left
-            assert parent.gradient is not None and parent.hessian is not None
-            small.gradient, small.hessian = total[f"gradient {k}"], total[f"hessian {k}"]
-            small.gross = float(total["gross"][k])
-            large.gradient = parent.gradient - small.gradient
-            large.hessian = parent.hessian - small.hessian
-            large.gross = parent.gross - small.gross
-
-    def _can_be_cut(self, node: _Node) -> bool:
-        return node.sums[1] >= 2 * self.settings.min_child_rows
-
-    def _best_cut(self, node: _Node) -> _Cut | None:
-        """The cut that gains most, or None where none is allowed or worth it."""
-        g, h, s = node.gradient, node.hessian, self.settings
-        if g is None or h is None or not self._can_be_cut(node):
-            return None
-        free = (SMOOTH, self.recipe.unit, s.l2, s.min_child_rows, node.low, node.high)
-        gain, cut, missing = kernels.best_cuts(
-            g, h, self.start, self.ordered, self.direction, *free
-        )
-        k = int(gain.argmax())
-        if gain[k] <= s.min_gain:
-            return None
-        part = slice(self.start[k], self.start[k + 1])
-        return self._made(node, k, g[part], h[part], int(cut[k]), bool(missing[k]))
-
-    def _made(self, node: _Node, k: int, g: Floats, h: Floats, last: int, missing: bool) -> _Cut:
-        """The cut of the k-th chosen feature: its bins and sums. Levels that no row of the node
-        has, and missing values where it has none, go with the greater part."""
-        empty = (g == 0) & (h == 0)
-        if self.ordered[k]:
-            left = np.arange(len(g)) <= last
-            left[-1] = missing
-            empty[:-1] = False  # between numbers their order decides
-        else:
-            left = np.zeros(len(g), dtype=bool)
-            left[np.argsort(g / (h + SMOOTH), kind="stable")[: last + 1]] = True
-        sums = (float(g[left].sum()), float(h[left].sum()))
-        left[empty] = 2 * sums[1] >= node.sums[1]
-        bins = int.from_bytes(np.packbits(left, bitorder="little").tobytes(), "little")
-        return _Cut(self.chosen[k], bins, sums)
 
 
 Settings = TreesSettings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Literal, Self
 
@@ -106,6 +107,43 @@ class Tree(Strict):
         return len(other.feature) <= len(self.feature) and all(
             a == b or a[0] == LEAF for a, b in pairs
         )
+
+    def joined(
+        self, persons: Floats, least: int, values: Sequence[float]
+    ) -> tuple[Tree, tuple[float, ...]]:
+        """The tree without cuts that leave a leaf with fewer than ``least`` persons, and its values.
+
+        persons: (nodes,) at each leaf; values: (nodes,) of each node where it is a leaf.
+        """
+        reached = np.asarray(persons, dtype=np.float64).copy()
+        feature = list(self.feature)
+        for at in reversed(range(len(feature))):
+            if feature[at] == LEAF:
+                continue
+            children = (self.left[at], self.left[at] + 1)
+            reached[at] = sum(reached[child] for child in children)
+            if any(feature[child] == LEAF and reached[child] < least for child in children):
+                feature[at] = LEAF
+        return self._compact(feature, values)
+
+    def _compact(
+        self, feature: list[int], values: Sequence[float]
+    ) -> tuple[Tree, tuple[float, ...]]:
+        """The nodes that are still reached, numbered anew in their order."""
+        order, left = [0], [0]
+        for at in order:  # grows while it is read
+            if feature[at] != LEAF:
+                left[order.index(at)] = len(order)
+                order += [self.left[at], self.left[at] + 1]
+                left += [0, 0]
+        leaf = [feature[at] == LEAF for at in order]
+        tree = Tree(
+            feature=tuple(feature[at] for at in order),
+            left=tuple(left),
+            bins=tuple("0" if end else self.bins[at] for at, end in zip(order, leaf, strict=True)),
+            value=tuple(values[at] if end else 0.0 for at, end in zip(order, leaf, strict=True)),
+        )
+        return tree, tuple(values[at] for at in order)
 
     def add_values(self, codes: NDArray[np.uint8], eta: Floats) -> None:
         """Add to each row of ``eta`` the value of its leaf."""

@@ -10,7 +10,6 @@ trees are the same to the bit however the rows are split and whether or not the 
 from __future__ import annotations
 
 import hashlib
-import hmac
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,9 +22,11 @@ from lab.models import kernels
 from lab.models.families import Family
 from lab.models.glm import Response, Task
 from lab.models.tree_model import LEAF, MOST_CELLS, Cuts, Tree, Trees, binned
+from lab.privacy.joining import PERSONS, persons_by
 from lab.records import Strict
 from lab.statistics import Arrays, Holding, Statistic
 from lab.sums import COUNT, FLAG, HEADS, Floats, Limit, Sums
+from lab.tables.partition import drawn
 
 #: Derivatives are counted in 2**-10 of what an average row adds, to 64 times what all rows add.
 GRAIN, REACH = 2.0**-10, 64
@@ -197,8 +198,9 @@ class Rows:
         self.cuts, self.law, self.recipe = cuts, task.law, recipe
         if self.law.link != Family.make(self.law.name, power=task.power).link:
             raise ConfigurationError(f"trees model {task.family} on its usual link; drop the link")
-        codes, held = binned(frame, cuts), drawn(keys, recipe.validation_share, secret)
+        codes, held = binned(frame, cuts), drawn(keys, recipe.validation_share, secret, "held out")
         self.grown, self.held = (self._side(codes, response, part) for part in (~held, held))
+        self.persons = pd.factorize(keys[~held])[0].astype(np.float64)
         self._features: tuple[int, ...] = ()
         self._codes = self.grown.codes[:, :0]
         self._restart()
@@ -268,16 +270,6 @@ class Rows:
         self.growing = tree
 
 
-def drawn(keys: pd.Series, share: float, secret: bytes) -> NDArray[np.bool_]:
-    """(rows,) true for those held out, by a hash of their key under a secret of the party's."""
-    if share == 0:
-        return np.zeros(len(keys), dtype=bool)
-    key = hmac.digest(secret, b"held out", "sha256").hex()[:16]
-    texts = keys.astype("str")  # pandas hashes texts alone under a key
-    hashed = pd.util.hash_pandas_object(texts, index=False, hash_key=key).to_numpy()
-    return np.asarray(hashed < np.uint64(int(share * 2.0**63)) * np.uint64(2))
-
-
 def level(rows: Rows, ask: Ask) -> Sums:
     """Derivatives by bin of leaves of the growing tree, and the losses where it is a lone root.
 
@@ -317,6 +309,17 @@ def level(rows: Rows, ask: Ask) -> Sums:
     return Sums(arrays, limits, len(rows.grown.y) + len(rows.held.y))
 
 
+def persons_at(rows: Rows, place: Place) -> Sums:
+    """Distinct persons, within the party, at each node of the tree that was grown: (nodes,).
+
+    Raises :class:`PeerError` where the way to the tree is unknown.
+    """
+    rows.follow(place)
+    nodes = rows.grown.node.astype(np.int64)
+    count = persons_by(nodes, rows.persons, len(place.growing.feature))
+    return Sums({PERSONS: count}, {PERSONS: HEADS}, len(rows.grown.y) + len(rows.held.y))
+
+
 class OfBins(Strict):
     """Arguments of :func:`counts`, with the edges beside them."""
 
@@ -331,6 +334,15 @@ class OfLevel(Strict):
     cuts: tuple[Cuts, ...]
     recipe: TreesRecipe
     ask: Ask
+
+
+class OfLeaves(Strict):
+    """Arguments of :func:`persons_at`."""
+
+    task: Task
+    cuts: tuple[Cuts, ...]
+    recipe: TreesRecipe
+    place: Place
 
 
 def _response(holding: Holding, task: Task) -> Response:
@@ -366,8 +378,13 @@ def _level(holding: Holding, a: OfLevel, arrays: Arrays) -> Sums:
     return level(holding.once(_growing, a.cuts, a.task, a.recipe, at_hand=1), a.ask)
 
 
+def _leaves(holding: Holding, a: OfLeaves, arrays: Arrays) -> Sums:
+    return persons_at(holding.once(_growing, a.cuts, a.task, a.recipe, at_hand=1), a.place)
+
+
 STATISTICS = (
     Statistic("trees_bins", OfBins, _bins, "trees", ("edges",)),
+    Statistic("trees_leaves", OfLeaves, _leaves, "trees"),
     Statistic("trees_level", OfLevel, _level, "trees"),
 )
 

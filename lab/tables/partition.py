@@ -6,6 +6,7 @@ passed in: same seed, same rows.
 
 from __future__ import annotations
 
+import hmac
 from pathlib import Path
 from typing import Literal
 
@@ -47,6 +48,17 @@ class Split(Strict):
             raise ConfigurationError(f"parties.count must be at least 1, got {self.count}")
         if self.split == "dirichlet" and not self.alpha > 0:
             raise ConfigurationError(f"parties.alpha must be above 0, got {self.alpha:g}")
+
+
+def drawn(keys: pd.Series, share: float, secret: bytes, purpose: str) -> NDArray[np.bool_]:
+    """(rows,) true for a share of the keys, by a hash of each under a secret of the party's: nobody
+    else can choose or repeat the draw. A key is drawn with all its rows."""
+    if share == 0:
+        return np.zeros(len(keys), dtype=bool)
+    key = hmac.digest(secret, purpose.encode(), "sha256").hex()[:16]
+    texts = keys.astype("str")  # pandas hashes texts alone under a key
+    hashes = pd.util.hash_pandas_object(texts, index=False, hash_key=key).to_numpy()
+    return np.asarray(hashes < np.uint64(int(share * 2.0**63)) * np.uint64(2))
 
 
 def units(frame: pd.DataFrame, person: str | None) -> NDArray[np.int64]:

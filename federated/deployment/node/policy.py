@@ -31,6 +31,7 @@ from lab.queries.questions import Question
 from lab.records import parse
 from lab.statistics import PROFILES
 from lab.tables.contracts import Column, Contract
+from lab.tables.partition import drawn
 from lab.tables.sources import SOURCES, Table, built_in, load
 
 #: Ways in which rows were capped or left out, and how many there may be.
@@ -315,9 +316,7 @@ class InsurerPolicy:
                 raise Refusal("rows", "data.test_column marks no row of this party's table")
             return mask
         who = pd.Series(np.arange(len(frame))) if data.person is None else frame[data.person]
-        key = hmac.digest(secret, b"for testing", "sha256").hex()[:16]
-        hashes = pd.util.hash_pandas_object(who.astype("str"), index=False, hash_key=key)
-        return np.asarray(hashes.to_numpy() / 2.0**64 < self.data.test_share, dtype=bool)
+        return drawn(who, self.data.test_share, secret, "for testing")
 
 
 def _equal(column: pd.Series[Any], value: str) -> NDArray[np.bool_]:

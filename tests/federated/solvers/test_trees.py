@@ -22,9 +22,9 @@ from federated.study.experiment import Experiment
 from lab.errors import ConfigurationError, ContractError, ModelError
 from lab.models.design import Feature, check_features
 from lab.models.glm import Task
-from lab.models.tree_model import Trees
-from lab.models.trees import drawn as held_out
+from lab.models.tree_model import Trees, binned
 from lab.tables.contracts import Column, Contract, draft
+from lab.tables.partition import drawn as held_out
 from tests.conftest import federate, split
 
 FAMILIES = ("gaussian", "poisson", "gamma", "tweedie", "binomial")
@@ -205,6 +205,7 @@ def test_predictions_keep_to_the_direction_asked(seed: int, direction: int) -> N
         trees=10,
         depth=4,
         min_child_rows=1.0,
+        min_leaf_persons=1,
         l2=0.0,
     )
     assert any(0 in tree.feature for tree in model.trees)
@@ -237,7 +238,7 @@ def test_growing_stops_and_keeps_the_trees_that_judged_best() -> None:
 
 def test_no_tree_knows_the_rows_held_out() -> None:
     frame = claims("poisson", 500, 7)
-    held = held_out(frame.index.to_series(), 0.5, b"rows")
+    held = held_out(frame.index.to_series(), 0.5, b"rows", "held out")
     shuffled = frame.copy()
     shuffled.loc[held, "y"] = frame.y[held].to_numpy()[::-1]
     ours, trace = grow(
@@ -480,3 +481,26 @@ def test_fremtpl2_is_as_good_as_lightgbm(published) -> None:
     other = mean_deviance(frame[test], rate)
     print(f"deviance x 100: {100 * ours:.4f}, LightGBM {100 * other:.4f}")
     assert ours < 1.002 * other
+
+
+@pytest.mark.parametrize("least", [1, 10])
+def test_no_leaf_stands_on_fewer_persons_than_asked(least: int) -> None:
+    """With leaves of single persons allowed, the model holds their targets: the unprotected twin."""
+    frame = claims("gaussian", 300, 3)
+    model, _ = grow(
+        split(frame, 3),
+        task_of("gaussian"),
+        min_child_rows=0.5,
+        l2=0.0,
+        learning_rate=1.0,
+        trees=1,
+        depth=8,
+        min_leaf_persons=least,
+    )
+    (tree,) = model.trees
+    leaf = np.zeros(len(frame), dtype=np.int32)
+    tree.descend(binned(frame, model.cuts), leaf)
+    sizes = np.unique(leaf, return_counts=True)[1]
+    assert (sizes.min() >= 10) == (least == 10)
+    exact = np.isclose(model.predict(frame), frame.y, rtol=1e-3).sum()
+    assert exact < 5 if least == 10 else exact > 10

@@ -186,8 +186,10 @@ def test_what_was_closed_is_in_the_log(guarded: Trial) -> None:
     with ExitStack() as stack:
         silent(guarded, stack, MOST_PENDING_OF_ADDRESS + 1)
         guarded.until(
-            lambda: "too many had made no request"
-            in (guarded.exchange / exchange.CONNECTION_LOG).read_text()
+            lambda: (
+                "too many had made no request"
+                in (guarded.exchange / exchange.CONNECTION_LOG).read_text()
+            )
         )
 
 

@@ -21,6 +21,7 @@ from lab.models import kernels, tree_model, trees
 from lab.models.design import Feature, check_features
 from lab.models.families import Family
 from lab.models.glm import Response, Task
+from lab.tables.partition import drawn
 
 FAMILIES = [
     Family.make("gaussian"),
@@ -264,11 +265,11 @@ def test_the_share_held_out_is_the_one_asked_and_goes_by_key_and_secret(
 ) -> None:
     keys = pd.Series(np.arange(20_000))
     keys = keys.astype("str") if text else keys
-    held = trees.drawn(keys, share, secret)
+    held = drawn(keys, share, secret, "a test")
     assert abs(held.mean() - share) < 5 * np.sqrt(share * (1 - share) / 20_000)
     part = keys.iloc[np.random.default_rng(0).permutation(20_000)[:500]]
-    assert (trees.drawn(part, share, secret) == held[part.index]).all()
-    other = trees.drawn(keys, share, secret + b"1")
+    assert (drawn(part, share, secret, "a test") == held[part.index]).all()
+    other = drawn(keys, share, secret + b"1", "a test")
     assert abs((other & held).mean() - share**2) < 0.02
 
 

@@ -1,0 +1,215 @@
+"""One tree while it grows from totals: which leaf is cut where, and what is asked next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from lab.models import kernels
+from lab.models.tree_model import LEAF, Cuts, Tree
+from lab.models.trees import GRAIN, Ask, Place, TreesRecipe
+from lab.sums import Floats, Sums
+
+#: Average rows that pull the order of a category's levels towards the node's mean.
+SMOOTH = 10.0
+
+
+class GrowthSettings(Protocol):
+    """What decides where a tree is cut; see `federated.solvers.trees.TreesSettings`."""
+
+    @property
+    def depth(self) -> int: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def l2(self) -> float: ...
+    @property
+    def min_child_rows(self) -> float: ...
+    @property
+    def min_gain(self) -> float: ...
+
+
+class _Cut(NamedTuple):
+    feature: int
+    bins: int  # bits of those that go left
+    sums: tuple[float, float]  # derivatives of what goes left
+
+
+@dataclass
+class _Node:
+    """A leaf that may be cut: its number, the sums of its derivatives, the range its value must
+    keep to; the derivatives in its bins and the magnitudes of first ones, where they are known."""
+
+    number: int
+    sums: tuple[float, float]
+    low: float = -np.inf
+    high: float = np.inf
+    gradient: Floats | None = None
+    hessian: Floats | None = None
+    gross: float = 0.0
+
+
+class Growth:
+    """One tree while it grows. Derivatives are in units, values in steps of the recipe."""
+
+    def __init__(
+        self,
+        cuts: tuple[Cuts, ...],
+        chosen: list[int],
+        settings: GrowthSettings,
+        recipe: TreesRecipe,
+    ) -> None:
+        self.cuts, self.chosen, self.settings, self.recipe = cuts, chosen, settings, recipe
+        self.start = np.concatenate([[0], np.cumsum([cuts[j].bins for j in chosen])])
+        self.ordered = np.array([cuts[j].edges is not None for j in chosen])
+        self.direction = np.array([cuts[j].monotone for j in chosen])
+        self.feature, self.left, self.bins = [LEAF], [0], [0]
+        self.value, self.own = [0.0], [0.0]
+
+    def first(self, place: Place) -> Ask:
+        """The question about the root, of which nothing is known yet."""
+        most = (self.recipe.most, self.recipe.most)
+        return Ask(place=place, nodes=(0,), features=tuple(self.chosen), most=(most,))
+
+    def grow(self, place: Place, root: Sums, ask_parties: Callable[[Ask], Sums]) -> Tree:
+        g, h = root["gradient 0"], root["hessian 0"]
+        width = self.start[1]
+        sums = (float(g[:width].sum()), float(h[:width].sum()))
+        level = [_Node(0, sums, gradient=g, hessian=h, gross=root.total("gross"))]
+        for depth in range(1, self.settings.depth + 1):
+            pairs = [pair for node in level if (pair := self._cut(node))]
+            if not pairs:
+                break
+            level = [child for pair in pairs for child in pair[1:]]
+            if depth < self.settings.depth:
+                self._fill(place, pairs, ask_parties)
+        return self._tree()
+
+    @property
+    def leaf_values(self) -> tuple[float, ...]:
+        """(nodes,) the value of each node where it is a leaf."""
+        return tuple(v * self.recipe.step for v in self.own)
+
+    def _shape(self) -> Tree:
+        """The tree so far, without values: who is asked to count needs none."""
+        tree = self._tree()
+        return tree.model_copy(update={"value": (0.0,) * len(tree.value)})
+
+    def _tree(self) -> Tree:
+        return Tree(
+            feature=tuple(self.feature),
+            left=tuple(self.left),
+            bins=tuple(f"{bins:x}" for bins in self.bins),
+            value=tuple(v * self.recipe.step for v in self.value),
+        )
+
+    def _cut(self, node: _Node) -> tuple[_Node, _Node, _Node] | None:
+        """The node and its two children, or None where it stays a leaf with its value."""
+        self._settle(node)
+        best = self._best_cut(node)
+        if best is None:
+            return None
+        direction = self.cuts[best.feature].monotone
+        first = len(self.feature)
+        self.feature[node.number], self.left[node.number] = best.feature, first
+        self.bins[node.number] = best.bins
+        rest = (node.sums[0] - best.sums[0], node.sums[1] - best.sums[1])
+        left = _Node(first, best.sums, node.low, node.high)
+        right = _Node(first + 1, rest, node.low, node.high)
+        if direction:
+            middle = (self._leaf(left) + self._leaf(right)) / 2
+            if direction > 0:
+                left.high = right.low = middle
+            else:
+                left.low = right.high = middle
+        for child in (left, right):
+            self.feature.append(LEAF)
+            self.left.append(0)
+            self.bins.append(0)
+            self.value.append(0.0)
+            self.own.append(0.0)
+            self._settle(child)
+        self.value[node.number] = 0.0
+        return node, left, right
+
+    def _leaf(self, node: _Node) -> float:
+        g, h = node.sums
+        value = -g / (h + self.settings.l2) if h > 0 else 0.0
+        return float(np.clip(value, node.low, node.high))
+
+    def _settle(self, node: _Node) -> None:
+        self.own[node.number] = self.settings.learning_rate * self._leaf(node)
+        self.value[node.number] = self.own[node.number]
+
+    def _fill(
+        self,
+        place: Place,
+        pairs: list[tuple[_Node, _Node, _Node]],
+        ask_parties: Callable[[Ask], Sums],
+    ) -> None:
+        """Derivatives by bin for children that can be cut: the lesser of two is asked, the other
+        follows. No bin of a node holds more than all of it, nor more than its parent's."""
+        pairs = [pair for pair in pairs if any(map(self._can_be_cut, pair[1:]))]
+        if not pairs:
+            return
+        lesser = [min(pair[1:], key=lambda n: n.sums[1]) for pair in pairs]
+        ask = Ask(
+            place=place.model_copy(update={"growing": self._shape()}),
+            nodes=tuple(node.number for node in lesser),
+            features=tuple(self.chosen),
+            most=tuple(
+                (_bound(pair[0].gross), _bound(node.sums[1]))
+                for pair, node in zip(pairs, lesser, strict=True)
+            ),
+        )
+        total = ask_parties(ask)
+        for k, ((parent, left, right), small) in enumerate(zip(pairs, lesser, strict=True)):
+            large = right if small is left else left
+            assert parent.gradient is not None and parent.hessian is not None
+            small.gradient, small.hessian = total[f"gradient {k}"], total[f"hessian {k}"]
+            small.gross = float(total["gross"][k])
+            large.gradient = parent.gradient - small.gradient
+            large.hessian = parent.hessian - small.hessian
+            large.gross = parent.gross - small.gross
+
+    def _can_be_cut(self, node: _Node) -> bool:
+        return node.sums[1] >= 2 * self.settings.min_child_rows
+
+    def _best_cut(self, node: _Node) -> _Cut | None:
+        """The cut that gains most, or None where none is allowed or worth it."""
+        g, h, s = node.gradient, node.hessian, self.settings
+        if g is None or h is None or not self._can_be_cut(node):
+            return None
+        free = (SMOOTH, self.recipe.unit, s.l2, s.min_child_rows, node.low, node.high)
+        gain, cut, missing = kernels.best_cuts(
+            g, h, self.start, self.ordered, self.direction, *free
+        )
+        k = int(gain.argmax())
+        if gain[k] <= s.min_gain:
+            return None
+        part = slice(self.start[k], self.start[k + 1])
+        return self._made(node, k, g[part], h[part], int(cut[k]), bool(missing[k]))
+
+    def _made(self, node: _Node, k: int, g: Floats, h: Floats, last: int, missing: bool) -> _Cut:
+        """The cut of the k-th chosen feature: its bins and sums. Levels that no row of the node
+        has, and missing values where it has none, go with the greater part."""
+        empty = (g == 0) & (h == 0)
+        if self.ordered[k]:
+            left = np.arange(len(g)) <= last
+            left[-1] = missing
+            empty[:-1] = False  # between numbers their order decides
+        else:
+            left = np.zeros(len(g), dtype=bool)
+            left[np.argsort(g / (h + SMOOTH), kind="stable")[: last + 1]] = True
+        sums = (float(g[left].sum()), float(h[left].sum()))
+        left[empty] = 2 * sums[1] >= node.sums[1]
+        bins = int.from_bytes(np.packbits(left, bitorder="little").tobytes(), "little")
+        return _Cut(self.chosen[k], bins, sums)
+
+
+def _bound(value: float) -> float:
+    """A bound for sums, the next power of two: the number itself may stand on few persons."""
+    return float(2.0 ** np.ceil(np.log2(max(value, GRAIN))))
