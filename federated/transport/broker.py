@@ -33,6 +33,7 @@ from federated.transport.connections import (
     ConnectionGuard,
     ConnectionLimits,
     GuardedListener,
+    freeze_memory,
     peer_protocol,
 )
 from federated.transport.node_line import BARRED
@@ -343,6 +344,7 @@ class Broker:
         stop: asyncio.Event,
     ) -> None:
         """Serve on two bound sockets until `stop` is set. limit: bytes of a body from outside."""
+        freeze_memory()
         for_nodes = partial(self._for_nodes, ReplyQuota(STORED_BODIES * limit))
         outside = Listener(self._app, outer_check(register), for_nodes, limit)
         inside = Listener(self._app, inner_check(self._secret), self._for_runs, LARGEST_INSIDE)

@@ -11,11 +11,13 @@ listener, the one with the most pending connections gives way.
 from __future__ import annotations
 
 import asyncio
+import gc
 import resource
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from errno import EMFILE, ENFILE
 from ipaddress import IPv6Address, IPv6Network, ip_address
 from socket import SHUT_RDWR
 from socket import socket as Socket
@@ -27,7 +29,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 #: Seconds from a connection's start to its first request. A handshake takes two round trips; this
 #: leaves room for a packet that is lost twice, and is short for somebody who only waits.
 PENDING_SECONDS = 5.0
-#: Pending connections of all addresses: at about 300 KB of buffers each, some 80 MB.
+#: Pending connections of all addresses: at about 300 KB of buffers each, some 80 MB, and up to as
+#: much again for those that are closing.
 MOST_PENDING = 256
 #: Pending connections of one address. Behind one there may be several members that start together.
 MOST_PENDING_OF_ADDRESS = 32
@@ -42,6 +45,9 @@ MOST_CONNECTIONS = 1024
 #: Connections accepted before whoever is connected already is served again, so that a flood of
 #: new ones holds the others up for some milliseconds and no longer.
 ACCEPTED_A_TURN = 64
+#: Connections closed without a request before their memory is freed. A handshake that fails leaves
+#: its exception in a circle with its buffers, and Python looks for old circles once in a long while.
+CLOSED_A_COLLECTION = 128
 #: Leading bits of an IPv6 address that a provider gives; its customer chooses the rest at will.
 IPV6_CUSTOMER_BITS = 64
 #: What a request's state knows of its peer: the connection, the key of the certificate that it
@@ -112,9 +118,12 @@ class GuardedListener(Socket):
         while self._accepted < ACCEPTED_A_TURN:
             try:
                 accepted, peer = super().accept()
-            except OSError:
+            except OSError as error:
                 self._accepted = 0
-                raise
+                if error.errno not in (EMFILE, ENFILE):
+                    raise
+                self._guard.yield_descriptor()
+                raise BlockingIOError("no descriptor is free this turn") from None
             self._accepted += 1
             line = self._guard.admitted(accepted, str(peer[0]))
             if line is not None:
@@ -135,6 +144,7 @@ class ConnectionGuard:
         self._pending: dict[GuardedLine, asyncio.TimerHandle | None] = {}  # the oldest first
         self._pending_of: Counter[str] = Counter()
         self._live_of: Counter[str] = Counter()  # without those that were ended and are closing
+        self._closed = 0  # without a request, since their memory was freed
 
     def line(self, descriptor: int) -> GuardedLine:
         """The open connection with this descriptor."""
@@ -156,6 +166,13 @@ class ConnectionGuard:
             self._pending[line] = loop.call_later(seconds, self._expire, line)
         return line
 
+    def yield_descriptor(self) -> None:
+        """Give up a pending connection, because others took the descriptors that were reserved.
+
+        Left to it, asyncio would print a trace and set a timer for each try, and thousands of both.
+        """
+        self._end_oldest(None)
+
     def settle(self, line: GuardedLine) -> None:
         """Count a connection as pending no more; nothing to one that was ended."""
         if line not in self._pending:
@@ -168,8 +185,12 @@ class ConnectionGuard:
         """Count a connection no more, because it closes; again is nothing new."""
         if self._open.get(line.fileno()) is not line:
             return
+        self._closed += line.left or line in self._pending
         self._leave(line)
         del self._open[line.fileno()]
+        if self._closed >= CLOSED_A_COLLECTION:
+            self._closed = 0
+            gc.collect()
 
     def _has_room(self, address: str) -> bool:
         """Whether one more may come from an address; makes room by ending pending ones."""
@@ -217,6 +238,13 @@ class ConnectionGuard:
         line.left = True
         self.settle(line)
         _decrease(self._live_of, line.address)
+
+
+def freeze_memory() -> None:
+    """Have the collections look no more at what is in memory now, which is libraries for the most
+    part; one takes a few milliseconds then, and half a second otherwise."""
+    gc.collect()
+    gc.freeze()
 
 
 def _decrease(counts: Counter[str], address: str) -> None:

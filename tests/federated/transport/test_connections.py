@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.client
 import multiprocessing
+import os
 import resource
 import socket
 import ssl
@@ -191,6 +192,24 @@ def test_what_was_closed_is_in_the_log(guarded: Trial) -> None:
                 in (guarded.exchange / exchange.CONNECTION_LOG).read_text()
             )
         )
+
+
+def test_where_no_descriptor_is_free_the_listener_waits_for_its_next_turn() -> None:
+    guard = connections.ConnectionGuard(connections.ConnectionLimits.of_process())
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as stack:
+        server = socket.create_server(("127.0.0.1", 0))
+        listener = stack.enter_context(connections.GuardedListener(server, guard))
+        listener.setblocking(False)
+        stack.enter_context(socket.create_connection(listener.getsockname()))
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, most))
+        try:
+            with pytest.raises(BlockingIOError, match="no descriptor is free"):
+                listener.accept()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, most))
 
 
 @pytest.mark.parametrize(
