@@ -75,7 +75,7 @@ class Data(Strict):
     )
     features: tuple[str | Feature, ...] | None = Field(
         None,
-        description="Column names, or tables such as { column = 'age', cut = [20, 30] }; default: every feature column of the contract.",
+        description="Column names, or tables such as { column = 'age', cut = [20, 30] }; default: every feature column of the contract; without one, numbers that repeat and short lists of levels.",
     )
     person: str | None = Field(None, description="Column that says whose row it is.")
     group_by_person: bool = Field(
