@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from threading import Lock
 
+import pandas as pd
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
@@ -25,7 +26,7 @@ from federated.party.party import Party
 from federated.party.state import NodeState, Released
 from lab.errors import BudgetError, LabError, PeerError, PolicyError
 from lab.models import profile
-from lab.models.design import Feature, seen_levels
+from lab.models.design import RARE, Feature, seen_levels
 from lab.models.glm import Task
 from secure_agg.errors import SecureAggError
 
@@ -135,16 +136,23 @@ def enrol(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
 
 
 def levels(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
-    """Names of the levels that training rows have, for features no contract lists them of."""
+    """Names of the levels that training rows of enough persons have, for features no contract lists
+    them of. Questions have no cell for what is rare, so there it is not named at all."""
     header = message.config_records["levels"]
     task = Task.model_validate_json(str(header["task"]))
     features = [Feature.model_validate(f) for f in json.loads(str(header["features"]))]
     for feature in features:
         if feature.column not in holder.policy.announces:
             raise PolicyError(f"names of levels of '{feature.column}' do not leave this party")
-    table = holder.query_table
-    rows = table.frame if table is not None else holder.rows(task, "train")
-    names_by_feature = [seen_levels(rows, feature) for feature in features]
+    table, least = holder.query_table, holder.rules.minimum_count.persons
+    owners: pd.Series | None
+    if table is None:
+        rows, owners = holder.rows(task, "train"), holder.owners(task, "train")
+    else:
+        rows, owners = table.frame, None if table.persons is None else pd.Series(table.persons)
+    names_by_feature = [seen_levels(rows, feature, owners, least) for feature in features]
+    if table is not None:
+        names_by_feature = [[n for n in names if n != RARE] for names in names_by_feature]
     names, count = json.dumps(names_by_feature), sum(map(len, names_by_feature))
     columns = [feature.column for feature in features]
     memory.announce(dict(zip(columns, names_by_feature, strict=True)))

@@ -21,7 +21,7 @@ from federated.messages import Request, message_of, read, refusal
 from federated.party import statistics
 from federated.party.state import Released
 from lab.errors import PeerError
-from lab.models.design import Feature
+from lab.models.design import RARE, Feature
 from lab.models.glm import Task
 from lab.models.profile import Profile, ProfileCells
 from lab.privacy.disclosure import Rules
@@ -258,12 +258,12 @@ def _levels_of(name: str, answer: RecordDict, features: int) -> list[list[str]]:
         raise PeerError(f"{name}: its names of levels are not readable", name) from None
 
 
-def _in_order(level: str) -> tuple[bool, float, str]:
-    """Numbers by value, then texts in alphabetical order."""
+def _in_order(level: str) -> tuple[int, float, str]:
+    """Numbers by value, then texts in alphabetical order; what is rare is last and never the base."""
     try:
-        return (False, float(level), level)
+        return (0, float(level), level)
     except ValueError:
-        return (True, 0.0, level)
+        return (1 + (level == RARE), 0.0, level)
 
 
 @contextmanager

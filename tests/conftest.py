@@ -21,6 +21,7 @@ from federated.solvers.encoding import agree
 from federated.transport import in_process as grid
 from lab.models.design import Feature
 from lab.models.glm import Task
+from lab.privacy.disclosure import Rules
 from lab.tables.contracts import Contract, draft
 from tests.rigs.postgresql import Server, server
 
@@ -74,7 +75,11 @@ def federate(
     workers: int = 2,
 ) -> Any:
     """Run ``work`` on a federation whose parties hold these training rows."""
-    policy = Policy(announces=tuple(frames[0].columns), shows_receipt=True)
+    policy = Policy(
+        announces=tuple(frames[0].columns),
+        shows_receipt=True,
+        rules=Rules.of_own_rows(),  # levels of few rows are named too
+    )
     parties = [
         Party(
             f"insurer {k + 1}",

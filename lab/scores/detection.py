@@ -261,7 +261,10 @@ def _tops(sums: Sums, shares: Floats) -> dict[str, Floats]:
 
 
 def threshold_at(sums: Sums, edges: Floats, share: float) -> float:
-    """The probability from which on about ``share`` of claims lie: that of the nearest bin edge."""
+    """The probability from which on about ``share`` of claims lie: that of the nearest bin edge, 0
+    where all claims are in one bin."""
+    if not len(edges):
+        return 0.0
     above = _from_top(sums["rows"])
     nearest = np.argmin(np.abs(above[1:-1] - share * above[-1]))
     return float(special.expit(edges[::-1][nearest]))

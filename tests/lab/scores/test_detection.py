@@ -370,3 +370,8 @@ def test_recall_by_typology_by_hand() -> None:
     fewer = detection.by_typology(grouped(), ("phantom", "upcoding", "ring"), smallest=3)
     assert fewer["recall"].notna().tolist() == [True, False, False]
     assert detection.by_typology(grouped(), "abc").isna().all(axis=None)
+
+
+def test_claims_of_one_bin_are_flagged_together() -> None:
+    sums = Sums({"rows": np.array([12.0])}, {"rows": COUNT}, 12)
+    assert detection.threshold_at(sums, np.array([]), 0.01) == 0.0

@@ -1,0 +1,52 @@
+"""What a party announces of levels that no contract lists, as a whole study shows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from federated.study.arms import perform
+from federated.study.experiment import Experiment
+from lab.models.design import RARE
+
+
+def experiment(tmp_path: Path, model: dict[str, Any]) -> Experiment:
+    """Three parties; of brand z each has two rows."""
+    rng = np.random.default_rng(0)
+    brand = [*["a"] * 100, *["b"] * 60, *["z"] * 2] * 3
+    frame = pd.DataFrame(
+        {
+            "claims": rng.poisson(1.0, len(brand)),
+            "brand": brand,
+            "insurer": np.repeat(["one", "two", "three"], len(brand) // 3),
+        }
+    )
+    path = tmp_path / "t.csv"
+    frame.to_csv(path, index=False)
+    return Experiment.model_validate(
+        {
+            "name": "t",
+            "data": {"path": str(path), "target": "claims", "features": ["brand"], "test": 0.0},
+            "parties": {"split": "column", "column": "insurer"},
+            "protection": {"sums": "clear"},
+            "model": model,
+            "arms": {"run": ["federated"], "replicates": 0},
+        }
+    )
+
+
+@pytest.mark.parametrize("kind", ["glm", "trees"])
+def test_a_level_of_few_rows_at_each_party_is_in_no_model(tmp_path: Path, kind: str) -> None:
+    study = perform(experiment(tmp_path, {"kind": kind, "family": "poisson"}))
+    file = study.arms["federated"].models["all"]["model"].file
+    assert f'"{RARE}"' in file
+    assert '"z"' not in file
+
+
+def test_what_is_rare_is_not_the_base_level(tmp_path: Path) -> None:
+    study = perform(experiment(tmp_path, {"kind": "glm"}))
+    assert list(study.coefficients["name"]) == ["intercept", "brand[T.b]", f"brand[T.{RARE}]"]
