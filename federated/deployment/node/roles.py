@@ -104,12 +104,16 @@ class InsurerRole:
     def _totals(self, run: str) -> TotalsOnDisk:
         return TotalsOnDisk(self._folder / STATE / f"{run}.totals")
 
+    def _levels(self, memory: Context) -> str:
+        """The names of levels that were agreed on in a run, as JSON."""
+        return NodeState(memory, self._name, self._insurer.limits.hiding).standing().levels
+
     def _take_total(self, run: str, memory: Context, party: Party, content: RecordDict) -> None:
         """A total of the plan that this party replays, on disk before its solver goes on."""
         if not isinstance(party.binding, Replay):
             raise PeerError("coordinator: sends a total to a party that replays nothing")
         step, total = solver.total_of(content)
-        levels = NodeState(memory, self._name, self._insurer.limits.hiding).standing().levels
+        levels = self._levels(memory)
         own = party.binding.steps(levels).question
         if own is not None and own.step == step:
             self._totals(run).write(step, own.question.hex(), total)
@@ -165,9 +169,11 @@ class InsurerRole:
             self._take_total(run_state.run, memory, party, message.content)
             return acknowledgement
         if signed_message.kind == MessageKind.DELIVER:
-            replay = party.binding if isinstance(party.binding, Replay) else None
+            own_steps = None
+            if isinstance(party.binding, Replay):
+                own_steps = party.binding.steps(self._levels(memory))
             outcome = solver.check_outcome(
-                self._charter, study, run_state.run, message.content, replay
+                self._charter, study, run_state.run, message.content, own_steps
             )
             self._tell(take(self._folder, run_state.run, study, party, outcome))
             return acknowledgement

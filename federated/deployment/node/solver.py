@@ -21,7 +21,7 @@ from federated.party.binding import sign_step
 from federated.study.bound import SignedStudy
 from federated.study.outcome import Outcome, carry_out
 from federated.study.plan import StudyPlan
-from federated.study.steps import Levels, Replay, Steps
+from federated.study.steps import Levels, Steps
 from lab.errors import PeerError
 from lab.files import write_whole
 from lab.sums import Sums
@@ -113,19 +113,22 @@ class ReleaserSteps:
 
 
 def check_outcome(
-    charter: Charter, plan: StudyPlan, run: str, content: RecordDict, replay: Replay | None
+    charter: Charter, plan: StudyPlan, run: str, content: RecordDict, own: Steps[Outcome] | None
 ) -> Outcome:
     """The outcome of a plan as it is delivered, if it is the one that follows from its totals.
 
-    replay: the insurer's own solver, where nobody signs. Raises :class:`PeerError`.
+    own: the insurer's own solver, where nobody signs. Raises :class:`PeerError`.
     """
     data = read(content, "outcome")
     outcome = Outcome.from_bytes(data)
-    if replay is not None:
-        if not outcome.agrees_with(replay.steps("{}").result):
+    if own is not None:
+        if own.question is not None:
+            raise PeerError("coordinator: delivers a model before its plan is carried out")
+        if not outcome.agrees_with(own.result):
             raise PeerError("coordinator: delivers another model than the opened totals make")
         return outcome
-    assert charter.key is not None
+    if charter.key is None:
+        raise PeerError("coordinator: delivers a model that nobody signs and nobody replays")
     key = charter.member(charter.key.by[0]).card.verifying
     if not signed_by(key, PURPOSE, _statement(plan.digest, run, data), read(content, "signature")):
         raise PeerError(f"coordinator: delivers a model that {charter.key.by[0]} did not sign")
