@@ -177,13 +177,34 @@ def test_a_refusal_counts_for_its_message_alone_and_no_answer_ends_a_run(faulty:
     assert "insurer 2: its receipt is not readable" in faults
 
 
+@dataclass(frozen=True)
+class Dies:
+    """Is killed when a question comes, after it answered so many."""
+
+    answered: int
+
+    def __call__(self, node: Node) -> None:
+        handle, left = node.handle, [self.answered]
+
+        def wrapped(line: Any, message: Any) -> Any:
+            if claimed(message.content).kind == "query":
+                if not left[0]:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                left[0] -= 1
+            return handle(line, message)
+
+        node.handle = wrapped  # type: ignore[method-assign]
+
+
 @pytest.mark.slow
 def test_torn_state_leaves_a_party_out_in_mid_run_and_a_torn_log_does_not(faulty: Trial) -> None:
     experiment = faulty.experiment(22)
+    faulty.kill("insurer 4", signal.SIGTERM)
+    dying = faulty.start("insurer 4", Dies(answered=1))  # before the rows of the fit are counted
     conductor = faulty.conduct(experiment, "torn")
-    faulty.until(lambda: faulty.totals(experiment.name) >= 2, 60)
-    for name in ("insurer 1", "insurer 4"):
-        faulty.kill(name)
+    dying.join(60)
+    assert dying.exitcode == -signal.SIGKILL
+    faulty.kill("insurer 1")
     state = max((faulty.root / "insurer 4" / "runs").glob("*.state"), key=os.path.getmtime)
     os.truncate(state, state.stat().st_size // 2)
     log = faulty.root / "insurer 1" / LOG_NAME
