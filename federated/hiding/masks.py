@@ -23,6 +23,7 @@ from federated.hiding.protocol import (
     note,
     taken,
 )
+from federated.message_kinds import MessageKind
 from federated.messages import (
     Hiding,
     Reply,
@@ -176,7 +177,7 @@ class Masks:
     def enrol(self, talk: Talk, roster: Roster) -> None:
         self._roster = roster
         roster_message = message_of(roster=roster.to_bytes())
-        talk.ask("query.enrol", dict.fromkeys(roster.names, roster_message))
+        talk.ask(MessageKind.ENROL, dict.fromkeys(roster.names, roster_message))
 
     def total(self, talk: Talk, request: Request) -> Sums:
         _refuse_questions(request)
@@ -187,7 +188,7 @@ class Masks:
         assert self._roster is not None
         terms = _terms(request.query, request.question, self._roster)
         opening = message_of(opening=wire.join(OPENING, [terms.query.encode(), terms.question]))
-        answers = self._ask(talk, "query.masks_advertise", dict.fromkeys(request.parties, opening))
+        answers = self._ask(talk, MessageKind.ADVERTISE, dict.fromkeys(request.parties, opening))
         keys = {
             name: masks.checked_keys(
                 terms, name, decoded(name, Keys.from_bytes, read(answer, "keys"))
@@ -197,11 +198,11 @@ class Masks:
         keys_message = message_of(
             keys=pairs_out({name: key.to_bytes() for name, key in keys.items()})
         )
-        answers = self._ask(talk, "query.masks_share", dict.fromkeys(keys, keys_message))
+        answers = self._ask(talk, MessageKind.SHARE, dict.fromkeys(keys, keys_message))
         sealed = {n: decoded(n, pairs_in, read(answer, "sealed")) for n, answer in answers.items()}
         answers = self._ask(
             talk,
-            f"{find(request.statistic).message}.masks_mask",
+            MessageKind(f"{find(request.statistic).message}.masks_mask"),
             {n: _question(request, sealed, n) for n in sealed},
         )
         replies = {name: named_reply(name, answer) for name, answer in answers.items()}
@@ -215,14 +216,14 @@ class Masks:
         }
         present = list(masked)
         present_message = message_of(present=wire.join(NAMES, [name.encode() for name in present]))
-        answers = self._ask(talk, "query.masks_confirm", dict.fromkeys(present, present_message))
+        answers = self._ask(talk, MessageKind.CONFIRM, dict.fromkeys(present, present_message))
         confirmations = {
             name: masks.checked_confirmation(terms, name, present, read(answer, "signature"))
             for name, answer in answers.items()
         }
         confirmations_message = message_of(confirmations=pairs_out(confirmations))
         answers = self._ask(
-            talk, "query.masks_reveal", dict.fromkeys(confirmations, confirmations_message)
+            talk, MessageKind.REVEAL, dict.fromkeys(confirmations, confirmations_message)
         )
         revealed = {
             name: decoded(name, Revealed.from_bytes, read(answer, "revealed"))
@@ -232,9 +233,9 @@ class Masks:
         return opened(form, arrays)
 
     def _ask(
-        self, talk: Talk, action: str, letters: Mapping[str, RecordDict]
+        self, talk: Talk, action: str, messages: Mapping[str, RecordDict]
     ) -> dict[str, RecordDict]:
-        return talk.ask(action, letters, patient=True)
+        return talk.ask(action, messages, patient=True)
 
 
 def _question(request: Request, sealed: Mapping[str, Mapping[str, bytes]], name: str) -> RecordDict:
