@@ -50,8 +50,8 @@ class Family:
         if power is not None:
             raise ConfigurationError(f"model.power belongs to tweedie, not to {name}; drop the key")
         default = "canonical" if name in ("gaussian", "binomial") else "log"
-        chosen = CANONICAL[name] if (link or default) == "canonical" else "log"
-        return Family(name, chosen, POWERS.get(name, float("nan")))  # type: ignore[arg-type]
+        link_function = CANONICAL[name] if (link or default) == "canonical" else "log"
+        return Family(name, link_function, POWERS.get(name, float("nan")))  # type: ignore[arg-type]
 
     @property
     def dispersed(self) -> bool:
@@ -63,7 +63,7 @@ class Family:
         if self.name == "binomial" and not np.isin(y, (0.0, 1.0)).all():
             return "must be 0 or 1 for a binomial model"
         if self.name == "gamma" and not (y > 0).all():
-            return "must be above 0 for a gamma model; leave rows without an amount out"
+            return "must be above 0 for a gamma model; leave out rows without an amount"
         if self.name in ("poisson", "tweedie") and not (y >= 0).all():
             return f"must be 0 or more for a {self.name} model"
         return None

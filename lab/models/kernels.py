@@ -42,12 +42,12 @@ def bins(values: Any, edges: Any, out: Any) -> None:  # pragma: no cover
         if value != value:
             out[i] = edges.shape[0] + 1
             continue
-        low, left = 0, edges.shape[0]
-        while left > 0:
-            half = left >> 1
+        low, size = 0, edges.shape[0]
+        while size > 0:
+            half = size >> 1
             if edges[low + half] < value:
-                low += left - half
-            left = half
+                low += size - half
+            size = half
         out[i] = low
 
 
@@ -151,22 +151,22 @@ def histograms(
 ) -> None:  # pragma: no cover
     """Add the derivatives of each row to the bins of its node.
 
-    slot: (nodes,) the place of a node in ``out``, -1 for one that is not asked. start: (features,)
+    slot: (nodes,) the place of a node in ``out``, -1 for a node not asked about. start: (features,)
     the first bin of each. derivatives: (rows, 2). out: (places, 2 bins), first and second
     derivatives in turn; gross: (places,) magnitudes of first derivatives. Indices are unsigned,
     which spares a test for negative ones in the innermost loop.
     """
-    wanted = np.empty(node.shape[0], dtype=np.uint32)
+    rows = np.empty(node.shape[0], dtype=np.uint32)
     place = np.empty(node.shape[0], dtype=np.uint32)
     count = 0
     for i in range(node.shape[0]):
         at = slot[node[i]]
-        wanted[count] = i
+        rows[count] = i
         place[count] = at
         count += at >= 0
     one, two = np.uint64(1), np.uint64(2)
     for k in range(count):
-        row = np.uint64(wanted[k])
+        row = np.uint64(rows[k])
         sums = out[np.uint64(place[k])]
         g, h = derivatives[row, 0], derivatives[row, 1]
         gross[place[k]] += abs(g)
@@ -181,11 +181,11 @@ def best_cuts(
     g: Any,
     h: Any,
     start: Any,
-    ordered: Any,
+    is_number: Any,
     direction: Any,
     smooth: float,
     unit: float,
-    ridge: float,
+    l2: float,
     least: float,
     low: float,
     high: float,
@@ -193,7 +193,7 @@ def best_cuts(
     """(gain, last bin that goes left, whether missing goes left) of each feature's best cut.
 
     g, h: (bins,) derivatives in a node, feature k in bins start[k] to start[k + 1], of which the
-    last is for missing values. ordered: (features,) false for categories, whose bins are taken by
+    last is for missing values. is_number: (features,) false for categories, whose bins are taken by
     rising g / (h + smooth) as if ordered (Fisher, "On grouping for maximum homogeneity", 1958).
     direction: (features,) 1 where leaf values must rise, -1 fall, 0 free; they are kept between
     ``low`` and ``high``. least: the least sum of ``h`` on either side. Gain: Chen & Guestrin
@@ -205,15 +205,15 @@ def best_cuts(
     missing_left = np.zeros(count, dtype=np.bool_)
     # 1. What the node holds, and what it is worth uncut.
     g_all, h_all = g[start[0] : start[1]].sum(), h[start[0] : start[1]].sum()
-    whole = _worth(g_all, h_all + ridge, low, high)
+    whole = _worth(g_all, h_all + l2, low, high)
     for k in range(count):
         # 2. The order of the feature's bins, and the gain that chance alone would bring.
         first, last = start[k], start[k + 1] - 1
         order, luck = np.arange(last - first), 0.0
-        if not ordered[k]:
+        if not is_number[k]:
             order, luck = _risk_order(g[first : last + 1], h[first : last + 1], smooth, h_all, unit)
         # 3. Every cut in this order; of numbers with missing values, on the right and on the left.
-        ways = 2 if ordered[k] and (h[last] != 0.0 or g[last] != 0.0) else 1
+        ways = 2 if is_number[k] and (h[last] != 0.0 or g[last] != 0.0) else 1
         for way in range(ways):
             g_left, h_left = (g[last], h[last]) if way == 1 else (0.0, 0.0)
             for b in range(order.shape[0]):
@@ -222,7 +222,7 @@ def best_cuts(
                 g_right, h_right = g_all - g_left, h_all - h_left
                 if h_left < least or h_right < least:
                     continue
-                h_sides = (h_left + ridge, h_right + ridge)
+                h_sides = (h_left + l2, h_right + l2)
                 worth = _gain(g_left, g_right, h_sides, direction[k], whole, luck, low, high)
                 if worth > gain[k]:
                     gain[k], cut[k], missing_left[k] = worth, b, way == 1
@@ -258,7 +258,7 @@ def _gain(
     high: float,
 ) -> Any:  # pragma: no cover
     """What a cut gains over the ``whole`` and over luck; 0 where leaf values step against the
-    feature's direction. h: second derivatives of (left, right), ridge included."""
+    feature's direction. h: second derivatives of (left, right), l2 included."""
     h_left, h_right = h
     if direction != 0:
         step = _leaf(g_right, h_right, low, high) - _leaf(g_left, h_left, low, high)

@@ -49,7 +49,7 @@ def payers(folder: Path) -> list[str]:
     found = [payer for payer in PAYERS if (folder / payer / "claims.parquet").is_file()]
     if not (folder / "market.toml").is_file() or len(found) < 2:
         raise ConfigurationError(
-            f"{folder}: is no market; make one with: lab market make FOLDER --persons 50000"
+            f"{folder}: not the folder of a market; make one with: lab market make FOLDER --persons 50000"
         )
     return found
 
