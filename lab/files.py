@@ -50,7 +50,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
     if len(data) > LARGEST_JSON_BYTES:
-        raise ConfigurationError(f"{path}: is larger than {LARGEST_JSON_BYTES} bytes")
+        raise ConfigurationError(
+            f"{path}: larger than {LARGEST_JSON_BYTES:,} bytes, the most that is read"
+        )
     try:
         content = json.loads(data, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:

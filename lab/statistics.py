@@ -26,7 +26,7 @@ ANY_MODEL, QUESTIONS, PROFILES = "any model", "questions", "profiles"
 
 
 class Holding(Protocol):
-    """A party as its statistics see it: its rows for a task, and what was made of them before.
+    """A party as its statistics see it: its rows for a task, and what was computed from them before.
 
     secret: what the party alone draws resamples, orders and dropout from; rows_secret: what it
     draws the rows from that judge a model while it is fitted.
@@ -61,8 +61,8 @@ class Statistic:
 
     analysis: a kind of model, or one of :data:`ANY_MODEL`, :data:`QUESTIONS`, :data:`PROFILES`;
     arrays: the names of the arrays that are sent along, None where the model names them;
-    persons: what least of persons stands behind it, the party's minimum of rows behind the whole,
-    or rules of disclosure cell by cell; message: Flower's type for the request.
+    persons: how the fewest persons behind it are set, by the party's minimum of rows for the whole
+    or by rules of disclosure cell by cell; message: Flower's type for the request.
     """
 
     name: str
@@ -89,10 +89,10 @@ class Statistic:
         """
         record = self._record(arguments)
         if _text(record.model_dump(mode="json")) != _text(arguments):
-            raise PeerError(f"request: {self.name}: its arguments are not in their one form")
+            raise PeerError(f"request: {self.name}: its arguments are not in canonical form")
         if self.arrays is not None and set(arrays) != set(self.arrays):
-            expected = ", ".join(self.arrays) or "none"
-            raise PeerError(f"request: {self.name} comes with other arrays than: {expected}")
+            names = ", ".join(self.arrays) or "none"
+            raise PeerError(f"request: {self.name} must come with exactly these arrays: {names}")
         return record
 
     def _record(self, arguments: Mapping[str, Any]) -> Strict:
@@ -112,4 +112,4 @@ def _reason(error: ValidationError) -> str:
     name = ".".join(map(str, first["loc"])) or "its arguments"
     if first["type"] == "extra_forbidden":
         return f"there is no argument '{name[:60]}'"
-    return f"argument '{name[:60]}' is not usable ({first['type']})"
+    return f"argument '{name[:60]}' is invalid ({first['type']})"

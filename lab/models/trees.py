@@ -122,9 +122,7 @@ class Ask(Strict):
         if len(set(self.nodes)) != len(self.nodes) or not leaves.issuperset(self.nodes):
             raise PeerError("request: nodes must be distinct leaves of the growing tree")
         if list(self.features) != sorted(set(self.features) & set(range(len(cuts)))):
-            raise PeerError(
-                "request: features must be distinct, in order, and among those agreed on"
-            )
+            raise PeerError("request: features must be distinct, in order, and agreed on")
         if len(self.nodes) * sum(cuts[j].bins for j in self.features) > MOST_CELLS:
             raise PeerError(f"request: asks for more than {MOST_CELLS:,} bins at once")
         if len(self.most) != len(self.nodes) or not all(
@@ -204,14 +202,10 @@ class Rows:
             raise ConfigurationError(
                 f"model.link: trees fit {task.family} on its default link alone; drop the key"
             )
-        codes, validation = (
-            binned(frame, cuts),
-            drawn(keys, recipe.validation_share, secret, "held out"),
-        )
-        self.training, self.validation = (
-            self._side(codes, response, part) for part in (~validation, validation)
-        )
-        self.persons = pd.factorize(keys[~validation])[0].astype(np.float64)
+        codes, apart = binned(frame, cuts), drawn(keys, recipe.validation_share, secret, "held out")
+        self.training = self._side(codes, response, ~apart)
+        self.validation = self._side(codes, response, apart)
+        self.persons = pd.factorize(keys[~apart])[0].astype(np.float64)
         self._features: tuple[int, ...] = ()
         self._codes = self.training.codes[:, :0]
         self._restart()

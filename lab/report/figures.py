@@ -1,4 +1,4 @@
-"""Figures of the report, drawn from ``result.json`` alone; each is an SVG that stands in the page."""
+"""Figures of the report, drawn from ``result.json`` alone; each is an SVG in the page."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ MOST_COEFFICIENTS = 40
 
 def figures(result: dict[str, Any]) -> list[dict[str, str]]:
     """Each figure: title, what it shows, svg."""
-    drawn = []
+    sections = []
     for title, text, draw in _detector(result) if result["experiment"]["detection"] else _RATES:
         svg = _figure(result, draw)
         if svg:
-            drawn.append({"title": title, "text": text, "svg": svg})
-    return drawn
+            sections.append({"title": title, "text": text, "svg": svg})
+    return sections
 
 
 def _detector(result: dict[str, Any]) -> list[tuple[str, str, Draw]]:
@@ -46,7 +46,7 @@ def _detector(result: dict[str, Any]) -> list[tuple[str, str, Draw]]:
         ),
         (
             "Lift",
-            "How much oftener than by chance fraud is among the claims that rank highest.",
+            "How many times more frauds the highest-ranked claims hold than claims picked at random.",
             of.lift,
         ),
         (
@@ -70,7 +70,7 @@ def _detector(result: dict[str, Any]) -> list[tuple[str, str, Draw]]:
 
 
 def parties(result: dict[str, Any]) -> list[str]:
-    """The whole market, then each party whose scores are told; real parties keep theirs."""
+    """The whole market, then each party whose scores are known; real parties keep theirs."""
     return ["all"] if "outlook" in result else ["all", *result["data"]["parties"]]
 
 
@@ -118,13 +118,13 @@ def _by_party(result: dict[str, Any], axes: Axes) -> bool:
     resize(axes, 5.2, 1.3 + 0.3 * len(holders))
     points: list[tuple[float, int]]
     for arm, values in result["arms"].items():
-        found = {y: values["scores"].get(p, {}) for y, p in enumerate(holders)}
-        points = [(s[score], y) for y, s in found.items() if s.get(score) is not None]
+        by_line = {y: values["scores"].get(p, {}) for y, p in enumerate(holders)}
+        points = [(s[score], y) for y, s in by_line.items() if s.get(score) is not None]
         if points:
             x, y = zip(*points, strict=True)
             size = 110 if arm == "pooled" else 34
             axes.scatter(x, y, s=size, color=COLOURS[arm], marker=MARKS[arm], label=arm, zorder=3)
-        for line, s in found.items() if arm == "federated" else ():
+        for line, s in by_line.items() if arm == "federated" else ():
             if s.get(f"{score}_low") is not None:
                 ends = [s[f"{score}_low"], s[f"{score}_high"]]
                 axes.plot(ends, [line, line], color=COLOURS[arm], lw=1)
@@ -190,7 +190,6 @@ def _calibration(result: dict[str, Any], axes: Axes) -> bool:
 
 
 def _lift(result: dict[str, Any], axes: Axes) -> bool:
-    drawn = False
     arms = [arm for arm, curves in result["curves"].items() if curves]
     for k, arm in enumerate(arms):
         table = result["curves"][arm]["tenths"]
@@ -199,15 +198,13 @@ def _lift(result: dict[str, Any], axes: Axes) -> bool:
         x = [t["tenth"] - 0.4 + width * (k + 0.5) for t in table]
         height = [t["actual"] / t["size"] / mean if t["size"] and mean else 0 for t in table]
         axes.bar(x, height, width, color=COLOURS[arm], label=arm)
-        drawn = True
     axes.axhline(1, color=PALE, lw=0.8)
     axes.set(xlabel="tenth of exposure", ylabel="actual rate / mean", xticks=range(1, 11))
     axes.legend(loc="upper left")
-    return drawn
+    return bool(arms)
 
 
 def _convergence(result: dict[str, Any], axes: Axes) -> bool:
-    drawn = False
     groups: dict[tuple[str, str, str], list[tuple[int, float]]] = {}
     for line in result["convergence"]:
         value = line.get("deviance", None)
@@ -223,15 +220,14 @@ def _convergence(result: dict[str, Any], axes: Axes) -> bool:
         style = "-" if arm == "federated" else (0, (2, 3))
         label = arm if part == "model" else f"{arm}, {part}"
         axes.plot(steps, gap, marker="o", ms=3, lw=1.4, ls=style, color=COLOURS[arm], label=label)
-        drawn = True
     if result["experiment"]["model"]["kind"] == "glm":
         axes.set_yscale("log")
         axes.set(xlabel="step", ylabel="deviance above its last value, relative")
     else:
         axes.set(xlabel="round", ylabel="training loss")
-    if drawn:
+    if groups:
         axes.legend(loc="upper right")
-    return drawn
+    return bool(groups)
 
 
 def _coefficients(result: dict[str, Any], axes: Axes) -> bool:

@@ -36,11 +36,11 @@ def address(runs: Path, uri: str | None) -> str:
 
 
 def log(folder: Path, uri: str) -> tuple[str, str]:
-    """Log a kept run: a parent run and a child for each arm. Returns the parent's id, and which
+    """Log a finished run: a parent run and a child for each arm. Returns the parent's id, and which
     version of a registered model the federated one became.
 
-    Whatever MLflow raises passes on; the caller tells it and nothing is lost, for the folder
-    stays as it is.
+    Whatever MLflow raises passes on; the caller reports it, and nothing is lost: the folder stays
+    as it is.
     """
     import mlflow
     from mlflow.tracking import MlflowClient
@@ -69,7 +69,7 @@ def log(folder: Path, uri: str) -> tuple[str, str]:
 
 
 def _experiment(client: Any, folder: Path, uri: str) -> Any:
-    """The id of MLflow's experiment, which is made where it is not there yet."""
+    """The id of MLflow's experiment, made if it is not there yet."""
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment:
         return experiment.experiment_id
@@ -129,7 +129,7 @@ def _register(client: Any, model: Any, result: dict[str, Any], parent: str) -> s
     name = re.sub("[/:]", "-", result["experiment"]["name"])
     tags = _digests(result) | {"lab.model.sha256": digest}
     try:
-        with contextlib.suppress(Exception):  # there already; whatever else, the next one tells
+        with contextlib.suppress(Exception):  # there already; the next call reports anything else
             client.create_registered_model(name)
         version = client.create_model_version(
             name, model.model_uri, parent, tags, model_id=model.model_id

@@ -85,8 +85,8 @@ def lorenz_sums(rows: Scored, *, edges: Floats) -> Sums:
 def level_sums(rows: Scored, *, codes: Any, count: int) -> Sums:
     """Exposure, actual, expected and persons by level of one feature; code -1 is left out."""
     keep = codes >= 0
-    kept = Scored(*(getattr(rows, f)[keep] for f in ("y", "rate", "exposure", "weight", "unit")))
-    return _by_group(kept, codes[keep], count)
+    part = Scored(*(getattr(rows, f)[keep] for f in ("y", "rate", "exposure", "weight", "unit")))
+    return _by_group(part, codes[keep], count)
 
 
 def _by_group(rows: Scored, group: Any, count: int) -> Sums:
@@ -110,10 +110,12 @@ def finer_edges(coarse: Sums, edges: Floats, bins: int = BINS) -> Floats:
     size = coarse["size"]
     low = np.concatenate([[edges[0] - 1], edges])
     high = np.concatenate([edges, [edges[-1] + 1]])
-    reached = np.concatenate([[0.0], np.cumsum(size)])
-    wanted = np.linspace(0, reached[-1], bins + 1)[1:-1]
-    at = np.clip(np.searchsorted(reached, wanted, side="left") - 1, 0, len(size) - 1)
-    share = np.divide(wanted - reached[at], size[at], out=np.zeros_like(wanted), where=size[at] > 0)
+    cumulative = np.concatenate([[0.0], np.cumsum(size)])
+    targets = np.linspace(0, cumulative[-1], bins + 1)[1:-1]
+    at = np.clip(np.searchsorted(cumulative, targets, side="left") - 1, 0, len(size) - 1)
+    share = np.divide(
+        targets - cumulative[at], size[at], out=np.zeros_like(targets), where=size[at] > 0
+    )
     return np.asarray(np.unique(low[at] + share * (high[at] - low[at])))
 
 
@@ -172,8 +174,8 @@ def deciles(sums: Sums, parts: int = 10) -> pd.DataFrame:
     middle = np.cumsum(size) - size / 2
     tenth = np.minimum((middle / size.sum() * parts).astype(int), parts - 1)
     table = pd.DataFrame({name: sums[name] for name in ("size", "actual", "expected")})
-    grouped = table.groupby(tenth).sum()
-    grouped.index = grouped.index + 1
-    return grouped.rename_axis("tenth").assign(
-        actual_over_expected=grouped["actual"] / grouped["expected"]
+    tenths = table.groupby(tenth).sum()
+    tenths.index = tenths.index + 1
+    return tenths.rename_axis("tenth").assign(
+        actual_over_expected=tenths["actual"] / tenths["expected"]
     )

@@ -40,11 +40,11 @@ class Column(Strict):
 
     @model_validator(mode="after")
     def _ranges_belong_to_numbers(self) -> Self:
-        ranged = (self.minimum, self.maximum, self.above) != (None, None, None)
-        if self.type == "category" and ranged:
-            raise ValueError("a category has levels, not a range")
+        has_range = (self.minimum, self.maximum, self.above) != (None, None, None)
+        if self.type == "category" and has_range:
+            raise ValueError("a category takes levels, not minimum, maximum or above")
         if self.type != "category" and self.levels is not None:
-            raise ValueError("only a category has levels")
+            raise ValueError("only a category takes levels")
         return self
 
     def allowed(self) -> str:
@@ -127,17 +127,17 @@ class Checker:
     def __init__(self, contract: Contract, where: str) -> None:
         self._contract, self._where, self._rows = contract, where, 0
         self._columns: dict[str, _Numbers | _Levels] = {}
-        self._known: list[str] = []
+        self._names: list[str] = []
 
     def add(self, part: pd.DataFrame) -> None:
         """Take the next rows; all parts have the same columns."""
-        if not self._known:
-            self._known = [str(name) for name in part.columns]
+        if not self._names:
+            self._names = [str(name) for name in part.columns]
         for name, column in self._contract.columns.items():
             if name in part.columns:
                 if name not in self._columns:
-                    made = _Levels(column) if column.type == "category" else _Numbers(column)
-                    self._columns[name] = made
+                    kind = _Levels if column.type == "category" else _Numbers
+                    self._columns[name] = kind(column)
                 self._columns[name].add(part[name], self._rows)
         self._rows += len(part)
 
@@ -154,7 +154,7 @@ class Checker:
             )
         violations: list[str] = []
         for missing in [name for name in contract.columns if name not in self._columns]:
-            near = nearest(missing, self._known)
+            near = nearest(missing, self._names)
             hint = f"; is it '{near}' in this table?" if near else ""
             violations.append(f"column '{missing}' of contract {contract.name} is missing{hint}")
         violations += [_line(name, contract.columns[name], f) for name, f in self.faults()]
@@ -164,8 +164,8 @@ class Checker:
                 f"{where}: {count} of contract {contract.name}", tuple(f"  {v}" for v in violations)
             )
         order = [name for name in contract.columns if name in self._columns]
-        typed = {name: self._columns.pop(name).whole() for name in order}  # one at a time
-        return pd.DataFrame(typed, copy=False)
+        columns = {name: self._columns.pop(name).whole() for name in order}  # one at a time
+        return pd.DataFrame(columns, copy=False)
 
 
 class _Column:
@@ -173,20 +173,20 @@ class _Column:
 
     def __init__(self, column: Column) -> None:
         self.column = column
-        self.found: dict[int, Fault] = {}
+        self.by_place: dict[int, Fault] = {}
 
     def note(
-        self, place: int, rule: str, mask: NDArray[np.bool_], start: int, came: pd.Series[Any]
+        self, place: int, rule: str, mask: NDArray[np.bool_], start: int, values: pd.Series[Any]
     ) -> None:
         """Note rows of a part that break a rule; start: the rows before this part."""
         bad = np.flatnonzero(mask)
         if len(bad):
-            fault = self.found.setdefault(place, Fault(rule, [], 0, str(came.iloc[bad[0]])))
+            fault = self.by_place.setdefault(place, Fault(rule, [], 0, str(values.iloc[bad[0]])))
             fault.rows += (bad[: ROWS_SHOWN - len(fault.rows)] + start + 1).tolist()
             fault.count += len(bad)
 
     def faults(self) -> list[Fault]:
-        return [self.found[place] for place in sorted(self.found)]
+        return [self.by_place[place] for place in sorted(self.by_place)]
 
 
 class _Numbers(_Column):
@@ -197,13 +197,13 @@ class _Numbers(_Column):
         self.parts: list[NDArray[np.float64]] = []
 
     def add(self, part: pd.Series[Any], start: int) -> None:
-        rule, gone = self.column.allowed(), part.isna().to_numpy()
+        rule, empty = self.column.allowed(), part.isna().to_numpy()
         values = _as_numbers(part)
-        self.note(0, rule, np.isnan(values) & ~gone, start, part)
+        self.note(0, rule, np.isnan(values) & ~empty, start, part)
         self.note(1, "must be finite", np.isinf(values), start, part)
         values[np.isinf(values)] = np.nan
         if not self.column.nullable:
-            self.note(2, "must not be empty", gone, start, part)
+            self.note(2, "must not be empty", empty, start, part)
         self.note(3, rule, _outside(values, self.column), start, part)
         self.parts.append(values)
 
@@ -239,7 +239,7 @@ class _Levels(_Column):
         if self.column.levels is not None:
             texts = self._texts()
             bad = np.append(~texts.isin(self.column.levels).to_numpy(), False)
-            self.found.pop(1, None)
+            self.by_place.pop(1, None)
             start = 0
             for codes in self.codes:
                 mask = bad[codes]  # an empty value is the last
@@ -266,8 +266,8 @@ def _as_numbers(part: pd.Series[Any]) -> NDArray[np.float64]:
         import pyarrow as pa
 
         try:
-            read = pa.array(part, pa.string(), from_pandas=True).cast(pa.float64())
-            return np.array(read.to_numpy(zero_copy_only=False), dtype=np.float64)
+            numbers = pa.array(part, pa.string(), from_pandas=True).cast(pa.float64())
+            return np.array(numbers.to_numpy(zero_copy_only=False), dtype=np.float64)
         except pa.ArrowInvalid:  # not all are numbers; which, the slower way tells
             truth = part.str.lower().map({"true": 1.0, "false": 0.0})
             part = pd.to_numeric(part, errors="coerce").astype("float64").fillna(truth)
@@ -310,11 +310,11 @@ def level_of(number: float) -> str:
 
 
 def _line(name: str, column: Column, fault: Fault) -> str:
-    shown = ", ".join(map(str, fault.rows))
+    rows = ", ".join(map(str, fault.rows))
     more = f" and {fault.count - ROWS_SHOWN} more" if fault.count > ROWS_SHOWN else ""
-    came = "" if fault.rule == "must not be empty" else f", got {fault.got}"
+    value = "" if fault.rule == "must not be empty" else f", got {fault.got}"
     advice = f"; {column.advice}" if column.advice else ""
-    return f"row{'s' * (fault.count > 1)} {shown}{more}: {name} {fault.rule}{came}{advice}"
+    return f"row{'s' * (fault.count > 1)} {rows}{more}: {name} {fault.rule}{value}{advice}"
 
 
 def draft(frame: pd.DataFrame, name: str) -> Contract:

@@ -89,7 +89,9 @@ def test_an_insurer_without_claims_is_refused_and_leaves_nothing(tmp_path: Path)
     shipped = Assumptions.read()
     tiny = shipped.insurers[1].model_copy(update={"products": {"critical_illness": 1e-9}})
     changed = shipped.model_copy(update={"insurers": (shipped.insurers[0], tiny)})
-    with pytest.raises(ConfigurationError, match="insurer-2 would have no claims; raise the number"):
+    with pytest.raises(
+        ConfigurationError, match="insurer-2 would have no claims; raise the number"
+    ):
         make(tmp_path / "m", persons=2000, insurers=2, assumptions=changed)
     assert list(tmp_path.iterdir()) == []
 
