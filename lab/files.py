@@ -69,7 +69,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def canonical(content: Any) -> bytes:
+def canonical(content: object) -> bytes:
     """The one encoding of JSON content: sorted keys, no spaces, UTF-8. Raises ValueError."""
     return json.dumps(
         content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False

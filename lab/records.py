@@ -47,7 +47,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def parse(model: type[Model], values: Any, *, where: str) -> Model:
+def parse(model: type[Model], values: object, *, where: str) -> Model:
     """Check ``values`` against a model; all mistakes in one error, unknown keys with the nearest known."""
     try:
         return model.model_validate(values)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import pandas as pd
 from pydantic import ValidationError
@@ -21,6 +21,8 @@ from lab.sums import Floats, Sums
 
 Part = Literal["train", "test"]
 Arrays = Mapping[str, Floats]
+#: What a function makes of a party's rows.
+Product = TypeVar("Product")
 #: Analyses beside the kinds of model: statistics that every model asks for, questions, profiles.
 ANY_MODEL, QUESTIONS, PROFILES = "any model", "questions", "profiles"
 
@@ -48,10 +50,10 @@ class Holding(Protocol):
     def claims(self) -> pd.DataFrame:
         """All rows, with who they belong to."""
 
-    def once(self, make: Callable[..., Any], *key: Any, at_hand: int = 8) -> Any:
+    def once(self, make: Callable[..., Product], *key: Any, at_hand: int = 8) -> Product:
         """``make(self, *key)``, made once while it is at hand; the last so many are."""
 
-    def forget(self, make: Callable[..., Any]) -> None:
+    def forget(self, make: Callable[..., object]) -> None:
         """Drop what this function made."""
 
 
@@ -67,7 +69,7 @@ class Statistic:
 
     name: str
     arguments: type[Strict]
-    function: Callable[[Any, Any, Arrays], Sums]
+    function: Callable[[Holding, Any, Arrays], Sums]
     analysis: str
     arrays: tuple[str, ...] | None = ()
     persons: Literal["minimum rows", "rules, cell by cell"] = "minimum rows"

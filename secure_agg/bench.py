@@ -161,7 +161,7 @@ def _bound_seconds(private: PrivateKey, ciphertexts: int) -> float:
     return seconds
 
 
-def _child(*arguments: Any) -> Any:
+def _child(*arguments: object) -> Any:
     """What this file prints as a process of its own: HEU prints as it works and takes its number
     of threads once, and a process's peak memory is that of all it ever did."""
     process = subprocess.run(  # noqa: S603  our own file
@@ -218,7 +218,7 @@ def _heu(bits: int, ciphertexts: int) -> float:
     return seconds
 
 
-def _each(work: Callable[[], Any], count: int) -> float:
+def _each(work: Callable[[], object], count: int) -> float:
     """Seconds for one of `count`, the best of three."""
     best = float("inf")
     for _ in range(3):

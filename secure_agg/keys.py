@@ -18,12 +18,15 @@ import secrets
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import gmpy2
 from gmpy2 import mpz
 
 from secure_agg.errors import InvalidKey, KeyFileRefused
+
+if TYPE_CHECKING:
+    import phe
 
 SMALLEST_BITS = 2048
 LARGEST_BITS = 16384  # beyond, checking a stranger's key would keep a machine busy
@@ -76,15 +79,15 @@ class PublicKey:
         """First 128 bits of SHA-256 of n (big endian, shortest form), as 32 hexadecimal digits."""
         return hashlib.sha256(self.n.to_bytes(-(-self.bits // 8), "big")).hexdigest()[:32]
 
-    def to_phe(self) -> Any:
-        """This key as `phe.PaillierPublicKey`."""
+    def to_phe(self) -> phe.PaillierPublicKey:
+        """This key as phe has it."""
         import phe
 
         return phe.PaillierPublicKey(int(self.n))
 
     @classmethod
-    def from_phe(cls, key: Any) -> PublicKey:
-        """The key behind a `phe.PaillierPublicKey`. Raises InvalidKey."""
+    def from_phe(cls, key: phe.PaillierPublicKey) -> PublicKey:
+        """The key behind one of phe's. Raises InvalidKey."""
         return cls(mpz(key.n))
 
 
@@ -127,8 +130,8 @@ class PrivateKey:
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("a PrivateKey can't be copied or pickled; use save_private")
 
-    def to_phe(self) -> Any:
-        """This key as `phe.PaillierPrivateKey`, which has none of our guards."""
+    def to_phe(self) -> phe.PaillierPrivateKey:
+        """This key as phe has it, with none of our guards."""
         import phe
 
         return phe.PaillierPrivateKey(self.public.to_phe(), int(self.p), int(self.q))

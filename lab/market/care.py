@@ -65,7 +65,7 @@ class Numbers:
         return np.append(0, 1 + rng.permutation(self._next - 1))
 
 
-def take(rows: Rows, at: NDArray[Any]) -> Rows:
+def take(rows: Rows, at: Ints | Bools) -> Rows:
     """A copy of some rows: by position or by mask."""
     return {name: column[at] for name, column in rows.items()}
 
@@ -268,9 +268,7 @@ def _itemise(w: World, rows: Rows, rng: np.random.Generator) -> None:
     rows[ITEMS[-1]] = billed - rows["drugs"] - rows["examinations"] - rows["treatment"]
 
 
-def charge(
-    w: World, rows: Rows, provider: NDArray[Any], factor: Floats, rng: np.random.Generator
-) -> None:
+def charge(w: World, rows: Rows, provider: Ints, factor: Floats, rng: np.random.Generator) -> None:
     """Bill such care anew, at another provider and its level's prices, and settle it with the fund."""
     means = _means(w.a)
     before, after = (means[_kind(w, rows["stay"], p)] for p in (rows["provider"], provider))
@@ -299,7 +297,7 @@ def funded(w: World, rows: Rows, rng: np.random.Generator) -> NDArray[np.int32]:
     return np.asarray(rate * np.maximum(eligible, 0), dtype=np.int32)
 
 
-def due(a: Assumptions, product: Ints, claimed: NDArray[Any], days: Ints) -> NDArray[np.int32]:
+def due(a: Assumptions, product: Ints, claimed: Ints, days: Ints) -> NDArray[np.int32]:
     """What each policy owes by its terms, in whole yuan; ``product`` by its place in PRODUCTS."""
     terms = [a.terms[name] for name in PRODUCTS]
     pays = np.array([t.pays for t in terms])[product]

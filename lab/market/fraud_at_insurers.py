@@ -7,7 +7,6 @@ true invoice, knows the person's conditions and the days in hospital, or at othe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +32,7 @@ from lab.market.fraud_at_providers import (
     times,
     upcode,
 )
-from lab.market.population import DAYS, Bools
+from lab.market.population import DAYS, Bools, Ints
 
 GROUP, CITY, HIGH, CASH = (
     PRODUCTS.index(name)
@@ -205,9 +204,7 @@ class Gatherings:
     case: NDArray[np.int64]
 
 
-def _gatherings(
-    s: Scene, claims: float, places: NDArray[np.signedinteger[Any]], honest: bool = False
-) -> Gatherings:
+def _gatherings(s: Scene, claims: float, places: Ints, honest: bool = False) -> Gatherings:
     """As many as so many claims call for, each at one of these providers."""
     each = np.mean(s.a.schemes.ring_patients) * np.mean(s.a.schemes.ring_visits)
     count = max(1, round(claims / each))

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lab.market.assumptions import TYPOLOGIES
 from lab.market.care import ITEMS, Numbers, Rows, charge, funded, join, take
-from lab.market.population import DAYS, Bools, World
+from lab.market.population import DAYS, Bools, Ints, World
 from lab.sums import Floats
 
 At = NDArray[np.intp]
@@ -63,7 +62,7 @@ def free(rows: Rows) -> Bools:
     return np.asarray(rows["typology"] == 0)
 
 
-def mark(rows: Rows, at: At | slice, typology: str, cases: NDArray[Any]) -> None:
+def mark(rows: Rows, at: At | slice, typology: str, cases: Ints) -> None:
     rows["typology"][at] = TYPOLOGIES.index(typology)
     rows["scheme"][at] = cases
 

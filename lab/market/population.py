@@ -6,6 +6,7 @@ generator passed in. Days are counted from 2021-01-01; the market lasts three ye
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,7 +113,7 @@ def world(
     return World(a, pop, providers(a, size, rng), cover(a, insurers, pop, rng))
 
 
-def pick(shares: Any, u: Floats) -> NDArray[np.int8]:
+def pick(shares: Sequence[float], u: Floats) -> NDArray[np.int8]:
     """A category for each uniform number, in proportion to ``shares``."""
     edges = np.cumsum(np.asarray(shares, dtype=float))
     return np.searchsorted(edges[:-1] / edges[-1], u, side="right").astype(np.int8)

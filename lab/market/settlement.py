@@ -7,10 +7,7 @@ what is missing is -1.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from lab.market.assumptions import CONDITIONS, PRODUCTS, Assumptions
 from lab.market.care import Rows
@@ -83,7 +80,7 @@ def settled(w: World, rows: Rows) -> Rows:
     return columns | _policy(w, rows) | _history(rows, cost)
 
 
-def _mean_of_group(values: NDArray[Any], group: Ints) -> Floats:
+def _mean_of_group(values: Ints | Floats, group: Ints) -> Floats:
     """For each row the mean of its group at this payer."""
     count = np.maximum(np.bincount(group), 1)
     return np.asarray(np.maximum(np.bincount(group, values) / count, 1e-9)[group])

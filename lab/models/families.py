@@ -7,7 +7,7 @@ predictor eta, link g(mu) = eta, variance function V(mu), unit deviance d(y, mu)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from scipy import special
@@ -153,22 +153,23 @@ class Family:
         """
         return np.asarray(self._log_density(y, mu, dispersion / weight))
 
-    def _log_density(self, y: Floats, mu: Floats, phi: Floats) -> Any:
+    def _log_density(self, y: Floats, mu: Floats, phi: Floats) -> Floats:
         p = self.power
+        density: Floats
         match self.name:
             case "gaussian":
-                return -0.5 * ((y - mu) ** 2 / phi + np.log(2 * np.pi * phi))
+                density = -0.5 * ((y - mu) ** 2 / phi + np.log(2 * np.pi * phi))
             case "poisson":
-                return (special.xlogy(y, mu) - mu - special.gammaln(y + 1)) / phi
+                density = (special.xlogy(y, mu) - mu - special.gammaln(y + 1)) / phi
             case "gamma":
                 k = 1 / phi
-                return special.xlogy(k, k * y / mu) - k * y / mu - np.log(y) - special.gammaln(k)
+                density = special.xlogy(k, k * y / mu) - k * y / mu - np.log(y) - special.gammaln(k)
             case "binomial":
-                return (special.xlogy(y, mu) + special.xlog1py(1 - y, -mu)) / phi
+                density = (special.xlogy(y, mu) + special.xlog1py(1 - y, -mu)) / phi
             case "tweedie":
                 alpha = (2 - p) / (p - 1)
                 canonical = (y * mu ** (1 - p) / (1 - p) - mu ** (2 - p) / (2 - p)) / phi
-                out: Floats = canonical.copy()
+                density = canonical.copy()
                 positive = y > 0  # a claim amount of zero has its mass in the canonical part
                 log_t = (
                     alpha * (np.log(y[positive]) - np.log(p - 1))
@@ -176,5 +177,5 @@ class Family:
                     - np.log(2 - p)
                 )
                 series = special.log_wright_bessel(alpha, 0.0, np.exp(log_t))
-                out[positive] += series - np.log(y[positive])
-                return out
+                density[positive] += series - np.log(y[positive])
+        return density

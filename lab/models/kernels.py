@@ -6,7 +6,7 @@ Sums are of integers, so that no order of rows and no split of them changes a bi
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 from numba import njit
@@ -14,6 +14,12 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Bytes = NDArray[np.uint8]
+Bools = NDArray[np.bool_]
+Nodes = NDArray[np.int32]
+Starts = NDArray[np.uint64]
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 #: Objectives by number, as compiled code compares them.
 GAUSSIAN, POISSON, GAMMA, TWEEDIE, BINOMIAL = range(5)
@@ -26,16 +32,17 @@ OBJECTIVES = {
 }
 
 
-def compiled(function: Callable[..., Any]) -> Any:
+def compiled(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """The function, compiled when first called and kept on disk if there is a place to keep it."""
     try:
-        return njit(nogil=True, cache=True)(function)
+        kernel: Callable[Parameters, Result] = njit(nogil=True, cache=True)(function)
     except RuntimeError:  # numba found no folder it may write to
-        return njit(nogil=True)(function)
+        kernel = njit(nogil=True)(function)
+    return kernel
 
 
 @compiled
-def bins(values: Any, edges: Any, out: Any) -> None:  # pragma: no cover
+def bins(values: Floats, edges: Floats, out: Bytes) -> None:  # pragma: no cover
     """The number of edges below each value into ``out`` (rows,); one more than all where missing."""
     for i in range(values.shape[0]):
         value = values[i]
@@ -53,7 +60,7 @@ def bins(values: Any, edges: Any, out: Any) -> None:  # pragma: no cover
 
 @compiled
 def descend(
-    codes: Any, node: Any, feature: Any, left: Any, goes_left: Any
+    codes: Bytes, node: Nodes, feature: Ints, left: Ints, goes_left: Bools
 ) -> None:  # pragma: no cover
     """Move each row from its node down to the leaf below it; changes ``node`` (rows,)."""
     for i in range(node.shape[0]):
@@ -67,12 +74,12 @@ def descend(
 def derivatives(
     objective: int,
     power: float,
-    y: Any,
-    weight: Any,
-    eta: Any,
-    scales: Any,
-    out: Any,
-) -> Any:  # pragma: no cover
+    y: Floats,
+    weight: Floats,
+    eta: Floats,
+    scales: Floats,
+    out: Ints,
+) -> tuple[float, float, float]:  # pragma: no cover
     """First and second derivatives of half the deviance of each row at ``eta``.
 
     scales: (3,) factors of first and second derivatives and of the deviance, each rounded to a
@@ -108,13 +115,13 @@ def derivatives(
 
 
 @compiled
-def _gaussian(y: float, eta: float) -> Any:  # pragma: no cover
+def _gaussian(y: float, eta: float) -> tuple[float, float, float]:  # pragma: no cover
     g = eta - y
     return g, 1.0, g * g
 
 
 @compiled
-def _poisson(y: float, eta: float) -> Any:  # pragma: no cover
+def _poisson(y: float, eta: float) -> tuple[float, float, float]:  # pragma: no cover
     mean = np.exp(eta)
     d = 2.0 * (mean - y)
     if y > 0.0:
@@ -123,13 +130,13 @@ def _poisson(y: float, eta: float) -> Any:  # pragma: no cover
 
 
 @compiled
-def _gamma(y: float, eta: float) -> Any:  # pragma: no cover
+def _gamma(y: float, eta: float) -> tuple[float, float, float]:  # pragma: no cover
     ratio = y * np.exp(-eta)
     return 1.0 - ratio, ratio, 2.0 * (eta - np.log(y) + ratio - 1.0)
 
 
 @compiled
-def _tweedie(y: float, eta: float, power: float) -> Any:  # pragma: no cover
+def _tweedie(y: float, eta: float, power: float) -> tuple[float, float, float]:  # pragma: no cover
     a = np.exp((2.0 - power) * eta)
     b = y * np.exp((1.0 - power) * eta)
     whole = y ** (2.0 - power) / ((1.0 - power) * (2.0 - power))
@@ -138,7 +145,7 @@ def _tweedie(y: float, eta: float, power: float) -> Any:  # pragma: no cover
 
 
 @compiled
-def _binomial(y: float, eta: float) -> Any:  # pragma: no cover
+def _binomial(y: float, eta: float) -> tuple[float, float, float]:  # pragma: no cover
     small = np.exp(-abs(eta))
     mean = (1.0 if eta >= 0.0 else small) / (1.0 + small)
     d = 2.0 * (np.log1p(small) + max(eta, 0.0) - y * eta)
@@ -147,7 +154,7 @@ def _binomial(y: float, eta: float) -> Any:  # pragma: no cover
 
 @compiled
 def histograms(
-    codes: Any, node: Any, slot: Any, derivatives: Any, start: Any, out: Any, gross: Any
+    codes: Bytes, node: Nodes, slot: Ints, derivatives: Ints, start: Starts, out: Ints, gross: Ints
 ) -> None:  # pragma: no cover
     """Add the derivatives of each row to the bins of its node.
 
@@ -178,18 +185,18 @@ def histograms(
 
 @compiled
 def best_cuts(
-    g: Any,
-    h: Any,
-    start: Any,
-    is_number: Any,
-    direction: Any,
+    g: Floats,
+    h: Floats,
+    start: Ints,
+    is_number: Bools,
+    direction: Ints,
     smooth: float,
     unit: float,
     l2: float,
     least: float,
     low: float,
     high: float,
-) -> Any:  # pragma: no cover
+) -> tuple[Floats, Ints, Bools]:  # pragma: no cover
     """(gain, last bin that goes left, whether missing goes left) of each feature's best cut.
 
     g, h: (bins,) derivatives in a node, feature k in bins start[k] to start[k + 1], of which the
@@ -231,8 +238,8 @@ def best_cuts(
 
 @compiled
 def _risk_order(
-    g: Any, h: Any, smooth: float, h_all: float, unit: float
-) -> Any:  # pragma: no cover
+    g: Floats, h: Floats, smooth: float, h_all: float, unit: float
+) -> tuple[Ints, float]:  # pragma: no cover
     """The bins of a category by rising g / (h + smooth), and what their order gains by chance.
 
     Levels without effect have g of mean 0 and variance h (in the loss's own units, of which
@@ -250,13 +257,13 @@ def _risk_order(
 def _gain(
     g_left: float,
     g_right: float,
-    h: Any,
+    h: tuple[float, float],
     direction: int,
     whole: float,
     luck: float,
     low: float,
     high: float,
-) -> Any:  # pragma: no cover
+) -> float:  # pragma: no cover
     """What a cut gains over the ``whole`` and over luck; 0 where leaf values step against the
     feature's direction. h: second derivatives of (left, right), l2 included."""
     h_left, h_right = h
@@ -274,7 +281,7 @@ def _leaf(g: float, h: float, low: float, high: float) -> float:  # pragma: no c
 
 
 @compiled
-def _worth(g: float, h: float, low: float, high: float) -> Any:  # pragma: no cover
+def _worth(g: float, h: float, low: float, high: float) -> float:  # pragma: no cover
     """Twice the fall of the loss with the best allowed leaf value."""
     value = _leaf(g, h, low, high)
     return -(2.0 * g * value + h * value * value)

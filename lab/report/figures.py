@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from lab.report.style import COLOURS, INK, LINE, MARKS, NAMES, PALE, resize
+from lab.report.style import COLOURS, INK, LINE, MARKS, NAMES, PALE, Result, resize
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
-    Draw = Callable[[dict[str, Any], Axes], bool]
+    from lab.report.style import Draw
 
 MOST_COEFFICIENTS = 40
 
 
-def figures(result: dict[str, Any]) -> list[dict[str, str]]:
+def figures(result: Result) -> list[dict[str, str]]:
     """Each figure: title, what it shows, svg."""
     sections = []
     for title, text, draw in _detector(result) if result["experiment"]["detection"] else _RATES:
@@ -27,7 +27,7 @@ def figures(result: dict[str, Any]) -> list[dict[str, str]]:
     return sections
 
 
-def _detector(result: dict[str, Any]) -> list[tuple[str, str, Draw]]:
+def _detector(result: Result) -> list[tuple[str, str, Draw]]:
     """The figures of a fraud detector."""
     from lab.report import figures_detection as of
 
@@ -69,12 +69,12 @@ def _detector(result: dict[str, Any]) -> list[tuple[str, str, Draw]]:
     ]
 
 
-def parties(result: dict[str, Any]) -> list[str]:
+def parties(result: Result) -> list[str]:
     """The whole market, then each party whose scores are known; real parties keep theirs."""
     return ["all"] if "outlook" in result else ["all", *result["data"]["parties"]]
 
 
-def _figure(result: dict[str, Any], draw: Any) -> str:
+def _figure(result: Result, draw: Draw) -> str:
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -111,7 +111,7 @@ def _figure(result: dict[str, Any], draw: Any) -> str:
     return head + rest.partition("</metadata>")[2]
 
 
-def _by_party(result: dict[str, Any], axes: Axes) -> bool:
+def _by_party(result: Result, axes: Axes) -> bool:
     holders, score = parties(result)[::-1], result["headline"]
     if len(holders) == 1:
         return False
@@ -135,7 +135,7 @@ def _by_party(result: dict[str, Any], axes: Axes) -> bool:
     return True
 
 
-def _lorenz(result: dict[str, Any], axes: Axes) -> bool:
+def _lorenz(result: Result, axes: Axes) -> bool:
     axes.plot([0, 1], [0, 1], color=LINE, lw=1)
     for arm, curves in result["curves"].items():
         if curves:
@@ -154,7 +154,7 @@ def _lorenz(result: dict[str, Any], axes: Axes) -> bool:
     return any(result["curves"].values())
 
 
-def _tenths(result: dict[str, Any]) -> Any:
+def _tenths(result: Result) -> pd.DataFrame:
     import pandas as pd
 
     arm = "federated" if result["curves"].get("federated") else next(iter(result["curves"]), "")
@@ -162,7 +162,7 @@ def _tenths(result: dict[str, Any]) -> Any:
     return pd.DataFrame(curves.get("tenths", []))
 
 
-def _calibration(result: dict[str, Any], axes: Axes) -> bool:
+def _calibration(result: Result, axes: Axes) -> bool:
     table = _tenths(result)
     if table.empty:
         return False
@@ -189,7 +189,7 @@ def _calibration(result: dict[str, Any], axes: Axes) -> bool:
     return True
 
 
-def _lift(result: dict[str, Any], axes: Axes) -> bool:
+def _lift(result: Result, axes: Axes) -> bool:
     arms = [arm for arm, curves in result["curves"].items() if curves]
     for k, arm in enumerate(arms):
         table = result["curves"][arm]["tenths"]
@@ -204,7 +204,7 @@ def _lift(result: dict[str, Any], axes: Axes) -> bool:
     return bool(arms)
 
 
-def _convergence(result: dict[str, Any], axes: Axes) -> bool:
+def _convergence(result: Result, axes: Axes) -> bool:
     groups: dict[tuple[str, str, str], list[tuple[int, float]]] = {}
     for line in result["convergence"]:
         value = line.get("deviance", None)
@@ -230,7 +230,7 @@ def _convergence(result: dict[str, Any], axes: Axes) -> bool:
     return bool(groups)
 
 
-def _coefficients(result: dict[str, Any], axes: Axes) -> bool:
+def _coefficients(result: Result, axes: Axes) -> bool:
     rows = shared_coefficients(result)
     rows = [row for row in rows if row["name"] != "intercept"][:MOST_COEFFICIENTS][::-1]
     if not rows:
@@ -248,7 +248,7 @@ def _coefficients(result: dict[str, Any], axes: Axes) -> bool:
     return True
 
 
-def shared_coefficients(result: dict[str, Any]) -> list[dict[str, Any]]:
+def shared_coefficients(result: Result) -> list[dict[str, Any]]:
     """Coefficients of the federated (else pooled) model; of the frequency where there are two."""
     for arm in ("federated", "pooled"):
         entry = result["arms"].get(arm, {})
@@ -258,7 +258,7 @@ def shared_coefficients(result: dict[str, Any]) -> list[dict[str, Any]]:
     return []
 
 
-def _levels(result: dict[str, Any], axes: Axes) -> bool:
+def _levels(result: Result, axes: Axes) -> bool:
     arm = "federated" if result["curves"].get("federated") else "pooled"
     by_feature = (result["curves"].get(arm) or {}).get("levels", {})
     rows: list[tuple[str, float, float]] = []

@@ -4,35 +4,36 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lab.report.style import COLOURS, LINE, PALE, resize
+from lab.report.style import COLOURS, LINE, PALE, Result, resize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from matplotlib.axes import Axes
+    from matplotlib.typing import LineStyleType as LineStyle
 
 #: The four-fifths rule's bounds on a ratio (29 CFR 1607.4 D), as something to look at.
 LOOK_AT = 0.8, 1.25
 
 
-def _arms(result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _arms(result: Result) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each arm with the scores of its detector on the whole market."""
     for arm, curves in result["curves"].items():
         if curves and curves["detection"]:
             yield arm, curves["detection"]
 
 
-def _shared(result: dict[str, Any]) -> dict[str, Any] | None:
+def _shared(result: Result) -> dict[str, Any] | None:
     """The scores of the federated detector, else those of the last arm's."""
     arms = dict(_arms(result))
     return arms.get("federated") or next(iter(reversed(arms.values())), None)
 
 
-def _style(arm: str) -> Any:
+def _style(arm: str) -> LineStyle:
     return (0, (2, 3)) if arm == "pooled" else "-"
 
 
-def precision_recall(result: dict[str, Any], axes: Axes) -> bool:
+def precision_recall(result: Result, axes: Axes) -> bool:
     """Steps, since lines between the points promise too much."""
     for arm, detection in _arms(result):
         value = result["arms"][arm]["scores"]["all"]["average_precision"]
@@ -50,7 +51,7 @@ def precision_recall(result: dict[str, Any], axes: Axes) -> bool:
     return any(_arms(result))
 
 
-def lift(result: dict[str, Any], axes: Axes) -> bool:
+def lift(result: Result, axes: Axes) -> bool:
     """Lift over the share of claims investigated."""
     budget = result["experiment"]["detection"]["budget"]
     for arm, detection in _arms(result):
@@ -77,7 +78,7 @@ def lift(result: dict[str, Any], axes: Axes) -> bool:
     return any(_arms(result))
 
 
-def calibration(result: dict[str, Any], axes: Axes) -> bool:
+def calibration(result: Result, axes: Axes) -> bool:
     """Frauds and expected frauds in tenths of the ranking."""
     detection = _shared(result)
     if detection is None:
@@ -96,7 +97,7 @@ def calibration(result: dict[str, Any], axes: Axes) -> bool:
     return True
 
 
-def typologies(result: dict[str, Any], axes: Axes) -> bool:
+def typologies(result: Result, axes: Axes) -> bool:
     """Recall at the budget of each kind of fraud."""
     arms = dict(_arms(result))
     kinds = [
@@ -119,7 +120,7 @@ def typologies(result: dict[str, Any], axes: Axes) -> bool:
     return True
 
 
-def fairness(result: dict[str, Any], axes: Axes) -> bool:
+def fairness(result: Result, axes: Axes) -> bool:
     """Ratio of each group's rates to those of the largest group."""
     detection = _shared(result)
     rows = [
@@ -153,7 +154,7 @@ def fairness(result: dict[str, Any], axes: Axes) -> bool:
     return True
 
 
-def joining(result: dict[str, Any], axes: Axes) -> bool:
+def joining(result: Result, axes: Axes) -> bool:
     """What a party's staying away costs it and the others."""
     rows = result["joining"][::-1]
     if not rows:

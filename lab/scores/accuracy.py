@@ -10,15 +10,16 @@ data streams", 2012).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from lab.models.families import Family
 from lab.privacy.joining import PERSONS, persons_by
 from lab.sums import COUNT, SCORE, Floats, Sums
 
+Codes = NDArray[np.int64]
 #: Bins of the predicted rate: a coarse grid first, then as many of about equal exposure.
 BINS = 256
 GRID = np.linspace(-40.0, 40.0, 4 * BINS + 1)
@@ -82,14 +83,14 @@ def lorenz_sums(rows: Scored, *, edges: Floats) -> Sums:
     return _by_group(rows, np.searchsorted(edges, place), len(edges) + 1)
 
 
-def level_sums(rows: Scored, *, codes: Any, count: int) -> Sums:
+def level_sums(rows: Scored, *, codes: NDArray[np.int32], count: int) -> Sums:
     """Exposure, actual, expected and persons by level of one feature; code -1 is left out."""
     keep = codes >= 0
     part = Scored(*(getattr(rows, f)[keep] for f in ("y", "rate", "exposure", "weight", "unit")))
-    return _by_group(part, codes[keep], count)
+    return _by_group(part, codes[keep].astype(np.int64), count)
 
 
-def _by_group(rows: Scored, group: Any, count: int) -> Sums:
+def _by_group(rows: Scored, group: Codes, count: int) -> Sums:
     values = {
         "size": rows.size,
         "actual": rows.weight * rows.y,

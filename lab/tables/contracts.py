@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -176,7 +176,7 @@ class _Column:
         self.by_place: dict[int, Fault] = {}
 
     def note(
-        self, place: int, rule: str, mask: NDArray[np.bool_], start: int, values: pd.Series[Any]
+        self, place: int, rule: str, mask: NDArray[np.bool_], start: int, values: pd.Series
     ) -> None:
         """Note rows of a part that break a rule; start: the rows before this part."""
         bad = np.flatnonzero(mask)
@@ -196,7 +196,7 @@ class _Numbers(_Column):
         super().__init__(column)
         self.parts: list[NDArray[np.float64]] = []
 
-    def add(self, part: pd.Series[Any], start: int) -> None:
+    def add(self, part: pd.Series, start: int) -> None:
         rule, empty = self.column.allowed(), part.isna().to_numpy()
         values = _as_numbers(part)
         self.note(0, rule, np.isnan(values) & ~empty, start, part)
@@ -207,7 +207,7 @@ class _Numbers(_Column):
         self.note(3, rule, _outside(values, self.column), start, part)
         self.parts.append(values)
 
-    def whole(self) -> pd.Series[Any]:
+    def whole(self) -> pd.Series:
         return pd.Series(np.concatenate(self.parts), copy=False)
 
 
@@ -217,10 +217,10 @@ class _Levels(_Column):
     def __init__(self, column: Column) -> None:
         super().__init__(column)
         self.codes: list[NDArray[np.int32]] = []
-        self.levels: list[pd.Index[Any]] = []
+        self.levels: list[pd.Index] = []
         self.size = 0
 
-    def add(self, part: pd.Series[Any], start: int) -> None:
+    def add(self, part: pd.Series, start: int) -> None:
         if not self.column.nullable:
             self.note(0, "must not be empty", part.isna().to_numpy(), start, part)
         codes, levels = pd.factorize(_as_text(part))
@@ -228,7 +228,7 @@ class _Levels(_Column):
         self.levels.append(pd.Index(levels))
         self.size += len(levels)
 
-    def _texts(self) -> pd.Series[Any]:
+    def _texts(self) -> pd.Series:
         """The level of each code; whole numbers that came as text lose their '.0', as floats do."""
         texts = pd.Series(pd.Index(np.concatenate(self.levels)), dtype="str")
         if texts.iloc[:1].str.fullmatch(WHOLE).any() and texts.str.fullmatch(WHOLE).all():
@@ -248,7 +248,7 @@ class _Levels(_Column):
                 start += len(codes)
         return super().faults()
 
-    def whole(self) -> pd.Series[Any]:
+    def whole(self) -> pd.Series:
         texts = self._texts()
         levels = pd.Index(texts.unique(), dtype="str").sort_values()
         place = np.append(levels.get_indexer(pd.Index(texts)), -1)
@@ -260,7 +260,7 @@ class _Levels(_Column):
 WHOLE = r"-?(?:0|[1-9][0-9]*)(?:\.0)?"
 
 
-def _as_numbers(part: pd.Series[Any]) -> NDArray[np.float64]:
+def _as_numbers(part: pd.Series) -> NDArray[np.float64]:
     """Numbers of any kind of column, NaN where there is none."""
     if isinstance(part.dtype, pd.StringDtype):
         import pyarrow as pa
@@ -297,7 +297,7 @@ def _outside(values: NDArray[np.float64], column: Column) -> NDArray[np.bool_]:
     return mask
 
 
-def _as_text(series: pd.Series[Any]) -> pd.Series[Any]:
+def _as_text(series: pd.Series) -> pd.Series:
     """Category values as text; whole numbers lose their '.0' so that 3.0 and 3 are one level."""
     if pd.api.types.is_float_dtype(series):
         series = series.map({v: level_of(v) for v in series.dropna().unique()}).astype("object")
@@ -332,7 +332,7 @@ def draft(frame: pd.DataFrame, name: str) -> Contract:
     return Contract(name=name, title="drafted from the table's types", columns=columns)
 
 
-def _is_number(series: pd.Series[Any]) -> bool:
+def _is_number(series: pd.Series) -> bool:
     return bool(pd.api.types.is_numeric_dtype(series))
 
 
@@ -352,7 +352,7 @@ _NAMED = re.compile(
 _COUNTERS = {"", "rownames", "rowname", "row_names", "row_name", "index", "level_0"}
 
 
-def identifying(name: str, values: pd.Series[Any], owners: pd.Series[Any] | None) -> str | None:
+def identifying(name: str, values: pd.Series, owners: pd.Series | None) -> str | None:
     """Why a column that no contract describes tells rows or persons apart; None if it does not.
 
     owners: who each row belongs to. A number with fractions is a measurement, however rare it is.
@@ -381,7 +381,7 @@ def identifying(name: str, values: pd.Series[Any], owners: pd.Series[Any] | None
     return None
 
 
-def unsuited(name: str, values: pd.Series[Any]) -> str | None:
+def unsuited(name: str, values: pd.Series) -> str | None:
     """Why a column is no feature as long as nobody lists it; None where it may be one."""
     if _plain(name).endswith("_id"):
         return "is named like the number of something"
