@@ -31,6 +31,9 @@ class Family:
 
     The default link is ``log``, the actuaries' choice, for Poisson, Gamma and Tweedie, and the
     canonical one for Gaussian and binomial.
+
+    >>> Family.make("gamma").link, Family.make("gamma", "canonical").link
+    ('log', 'inverse')
     """
 
     name: FamilyName
@@ -123,6 +126,13 @@ class Family:
         """Unit deviance d(y, mu) of each row; infinite where mu is outside the family's range.
 
         A probability that is 0 or 1 by rounding counts as the nearest number between them.
+
+        A frequency model pays little for no claim where half a claim was expected, nothing where it
+        is right, and most for three claims where one was expected:
+
+        >>> claims, expected = np.array([0.0, 1.0, 3.0]), np.array([0.5, 1.0, 1.0])
+        >>> Family.make("poisson").deviance(claims, expected).round(2).tolist()
+        [1.0, 0.0, 2.59]
         """
         p = self.power
         if self.name == "binomial":
@@ -150,6 +160,12 @@ class Family:
 
         The Tweedie density is Wright's generalised Bessel function: Dunn & Smyth,
         "Series evaluation of Tweedie exponential dispersion model densities" (2005), section 2.
+
+        The probability of 0, 1 and 2 claims at a frequency of 0.1:
+
+        >>> claims, mu, weight = np.array([0.0, 1.0, 2.0]), np.full(3, 0.1), np.ones(3)
+        >>> np.exp(Family.make("poisson").log_likelihood(claims, mu, weight, 1.0)).round(4).tolist()
+        [0.9048, 0.0905, 0.0045]
         """
         return np.asarray(self._log_density(y, mu, dispersion / weight))
 

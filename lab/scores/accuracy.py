@@ -49,6 +49,20 @@ def fit_sums(
     the same resamples for every model, so differences between models are paired. ``seed`` holds
     the study's seed and numbers only the party knows: resamples that others could repeat would be
     equations for single rows.
+
+    The sums of two parties add up to the sums of all rows, and so do the scores made from them:
+
+    >>> from lab.sums import combine
+    >>> def party(y: list[float], rate: list[float]) -> Sums:
+    ...     ones = np.ones(len(y))
+    ...     rows = Scored(np.array(y), np.array(rate), ones, ones, np.arange(len(y)))
+    ...     return fit_sums(rows, family=Family.make("poisson"), constant=0.75, replicates=0, seed=[1])
+    >>> one, other = party([0, 1], [0.2, 0.6]), party([0, 2], [0.3, 1.5])
+    >>> both = party([0, 1, 0, 2], [0.2, 0.6, 0.3, 1.5])
+    >>> round(scores(combine([one, other])).deviance_explained, 4)
+    0.6949
+    >>> round(scores(both).deviance_explained, 4)
+    0.6949
     """
     expected = rows.rate * rows.exposure
     columns = np.column_stack(
@@ -107,6 +121,12 @@ def finer_edges(coarse: Sums, edges: Floats, bins: int = BINS) -> Floats:
     """Edges that cut the exposure of a coarse histogram into about equal parts.
 
     Within a coarse bin the exposure is taken as evenly spread; equal edges are merged.
+
+    Six of eight years lie between 0 and 1, so two of three edges do:
+
+    >>> coarse = Sums({"size": np.array([1.0, 6.0, 1.0])}, {"size": COUNT}, rows=8)
+    >>> finer_edges(coarse, np.array([0.0, 1.0]), bins=4).round(2).tolist()
+    [0.17, 0.5, 0.83]
     """
     size = coarse["size"]
     low = np.concatenate([[edges[0] - 1], edges])
@@ -164,7 +184,14 @@ def lorenz_curve(sums: Sums) -> tuple[Floats, Floats]:
 
 
 def gini(sums: Sums) -> float:
-    """Twice the area between the diagonal and the Lorenz curve; 0 orders nothing."""
+    """Twice the area between the diagonal and the Lorenz curve; 0 orders nothing.
+
+    sums: bins in the order of the predicted rate, with their exposure and what was observed.
+
+    >>> claims = {"size": np.ones(4), "actual": np.array([0.0, 0.0, 1.0, 3.0])}
+    >>> gini(Sums(claims, dict.fromkeys(claims, COUNT), rows=4))
+    0.625
+    """
     x, y = lorenz_curve(sums)
     return float(1 - 2 * np.trapezoid(y, x))
 
