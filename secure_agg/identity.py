@@ -101,7 +101,7 @@ class Identity:
         return f"Identity({self.card.name!r})"
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError("an Identity is neither copied nor pickled; keep its seed where it is safe")
+        raise TypeError("an Identity can't be copied or pickled; keep its seed where it is safe")
 
     def sign(self, purpose: bytes, message: bytes) -> bytes:
         """64 bytes that `Card.signed` accepts for this purpose and message."""

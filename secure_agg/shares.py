@@ -23,7 +23,7 @@ Not protected, said plainly:
   a quantum computer opens them alone.
 * Availability: one holder that is gone, or refuses, and nothing opens.
 * The dealer. It knew the whole key, and Python does not wipe memory: deal on a machine that is
-  switched off afterwards. (Making the key without a dealer was considered, see the README.)
+  switched off afterwards. (Making the key without a dealer was considered, see README.md.)
 
 How it works
 ------------

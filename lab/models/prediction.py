@@ -13,7 +13,7 @@ import pandas as pd
 from lab.errors import ConfigurationError, ContractError, ModelError
 from lab.models import files as models
 from lab.models.design import Feature
-from lab.models.glm import GLM, Product
+from lab.models.glm import Product
 from lab.models.profile import Profiled
 from lab.tables import sources
 from lab.tables.contracts import Column, Contract, check, level_of
@@ -82,7 +82,7 @@ def _terms(model: Any) -> Iterator[tuple[Feature, tuple[str, ...], bool]]:
     elif isinstance(model, Product):
         yield from _terms(model.frequency)
         yield from _terms(model.severity)
-    elif isinstance(model, GLM) or model.kind == "network":
+    elif hasattr(model, "encoding"):
         for number in model.encoding.numbers:
             yield number.feature, number.levels, number.feature.ordinal
         for category in model.encoding.categories:
@@ -124,7 +124,7 @@ def _unknown(model: Model, rows: pd.DataFrame) -> Iterator[str]:
         values = rows[feature.column]
         empty = int(values.isna().sum())
         if empty:
-            how = "as missing" if _bare(model).kind == "trees" else "as the base level or the mean"
+            how = "as missing" if hasattr(_bare(model), "cuts") else "as the base level or the mean"
             yield f"{feature.column}: missing in {empty:,} rows, which are scored {how}"
         if not text:
             continue
