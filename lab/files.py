@@ -34,7 +34,7 @@ def write_whole(path: Path, content: bytes, mode: int = 0o644) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on disk: a file that was synced may still lose its name."""
+    """Flush a folder's names to disk: a file that was synced may still lose its name."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -51,7 +51,7 @@ class Holding(Protocol):
         """All rows, with who they belong to."""
 
     def once(self, make: Callable[..., Product], *key: Any, at_hand: int = 8) -> Product:
-        """``make(self, *key)``, made once while it is at hand; the last so many are."""
+        """``make(self, *key)``, computed once and kept among the last ``at_hand`` of its kind."""
 
     def forget(self, make: Callable[..., object]) -> None:
         """Drop what this function made."""

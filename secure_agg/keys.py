@@ -138,7 +138,7 @@ class PrivateKey:
 
 
 def _faults(p: mpz, q: mpz) -> list[str]:
-    """Why p and q make no key, in words without numbers of theirs; empty if they do."""
+    """Why p and q do not make a key, without any of their digits; empty if they do."""
     bits = max(p.bit_length(), q.bit_length())
     rules = {
         f"n must have at least {SMALLEST_BITS} bits": (p * q).bit_length() >= SMALLEST_BITS,

@@ -424,7 +424,7 @@ def open_with(
 
 
 def _plaintext(ciphertext: mpz, factor: mpz, n: mpz, n_squared: mpz) -> mpz | None:
-    """m, if `lifted` is plus or minus the blinding factor of the ciphertext; None if it is not."""
+    """m, if `factor` is plus or minus the blinding factor of the ciphertext; None if it is not."""
     residue = ciphertext % n
     if factor % n != residue:
         factor = n_squared - factor

@@ -72,5 +72,5 @@ def width(modulus: mpz) -> int:
 
 
 def digest(kind: bytes, parts: Iterable[bytes]) -> bytes:
-    """SHA-256 of a message; unlike parts never give the same bytes."""
+    """SHA-256 of a message; different parts never give the same bytes."""
     return hashlib.sha256(join(kind, parts)).digest()

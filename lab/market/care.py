@@ -51,7 +51,7 @@ CRITICAL = [CONDITIONS.index(name) for name in ("heart_disease", "cancer", "kidn
 
 
 class Numbers:
-    """Hands out numbers that nothing has yet."""
+    """Hands out numbers that are not in use yet."""
 
     def __init__(self) -> None:
         self._next = 1
@@ -61,7 +61,7 @@ class Numbers:
         return np.arange(first, self._next)
 
     def shuffled(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """What each number so far becomes, so that it does not tell when it was handed out."""
+        """What each number so far becomes, so that none tells when it was handed out."""
         return np.append(0, 1 + rng.permutation(self._next - 1))
 
 
@@ -182,7 +182,7 @@ def _go_somewhere(w: World, usual: Floats, rows: Rows, rng: np.random.Generator)
 
 
 def _on_own_account(w: World, rows: Rows, rng: np.random.Generator) -> None:
-    """Some visits of policyholders go past the fund, most of them to providers it does not know."""
+    """Some visits of policyholders bypass the fund, most of them to providers it does not know."""
     products = [k for k, name in enumerate(PRODUCTS) if name != "city_supplement"]
     holder = np.asarray((w.cover.insurer[products] >= 0).any(axis=0))
     size = len(rows["person"])

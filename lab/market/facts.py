@@ -1,4 +1,4 @@
-"""What of the simulated market is published and what invented, and how near a made one comes."""
+"""Which numbers of the simulated market are published and which invented, and how near a market comes."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ def phantom(s: Scene, claims: Rows, mine: Bools, count: int) -> Rows:
 
 
 def bill_apart(s: Scene, claims: Rows, bills: Bools, count: int) -> None:
-    """Unbundling: of a stay the insurer gets a part, as an invoice that the fund never saw."""
+    """Unbundling: the insurer gets part of a stay as an invoice that the fund never saw."""
     long = claims["stay"] & ~claims["own"] & (claims["days"] >= 2)
     at = s.choose(bills & free(claims) & long, count)
     inside = claims["day"][at] + s.rng.integers(0, claims["days"][at])
@@ -205,7 +205,7 @@ class Gatherings:
 
 
 def _gatherings(s: Scene, claims: float, places: Ints, honest: bool = False) -> Gatherings:
-    """As many as so many claims call for, each at one of these providers."""
+    """As many gatherings as this number of claims calls for, each at one of these providers."""
     each = np.mean(s.a.schemes.ring_patients) * np.mean(s.a.schemes.ring_visits)
     count = max(1, round(claims / each))
     cases = np.zeros(count, dtype=np.int64) if honest else s.cases.new(count)
@@ -305,7 +305,7 @@ def conceal(s: Scene, rows: Rows, k: int, count: int) -> tuple[Rows, Rows]:
 
 
 def _blank(size: int) -> Rows:
-    """The columns that a claim has and an encounter has not."""
+    """The columns that a claim has and an encounter lacks."""
     amounts = {name: np.zeros(size, dtype=np.int32) for name in ("claimed", "paid")}
     return amounts | {"outcome": np.zeros(size, dtype=np.int8)}
 
@@ -332,7 +332,7 @@ def _could_conceal(s: Scene, product: int, k: int) -> tuple[At, At]:
 
 
 def _stays_for(s: Scene, rows: Rows, condition: At, product: Product) -> At:
-    """An honest stay like one for each condition, where it can be one that a claim is worth for."""
+    """For each condition an honest stay to copy, if possible one that is worth a claim."""
     at = np.zeros(len(condition), dtype=np.intp)
     honest = rows["stay"] & ~rows["own"] & free(rows)
     worth = honest & (rows["billed"] - rows["fund"] > s.a.terms[product].deductible)

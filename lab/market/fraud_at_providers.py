@@ -107,7 +107,7 @@ def upcode(s: Scene, rows: Rows, among: Bools, count: int) -> At:
 
 
 def unbundle(s: Scene, rows: Rows, among: Bools, count: int) -> Rows:
-    """Unbundling: one stay becomes two or three that follow each other, and dearer together."""
+    """Unbundling: one stay becomes two or three in a row, which cost more together."""
     long = rows["stay"] & (rows["days"] >= 4)
     at = s.choose(among & free(rows) & long, round(count / 2.5))
     mark(rows, at, "unbundling", s.cases.new(len(at)))

@@ -170,7 +170,7 @@ def _earlier(group: Ints, day: Ints, span: int) -> tuple[Ints, Ints, Ints]:
 def investigation(
     a: Assumptions, rate: float, oddness: Rows, fraud: Bools, rng: np.random.Generator
 ) -> tuple[Bools, Bools]:
-    """(investigated, confirmed): the odd are looked into oftener, and not all is proved.
+    """(investigated, confirmed): odd claims are looked into more often, and not all fraud is proved.
 
     ``oddness``: columns ``cost`` and ``provider`` in standard deviations, ``early`` 0 or 1.
     """

@@ -216,8 +216,8 @@ class Design:
 
 
 def codes_of(values: pd.Series, levels: tuple[str, ...]) -> NDArray[np.int32]:
-    """Position of each value in ``levels``; for one that is not there that of :data:`RARE`, or -1
-    where that is not there either. A missing value is -1."""
+    """The position of each value in ``levels``. A value that is not among them takes that of
+    :data:`RARE`, or -1 where there is none. A missing value is -1."""
     position = {level: k for k, level in enumerate(levels)}
     other = position.get(RARE, -1)
     places = [position.get(str(v), other) for v in values.cat.categories]

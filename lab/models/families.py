@@ -27,7 +27,7 @@ CANONICAL = {"gaussian": "identity", "poisson": "log", "gamma": "inverse", "bino
 
 @dataclass(frozen=True)
 class Family:
-    """A family with its link; ``power`` is the variance power and is asked for Tweedie alone (1 < p < 2).
+    """A family with its link; ``power`` is the variance power p, which Tweedie alone asks for (1 < p < 2).
 
     The default link is ``log``, the actuaries' choice, for Poisson, Gamma and Tweedie, and the
     canonical one for Gaussian and binomial.

@@ -74,7 +74,7 @@ def _module(kind: str) -> ModuleType:
 
 
 def statistics_of(kind: str) -> tuple[Statistic, ...]:
-    """What a model of this kind asks of a party beside what every model asks."""
+    """What this kind of model asks of a party, beside what every model asks."""
     rows: tuple[Statistic, ...] = _module(kind).STATISTICS
     return rows
 

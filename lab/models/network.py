@@ -133,7 +133,7 @@ def tensors_of(holding: Holding, encoding: Encoding, bends: Bends, task: Task) -
 
 
 def _own_seed(holding: Holding, seed: int, round_: int) -> int:
-    """Of a party's order of rows and dropout in a round: what the party alone can draw."""
+    """The seed of a party's order of rows and dropout in a round, which the party alone can draw."""
     digest = hmac.digest(holding.secret, f"order {seed} {round_}".encode(), "sha256")
     return int.from_bytes(digest[:7], "big")
 

@@ -227,7 +227,7 @@ class Rows:
         self.chain = chain
 
     def follow(self, place: Place) -> None:
-        """Come to where the trees stand. Raises :class:`PeerError` if the way there is unknown."""
+        """Bring the rows to where the trees stand. Raises :class:`PeerError` if no way is known."""
         for chain in self._way_to(place):
             if chain == "":
                 self._restart()

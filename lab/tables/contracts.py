@@ -110,7 +110,7 @@ def broken(frame: pd.DataFrame, contract: Contract) -> dict[tuple[str, str], int
 
 @dataclass
 class Fault:
-    """A rule that rows of a column break: the first of them, how many, and what came first."""
+    """A rule that rows of a column break: the first of them, how many, and the first value."""
 
     rule: str
     rows: list[int]
@@ -119,7 +119,7 @@ class Fault:
 
 
 class Checker:
-    """A table under check that comes in parts of rows; what is kept of a part is its typed columns.
+    """A table under check that comes in parts of rows; of each part the typed columns are kept.
 
     `add` takes the next rows, `table` gives all of them or every violation.
     """
@@ -169,7 +169,7 @@ class Checker:
 
 
 class _Column:
-    """Faults of a column by the place of their rule, so that they are told in one order."""
+    """Faults of a column by the place of their rule, so that they are reported in one order."""
 
     def __init__(self, column: Column) -> None:
         self.column = column

@@ -1,4 +1,4 @@
-"""Rows of any database that SQLAlchemy reaches, in parts, so that memory holds; nothing is written.
+"""Rows of any database that SQLAlchemy reaches, in parts that fit in memory; nothing is written.
 
 PostgreSQL is read through a cursor on the server, in a transaction that can't write. A password
 belongs in the driver's own file (PGPASSFILE); one in an address is never shown.
@@ -81,7 +81,7 @@ def _url(address: str) -> sa.URL:
 def _rows(
     connection: sa.Connection, table: str | None, columns: list[str] | None
 ) -> sa.Select[Any]:
-    """All rows of a table; columns that it does not have are left out, for the contract to miss."""
+    """All rows of a table; columns that it lacks are left out, and the contract reports them."""
     import sqlalchemy as sa
 
     from lab.records import nearest

@@ -175,7 +175,7 @@ class Delimited:
         return names
 
     def _ragged_rows(self) -> str:
-        """Which rows have another number of values than the header, counted with the csv module."""
+        """Which rows have more or fewer values than the header, counted with the csv module."""
         bad: list[str] = []
         width, more = len(self.header), 0
         with codecs.getreader(self.encoding)(self.open()) as text:
