@@ -224,14 +224,12 @@ class Masks:
             )
             for name, answer in answers.items()
         }
-        keys_message = message_of(
-            keys=pairs_out({name: key.to_bytes() for name, key in keys.items()})
-        )
+        key_bytes = {name: key.to_bytes() for name, key in keys.items()}
+        keys_message = message_of(keys=pairs_out(key_bytes))
         answers = self._ask(talk, MessageKind.SHARE, dict.fromkeys(keys, keys_message))
         sealed = {n: decoded(n, pairs_in, read(answer, "sealed")) for n, answer in answers.items()}
-        step = MessageKind(f"{find(request.statistic).message}.masks_mask")
         questions = {name: _question(request, sealed, name) for name in sealed}
-        answers = self._ask(talk, step, questions)
+        answers = self._ask(talk, _mask_kind(request), questions)
         replies = {name: named_reply(name, answer) for name, answer in answers.items()}
         if len(replies) < terms.least:
             raise PeerError(f"{len(replies)} parties answered, {terms.least} are needed")
@@ -249,7 +247,7 @@ class Masks:
         signatures = message_of(confirmations=pairs_out(confirmations))
         answers = self._ask(talk, MessageKind.REVEAL, dict.fromkeys(confirmations, signatures))
         opening = Opening(
-            {name: key.to_bytes() for name, key in keys.items()},
+            key_bytes,
             tuple(sealed),
             vectors,
             {
@@ -276,6 +274,11 @@ def _vector(terms: MaskTerms, name: str, form: Form, answer: RecordDict, reply: 
     data = reply.hidden or b""
     masks.checked_masked(terms, name, fields_of(form), data)
     return Signed(data, read(answer, "signature"))
+
+
+def _mask_kind(request: Request) -> MessageKind:
+    training = find(request.statistic).message == "train"
+    return MessageKind.MASK_TRAINING if training else MessageKind.MASK
 
 
 def _question(request: Request, sealed: Mapping[str, Mapping[str, bytes]], name: str) -> RecordDict:
