@@ -21,10 +21,11 @@ from federated.messages import Request, message_of, read, refusal
 from federated.party import statistics
 from federated.party.state import Released
 from lab.errors import PeerError
-from lab.models.design import RARE, Feature
+from lab.models.design import Feature
 from lab.models.glm import Task
 from lab.models.profile import Profile, ProfileCells
 from lab.privacy.disclosure import Rules
+from lab.privacy.joining import RARE
 from lab.sums import Floats, Sums
 from secure_agg.identity import Card, Roster
 
@@ -44,6 +45,11 @@ class Participant:
 
 class ModelTotals(Protocol):
     """What a solver needs of a federation: totals of statistics, and nothing of single parties."""
+
+    @property
+    def everybody(self) -> bool:
+        """Whether all parties see every total, so that nothing is asked for whose cells may stand
+        on few persons."""
 
     def sum(
         self, statistic: str, arrays: Mapping[str, Floats] | None = None, **arguments: Any
@@ -100,6 +106,11 @@ class Federation:
     def names(self) -> tuple[str, ...]:
         """All parties, in seat order."""
         return tuple(member.name for member in self.members)
+
+    @property
+    def everybody(self) -> bool:
+        """Whether all parties see every total."""
+        return self.protection.everybody
 
     def _gather(self, parties: int, patience: float = 60.0) -> tuple[Participant, ...]:
         """Wait until so many nodes are here, and ask each who it is."""

@@ -92,7 +92,7 @@ def solve(
     left_out: list[str] | None = None,
 ) -> Solution:
     """The exact fit, with its coefficient table. There is nothing to draw, so ``seed`` is not used."""
-    encoding = agree(federation, task, features, contract, left_out)
+    encoding = agree(federation, task, features, contract, settings.min_persons, left_out)
     fitted = fit(federation, task, encoding, settings.ridge)
     steps = pd.DataFrame(fitted.trace, columns=["deviance", "largest_step"])
     return Solution(fitted.model, steps.rename_axis("step").reset_index(), fitted)

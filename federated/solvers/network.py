@@ -21,7 +21,7 @@ from federated.party.party import Party
 from federated.solvers.encoding import agree
 from federated.solvers.glm import constant_predictor
 from federated.solvers.solution import ModelSettings, Solution, Watch
-from federated.transport.in_process import identify
+from federated.transport.in_process import identify_once
 from lab.errors import ConfigurationError
 from lab.models.design import Encoding, Feature
 from lab.models.glm import Task
@@ -51,7 +51,7 @@ def train(
 
     network_model.single_threaded()
     # 1. What all parties agree on: the knots of each number, the intercept, first weights.
-    bends = network_model.Bends(knots=_knots(federation, task, encoding, settings.knots))
+    bends = network_model.Bends(knots=_knots(federation, task, encoding, settings))
     totals = federation.sum("totals", task=task, part="train")
     recipe = network_model.NetworkRecipe(
         intercept=constant_predictor(task.law, totals),
@@ -107,7 +107,7 @@ def solve(
     left_out: list[str] | None = None,
 ) -> Solution:
     """The network after all rounds, and its loss by round."""
-    encoding = agree(federation, task, features, contract, left_out)
+    encoding = agree(federation, task, features, contract, settings.min_persons, left_out)
     model, losses = train(federation, task, encoding, settings, seed, watch)
     return Solution(model, losses)
 
@@ -150,14 +150,14 @@ def _strategy(settings: NetworkSettings) -> Any:
     from flwr.serverapp import strategy
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    identify()
+    identify_once()
     strategy_class = getattr(strategy, settings.strategy.name)
     parameters: dict[str, Any] = settings.strategy.parameters()
     return strategy_class(min_train_nodes=1, min_available_nodes=1, **parameters)
 
 
 def _knots(
-    federation: ModelTotals, task: Task, encoding: Encoding, count: int
+    federation: ModelTotals, task: Task, encoding: Encoding, settings: NetworkSettings
 ) -> tuple[tuple[float, ...], ...]:
     """Knots of each number: quantiles and an even grid together, from one federated histogram."""
     if not encoding.numbers:
@@ -168,8 +168,9 @@ def _knots(
         {"edges": edges},
         task=task,
         features=encoding.numbers,
+        least=settings.min_persons,
     )["count"]
-    return tuple(_placed(row, edges, count) for row in counts)
+    return tuple(_placed(row, edges, settings.knots) for row in counts)
 
 
 def _placed(counts: Floats, edges: Floats, count: int) -> tuple[float, ...]:

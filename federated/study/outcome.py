@@ -20,7 +20,7 @@ from federated.study.result import Fitted
 from federated.study.rows import Features
 from federated.study.scoring import ByLevel, Detected, Evaluation, Scorer, mean_of
 from federated.study.steps import near
-from lab.errors import PeerError
+from lab.errors import ConfigurationError, PeerError
 from lab.files import canonical
 from lab.models import files as models
 from lab.models.glm import Product
@@ -82,6 +82,11 @@ def carry_out(plan: StudyPlan, federation: ModelTotals, watch: Watch | None = No
     of all training rows, for the model that explains nothing. 4. Scores on all test rows.
     """
     experiment = plan.experiment
+    if federation.everybody and experiment.detection is not None:
+        raise ConfigurationError(
+            "[detection]: a ranking is judged in bins, some of few persons, and here all parties see "
+            "every total; use protection.sums = 'paillier' with protection.key = 'authority'"
+        )
     profiles = [federation.profile(cells, plan.rules) for cells in plan.cells]
     fitted = fit_models(
         experiment, plan.features, plan.joined, federation, watch, profiles=profiles
@@ -193,7 +198,7 @@ def _evaluation_out(evaluation: Evaluation) -> dict[str, Any]:
     detected = evaluation.detected
     return {
         "fit": _sums_out(evaluation.fit),
-        "lorenz": _sums_out(evaluation.lorenz),
+        "lorenz": evaluation.lorenz and _sums_out(evaluation.lorenz),
         "levels": _levels_out(evaluation.levels),
         "detected": detected
         and {"rank": _sums_out(detected.rank), "groups": _levels_out(detected.groups)},
@@ -204,7 +209,7 @@ def _evaluation_in(told: Mapping[str, Any]) -> Evaluation:
     detected = told["detected"]
     return Evaluation(
         _sums_in(told["fit"]),
-        _sums_in(told["lorenz"]),
+        told["lorenz"] and _sums_in(told["lorenz"]),
         _levels_in(told["levels"]),
         detected and Detected(_sums_in(detected["rank"]), _levels_in(detected["groups"])),
     )

@@ -42,8 +42,9 @@ class Ended(BaseException):
 class Questioner:
     """What a solver sees of the parties: its questions are put, and the totals come when they do."""
 
-    def __init__(self, levels: Levels, hiding: Hiding, charter: str) -> None:
+    def __init__(self, levels: Levels, hiding: Hiding, everybody: bool, charter: str) -> None:
         self._levels, self._hiding, self._charter = levels, hiding, charter
+        self.everybody = everybody
         self.questions: SimpleQueue[Request | None] = SimpleQueue()
         self.totals: SimpleQueue[Sums | None] = SimpleQueue()
 
@@ -82,7 +83,7 @@ class Steps(Generic[Result]):
     """A plan that is carried out step by step.
 
     ``question`` is the one that the solver stands at, None once it is done; ``give`` hands it the
-    opened total. ``result`` raises what the solver raised. To be closed: the thread ends with it.
+    opened total, which all parties see where ``everybody`` does. ``result`` raises what the solver raised. To be closed: the thread ends with it.
     """
 
     def __init__(
@@ -90,11 +91,12 @@ class Steps(Generic[Result]):
         work: Callable[[Questioner], Result],
         hiding: Hiding,
         *,
+        everybody: bool,
         levels: Levels | None = None,
         charter: str = "",
     ) -> None:
         self._work = work
-        self._questioner = Questioner(levels or {}, hiding, charter)
+        self._questioner = Questioner(levels or {}, hiding, everybody, charter)
         self._results: list[Result] = []
         self._failure: BaseException | None = None
         self.number = 0

@@ -103,6 +103,11 @@ class DeployedFederation:
         """Insurers that take part, in seat order."""
         return tuple(member.name for member in self.members)
 
+    @property
+    def everybody(self) -> bool:
+        """Whether all parties see every total."""
+        return self.protection.everybody
+
     def _gather(self, patience: float) -> tuple[Participant, ...]:
         """Wait for all members, and at the deadline go on with those who are here."""
         insurers = [

@@ -52,6 +52,8 @@ from secure_agg.transcript import Transcript
 class RemoteAuthority:
     """The supervisor, as the coordinator reaches it: it is shown transcripts and gives the next step."""
 
+    everybody = False
+
     def __init__(self, public: PublicKey, name: str) -> None:
         self.public, self._name = public, name
         self.answer = RecordDict()  # to the last opening
@@ -122,6 +124,8 @@ def protection_of(experiment: Experiment, charter: Charter, folder: Path) -> Pro
 
 class Holders:
     """All insurers together open totals; the dealer's public part says how their parts combine."""
+
+    everybody = True
 
     def __init__(self, roster: Roster, path: Path, digest: str) -> None:
         from federated.hiding.paillier import KeyHolders
@@ -272,6 +276,7 @@ def _carried_out(
     steps = Steps(
         lambda parties: carry_out(plan, parties, watch),
         federation.protection.hiding,
+        everybody=federation.everybody,
         levels=levels,
         charter=federation.charter.digest,
     )
