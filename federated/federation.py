@@ -25,7 +25,7 @@ from lab.models.design import Feature
 from lab.models.glm import Task
 from lab.models.profile import Profile, ProfileCells
 from lab.privacy.disclosure import Rules
-from lab.privacy.joining import RARE
+from lab.privacy.joining import RARE, Opened
 from lab.sums import Floats, Sums
 from secure_agg.identity import Card, Roster
 
@@ -44,7 +44,12 @@ class Participant:
 
 
 class ModelTotals(Protocol):
-    """What a solver needs of a federation: totals of statistics, and nothing of single parties."""
+    """What a solver needs of a federation: totals of statistics, and nothing of single parties.
+
+    opened: what of the totals is told to others than whoever opens them, noted by who tells it.
+    """
+
+    opened: list[Opened]
 
     @property
     def everybody(self) -> bool:
@@ -98,6 +103,7 @@ class Federation:
         self.grid, self.protection, self._progress = grid, protection, progress
         self.run, self._sums = secrets.token_hex(8), 0
         self.silent: list[tuple[str, str]] = []  # (party, message) left unanswered
+        self.opened: list[Opened] = []
         self.members = self._gather(parties)
         protection.check_parties(parties)
         protection.enrol(self, Roster(tuple(member.card for member in self.members)))

@@ -13,7 +13,7 @@ from lab.errors import ConfigurationError, ModelError
 from lab.models.design import Feature
 from lab.models.glm import Task
 from lab.models.tree_model import MOST_BINS, Cuts
-from lab.privacy.joining import PERSONS, in_order
+from lab.privacy.joining import PERSONS, Opened, in_order
 from lab.sums import Floats
 from lab.tables.contracts import Contract
 
@@ -109,12 +109,15 @@ def _of_enough(
         if cut.edges is None:
             levels = tuple(n for n, p in zip(cut.levels, each[:-1], strict=True) if p >= least)
             one = cut.model_copy(update={"levels": levels})
+            behind = each[:-1][each[:-1] >= least]
         else:
             place = in_order(each[:-1], least)
             kept = np.array(cut.edges)[np.diff(place) > 0]
+            behind = np.bincount(place, each[:-1]).astype(np.float64)
             one = cut.model_copy(update={"edges": tuple(kept.tolist())})
         if one.bins - 1 + (each[-1] > 0 or one.bins < cut.bins) > 1:
             joined.append(one)
+            federation.opened.append(Opened.cells("trees_persons", one.bins - 1, behind))
     return tuple(joined)
 
 

@@ -8,7 +8,7 @@ from federated.federation import ModelTotals
 from lab.errors import ConfigurationError, ModelError
 from lab.models.design import Encoding, Feature, Levels, Number
 from lab.models.glm import Task
-from lab.privacy.joining import PERSONS, RARE
+from lab.privacy.joining import PERSONS, RARE, Opened
 from lab.sums import Floats
 from lab.tables.contracts import Contract
 
@@ -76,6 +76,8 @@ def _standardised(
             numbers.append(term.model_copy(update={"scale": float(scale)}))
         else:
             _leave_out(term.feature, left_out)
+    if not federation.everybody:
+        federation.opened.append(Opened("moments", 2 * len(numbers)))
     return tuple(numbers)
 
 
@@ -131,6 +133,8 @@ def _counted(
         few = (persons < least) | (names == RARE)
         rare = (RARE,) if persons[few].sum() >= least else ()
         levels = (*names[~few & (rows > 0)], *rare)
+        behind = np.append(persons[~few], persons[few].sum() if rare else 0)
+        federation.opened.append(Opened.cells("level_counts", len(levels), behind))
         joined.append(term.model_copy(update={"levels": levels}))
     return joined
 

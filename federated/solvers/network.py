@@ -25,6 +25,7 @@ from federated.transport.in_process import identify_once
 from lab.errors import ConfigurationError
 from lab.models.design import Encoding, Feature
 from lab.models.glm import Task
+from lab.privacy.joining import Opened
 from lab.records import Strict
 from lab.sums import Floats, Sums
 from lab.tables.contracts import Contract
@@ -75,6 +76,9 @@ def train(
         )
         weights = _combined(strategy, weights, total, at)
         trace.append({"step": at, "loss": total.total("loss") / total.total("rows")})
+    if not federation.everybody:  # the weights after each round, and its loss
+        numbers = 1 + sum(array.size for array in weights.values())
+        federation.opened.append(Opened("network_update", settings.rounds * numbers))
     model = network_model.Network(**parts, safetensors=network_model.Network.pack(weights))
     return model, pd.DataFrame(trace)
 
@@ -170,6 +174,8 @@ def _knots(
         features=encoding.numbers,
         least=settings.min_persons,
     )["count"]
+    if not federation.everybody:
+        federation.opened.append(Opened("histogram", len(counts) * settings.knots))
     return tuple(_placed(row, edges, settings.knots) for row in counts)
 
 

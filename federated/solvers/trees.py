@@ -25,9 +25,9 @@ from lab.errors import ConfigurationError, ModelError
 from lab.models.design import Feature, Number
 from lab.models.families import FamilyName
 from lab.models.glm import Task
-from lab.models.tree_model import Cuts, Tree, Trees
+from lab.models.tree_model import LEAF, Cuts, Tree, Trees
 from lab.models.trees import MOST_ROWS, REACH, Ask, Place, TreesRecipe
-from lab.privacy.joining import PERSONS
+from lab.privacy.joining import PERSONS, Opened
 from lab.sums import Floats, Sums
 from lab.tables.contracts import Contract
 
@@ -145,6 +145,8 @@ def train(
         tree = growth.grow(place, root, ask.level)
         trees.append(tree := _of_enough(growth, tree, settings, ask, place))
         place = place.next(tree)
+    cut = sum(feature != LEAF for tree in trees for feature in tree.feature)
+    federation.opened.append(Opened("trees_level", 2 * len(trace) + cut))
     model = Trees(task=task, cuts=cuts, intercept=recipe.intercept, trees=tuple(trees[:best]))
     return model, pd.DataFrame(trace)
 
@@ -193,6 +195,10 @@ def _of_enough(
         persons = ask.persons(place.model_copy(update={"growing": shape}))
         joined, values = tree.joined(persons, settings.min_persons, values)
         if len(joined.feature) in (1, len(tree.feature)):
+            leaves = np.array(joined.feature) == LEAF
+            if len(joined.feature) > 1:  # a lone root stands on all rows
+                behind = persons[leaves]
+                ask.federation.opened.append(Opened.cells("trees_leaves", len(behind), behind))
             return joined
         tree = joined
 

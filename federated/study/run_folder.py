@@ -148,6 +148,7 @@ def summary(study: Study) -> dict[str, Any]:
         **({"unanswered": study.unanswered} if study.unanswered else {}),
         "receipt": _records(receipt),
         "receipt_totals": _receipt_totals(study),
+        "opened": [vars(line) for line in study.opened],
         "seconds": {k: round(v, 3) for k, v in study.seconds.items()},
         "versions": {name: version(name) for name in PACKAGES}
         | {"python": platform.python_version()},

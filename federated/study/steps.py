@@ -25,6 +25,7 @@ from lab.models.design import Feature
 from lab.models.glm import Task
 from lab.models.profile import Profile, ProfileCells
 from lab.privacy.disclosure import Rules
+from lab.privacy.joining import Opened
 from lab.sums import Floats, Sums
 
 Result = TypeVar("Result")
@@ -44,7 +45,7 @@ class Questioner:
 
     def __init__(self, levels: Levels, hiding: Hiding, everybody: bool, charter: str) -> None:
         self._levels, self._hiding, self._charter = levels, hiding, charter
-        self.everybody = everybody
+        self.everybody, self.opened = everybody, list[Opened]()
         self.questions: SimpleQueue[Request | None] = SimpleQueue()
         self.totals: SimpleQueue[Sums | None] = SimpleQueue()
 
@@ -65,11 +66,18 @@ class Questioner:
         total = self.totals.get()
         if total is None:
             raise Ended
+        if self.everybody:
+            numbers = sum(array.size for array in total.arrays.values())
+            self.opened.append(Opened(statistic, numbers))
         return total
 
     def profile(self, cells: ProfileCells, rules: Rules) -> Profile:
         """What the rules leave of the parties' sums by provider and period."""
-        return Profile.of(cells, self.sum("profile", cells=cells, rules=rules))
+        total = self.sum("profile", cells=cells, rules=rules)
+        if not self.everybody:
+            numbers = len(total.arrays) * int(total["shown"].sum())
+            self.opened.append(Opened.cells("profile", numbers, total["population"]))
+        return Profile.of(cells, total)
 
     def join(self, profiles: Sequence[Profile]) -> None:
         """Parties are given a profile by whoever carries its total, before the next question."""

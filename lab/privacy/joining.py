@@ -8,7 +8,8 @@ parties counts twice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,35 @@ Indices = NDArray[np.int64]
 RARE = "(rare)"
 #: The array that carries the persons behind each cell.
 PERSONS = "persons"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """How many numbers of a statistic, or made of it, were told to others than whoever opens totals.
+
+    fewest_persons: behind the smallest cell among them; None where all stand on all rows.
+    """
+
+    statistic: str
+    numbers: int
+    fewest_persons: int | None = None
+
+    @classmethod
+    def cells(cls, statistic: str, numbers: int, persons: Floats) -> Opened:
+        """Of cells with these persons; empty ones tell of nobody."""
+        filled = persons[persons > 0]
+        return cls(statistic, numbers, int(filled.min()) if len(filled) else None)
+
+
+def by_statistic(opened: Iterable[Opened]) -> list[Opened]:
+    """One line for each statistic, in order of their names."""
+    lines: dict[str, Opened] = {}
+    for one in opened:
+        before = lines.get(one.statistic, Opened(one.statistic, 0))
+        fewest = [n for n in (before.fewest_persons, one.fewest_persons) if n is not None]
+        numbers = before.numbers + one.numbers
+        lines[one.statistic] = Opened(one.statistic, numbers, min(fewest, default=None))
+    return [lines[name] for name in sorted(lines)]
 
 
 def persons_by(group: Indices, unit: Floats, count: int) -> Floats:

@@ -55,6 +55,7 @@ from lab.models.design import Feature
 from lab.models.glm import Task
 from lab.models.profile import Profile, ProfileCells
 from lab.privacy.disclosure import Rules
+from lab.privacy.joining import Opened
 from lab.sums import Floats, Sums
 from secure_agg.errors import Blame
 from secure_agg.identity import Identity
@@ -82,6 +83,7 @@ class DeployedFederation:
         self.charter, self.resumable_run, self._log = charter, resumable_run, log
         self._run, self._sums = resumable_run.run, 0
         self.silent: list[tuple[str, str]] = []
+        self.opened: list[Opened] = []
         self.checkpoints: dict[str, Checkpoint] = {}
         self._since: dict[str, str] = {}
         self._delivery = Delivery(grid, folder, charter, identity, resumable_run, log)

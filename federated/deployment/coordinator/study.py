@@ -234,7 +234,7 @@ def _perform(
     study.not_run = tuple(arm for arm in experiment.arms.run if arm != "federated")
     result = study.arms["federated"] = ArmResult("federated")
     outcome, delivery = _carried_out(plan, federation, watch)
-    result.models["all"] = outcome.models
+    result.models["all"], result.opened = outcome.models, outcome.opened
     result.evaluations = {part: {"all": each} for part, each in outcome.evaluations.items()}
     federation.deliver(delivery)
     study.receipts, study.silent = federation.receipts(), federation.silent
