@@ -55,6 +55,7 @@ class RemoteAuthority:
     def __init__(self, public: PublicKey, name: str) -> None:
         self.public, self._name = public, name
         self.answer = RecordDict()  # to the last opening
+        self.proof = RecordDict()
 
     def enrol(self, roster: Roster) -> dict[str, dict[str, bytes]]:
         return {}
@@ -127,6 +128,10 @@ class Holders:
 
         self._holders = KeyHolders(split_of(path, digest), roster)
         self.public = self._holders.public
+
+    @property
+    def proof(self) -> RecordDict:
+        return self._holders.proof
 
     def enrol(self, roster: Roster) -> dict[str, dict[str, bytes]]:
         return {}
@@ -261,7 +266,7 @@ def _carried_out(
     def ask(question: Request) -> Sums:
         total = federation.total(question)
         join_released(federation, question, total)
-        federation.tell(question, total)
+        federation.tell(question)
         return total
 
     steps = Steps(
