@@ -10,17 +10,21 @@ import numpy as np
 import pandas as pd
 
 from federated.app import client_app
+from federated.deployment.node.policy import VARIANTS, InsurerPolicy
+from federated.deployment.node.settings import NodeSettings
 from federated.federation import Federation
 from federated.hiding.protocol import Clear
 from federated.party.party import Party, numbered
 from federated.study.bound import SignedStudy
 from federated.study.experiment import Experiment
+from federated.study.outcome import Outcome, carry_out
 from federated.study.plan import StudyPlan
 from federated.transport.in_process import InProcessGrid
 from lab.privacy.disclosure import Rules
 from lab.records import parse
 from lab.tables.contracts import draft
 from secure_agg.identity import Identity
+from tests.rigs.trial import Trial
 
 AGES, REGIONS, INSURERS = 90, 8, 4
 
@@ -70,6 +74,31 @@ def federation_of(parties: list[Party]) -> Iterator[Federation]:
         yield Federation(grid, Clear(), len(parties))
     finally:
         grid.close()
+
+
+def nodes_of(trial: Trial) -> list[InsurerPolicy]:
+    """The insurers of an exchange, as they decide what to take part in; no column marks their rows
+    for testing."""
+    nodes = []
+    for name in trial.insurers:
+        folder = trial.root / name
+        (folder / VARIANTS).unlink(missing_ok=True)
+        settings = NodeSettings.read(folder)
+        assert settings.data is not None
+        data = settings.data.model_copy(update={"test_column": None, "test_value": None})
+        drawing = settings.model_copy(update={"data": data})
+        nodes.append(InsurerPolicy(folder, drawing, trial.charter))
+    return nodes
+
+
+def outcome_of(nodes: list[InsurerPolicy], plan: StudyPlan) -> Outcome:
+    """What an honest run of a plan comes to, if all nodes take part."""
+    parties = []
+    for node in nodes:
+        node.consider(plan)
+        parties.append(node.party(plan, node.settings.name.encode()))
+    with federation_of(parties) as federation:
+        return carry_out(plan, federation)
 
 
 def bisected(low: float, high: float, above: Callable[[float], bool], width: float) -> float:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -16,18 +15,13 @@ import pandas as pd
 import pytest
 import torch
 
-from federated.app import client_app
 from federated.deployment.node import policy
 from federated.deployment.node.policy import InsurerPolicy, Refusal
-from federated.deployment.node.settings import NodeSettings
 from federated.deployment.plan import announced
-from federated.federation import Federation
-from federated.hiding.protocol import Clear
 from federated.party.party import Party
 from federated.solvers.trees import TreesSettings
-from federated.study.outcome import Outcome, carry_out, fit_models
+from federated.study.outcome import fit_models
 from federated.study.plan import StudyPlan
-from federated.transport.in_process import InProcessGrid
 from lab.models.design import Encoding, Feature, Number
 from lab.models.families import Family
 from lab.models.glm import Task
@@ -35,7 +29,7 @@ from lab.models.network import _own_seed
 from lab.models.network_model import Bends, NetworkRecipe
 from lab.sums import Floats
 from lab.tables.partition import drawn
-from tests.attacks.setting import bisected, federation_of, insurers
+from tests.attacks.setting import bisected, federation_of, insurers, nodes_of, outcome_of
 from tests.attacks.setting import plan_of as persons_plan
 from tests.rigs.trial import Trial
 
@@ -49,17 +43,7 @@ def trial(tmp_path_factory: Any, authority_key: Any) -> Trial:
 
 @pytest.fixture
 def nodes(trial: Trial) -> list[InsurerPolicy]:
-    """Insurers whose rows for testing no column marks."""
-    made = []
-    for name in trial.insurers:
-        folder = trial.root / name
-        (folder / policy.VARIANTS).unlink(missing_ok=True)
-        settings = NodeSettings.read(folder)
-        assert settings.data is not None
-        data = settings.data.model_copy(update={"test_column": None, "test_value": None})
-        changes = {"data": data}
-        made.append(InsurerPolicy(folder, settings.model_copy(update=changes), trial.charter))
-    return made
+    return nodes_of(trial)
 
 
 def plan_of(trial: Trial, seed: int = SEED, **data: Any) -> StudyPlan:
@@ -67,17 +51,6 @@ def plan_of(trial: Trial, seed: int = SEED, **data: Any) -> StudyPlan:
     experiment = trial.experiment(0)
     values = experiment.data.model_copy(update={"test_column": None, "test_value": None, **data})
     return announced(experiment.model_copy(update={"seed": seed, "data": values}))
-
-
-def outcome_of(nodes: list[InsurerPolicy], plan: StudyPlan) -> Outcome:
-    """What an honest run of a plan comes to, if all nodes take part."""
-    parties = []
-    for node in nodes:
-        node.consider(plan)
-        parties.append(node.party(plan, node.settings.name.encode()))
-    grid = InProcessGrid(client_app(parties.__getitem__, "clear"), len(parties), 1)
-    with closing(grid):
-        return carry_out(plan, Federation(grid, Clear(), len(parties)))
 
 
 def claims(nodes: list[InsurerPolicy]) -> pd.Series:
