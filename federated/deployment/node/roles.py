@@ -190,6 +190,8 @@ class InsurerRole:
             case MessageKind.VOUCH, _:
                 own = Identity(self._name, self._seed)
                 return profiles.vouch(run_state, self._charter, own, message.content)
+            case MessageKind.LEVELS, _ if study.kind != QUESTIONS:
+                solver.check_levels(study, message.content)
             case MessageKind.JOIN, _:
                 profiles.check_joined(run_state, self._charter, study, message.content)
             case _, "profile":
