@@ -31,7 +31,7 @@ from lab.files import canonical, write_whole
 from lab.privacy.disclosure import Rules
 from lab.sums import Sums
 from secure_agg import shares
-from secure_agg.errors import KeyFileRefused
+from secure_agg.errors import FaultyParty, KeyFileRefused
 from secure_agg.identity import Roster
 from secure_agg.keys import PrivateKey, generate, load_private, save_private
 from secure_agg.transcript import Transcript
@@ -50,6 +50,8 @@ class Openings:
         self._runs: dict[str, frozenset[str]] = {}
         path = folder / LOG_NAME
         for entry in audit.entries(audit.read_lines(path)) if path.exists() else ():
+            if entry.kind == "fault" and "parties" in entry.told:
+                self.note_fault(entry.run, entry.query, frozenset(entry.told["parties"]))
             if entry.kind == "release" and "question" in entry.told:
                 parties = frozenset(entry.told["parties"])
                 subject = subject_of(entry.told["statistic"], entry.told["question"])
@@ -58,6 +60,12 @@ class Openings:
     def note(self, run: str, query: str, subject: str, parties: frozenset[str]) -> None:
         self.queries.add(query)
         self._sets.setdefault(subject, []).append(parties)
+        self._runs[run] = parties
+
+    def note_fault(self, run: str, query: str, parties: frozenset[str]) -> None:
+        """A query that was not opened, and the parties that kept to its layout: a run goes on with
+        them alone."""
+        self.queries.add(query)
         self._runs[run] = parties
 
     def check(self, run: str, subject: str, parties: frozenset[str], roster: Roster) -> None:
@@ -125,7 +133,13 @@ def opened_total(
     openings.check(run, subject, parties, roster)
     authority = KeyAuthority(private, rules, openings.queries)
     authority.enrol(roster)
-    total = authority.open(None, transcript, request, form)
+    try:
+        total = authority.open(None, transcript, request, form)
+    except FaultyParty as error:
+        others = parties - set(error.culprits)
+        log.append("fault", run=run, query=terms.query, what=str(error), parties=sorted(others))
+        openings.note_fault(run, terms.query, others)
+        raise
     reply = Reply.of(charter.key.by[0] if charter.key else "", total, None).to_record()
     log_opened(log, run, transcript, request.statistic, total)
     openings.note(run, terms.query, subject, parties)
