@@ -10,6 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from federated.deployment.audit_logs import CheckedLog
+    from federated.deployment.evidence import Manifest
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -44,7 +45,7 @@ def verify(paths: tuple[Path, ...], charter_file: Path | None, key: str | None) 
             logs += logs_in(path)
         elif path.suffix == ".zip":
             manifest = verify_package(path)
-            click.echo(f"{path}: run {manifest['run']}, {len(manifest['files'])} files, holds")
+            _tell_package(path, manifest, "holds")
         else:
             logs.append(path)
     if not logs and any(path.is_dir() for path in paths):
@@ -80,6 +81,14 @@ def _key(key: str | None) -> bytes:
     if len(public_key) != 32:
         raise ConfigurationError(f"--key {key}: needs 64 hexadecimal digits, or an enrolment file")
     return public_key
+
+
+def _tell_package(path: Path, manifest: Manifest, verdict: str) -> None:
+    click.echo(f"{path}: run {manifest.run}, {len(manifest.files)} files, {verdict}")
+    if manifest.without:
+        click.echo(
+            f"  without the logs of {', '.join(manifest.without)}: nothing of theirs is shown"
+        )
 
 
 def _tell_verdict(item: CheckedLog) -> None:
@@ -216,4 +225,4 @@ def export(
     paths = [log for path in logs for log in (logs_in(path) if path.is_dir() else [path])]
     write_whole(out, package(folder, charter_file, paths, without))
     manifest = verify_package(out)
-    click.echo(f"{out}: run {manifest['run']}, {len(manifest['files'])} files, verified")
+    _tell_package(out, manifest, "verified")

@@ -17,7 +17,7 @@ from typing import Any
 
 from flwr.app import RecordDict
 
-from federated.deployment.audit_logs import vouched
+from federated.deployment.audit_logs import log_outcome, vouched
 from federated.deployment.charter import Charter
 from federated.deployment.coordinator.delivery import Delivery
 from federated.deployment.coordinator.exchange import Settings
@@ -46,6 +46,7 @@ from federated.messages import UNREADABLE, Request, message_of, read
 from federated.party import statistics
 from federated.party.state import Released
 from federated.party.statistics import RELEASED
+from federated.study.outcome import Outcome
 from federated.study.plan import StudyPlan
 from federated.transport.exchange_grid import ExchangeGrid
 from lab.audit.log_format import Checkpoint
@@ -342,8 +343,12 @@ class DeployedFederation:
                 self._log.append("fault", run=self._run, what=str(error))
         return receipts
 
-    def deliver(self, content: RecordDict) -> None:
-        """Give every party the model; one that does not take it has done its part all the same."""
+    def deliver(self, content: RecordDict, outcome: Outcome) -> None:
+        """Give every party the model; one that does not take it has done its part all the same.
+
+        content: the outcome as it travels.
+        """
+        log_outcome(self._log, self._run, self.resumable_run.plan, outcome)
         recipients = self._of_those_who_answer(MessageKind.DELIVER, self.names, content)
         for name in self.names:
             if name not in recipients:

@@ -21,6 +21,7 @@ from federated.deployment.coordinator import exchange
 from federated.deployment.coordinator.federation import DeployedFederation
 from federated.deployment.coordinator.resumable_run import ResumableRun
 from federated.deployment.enrolment import INSURERS
+from federated.deployment.evidence import PLAN, SCORES
 from federated.deployment.folders import charter_of, identity_of
 from federated.deployment.node.roles import split_of
 from federated.deployment.node.supervisor import SHARE_FILE, with_form
@@ -185,7 +186,8 @@ def gathered(
         ) as grid,
         single_threaded_blas(),
     ):
-        log.append("request", run=run.run, statistic=experiment.name, by=identity.card.name)
+        question = {"statistic": plan.title, "by": identity.card.name, "plan": plan.digest}
+        log.append("request", run=run.run, **question)
         for name in without:
             run.leave(name, f"{name}: left out by --without")
         federation = DeployedFederation(
@@ -227,7 +229,8 @@ def _perform(
     outcome, delivery = _carried_out(plan, federation, watch)
     result.models["all"] = outcome.models
     result.evaluations = {part: {"all": each} for part, each in outcome.evaluations.items()}
-    federation.deliver(delivery)
+    federation.deliver(delivery, outcome)
+    study.evidence = {PLAN: plan.to_json().encode(), SCORES: outcome.scorecard}
     study.receipts, study.silent = federation.receipts(), federation.silent
     study.outlook = federation.outlook(study.receipts)
     study.run = federation.resumable_run.run

@@ -266,7 +266,7 @@ class Node:
         approval = self.folder / APPROVED / study.digest
         if not run_state.study:
             who = str(read_json(approval)["by"]) if approval.exists() else "its own rules"
-            details = {"statistic": study.title, "by": who, "study": study.digest}
+            details = {"statistic": study.title, "by": who, "plan": study.digest}
             self.log.append("approval", run=run_state.run, **details)
         run_state.study = text
         self._tell(f"run {run_state.run}: {study.title}, asked by {signed_message.sender}")
