@@ -19,7 +19,8 @@ from federated.deployment.node.results import take
 from federated.deployment.node.run_state import RunState
 from federated.deployment.node.settings import STATE
 from federated.deployment.node.solver import ReleaserSteps
-from federated.deployment.node.supervisor import SHARE_FILE, Openings, log_opened, opened_total
+from federated.deployment.node.openings import Openings
+from federated.deployment.node.supervisor import SHARE_FILE, log_opened, opened_total
 from federated.deployment.signed_messages import SignedMessage
 from federated.deployment.totals import TotalsOnDisk
 from federated.message_kinds import MessageKind
