@@ -14,12 +14,12 @@ from federated.deployment.audit_logs import log_outcome
 from federated.deployment.charter import Charter, same
 from federated.deployment.folders import identity_of
 from federated.deployment.node import profiles, solver
+from federated.deployment.node.openings import Openings
 from federated.deployment.node.policy import InsurerPolicy, Refusal
 from federated.deployment.node.results import take
 from federated.deployment.node.run_state import RunState
 from federated.deployment.node.settings import STATE
 from federated.deployment.node.solver import ReleaserSteps
-from federated.deployment.node.openings import Openings
 from federated.deployment.node.supervisor import SHARE_FILE, log_opened, opened_total
 from federated.deployment.signed_messages import SignedMessage
 from federated.deployment.totals import TotalsOnDisk
