@@ -2,7 +2,7 @@
 
 init      folder, keys, a certificate authority
 register  a member's enrolment becomes an admission: address, certificates, what it hands back
-revoke    takes effect with the node's next request
+revoke    takes effect with the node's next request, as the deletion of an admission does
 serve     the broker behind its two listeners
 """
 
@@ -172,12 +172,19 @@ def revoked(folder: Path) -> dict[str, str]:
     return {k: str(v) for k, v in read_json(path).items()} if path.exists() else {}
 
 
+def admissible(folder: Path) -> set[str]:
+    """Names of members whose nodes may come in: registered, and neither revoked nor deleted."""
+    names = {admission.member.name for admission in admitted(folder).values()}
+    return names - revoked(folder).keys()
+
+
 class FolderRegister:
     """Who may come in, as the folder says; looked at with every request, read when it changed."""
 
     def __init__(self, folder: Path, log: Log, broker: Any) -> None:
         self._folder, self._log, self._broker = folder, log, broker
         self._state: dict[bytes, str] = {}
+        self._names: dict[bytes, str] = {}  # of all keys that were ever admitted here
         self._mtimes: tuple[int, ...] = ()
         self._last_notes: dict[str, float] = {}
 
@@ -192,15 +199,26 @@ class FolderRegister:
         if mtimes == self._mtimes:
             return
         revocations, self._mtimes = revoked(self._folder), mtimes
-        for key, admission in admitted(self._folder).items():
-            name, before = admission.member.name, self._state.get(key)
-            now = "revoked" if name in revocations else "admitted"
-            self._state[key] = now
-            if now == "admitted" and before is None:
-                self._broker.register(name, key)
-            if now == "revoked" and before != now:
-                self._broker.leave(key)
-                self._log.append("key", event=f"{name} revoked", fingerprint=_short(key))
+        admissions = {k: a.member.name for k, a in admitted(self._folder).items()}
+        for key, name in admissions.items():
+            self._settle(key, name, "revoked" if name in revocations else "")
+        for key in self._names.keys() - admissions.keys():
+            self._settle(key, self._names[key], "revoked: its admission was deleted")
+        self._names |= admissions
+
+    def _settle(self, key: bytes, name: str, reason: str) -> None:
+        """Let a key in, or out for a reason. A deleted admission that is put back is one again."""
+        before, now = self._state.get(key), "revoked" if reason else "admitted"
+        self._state[key] = now
+        if now == before:
+            return
+        if now == "revoked":
+            self._broker.leave(key)
+        else:
+            self._broker.register(name, key)
+        if before or reason:
+            event = f"{name} {reason or 'admitted again'}"
+            self._log.append("key", event=event, fingerprint=_short(key))
 
     def note(self, kind: str, **details: Any) -> None:
         """A line in the log for what the listener refused; at most one of a rule in ten seconds."""
