@@ -28,10 +28,12 @@ from federated.deployment.coordinator.participation import (
     in_one_line,
     outlook,
 )
+from federated.deployment.coordinator.protection import RemoteAuthority
 from federated.deployment.coordinator.resumable_run import ResumableRun
 from federated.deployment.enrolment import INSURERS
 from federated.deployment.node.profiles import releaser
 from federated.deployment.node.solver import total_message
+from federated.deployment.node.supervisor import volume_of
 from federated.federation import (
     Participant,
     Progress,
@@ -229,7 +231,7 @@ class DeployedFederation:
         if not request.signature and (earlier := totals.read(self._sums, question)) is not None:
             return earlier
         query, total = self._new_total(request)
-        self._log_release(query, request.statistic, total)
+        self._log_release(query, request, total)
         if not request.signature:
             totals.write(self._sums, question, total)
         return total
@@ -261,17 +263,19 @@ class DeployedFederation:
             self._all_behind(request.statistic, reasons)
             self._go_on_without(reasons)
 
-    def _log_release(self, query: str, statistic: str, total: Sums) -> None:
+    def _log_release(self, query: str, request: Request, total: Sums) -> None:
+        """The line of a total that was opened, here or at a supervisor that keeps it."""
+        opener = getattr(self.protection, "opener", None)
+        volume: dict[str, Any] = {**volume_of(total), "rows": total.rows}
+        if request.signature and isinstance(opener, RemoteAuthority):
+            volume = {**opener.opened, "rows": "not told"}
         self._log.append(
             "release",
             run=self._run,
             query=query,
-            statistic=statistic,
+            statistic=request.statistic,
             hiding=self.protection.hiding,
-            arrays=len(total.arrays),
-            values=sum(array.size for array in total.arrays.values()),
-            bytes=sum(array.nbytes for array in total.arrays.values()),
-            rows=total.rows,
+            **volume,
             key_bits=self.charter.key.public.bits if self.charter.key else 0,
             parties=list(self.names),
         )

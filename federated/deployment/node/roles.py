@@ -20,7 +20,7 @@ from federated.deployment.node.results import take
 from federated.deployment.node.run_state import RunState
 from federated.deployment.node.settings import STATE
 from federated.deployment.node.solver import ReleaserSteps
-from federated.deployment.node.supervisor import SHARE_FILE, log_opened, opened_total
+from federated.deployment.node.supervisor import SHARE_FILE, log_opened, opened_total, volume_of
 from federated.deployment.signed_messages import SignedMessage
 from federated.deployment.totals import TotalsOnDisk
 from federated.message_kinds import MessageKind
@@ -295,6 +295,7 @@ class SupervisorRole:
         steps.give(total.sums)
         shown = total.sums if request.statistic in RELEASED else solver.NOTHING
         answer = Reply.of(total.party, shown, None).to_record()
+        answer["opened"] = ConfigRecord(dict(volume_of(total.sums)))
         answer.update(self._next(run, study, steps, log))
         return answer
 

@@ -90,15 +90,23 @@ def log_opened(log: Log, run: str, transcript: Transcript, statistic: str, total
         query=terms.query,
         statistic=statistic,
         hiding="released by rules" if by_rules else "total opened",
-        arrays=len(total.arrays),
-        values=sum(array.size for array in total.arrays.values()),
-        bytes=sum(array.nbytes for array in total.arrays.values()),
+        **volume_of(total),
         rows=total.rows,
         key_bits=terms.layout.key_bits,
         question=terms.question.hex(),
         parties=sorted(terms.parties),
         **({"shown": int(total["shown"].sum())} if "shown" in total.arrays else {}),
     )
+
+
+def volume_of(total: Sums) -> dict[str, int]:
+    """How much was opened: arrays, values in them, bytes of these."""
+    arrays = total.arrays.values()
+    return {
+        "arrays": len(arrays),
+        "values": sum(array.size for array in arrays),
+        "bytes": sum(array.nbytes for array in arrays),
+    }
 
 
 def _form(data: bytes) -> Form:

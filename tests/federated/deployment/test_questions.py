@@ -15,6 +15,7 @@ from federated.deployment import plan
 from federated.deployment.coordinator import study as conduct
 from federated.deployment.node import policy as insurer
 from federated.deployment.node.settings import QUESTIONS, SETTINGS, NodeSettings
+from federated.hiding.protocol import Clear
 from federated.queries.desk import Desk
 from federated.queries.holdings import Holdings
 from lab.errors import ConfigurationError, PeerError
@@ -57,7 +58,7 @@ def changed(trial: Trial, name: str, **limits: str) -> None:
 def test_real_parties_answer_as_simulated_ones(asked: Trial) -> None:
     tables = {n: pd.read_parquet(asked.root / f"{n}.parquet") for n in asked.insurers}
     holdings = Holdings.of(tables, Contract.read(asked.contract))
-    with Desk.simulated(holdings, conduct.Clear()) as desk:
+    with Desk.simulated(holdings, Clear()) as desk:
         expected = [desk.ask(text) for text in (WHOLE, GROUPS)]
     found = answers(asked, WHOLE, GROUPS)
     for here, there in zip(found, expected, strict=True):
