@@ -260,32 +260,22 @@ def join_node(folder: Path) -> None:
 @node.command("requests")
 @click.argument("folder", type=FOLDER)
 def list_requests(folder: Path) -> None:
-    """Show experiments that wait for a person's approval.
+    """Show plans that wait for a person's approval, each with all that it holds.
 
     \b
     lab node requests ping-an
     """
-    from federated.deployment.node.policy import waiting
-    from lab.records import printable
+    from federated.deployment.folders import charter_of, identity_of
+    from federated.deployment.node.approval import request_lines, waiting
 
     plans = waiting(folder)
-    for digest, study in plans.items():
-        experiment, model = study.experiment, study.experiment.model
-        kind = "questions" if experiment.query else f"{model.kind}, {model.family}"
-        click.echo(f"{digest[:12]}  {printable(experiment.name)}  ({kind})")
-        for query in experiment.query:
-            noise = f"  (noise of epsilon {query.noise.epsilon:g})" if query.noise else ""
-            click.echo(f"    {printable(query.sql)}{noise}")
-        if experiment.query:
-            continue
-        for task, features in study.features.items():
-            columns = ", ".join(printable(feature.column) for feature in features)
-            click.echo(f"    {task}: {columns}")
-        for profile in experiment.profile:
-            fields = {k: v for k, v in profile.model_dump(mode="json").items() if v and k != "name"}
-            click.echo(f"    profile {printable(f'{profile.name}: {fields}')}")
     if not plans:
         click.echo("nothing waits for approval")
+        return
+    charter = charter_of(folder, identity_of(folder).card.name)
+    for digest, plan in plans.items():
+        click.echo("\n".join(request_lines(plan, charter)))
+        click.echo(f"  to approve: lab node approve {folder} {digest[:12]} --by NAME\n")
 
 
 @node.command("approve")
@@ -293,12 +283,12 @@ def list_requests(folder: Path) -> None:
 @click.argument("digest")
 @click.option("--by", required=True, help="Who approves, for the log.")
 def approve_request(folder: Path, digest: str, by: str) -> None:
-    """Approve an experiment; the coordinator asks again.
+    """Approve a plan, as lab node requests shows it; the coordinator asks again.
 
     \b
     lab node approve ping-an 3f2a90c1d4e5 --by 'Li Wei'
     """
-    from federated.deployment.node.policy import approve
+    from federated.deployment.node.approval import approve
 
     click.echo(f"approved {approve(folder, digest, by)}")
 

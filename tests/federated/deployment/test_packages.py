@@ -51,7 +51,9 @@ def test_what_a_package_of_real_parties_says_is_what_they_signed(
         for name in ("exchange", "supervisor")
     )
     assert own and all(line["values"] for line in own.values())
-    if not absent:  # the supervisor keeps totals, and the coordinator says how much was opened there
+    if (
+        not absent
+    ):  # the supervisor keeps totals, and the coordinator says how much was opened there
         assert {line["opened_at"] for line in own.values()} == {"supervisor"}
         assert {q: line["values"] for q, line in own.items()} == {
             q: line["values"] for q, line in theirs.items()

@@ -13,6 +13,7 @@ import pytest
 
 from federated.deployment import plan
 from federated.deployment.coordinator import study as conduct
+from federated.deployment.node import approval
 from federated.deployment.node import policy as insurer
 from federated.deployment.node.settings import QUESTIONS, SETTINGS, NodeSettings
 from federated.hiding.protocol import Clear
@@ -158,9 +159,9 @@ def test_a_person_sees_a_question_before_it_is_answered(asked: Trial) -> None:
     text = "select sum(x1 * x2) from trial"
     with pytest.raises(PeerError, match=r"insurer 4: \[approval\] waits for a person"):
         answers(asked, text)
-    ((digest, study),) = insurer.waiting(asked.root / "insurer 4").items()
+    ((digest, study),) = approval.waiting(asked.root / "insurer 4").items()
     assert [query.sql for query in study.experiment.query] == [text]
-    insurer.approve(asked.root / "insurer 4", digest, "Li Wei")
+    approval.approve(asked.root / "insurer 4", digest, "Li Wei")
     (answer,) = answers(asked, text)
     told = asked.logged("insurer 4", "approval")[-1].told
     assert (told["statistic"], told["by"]) == (text, "Li Wei")
