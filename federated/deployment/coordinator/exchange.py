@@ -28,6 +28,17 @@ from federated.deployment import certificates
 from federated.deployment.audit_logs import open_log
 from federated.deployment.enrolment import CERTIFICATE_REQUEST, Admission, Enrolment
 from federated.deployment.folders import CHARTER, charter_of, identity_of, make_folder, make_party
+from federated.transport.connections import (
+    MOST_CONNECTIONS,
+    MOST_LINES,
+    MOST_OF_ADDRESS,
+    MOST_PENDING,
+    MOST_PENDING_OF_ADDRESS,
+    PENDING_SECONDS,
+    ConnectionLimits,
+    ListenerLimits,
+)
+from federated.transport.reply_quota import STORED_BODIES
 from lab.audit.log_writer import Log
 from lab.errors import ConfigurationError
 from lab.files import read_json, write_whole
@@ -37,12 +48,31 @@ SETTINGS, SECRET, ADMITTED, REVOKED = "exchange.toml", "secret", "admitted", "re
 LOCAL_SOCKET, RUNS, CONNECTION_LOG = "local.sock", "runs", "connections.jsonl"
 
 
+#: What a new ``exchange.toml`` holds beside its name and address: every limit, at its default.
+TEMPLATE = f"""answer_seconds = 120.0         # a party may take for an answer
+again_seconds = 15.0           # until it is asked again, for the first time
+gather_seconds = 60.0          # a run waits for parties to come
+body_megabytes = 64            # the largest body from outside
+stored_bodies = {STORED_BODIES:<15}# so many of these may wait of one node until they are fetched
+connections = {MOST_CONNECTIONS:<17}# from outside; fewer where the system allows fewer
+connections_of_address = {MOST_OF_ADDRESS:<6}# a node needs two
+connections_of_node = {MOST_LINES:<9}# with one certificate's key
+pending_connections = {MOST_PENDING:<9}# that have made no request yet
+pending_of_address = {MOST_PENDING_OF_ADDRESS:<10}# of these, from one address
+pending_seconds = {PENDING_SECONDS:<13}# for a handshake and a request"""
+
+
 class Settings(Strict):
     """``exchange.toml``. address: host:port that nodes call; listen: the public listener's interface.
 
     answer_seconds: how long a party may take for an answer; again_seconds: after how long it is
     asked again, for the first time; gather_seconds: how long a run waits for parties to come;
-    body_megabytes: the largest body from outside.
+    body_megabytes: the largest body from outside; stored_bodies: how many of these a node's replies
+    may fill that nobody has fetched.
+
+    Connections from outside: in all (or what the process's descriptors allow), of one address, of
+    one node; pending, until a valid certificate was shown and a request made, in all, of one address
+    and for how long.
     """
 
     name: str
@@ -52,6 +82,13 @@ class Settings(Strict):
     again_seconds: float = Field(default=15.0, gt=0)
     gather_seconds: float = Field(default=60.0, gt=0)
     body_megabytes: int = Field(default=64, ge=1, le=1024)
+    stored_bodies: int = Field(default=STORED_BODIES, ge=2, le=64)
+    connections: int = Field(default=MOST_CONNECTIONS, ge=32, le=65_536)
+    connections_of_address: int = Field(default=MOST_OF_ADDRESS, ge=4, le=65_536)
+    connections_of_node: int = Field(default=MOST_LINES, ge=2, le=256)
+    pending_connections: int = Field(default=MOST_PENDING, ge=8, le=16_384)
+    pending_of_address: int = Field(default=MOST_PENDING_OF_ADDRESS, ge=2, le=16_384)
+    pending_seconds: float = Field(default=PENDING_SECONDS, ge=1, le=60)
 
     @field_validator("listen")
     @classmethod
@@ -63,6 +100,19 @@ class Settings(Strict):
     @classmethod
     def read(cls, folder: Path) -> Self:
         return parse(cls, read_toml(folder / SETTINGS), where=str(folder / SETTINGS))
+
+    @property
+    def limits(self) -> ListenerLimits:
+        """What the public listener takes."""
+        connections = ConnectionLimits(
+            self.connections,
+            self.connections_of_address,
+            self.pending_connections,
+            self.pending_of_address,
+            self.pending_seconds,
+            self.connections_of_node,
+        )
+        return ListenerLimits(self.body_megabytes * 2**20, self.stored_bodies, connections)
 
     @property
     def port(self) -> int:
@@ -91,11 +141,9 @@ def init(
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()]
     text = "\n".join(
         [
-            "# The exchange. Seconds a party may take for an answer, seconds a run waits for parties.",
+            "# The exchange: where nodes call, and what it takes from them and from strangers.",
             *lines,
-            "answer_seconds = 120.0",
-            "gather_seconds = 60.0",
-            "body_megabytes = 64",
+            *TEMPLATE.splitlines(),
             "",
         ]
     )
@@ -289,7 +337,7 @@ async def _serve(
         public_listener,
         local_listener,
         tls,
-        settings.body_megabytes * 2**20,
+        settings.limits,
         stop,
     )
 
