@@ -7,11 +7,14 @@ from typing import Any
 
 from lab.report.figures import figures, parties
 from lab.report.style import COLOURS, NAMES
+from lab.text import printable_content
 
 
 def render(result: dict[str, Any]) -> str:
     """The page as HTML; figures are SVG inside it and nothing is fetched from anywhere."""
     import jinja2
+
+    result = printable_content(result)
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),

@@ -26,7 +26,12 @@ from pydantic import Field, field_validator
 
 from federated.deployment import certificates
 from federated.deployment.audit_logs import open_log
-from federated.deployment.enrolment import CERTIFICATE_REQUEST, Admission, Enrolment
+from federated.deployment.enrolment import (
+    ADDRESS,
+    CERTIFICATE_REQUEST,
+    Admission,
+    Enrolment,
+)
 from federated.deployment.folders import CHARTER, charter_of, identity_of, make_folder, make_party
 from federated.transport.connections import (
     MOST_CONNECTIONS,
@@ -76,7 +81,7 @@ class Settings(Strict):
     """
 
     name: str
-    address: str = Field(pattern=r"^[^:/\s]+:\d{1,5}$|^\[[0-9a-fA-F:]+\]:\d{1,5}$")
+    address: str = Field(pattern=ADDRESS)
     listen: str = "0.0.0.0"  # noqa: S104  (the listener for peers; TLS with client certificates)
     answer_seconds: float = Field(default=120.0, gt=0)
     again_seconds: float = Field(default=15.0, gt=0)

@@ -17,7 +17,7 @@ from federated.deployment.node.settings import APPROVED, REQUESTS
 from federated.study.plan import StudyPlan
 from lab.errors import ConfigurationError
 from lab.files import canonical, write_whole
-from lab.records import printable
+from lab.text import printable
 
 #: Values of a list that are shown; of those after them the number and a hash.
 MOST_VALUES = 60
