@@ -213,7 +213,7 @@ def export(
     without: tuple[str, ...],
     out: Path,
 ) -> None:
-    """Write the supervisor's package of one run: charter, experiment, approvals, receipts, scores.
+    """Write the supervisor's package of one run: charter, plan, approvals, receipts, scores, logs.
 
     \b
     lab audit export --run 20261124-005153-visits --charter charter.json --log logs --out run.zip
