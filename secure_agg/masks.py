@@ -13,6 +13,7 @@ and the consistency check, against a coordinator that may do as it likes:
     3  party        confirm                         its signature on who sent a masked vector
     4  party        reveal                          one share of a secret of each party
     -  coordinator  total                           the sum
+    -  anybody      Opening.total                   the same sum, from what parties signed
 
 A party does each step once in a sum, for which it must keep its state where no crash, copy or
 second process takes it back; all its secrets are fresh for each sum, and everything is
@@ -62,8 +63,8 @@ from secure_agg.lanes import Lanes, added, apply_streams, decoded, encoded, vect
 from secure_agg.packing import Field
 from secure_agg.transcript import FEWEST
 
-TERMS, KEYS, DEALT, MASKED, SEAT, REVEALED = (
-    b"SAGGMT01", b"SAGGMK01", b"SAGGMD01", b"SAGGMV01", b"SAGGMP01", b"SAGGMR01"
+TERMS, KEYS, DEALT, MASKED, SEAT, REVEALED, OPENING = (
+    b"SAGGMT01", b"SAGGMK01", b"SAGGMD01", b"SAGGMV01", b"SAGGMP01", b"SAGGMR01", b"SAGGMO01"
 )  # fmt: skip
 PRIME = 2**256 + 297  # Shamir shares: the field of the smallest prime above every secret
 SHARE_BYTES = 33
@@ -416,6 +417,101 @@ def total(
     vector = added(list(masked.values()), fields, parties)
     apply_streams(vector, streams, fields, parties)
     return decoded(fields, vector, len(masked), parties)
+
+
+@dataclass(frozen=True)
+class Signed:
+    """What a party sent at a step of a sum, and its signature over that (`signed`)."""
+
+    data: bytes
+    signature: bytes
+
+
+def signed(identity: Identity, terms: MaskTerms, step: bytes, data: bytes) -> Signed:
+    """What a party sends, so that others than the coordinator can tell that it did.
+
+    step: :data:`MASKED` for its vector, :data:`REVEALED` for the shares that it reveals.
+    """
+    return Signed(data, identity.sign(OPENING, _sent(terms, step, data)))
+
+
+@dataclass(frozen=True)
+class Opening:
+    """All that a masked sum is opened from, signed by the parties it is of: whoever holds it adds
+    up for itself, and needs nobody's word for the sum.
+
+    keys: of step 0, as bytes; dealers: who shared secrets in step 1; vectors: of step 2; revealed:
+    of step 4
+    """
+
+    keys: Mapping[str, bytes]
+    dealers: tuple[str, ...]
+    vectors: Mapping[str, Signed]
+    revealed: Mapping[str, Signed]
+
+    def to_bytes(self) -> bytes:
+        dealers = wire.join(OPENING, [name.encode() for name in self.dealers])
+        return wire.join(
+            OPENING,
+            [pairs_out(self.keys), dealers, *map(_signed_out, (self.vectors, self.revealed))],
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Opening:
+        """The opening that `to_bytes` wrote. Raises MalformedMessage."""
+        keys, dealers, vectors, revealed = wire.split(OPENING, data, 4)
+        names = wire.split(OPENING, dealers, 0, wire.MOST_PARTS)
+        return cls(
+            pairs_in(keys), tuple(map(wire.text, names)), _signed_in(vectors), _signed_in(revealed)
+        )
+
+    def total(self, terms: MaskTerms, fields: Sequence[Field]) -> list[Vector]:
+        """The sums, as :func:`total`.
+
+        Raises FaultyParty and FaultyCoordinator for what is not signed or does not belong
+        together, and what :func:`total` raises.
+        """
+        keys = {
+            name: checked_keys(terms, name, Keys.from_bytes(data))
+            for name, data in self.keys.items()
+        }
+        if not set(self.vectors) <= set(self.dealers) <= set(keys):
+            raise FaultyCoordinator(f"query {terms.query} counts a party without keys or shares")
+        vectors = {
+            name: checked_masked(terms, name, fields, _checked(terms, name, MASKED, sent))
+            for name, sent in self.vectors.items()
+        }
+        revealed = {
+            name: Revealed.from_bytes(_checked(terms, name, REVEALED, sent))
+            for name, sent in self.revealed.items()
+        }
+        if any(set(shares.own) != set(vectors) for shares in revealed.values()):
+            raise FaultyCoordinator(
+                f"query {terms.query} adds up other parties than were confirmed"
+            )
+        return total(terms, keys, self.dealers, vectors, revealed, fields)
+
+
+def _sent(terms: MaskTerms, step: bytes, data: bytes) -> bytes:
+    return wire.digest(step, [terms.digest, data])
+
+
+def _checked(terms: MaskTerms, name: str, step: bytes, sent: Signed) -> bytes:
+    """What a party sent, if it did. Raises FaultyParty."""
+    known = name in terms.roster
+    if not known or not terms.roster[name].signed(
+        OPENING, _sent(terms, step, sent.data), sent.signature
+    ):
+        raise FaultyParty(f"{name}: did not sign what it is said to have sent", name)
+    return sent.data
+
+
+def _signed_out(sent: Mapping[str, Signed]) -> bytes:
+    return pairs_out({n: wire.join(OPENING, [s.data, s.signature]) for n, s in sent.items()})
+
+
+def _signed_in(data: bytes) -> dict[str, Signed]:
+    return {name: Signed(*wire.split(OPENING, item, 2)) for name, item in pairs_in(data).items()}
 
 
 def run(

@@ -24,11 +24,14 @@ from federated.hiding.protocol import (
     taken,
 )
 from federated.messages import (
+    Form,
     Hiding,
     Reply,
     Request,
     blobs,
+    form_from_json,
     form_of,
+    form_to_json,
     message_of,
     one_form,
     opened,
@@ -42,7 +45,17 @@ from lab.errors import PeerError, PolicyError
 from lab.sums import Sums
 from secure_agg import masks, wire
 from secure_agg.identity import Roster
-from secure_agg.masks import Keys, MaskTerms, Revealed, Seat, pairs_in, pairs_out
+from secure_agg.masks import (
+    MASKED,
+    REVEALED,
+    Keys,
+    MaskTerms,
+    Opening,
+    Seat,
+    Signed,
+    pairs_in,
+    pairs_out,
+)
 
 OPENING, NAMES, KEPT = b"LABOPN01", b"LABNAM01", b"LABKPT01"
 MASKS: Hiding = "masks"
@@ -133,8 +146,11 @@ def mask(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
         [hidden[name].ravel() for name in form],
     )
     seated.keep(seat)
-    note(holder, memory, request, sums, len(vector))
-    return Reply.of(holder.name, hidden, vector).to_record()
+    sent = masks.signed(memory.identity(), terms, MASKED, vector)
+    note(holder, memory, request, sums, len(vector) + len(sent.signature))
+    reply = Reply.of(holder.name, hidden, vector).to_record()
+    reply["message"] = blobs(signature=sent.signature)
+    return reply
 
 
 def confirm(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
@@ -155,8 +171,20 @@ def reveal(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
     seat, shares = masks.reveal(memory.identity(), seated.terms, seated.seat, confirmations)
     seated.keep(seat)
     data = shares.to_bytes()
-    seated.note(len(data))
-    return message_of(revealed=data)
+    sent = masks.signed(memory.identity(), seated.terms, REVEALED, data)
+    seated.note(len(data) + len(sent.signature))
+    return message_of(revealed=data, signature=sent.signature)
+
+
+def proven(memory: NodeState, question: bytes, proof: RecordDict) -> Sums:
+    """The total of a question, added up from what its parties signed.
+
+    question: the digest of what this node was asked. Raises what the sum is not with.
+    """
+    terms = _terms(wire.text(read(proof, "query")), question, memory.roster())
+    form = form_from_json(read(proof, "form").decode())
+    opening = Opening.from_bytes(read(proof, "opening"))
+    return opened(form, opening.total(terms, fields_of(form)))
 
 
 # The coordinator.
@@ -169,6 +197,7 @@ class Masks:
 
     def __init__(self) -> None:
         self._roster: Roster | None = None
+        self.proof = RecordDict()
 
     def check_parties(self, parties: int) -> None:
         check_enough(self.hiding, parties)
@@ -208,12 +237,10 @@ class Masks:
         if len(replies) < terms.least:
             raise PeerError(f"{len(replies)} parties answered, {terms.least} are needed")
         form = one_form(replies)
-        fields = fields_of(form)
-        masked = {
-            name: masks.checked_masked(terms, name, fields, reply.hidden or b"")
-            for name, reply in replies.items()
+        vectors = {
+            name: _vector(terms, name, form, answers[name], replies[name]) for name in replies
         }
-        present = list(masked)
+        present = list(vectors)
         present_message = message_of(present=wire.join(NAMES, [name.encode() for name in present]))
         answers = self._ask(talk, "query.masks_confirm", dict.fromkeys(present, present_message))
         confirmations = {
@@ -224,17 +251,34 @@ class Masks:
         answers = self._ask(
             talk, "query.masks_reveal", dict.fromkeys(confirmations, confirmations_message)
         )
-        revealed = {
-            name: decoded(name, Revealed.from_bytes, read(answer, "revealed"))
-            for name, answer in answers.items()
-        }
-        arrays = masks.total(terms, keys, list(sealed), masked, revealed, fields)
-        return opened(form, arrays)
+        opening = Opening(
+            {name: key.to_bytes() for name, key in keys.items()},
+            tuple(sealed),
+            vectors,
+            {
+                name: Signed(read(a, "revealed"), read(a, "signature"))
+                for name, a in answers.items()
+            },
+        )
+        total = opened(form, opening.total(terms, fields_of(form)))
+        self.proof = message_of(
+            query=request.query.encode(),
+            form=form_to_json(form).encode(),
+            opening=opening.to_bytes(),
+        )
+        return total
 
     def _ask(
         self, talk: Talk, action: str, letters: Mapping[str, RecordDict]
     ) -> dict[str, RecordDict]:
         return talk.ask(action, letters, patient=True)
+
+
+def _vector(terms: MaskTerms, name: str, form: Form, answer: RecordDict, reply: Reply) -> Signed:
+    """A party's masked vector. Raises :class:`~secure_agg.errors.FaultyParty`."""
+    data = reply.hidden or b""
+    masks.checked_masked(terms, name, fields_of(form), data)
+    return Signed(data, read(answer, "signature"))
 
 
 def _question(request: Request, sealed: Mapping[str, Mapping[str, bytes]], name: str) -> RecordDict:

@@ -233,12 +233,14 @@ class DeployedFederation:
         query, total = self._new_total(request)
         self._log_release(query, request, total)
         if not request.signature:
-            totals.write(self._sums, question, total)
+            totals.write(self._sums, question, total, self.protection.proof)
         return total
 
-    def tell(self, question: Request, total: Sums) -> None:
-        """Tell every party an opened total; who does not take it leaves the run."""
-        self._asked_of_all(MessageKind.TOTAL, self.names, total_message(question, total))
+    def tell(self, question: Request) -> None:
+        """Tell every party the total of a step, so that it can open it for itself; who does not
+        take it leaves the run."""
+        proof = self.resumable_run.totals.proof(question.step)
+        self._asked_of_all(MessageKind.TOTAL, self.names, total_message(question, proof))
 
     def agree(self, levels: Mapping[str, Sequence[str]]) -> None:
         """Tell all parties the names of levels by column that they have together."""

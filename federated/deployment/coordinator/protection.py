@@ -31,6 +31,7 @@ class RemoteAuthority:
     def __init__(self, public: PublicKey, name: str) -> None:
         self.public, self._name = public, name
         self.answer = RecordDict()  # to the last opening
+        self.proof = RecordDict()
 
     def enrol(self, roster: Roster) -> dict[str, dict[str, bytes]]:
         return {}
@@ -106,6 +107,10 @@ class Holders:
     def __init__(self, roster: Roster, path: Path, digest: str) -> None:
         self._holders = KeyHolders(split_of(path, digest), roster)
         self.public = self._holders.public
+
+    @property
+    def proof(self) -> RecordDict:
+        return self._holders.proof
 
     def enrol(self, roster: Roster) -> dict[str, dict[str, bytes]]:
         return {}

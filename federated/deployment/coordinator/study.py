@@ -180,7 +180,7 @@ def _carried_out(
     def ask(question: Request) -> Sums:
         total = federation.total(question)
         join_released(federation, question, total)
-        federation.tell(question, total)
+        federation.tell(question)
         return total
 
     steps = Steps(

@@ -10,7 +10,6 @@ party's sum. Members who do not accept that set minimum_parties to the number of
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from flwr.app import RecordDict
@@ -21,13 +20,13 @@ from federated.deployment.folders import identity_of
 from federated.deployment.node.openings import Openings, subject_of
 from federated.hiding.paillier import KeyAuthority
 from federated.hiding.protocol import fields_of
-from federated.messages import Form, Reply, Request, form_to_json, read
+from federated.messages import Form, Reply, Request, form_from_json, form_to_json, read
 from federated.party.release import RELEASED
 from lab.audit.log_writer import Log
 from lab.errors import ConfigurationError, PeerError, PolicyError
 from lab.files import canonical, write_whole
 from lab.privacy.disclosure import Rules
-from lab.sums import Limit, Sums
+from lab.sums import Sums
 from secure_agg import shares
 from secure_agg.errors import KeyFileRefused
 from secure_agg.keys import PrivateKey, generate, load_private, save_private
@@ -66,7 +65,7 @@ def opened_total(
         )
     if not terms.query.startswith(f"{run}-"):
         raise PeerError("coordinator: sends a query of another run")
-    form = _form(read(content, "form"))
+    form = form_from_json(read(content, "form").decode())
     if fields_of(form) != tuple(terms.layout.fields):
         raise PeerError("coordinator: sends another form of the total than the parties packed")
     parties = frozenset(terms.parties)
@@ -107,16 +106,6 @@ def volume_of(total: Sums) -> dict[str, int]:
         "values": sum(array.size for array in arrays),
         "bytes": sum(array.nbytes for array in arrays),
     }
-
-
-def _form(data: bytes) -> Form:
-    try:
-        return {
-            str(name): (tuple(int(n) for n in shape), Limit(float(bound), float(resolution)))
-            for name, (shape, bound, resolution) in json.loads(data).items()
-        }
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        raise PeerError("coordinator: the form of a total is not readable") from None
 
 
 def with_form(form: Form) -> bytes:
