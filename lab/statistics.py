@@ -62,7 +62,9 @@ class Statistic:
     analysis: a kind of model, or one of :data:`ANY_MODEL`, :data:`QUESTIONS`, :data:`PROFILES`;
     arrays: the names of the arrays that are sent along, None where the model names them;
     persons: what least of persons stands behind it, the party's minimum of rows behind the whole,
-    or rules of disclosure cell by cell; message: Flower's type for the request.
+    or rules of disclosure cell by cell; cells: its numbers stand on parts of the rows, some perhaps on
+    few persons, so that it is not asked where everybody sees the totals; message: Flower's type for
+    the request.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Statistic:
     analysis: str
     arrays: tuple[str, ...] | None = ()
     persons: Literal["minimum rows", "rules, cell by cell"] = "minimum rows"
+    cells: bool = False
     message: Literal["query", "train"] = "query"
 
     @property

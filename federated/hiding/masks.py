@@ -40,7 +40,7 @@ from federated.messages import (
 )
 from federated.party.party import Party
 from federated.party.state import NodeState, Released
-from federated.party.statistics import RELEASED, find
+from federated.party.statistics import find
 from lab.errors import PeerError, PolicyError
 from lab.sums import Sums
 from secure_agg import masks, wire
@@ -61,12 +61,14 @@ OPENING, NAMES, KEPT = b"LABOPN01", b"LABNAM01", b"LABKPT01"
 MASKS: Hiding = "masks"
 
 
-def _refuse_questions(request: Request) -> None:
+def _refuse_cells(request: Request) -> None:
     """At the node and at the coordinator: nobody could hold back what the rules hide."""
-    if request.statistic in RELEASED:
+    if find(request.statistic).cells:
         raise PolicyError(
-            "under masks the coordinator opens every total, so none can be held back; "
-            "questions and profiles need protection.sums = 'paillier'"
+            f"'{request.statistic}' is of cells that may stand on few persons, and under masks "
+            "everybody sees every total; questions, profiles, trees and scores by bin need "
+            "protection.sums = 'paillier'",
+            "cells",
         )
 
 
@@ -133,7 +135,7 @@ def mask(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
         raise PeerError("coordinator: asks another question than it opened the masks for")
     if request.hiding != MASKS or set(request.parties) != set(terms.roster.names):
         raise PeerError("coordinator: names other parties than the roster")
-    _refuse_questions(request)
+    _refuse_cells(request)
     sums = taken(holder, memory, request)
     hidden = with_rows(sums)
     form = form_of(hidden)
@@ -194,6 +196,7 @@ class Masks:
     """Contributions under pairwise masks; a minority of the parties may drop out at any step."""
 
     hiding: Hiding = "masks"
+    everybody = True
 
     def __init__(self) -> None:
         self._roster: Roster | None = None
@@ -208,7 +211,7 @@ class Masks:
         talk.ask("query.enrol", dict.fromkeys(roster.names, roster_message))
 
     def total(self, talk: Talk, request: Request) -> Sums:
-        _refuse_questions(request)
+        _refuse_cells(request)
         return self.run(talk, request)
 
     def run(self, talk: Talk, request: Request) -> Sums:
@@ -223,10 +226,9 @@ class Masks:
             )
             for name, answer in answers.items()
         }
-        keys_message = message_of(
-            keys=pairs_out({name: key.to_bytes() for name, key in keys.items()})
-        )
-        answers = self._ask(talk, "query.masks_share", dict.fromkeys(keys, keys_message))
+        shown = {name: key.to_bytes() for name, key in keys.items()}
+        message = message_of(keys=pairs_out(shown))
+        answers = self._ask(talk, "query.masks_share", dict.fromkeys(keys, message))
         sealed = {n: decoded(n, pairs_in, read(answer, "sealed")) for n, answer in answers.items()}
         answers = self._ask(
             talk,
@@ -241,25 +243,18 @@ class Masks:
             name: _vector(terms, name, form, answers[name], replies[name]) for name in replies
         }
         present = list(vectors)
-        present_message = message_of(present=wire.join(NAMES, [name.encode() for name in present]))
-        answers = self._ask(talk, "query.masks_confirm", dict.fromkeys(present, present_message))
+        message = message_of(present=wire.join(NAMES, [name.encode() for name in present]))
+        answers = self._ask(talk, "query.masks_confirm", dict.fromkeys(present, message))
         confirmations = {
             name: masks.checked_confirmation(terms, name, present, read(answer, "signature"))
             for name, answer in answers.items()
         }
-        confirmations_message = message_of(confirmations=pairs_out(confirmations))
-        answers = self._ask(
-            talk, "query.masks_reveal", dict.fromkeys(confirmations, confirmations_message)
-        )
-        opening = Opening(
-            {name: key.to_bytes() for name, key in keys.items()},
-            tuple(sealed),
-            vectors,
-            {
-                name: Signed(read(a, "revealed"), read(a, "signature"))
-                for name, a in answers.items()
-            },
-        )
+        message = message_of(confirmations=pairs_out(confirmations))
+        answers = self._ask(talk, "query.masks_reveal", dict.fromkeys(confirmations, message))
+        revealed = {
+            n: Signed(read(a, "revealed"), read(a, "signature")) for n, a in answers.items()
+        }
+        opening = Opening(shown, tuple(sealed), vectors, revealed)
         total = opened(form, opening.total(terms, fields_of(form)))
         self.proof = message_of(
             query=request.query.encode(),

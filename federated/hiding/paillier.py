@@ -40,7 +40,7 @@ from federated.messages import (
 from federated.party.party import Party
 from federated.party.release import expected, release
 from federated.party.state import NodeState, Released
-from federated.party.statistics import RELEASED
+from federated.party.statistics import RELEASED, find
 from lab.errors import PeerError, PolicyError
 from lab.privacy.disclosure import Rules
 from lab.sums import Floats, Sums
@@ -77,6 +77,13 @@ def give_part(holder: Party, memory: NodeState, message: RecordDict) -> RecordDi
     share, transcript = memory.key_share(), Transcript.from_bytes(read(message, "transcript"))
     query, roster = transcript.terms.query, memory.roster()
     statistic = memory.asked(query)
+    if find(statistic).cells and statistic not in RELEASED:
+        raise PolicyError(
+            f"'{statistic}' is of cells that may stand on few persons, and with a split key "
+            "everybody sees every total of a model; trees and scores by bin need "
+            "protection.key = 'authority'",
+            "cells",
+        )
     _, part = shares.give_part(share, roster, memory.answered(), transcript, workers=holder.workers)
     data = part.to_bytes(share.split)
     memory.answer(query)
@@ -154,12 +161,18 @@ class Opener(Protocol):
         """The total of a model's sums, which are of this form; what may be shown of a question's."""
 
     @property
+    def everybody(self) -> bool:
+        """Whether all parties see every total."""
+
+    @property
     def proof(self) -> RecordDict:
         """What the last total of a model's sums was opened from, where anybody may open it."""
 
 
 class KeyAuthority:
     """Holds the whole key, is not the coordinator, and opens what its checks allow, once."""
+
+    everybody = False
 
     def __init__(
         self, private: PrivateKey, rules: Rules | None = None, answered: Iterable[str] = ()
@@ -200,6 +213,8 @@ class KeyAuthority:
 
 class KeyHolders:
     """Every party holds a share, and all of them must agree to open."""
+
+    everybody = True
 
     def __init__(self, split: shares.SplitKey, roster: Roster) -> None:
         self.public, self._split, self._roster = split.public, split, roster
@@ -261,6 +276,8 @@ def proven(memory: NodeState, question: bytes, proof: RecordDict) -> Sums:
 class Dealer:
     """Deals the shares of a key to the parties of a roster and forgets it; then they open."""
 
+    everybody = True
+
     def __init__(self, private: PrivateKey) -> None:
         self.public, self._private = private.public, [private]
         self._holders: KeyHolders | None = None
@@ -296,6 +313,10 @@ class Paillier:
     def __init__(self, opener: Opener) -> None:
         self.opener = opener
         self._roster: Roster | None = None
+
+    @property
+    def everybody(self) -> bool:
+        return self.opener.everybody
 
     @property
     def proof(self) -> RecordDict:

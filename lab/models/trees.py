@@ -21,7 +21,7 @@ from lab.errors import ConfigurationError, PeerError
 from lab.models import kernels
 from lab.models.families import Family
 from lab.models.glm import Response, Task
-from lab.models.tree_model import LEAF, MOST_CELLS, Cuts, Tree, Trees, binned
+from lab.models.tree_model import LEAF, MOST_CELLS, Cuts, Tree, Trees, binned, persons_in
 from lab.privacy.joining import PERSONS, persons_by
 from lab.records import Strict
 from lab.statistics import Arrays, Holding, Statistic
@@ -374,6 +374,11 @@ def _bins(holding: Holding, a: OfBins, arrays: Arrays) -> Sums:
     return counts(columns, edges=arrays["edges"], rows=rows)
 
 
+def _persons(holding: Holding, a: OfBins, arrays: Arrays) -> Sums:
+    rows, owners = holding.rows(a.task, "train"), holding.owners(a.task, "train")
+    return persons_in(rows, np.asarray(pd.factorize(owners)[0], dtype=np.float64), a.cuts)
+
+
 def _level(holding: Holding, a: OfLevel, arrays: Arrays) -> Sums:
     return level(holding.once(_growing, a.cuts, a.task, a.recipe, at_hand=1), a.ask)
 
@@ -383,9 +388,10 @@ def _leaves(holding: Holding, a: OfLeaves, arrays: Arrays) -> Sums:
 
 
 STATISTICS = (
-    Statistic("trees_bins", OfBins, _bins, "trees", ("edges",)),
-    Statistic("trees_leaves", OfLeaves, _leaves, "trees"),
-    Statistic("trees_level", OfLevel, _level, "trees"),
+    Statistic("trees_bins", OfBins, _bins, "trees", ("edges",), cells=True),
+    Statistic("trees_persons", OfBins, _persons, "trees", cells=True),
+    Statistic("trees_leaves", OfLeaves, _leaves, "trees", cells=True),
+    Statistic("trees_level", OfLevel, _level, "trees", cells=True),
 )
 
 

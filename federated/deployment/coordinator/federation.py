@@ -58,6 +58,7 @@ from lab.models.design import Feature
 from lab.models.glm import Task
 from lab.models.profile import Profile, ProfileCells
 from lab.privacy.disclosure import Rules
+from lab.privacy.joining import Opened
 from lab.sums import Floats, Sums
 from secure_agg.errors import Blame
 from secure_agg.identity import Identity
@@ -85,6 +86,7 @@ class DeployedFederation:
         self.charter, self.resumable_run, self._log = charter, resumable_run, log
         self._run, self._sums = resumable_run.run, 0
         self.silent: list[tuple[str, str]] = []
+        self.opened: list[Opened] = []
         self.checkpoints: dict[str, Checkpoint] = {}
         self._since: dict[str, str] = {}
         self._delivery = Delivery(grid, folder, charter, identity, resumable_run, log)
@@ -105,6 +107,11 @@ class DeployedFederation:
     def names(self) -> tuple[str, ...]:
         """Insurers that take part, in seat order."""
         return tuple(member.name for member in self.members)
+
+    @property
+    def everybody(self) -> bool:
+        """Whether all parties see every total."""
+        return self.protection.everybody
 
     def _gather(self, patience: float) -> tuple[Participant, ...]:
         """Wait for all members, and at the deadline go on with those who are here."""

@@ -28,6 +28,8 @@ from secure_agg.transcript import Transcript
 class RemoteAuthority:
     """The supervisor, as the coordinator reaches it: it is shown transcripts and gives the next step."""
 
+    everybody = False
+
     def __init__(self, public: PublicKey, name: str) -> None:
         self.public, self._name = public, name
         self.answer = RecordDict()  # to the last opening
@@ -103,6 +105,8 @@ def protection_of(experiment: Experiment, charter: Charter, folder: Path) -> Pro
 
 class Holders:
     """All insurers together open totals; the dealer's public part says how their parts combine."""
+
+    everybody = True
 
     def __init__(self, roster: Roster, path: Path, digest: str) -> None:
         self._holders = KeyHolders(split_of(path, digest), roster)

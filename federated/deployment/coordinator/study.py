@@ -143,7 +143,7 @@ def _perform(
     study.not_run = tuple(arm for arm in experiment.arms.run if arm != "federated")
     result = study.arms["federated"] = ArmResult("federated")
     outcome, delivery = _carried_out(plan, federation, watch)
-    result.models["all"] = outcome.models
+    result.models["all"], result.opened = outcome.models, outcome.opened
     result.evaluations = {part: {"all": each} for part, each in outcome.evaluations.items()}
     federation.deliver(delivery, outcome)
     study.evidence = {PLAN: plan.to_json().encode(), SCORES: outcome.scorecard}
@@ -186,6 +186,7 @@ def _carried_out(
     steps = Steps(
         lambda parties: carry_out(plan, parties, watch),
         federation.protection.hiding,
+        everybody=federation.everybody,
         levels=levels,
         charter=federation.charter.digest,
     )

@@ -102,7 +102,7 @@ class InsurerRole:
             releaser = charter.member(charter.key.by[0]).card.verifying
             return SignedSteps(releaser, study.digest, run)
         totals = self._totals(run)
-        return Replay(lambda levels: solver.taken_up(study, levels, hiding, charter.digest, totals))
+        return Replay(lambda levels: solver.taken_up(study, levels, hiding, charter, totals))
 
     def _totals(self, run: str) -> TotalsOnDisk:
         return TotalsOnDisk(self._folder / STATE / f"{run}.totals")
@@ -316,7 +316,7 @@ class SupervisorRole:
             if "agreed" not in levels:
                 raise PeerError("coordinator: asks for a step before levels were agreed on")
             self._solvers[run] = ReleaserSteps(
-                self._state, run, study, self._charter.digest, self._identity, str(levels["agreed"])
+                self._state, run, study, self._charter, self._identity, str(levels["agreed"])
             )
             for old in list(self._solvers)[:-AT_HAND]:
                 self._solvers.pop(old).close()

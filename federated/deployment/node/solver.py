@@ -51,11 +51,16 @@ def names_of(levels: str) -> Levels:
 
 
 def taken_up(
-    plan: StudyPlan, levels: str, hiding: Hiding, charter: str, totals: TotalsOnDisk
+    plan: StudyPlan, levels: str, hiding: Hiding, charter: Charter, totals: TotalsOnDisk
 ) -> Steps[Outcome]:
     """The solver of a plan, after all totals that are on disk."""
+    split = hiding == "paillier" and not signed_steps(charter)
     steps = Steps(
-        lambda parties: carry_out(plan, parties), hiding, levels=names_of(levels), charter=charter
+        lambda parties: carry_out(plan, parties),
+        hiding,
+        everybody=hiding == "masks" or split,
+        levels=names_of(levels),
+        charter=charter.digest,
     )
     while (question := steps.question) is not None:
         total = totals.read(question.step, question.question.hex())
@@ -70,7 +75,13 @@ class ReleaserSteps:
     solver goes on, and gone once there is an outcome."""
 
     def __init__(
-        self, folder: Path, run: str, plan: StudyPlan, charter: str, identity: Identity, levels: str
+        self,
+        folder: Path,
+        run: str,
+        plan: StudyPlan,
+        charter: Charter,
+        identity: Identity,
+        levels: str,
     ) -> None:
         self._run, self._levels = run, levels
         self._study = SignedStudy(plan, identity, run)
