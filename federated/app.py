@@ -26,8 +26,9 @@ from federated.party.party import Party
 from federated.party.state import NodeState, Released
 from lab.errors import BudgetError, LabError, PeerError, PolicyError
 from lab.models import profile
-from lab.models.design import RARE, Feature, seen_levels
+from lab.models.design import Feature, seen_levels
 from lab.models.glm import Task
+from lab.privacy.joining import RARE
 from secure_agg.errors import SecureAggError
 
 #: A party by its partition number: from memory in process, from its own table elsewhere.

@@ -64,7 +64,9 @@ class Statistic:
     analysis: a kind of model, or one of :data:`ANY_MODEL`, :data:`QUESTIONS`, :data:`PROFILES`;
     arrays: the names of the arrays that are sent along, None where the model names them;
     persons: how the fewest persons behind it are set, by the party's minimum of rows for the whole
-    or by rules of disclosure cell by cell; message: Flower's type for the request.
+    or by rules of disclosure cell by cell; cells: its numbers stand on parts of the rows, some
+    perhaps on few persons, so that it is not asked where everybody sees the totals; message:
+    Flower's type for the request.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Statistic:
     analysis: str
     arrays: tuple[str, ...] | None = ()
     persons: Literal["minimum rows", "rules, cell by cell"] = "minimum rows"
+    cells: bool = False
     message: Literal["query", "train"] = "query"
 
     @property

@@ -78,7 +78,8 @@ def _fit(market: SimulatedMarket, protection: Protection) -> solver.Fit:
 
     def study(nodes: Grid) -> None:
         federation = Federation(nodes, protection, len(parties))
-        encoding = agree(federation, task, market.features["model"], market.contract)
+        least = market.experiment.model.min_persons
+        encoding = agree(federation, task, market.features["model"], market.contract, least)
         fits.append(solver.fit(federation, task, encoding))
 
     with single_threaded_blas():

@@ -41,7 +41,7 @@ from federated.messages import (
 )
 from federated.party.party import Party
 from federated.party.state import NodeState, Released
-from federated.party.statistics import RELEASED, find
+from federated.party.statistics import find
 from lab.errors import PeerError, PolicyError
 from lab.sums import Sums
 from secure_agg import masks, wire
@@ -62,12 +62,14 @@ OPENING, NAMES, KEPT = b"LABOPN01", b"LABNAM01", b"LABKPT01"
 MASKS: Hiding = "masks"
 
 
-def _refuse_questions(request: Request) -> None:
+def _refuse_cells(request: Request) -> None:
     """At the node and at the coordinator: nobody could hold back what the rules hide."""
-    if request.statistic in RELEASED:
+    if find(request.statistic).cells:
         raise PolicyError(
-            "under masks the coordinator opens every total, so none can be held back; "
-            "questions and profiles need protection.sums = 'paillier'"
+            f"'{request.statistic}' is of cells that may stand on few persons, and under masks "
+            "everybody sees every total; questions, profiles, trees and scores by bin need "
+            "protection.sums = 'paillier'",
+            "cells",
         )
 
 
@@ -134,7 +136,7 @@ def mask(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
         raise PeerError("coordinator: asks another question than it opened the masks for")
     if request.hiding != MASKS or set(request.parties) != set(terms.roster.names):
         raise PeerError("coordinator: names other parties than the roster")
-    _refuse_questions(request)
+    _refuse_cells(request)
     sums = taken(holder, memory, request)
     hidden = with_rows(sums)
     form = form_of(hidden)
@@ -195,6 +197,7 @@ class Masks:
     """Contributions under pairwise masks; a minority of the parties may drop out at any step."""
 
     hiding: Hiding = "masks"
+    everybody = True
 
     def __init__(self) -> None:
         self._roster: Roster | None = None
@@ -209,7 +212,7 @@ class Masks:
         talk.ask(MessageKind.ENROL, dict.fromkeys(roster.names, roster_message))
 
     def total(self, talk: Talk, request: Request) -> Sums:
-        _refuse_questions(request)
+        _refuse_cells(request)
         return self.run(talk, request)
 
     def run(self, talk: Talk, request: Request) -> Sums:
@@ -224,9 +227,9 @@ class Masks:
             )
             for name, answer in answers.items()
         }
-        key_bytes = {name: key.to_bytes() for name, key in keys.items()}
-        keys_message = message_of(keys=pairs_out(key_bytes))
-        answers = self._ask(talk, MessageKind.SHARE, dict.fromkeys(keys, keys_message))
+        shown = {name: key.to_bytes() for name, key in keys.items()}
+        message = message_of(keys=pairs_out(shown))
+        answers = self._ask(talk, MessageKind.SHARE, dict.fromkeys(keys, message))
         sealed = {n: decoded(n, pairs_in, read(answer, "sealed")) for n, answer in answers.items()}
         questions = {name: _question(request, sealed, name) for name in sealed}
         answers = self._ask(talk, _mask_kind(request), questions)
@@ -238,23 +241,18 @@ class Masks:
             name: _vector(terms, name, form, answers[name], replies[name]) for name in replies
         }
         present = list(vectors)
-        present_message = message_of(present=wire.join(NAMES, [name.encode() for name in present]))
-        answers = self._ask(talk, MessageKind.CONFIRM, dict.fromkeys(present, present_message))
+        message = message_of(present=wire.join(NAMES, [name.encode() for name in present]))
+        answers = self._ask(talk, MessageKind.CONFIRM, dict.fromkeys(present, message))
         confirmations = {
             name: masks.checked_confirmation(terms, name, present, read(answer, "signature"))
             for name, answer in answers.items()
         }
-        signatures = message_of(confirmations=pairs_out(confirmations))
-        answers = self._ask(talk, MessageKind.REVEAL, dict.fromkeys(confirmations, signatures))
-        opening = Opening(
-            key_bytes,
-            tuple(sealed),
-            vectors,
-            {
-                name: Signed(read(a, "revealed"), read(a, "signature"))
-                for name, a in answers.items()
-            },
-        )
+        message = message_of(confirmations=pairs_out(confirmations))
+        answers = self._ask(talk, MessageKind.REVEAL, dict.fromkeys(confirmations, message))
+        revealed = {
+            n: Signed(read(a, "revealed"), read(a, "signature")) for n, a in answers.items()
+        }
+        opening = Opening(shown, tuple(sealed), vectors, revealed)
         total = opened(form, opening.total(terms, fields_of(form)))
         self.proof = message_of(
             query=request.query.encode(),

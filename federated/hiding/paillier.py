@@ -41,17 +41,25 @@ from federated.messages import (
 from federated.party.party import Party
 from federated.party.release import expected, release
 from federated.party.state import NodeState, Released
-from federated.party.statistics import RELEASED
+from federated.party.statistics import RELEASED, find
 from lab.errors import PeerError, PolicyError
 from lab.privacy.disclosure import Rules
 from lab.sums import Floats, Sums
 from secure_agg import paillier, shares
-from secure_agg.errors import FaultyCoordinator
+from secure_agg.errors import FaultyCoordinator, InconsistentSum
 from secure_agg.identity import Roster
 from secure_agg.keys import PrivateKey, PublicKey, generate
 from secure_agg.masks import pairs_in, pairs_out
 from secure_agg.packing import Layout
-from secure_agg.transcript import Contribution, Terms, Transcript, contribute, examine, received
+from secure_agg.transcript import (
+    Contribution,
+    Terms,
+    Transcript,
+    blame_layout,
+    contribute,
+    examine,
+    received,
+)
 
 # The node.
 
@@ -78,6 +86,13 @@ def give_part(holder: Party, memory: NodeState, message: RecordDict) -> RecordDi
     share, transcript = memory.key_share(), Transcript.from_bytes(read(message, "transcript"))
     query, roster = transcript.terms.query, memory.roster()
     statistic = memory.asked(query)
+    if find(statistic).cells and statistic not in RELEASED:
+        raise PolicyError(
+            f"'{statistic}' is of cells that may stand on few persons, and with a split key "
+            "everybody sees every total of a model; trees and scores by bin need "
+            "protection.key = 'authority'",
+            "cells",
+        )
     _, part = shares.give_part(share, roster, memory.answered(), transcript, workers=holder.workers)
     data = part.to_bytes(share.split)
     memory.answer(query)
@@ -155,12 +170,18 @@ class Opener(Protocol):
         """The total of a model's sums, which are of this form; what may be shown of a question's."""
 
     @property
+    def everybody(self) -> bool:
+        """Whether all parties see every total."""
+
+    @property
     def proof(self) -> RecordDict:
         """What the last total of a model's sums was opened from, where anybody may open it."""
 
 
 class KeyAuthority:
     """Holds the whole key, is not the coordinator, and opens what its checks allow, once."""
+
+    everybody = False
 
     def __init__(
         self, private: PrivateKey, rules: Rules | None = None, answered: Iterable[str] = ()
@@ -186,14 +207,18 @@ class KeyAuthority:
 
     def open(self, talk: object, transcript: Transcript, request: Request, form: Form) -> Sums:
         """Raises :class:`~secure_agg.errors.FaultyCoordinator` for anything but a new, complete
-        and signed sum of parties of its roster."""
+        and signed sum of parties of its roster, :class:`~secure_agg.errors.FaultyParty` for
+        contributions that hold something else than numbers of the layout."""
         if self._roster is None:
             raise PolicyError("key authority: it knows no roster and opens nothing")
         if request.question != transcript.terms.question:
             raise FaultyCoordinator("it shows another question than the parties signed")
         own = examine(self._roster, transcript, self.public, self._answered)
         self._answered.add(transcript.terms.query)
-        arrays = paillier.decrypt(self._private, own)
+        try:
+            arrays = paillier.decrypt(self._private, own)
+        except InconsistentSum:
+            raise blame_layout(self._private, transcript) from None
         if request.statistic in RELEASED:
             return _released(request, transcript, arrays, self._rules)
         return opened(form, arrays)
@@ -201,6 +226,8 @@ class KeyAuthority:
 
 class KeyHolders:
     """Every party holds a share, and all of them must agree to open."""
+
+    everybody = True
 
     def __init__(self, split: shares.SplitKey, roster: Roster) -> None:
         self.public, self._split, self._roster = split.public, split, roster
@@ -262,6 +289,8 @@ def proven(memory: NodeState, question: bytes, proof: RecordDict) -> Sums:
 class Dealer:
     """Deals the shares of a key to the parties of a roster and forgets it; then they open."""
 
+    everybody = True
+
     def __init__(self, private: PrivateKey) -> None:
         self.public, self._private = private.public, [private]
         self._holders: KeyHolders | None = None
@@ -297,6 +326,10 @@ class Paillier:
     def __init__(self, opener: Opener) -> None:
         self.opener = opener
         self._roster: Roster | None = None
+
+    @property
+    def everybody(self) -> bool:
+        return self.opener.everybody
 
     @property
     def proof(self) -> RecordDict:

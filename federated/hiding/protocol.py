@@ -49,6 +49,10 @@ class Protection(Protocol):
 
     hiding: Hiding
 
+    @property
+    def everybody(self) -> bool:
+        """Whether all parties see every total, though none sees a contribution."""
+
     def check_parties(self, parties: int) -> None:
         """Refuse a federation too small for this way."""
 
@@ -68,6 +72,7 @@ class Clear:
     """No hiding: the coordinator reads every contribution."""
 
     hiding: Hiding = "clear"
+    everybody = False  # it hides nothing from anybody, and says so
 
     def __init__(self, rules: Rules | None = None) -> None:
         self.rules = rules or Rules.read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from federated.study.market import StudiedMarket
 from federated.study.scoring import Evaluation, scored
 from lab.models.files import digest
 from lab.models.profile import Profile, Profiled
+from lab.privacy.joining import Opened, by_statistic
 from lab.scores import accuracy as scoring
 from lab.scores import detection
 
@@ -57,6 +59,7 @@ class ArmResult:
     notes: dict[str, str] = field(default_factory=dict)  # holder -> what to know of its model
     evaluations: dict[str, dict[str, Evaluation]] = field(default_factory=dict)  # part -> holder
     others: dict[str, Evaluation] = field(default_factory=dict)  # holder -> on all rows but its own
+    opened: tuple[Opened, ...] = ()  # what was told to others than whoever opens totals
     seconds: float = 0.0
 
 
@@ -75,6 +78,9 @@ class Study:
     unanswered: str = ""  # why real parties did not answer the questions
     run: str = ""  # its name in the parties' logs, where the parties are real
     outlook: list[Any] = field(default_factory=list)  # who took part, where they are
+    evidence: Mapping[str, bytes] = field(
+        default_factory=dict
+    )  # files that real parties' logs bind
     folder: Any = None
     tracking: str | None = None
 
@@ -178,6 +184,14 @@ class Study:
                 row |= {f"{place}_gain": change, f"{place}_low": low, f"{place}_high": high}
             rows.append(row)
         return pd.DataFrame(rows)
+
+    @property
+    def opened(self) -> list[Opened]:
+        """What of the totals was told to others than whoever opens them: of models, then of
+        questions."""
+        models = self.arms["federated"].opened if "federated" in self.arms else ()
+        questions = [line for _, answer in self.answers for line in answer.attrs.get("opened", [])]
+        return [*models, *by_statistic(Opened(**line) for line in questions)]
 
     @property
     def receipt(self) -> pd.DataFrame:

@@ -18,16 +18,15 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from lab.errors import ConfigurationError, ContractError
+from lab.privacy.joining import PERSONS, RARE, in_order, persons_by
 from lab.records import Strict
-from lab.sums import COUNT, MOMENT, Floats, Sums
+from lab.sums import COUNT, FLAG, MOMENT, Floats, Sums
 from lab.tables.contracts import level_of
 
 #: Rows handled at once: a block of the design stays in the processor's cache.
 BLOCK = 4096
 #: Levels of a category: their codes are 16-bit numbers.
 MOST_LEVELS = 2**15 - 1
-#: The one level for all whose names no party announces, because they stand on too few persons.
-RARE = "(rare)"
 
 
 class Feature(Strict):
@@ -255,23 +254,52 @@ def moments(frame: pd.DataFrame, features: tuple[Number, ...]) -> Sums:
     return Sums(arrays, {"count": COUNT, "first": MOMENT, "second": MOMENT}, len(frame))
 
 
-def histogram(frame: pd.DataFrame, features: tuple[Number, ...], edges: Floats) -> Sums:
-    """Rows by interval of each standardised feature, (features, intervals); the ends are open."""
+def histogram(
+    frame: pd.DataFrame, features: tuple[Number, ...], edges: Floats, owners: Floats, least: int
+) -> Sums:
+    """Rows by interval of each standardised feature, (features, intervals); the ends are open.
+
+    owners: (rows,) who each row belongs to. Neighbours are joined, at that of them which is nearest
+    to the middle, until ``least`` persons of this party stand behind them: no interval shows fewer.
+    """
+    size = len(edges) - 1
     counts = np.zeros((len(features), len(edges) - 1))
     for j, term in enumerate(features):
         values = (term.feature.numbers(frame, term.levels) - term.mean) / term.scale
-        inside = np.clip(values[~np.isnan(values)], edges[0], edges[-1])
-        counts[j] = np.histogram(inside, edges)[0]
+        valid = ~np.isnan(values)
+        inside = np.clip(values[valid], edges[0], edges[-1])
+        place = np.clip(np.searchsorted(edges, inside, side="right") - 1, 0, size - 1)
+        joined = in_order(persons_by(place, owners[valid], size), least)
+        first, end = (np.searchsorted(joined, joined, side=side) for side in ("left", "right"))
+        nearest = np.clip(size // 2, first, end - 1)
+        counts[j] = np.bincount(nearest[place], minlength=size)
     return Sums({"count": counts}, {"count": COUNT}, len(frame))
 
 
-def level_counts(frame: pd.DataFrame, features: tuple[Levels, ...]) -> Sums:
-    """Rows at each level of each categorical feature, one after the other."""
-    counts = [np.zeros(0)]
+def level_counts(frame: pd.DataFrame, features: tuple[Levels, ...], owners: Floats) -> Sums:
+    """Rows and persons at each level of each categorical feature, one after the other.
+
+    owners: (rows,) who each row belongs to.
+    """
+    rows, persons = [np.zeros(0)], [np.zeros(0)]
     for term in features:
-        codes = codes_of(term.feature.texts(frame), term.levels)
-        counts.append(np.bincount(codes[codes >= 0], minlength=len(term.levels)).astype(float))
-    return Sums({"count": np.concatenate(counts)}, {"count": COUNT}, len(frame))
+        codes, size = codes_of(term.feature.texts(frame), term.levels), len(term.levels)
+        there = codes >= 0
+        rows.append(np.bincount(codes[there], minlength=size).astype(float))
+        persons.append(persons_by(codes[there].astype(np.int64), owners[there], size))
+    arrays = {"count": np.concatenate(rows), PERSONS: np.concatenate(persons)}
+    return Sums(arrays, dict.fromkeys(arrays, COUNT), len(frame))
+
+
+def level_parties(
+    frame: pd.DataFrame, features: tuple[Levels, ...], owners: Floats, least: int
+) -> Sums:
+    """1 for each level at which this party has ``least`` persons, 0 for the others.
+
+    What is told of levels where everybody sees the totals: no count of few persons.
+    """
+    persons = level_counts(frame, features, owners)[PERSONS]
+    return Sums({"parties": (persons >= least).astype(float)}, {"parties": FLAG}, len(frame))
 
 
 def check_features(frame: pd.DataFrame, features: tuple[Feature, ...], missing: str) -> None:

@@ -15,8 +15,9 @@ from pydantic import model_validator
 from lab.models import kernels
 from lab.models.design import Feature, codes_of
 from lab.models.glm import Task
+from lab.privacy.joining import PERSONS, persons_by
 from lab.records import Strict
-from lab.sums import Floats
+from lab.sums import HEADS, Floats, Sums
 
 #: Levels of a category that have bins of their own; a bin's number is one byte.
 MOST_BINS = 254
@@ -61,6 +62,19 @@ class Cuts(Strict):
             out[:] = np.where(level < 0, self.bins - 1, level)
         else:
             kernels.bins(self.feature.numbers(frame, self.levels), np.array(self.edges), out)
+
+
+def persons_in(frame: pd.DataFrame, owners: pd.Series, cuts: tuple[Cuts, ...]) -> Sums:
+    """Distinct persons, within the party, in each bin of each feature, one feature after the other.
+
+    owners: (rows,) who each row belongs to.
+    """
+    unit = np.asarray(pd.factorize(owners)[0], dtype=np.float64)
+    persons, codes = [], np.empty(len(frame), dtype=np.uint8)
+    for cut in cuts:
+        cut.codes(frame, codes)
+        persons.append(persons_by(codes.astype(np.int64), unit, cut.bins))
+    return Sums({PERSONS: np.concatenate(persons)}, {PERSONS: HEADS}, len(frame))
 
 
 class Tree(Strict):

@@ -21,7 +21,7 @@ from lab.errors import ConfigurationError, PeerError
 from lab.models import kernels
 from lab.models.families import Family
 from lab.models.glm import Response, Task
-from lab.models.tree_model import LEAF, MOST_CELLS, Cuts, Tree, Trees, binned
+from lab.models.tree_model import LEAF, MOST_CELLS, Cuts, Tree, Trees, binned, persons_in
 from lab.privacy.joining import PERSONS, persons_by
 from lab.records import Strict
 from lab.statistics import Arrays, Holding, Statistic
@@ -361,22 +361,18 @@ def _sorted(holding: Holding, task: Task, cuts: tuple[Cuts, ...]) -> list[Floats
 def _growing(holding: Holding, cuts: tuple[Cuts, ...], task: Task, recipe: TreesRecipe) -> Rows:
     """Rows that trees grow from; which are held out goes by their owner."""
     holding.forget(_sorted)  # bins are agreed by now
-    return Rows(
-        holding.rows(task, "train"),
-        holding.once(_response, task),
-        holding.owners(task, "train"),
-        cuts,
-        task,
-        recipe,
-        holding.finished,
-        secret=holding.rows_secret,
-    )
+    rows, owners = holding.rows(task, "train"), holding.owners(task, "train")
+    response, drawing = holding.once(_response, task), holding.rows_secret
+    return Rows(rows, response, owners, cuts, task, recipe, holding.finished, secret=drawing)
 
 
 def _bins(holding: Holding, a: OfBins, arrays: Arrays) -> Sums:
-    columns = holding.once(_sorted, a.task, a.cuts, at_hand=1)
-    rows = len(holding.rows(a.task, "train"))
-    return counts(columns, edges=arrays["edges"], rows=rows)
+    columns, rows = holding.once(_sorted, a.task, a.cuts, at_hand=1), holding.rows(a.task, "train")
+    return counts(columns, edges=arrays["edges"], rows=len(rows))
+
+
+def _persons(holding: Holding, a: OfBins, arrays: Arrays) -> Sums:
+    return persons_in(holding.rows(a.task, "train"), holding.owners(a.task, "train"), a.cuts)
 
 
 def _level(holding: Holding, a: OfLevel, arrays: Arrays) -> Sums:
@@ -388,9 +384,10 @@ def _leaves(holding: Holding, a: OfLeaves, arrays: Arrays) -> Sums:
 
 
 STATISTICS = (
-    Statistic("trees_bins", OfBins, _bins, "trees", ("edges",)),
-    Statistic("trees_leaves", OfLeaves, _leaves, "trees"),
-    Statistic("trees_level", OfLevel, _level, "trees"),
+    Statistic("trees_bins", OfBins, _bins, "trees", ("edges",), cells=True),
+    Statistic("trees_persons", OfBins, _persons, "trees", cells=True),
+    Statistic("trees_leaves", OfLeaves, _leaves, "trees", cells=True),
+    Statistic("trees_level", OfLevel, _level, "trees", cells=True),
 )
 
 

@@ -135,23 +135,30 @@ def _by_party(result: Result, axes: Axes) -> bool:
     return True
 
 
+def _in_bins(result: Result) -> dict[str, Any]:
+    """The curves of each arm that was judged in bins."""
+    return {arm: c for arm, c in result["curves"].items() if c and c["tenths"]}
+
+
 def _lorenz(result: Result, axes: Axes) -> bool:
+    arms = _in_bins(result)
+    if not arms:
+        return False
     axes.plot([0, 1], [0, 1], color=LINE, lw=1)
-    for arm, curves in result["curves"].items():
-        if curves:
-            gini = result["arms"][arm]["scores"]["all"]["gini"]
-            style = (0, (2, 3)) if arm == "pooled" else "-"
-            axes.plot(
-                curves["lorenz"]["exposure"],
-                curves["lorenz"]["target"],
-                lw=1.6,
-                ls=style,
-                color=COLOURS[arm],
-                label=f"{arm}, Gini {gini:.3f}",
-            )
+    for arm, curves in arms.items():
+        gini = result["arms"][arm]["scores"]["all"]["gini"]
+        style = (0, (2, 3)) if arm == "pooled" else "-"
+        axes.plot(
+            curves["lorenz"]["exposure"],
+            curves["lorenz"]["target"],
+            lw=1.6,
+            ls=style,
+            color=COLOURS[arm],
+            label=f"{arm}, Gini {gini:.3f}",
+        )
     axes.set(xlabel="share of exposure", ylabel="share of target", xlim=(0, 1), ylim=(0, 1))
     axes.legend(loc="upper left")
-    return any(result["curves"].values())
+    return True
 
 
 def _tenths(result: Result) -> pd.DataFrame:
@@ -190,9 +197,11 @@ def _calibration(result: Result, axes: Axes) -> bool:
 
 
 def _lift(result: Result, axes: Axes) -> bool:
-    arms = [arm for arm, curves in result["curves"].items() if curves]
-    for k, arm in enumerate(arms):
-        table = result["curves"][arm]["tenths"]
+    arms = _in_bins(result)
+    if not arms:
+        return False
+    for k, (arm, curves) in enumerate(arms.items()):
+        table = curves["tenths"]
         mean = sum(t["actual"] for t in table) / sum(t["size"] for t in table)
         width = 0.8 / len(arms)
         x = [t["tenth"] - 0.4 + width * (k + 0.5) for t in table]
@@ -201,7 +210,7 @@ def _lift(result: Result, axes: Axes) -> bool:
     axes.axhline(1, color=PALE, lw=0.8)
     axes.set(xlabel="tenth of exposure", ylabel="actual rate / mean", xticks=range(1, 11))
     axes.legend(loc="upper left")
-    return bool(arms)
+    return True
 
 
 def _convergence(result: Result, axes: Axes) -> bool:

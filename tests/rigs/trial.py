@@ -266,7 +266,7 @@ class Trial(LoopbackExchange):
         """How many totals of a study's run were opened; 0 before it began. study: its name."""
         digest = announced(self.experiment(int(study.split()[1]))).digest
         for place in (self.exchange / "runs").glob("*/run.json"):
-            if (record := read_json(place))["study"] == digest:
+            if (record := read_json(place))["plan"] == digest:
                 if not (self.exchange / LOG_NAME).exists():
                     return 0
                 releases = self.logged("exchange", "release")
@@ -327,7 +327,7 @@ class Trial(LoopbackExchange):
                 federation = Federation(grid, protection, len(parties))
                 (task,) = experiment.tasks().values()
                 features = experiment.features(read, "model")
-                encoding = agree(federation, task, features, read)
+                encoding = agree(federation, task, features, read, 10)
                 assert experiment.model.kind == "glm"
                 fit = glm.fit(federation, task, encoding, experiment.model.ridge)
                 return digest(str(fit.model.model_dump_json()))

@@ -181,7 +181,7 @@ def test_a_node_for_questions_takes_no_statistic_of_a_model(statistic: str) -> N
         arguments: dict[str, dict[str, Any]] = {
             "totals": {"part": "train"},
             "moments": {"features": ()},
-            "histogram": {"features": ()},
+            "histogram": {"features": (), "least": 10},
             "glm_step": {"encoding": Encoding(), "unit": 1.0},
         }
         arrays = {"histogram": {"edges": np.zeros(1)}, "glm_step": {"beta": np.zeros(1)}}
