@@ -75,17 +75,17 @@ def deal_data(experiment: Path, folder: Path, changes: tuple[str, ...]) -> None:
     from federated.study.experiment import Experiment
     from federated.study.simulation import MARK, deal_tables
 
-    read = Experiment.read(experiment, changed(changes))
-    for name, place in deal_tables(read, folder).items():
+    settings = Experiment.read(experiment, changed(changes))
+    for name, place in deal_tables(settings, folder).items():
         say(f"{name}: {place}")
-    kinds = [read.model.kind, *(["profiles"] if read.profile else [])]
-    kinds += ["questions"] if read.query else []
-    told = [f"--analysis {kind}" for kind in kinds]
-    if read.profile or read.query:
-        told.append(f"--person {shlex.quote(read.data.person or '')}")
-    column, value = read.data.test_column or MARK, read.data.test_value
-    told.append(f"--test {column}={1 if value is None else value}")
-    say(f"for lab node init: {' '.join(told)}")
+    kinds = [settings.model.kind, *(["profiles"] if settings.profile else [])]
+    kinds += ["questions"] if settings.query else []
+    options = [f"--analysis {kind}" for kind in kinds]
+    if settings.profile or settings.query:
+        options.append(f"--person {shlex.quote(settings.data.person or '')}")
+    column, value = settings.data.test_column or MARK, settings.data.test_value
+    options.append(f"--test {column}={1 if value is None else value}")
+    say(f"for lab node init: {' '.join(options)}")
 
 
 @data.command()
@@ -104,9 +104,9 @@ def check(file: str, contract: str, table: str | None, query: str | None) -> Non
     """
     from lab.tables.sources import load
 
-    agreed = _contract(contract)
-    found = load(path=file, contract=agreed, table=table, query=query)
-    say(f"{found.origin}: {len(found.frame):,} rows keep contract {agreed.name}")
+    rules = _contract(contract)
+    source = load(path=file, contract=rules, table=table, query=query)
+    say(f"{source.origin}: {len(source.frame):,} rows keep contract {rules.name}")
 
 
 @click.group()
@@ -126,17 +126,17 @@ def make(folder: Path, persons: int, insurers: int, seed: int) -> None:
     lab market make my-market
     lab market make my-market --persons 1000000 --seed 7
     """
-    from lab.market.make import make as made_in
+    from lab.market.make import make as make_market
 
-    made = made_in(folder, persons=persons, insurers=insurers, seed=seed)
+    result = make_market(folder, persons=persons, insurers=insurers, seed=seed)
     table = plain_table("table", "rows", numbers=["rows"])
-    for name, rows in sorted(made.rows.items()):
+    for name, rows in sorted(result.rows.items()):
         table.add_row(name, f"{rows:,}")
     console = screen()
     console.print(table)
-    place = f"\n{made.folder}, seed {seed}, {made.seconds:.1f} s"
+    place = f"\n{result.folder}, seed {seed}, {result.seconds:.1f} s"
     console.print(place, highlight=False, soft_wrap=True)
-    what = f"what it is made from: lab data describe market --path {made.folder}"
+    what = f"what it is made from: lab data describe market --path {result.folder}"
     console.print(what, style="dim", soft_wrap=True)
 
 
@@ -154,8 +154,8 @@ def flags(folder: Path) -> None:
         *("fraud", "party", "frauds", "chance", "alone", "together"),
         numbers=("frauds", "chance", "alone", "together"),
     )
-    found = compare(folder)
-    for kind, party, frauds, *scores in found.itertuples(index=False):
+    comparison = compare(folder)
+    for kind, party, frauds, *scores in comparison.itertuples(index=False):
         if party in (PUBLIC, INSURERS):
             who = "insurers, each" if party == INSURERS else "public insurer"
             table.add_row(kind, who, f"{frauds:,}", *(f"{x:.4f}" for x in scores))
@@ -195,11 +195,11 @@ def score(
 
     if out is not None:
         check_ending(out)
-    agreed = _contract(contract) if contract else None
-    scored, notes = predict(model, table, contract=agreed, query=query)
+    rules = _contract(contract) if contract else None
+    frame, notes = predict(model, table, contract=rules, query=query)
     if out is None:
-        say_table(scored.to_csv(index=False))
+        say_table(frame.to_csv(index=False))
     else:
-        write(scored, out)
+        write(frame, out)
     for note in notes:
         say(note, err=True)
