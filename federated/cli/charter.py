@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from federated.cli.console import plain_table
+from federated.cli.console import plain_table, print_heading, say, say_json, screen
 
 if TYPE_CHECKING:
     from federated.deployment.charter import Charter, Consent, Signature
@@ -97,9 +96,7 @@ def init(
         limits=parse(charters.CharterLimits, limits, where="limits"),
     )
     charters.write(file, new_charter, {})
-    click.echo(
-        f"{file}: charter {new_charter.name}, version 1; next: lab charter add {file} ENROLMENT…"
-    )
+    say(f"{file}: charter {new_charter.name}, version 1; next: lab charter add {file} ENROLMENT…")
 
 
 def _contract(text: str) -> tuple[str, int]:
@@ -149,14 +146,12 @@ def _with(agreed: Charter, signatures: dict[str, Signature], enrolment: Enrolmen
 
     member = enrolment.member
     next_charter = charters.with_member(agreed, enrolment)
-    click.echo(f"{member.name}, {member.role}; compare by telephone: {member.fingerprint}")
+    say(f"{member.name}, {member.role}; compare by telephone: {member.fingerprint}")
     if signatures:
-        click.echo(
-            f"version {next_charter.version}: the signatures of version {agreed.version} are void"
-        )
+        say(f"version {next_charter.version}: the signatures of version {agreed.version} are void")
         signatures.clear()
     if agreed.key is not None and next_charter.key is None:
-        click.echo("the split key was dealt to others; deal it again")
+        say("the split key was dealt to others; deal it again")
     return next_charter
 
 
@@ -191,9 +186,9 @@ def sign(file: Path, identity: Path) -> None:
     beside = charters.signatures_beside(file)
     signatures = charters.read_signatures(beside) | {own.card.name: charters.sign(agreed, own)}
     charters.write(file, agreed, signatures)
-    click.echo(f"{own.card.name} signed charter {agreed.digest}")
+    say(f"{own.card.name} signed charter {agreed.digest}")
     if own.card.name != agreed.coordinator:
-        click.echo(f"hand {beside} back to {agreed.coordinator}")
+        say(f"hand {beside} back to {agreed.coordinator}")
 
 
 @charter.command()
@@ -211,12 +206,10 @@ def show(file: Path, as_json: bool) -> None:
     agreed = consent.charter
     if as_json:
         summary = {"digest": agreed.digest, "unsigned": consent.missing}
-        click.echo(json.dumps(summary | agreed.model_dump(mode="json"), ensure_ascii=False))
+        say_json(summary | agreed.model_dump(mode="json"))
         return
-    from rich.console import Console
-
-    console = Console()
-    console.print(f"[bold]{agreed.name}[/], version {agreed.version}", highlight=False)
+    console = screen()
+    print_heading(console, agreed.name, f", version {agreed.version}")
     table = plain_table("member", "role", "fingerprint", "signed")
     for member in agreed.members:
         signed = "no" if member.name in consent.missing else "yes"
@@ -246,6 +239,6 @@ def _opens(agreed: Charter) -> str:
 
 def _tell_missing(consent: Consent) -> None:
     for name, reason in consent.missing.items():
-        click.echo(f"{name}: {reason}")
+        say(f"{name}: {reason}")
     if not consent.missing:
-        click.echo(f"signed by all {len(consent.charter.members)} members")
+        say(f"signed by all {len(consent.charter.members)} members")

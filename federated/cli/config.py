@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import click
 
+from federated.cli.console import say, say_json
+
 Node = dict[str, Any]
 
 
@@ -36,10 +38,11 @@ def config(json_schema: bool) -> None:
     """
     schema = experiment_schema()
     if json_schema:
-        click.echo(json.dumps(schema, indent=2, ensure_ascii=False))
+        say_json(schema, indent=2)
         return
     for heading, keys in sections(schema):
-        click.echo(f"\n{click.style(heading, bold=True)}")
+        say()
+        say(heading, bold=True)
         _print_keys(keys)
 
 
@@ -146,9 +149,9 @@ def _print_keys(keys: list[ConfigKey]) -> None:
     for key in keys:
         facts = f"{key.allowed}; {_default_words(key)}"
         for at, line in enumerate(textwrap.wrap(facts, width - len(indent))):
-            click.echo(f"  {key.name:<{name}}  {line}" if at == 0 else indent + line)
+            say(f"  {key.name:<{name}}  {line}" if at == 0 else indent + line)
         for line in textwrap.wrap(key.meaning, width - len(indent)):
-            click.echo(indent + click.style(line, dim=True))
+            say(line, mark=indent, dim=True)
 
 
 def _default_words(key: ConfigKey) -> str:

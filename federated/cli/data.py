@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from federated.cli.console import plain_table
+from federated.cli.console import plain_table, print_heading, say, say_lines, say_table, screen
 
 if TYPE_CHECKING:
     from lab.tables.contracts import Contract
@@ -29,14 +29,12 @@ def describe(source: str, path: str | None) -> None:
     lab data describe rand_hie
     lab data describe market --path my-market
     """
-    from rich.console import Console
-
     from lab.errors import ConfigurationError
     from lab.tables.sources import built_in, load
 
     contract = built_in(source)
-    console = Console()
-    console.print(f"[bold]{contract.name}[/]  {contract.title}", highlight=False)
+    console = screen()
+    print_heading(console, contract.name, f"  {contract.title}")
     for label, text in (
         ("published", contract.published),
         ("licence", contract.licence),
@@ -47,7 +45,7 @@ def describe(source: str, path: str | None) -> None:
     if source == "market":
         from lab.market.facts import describe as page
 
-        click.echo("\n" + page(Path(path) if path is not None else None))
+        say_lines("\n" + page(Path(path) if path is not None else None))
     try:
         frame = load(source, path).frame
         console.print(f"rows: {len(frame):,}, columns: {len(frame.columns)}", highlight=False)
@@ -79,7 +77,7 @@ def deal_data(experiment: Path, folder: Path, changes: tuple[str, ...]) -> None:
 
     read = Experiment.read(experiment, changed(changes))
     for name, place in deal_tables(read, folder).items():
-        click.echo(f"{name}: {place}")
+        say(f"{name}: {place}")
     kinds = [read.model.kind, *(["profiles"] if read.profile else [])]
     kinds += ["questions"] if read.query else []
     told = [f"--analysis {kind}" for kind in kinds]
@@ -87,7 +85,7 @@ def deal_data(experiment: Path, folder: Path, changes: tuple[str, ...]) -> None:
         told.append(f"--person {shlex.quote(read.data.person or '')}")
     column, value = read.data.test_column or MARK, read.data.test_value
     told.append(f"--test {column}={1 if value is None else value}")
-    click.echo(f"for lab node init: {' '.join(told)}")
+    say(f"for lab node init: {' '.join(told)}")
 
 
 @data.command()
@@ -108,7 +106,7 @@ def check(file: str, contract: str, table: str | None, query: str | None) -> Non
 
     agreed = _contract(contract)
     found = load(path=file, contract=agreed, table=table, query=query)
-    click.echo(f"{found.origin}: {len(found.frame):,} rows keep contract {agreed.name}")
+    say(f"{found.origin}: {len(found.frame):,} rows keep contract {agreed.name}")
 
 
 @click.group()
@@ -128,15 +126,13 @@ def make(folder: Path, persons: int, insurers: int, seed: int) -> None:
     lab market make my-market
     lab market make my-market --persons 1000000 --seed 7
     """
-    from rich.console import Console
-
     from lab.market.make import make as made_in
 
     made = made_in(folder, persons=persons, insurers=insurers, seed=seed)
     table = plain_table("table", "rows", numbers=["rows"])
     for name, rows in sorted(made.rows.items()):
         table.add_row(name, f"{rows:,}")
-    console = Console()
+    console = screen()
     console.print(table)
     place = f"\n{made.folder}, seed {seed}, {made.seconds:.1f} s"
     console.print(place, highlight=False, soft_wrap=True)
@@ -152,8 +148,6 @@ def flags(folder: Path) -> None:
     \b
     lab market flags my-market
     """
-    from rich.console import Console
-
     from lab.market.red_flags import INSURERS, PUBLIC, compare
 
     table = plain_table(
@@ -165,7 +159,7 @@ def flags(folder: Path) -> None:
         if party in (PUBLIC, INSURERS):
             who = "insurers, each" if party == INSURERS else "public insurer"
             table.add_row(kind, who, f"{frauds:,}", *(f"{x:.4f}" for x in scores))
-    console = Console()
+    console = screen()
     console.print(table)
     console.print(
         "\naverage precision of one plain rule (lab/market/red_flags.py) on the party's claims; a party "
@@ -204,8 +198,8 @@ def score(
     agreed = _contract(contract) if contract else None
     scored, notes = predict(model, table, contract=agreed, query=query)
     if out is None:
-        click.echo(scored.to_csv(index=False), nl=False)
+        say_table(scored.to_csv(index=False))
     else:
         write(scored, out)
     for note in notes:
-        click.echo(note, err=True)
+        say(note, err=True)

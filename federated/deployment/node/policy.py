@@ -348,25 +348,3 @@ def _equal(column: pd.Series[Any], value: str) -> NDArray[np.bool_]:
 def _rule_of(column: Column) -> dict[str, Any]:
     """What a column must be, without what a contract says for people, and its role."""
     return column.model_dump(exclude={"description", "advice", "unit", "role"})
-
-
-def waiting(folder: Path) -> dict[str, StudyPlan]:
-    """Experiments that wait for a person's approval, by digest."""
-    plans = {}
-    for path in sorted((folder / REQUESTS).glob("*.json")):
-        if not (folder / APPROVED / path.stem).exists():
-            plans[path.stem] = StudyPlan.from_json(path.read_text(encoding="utf-8"))
-    return plans
-
-
-def approve(folder: Path, digest: str, who: str) -> str:
-    """A person's approval of an experiment; the node writes it in its log when it acts on it."""
-    matches = [full for full in waiting(folder) if full.startswith(digest)]
-    if len(matches) != 1 or len(digest) < 8:
-        raise ConfigurationError(
-            f"{digest}: {len(matches)} waiting experiments begin so; give 8 or more first digits of "
-            "one that lab node requests lists"
-        )
-    approval: dict[str, Any] = {"by": who, "experiment": matches[0]}
-    write_whole(folder / APPROVED / matches[0], canonical(approval), 0o600)
-    return matches[0]
