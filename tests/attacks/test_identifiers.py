@@ -15,6 +15,7 @@ from federated.study.experiment import Experiment
 from lab.models.design import seen_levels
 
 PATIENTS = 90
+TREES = {"kind": "trees", "family": "poisson", "trees": 3, "min_child_rows": 4.0}
 
 
 def patients() -> pd.DataFrame:
@@ -31,7 +32,7 @@ def patients() -> pd.DataFrame:
     )
 
 
-def model_file(folder: Path) -> str:
+def model_file(folder: Path, **model: int) -> str:
     """The federated model of an experiment that names no feature."""
     path = folder / "visits.csv"
     patients().to_csv(path, index=False)
@@ -41,7 +42,7 @@ def model_file(folder: Path) -> str:
             "data": {"path": str(path), "target": "visits", "test": 0.0},
             "parties": {"split": "column", "column": "insurer"},
             "protection": {"sums": "clear"},
-            "model": {"kind": "trees", "family": "poisson", "trees": 3, "min_child_rows": 4.0},
+            "model": {**TREES, **model},
             "arms": {"run": ["federated"], "replicates": 0},
         }
     )
@@ -62,11 +63,12 @@ def unsifted(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_where_every_column_is_a_feature_a_model_holds_all_patients_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The unprotected twin; the second guard is off as well: every level's name is announced."""
+    """The unprotected twin; two more guards are off: every level's name is announced, and no level
+    is joined to others for standing on few persons."""
     monkeypatch.setattr(
         app, "seen_levels", lambda rows, feature, *least: seen_levels(rows, feature)
     )
-    assert numbers_in(model_file(tmp_path)) == PATIENTS
+    assert numbers_in(model_file(tmp_path, min_persons=1)) == PATIENTS
 
 
 @pytest.mark.usefixtures("unsifted")

@@ -27,7 +27,7 @@ LEAVES = {
     "bins": 254,
     "l2": 0.0,
     "min_child_rows": 1e-6,
-    "min_leaf_persons": 1,
+    "min_persons": 1,
 }
 NAMES_OF_KINDS = '["glm", "trees"]'
 
@@ -91,7 +91,7 @@ def test_where_the_file_says_how_few_persons_a_leaf_holds_its_value_is_hers(
 def test_an_insurer_grows_no_leaf_of_fewer_persons_than_its_rules_say(
     trial: Trial, nodes: list[InsurerPolicy]
 ) -> None:
-    with pytest.raises(Refusal, match=r"\[disclosure\] .* on 1 persons .* ask for 10; raise model"):
+    with pytest.raises(Refusal, match=r"\[disclosure\] .* on 1 persons .* ask for 10; raise"):
         leaves_of_one(nodes, plan_of_leaves(trial))
 
 

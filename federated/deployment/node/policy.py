@@ -48,16 +48,15 @@ class Refusal(PolicyError):
 
 def check_disclosure(study: StudyPlan, rules: Rules) -> None:
     """Raises :class:`Refusal` where a plan lets out what stands on fewer persons than a party's
-    rules say: by rules of its own, or by leaves of trees."""
+    rules say: by rules of its own, or by the levels, bins and leaves of its model."""
     if study.rules != rules:
         raise Refusal("disclosure", "the plan has other rules of disclosure than this party")
-    least = rules.minimum_count.persons
-    persons = getattr(study.experiment.model, "min_leaf_persons", least)
+    least, persons = rules.minimum_count.persons, study.experiment.model.min_persons
     if persons < least:
         raise Refusal(
             "disclosure",
-            f"the plan lets leaves stand on {persons} persons and this party's rules ask for "
-            f"{least}; raise model.min_leaf_persons",
+            f"the plan lets a model stand on {persons} persons and this party's rules ask for "
+            f"{least}; raise model.min_persons",
         )
 
 

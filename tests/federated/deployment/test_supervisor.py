@@ -62,6 +62,7 @@ def test_a_party_that_left_the_layout_stays_out_of_the_run_when_its_supervisor_s
         with open_log(log_path, made.identities["supervisor"], charter=charter.digest) as log:
             return opened_total(charter, authority_key, rules, openings, log, run, content)
 
+    Openings.begin(tmp_path)
     openings = Openings(tmp_path)
     with pytest.raises(FaultyParty) as blame:
         opened(shown(made, f"{RUN}-1", key, LeavesTheLayout(CULPRIT, key)), openings)
