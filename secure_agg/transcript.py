@@ -245,10 +245,10 @@ def blame_layout(private: PrivateKey, transcript: Transcript) -> FaultyParty:
     """
     terms = transcript.terms
     names = [
-        given.party
-        for given in transcript.contributions
+        contribution.party
+        for contribution in transcript.contributions
         if not paillier.keeps_layout(
-            private, Batch.from_bytes(given.batch, private.public, terms.layout)
+            private, Batch.from_bytes(contribution.batch, private.public, terms.layout)
         )
     ]
     return FaultyParty(
