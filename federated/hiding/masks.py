@@ -23,6 +23,7 @@ from federated.hiding.protocol import (
     note,
     taken,
 )
+from federated.message_kinds import MessageKind
 from federated.messages import (
     Form,
     Hiding,
@@ -208,7 +209,7 @@ class Masks:
     def enrol(self, talk: Talk, roster: Roster) -> None:
         self._roster = roster
         roster_message = message_of(roster=roster.to_bytes())
-        talk.ask("query.enrol", dict.fromkeys(roster.names, roster_message))
+        talk.ask(MessageKind.ENROL, dict.fromkeys(roster.names, roster_message))
 
     def total(self, talk: Talk, request: Request) -> Sums:
         _refuse_cells(request)
@@ -219,7 +220,7 @@ class Masks:
         assert self._roster is not None
         terms = _terms(request.query, request.question, self._roster)
         opening = message_of(opening=wire.join(OPENING, [terms.query.encode(), terms.question]))
-        answers = self._ask(talk, "query.masks_advertise", dict.fromkeys(request.parties, opening))
+        answers = self._ask(talk, MessageKind.ADVERTISE, dict.fromkeys(request.parties, opening))
         keys = {
             name: masks.checked_keys(
                 terms, name, decoded(name, Keys.from_bytes, read(answer, "keys"))
@@ -228,13 +229,10 @@ class Masks:
         }
         shown = {name: key.to_bytes() for name, key in keys.items()}
         message = message_of(keys=pairs_out(shown))
-        answers = self._ask(talk, "query.masks_share", dict.fromkeys(keys, message))
+        answers = self._ask(talk, MessageKind.SHARE, dict.fromkeys(keys, message))
         sealed = {n: decoded(n, pairs_in, read(answer, "sealed")) for n, answer in answers.items()}
-        answers = self._ask(
-            talk,
-            f"{find(request.statistic).message}.masks_mask",
-            {n: _question(request, sealed, n) for n in sealed},
-        )
+        questions = {name: _question(request, sealed, name) for name in sealed}
+        answers = self._ask(talk, _mask_kind(request), questions)
         replies = {name: named_reply(name, answer) for name, answer in answers.items()}
         if len(replies) < terms.least:
             raise PeerError(f"{len(replies)} parties answered, {terms.least} are needed")
@@ -244,13 +242,13 @@ class Masks:
         }
         present = list(vectors)
         message = message_of(present=wire.join(NAMES, [name.encode() for name in present]))
-        answers = self._ask(talk, "query.masks_confirm", dict.fromkeys(present, message))
+        answers = self._ask(talk, MessageKind.CONFIRM, dict.fromkeys(present, message))
         confirmations = {
             name: masks.checked_confirmation(terms, name, present, read(answer, "signature"))
             for name, answer in answers.items()
         }
         message = message_of(confirmations=pairs_out(confirmations))
-        answers = self._ask(talk, "query.masks_reveal", dict.fromkeys(confirmations, message))
+        answers = self._ask(talk, MessageKind.REVEAL, dict.fromkeys(confirmations, message))
         revealed = {
             n: Signed(read(a, "revealed"), read(a, "signature")) for n, a in answers.items()
         }
@@ -264,9 +262,9 @@ class Masks:
         return total
 
     def _ask(
-        self, talk: Talk, action: str, letters: Mapping[str, RecordDict]
+        self, talk: Talk, action: str, messages: Mapping[str, RecordDict]
     ) -> dict[str, RecordDict]:
-        return talk.ask(action, letters, patient=True)
+        return talk.ask(action, messages, patient=True)
 
 
 def _vector(terms: MaskTerms, name: str, form: Form, answer: RecordDict, reply: Reply) -> Signed:
@@ -274,6 +272,11 @@ def _vector(terms: MaskTerms, name: str, form: Form, answer: RecordDict, reply: 
     data = reply.hidden or b""
     masks.checked_masked(terms, name, fields_of(form), data)
     return Signed(data, read(answer, "signature"))
+
+
+def _mask_kind(request: Request) -> MessageKind:
+    training = find(request.statistic).message == "train"
+    return MessageKind.MASK_TRAINING if training else MessageKind.MASK
 
 
 def _question(request: Request, sealed: Mapping[str, Mapping[str, bytes]], name: str) -> RecordDict:

@@ -23,6 +23,7 @@ from federated.hiding.protocol import (
     note,
     taken,
 )
+from federated.message_kinds import MessageKind
 from federated.messages import (
     Form,
     Hiding,
@@ -229,14 +230,14 @@ class KeyHolders:
         """Raises :class:`~secure_agg.errors.FaultyHolder`, and what a holder refuses with."""
         data = transcript.to_bytes()
         answers = talk.ask(
-            "query.part", dict.fromkeys(self._split.holders, message_of(transcript=data))
+            MessageKind.PART, dict.fromkeys(self._split.holders, message_of(transcript=data))
         )
         if request.statistic in RELEASED:
             sealed = {f"sealed {name}": read(a, "sealed") for name, a in answers.items()}
             asked = message_of(transcript=data, **sealed)
             asked.update(request.to_record())
             name = releaser(self._roster)
-            answer = talk.ask("query.release", {name: asked})[name]
+            answer = talk.ask(MessageKind.RELEASE, {name: asked})[name]
             self.proof = answer
             return named_reply(name, answer).sums
         parts = {name: read(answer, "part") for name, answer in answers.items()}
@@ -330,8 +331,8 @@ class Paillier:
         n = self.opener.public.n
         public = {"roster": roster.to_bytes(), "key": n.to_bytes(-(-n.bit_length() // 8), "big")}
         secrets = self.opener.enrol(roster)
-        letters = {name: message_of(**public, **secrets.get(name, {})) for name in roster.names}
-        talk.ask("query.enrol", letters)
+        messages = {name: message_of(**public, **secrets.get(name, {})) for name in roster.names}
+        talk.ask(MessageKind.ENROL, messages)
 
     def total(self, talk: Talk, request: Request) -> Sums:
         assert self._roster is not None

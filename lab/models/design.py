@@ -1,8 +1,8 @@
 """From a party's columns to a design that all parties agree on.
 
 An :class:`Encoding` is public: for every term its column, how it is cut or scaled, and its
-levels. It is made from federated sums over training rows (``federated/features.py``); here it is
-applied to one party's rows, and the sums it is made from are taken.
+levels. It is made from federated sums over training rows (``federated/solvers/encoding.py``); this
+file takes those sums of one party's rows, and applies the encoding to them.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Feature(Strict):
     @model_validator(mode="after")
     def _one_way(self) -> Self:
         if sum([self.log, self.cut is not None, self.category, self.ordinal]) > 1:
-            raise ValueError("use one of log, cut, category, ordinal")
+            raise ValueError("use only one of log, cut, category and ordinal")
         if self.cut is not None and sorted(set(self.cut)) != list(self.cut):
-            raise ValueError("cut must rise")
+            raise ValueError("cut points must be strictly increasing")
         return self
 
     @property
@@ -67,7 +67,10 @@ class Feature(Strict):
         values = frame[self.column].to_numpy(dtype=np.float64)
         if self.log:
             if (values <= 0).any():
-                raise ContractError(f"{self.column}: must be above 0 where its logarithm is used")
+                raise ContractError(
+                    f"column '{self.column}' must be above 0 where its logarithm is a feature; "
+                    "leave other rows out, or drop log"
+                )
             return np.asarray(np.log(values))
         return values
 
@@ -122,8 +125,12 @@ class Encoding(Strict):
 
     @model_validator(mode="after")
     def _levels_have_codes(self) -> Self:
-        if not all(1 < len(term.levels) <= MOST_LEVELS for term in self.categories):
-            raise ValueError(f"a category needs 2 to {MOST_LEVELS:,} levels")
+        for term in self.categories:
+            if not 1 < len(term.levels) <= MOST_LEVELS:
+                raise ValueError(
+                    f"category '{term.feature.column}' needs 2 to {MOST_LEVELS:,} levels, "
+                    f"got {len(term.levels):,}"
+                )
         return self
 
     @cached_property
@@ -175,8 +182,8 @@ class Design:
         self.rows, self.width, self.pairs = len(frame), encoding.width, encoding.pairs
         self.numbers = np.zeros((self.rows, len(encoding.numbers)))
         for j, term in enumerate(encoding.numbers):
-            scaled = (term.feature.numbers(frame, term.levels) - term.mean) / term.scale
-            self.numbers[:, j] = np.nan_to_num(scaled)
+            values = (term.feature.numbers(frame, term.levels) - term.mean) / term.scale
+            self.numbers[:, j] = np.nan_to_num(values)
         self.codes: list[tuple[NDArray[np.int32], int, int]] = []
         start = 1 + len(encoding.numbers)
         for category in encoding.categories:
@@ -196,9 +203,9 @@ class Design:
             block[:, first:] = 0.0
             for codes, start, count in self.codes:
                 if count:
-                    chosen = codes[part]
-                    at = np.flatnonzero(chosen)
-                    block[at, start - 1 + chosen[at]] = 1.0
+                    level = codes[part]
+                    at = np.flatnonzero(level)
+                    block[at, start - 1 + level[at]] = 1.0
             yield part, block
 
     def matrix(self) -> Floats:
@@ -208,11 +215,11 @@ class Design:
 
 
 def codes_of(values: pd.Series, levels: tuple[str, ...]) -> NDArray[np.int32]:
-    """Position of each value in ``levels``; for one that is not there that of :data:`RARE`, or -1
-    where that is not there either. A missing value is -1."""
-    known = {level: k for k, level in enumerate(levels)}
-    other = known.get(RARE, -1)
-    places = [known.get(str(v), other) for v in values.cat.categories]
+    """The position of each value in ``levels``. A value that is not among them takes that of
+    :data:`RARE`, or -1 where there is none. A missing value is -1."""
+    position = {level: k for k, level in enumerate(levels)}
+    other = position.get(RARE, -1)
+    places = [position.get(str(v), other) for v in values.cat.categories]
     table = np.array([*places, -1], dtype=np.int32)
     return table[values.cat.codes.to_numpy()]
 
@@ -232,9 +239,8 @@ def seen_levels(
     pairs = pd.DataFrame({"level": texts.cat.codes.to_numpy(), "unit": unit}).drop_duplicates()
     level = pairs["level"].to_numpy()
     persons = np.bincount(level[level >= 0], minlength=len(texts.cat.categories))
-    names = zip(texts.cat.categories, persons, strict=True)
-    named = {str(name) if count >= minimum else RARE for name, count in names if count > 0}
-    return sorted(named)
+    counts = zip(texts.cat.categories, persons, strict=True)
+    return sorted({str(name) if n >= minimum else RARE for name, n in counts if n > 0})
 
 
 def moments(frame: pd.DataFrame, features: tuple[Number, ...]) -> Sums:
@@ -300,17 +306,18 @@ def check_features(frame: pd.DataFrame, features: tuple[Feature, ...], missing: 
     """Refuse missing values in features, unless the experiment says that they take the mean, or
     that they are kept."""
     for feature in features:
-        gone = frame[feature.column].isna()
+        empty = frame[feature.column].isna()
         number = pd.api.types.is_numeric_dtype(frame[feature.column])
-        filled = number and not (feature.category or feature.cut)
-        if gone.any() and missing != "keep" and (missing == "refuse" or not filled):
-            rows = ", ".join(str(i + 1) for i in gone.to_numpy().nonzero()[0][:5])
+        takes_mean = number and not (feature.category or feature.cut)
+        if empty.any() and missing != "keep" and (missing == "refuse" or not takes_mean):
+            rows = ", ".join(str(i + 1) for i in empty.to_numpy().nonzero()[0][:5])
             raise ContractError(
-                f"feature '{feature.column}' is missing in {int(gone.sum())} rows (first: {rows}); "
+                f"feature '{feature.column}' is missing in {int(empty.sum())} rows (first: {rows}); "
                 "set data.missing = 'drop' to leave these rows out, or 'keep' for trees"
-                + (", or 'mean' to fill in the mean" if filled else "")
+                + (", or 'mean' to fill in the mean" if takes_mean else "")
             )
         if feature.ordinal and number:
             raise ConfigurationError(
-                f"feature '{feature.column}': ordinal is for a category whose levels stand in a contract"
+                f"feature '{feature.column}': ordinal needs a category whose levels a contract lists; "
+                "this column holds numbers, drop the key"
             )

@@ -333,10 +333,10 @@ def test_nobody_but_the_releaser_opens_a_sealed_part(authority_key: Any) -> None
             names = federation.names
 
             @staticmethod
-            def ask(action: str, letters: Any, *, patient: bool = False) -> Any:
+            def ask(action: str, messages: Any, *, patient: bool = False) -> Any:
                 if action != "query.release":
-                    return federation.ask(action, letters, patient=patient)
-                ((_, asked),) = letters.items()
+                    return federation.ask(action, messages, patient=patient)
+                ((_, asked),) = messages.items()
                 return federation.ask(action, {"insurer 2": asked})
 
         request = Request("q", "cells", arguments(), {}, "paillier", federation.names)
