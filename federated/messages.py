@@ -242,8 +242,8 @@ def refuse(error: LabError, party: str) -> RecordDict:
 def refusal(record: RecordDict) -> LabError:
     """The error a refusal stands for, with the party named and the rule it refused by."""
     header = {"kind": "", "party": "?", "text": "?", "rule": "gate"}
-    told = record.config_records["refusal"].items()
-    header |= {key: printable(str(value)) for key, value in told}
+    fields = record.config_records["refusal"].items()
+    header |= {key: printable(str(value)) for key, value in fields}
     error = TRAVELLING.get(header["kind"], PeerError)(f"{header['party']}: {header['text']}")
     error.rule = header["rule"][:LONGEST_RULE]
     return error

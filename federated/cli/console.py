@@ -24,8 +24,8 @@ def say(text: str = "", *, mark: str = "", err: bool = False, **style: Any) -> N
     """Print one line, whatever is in the text. mark: of our own, before it; style: click's."""
     from lab.text import printable
 
-    shown = printable(text)
-    click.echo(mark + (click.style(shown, **style) if style else shown), err=err)
+    line = printable(text)
+    click.echo(mark + (click.style(line, **style) if style else line), err=err)
 
 
 def say_lines(text: str) -> None:
@@ -70,8 +70,8 @@ def screen(stderr: bool = False) -> Console:
 
     class Screen(Console):
         def print(self, *objects: Any, **options: Any) -> None:
-            shown = [line(o) if isinstance(o, str) else o for o in objects]
-            super().print(*shown, **options)
+            lines = [line(o) if isinstance(o, str) else o for o in objects]
+            super().print(*lines, **options)
 
     return Screen(stderr=stderr, markup=False)
 
@@ -149,8 +149,8 @@ def plain_table(*columns: str, numbers: Iterable[str] = ()) -> Any:
 
     class PlainTable(Table):
         def add_row(self, *cells: Any, **options: Any) -> None:
-            shown = (Text(printable(c)) if isinstance(c, str) else c for c in cells)
-            super().add_row(*shown, **options)
+            texts = (Text(printable(c)) if isinstance(c, str) else c for c in cells)
+            super().add_row(*texts, **options)
 
     table, right = PlainTable(box=None, pad_edge=False, header_style="dim"), set(numbers)
     for column in columns:

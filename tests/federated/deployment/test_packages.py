@@ -63,14 +63,15 @@ def test_what_a_package_of_real_parties_says_is_what_they_signed(
     scores = json.loads(files[evidence.SCORES])
     arm = read_json(study.folder / "result.json")["arms"]["federated"]
     assert scores["models"]["model"] == arm["model_hash"]
+    assert scores["opened"] == read_json(study.folder / "result.json")["opened"]
     assert scores["scores"]["model"].items() <= arm["scores"]["all"].items()
     plan = json.loads(files[evidence.PLAN])
     assert plan["experiment"]["data"]["target"] == experiment.data.target
-    for name, forged in (
+    for name, forgery in (
         (evidence.PLAN, files[evidence.PLAN].replace(b'"y0"', b'"y1"')),
         (evidence.SCORES, files[evidence.SCORES].replace(b'"gini":', b'"gini":9')),
     ):
-        assert forged != files[name]
-        repacked(path, files | {name: forged})
+        assert forgery != files[name]
+        repacked(path, files | {name: forgery})
         with pytest.raises(LabError, match=name):
             evidence.verify_package(path)
