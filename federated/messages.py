@@ -235,17 +235,24 @@ def refuse(error: LabError, party: str) -> RecordDict:
     """A typed refusal; the text is made for people outside the party and shows none of its values."""
     names = (kind.__name__ for kind in type(error).__mro__)
     kind = next((name for name in names if name in TRAVELLING), "PeerError")
-    record = {"kind": kind, "rule": error.rule, "text": str(error).splitlines()[0], "party": party}
-    return RecordDict({"refusal": ConfigRecord(record)})
+    record = ConfigRecord(
+        {"kind": kind, "rule": error.rule, "text": str(error).splitlines()[0], "party": party}
+    )
+    record["culprits"] = list(error.culprits) if isinstance(error, PeerError) else []
+    return RecordDict({"refusal": record})
 
 
 def refusal(record: RecordDict) -> LabError:
-    """The error a refusal stands for, with the party named and the rule it refused by."""
+    """The error a refusal stands for, with the party named, the rule it refused by, and whom it
+    blames: whether to believe that is for whoever reads it."""
+    fields = dict(record.config_records["refusal"])
+    culprits = fields.pop("culprits", [])
     header = {"kind": "", "party": "?", "text": "?", "rule": "gate"}
-    fields = record.config_records["refusal"].items()
-    header |= {key: printable(str(value)) for key, value in fields}
+    header |= {key: printable(str(value)) for key, value in fields.items()}
     error = TRAVELLING.get(header["kind"], PeerError)(f"{header['party']}: {header['text']}")
     error.rule = header["rule"][:LONGEST_RULE]
+    if isinstance(error, PeerError) and isinstance(culprits, list):
+        error.culprits = tuple(map(str, culprits))
     return error
 
 

@@ -208,10 +208,18 @@ class DeployedFederation:
             except ModelError:
                 raise
             except LabError as error:
-                reasons[name] = str(error)
+                reasons |= self._at_fault(name, error)
         if reasons:
             raise Absent(reasons, answers)
         return answers
+
+    def _at_fault(self, name: str, error: LabError) -> dict[str, str]:
+        """Why somebody gave no answer, by who is to blame for it: the parties that an opener of
+        totals names, else whoever did not answer."""
+        culprits = error.culprits if isinstance(error, PeerError) else ()
+        blamed = set(culprits) & set(self.names) if name in self._holders else ()
+        text = str(error).removeprefix(f"{name}: ") if blamed else str(error)
+        return dict.fromkeys(blamed or (name,), text)
 
     def sum(
         self, statistic: str, arrays: Mapping[str, Floats] | None = None, **arguments: Any

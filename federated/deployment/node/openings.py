@@ -23,6 +23,8 @@ from secure_agg.identity import Roster
 OPENINGS = "openings.jsonl"
 #: What all openings are about, to the rule of sets, that only a release answers.
 RELEASE = "released"
+#: What a query is about that nobody could open.
+UNOPENED = "unopened"
 #: Run, query, subject, parties.
 Opening = tuple[str, str, str, tuple[str, ...]]
 
@@ -77,6 +79,11 @@ class Openings:
             raise LogError(f"{self._path}: cannot be written: {error.strerror}") from None
         self._remember(opening)
 
+    def note_fault(self, run: str, query: str, parties: frozenset[str]) -> None:
+        """A query that was not opened, and the parties that kept to its layout: a run goes on with
+        them alone."""
+        self.note(run, query, UNOPENED, parties)
+
     def _remember(self, opening: Opening) -> None:
         run, query, subject, names = opening
         parties = frozenset(names)
@@ -121,6 +128,8 @@ def _read(path: Path) -> list[Opening]:
 
 def _logged(log: Path) -> Iterable[Opening]:
     for entry in audit.entries(audit.read_lines(log)):
+        if entry.kind == "fault" and "parties" in entry.told:
+            yield entry.run, entry.query, UNOPENED, tuple(entry.told["parties"])
         if entry.kind == "release" and "question" in entry.told:
             subject = subject_of(entry.told["statistic"], entry.told["question"])
             yield entry.run, entry.query, subject, tuple(entry.told["parties"])

@@ -25,6 +25,7 @@ from federated.study.rows import columns_needed, usable
 from lab.errors import ConfigurationError, PolicyError
 from lab.files import canonical, read_json, write_whole
 from lab.models.glm import Task
+from lab.privacy.disclosure import Rules
 from lab.queries import sql_plan as sql
 from lab.queries.query_table import Budget, QueryTable
 from lab.queries.questions import Question
@@ -43,6 +44,20 @@ class Refusal(PolicyError):
 
     def __init__(self, rule: str, text: str) -> None:
         super().__init__(text, rule)
+
+
+def check_disclosure(study: StudyPlan, rules: Rules) -> None:
+    """Raises :class:`Refusal` where a plan lets out what stands on fewer persons than a party's
+    rules say: by rules of its own, or by the levels, bins and leaves of its model."""
+    if study.rules != rules:
+        raise Refusal("disclosure", "the plan has other rules of disclosure than this party")
+    least, persons = rules.minimum_count.persons, study.experiment.model.min_persons
+    if persons < least:
+        raise Refusal(
+            "disclosure",
+            f"the plan lets a model stand on {persons} persons and this party's rules ask for "
+            f"{least}; raise model.min_persons",
+        )
 
 
 class InsurerPolicy:
@@ -130,6 +145,7 @@ class InsurerPolicy:
             self._check_person(experiment)
         self._check_marks(experiment)
         if study.kind != "questions":
+            check_disclosure(study, self.settings.rules(self.folder))
             self._check_shares(experiment)
         experiment.check_profiles()
         for profile in experiment.profile:

@@ -56,7 +56,7 @@ from federated.transport.node_line import LineError, NodeLine, bundle
 from lab.errors import ConfigurationError, LabError, LogError, PeerError
 from lab.files import read_json, write_whole
 from lab.text import printable
-from secure_agg.errors import SecureAggError
+from secure_agg.errors import Blame, SecureAggError
 from secure_agg.identity import Identity
 from secure_agg.keys import PrivateKey
 
@@ -187,6 +187,8 @@ class Node:
             failure: LabError = LogError("this party cannot write its log; nothing leaves it")
         except LabError as error:
             failure = error
+        except Blame as error:
+            failure = PeerError(str(error), *error.culprits)
         except SecureAggError as error:
             failure = PeerError(str(error))
         except Exception as error:  # a defect: its type may leave, its text may not

@@ -15,7 +15,7 @@ from federated.deployment.charter import Charter, same
 from federated.deployment.folders import identity_of
 from federated.deployment.node import profiles, solver
 from federated.deployment.node.openings import Openings
-from federated.deployment.node.policy import InsurerPolicy, Refusal
+from federated.deployment.node.policy import InsurerPolicy, Refusal, check_disclosure
 from federated.deployment.node.results import take
 from federated.deployment.node.run_state import RunState
 from federated.deployment.node.settings import STATE
@@ -194,6 +194,8 @@ class InsurerRole:
             case MessageKind.VOUCH, _:
                 own = Identity(self._name, self._seed)
                 return profiles.vouch(run_state, self._charter, own, message.content)
+            case MessageKind.LEVELS, _ if study.kind != QUESTIONS:
+                solver.check_levels(study, message.content)
             case MessageKind.JOIN, _:
                 profiles.check_joined(run_state, self._charter, study, message.content)
             case _, "profile":
@@ -261,8 +263,7 @@ class SupervisorRole:
         self._state, self._solvers = folder / STATE, dict[str, ReleaserSteps]()
 
     def begin(self, run_state: RunState, study: StudyPlan) -> None:
-        if study.rules != self._rules:
-            raise Refusal("disclosure", "the plan has other rules of disclosure than this party")
+        check_disclosure(study, self._rules)
         for kind in study.kinds:
             if kind not in self._charter.analyses:
                 raise Refusal("analyses", f"the charter does not allow '{kind}'")

@@ -28,7 +28,7 @@ from lab.files import canonical, write_whole
 from lab.privacy.disclosure import Rules
 from lab.sums import Sums
 from secure_agg import shares
-from secure_agg.errors import KeyFileRefused
+from secure_agg.errors import FaultyParty, KeyFileRefused
 from secure_agg.keys import PrivateKey, generate, load_private, save_private
 from secure_agg.transcript import Transcript
 
@@ -73,7 +73,13 @@ def opened_total(
     openings.check(run, subject, parties, roster)
     authority = KeyAuthority(private, rules, openings.queries)
     authority.enrol(roster)
-    total = authority.open(None, transcript, request, form)
+    try:
+        total = authority.open(None, transcript, request, form)
+    except FaultyParty as error:
+        others = parties - set(error.culprits)
+        log.append("fault", run=run, query=terms.query, what=str(error), parties=sorted(others))
+        openings.note_fault(run, terms.query, others)
+        raise
     reply = Reply.of(charter.key.by[0] if charter.key else "", total, None).to_record()
     log_opened(log, run, transcript, request.statistic, total)
     openings.note(run, terms.query, subject, parties)
