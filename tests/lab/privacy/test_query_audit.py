@@ -17,7 +17,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lab.errors import ConfigurationError
-from lab.privacy import query_audit as history
+from lab.privacy import elimination
 from lab.privacy.query_audit import OUTSIDE, Asked, History, admit
 
 Ints = np.ndarray
@@ -260,7 +260,7 @@ def test_a_person_with_several_rows_counts_once() -> None:
 def test_where_too_much_is_known_what_is_new_is_vetoed(monkeypatch: pytest.MonkeyPatch) -> None:
     codes = np.arange(20) % 2
     _, known = admit(Asked.nothing(20), codes, 2, None, 3)
-    monkeypatch.setattr(history, "MOST_CELLS", 2)
+    monkeypatch.setattr(elimination, "MOST_STEPS", -1)
     vetoed, after = admit(known, np.where(np.arange(20) < 5, 0, OUTSIDE), 1, None, 3)
     assert vetoed[0]
     assert after is known

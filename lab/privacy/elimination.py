@@ -1,0 +1,180 @@
+"""Sparse elimination modulo a prime, compiled: which persons tell combinations of cells apart.
+
+A row is a piece of a table: the cells that hold it, each with weight 1. Cells are numbered so that
+those of few pieces come first, which keeps rows short: a histogram of thousands of bins crossed with
+a few groups costs about one step for each piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+#: Multiplications for one question; where it takes more, its new cells are vetoed.
+MOST_STEPS = 2_000_000_000
+
+
+def _compiled(function: Callable[..., Any]) -> Any:
+    try:
+        return njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # numba found no folder it may write to
+        return njit(nogil=True)(function)
+
+
+@dataclass(frozen=True)
+class Elements:
+    """What a group may be made of: sets of pieces, each a list of cells, both in compressed rows.
+
+    piece_ends: (elements + 1,) into pieces; cell_ends: (pieces + 1,) into cells, numbers below size.
+    """
+
+    piece_ends: Ints
+    pieces: Ints
+    cell_ends: Ints
+    cells: Ints
+    size: int
+
+
+@dataclass(frozen=True)
+class Echelon:
+    """Rows in echelon form: of each cell with a pivot the place of its row in index and value.
+
+    rank: rows; steps: multiplications so far, above :data:`MOST_STEPS` where it gave up.
+    """
+
+    first: Ints
+    last: Ints
+    index: Ints
+    value: Ints
+    rank: int = 0
+    used: int = 0
+    steps: int = 0
+
+    @classmethod
+    def empty(cls, size: int) -> Self:
+        places = np.full(size, -1, dtype=np.int64)
+        return cls(places, places.copy(), np.zeros(1024, np.int64), np.zeros(1024, np.int64))
+
+    def grown(
+        self, elements: Elements, order: Ints, prime: int, wanted: int | None = None
+    ) -> tuple[Self, Ints]:
+        """This with the rows of elements in this order, until a rank is reached; and the elements
+        that raised it."""
+        chosen = np.zeros(len(order), dtype=np.bool_)
+        first, last = self.first.copy(), self.last.copy()
+        index, value, rank, used, steps = _grow(
+            *(elements.piece_ends, elements.pieces, elements.cell_ends, elements.cells),
+            *(order, chosen, first, last, self.index, self.value),
+            *(self.rank, self.used, self.steps),
+            *(elements.size if wanted is None else wanted, prime, MOST_STEPS),
+        )
+        made = replace(
+            self,
+            **{"first": first, "last": last, "index": index, "value": value},
+            **{"rank": rank, "used": used, "steps": steps},
+        )
+        return made, order[chosen]
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether it gave up."""
+        return self.steps > MOST_STEPS
+
+    def pivots(self) -> Ints:
+        """The cells that have a row."""
+        return np.flatnonzero(self.first >= 0)
+
+    def combination(self, cell: int, free: Ints, prime: int) -> Ints:
+        """(size,) weights that are 0 on every row but those of ``free``, cells with a pivot of which
+        ``cell`` has weight 1 and the others 0."""
+        fixed = np.zeros(len(self.first), dtype=np.bool_)
+        fixed[free] = True
+        return np.asarray(
+            _solve(self.first, self.last, self.index, self.value, fixed, cell, prime), np.int64
+        )
+
+
+@_compiled
+def _inverse(number: int, prime: int) -> int:  # pragma: no cover
+    result, base, exponent = 1, number % prime, prime - 2
+    while exponent:
+        if exponent & 1:
+            result = result * base % prime
+        base = base * base % prime
+        exponent >>= 1
+    return result
+
+
+@_compiled
+def _grow(
+    piece_ends: Any,
+    pieces: Any,
+    cell_ends: Any,
+    cells: Any,
+    order: Any,
+    chosen: Any,
+    first: Any,
+    last: Any,
+    index: Any,
+    value: Any,
+    rank: int,
+    used: int,
+    steps: int,
+    wanted: int,
+    prime: int,
+    most: int,
+) -> Any:  # pragma: no cover
+    size = len(first)
+    work = np.zeros(size, np.int64)
+    for place in range(len(order)):
+        if rank >= wanted or steps > most:
+            break
+        element = order[place]
+        for at in range(piece_ends[element], piece_ends[element + 1]):
+            piece, cell = pieces[at], size
+            for k in range(cell_ends[piece], cell_ends[piece + 1]):
+                work[cells[k]] = 1
+                cell = min(cell, cells[k])
+            # 1. Take off the rows whose pivots it has, the first cell first.
+            while cell < size and (work[cell] == 0 or first[cell] >= 0):
+                factor = work[cell]
+                if factor != 0:
+                    for k in range(first[cell], last[cell]):
+                        work[index[k]] = (work[index[k]] - factor * value[k]) % prime
+                    steps += last[cell] - first[cell]
+                cell += 1
+            if cell == size:
+                continue
+            # 2. What is left is a row with a new pivot.
+            if used + size - cell > len(index):
+                index = np.concatenate((index, np.zeros(len(index) + size, np.int64)))
+                value = np.concatenate((value, np.zeros(len(value) + size, np.int64)))
+            factor, first[cell] = _inverse(work[cell], prime), used
+            for k in range(cell, size):
+                if work[k] != 0:
+                    index[used], value[used] = k, work[k] * factor % prime
+                    used += 1
+                    work[k] = 0
+            last[cell], rank, chosen[place] = used, rank + 1, True
+    return index, value, rank, used, steps
+
+
+@_compiled
+def _solve(
+    first: Any, last: Any, index: Any, value: Any, fixed: Any, cell: int, prime: int
+) -> Any:  # pragma: no cover
+    weight = np.zeros(len(first), np.int64)
+    weight[cell] = 1
+    for k in range(len(first) - 1, -1, -1):
+        if first[k] >= 0 and not fixed[k]:
+            total = 0
+            for at in range(first[k] + 1, last[k]):
+                total = (total + value[at] * weight[index[at]]) % prime
+            weight[k] = -total % prime
+    return weight
