@@ -40,6 +40,10 @@ class Elements:
     cells: Ints
     size: int
 
+    @property
+    def arrays(self) -> tuple[Ints, Ints, Ints, Ints]:
+        return self.piece_ends, self.pieces, self.cell_ends, self.cells
+
 
 @dataclass(frozen=True)
 class Echelon:
@@ -65,39 +69,59 @@ class Echelon:
         self, elements: Elements, order: Ints, prime: int, wanted: int | None = None
     ) -> tuple[Self, Ints]:
         """This with the rows of elements in this order, until a rank is reached; and the elements
-        that raised it."""
+        that raised it.
+
+        Between two parts of the order, elements are left out on which a random combination is 0
+        that is 0 on all rows so far: but once in the prime they raise no rank.
+        """
+        grown, groups = self, []
+        wanted = elements.size if wanted is None else wanted
+        while len(order) and grown.rank < wanted and not grown.exhausted:
+            part, order = order[: elements.size + 64], order[elements.size + 64 :]
+            grown, group = grown._with(elements, part, prime, wanted)
+            groups.append(group)
+            if len(order):
+                weights = grown._annihilator(prime)
+                order = order[_touched(*elements.arrays, order, weights, prime)]
+        return grown, np.concatenate([*groups, np.zeros(0, np.int64)])
+
+    def _with(
+        self, elements: Elements, order: Ints, prime: int, wanted: int
+    ) -> tuple[Self, Ints]:
         chosen = np.zeros(len(order), dtype=np.bool_)
         first, last = self.first.copy(), self.last.copy()
         index, value, rank, used, steps = _grow(
-            *(elements.piece_ends, elements.pieces, elements.cell_ends, elements.cells),
-            *(order, chosen, first, last, self.index, self.value),
-            *(self.rank, self.used, self.steps),
-            *(elements.size if wanted is None else wanted, prime, MOST_STEPS),
+            *(*elements.arrays, order, chosen, first, last, self.index, self.value),
+            *(self.rank, self.used, self.steps, wanted, prime, MOST_STEPS),
         )
-        made = replace(
+        return replace(
             self,
             **{"first": first, "last": last, "index": index, "value": value},
             **{"rank": rank, "used": used, "steps": steps},
-        )
-        return made, order[chosen]
+        ), order[chosen]
+
+    def _annihilator(self, prime: int) -> Ints:
+        """(size,) random weights that are 0 on every row."""
+        free = self.first < 0
+        weights = np.zeros(len(free), dtype=np.int64)
+        weights[free] = np.random.default_rng().integers(prime, size=int(free.sum()))
+        return self._solved(weights, free, prime)
 
     @property
     def exhausted(self) -> bool:
         """Whether it gave up."""
         return self.steps > MOST_STEPS
 
-    def pivots(self) -> Ints:
-        """The cells that have a row."""
-        return np.flatnonzero(self.first >= 0)
-
     def combination(self, cell: int, free: Ints, prime: int) -> Ints:
         """(size,) weights that are 0 on every row but those of ``free``, cells with a pivot of which
         ``cell`` has weight 1 and the others 0."""
-        fixed = np.zeros(len(self.first), dtype=np.bool_)
-        fixed[free] = True
-        return np.asarray(
-            _solve(self.first, self.last, self.index, self.value, fixed, cell, prime), np.int64
-        )
+        weights, fixed = np.zeros((2, len(self.first)), dtype=np.int64)
+        weights[cell], fixed[free] = 1, 1
+        return self._solved(weights, fixed > 0, prime)
+
+    def _solved(self, weights: Ints, fixed: NDArray[np.bool_], prime: int) -> Ints:
+        solution = _solve(self.first, self.last, self.index, self.value, fixed, weights, prime)
+        return np.asarray(solution, dtype=np.int64)
 
 
 @_compiled
@@ -167,10 +191,8 @@ def _grow(
 
 @_compiled
 def _solve(
-    first: Any, last: Any, index: Any, value: Any, fixed: Any, cell: int, prime: int
+    first: Any, last: Any, index: Any, value: Any, fixed: Any, weight: Any, prime: int
 ) -> Any:  # pragma: no cover
-    weight = np.zeros(len(first), np.int64)
-    weight[cell] = 1
     for k in range(len(first) - 1, -1, -1):
         if first[k] >= 0 and not fixed[k]:
             total = 0
@@ -178,3 +200,18 @@ def _solve(
                 total = (total + value[at] * weight[index[at]]) % prime
             weight[k] = -total % prime
     return weight
+
+
+@_compiled
+def _touched(
+    piece_ends: Any, pieces: Any, cell_ends: Any, cells: Any, order: Any, weight: Any, prime: int
+) -> Any:  # pragma: no cover
+    touched = np.zeros(len(order), np.bool_)
+    for place in range(len(order)):
+        element = order[place]
+        for at in range(piece_ends[element], piece_ends[element + 1]):
+            total = 0
+            for k in range(cell_ends[pieces[at]], cell_ends[pieces[at] + 1]):
+                total += weight[cells[k]]
+            touched[place] |= total % prime != 0
+    return touched
