@@ -85,9 +85,7 @@ class Echelon:
                 order = order[_touched(*elements.arrays, order, weights, prime)]
         return grown, np.concatenate([*groups, np.zeros(0, np.int64)])
 
-    def _with(
-        self, elements: Elements, order: Ints, prime: int, wanted: int
-    ) -> tuple[Self, Ints]:
+    def _with(self, elements: Elements, order: Ints, prime: int, wanted: int) -> tuple[Self, Ints]:
         chosen = np.zeros(len(order), dtype=np.bool_)
         first, last = self.first.copy(), self.last.copy()
         index, value, rank, used, steps = _grow(

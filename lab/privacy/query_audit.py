@@ -25,13 +25,8 @@ alone, as that a count is not below 0.
 
 from __future__ import annotations
 
-import hashlib
 import secrets
-import sqlite3
-import threading
-from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gmpy2
@@ -39,13 +34,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lab.errors import ConfigurationError
-
 if TYPE_CHECKING:
     from lab.privacy.elimination import Echelon, Elements
 
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
+#: Rows with a value in none of an axis's levels or intervals; rows that are no person's.
+OUTSIDE = NOBODY = -1
 
 
 @dataclass(frozen=True)
@@ -62,6 +57,12 @@ class Asked:
     @classmethod
     def nothing(cls, rows: int) -> Asked:
         return cls(np.zeros(rows, dtype=np.int64), np.zeros((1, 1), dtype=np.int64))
+
+    def with_rows(self, count: int) -> Asked:
+        """This with rows that no answer was about."""
+        place = np.full(count, len(self.cells))
+        cells = np.vstack([self.cells, np.full((1, self.cells.shape[1]), OUTSIDE)])
+        return Asked(np.concatenate([self.piece, place]), cells)
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def admit(
     """The vetoed cells of a question, and what answers tell apart once the others are answered.
 
     codes: (rows,) the cell of each row, `OUTSIDE` for none; persons: who each row belongs to, from
-    0 (None: each row is a person). Returns bool (cells,).
+    0, `NOBODY` for one that counts for none (None: each row is a person). Returns bool (cells,).
     """
     pieces, place = _split(asked, codes, cells)
     kinds = _kinds(place, persons)
@@ -111,7 +112,9 @@ def _split(asked: Asked, codes: Ints, cells: int) -> tuple[_Pieces, Ints]:
 def _persons(codes: Ints, cells: int, persons: Ints | None) -> Ints:
     """(cells,) the persons who have a row in each cell."""
     if persons is not None:
-        codes = np.unique(np.column_stack([persons, codes]), axis=0)[:, 1]
+        own = persons != NOBODY
+        pairs = np.unique(persons[own] * (cells + 1) + codes[own] + 1)
+        codes = pairs % (cells + 1) - 1
     return np.bincount(codes[codes != OUTSIDE], minlength=cells)
 
 
@@ -124,11 +127,12 @@ def _kinds(place: Ints, persons: Ints | None) -> _Kinds:
     if persons is None:
         present, count = np.unique(place, return_counts=True)
         return _Kinds(np.arange(len(present) + 1), present, count)
-    pairs = np.unique(persons * (place.max(initial=0) + 1) + place)
-    person, piece = np.divmod(pairs, place.max(initial=0) + 1)
+    own, width = persons != NOBODY, int(place.max(initial=0)) + 1
+    person, piece = np.divmod(np.unique(persons[own] * width + place[own]), width)
     sizes = np.bincount(np.unique(person, return_inverse=True)[1])
     starts = np.cumsum(sizes) - sizes
-    ends, sets, counts = [np.zeros(1, dtype=np.int64)], [], []
+    nobody = np.unique(place[~own])
+    ends, sets, counts = [np.arange(len(nobody) + 1)], [nobody], [np.zeros_like(nobody)]
     for size in np.unique(sizes):
         own = piece[starts[sizes == size][:, None] + np.arange(size)]
         distinct, count = np.unique(own, axis=0, return_counts=True)
@@ -207,7 +211,7 @@ def _harmful(table: Ints, size: int, kinds: _Kinds, minimum: int) -> list[Ints] 
     """
     from lab.privacy.elimination import Echelon  # numba takes a second
 
-    prime = int(gmpy2.next_prime((1 << 30) + secrets.randbits(29)))
+    prime = _prime()
     elements, name = _elements(table, size, kinds)
     order = np.argsort(-kinds.persons, kind="stable")
     big, few = order[kinds.persons[order] >= minimum], order[kinds.persons[order] < minimum]
@@ -239,9 +243,7 @@ def _combinations(
     full, _ = found.grown(elements, few, prime)
     fresh = np.flatnonzero((full.first >= 0) & (found.first < 0))
     fresh = fresh[np.argsort(full.first[fresh])]
-    return [
-        full.combination(int(cell), fresh[k:], prime)[name] for k, cell in enumerate(fresh)
-    ]
+    return [full.combination(int(cell), fresh[k:], prime)[name] for k, cell in enumerate(fresh)]
 
 
 def _elements(table: Ints, size: int, kinds: _Kinds) -> tuple[Elements, Ints]:
@@ -256,89 +258,17 @@ def _elements(table: Ints, size: int, kinds: _Kinds) -> tuple[Elements, Ints]:
     return Elements(kinds.ends, kinds.pieces, ends, name[table[inside]], size), name
 
 
-def _sealed(piece: bytes, cells: bytes) -> bytes:
-    """A digest that tells damage, not somebody who means to deceive."""
-    return hashlib.sha256(len(piece).to_bytes(8, "big") + piece + cells).digest()
+def independent_cells(asked: Asked) -> int:
+    """How many answered cells are no combination of the others."""
+    from lab.privacy.elimination import Echelon
+
+    table, size = _numbered(asked)
+    pieces = np.arange(len(table))
+    every = _Kinds(np.arange(len(table) + 1), pieces, np.ones_like(pieces))
+    elements, _ = _elements(table, size, every)
+    return Echelon.empty(size).grown(elements, pieces, _prime())[0].rank
 
 
-class History:
-    """A party's history on disk (or in memory), for one state of its table.
-
-    A veto is decided and written before the answer leaves, one question at a time. Raises
-    :class:`ConfigurationError` for a file that is damaged or not a history.
-    """
-
-    def __init__(self, path: Path | None, digest: str, rows: int) -> None:
-        self._path, self._digest, self._lock = path, digest, threading.Lock()
-        self._asked = Asked.nothing(rows)
-        self._values: dict[str, str] = {}
-
-    def admit(self, codes: Ints, cells: int, persons: Ints | None, minimum: int) -> Mask:
-        """bool (cells,): the cells that may not be answered; the others are history now."""
-        with self._lock:
-            if self._path is None:
-                vetoed, self._asked = admit(self._asked, codes, cells, persons, minimum)
-                return vetoed
-            try:
-                with closing(sqlite3.connect(self._path, 60, isolation_level=None)) as store:
-                    return self._stored(store, codes, cells, persons, minimum)
-            except (sqlite3.Error, ValueError) as error:
-                raise self._unusable(error) from None
-
-    def once(self, codes: Ints, value: str) -> bool:
-        """Whether a split of the rows is asked about for the first time, or with the same value as
-        before, whatever its cells are called."""
-        split = np.asarray(pd.factorize(codes)[0], dtype="<i8").tobytes()
-        name = hashlib.sha256(self._digest.encode() + split).hexdigest()
-        with self._lock:
-            if self._path is None:
-                return self._values.setdefault(name, value) == value
-            try:
-                with closing(sqlite3.connect(self._path, 60, isolation_level=None)) as store:
-                    store.execute("PRAGMA synchronous = EXTRA")
-                    store.execute("CREATE TABLE IF NOT EXISTS once (split TEXT PRIMARY KEY, value)")
-                    store.execute("INSERT OR IGNORE INTO once VALUES (?, ?)", (name, value))
-                    found = store.execute("SELECT value FROM once WHERE split = ?", (name,))
-                    return bool(found.fetchone() == (value,))
-            except sqlite3.Error as error:
-                raise self._unusable(error) from None
-
-    def _unusable(self, error: Exception) -> ConfigurationError:
-        assert self._path is not None
-        return ConfigurationError(
-            f"{self._path.name}: the history of questions cannot be used ({error}); "
-            "nothing is answered without it"
-        )
-
-    def _stored(
-        self, store: sqlite3.Connection, codes: Ints, cells: int, persons: Ints | None, minimum: int
-    ) -> Mask:
-        store.execute("PRAGMA synchronous = EXTRA")
-        store.execute("BEGIN IMMEDIATE")
-        store.execute(
-            "CREATE TABLE IF NOT EXISTS asked "
-            "(state TEXT PRIMARY KEY, piece BLOB, cells BLOB, digest BLOB)"
-        )
-        found = store.execute(
-            "SELECT piece, cells, digest FROM asked WHERE state = ?", (self._digest,)
-        ).fetchone()
-        before = self._asked
-        if found:
-            *blobs, digest = found
-            if not all(isinstance(blob, bytes) for blob in found) or _sealed(*blobs) != digest:
-                raise ValueError("it does not match its digest")
-            piece, table = (np.frombuffer(blob, "<i8") for blob in blobs)
-            before = Asked(piece, table.reshape(int(piece.max(initial=0)) + 1, -1))
-            if len(piece) != len(codes):
-                raise ValueError("it is of a table with another number of rows")
-        vetoed, after = admit(before, codes, cells, persons, minimum)
-        if after is not before:
-            blobs = after.piece.astype("<i8").tobytes(), after.cells.astype("<i8").tobytes()
-            row = (self._digest, *blobs, _sealed(*blobs))
-            store.execute("INSERT OR REPLACE INTO asked VALUES (?, ?, ?, ?)", row)
-        store.execute("COMMIT")
-        return vetoed
-
-
-#: Rows with a value in none of an axis's levels or intervals.
-OUTSIDE = -1
+def _prime() -> int:
+    """A random one, so that nobody can ask for what is 0 modulo it."""
+    return int(gmpy2.next_prime((1 << 30) + secrets.randbits(29)))

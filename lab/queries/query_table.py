@@ -18,15 +18,15 @@ from pydantic import Field
 from lab.errors import PolicyError
 from lab.privacy.budget import PrivacyBudget, event
 from lab.privacy.disclosure import Rules
+from lab.privacy.history import History, Rows
 from lab.privacy.noise import bounded, clamped, noised
-from lab.privacy.query_audit import OUTSIDE, History
+from lab.privacy.query_audit import OUTSIDE
 from lab.queries import cells
 from lab.queries.actuarial import stability_index
 from lab.queries.questions import Question, check
 from lab.records import Strict
 from lab.sums import Floats, Sums
 from lab.tables.contracts import Contract, broken
-from lab.tables.sources import digest
 
 #: A value of a factor is common where at least one in so many rows has it.
 MOST_VALUES = 50
@@ -63,7 +63,13 @@ class QueryTable:
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
         place = self.folder / "history.db" if self.folder else None
-        self.history = History(place, digest(self.frame), len(self.frame))
+        self.history = History(place, Rows.of(self.frame[self._askable()], self.person))
+
+    def _askable(self) -> list[str]:
+        """The columns that a question may be about, and the person."""
+        roles = {name: column.role for name, column in self.contract.columns.items()}
+        hidden = {name for name, role in roles.items() if role in ("identifier", "never_leaves")}
+        return [c for c in self.frame.columns if c == self.person or c not in hidden]
 
     @cached_property
     def persons(self) -> NDArray[np.int64] | None:
@@ -107,7 +113,7 @@ class QueryTable:
             split = np.full(len(codes), OUTSIDE, dtype=np.int64)
             inside = (codes != OUTSIDE) & (parts != OUTSIDE)
             split[inside], keys = pd.factorize(codes[inside] * count + parts[inside])
-            found = self.history.admit(split, max(len(keys), 1), self.persons, least)
+            found = self.history.admit(split, max(len(keys), 1), least)
             vetoed[np.asarray(keys)[found[: len(keys)]] // count] = True
         return vetoed
 
