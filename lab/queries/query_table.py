@@ -23,13 +23,12 @@ from lab.privacy.noise import bounded, clamped, noised
 from lab.privacy.query_audit import OUTSIDE
 from lab.queries import cells
 from lab.queries.actuarial import stability_index
+from lab.queries.parts import by_value
 from lab.queries.questions import Question, check
 from lab.records import Strict
 from lab.sums import Floats, Sums
 from lab.tables.contracts import Contract, broken
 
-#: A value of a factor is common where at least one in so many rows has it.
-MOST_VALUES = 50
 #: The ends of a column's declared range.
 ENDS = ("minimum", "maximum")
 
@@ -120,40 +119,10 @@ class QueryTable:
     def _by_value(
         self, codes: NDArray[np.int64], factor: pd.Series[Any]
     ) -> tuple[NDArray[np.int64], int]:
-        """Rows by the value of a factor: each common value is a part, the rare ones are one.
-
-        A sum and a sum times the factor give the rare ones' sum without any one value, so without
-        it the minimum must be left; in a cell where it is not, each rare value is a part.
-        """
         value = np.asarray(pd.factorize(factor)[0], dtype=np.int64)
-        known, least = value >= 0, self.rules.minimum_difference.persons
-        if not known.any():
-            return value, 1
-        common = np.bincount(value[known]) >= max(len(value) / MOST_VALUES, least)
-        rare = known & ~common[value] & (codes != OUTSIDE)
-        once = rare & self._first
-        width = int(value.max()) + 1
-        pair, keys = pd.factorize(codes[once] * width + value[once])
-        heads, cell = np.bincount(pair, minlength=len(keys)), np.asarray(keys) // width
-        left = np.bincount(cell, heads, codes.max(initial=0) + 1)
-        np.subtract.at(left, *self._most(cell, heads))
-        return np.where(rare & (left[codes] >= least), width, value), width + 1
-
-    @staticmethod
-    def _most(cell: NDArray[np.int64], heads: NDArray[np.int64]) -> tuple[Any, Any]:
-        """Each cell, and the most persons of one value in it."""
-        order = np.lexsort((-heads, cell))
-        cells_, first = np.unique(cell[order], return_index=True)
-        return cells_, heads[order][first]
-
-    @cached_property
-    def _first(self) -> NDArray[np.bool_]:
-        """True for the first row of each person."""
-        first = np.ones(len(self.frame), dtype=bool)
-        if self.persons is not None:
-            first[:] = False
-            first[np.unique(self.persons, return_index=True)[1]] = True
-        return first
+        persons = np.arange(len(value)) if self.persons is None else self.persons
+        part = by_value(codes, value, persons, self.rules.minimum_difference.persons)
+        return part, int(part.max(initial=0)) + 1
 
     def _told(
         self, question: Question, codes: NDArray[np.int64]
