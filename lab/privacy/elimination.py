@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 #: Multiplications for one question; where it takes more, its new cells are vetoed.
 MOST_STEPS = 2_000_000_000
+#: By how much one element may raise a rank to come before others.
+MOST_GAIN = 4
 
 
 def _compiled(function: Callable[..., Any]) -> Any:
@@ -71,26 +73,33 @@ class Echelon:
         """This with the rows of elements in this order, until a rank is reached; and the elements
         that raised it.
 
-        Between two parts of the order, elements are left out on which a random combination is 0
-        that is 0 on all rows so far: but once in the prime they raise no rank.
+        Elements that raise it by most come first, then by one less: whoever has rows in two places
+        that few persons tell apart serves a group twice. Between two parts of the order, elements
+        are left out on which a random combination is 0 that is 0 on all rows so far: but once in
+        the prime they raise no rank.
         """
-        grown, groups = self, []
+        grown, groups = self, [np.zeros(0, np.int64)]
         wanted = elements.size if wanted is None else wanted
-        while len(order) and grown.rank < wanted and not grown.exhausted:
-            part, order = order[: elements.size + 64], order[elements.size + 64 :]
-            grown, group = grown._with(elements, part, prime, wanted)
-            groups.append(group)
-            if len(order):
-                weights = grown._annihilator(prime)
-                order = order[_touched(*elements.arrays, order, weights, prime)]
-        return grown, np.concatenate([*groups, np.zeros(0, np.int64)])
+        most = int(np.diff(elements.piece_ends)[order].max(initial=1))
+        for gain in range(min(most, MOST_GAIN), 0, -1):
+            rest = order
+            while len(rest) and grown.rank < wanted and not grown.exhausted:
+                part, rest = rest[: elements.size + 64], rest[elements.size + 64 :]
+                grown, group = grown._with(elements, part, prime, wanted, gain)
+                groups.append(group)
+                if len(rest):
+                    rest = rest[grown._touched(elements, rest, prime)]
+            order = order[grown._touched(elements, order, prime)] if gain > 1 else order
+        return grown, np.concatenate(groups)
 
-    def _with(self, elements: Elements, order: Ints, prime: int, wanted: int) -> tuple[Self, Ints]:
+    def _with(
+        self, elements: Elements, order: Ints, prime: int, wanted: int, gain: int
+    ) -> tuple[Self, Ints]:
         chosen = np.zeros(len(order), dtype=np.bool_)
         first, last = self.first.copy(), self.last.copy()
         index, value, rank, used, steps = _grow(
             *(*elements.arrays, order, chosen, first, last, self.index, self.value),
-            *(self.rank, self.used, self.steps, wanted, prime, MOST_STEPS),
+            *(self.rank, self.used, self.steps, wanted, gain, prime, MOST_STEPS),
         )
         return replace(
             self,
@@ -98,12 +107,13 @@ class Echelon:
             **{"rank": rank, "used": used, "steps": steps},
         ), order[chosen]
 
-    def _annihilator(self, prime: int) -> Ints:
-        """(size,) random weights that are 0 on every row."""
+    def _touched(self, elements: Elements, order: Ints, prime: int) -> NDArray[np.bool_]:
+        """Elements that may raise the rank."""
         free = self.first < 0
         weights = np.zeros(len(free), dtype=np.int64)
         weights[free] = np.random.default_rng().integers(prime, size=int(free.sum()))
-        return self._solved(weights, free, prime)
+        weights = self._solved(weights, free, prime)
+        return np.asarray(_touched(*elements.arrays, order, weights, prime), dtype=np.bool_)
 
     @property
     def exhausted(self) -> bool:
@@ -149,15 +159,16 @@ def _grow(
     used: int,
     steps: int,
     wanted: int,
+    gain: int,
     prime: int,
     most: int,
 ) -> Any:  # pragma: no cover
     size = len(first)
-    work = np.zeros(size, np.int64)
+    work, pivots = np.zeros(size, np.int64), np.zeros(size, np.int64)
     for place in range(len(order)):
         if rank >= wanted or steps > most:
             break
-        element = order[place]
+        element, before, mark = order[place], rank, used
         for at in range(piece_ends[element], piece_ends[element + 1]):
             piece, cell = pieces[at], size
             for k in range(cell_ends[piece], cell_ends[piece + 1]):
@@ -183,7 +194,14 @@ def _grow(
                     index[used], value[used] = k, work[k] * factor % prime
                     used += 1
                     work[k] = 0
-            last[cell], rank, chosen[place] = used, rank + 1, True
+            last[cell], pivots[rank - before] = used, cell
+            rank += 1
+        # 3. It stays if it raises the rank enough.
+        if rank - before >= gain:
+            chosen[place] = True
+        else:
+            first[pivots[: rank - before]] = last[pivots[: rank - before]] = -1
+            rank, used = before, mark
     return index, value, rank, used, steps
 
 
