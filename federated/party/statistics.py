@@ -238,8 +238,7 @@ def _any_model(name: str, arguments: type[Strict], function: Any, *arrays: str) 
 
 def _by_rules(name: str, arguments: type[Strict], function: Any, *arrays: str) -> Statistic:
     analysis = PROFILES if name == "profile" else QUESTIONS
-    persons: Any = "minimum rows" if name == "profile" else "rules, cell by cell"
-    return Statistic(name, arguments, function, analysis, arrays, persons)
+    return Statistic(name, arguments, function, analysis, arrays, "rules, cell by cell")
 
 
 #: Statistics that belong to no kind of model alone.

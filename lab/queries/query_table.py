@@ -17,6 +17,7 @@ from pydantic import Field
 
 from lab.errors import PolicyError
 from lab.privacy.budget import PrivacyBudget, event
+from lab.privacy.counters import Counters
 from lab.privacy.disclosure import Rules
 from lab.privacy.history import History, Rows
 from lab.privacy.noise import bounded, clamped, noised
@@ -29,6 +30,9 @@ from lab.records import Strict
 from lab.sums import Floats, Sums
 from lab.tables.contracts import Contract, broken
 
+#: The file of counters, and the refusals that are no rule's, over all runs, after which a party
+#: answers no more: each can tell a bit of the rows.
+COUNTERS, MOST_REFUSALS = "counters.db", 10
 #: The ends of a column's declared range.
 ENDS = ("minimum", "maximum")
 
@@ -45,7 +49,8 @@ class QueryTable:
     """A party's table under its contract. Questions are answered here and nowhere else.
 
     raw: the table as it came, for counts of violations; folder: where history and budget are kept
-    (None: in memory, and no budget); noised: the party answers no question without noise.
+    (None: in memory, and no budget); noised: the party answers no question without noise; asker,
+    quota: who asks, and for how many cells each asker may, ever (None: no end).
     """
 
     frame: pd.DataFrame
@@ -56,12 +61,16 @@ class QueryTable:
     folder: Path | None = None
     budget: Budget | None = None
     noised: bool = False
+    asker: str = "analyst"
+    quota: int | None = None
     history: History = field(init=False, repr=False)
+    counters: Counters = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
         place = self.folder / "history.db" if self.folder else None
+        self.counters = Counters(self.folder / COUNTERS if self.folder else None)
         self.history = History(place, Rows.of(self.frame[self._askable()], self.person))
 
     def _askable(self) -> list[str]:
@@ -98,6 +107,7 @@ class QueryTable:
             return self._with_noise(question, codes)
         vetoed = self._admitted(question, codes)
         arrays = cells.plain(question, self.frame, self.persons, codes, vetoed, self.rules)
+        arrays["left"] = np.array([float(self._left())])
         return cells.sums(cells.form(question), arrays, int((codes != OUTSIDE).sum()))
 
     def _admitted(self, question: Question, codes: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -115,6 +125,38 @@ class QueryTable:
             found = self.history.admit(split, max(len(keys), 1), least)
             vetoed[np.asarray(keys)[found[: len(keys)]] // count] = True
         return vetoed
+
+    def _left(self) -> int:
+        """Cells that this party can still answer to this asker, at most, to two digits: the exact
+        number would tell how many were vetoed."""
+        left = self.history.left(self.rules.minimum_difference.persons)
+        if self.quota is not None:
+            left = min(left, self.quota - self.counters.of(f"cells {self.asker}"))
+        step: int = 10 ** max(len(str(left)) - 2, 0)
+        return left // step * step
+
+    def _charge(self, count: int) -> None:
+        """Count the cells of a question against its asker's quota."""
+        total = self.counters.add(f"cells {self.asker}", count, self.quota)
+        if self.quota is not None and total > self.quota:
+            raise PolicyError(
+                f"{self.asker} may ask for {self.quota:,} cells here, ever; this question makes "
+                f"{total:,}",
+                "quota",
+            )
+
+    def refuse(self) -> None:
+        """Count a refusal that is no rule's."""
+        self.counters.add("refusals", 1)
+
+    def check_refusals(self) -> None:
+        """Raises :class:`PolicyError` if this party has refused too often to answer any more."""
+        count = self.counters.of("refusals")
+        if count >= MOST_REFUSALS:
+            raise PolicyError(
+                f"this party has refused {count} questions in all its runs and answers no more; "
+                f"its owner looks why, and removes {COUNTERS} from the folder of its questions"
+            )
 
     def _by_value(
         self, codes: NDArray[np.int64], factor: pd.Series[Any]
@@ -142,7 +184,8 @@ class QueryTable:
             yield self._by_value(codes, self.frame[column])
 
     def _read(self, asked: Mapping[str, Any]) -> Question:
-        """The question, if it is asked under this party's rules and within its contract."""
+        """The question, if it is asked under this party's rules, within its contract and its asker's
+        quota."""
         if asked["rules"] != json.loads(self.rules.model_dump_json()):
             raise PolicyError(
                 "asked under other disclosure rules than this party's; it keeps its own"
@@ -151,6 +194,7 @@ class QueryTable:
         check(question, self.contract, self.person)
         if self.noised and question.noise is None:
             raise PolicyError("this party answers with noise alone; give an epsilon")
+        self._charge(question.cells)
         return question
 
     @staticmethod

@@ -128,6 +128,7 @@ class InsurerPolicy:
         self._allow(study)
         if {"questions", "profiles"} & set(study.kinds):
             self._check_person(experiment)
+            self._check_minimum(experiment)
         self._check_marks(experiment)
         if study.kind != "questions":
             self._check_shares(experiment)
@@ -179,6 +180,21 @@ class InsurerPolicy:
             raise Refusal("person", "node.toml does not say who a row belongs to; set data.person")
         if (self.data.person or None) != experiment.data.person:
             raise Refusal("person", "the study counts persons by another column than data.person")
+
+    def _check_minimum(self, experiment: Experiment) -> None:
+        """Rules of disclosure show no cell of fewer persons than this party's minimum."""
+        rules, least = self.settings.rules(self.folder), self._minimum_rows(experiment)
+        if rules.minimum_count.persons < least:
+            raise Refusal(
+                "minimum_rows",
+                f"the rules of disclosure show cells of {rules.minimum_count.persons} persons, and "
+                f"{least} are the fewest here; raise minimum_count.persons of the rules, or lower "
+                "minimum_rows of node.toml, of the charter or of the plan",
+            )
+
+    def _minimum_rows(self, experiment: Experiment) -> int:
+        limits, charter = self.limits, self.charter.limits
+        return max(limits.minimum_rows, charter.minimum_rows, experiment.protection.minimum_rows)
 
     def _check_marks(self, experiment: Experiment) -> None:
         """Which rows are held out is this party's to say: two totals that differ by a person's row
@@ -256,11 +272,7 @@ class InsurerPolicy:
             train if not test.any() else frame.iloc[test],
             experiment.data.person,
             Policy(
-                minimum_rows=max(
-                    self.limits.minimum_rows,
-                    self.charter.limits.minimum_rows,
-                    experiment.protection.minimum_rows,
-                ),
+                minimum_rows=self._minimum_rows(experiment),
                 announces=self.limits.announces,
                 shows_receipt=self.limits.shows_receipt,
                 rules=self.settings.rules(self.folder),
@@ -285,6 +297,7 @@ class InsurerPolicy:
             folder=self.folder / QUESTIONS,
             budget=self._budget(),
             noised=self.limits.noised,
+            quota=self.limits.quota,
         )
         policy = Policy(
             minimum_rows=1,  # rules of disclosure hold here, which count persons cell by cell

@@ -193,6 +193,8 @@ class InsurerRole:
             case _, "profile":
                 request = Request.from_record(message.content)
                 profiles.consider(run_state, study, party.rules, request)
+        if party.query_table is not None:
+            party.query_table.asker = signed_message.sender
         self._now = run_state.run
         reply = self._app(message, memory).content
         if signed_message.kind == MessageKind.JOIN:
