@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import threading
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -181,6 +182,20 @@ class _Record:
         return cls(Columns(key, base, change, owner), Asked(piece, table))
 
 
+@dataclass(frozen=True)
+class Split:
+    """The cells of a question in parts. part: (rows,) the part of each row, `OUTSIDE` for none;
+    cell: (parts,) the cell that each is a part of."""
+
+    part: Ints
+    cell: Ints
+
+    def without(self, cells: Mask) -> Ints:
+        """(rows,) the part of each row, `OUTSIDE` in one of these cells."""
+        out = np.append(cells[self.cell], True)[self.part]  # OUTSIDE is the last
+        return np.where(out, OUTSIDE, self.part)
+
+
 class History:
     """A party's history on disk (or in memory), for the present rows of its table.
 
@@ -193,31 +208,34 @@ class History:
         self._record: _Record | None = None
         self._values: dict[str, str] = {}
 
-    def admit(self, codes: Ints, cells: int, minimum: int) -> Mask:
-        """bool (cells,): the cells that may not be answered; the others are history now.
-
-        codes: (rows,) the cell of each row, `OUTSIDE` for none.
-        """
+    def admit(self, splits: Sequence[Split], cells: int, minimum: int) -> Mask:
+        """bool (cells,): the cells of a question that may not be answered; the others are history
+        now, all their splits, and nothing of those that may not."""
         with self._lock:
             if self._path is None:
-                vetoed, self._record = self._admitted(self._record, codes, cells, minimum)
+                vetoed, self._record = self._admitted(self._record, splits, cells, minimum)
                 return vetoed
             try:
                 with closing(sqlite3.connect(self._path, 60, isolation_level=None)) as store:
-                    return self._stored(store, codes, cells, minimum)
+                    return self._stored(store, splits, cells, minimum)
             except (sqlite3.Error, ValueError) as error:
                 raise self._unusable(error) from None
 
     def _admitted(
-        self, record: _Record | None, codes: Ints, cells: int, minimum: int
+        self, record: _Record | None, splits: Sequence[Split], cells: int, minimum: int
     ) -> tuple[Mask, _Record]:
         record = (record or _Record.first(self._rows)).with_rows(self._rows)
-        columns = record.columns
-        owner = columns.owner
+        columns, owner = record.columns, record.columns.owner
         if self._rows.owner is not None:
             owner = np.where(owner == NOBODY, NOBODY, pd.factorize(owner)[0])
-        spread = columns.codes(self._rows, codes)
-        vetoed, asked = admit(record.asked, spread, cells, owner, minimum)
+        spread = [replace(one, part=columns.codes(self._rows, one.part)) for one in splits]
+        vetoed, before = np.zeros(cells, dtype=bool), None
+        while before is None or (vetoed != before).any():
+            before, asked = vetoed.copy(), record.asked
+            for split in spread:
+                parts = len(split.cell)
+                own, asked = admit(asked, split.without(before), max(parts, 1), owner, minimum)
+                vetoed[split.cell[own[:parts]]] = True
         return vetoed, record if asked is record.asked else replace(record, asked=asked)
 
     def left(self, minimum: int) -> int:
@@ -253,7 +271,9 @@ class History:
             "nothing is answered without it"
         )
 
-    def _stored(self, store: sqlite3.Connection, codes: Ints, cells: int, minimum: int) -> Mask:
+    def _stored(
+        self, store: sqlite3.Connection, splits: Sequence[Split], cells: int, minimum: int
+    ) -> Mask:
         store.execute("PRAGMA synchronous = EXTRA")
         store.execute("BEGIN IMMEDIATE")
         store.execute(
@@ -269,7 +289,7 @@ class History:
             if not all(isinstance(blob, bytes) for blob in entry) or _sealed(blobs) != digest:
                 raise ValueError("it does not match its digest")
             before = _Record.read(tuple(blobs))
-        vetoed, self._record = self._admitted(before, codes, cells, minimum)
+        vetoed, self._record = self._admitted(before, splits, cells, minimum)
         if self._record is not before:
             row = (*self._record.blobs, _sealed(self._record.blobs))
             store.execute("INSERT OR REPLACE INTO asked VALUES (1, ?, ?, ?, ?, ?, ?, ?)", row)

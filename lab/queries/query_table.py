@@ -19,7 +19,7 @@ from lab.errors import PolicyError
 from lab.privacy.budget import PrivacyBudget, event
 from lab.privacy.counters import Counters
 from lab.privacy.disclosure import Rules
-from lab.privacy.history import History, Rows
+from lab.privacy.history import History, Rows, Split
 from lab.privacy.noise import bounded, clamped, noised
 from lab.privacy.query_audit import OUTSIDE
 from lab.queries import cells
@@ -117,14 +117,14 @@ class QueryTable:
         somebody may know: rows with a value, and rows by the values of a factor, are cells to
         the history as well.
         """
-        least, vetoed = self.rules.minimum_difference.persons, np.zeros(question.cells, dtype=bool)
+        splits = []
         for parts, count in self._told(question, codes):
-            split = np.full(len(codes), OUTSIDE, dtype=np.int64)
+            part = np.full(len(codes), OUTSIDE, dtype=np.int64)
             inside = (codes != OUTSIDE) & (parts != OUTSIDE)
-            split[inside], keys = pd.factorize(codes[inside] * count + parts[inside])
-            found = self.history.admit(split, max(len(keys), 1), least)
-            vetoed[np.asarray(keys)[found[: len(keys)]] // count] = True
-        return vetoed
+            part[inside], keys = pd.factorize(codes[inside] * count + parts[inside])
+            splits.append(Split(part, np.asarray(keys, dtype=np.int64) // count))
+        least = self.rules.minimum_difference.persons
+        return self.history.admit(splits, question.cells, least)
 
     def _left(self) -> int:
         """Cells that this party can still answer to this asker, at most, to two digits: the exact

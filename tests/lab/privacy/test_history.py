@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from lab.errors import ConfigurationError, PolicyError
-from lab.privacy.history import History, Rows
+from lab.privacy.history import History, Rows, Split
 from lab.privacy.query_audit import OUTSIDE
 
 Ints = np.ndarray
@@ -29,7 +29,12 @@ HALF, MOST = np.where(np.arange(30) < 15, 0, OUTSIDE), np.where(np.arange(30) < 
 
 
 def asks(store: History, codes: Ints) -> bool:
-    return not store.admit(codes, 1, 5)[0]
+    return not store.admit([whole(codes)], 1, 5)[0]
+
+
+def whole(codes: Ints) -> Split:
+    """A question's cells, each in one part."""
+    return Split(codes, np.arange(codes.max(initial=0) + 1))
 
 
 def test_a_history_in_memory_remembers() -> None:
@@ -157,7 +162,7 @@ def answered(history: Path | History, frame: pd.DataFrame, person: str | None = 
     """What the rows of year 0 add up to, NaN where it is vetoed."""
     store = History(history, Rows.of(frame, person)) if isinstance(history, Path) else history
     inside = frame["year"].to_numpy() == 0
-    vetoed = store.admit(np.where(inside, 0, OUTSIDE), 1, 10)
+    vetoed = store.admit([whole(np.where(inside, 0, OUTSIDE))], 1, 10)
     return np.nan if vetoed[0] else float(frame["paid"][inside].sum())
 
 
@@ -228,7 +233,18 @@ def test_without_persons_rows_that_changed_among_rows_that_came_are_refused(
 def test_a_history_tells_how_many_cells_are_left(tmp_path: Path) -> None:
     store = History(tmp_path / "h.db", state(100))
     assert store.left(10) == 9  # the whole table is known
-    assert not store.admit(np.arange(100) % 4, 4, 10).any()
+    assert not store.admit([whole(np.arange(100) % 4)], 4, 10).any()
     assert store.left(10) == 6
-    assert not store.admit(np.arange(100) % 4, 4, 10).any()
+    assert not store.admit([whole(np.arange(100) % 4)], 4, 10).any()
     assert store.left(10) == 6
+
+
+def test_a_cell_that_is_not_answered_leaves_the_history_untouched(tmp_path: Path) -> None:
+    """The cell passes as a whole and not in the parts that a total splits it into."""
+    store = History(tmp_path / "h.db", state(100))
+    few = Split(np.where(np.arange(100) < 50, np.arange(100) // 47, OUTSIDE), np.zeros(2, np.int64))
+    cell = np.where(np.arange(100) < 50, 0, OUTSIDE)
+    assert store.admit([whole(cell), few], 1, 10).all()
+    assert store.left(10) == 9
+    one_more = np.where(np.arange(100) < 51, 0, OUTSIDE)
+    assert not store.admit([whole(one_more)], 1, 10).any()
