@@ -88,6 +88,13 @@ def test_correlations_of_columns_with_rare_values_are_those_of_pandas() -> None:
     np.testing.assert_allclose(answer.to_numpy(), pooled.corr().to_numpy(), atol=1e-9)
 
 
+def test_a_correlation_of_columns_with_gaps_is_that_of_the_complete_rows() -> None:
+    pooled = pd.concat(sites().values())[["income", "bill", "visits"]].dropna()
+    with desk() as asked:
+        answer = asked.ask("select correlation(income, bill, visits) from visits")
+    np.testing.assert_allclose(answer.to_numpy(), pooled.corr().to_numpy(), atol=1e-9)
+
+
 def test_an_answer_tells_how_much_is_left() -> None:
     with desk() as asked:
         first = asked.ask(COUNT).attrs["left"]
