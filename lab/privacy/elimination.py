@@ -82,12 +82,12 @@ class Echelon:
         wanted = elements.size if wanted is None else wanted
         most = int(np.diff(elements.piece_ends)[order].max(initial=1))
         for gain in range(min(most, MOST_GAIN), 0, -1):
-            rest = order
+            rest, size = order, elements.size + 64
             while len(rest) and grown.rank < wanted and not grown.exhausted:
-                part, rest = rest[: elements.size + 64], rest[elements.size + 64 :]
+                part, rest, size = rest[:size], rest[size:], 2 * size
                 grown, group = grown._with(elements, part, prime, wanted, gain)
                 groups.append(group)
-                if len(rest):
+                if len(rest) and len(group):
                     rest = rest[grown._touched(elements, rest, prime)]
             order = order[grown._touched(elements, order, prime)] if gain > 1 else order
         return grown, np.concatenate(groups)
@@ -229,5 +229,7 @@ def _touched(
             total = 0
             for k in range(cell_ends[pieces[at]], cell_ends[pieces[at] + 1]):
                 total += weight[cells[k]]
-            touched[place] |= total % prime != 0
+            if total % prime != 0:
+                touched[place] = True
+                break
     return touched

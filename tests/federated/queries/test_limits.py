@@ -13,6 +13,7 @@ from federated.hiding.protocol import Clear
 from federated.queries.desk import Desk
 from federated.queries.holdings import Holdings
 from lab.errors import ConfigurationError, PolicyError
+from lab.privacy.disclosure import Rules
 from lab.queries.query_table import MOST_REFUSALS
 from lab.tables.contracts import Column, Contract
 from secure_agg.keys import PrivateKey
@@ -28,6 +29,8 @@ VISITS = Contract(
         "income": Column(type="number", nullable=True),
     },
 )
+#: Rules that do not look at amounts, which a large bill would break.
+OPEN = Rules.read().model_copy(update={"dominance": None, "p_percent": None})
 COUNT = "select count(*) from visits"
 
 
@@ -93,6 +96,39 @@ def test_a_correlation_of_columns_with_gaps_is_that_of_the_complete_rows() -> No
     with desk() as asked:
         answer = asked.ask("select correlation(income, bill, visits) from visits")
     np.testing.assert_allclose(answer.to_numpy(), pooled.corr().to_numpy(), atol=1e-9)
+
+
+def total_before_and_after(folder: Path | None, later: Path | None) -> tuple[float, float]:
+    """What is shown of the bills of one year before and after a victim's row is added."""
+    text = "select sum(bill) as bills from visits where year = 2"
+    before = sites()
+    victim = pd.DataFrame(
+        {
+            "person": 77_777,
+            "year": 2,
+            "bill": 39_999.5,
+            "visits": 3,
+            "diseases": 10.5,
+            "income": 9.0,
+        },
+        index=[0],
+    )
+    after = before | {"site 3": pd.concat([before["site 3"], victim], ignore_index=True)}
+    bills = []
+    for tables, place in ((before, folder), (after, later)):
+        held = Holdings.of(tables, VISITS, OPEN, person="person", folder=place)
+        with Desk.simulated(held, Clear(OPEN), workers=1) as asked:
+            bills.append(float(asked.ask(text)["bills"].iloc[0]))
+    return bills[0], bills[1]
+
+
+def test_the_same_question_before_and_after_one_row_does_not_tell_it(tmp_path: Path) -> None:
+    before, after = total_before_and_after(tmp_path, tmp_path)
+    assert before > 0
+    assert np.isnan(after)
+    # The unprotected twin: every state of the table has a history of its own.
+    before, after = total_before_and_after(tmp_path / "first", tmp_path / "second")
+    assert after - before == pytest.approx(39_999.5)
 
 
 def test_an_answer_tells_how_much_is_left() -> None:
