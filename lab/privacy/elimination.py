@@ -84,7 +84,7 @@ class Echelon:
         for gain in range(min(most, MOST_GAIN), 0, -1):
             rest, size = order, elements.size + 64
             while len(rest) and grown.rank < wanted and not grown.exhausted:
-                part, rest, size = rest[:size], rest[size:], 2 * size
+                part, rest = rest[:size], rest[size:]
                 grown, group = grown._with(elements, part, prime, wanted, gain)
                 groups.append(group)
                 if len(rest) and len(group):
