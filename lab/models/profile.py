@@ -66,6 +66,7 @@ class Profiling(Strict):
     means: tuple[str, ...] = Field((), description="Columns averaged over claims.")
     shares: dict[str, Compare] = Field(
         default_factory=dict,
+        max_length=MOST_SHARES,
         description="By name, a comparison: the share of claims for which it holds.",
     )
     where: Compare | None = Field(None, description="The claims that all of these are about.")
@@ -74,8 +75,6 @@ class Profiling(Strict):
     def _something(self) -> Profiling:
         if len(set(self.columns())) != len(self.columns()):
             raise ValueError("two of its columns have the same name")
-        if len(self.shares) > MOST_SHARES:
-            raise ValueError(f"{len(self.shares)} shares; a profile has at most {MOST_SHARES}")
         return self
 
     def columns(self) -> list[str]:
@@ -155,6 +154,7 @@ class ProfileCells(Strict):
 
 #: Persons of a cell: all patients; those with a claim that is meant; of these, who came again, or once.
 GROUPS = ("population", "persons", "returning", "single")
+PARTIES = {"parties": "parties persons", "returning_parties": "parties returning"}
 
 
 def cells_of(asked: Profiling, contract: Contract, numbers: Iterable[int]) -> ProfileCells:
@@ -256,10 +256,10 @@ def release(cells: ProfileCells, rules: Rules, totals: Sums) -> Sums:
     again = whole & enough("returning") & enough("single")
     arrays, shown = dict[str, Floats](), dict[str, NDArray[np.bool_]]()
     for measure in get_args(Measure):
-        values = totals[MEASURED.get(measure, measure)]
+        values = totals[PARTIES.get(measure, measure)]
         shown[measure] = again if measure.startswith("returning") else whole
         arrays[measure] = np.where(shown[measure], values, 0.0)
-    for name, (told, claims) in _shares(asked, rules, totals).items():
+    for name, (told, claims) in (_shares(asked, rules, totals) if asked.shares else {}).items():
         shown[name] = told & whole
         arrays[f"share {name}"] = np.where(shown[name], claims, 0.0)
     for column in asked.means:
@@ -272,10 +272,6 @@ def release(cells: ProfileCells, rules: Rules, totals: Sums) -> Sums:
     return Sums(arrays, dict.fromkeys(arrays, AMOUNT), 0)
 
 
-#: Measures that are counted under another name.
-MEASURED = {"parties": "parties persons", "returning_parties": "parties returning"}
-
-
 def _shares(
     asked: Profiling, rules: Rules, totals: Sums
 ) -> dict[str, tuple[NDArray[np.bool_], Floats]]:
@@ -284,8 +280,6 @@ def _shares(
     It may where all that it tells apart, with the shares that are told already, are enough persons
     of enough parties: then so is whatever any combination of them is about.
     """
-    if not asked.shares:
-        return {}
     patterns = np.arange(2 ** len(asked.shares))
     claims, persons, parties = (
         np.stack([totals[f"{name} {k}"] for k in patterns])

@@ -98,8 +98,8 @@ class Echelon:
         chosen = np.zeros(len(order), dtype=np.bool_)
         first, last = self.first.copy(), self.last.copy()
         index, value, rank, used, steps = _grow(
-            *(*elements.arrays, order, chosen, first, last, self.index, self.value),
-            *(self.rank, self.used, self.steps, wanted, gain, prime, MOST_STEPS),
+            *(elements.arrays, order, chosen, (first, last, self.index, self.value)),
+            *((self.rank, self.used, self.steps), (wanted, gain, prime, MOST_STEPS)),
         )
         return replace(
             self,
@@ -145,24 +145,12 @@ def _inverse(number: int, prime: int) -> int:  # pragma: no cover
 
 @_compiled
 def _grow(
-    piece_ends: Any,
-    pieces: Any,
-    cell_ends: Any,
-    cells: Any,
-    order: Any,
-    chosen: Any,
-    first: Any,
-    last: Any,
-    index: Any,
-    value: Any,
-    rank: int,
-    used: int,
-    steps: int,
-    wanted: int,
-    gain: int,
-    prime: int,
-    most: int,
+    elements: Any, order: Any, chosen: Any, rows: Any, counts: Any, limits: Any
 ) -> Any:  # pragma: no cover
+    piece_ends, pieces, cell_ends, cells = elements
+    first, last, index, value = rows
+    rank, used, steps = counts
+    wanted, gain, prime, most = limits
     size = len(first)
     work, pivots = np.zeros(size, np.int64), np.zeros(size, np.int64)
     for place in range(len(order)):

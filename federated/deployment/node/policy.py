@@ -34,7 +34,7 @@ from lab.tables.contracts import Column, Contract
 from lab.tables.partition import drawn
 from lab.tables.sources import SOURCES, Table, built_in, load
 
-#: Ways in which rows were capped or left out, and how many there may be.
+#: Ways in which rows were capped or left out, profiles, and how many of each there may be.
 VARIANTS, MOST_VARIANTS = "row_variants.json", 5
 
 
@@ -155,7 +155,7 @@ class InsurerPolicy:
                 f"waits for a person's approval as {study.digest[:12]}; run it again after that",
             )
         if study.kind != "questions":
-            self._note_variant(experiment)
+            self._note_variants(experiment)
 
     def _allow(self, study: StudyPlan) -> None:
         for kind in study.kinds:
@@ -223,20 +223,31 @@ class InsurerPolicy:
                 f"the plan has model.validation_share = {share:g}",
             )
 
-    def _note_variant(self, experiment: Experiment) -> None:
-        """What changes or leaves out rows is a question of its own, and there are few."""
-        data, path = experiment.data, self.folder / VARIANTS
-        variant = json.dumps([sorted(data.cap.items()), data.missing])
-        variants = read_json(path)["variants"] if path.exists() else []
-        if variant in variants:
-            return
-        if len(variants) >= MOST_VARIANTS:
-            raise Refusal(
-                "rows",
-                f"this party's rows were capped or left out in {MOST_VARIANTS} other ways; use one "
-                "of those for data.cap and data.missing",
-            )
-        write_whole(path, canonical({"variants": [*variants, variant]}), 0o600)
+    def _note_variants(self, experiment: Experiment) -> None:
+        """What changes or leaves out rows is a question of its own, as a profile is: what two of
+        them differ by may be one claim. So there are few, ever."""
+        data = experiment.data
+        rows = json.dumps([sorted(data.cap.items()), data.missing])
+        definitions = (
+            one.model_dump_json(exclude={"name", "register_file"}) for one in experiment.profile
+        )
+        noted = {
+            "variants": ({rows}, "data.cap and data.missing"),
+            "profiles": (set(definitions), "[[profile]]"),
+        }
+        path = self.folder / VARIANTS
+        before = read_json(path) if path.exists() else {}
+        after = dict(before)
+        for kind, (values, key) in noted.items():
+            after[kind] = [*before.get(kind, []), *sorted(values - set(before.get(kind, [])))]
+            if len(after[kind]) > max(MOST_VARIANTS, len(before.get(kind, []))):
+                raise Refusal(
+                    "rows",
+                    f"this party answers {MOST_VARIANTS} variants of {key}, ever, and had others; "
+                    "use one of those",
+                )
+        if after != before:
+            write_whole(path, canonical(after), 0o600)
 
     def _check_contract(self, study: StudyPlan, columns: set[str]) -> None:
         """Every column that is used must be the same here; this party may have more."""
