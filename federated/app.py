@@ -26,8 +26,9 @@ from federated.party.party import Party
 from federated.party.state import NodeState, Released
 from lab.errors import BudgetError, LabError, PeerError, PolicyError
 from lab.models import profile
-from lab.models.design import RARE, Feature, seen_levels
+from lab.models.design import Feature, seen_levels
 from lab.models.glm import Task
+from lab.privacy.joining import RARE
 from secure_agg.errors import SecureAggError
 
 #: A party by its partition number: from memory in process, from its own table elsewhere.
@@ -192,20 +193,20 @@ def receipt(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict
 HANDLERS: Mapping[str, Handler] = {
     "query": answer,
     "train": answer,
-    "query.hello": hello,
-    "query.enrol": enrol,
-    "query.levels": levels,
+    MessageKind.HELLO: hello,
+    MessageKind.ENROL: enrol,
+    MessageKind.LEVELS: levels,
     MessageKind.AGREED: agree_levels,
-    "query.profile": join_profile,
-    "query.receipt": receipt,
-    "query.part": encrypted.give_part,
-    "query.release": encrypted.release_answer,
-    "query.masks_advertise": masked.advertise,
-    "query.masks_share": masked.share,
-    "query.masks_mask": masked.mask,
-    "train.masks_mask": masked.mask,
-    "query.masks_confirm": masked.confirm,
-    "query.masks_reveal": masked.reveal,
+    MessageKind.JOIN: join_profile,
+    MessageKind.RECEIPT: receipt,
+    MessageKind.PART: encrypted.give_part,
+    MessageKind.RELEASE: encrypted.release_answer,
+    MessageKind.ADVERTISE: masked.advertise,
+    MessageKind.SHARE: masked.share,
+    MessageKind.MASK: masked.mask,
+    MessageKind.MASK_TRAINING: masked.mask,
+    MessageKind.CONFIRM: masked.confirm,
+    MessageKind.REVEAL: masked.reveal,
 }
 
 

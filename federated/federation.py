@@ -21,10 +21,11 @@ from federated.messages import Request, message_of, read, refusal
 from federated.party import statistics
 from federated.party.state import Released
 from lab.errors import PeerError
-from lab.models.design import RARE, Feature
+from lab.models.design import Feature
 from lab.models.glm import Task
 from lab.models.profile import Profile, ProfileCells
 from lab.privacy.disclosure import Rules
+from lab.privacy.joining import RARE, Opened
 from lab.sums import Floats, Sums
 from secure_agg.identity import Card, Roster
 
@@ -43,7 +44,17 @@ class Participant:
 
 
 class ModelTotals(Protocol):
-    """What a solver needs of a federation: totals of statistics, and nothing of single parties."""
+    """What a solver needs of a federation: totals of statistics, and nothing of single parties.
+
+    opened: what of the totals is told to others than whoever opens them, noted by who tells it.
+    """
+
+    opened: list[Opened]
+
+    @property
+    def everybody(self) -> bool:
+        """Whether all parties see every total, so that nothing is asked for whose cells may stand
+        on few persons."""
 
     def sum(
         self, statistic: str, arrays: Mapping[str, Floats] | None = None, **arguments: Any
@@ -92,6 +103,7 @@ class Federation:
         self.grid, self.protection, self._progress = grid, protection, progress
         self.run, self._sums = secrets.token_hex(8), 0
         self.silent: list[tuple[str, str]] = []  # (party, message) left unanswered
+        self.opened: list[Opened] = []
         self.members = self._gather(parties)
         protection.check_parties(parties)
         protection.enrol(self, Roster(tuple(member.card for member in self.members)))
@@ -100,6 +112,11 @@ class Federation:
     def names(self) -> tuple[str, ...]:
         """All parties, in seat order."""
         return tuple(member.name for member in self.members)
+
+    @property
+    def everybody(self) -> bool:
+        """Whether all parties see every total."""
+        return self.protection.everybody
 
     def _gather(self, parties: int, patience: float = 60.0) -> tuple[Participant, ...]:
         """Wait until so many nodes are here, and ask each who it is."""

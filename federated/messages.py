@@ -129,10 +129,7 @@ class Reply:
     def from_record(cls, record: RecordDict) -> Reply:
         try:
             header, body = record.config_records["reply"], record.array_records["body"]
-            form = {
-                name: (tuple(shape), Limit(bound, resolution))
-                for name, (shape, bound, resolution) in json.loads(str(header["form"])).items()
-            }
+            form = form_from_json(str(header["form"]))
             hidden = any(array.stype == BYTES for array in body.values())
             reply = cls(
                 party=str(header["party"]),
@@ -166,6 +163,17 @@ class Reply:
 def form_to_json(form: Form) -> str:
     """A form as text: shape, bound and resolution of each array."""
     return json.dumps({name: [list(s), x.bound, x.resolution] for name, (s, x) in form.items()})
+
+
+def form_from_json(text: str) -> Form:
+    """The form that `form_to_json` wrote. Raises :class:`PeerError`."""
+    try:
+        return {
+            name: (tuple(map(int, shape)), Limit(float(bound), float(resolution)))
+            for name, (shape, bound, resolution) in json.loads(text).items()
+        }
+    except UNREADABLE:
+        raise PeerError("the form of sums is not readable") from None
 
 
 def form_of(sums: Sums) -> Form:

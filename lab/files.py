@@ -34,7 +34,7 @@ def write_whole(path: Path, content: bytes, mode: int = 0o644) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on disk: a file that was synced may still lose its name."""
+    """Flush a folder's names to disk: a file that was synced may still lose its name."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -50,7 +50,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
     if len(data) > LARGEST_JSON_BYTES:
-        raise ConfigurationError(f"{path}: is larger than {LARGEST_JSON_BYTES} bytes")
+        raise ConfigurationError(
+            f"{path}: larger than {LARGEST_JSON_BYTES:,} bytes, the most that is read"
+        )
     try:
         content = json.loads(data, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
@@ -67,7 +69,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def canonical(content: Any) -> bytes:
+def canonical(content: object) -> bytes:
     """The one encoding of JSON content: sorted keys, no spaces, UTF-8. Raises ValueError."""
     return json.dumps(
         content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False

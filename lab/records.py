@@ -1,4 +1,7 @@
-"""Records that outside input is parsed into: all mistakes of a file at once, unknown keys with the nearest known one."""
+"""Records that input from outside is parsed into.
+
+Every mistake in a file is reported at once, an unknown key with the nearest known one.
+"""
 
 from __future__ import annotations
 
@@ -44,15 +47,15 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def parse(model: type[Model], values: Any, *, where: str) -> Model:
+def parse(model: type[Model], values: object, *, where: str) -> Model:
     """Check ``values`` against a model; all mistakes in one error, unknown keys with the nearest known."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        found = error.errors()
-        lines = [_mistake(model, dict(item)) for item in found[:MISTAKES_SHOWN]]
-        if len(found) > MISTAKES_SHOWN:
-            lines.append(f"and {len(found) - MISTAKES_SHOWN} more")
+        mistakes = error.errors()
+        lines = [_mistake(model, dict(item)) for item in mistakes[:MISTAKES_SHOWN]]
+        if len(mistakes) > MISTAKES_SHOWN:
+            lines.append(f"and {len(mistakes) - MISTAKES_SHOWN} more")
         raise ConfigurationError("\n  ".join([f"{where}:", *lines])) from None
 
 
@@ -60,21 +63,21 @@ def _mistake(model: type[BaseModel], item: dict[str, Any]) -> str:
     place: list[str] = []
     for at, part in enumerate(map(str, item["loc"])):  # tags of unions are no keys of the file
         last = at == len(item["loc"]) - 1
-        known = _known_keys(model, place)
-        if last or part.isdigit() or part in known or ANY in known:
+        keys = _known_keys(model, place)
+        if last or part.isdigit() or part in keys or ANY in keys:
             place.append(part)
     key = ".".join(place) or "the file"
     if item["type"] == "extra_forbidden":
         near = nearest(place[-1], _known_keys(model, place[:-1]))
         return f"unknown key '{key}'" + (f"; did you mean '{near}'?" if near else "")
-    came = "" if isinstance(item["input"], dict | list) else f", got {item['input']!r:.60}"
-    return f"{key}: {item['msg'].removeprefix('Value error, ').lower()}{came}"
+    value = "" if isinstance(item["input"], dict | list) else f", got {item['input']!r:.60}"
+    return f"{key}: {item['msg'].removeprefix('Value error, ').lower()}{value}"
 
 
-def nearest(word: str, known: list[str]) -> str | None:
+def nearest(word: str, words: list[str]) -> str | None:
     from difflib import get_close_matches
 
-    return next(iter(get_close_matches(word, known, 1, 0.4)), None)
+    return next(iter(get_close_matches(word, words, 1, 0.4)), None)
 
 
 def _known_keys(model: type[BaseModel], place: list[str]) -> list[str]:
@@ -83,9 +86,9 @@ def _known_keys(model: type[BaseModel], place: list[str]) -> list[str]:
     definitions = schema.get("$defs", {})
     nodes = [schema]
     for part in place:
-        found = []
+        children = []
         for node in _resolve(nodes, definitions):
-            found += [
+            children += [
                 child
                 for child in (
                     node.get("properties", {}).get(part),
@@ -94,10 +97,10 @@ def _known_keys(model: type[BaseModel], place: list[str]) -> list[str]:
                 )
                 if isinstance(child, dict)
             ]
-        nodes = found or nodes
-    resolved = _resolve(nodes, definitions)
-    free = [ANY for node in resolved if isinstance(node.get("additionalProperties"), dict)]
-    return [key for node in resolved for key in node.get("properties", {})] + free
+        nodes = children or nodes
+    tables = _resolve(nodes, definitions)
+    free = [ANY for node in tables if isinstance(node.get("additionalProperties"), dict)]
+    return [key for node in tables for key in node.get("properties", {})] + free
 
 
 def _resolve(nodes: list[dict[str, Any]], definitions: dict[str, Any]) -> list[dict[str, Any]]:

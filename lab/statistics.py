@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import pandas as pd
 from pydantic import ValidationError
@@ -21,12 +21,14 @@ from lab.sums import Floats, Sums
 
 Part = Literal["train", "test"]
 Arrays = Mapping[str, Floats]
+#: What a function makes of a party's rows.
+Product = TypeVar("Product")
 #: Analyses beside the kinds of model: statistics that every model asks for, questions, profiles.
 ANY_MODEL, QUESTIONS, PROFILES = "any model", "questions", "profiles"
 
 
 class Holding(Protocol):
-    """A party as its statistics see it: its rows for a task, and what was made of them before.
+    """A party as its statistics see it: its rows for a task, and what was computed from them before.
 
     secret: what the party alone draws resamples, orders and dropout from; rows_secret: what it
     draws the rows from that judge a model while it is fitted.
@@ -48,10 +50,10 @@ class Holding(Protocol):
     def claims(self) -> pd.DataFrame:
         """All rows, with who they belong to."""
 
-    def once(self, make: Callable[..., Any], *key: Any, at_hand: int = 8) -> Any:
-        """``make(self, *key)``, made once while it is at hand; the last so many are."""
+    def once(self, make: Callable[..., Product], *key: Any, at_hand: int = 8) -> Product:
+        """``make(self, *key)``, computed once and kept among the last ``at_hand`` of its kind."""
 
-    def forget(self, make: Callable[..., Any]) -> None:
+    def forget(self, make: Callable[..., object]) -> None:
         """Drop what this function made."""
 
 
@@ -61,16 +63,19 @@ class Statistic:
 
     analysis: a kind of model, or one of :data:`ANY_MODEL`, :data:`QUESTIONS`, :data:`PROFILES`;
     arrays: the names of the arrays that are sent along, None where the model names them;
-    persons: what least of persons stands behind it, the party's minimum of rows behind the whole,
-    or rules of disclosure cell by cell; message: Flower's type for the request.
+    persons: how the fewest persons behind it are set, by the party's minimum of rows for the whole
+    or by rules of disclosure cell by cell; cells: its numbers stand on parts of the rows, some
+    perhaps on few persons, so that it is not asked where everybody sees the totals; message:
+    Flower's type for the request.
     """
 
     name: str
     arguments: type[Strict]
-    function: Callable[[Any, Any, Arrays], Sums]
+    function: Callable[[Holding, Any, Arrays], Sums]
     analysis: str
     arrays: tuple[str, ...] | None = ()
     persons: Literal["minimum rows", "rules, cell by cell"] = "minimum rows"
+    cells: bool = False
     message: Literal["query", "train"] = "query"
 
     @property
@@ -89,10 +94,10 @@ class Statistic:
         """
         record = self._record(arguments)
         if _text(record.model_dump(mode="json")) != _text(arguments):
-            raise PeerError(f"request: {self.name}: its arguments are not in their one form")
+            raise PeerError(f"request: {self.name}: its arguments are not in canonical form")
         if self.arrays is not None and set(arrays) != set(self.arrays):
-            expected = ", ".join(self.arrays) or "none"
-            raise PeerError(f"request: {self.name} comes with other arrays than: {expected}")
+            names = ", ".join(self.arrays) or "none"
+            raise PeerError(f"request: {self.name} must come with exactly these arrays: {names}")
         return record
 
     def _record(self, arguments: Mapping[str, Any]) -> Strict:
@@ -112,4 +117,4 @@ def _reason(error: ValidationError) -> str:
     name = ".".join(map(str, first["loc"])) or "its arguments"
     if first["type"] == "extra_forbidden":
         return f"there is no argument '{name[:60]}'"
-    return f"argument '{name[:60]}' is not usable ({first['type']})"
+    return f"argument '{name[:60]}' is invalid ({first['type']})"

@@ -80,7 +80,9 @@ def combine(parts: list[Sums]) -> Sums:
         if part.limits != first.limits or any(
             part[name].shape != first[name].shape for name in first.arrays
         ):
-            raise ValueError("contributions of different form cannot be added")
+            raise ValueError(
+                "contributions must have the same arrays, shapes and limits to be added"
+            )
     arrays = {name: sum_in_order([part[name] for part in parts]) for name in first.arrays}
     return Sums(arrays, first.limits, sum(part.rows for part in parts))
 

@@ -63,7 +63,7 @@ ring[ring["cell"] == place].groupby("party")["person"].agg(["size", "nunique"])
 # look at least as odd as the ring's, to each of them?
 
 # %%
-seen = {name: pd.Series(p.columns["unfunded_returning"]) for name, p in profiles.items()}
+visitors = {name: pd.Series(p.columns["unfunded_returning"]) for name, p in profiles.items()}
 pd.DataFrame(
     {
         name: {
@@ -71,7 +71,7 @@ pd.DataFrame(
             "places at least as odd": int((counts >= counts[place]).sum()),
             "places known": int(counts.notna().sum()),
         }
-        for name, counts in seen.items()
+        for name, counts in visitors.items()
     }
 ).T.astype(int)
 
@@ -111,5 +111,5 @@ study.scores["average_precision"].unstack("arm").round(3)
 # least three payers are in a cell; who they are was never told.
 
 # %%
-left = study.receipt.groupby("statistic", sort=False)[["messages", "values", "bytes"]].sum()
-left.loc[["profile", "trees_bins", "trees_level", "detection_rank"]]
+traffic = study.receipt.groupby("statistic", sort=False)[["messages", "values", "bytes"]].sum()
+traffic.loc[["profile", "trees_bins", "trees_level", "detection_rank"]]

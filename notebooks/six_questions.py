@@ -71,8 +71,9 @@ visits.round(3)
 
 # %%
 transcript, request = authority.shown
-sent = transcript.contributions[0]
-print(sent.party, f"{len(sent.batch):,} bytes:", sent.batch[-32:].hex(), "…")
+contribution = transcript.contributions[0]
+batch = contribution.batch
+print(contribution.party, f"{len(batch):,} bytes:", batch[-32:].hex(), "…")
 
 # %% [markdown]
 # **The holder of the key** was shown all signed contributions, checked them, added them itself and

@@ -1,4 +1,4 @@
-"""Sums that nobody can see into.
+"""Totals of numbers that nobody but their owner sees.
 
 Every party packs its numbers into a few large integers, encrypts them under one Paillier key
 and hands them to somebody who multiplies the ciphertexts and learns nothing. Whoever holds the
@@ -10,7 +10,7 @@ private key opens the product once and sees the total, never a party's own numbe
     modexp      powers with a secret exponent
     paillier    encrypt, add and decrypt whole batches
     identity    who is who: signing, sealing, the roster of all parties
-    transcript  what a key holder is shown before it opens anything
+    transcript  what a key holder checks before it opens anything
     shares      a key that nobody holds alone; the threat model of encrypted sums
     masks       another way: pairwise masks for long vectors; their threat model
     lanes       the numbers that masks hide

@@ -41,23 +41,28 @@ def sums(quick: bool) -> Iterator[Row]:
     for bits in (2048, 3072):
         private = generate(bits)
         phe = phe_seconds(private, count)
-        for words, bound, resolution in FORMATS:
-            layout = Layout((Field(count, bound, resolution),), PARTIES, bits)
+        for words, largest, resolution in FORMATS:
+            layout = Layout((Field(count, largest, resolution),), PARTIES, bits)
             what = f"{PARTIES} x {count:,}, {bits} bits, {words}"
             before = _bound_seconds(private, layout.plaintexts)
             blinding.forget()
-            begun = _processor_seconds()
-            seconds, sent = _job(private, layout)
+            start = _processor_seconds()
+            seconds, size = _job(private, layout)
             blinding.forget()  # a helper's time counts once it has ended
-            used = _processor_seconds() - begun
-            needed = (before + _bound_seconds(private, layout.plaintexts)) / 2
+            processor = _processor_seconds() - start
+            floor = (before + _bound_seconds(private, layout.plaintexts)) / 2
             yield f"{what}: all", *_faster(seconds, phe, "phe value by value")
             if resolution < 1 and importlib.util.find_spec("heu"):
                 heu = _child("heu", bits, layout.plaintexts)
                 yield f"{what}: all", *_faster(seconds, heu, "HEU, same packing")
-            against = f"bare multiplications: {needed:.2f} s"
-            yield f"{what}: processor", f"{used:.2f} s", against, f"{needed / used:.2f} of bound"
-            yield f"{what}: a value", f"{sent / count:.1f} bytes", "", ""
+            against = f"bare multiplications: {floor:.2f} s"
+            yield (
+                f"{what}: processor",
+                f"{processor:.2f} s",
+                against,
+                f"{floor / processor:.2f} of bound",
+            )
+            yield f"{what}: a value", f"{size / count:.1f} bytes", "", ""
             if resolution == 1:
                 _job(private, layout)
                 seconds, _ = _job(private, layout)
@@ -67,9 +72,14 @@ def sums(quick: bool) -> Iterator[Row]:
 def memory(quick: bool) -> Iterator[Row]:
     """Peak memory of encrypting and opening a vector, above what stood there before."""
     count = 50_000 if quick else 1_000_000
-    above, held, helper = (x / 1e6 for x in _child("memory", 2048, count))
+    above, ciphertexts, helper = (x / 1e6 for x in _child("memory", 2048, count))
     what = f"{count:,} values of 64 bits, 2048 bits: peak memory"
-    yield what, f"{above:.0f} MB", f"ciphertexts alone: {held:.0f} MB", f"helper {helper:.0f} MB"
+    yield (
+        what,
+        f"{above:.0f} MB",
+        f"ciphertexts alone: {ciphertexts:.0f} MB",
+        f"helper {helper:.0f} MB",
+    )
 
 
 def parts(quick: bool) -> Iterator[Row]:
@@ -81,19 +91,23 @@ def parts(quick: bool) -> Iterator[Row]:
 def _parts(bits: int, count: int) -> Iterator[Row]:
     private = generate(bits)
     public = private.public
-    split, dealt = shares.deal(private, ("a", "b", "c"))
+    split, key_shares = shares.deal(private, ("a", "b", "c"))
     base = mpz(secrets.randbelow(int(public.n))) ** 2 + 1
-    made = [base ** (k + 1) % public.n_squared for k in range(count)]
+    ciphertexts = [base ** (k + 1) % public.n_squared for k in range(count)]
     exponent = public.n**2  # as long as n * lambda, modulo which the usual way shares
-    usual = _each(lambda: secret_powers(made[:4], exponent, public.n_squared), 4)
-    whole = _each(lambda: paillier.decrypt_raw(private, made, workers=1), count)
-    part = _each(lambda: shares.prove_part(dealt["a"], made, b"", workers=1), count)
-    given = {h: shares.prove_part(share, made, b"") for h, share in dealt.items()}
-    combined = _each(lambda: shares.open_with(split, made, given, b"", workers=1), count)
+    usual = _each(lambda: secret_powers(ciphertexts[:4], exponent, public.n_squared), 4)
+    whole = _each(lambda: paillier.decrypt_raw(private, ciphertexts, workers=1), count)
+    part = _each(lambda: shares.prove_part(key_shares["a"], ciphertexts, b"", workers=1), count)
+    holder_parts = {
+        h: shares.prove_part(share, ciphertexts, b"") for h, share in key_shares.items()
+    }
+    combining = _each(
+        lambda: shares.open_with(split, ciphertexts, holder_parts, b"", workers=1), count
+    )
     what = f"a ciphertext, {bits} bits: a holder's part"
     yield what, *_faster(part, usual, "shares of n * lambda", "ms")
     yield what, *_slower(part, whole, "whole key")
-    yield f"a ciphertext, {bits} bits: combining", *_slower(combined, whole, "whole key")
+    yield f"a ciphertext, {bits} bits: combining", *_slower(combining, whole, "whole key")
 
 
 def _job(private: PrivateKey, layout: Layout) -> tuple[float, int]:
@@ -102,27 +116,27 @@ def _job(private: PrivateKey, layout: Layout) -> tuple[float, int]:
     generator = np.random.default_rng(1)
     arrays = [generator.integers(0, 1_000_000, field.size).astype(float) for _ in range(PARTIES)]
     with _quiet():
-        begun = time.perf_counter()
-        sent = [paillier.encrypt(public, layout, [array]).to_bytes() for array in arrays]
-        batches = [paillier.Batch.from_bytes(data, public, layout) for data in sent]
+        start = time.perf_counter()
+        messages = [paillier.encrypt(public, layout, [array]).to_bytes() for array in arrays]
+        batches = [paillier.Batch.from_bytes(data, public, layout) for data in messages]
         (total,) = paillier.decrypt(private, paillier.add(public, batches))
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - start
     if not np.array_equal(total, np.sum(arrays, axis=0)):
         raise AssertionError("the opened total is not the sum")
-    return seconds, len(sent[0])
+    return seconds, len(messages[0])
 
 
 def phe_seconds(private: PrivateKey, count: int) -> float:
     """Seconds phe would need for the same sum, value by value."""
     public, opener = private.public.to_phe(), private.to_phe()
-    begun = time.process_time()
+    start = time.process_time()
     totals = [public.encrypt(1.5 * k) for k in range(PHE_VALUES)]
     for _ in range(PARTIES - 1):
         batch = [public.encrypt(1.5 * k) for k in range(PHE_VALUES)]
         totals = [a + b for a, b in zip(totals, batch, strict=True)]
     for total in totals:
         opener.decrypt(total)
-    per_value: float = (time.process_time() - begun) / PHE_VALUES
+    per_value: float = (time.process_time() - start) / PHE_VALUES
     return per_value * count
 
 
@@ -132,25 +146,25 @@ def _bound_seconds(private: PrivateKey, ciphertexts: int) -> float:
     window = blinding.best_window(private.public.bits, ciphertexts * PARTIES)
     per_factor = blinding.windows(private.public.bits, window)
     x, a = n_squared // 3, n // 5 * 2 + 1
-    begun = time.process_time()
+    start = time.process_time()
     for _ in range(5000):
         x = x * a % n_squared
-    multiplication = (time.process_time() - begun) / 5000
+    multiplication = (time.process_time() - start) / 5000
     bases = [x % (p * p) + k for k in range(100)]
-    begun = time.process_time()
+    start = time.process_time()
     gmpy2.powmod_base_list(bases, p - 1, p * p)
-    power = (time.process_time() - begun) / 100
+    power = (time.process_time() - start) / 100
     table = per_factor * 2**window * blinding.BUILD_COST
     factors = ciphertexts * PARTIES * per_factor
     additions = 2 * ciphertexts * (PARTIES - 1)
-    needed: float = (table + factors + additions) * multiplication + 2 * ciphertexts * power
-    return needed
+    seconds: float = (table + factors + additions) * multiplication + 2 * ciphertexts * power
+    return seconds
 
 
-def _child(*arguments: Any) -> Any:
+def _child(*arguments: object) -> Any:
     """What this file prints as a process of its own: HEU prints as it works and takes its number
     of threads once, and a process's peak memory is that of all it ever did."""
-    done = subprocess.run(  # noqa: S603  our own file
+    process = subprocess.run(  # noqa: S603  our own file
         [sys.executable, "-P", __file__, *map(str, arguments)],
         env={
             **os.environ,
@@ -161,7 +175,7 @@ def _child(*arguments: Any) -> Any:
         check=True,
         text=True,
     )
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def _memory(bits: int, count: int) -> tuple[int, int, int]:
@@ -195,30 +209,30 @@ def _heu(bits: int, ciphertexts: int) -> float:
     n = 2 * kit.bigint_encoder().decode(kit.public_key().plaintext_bound()) + 1
     plaintexts = [n // (k + 3) for k in range(ciphertexts)]
     encrypt, add, decrypt = kit.encryptor().encrypt, kit.evaluator().add, kit.decryptor().decrypt
-    begun = time.perf_counter()
-    made = [encrypt(kit.array(np.array(plaintexts, dtype=object))) for _ in range(PARTIES)]
-    opened = decrypt(reduce(add, made)).to_numpy()
-    seconds = time.perf_counter() - begun
-    if [int(v) % n for v in opened] != [PARTIES * m % n for m in plaintexts]:
+    start = time.perf_counter()
+    batches = [encrypt(kit.array(np.array(plaintexts, dtype=object))) for _ in range(PARTIES)]
+    total = decrypt(reduce(add, batches)).to_numpy()
+    seconds = time.perf_counter() - start
+    if [int(v) % n for v in total] != [PARTIES * m % n for m in plaintexts]:
         raise AssertionError("HEU's total is not the sum")
     return seconds
 
 
-def _each(work: Callable[[], Any], count: int) -> float:
+def _each(work: Callable[[], object], count: int) -> float:
     """Seconds for one of `count`, the best of three."""
     best = float("inf")
     for _ in range(3):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         work()
-        best = min(best, time.perf_counter() - begun)
+        best = min(best, time.perf_counter() - start)
     return best / count
 
 
 def _faster(ours: float, theirs: float, name: str, unit: str = "s") -> tuple[str, str, str]:
     ratio, scale = theirs / ours, {"s": 1, "ms": 1000}[unit]
-    shown = f"{ratio:,.0f}" if ratio >= 20 else f"{ratio:.2f}"
+    factor = f"{ratio:,.0f}" if ratio >= 20 else f"{ratio:.2f}"
     against = f"{name}: {theirs * scale:,.2f} {unit}"
-    return f"{ours * scale:,.2f} {unit}", against, f"{shown} x faster"
+    return f"{ours * scale:,.2f} {unit}", against, f"{factor} x faster"
 
 
 def _slower(ours: float, theirs: float, name: str) -> tuple[str, str, str]:
@@ -227,8 +241,8 @@ def _slower(ours: float, theirs: float, name: str) -> tuple[str, str, str]:
 
 def _processor_seconds() -> float:
     """Seconds of processor time so far, of this process and of helpers that have ended."""
-    used = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+    usages = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 @contextmanager

@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 LARGEST_WINDOW = 12
 LARGEST_TABLE_BYTES = 2**28
-KEPT = 2  # moduli with a table at the same time
+MOST_MODULI = 2  # moduli with a table at the same time
 BUILD_COST = 2  # making a table entry costs about twice a multiplication by one
 AGAIN = 4  # who encrypts so many will probably encrypt several times as many in all
 SERIES = 2000  # about so many in all where many small batches follow each other
@@ -105,9 +105,9 @@ def processes_worth(bits: int, count: int) -> int:
 
 def build(n: mpz, h: mpz, window: int) -> PowerTable:
     """The table of H = h**n mod n**2."""
-    lifted, residue = gmpy2.f_divmod(gmpy2.powmod(h, n, n * n), n)
+    quotients, residue = gmpy2.f_divmod(gmpy2.powmod(h, n, n * n), n)
     inverse = gmpy2.invert(residue, n)
-    part = lifted * inverse % n
+    part = quotients * inverse % n
     rows = []
     for _ in range(windows(n.bit_length(), window)):
         # Powers of one entry: the quotient by n of each product, over the product, joins the part.
@@ -209,16 +209,16 @@ class Helper:
 
 
 @dataclass
-class _Kept:
+class _Stock:
     """For one modulus: the table, the helpers, and what was asked of them.
 
-    used: number of factors drawn from the table since it was built
+    draws: number of factors drawn from the table since it was built
     recent: number of factors since a helper last ended
     """
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     table: PowerTable | None = None
-    used: int = 0
+    draws: int = 0
     recent: int = 0
     helpers: list[Helper] = field(default_factory=list)
 
@@ -228,45 +228,47 @@ class _Cache:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.kept: OrderedDict[mpz, _Kept] = OrderedDict()
+        self.stocks: OrderedDict[mpz, _Stock] = OrderedDict()
 
     def prepared(
         self, n: mpz, count: int, workers: int, series: bool = False
     ) -> tuple[PowerTable, list[Helper]]:
         """A table and helpers for `count` more factors; threads that need the same wait."""
         with self.lock:
-            kept = self.kept.setdefault(n, _Kept())
-            self.kept.move_to_end(n)
-            dropped = [self.kept.popitem(last=False)[1] for _ in range(len(self.kept) - KEPT)]
-        for helper in (helper for other in dropped for helper in other.helpers):
+            stock = self.stocks.setdefault(n, _Stock())
+            self.stocks.move_to_end(n)
+            surplus = [
+                self.stocks.popitem(last=False)[1] for _ in range(len(self.stocks) - MOST_MODULI)
+            ]
+        for helper in (helper for other in surplus for helper in other.helpers):
             helper.stop()
         bits = n.bit_length()
-        with kept.lock:
-            if not all(helper.alive for helper in kept.helpers):
-                kept.helpers = [helper for helper in kept.helpers if helper.alive]
-                kept.recent = 0
-            kept.recent += count
-            foreseen = max(kept.recent, SERIES if series else 0)
-            processes = min(workers, processes_worth(bits, foreseen))
-            expected = AGAIN * -(-count // processes)
+        with stock.lock:
+            if not all(helper.alive for helper in stock.helpers):
+                stock.helpers = [helper for helper in stock.helpers if helper.alive]
+                stock.recent = 0
+            stock.recent += count
+            demand = max(stock.recent, SERIES if series else 0)
+            processes = min(workers, processes_worth(bits, demand))
+            forecast = AGAIN * -(-count // processes)
             with contextlib.suppress(OSError):
-                while len(kept.helpers) < processes - 1:
-                    kept.helpers.append(Helper(n, best_window(bits, max(expected, foreseen))))
-            expected = max(expected, kept.used)  # as many again as were drawn so far
-            window = best_window(bits, expected, kept.table.window if kept.table else 0)
-            if kept.table is None or window > kept.table.window:
-                kept.table, kept.used = build(n, random_base(n), window), 0
-            return kept.table, kept.helpers[: workers - 1]
+                while len(stock.helpers) < processes - 1:
+                    stock.helpers.append(Helper(n, best_window(bits, max(forecast, demand))))
+            forecast = max(forecast, stock.draws)  # as many again as were drawn so far
+            window = best_window(bits, forecast, stock.table.window if stock.table else 0)
+            if stock.table is None or window > stock.table.window:
+                stock.table, stock.draws = build(n, random_base(n), window), 0
+            return stock.table, stock.helpers[: workers - 1]
 
     def drew(self, n: mpz, count: int) -> None:
         """Note that so many factors were drawn from the table."""
         with self.lock:
-            if n in self.kept:
-                self.kept[n].used += count
+            if n in self.stocks:
+                self.stocks[n].draws += count
 
     def close(self) -> None:
         """Stop every helper."""
-        for helper in (helper for kept in self.kept.values() for helper in kept.helpers):
+        for helper in (helper for stock in self.stocks.values() for helper in stock.helpers):
             helper.stop()
 
 
@@ -276,15 +278,15 @@ _cache = _Cache()
 def _start_over() -> None:
     """Give a forked child a cache of its own: a lock it inherits may be held for ever."""
     global _cache
-    for helper in (helper for kept in _cache.kept.values() for helper in kept.helpers):
+    for helper in (helper for stock in _cache.stocks.values() for helper in stock.helpers):
         helper.disown()
     _cache = _Cache()
 
 
 def helper_processes() -> list[int]:
     """Process identifiers of the helpers at work."""
-    kept = _cache.kept.values()
-    return [helper.process.pid for one in kept for helper in one.helpers if helper.alive]
+    stocks = _cache.stocks.values()
+    return [helper.process.pid for stock in stocks for helper in stock.helpers if helper.alive]
 
 
 def forget() -> None:

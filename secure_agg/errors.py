@@ -9,11 +9,11 @@ class SecureAggError(Exception):
 
 
 class InvalidKey(SecureAggError):
-    """Numbers that are no safe Paillier key."""
+    """Numbers that do not make a safe Paillier key."""
 
 
 class WrongKey(SecureAggError):
-    """A batch made under another key than the one at hand."""
+    """A batch made under a different key from the one at hand."""
 
 
 class KeyFileRefused(SecureAggError):
@@ -37,7 +37,7 @@ class InvalidCiphertext(SecureAggError):
 
 
 class MalformedBatch(SecureAggError):
-    """Bytes that are no serialised batch of this version and size."""
+    """Bytes that are not a serialised batch of this version and size."""
 
 
 class TooManyContributions(SecureAggError):
@@ -49,11 +49,11 @@ class InconsistentSum(SecureAggError):
 
 
 class MalformedMessage(SecureAggError):
-    """Bytes that are no message of this kind and version."""
+    """Bytes that are not a message of this kind and version."""
 
 
 class InvalidIdentity(SecureAggError):
-    """A name, a card or a roster that can't stand: empty, doubled, of the wrong size."""
+    """An unacceptable name, card or roster: empty, duplicated or of the wrong size."""
 
 
 class Blame(SecureAggError):

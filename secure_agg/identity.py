@@ -49,7 +49,7 @@ class Card:
         if degenerate(self.receiving) or degenerate(_montgomery(self.verifying)):
             raise InvalidIdentity(
                 f"card of {self.name}: a public key is of small order, so that anybody could "
-                "sign or read in this name"
+                "sign or read as this party"
             )
 
     def signed(self, purpose: bytes, message: bytes, signature: bytes) -> bool:
@@ -101,16 +101,16 @@ class Identity:
         return f"Identity({self.card.name!r})"
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError("an Identity is neither copied nor pickled; keep its seed where it is safe")
+        raise TypeError("an Identity can't be copied or pickled; keep its seed where it is safe")
 
     def sign(self, purpose: bytes, message: bytes) -> bytes:
         """64 bytes that `Card.signed` accepts for this purpose and message."""
         return self._signing.sign(wire.join(SIGNED, [purpose, message]))
 
-    def unseal(self, purpose: bytes, sealed: bytes) -> bytes:
+    def unseal(self, purpose: bytes, ciphertext: bytes) -> bytes:
         """What `Card.seal` hid. Raises MalformedMessage."""
         try:
-            return _SUITE.decrypt(sealed, self._receiving, purpose)
+            return _SUITE.decrypt(ciphertext, self._receiving, purpose)
         except (InvalidTag, ValueError):
             raise MalformedMessage(
                 f"what was sealed is not for {self.card.name}, not for this purpose, or altered"
@@ -175,10 +175,10 @@ def signed_by(verifying: bytes, purpose: bytes, message: bytes, signature: bytes
 
 
 def check_name(name: str) -> None:
-    """Raises InvalidIdentity unless a party may be called so: names stand in messages to people."""
+    """Raises InvalidIdentity unless a party may have this name: people read it in messages."""
     if not name.isprintable() or not 1 <= len(name.encode()) <= LONGEST_NAME:
         raise InvalidIdentity(
-            f"a party's name must be printable, of 1 to {LONGEST_NAME} bytes in UTF-8"
+            f"a party's name must be printable and 1 to {LONGEST_NAME} bytes long in UTF-8"
         )
 
 

@@ -18,12 +18,15 @@ import secrets
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import gmpy2
 from gmpy2 import mpz
 
 from secure_agg.errors import InvalidKey, KeyFileRefused
+
+if TYPE_CHECKING:
+    import phe
 
 SMALLEST_BITS = 2048
 LARGEST_BITS = 16384  # beyond, checking a stranger's key would keep a machine busy
@@ -76,15 +79,15 @@ class PublicKey:
         """First 128 bits of SHA-256 of n (big endian, shortest form), as 32 hexadecimal digits."""
         return hashlib.sha256(self.n.to_bytes(-(-self.bits // 8), "big")).hexdigest()[:32]
 
-    def to_phe(self) -> Any:
-        """This key as `phe.PaillierPublicKey`."""
+    def to_phe(self) -> phe.PaillierPublicKey:
+        """This key as phe has it."""
         import phe
 
         return phe.PaillierPublicKey(int(self.n))
 
     @classmethod
-    def from_phe(cls, key: Any) -> PublicKey:
-        """The key behind a `phe.PaillierPublicKey`. Raises InvalidKey."""
+    def from_phe(cls, key: phe.PaillierPublicKey) -> PublicKey:
+        """The key behind one of phe's. Raises InvalidKey."""
         return cls(mpz(key.n))
 
 
@@ -107,7 +110,7 @@ class PrivateKey:
         p, q = mpz(p), mpz(q)
         faults = _faults(p, q)
         if faults:
-            raise InvalidKey(f"these primes make no safe key: {'; '.join(faults)}")
+            raise InvalidKey(f"these primes do not make a safe key: {'; '.join(faults)}")
         object.__setattr__(self, "p", p)
         object.__setattr__(self, "q", q)
         object.__setattr__(self, "public", PublicKey(p * q))
@@ -125,17 +128,17 @@ class PrivateKey:
         return hash(self.public)
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError("a PrivateKey is neither copied nor pickled; use save_private")
+        raise TypeError("a PrivateKey can't be copied or pickled; use save_private")
 
-    def to_phe(self) -> Any:
-        """This key as `phe.PaillierPrivateKey`, which has none of our guards."""
+    def to_phe(self) -> phe.PaillierPrivateKey:
+        """This key as phe has it, with none of our guards."""
         import phe
 
         return phe.PaillierPrivateKey(self.public.to_phe(), int(self.p), int(self.q))
 
 
 def _faults(p: mpz, q: mpz) -> list[str]:
-    """Why p and q make no key, in words without numbers of theirs; empty if they do."""
+    """Why p and q do not make a key, without any of their digits; empty if they do."""
     bits = max(p.bit_length(), q.bit_length())
     rules = {
         f"n must have at least {SMALLEST_BITS} bits": (p * q).bit_length() >= SMALLEST_BITS,
@@ -145,10 +148,10 @@ def _faults(p: mpz, q: mpz) -> list[str]:
         "n and (p-1)(q-1) must have no common factor": gmpy2.gcd(p * q, (p - 1) * (q - 1)) == 1,
         "2 must be the only common factor of p-1 and q-1": gmpy2.gcd(p - 1, q - 1) == 2,
     }
-    broken = [rule for rule, holds in rules.items() if not holds]
-    if not broken and not (gmpy2.is_prime(p, 40) and gmpy2.is_prime(q, 40)):
-        broken.append("p and q must be prime")
-    return broken
+    faults = [rule for rule, holds in rules.items() if not holds]
+    if not faults and not (gmpy2.is_prime(p, 40) and gmpy2.is_prime(q, 40)):
+        faults.append("p and q must be prime")
+    return faults
 
 
 def generate(bits: int = 3072) -> PrivateKey:
@@ -215,10 +218,10 @@ def save_secret(
         "scrypt": {**SCRYPT, "salt": _text(salt)},
         "aes-256-gcm": {"nonce": _text(nonce)},
     }
-    stretched = _stretched(passphrase, salt, SCRYPT)
+    file_key = _file_key(passphrase, salt, SCRYPT)
     plain = json.dumps(secret).encode()
-    sealed = AESGCM(stretched).encrypt(nonce, plain, _canonical(header))
-    content = json.dumps({**header, "sealed": _text(sealed)}, indent=1) + "\n"
+    ciphertext = AESGCM(file_key).encrypt(nonce, plain, _canonical(header))
+    content = json.dumps({**header, "sealed": _text(ciphertext)}, indent=1) + "\n"
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -254,27 +257,27 @@ def load_secret(
         content = file.read(LARGEST_FILE_BYTES + 1)
     try:
         header = json.loads(content)
-        sealed = _bytes(header.pop("sealed"))
+        ciphertext = _bytes(header.pop("sealed"))
         if header["format"] != kind or len(content) > LARGEST_FILE_BYTES:
             raise ValueError
         cost = {name: header["scrypt"][name] for name in SCRYPT}
         if any(type(v) is not int or not 1 <= v <= SCRYPT_LARGEST[k] for k, v in cost.items()):
             raise ValueError
         salt, nonce = _bytes(header["scrypt"]["salt"]), _bytes(header["aes-256-gcm"]["nonce"])
-        stretched = _stretched(passphrase, salt, cost)
-        secret = AESGCM(stretched).decrypt(nonce, sealed, _canonical(header))
+        file_key = _file_key(passphrase, salt, cost)
+        secret = AESGCM(file_key).decrypt(nonce, ciphertext, _canonical(header))
     except InvalidTag:
         raise KeyFileRefused(f"{path}: wrong passphrase, or the file was altered") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError):
-        raise KeyFileRefused(f"{path} is no {kind} file, or is damaged") from None
+        raise KeyFileRefused(f"{path} is not a {kind} file, or is damaged") from None
     return header, json.loads(secret)
 
 
-def _stretched(passphrase: str, salt: bytes, cost: dict[str, int]) -> bytes:
+def _file_key(passphrase: str, salt: bytes, cost: dict[str, int]) -> bytes:
     from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
     if not passphrase:
-        raise KeyFileRefused("a private key file needs a passphrase that is not empty")
+        raise KeyFileRefused("a private key file needs a non-empty passphrase")
     return Scrypt(salt=salt, length=32, **cost).derive(passphrase.encode())
 
 

@@ -163,8 +163,8 @@ def _accumulate(
             before = into[low : low + size]
             once = operate(before, other[low : low + size])
             twice = operate(once, carry)
-            wrapped = (once < before) | (twice < once) if add else (once > before) | (twice > once)
-            carry = wrapped.astype(np.uint64)
+            overflow = (once < before) | (twice < once) if add else (once > before) | (twice > once)
+            carry = overflow.astype(np.uint64)
             into[low : low + size] = twice
         at = start + size * lanes
     operate(into[at:], other[at:], out=into[at:])

@@ -13,6 +13,7 @@ and the consistency check, against a coordinator that may do as it likes:
     3  party        confirm                         its signature on who sent a masked vector
     4  party        reveal                          one share of a secret of each party
     -  coordinator  total                           the sum
+    -  anybody      Opening.total                   the same sum, from what parties signed
 
 A party does each step once in a sum, for which it must keep its state where no crash, copy or
 second process takes it back; all its secrets are fresh for each sum, and everything is
@@ -62,8 +63,8 @@ from secure_agg.lanes import Lanes, added, apply_streams, decoded, encoded, vect
 from secure_agg.packing import Field
 from secure_agg.transcript import FEWEST
 
-TERMS, KEYS, DEALT, MASKED, SEAT, REVEALED = (
-    b"SAGGMT01", b"SAGGMK01", b"SAGGMD01", b"SAGGMV01", b"SAGGMP01", b"SAGGMR01"
+TERMS, KEYS, DEALT, MASKED, SEAT, REVEALED, OPENING = (
+    b"SAGGMT01", b"SAGGMK01", b"SAGGMD01", b"SAGGMV01", b"SAGGMP01", b"SAGGMR01", b"SAGGMO01"
 )  # fmt: skip
 PRIME = 2**256 + 297  # Shamir shares: the field of the smallest prime above every secret
 SHARE_BYTES = 33
@@ -172,38 +173,38 @@ class Seat:
     seed: 32 random bytes from which its keys, its own secret and its shares follow
     step: number of steps done
     keys: everybody's keys, as this party was shown them
-    dealt: shares of the others' secrets, still sealed
-    confirmed: who is in the sum, as this party confirmed it
+    sealed_shares: of the others' secrets, not opened yet
+    members: who is in the sum, as this party confirmed it
     """
 
     seed: bytes
     step: int = 0
     keys: Mapping[str, Keys] = field(default_factory=dict)
-    dealt: Mapping[str, bytes] = field(default_factory=dict)
-    confirmed: tuple[str, ...] = ()
+    sealed_shares: Mapping[str, bytes] = field(default_factory=dict)
+    members: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"Seat(after step {self.step})"
 
     def to_bytes(self) -> bytes:
         keys = {name: item.to_bytes() for name, item in self.keys.items()}
-        tables = [pairs_out(keys), pairs_out(self.dealt)]
-        named = wire.join(SEAT, [name.encode() for name in self.confirmed])
-        return wire.join(SEAT, [self.seed, bytes([self.step]), *tables, named])
+        tables = [pairs_out(keys), pairs_out(self.sealed_shares)]
+        names = wire.join(SEAT, [name.encode() for name in self.members])
+        return wire.join(SEAT, [self.seed, bytes([self.step]), *tables, names])
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Seat:
         """The seat that `to_bytes` wrote. Raises MalformedMessage."""
-        seed, step, keys, dealt, named = wire.split(SEAT, data, 5)
+        seed, step, keys, sealed_shares, names = wire.split(SEAT, data, 5)
         if len(seed) != 32 or len(step) != 1:
-            raise MalformedMessage("a seat's seed has 32 bytes, its step one")
-        confirmed = wire.split(SEAT, named, 0, wire.MOST_PARTS)
+            raise MalformedMessage("a seat needs a seed of 32 bytes and a step of one byte")
+        members = wire.split(SEAT, names, 0, wire.MOST_PARTS)
         return cls(
             seed,
             step[0],
             {name: Keys.from_bytes(item) for name, item in pairs_in(keys).items()},
-            pairs_in(dealt),
-            tuple(map(wire.text, confirmed)),
+            pairs_in(sealed_shares),
+            tuple(map(wire.text, members)),
         )
 
 
@@ -232,47 +233,51 @@ def share(
     name = _at(seat, 1, identity, terms)
     _check_keys(terms, name, seat, keys)
     x = {other: at for at, other in enumerate(terms.roster.names, start=1)}
-    dealt = {
+    secret_shares = {
         use: _deal(_secret(seat.seed, use), seat.seed, use, terms.threshold, [x[o] for o in keys])
         for use in (b"own", b"masking")
     }
-    sealed = {}
+    sealed_shares = {}
     for at, other in enumerate(keys):
         if other != name:
-            parts = [dealt[use][at].to_bytes(SHARE_BYTES, "big") for use in (b"own", b"masking")]
+            parts = [
+                secret_shares[use][at].to_bytes(SHARE_BYTES, "big") for use in (b"own", b"masking")
+            ]
             box = ChaCha20Poly1305(_sealing_key(terms, seat, keys[other], name, other))
-            sealed[other] = box.encrypt(bytes(12), b"".join(parts), _names(name, other))
-    return replace(seat, step=2, keys=dict(keys)), sealed
+            sealed_shares[other] = box.encrypt(bytes(12), b"".join(parts), _names(name, other))
+    return replace(seat, step=2, keys=dict(keys)), sealed_shares
 
 
 def mask(
     identity: Identity,
     terms: MaskTerms,
     seat: Seat,
-    dealt: Mapping[str, bytes],
+    sealed_shares: Mapping[str, bytes],
     fields: Sequence[Field],
     arrays: Sequence[npt.ArrayLike],
 ) -> tuple[Seat, bytes]:
     """Step 2: this party's vector under its masks.
 
-    dealt: shares that others sealed to this party; with those others it shares masks
+    sealed_shares: from other parties, each sealed to this one; with those it shares masks
     fields, arrays: the values and their public format, as in `packing`
 
     Raises FaultyCoordinator, TooFewParties, LayoutMismatch and ValueOutOfBounds.
     """
     name = _at(seat, 2, identity, terms)
-    if not set(dealt) <= set(seat.keys) - {name}:
-        raise FaultyCoordinator(f"query {terms.query} brings shares of somebody without keys")
-    _enough(terms, len(dealt) + 1)
+    if not set(sealed_shares) <= set(seat.keys) - {name}:
+        raise FaultyCoordinator(
+            f"query {terms.query} brings shares from somebody who showed no keys"
+        )
+    _enough(terms, len(sealed_shares) + 1)
     vector = encoded(fields, arrays, len(terms.roster.cards))
     form = _form(terms, fields)
     streams = [(_own_key(form, _secret(seat.seed, b"own")), True)]
     private = X25519PrivateKey.from_private_bytes(_secret(seat.seed, b"masking"))
-    for other in dealt:
+    for other in sealed_shares:
         key = _pair_key(terms, form, private, seat.keys[other].masking, name, other)
         streams.append((key, name < other))
     apply_streams(vector, streams, fields, len(terms.roster.cards))
-    return replace(seat, step=3, dealt=dict(dealt)), vector.astype("<u8").tobytes()
+    return replace(seat, step=3, sealed_shares=dict(sealed_shares)), vector.astype("<u8").tobytes()
 
 
 def confirm(
@@ -283,15 +288,15 @@ def confirm(
     Raises FaultyCoordinator and TooFewParties.
     """
     name = _at(seat, 3, identity, terms)
-    if len(set(present)) != len(present) or not set(present) <= {name, *seat.dealt}:
+    if len(set(present)) != len(present) or not set(present) <= {name, *seat.sealed_shares}:
         raise FaultyCoordinator(
             f"query {terms.query} counts a party twice, or one that shared no secrets"
         )
     if name not in present:
-        raise FaultyCoordinator(f"query {terms.query} leaves out {name}, who sent its vector")
+        raise FaultyCoordinator(f"query {terms.query} leaves out {name}, which sent its vector")
     _enough(terms, len(present))
-    chosen = tuple(sorted(present))
-    return replace(seat, step=4, confirmed=chosen), identity.sign(MASKED, _present(terms, chosen))
+    members = tuple(sorted(present))
+    return replace(seat, step=4, members=members), identity.sign(MASKED, _present(terms, members))
 
 
 def reveal(
@@ -306,12 +311,12 @@ def reveal(
     sum, the second for those not in it. Raises FaultyCoordinator, TooFewParties and Blame.
     """
     name = _at(seat, 4, identity, terms)
-    statement = _present(terms, seat.confirmed)
+    statement = _present(terms, seat.members)
     for other, signature in confirmations.items():
-        known = other in seat.confirmed and other in terms.roster
-        if not known or not terms.roster[other].signed(MASKED, statement, signature):
+        is_member = other in seat.members and other in terms.roster
+        if not is_member or not terms.roster[other].signed(MASKED, statement, signature):
             raise FaultyCoordinator(
-                f"query {terms.query} claims other parties present to {other} than to {name}"
+                f"query {terms.query} shows {other} and {name} different lists of who is present"
             )
     if len(confirmations) < terms.threshold:
         raise TooFewParties(
@@ -322,10 +327,10 @@ def reveal(
     x = {other: at for at, other in enumerate(terms.roster.names, start=1)}
     mine = _deal(_secret(seat.seed, b"own"), seat.seed, b"own", terms.threshold, [x[name]])
     own[name] = mine[0]
-    for other, sealed in seat.dealt.items():
+    for other, ciphertext in seat.sealed_shares.items():
         box = ChaCha20Poly1305(_sealing_key(terms, seat, seat.keys[other], other, name))
         try:
-            plain = box.decrypt(bytes(12), sealed, _names(other, name))
+            plain = box.decrypt(bytes(12), ciphertext, _names(other, name))
         except InvalidTag:
             plain = b""
         if len(plain) != 2 * SHARE_BYTES:
@@ -334,11 +339,11 @@ def reveal(
                 other,
                 "coordinator",
             )
-        if other in seat.confirmed:
+        if other in seat.members:
             own[other] = int.from_bytes(plain[:SHARE_BYTES], "big")
         else:
             masking[other] = int.from_bytes(plain[SHARE_BYTES:], "big")
-    return replace(seat, step=5, seed=bytes(32), dealt={}, keys={}), Revealed(own, masking)
+    return replace(seat, step=5, seed=bytes(32), sealed_shares={}, keys={}), Revealed(own, masking)
 
 
 # The steps of the coordinator.
@@ -348,29 +353,33 @@ def checked_keys(terms: MaskTerms, name: str, keys: Keys) -> Keys:
     """The keys a party advertised, if it signed them for this sum. Raises FaultyParty."""
     statement = terms.digest + keys.sealing + keys.masking
     if name not in terms.roster:
-        raise FaultyParty(f"{name}: is on no roster of query {terms.query}", name)
+        raise FaultyParty(f"{name}: is not on the roster of query {terms.query}", name)
     if keys.sealing == keys.masking or degenerate(keys.sealing) or degenerate(keys.masking):
         raise FaultyParty(f"{name}: shows a degenerate key for query {terms.query}", name)
     if not terms.roster[name].signed(KEYS, statement, keys.signature):
-        raise FaultyParty(f"{name}: its keys are not signed by it for query {terms.query}", name)
+        raise FaultyParty(
+            f"{name}: its signature does not cover these keys for query {terms.query}", name
+        )
     return keys
 
 
 def checked_confirmation(
-    terms: MaskTerms, name: str, present: Sequence[str], signed: bytes
+    terms: MaskTerms, name: str, present: Sequence[str], signature: bytes
 ) -> bytes:
     """A confirmation, if the party signed these parties for this sum. Raises FaultyParty."""
     statement = _present(terms, tuple(sorted(present)))
-    if name not in present or not terms.roster[name].signed(MASKED, statement, signed):
-        raise FaultyParty(f"{name}: signed other parties than it was shown", name)
-    return signed
+    if name not in present or not terms.roster[name].signed(MASKED, statement, signature):
+        raise FaultyParty(
+            f"{name}: signed a different list of parties from the one it was shown", name
+        )
+    return signature
 
 
 def checked_masked(terms: MaskTerms, name: str, fields: Sequence[Field], data: bytes) -> Lanes:
     """A masked vector as it travels. Raises FaultyParty."""
     size = vector_lanes(fields, len(terms.roster.cards))
     if len(data) != 8 * size:
-        raise FaultyParty(f"{name}: its masked vector has not the agreed size", name)
+        raise FaultyParty(f"{name}: its masked vector does not have the agreed size", name)
     return np.frombuffer(data, dtype="<u8")
 
 
@@ -390,7 +399,7 @@ def total(
     """
     names, parties = terms.roster.names, len(terms.roster.cards)
     for stranger in {*masked, *revealed} - set(names):
-        raise FaultyParty(f"{stranger}: is on no roster of query {terms.query}", stranger)
+        raise FaultyParty(f"{stranger}: is not on the roster of query {terms.query}", stranger)
     if len(masked) < terms.least or len(revealed) < terms.threshold:
         raise TooFewParties(
             f"query {terms.query}: {len(masked)} parties sent their vector and {len(revealed)} "
@@ -401,21 +410,116 @@ def total(
     for name in masked:
         secret = _joined(terms, x, {h: r.own[name] for h, r in revealed.items() if name in r.own})
         streams.append((_own_key(form, secret), False))
-    for gone in [name for name in dealers if name not in masked]:
-        held = {h: r.masking[gone] for h, r in revealed.items() if gone in r.masking}
-        secret = _joined(terms, x, held)
+    for absent in [name for name in dealers if name not in masked]:
+        shares = {h: r.masking[absent] for h, r in revealed.items() if absent in r.masking}
+        secret = _joined(terms, x, shares)
         private = X25519PrivateKey.from_private_bytes(secret)
-        if _public(private) != keys[gone].masking:
+        if _public(private) != keys[absent].masking:
             raise InconsistentSum(
-                f"query {terms.query}: the shares of {gone}'s secret do not fit its key; "
+                f"query {terms.query}: the shares of {absent}'s secret do not fit its key; "
                 "one of the parties that stayed gave a false share"
             )
         for name in masked:
-            key = _pair_key(terms, form, private, keys[name].masking, gone, name)
-            streams.append((key, gone < name))
+            key = _pair_key(terms, form, private, keys[name].masking, absent, name)
+            streams.append((key, absent < name))
     vector = added(list(masked.values()), fields, parties)
     apply_streams(vector, streams, fields, parties)
     return decoded(fields, vector, len(masked), parties)
+
+
+@dataclass(frozen=True)
+class Signed:
+    """What a party sent at a step of a sum, and its signature over that (`signed`)."""
+
+    data: bytes
+    signature: bytes
+
+
+def signed(identity: Identity, terms: MaskTerms, step: bytes, data: bytes) -> Signed:
+    """What a party sends, so that others than the coordinator can tell that it did.
+
+    step: :data:`MASKED` for its vector, :data:`REVEALED` for the shares that it reveals.
+    """
+    return Signed(data, identity.sign(OPENING, _sent(terms, step, data)))
+
+
+@dataclass(frozen=True)
+class Opening:
+    """All that a masked sum is opened from, signed by the parties it is of: whoever holds it adds
+    up for itself, and needs nobody's word for the sum.
+
+    keys: of step 0, as bytes; dealers: who shared secrets in step 1; vectors: of step 2; revealed:
+    of step 4
+    """
+
+    keys: Mapping[str, bytes]
+    dealers: tuple[str, ...]
+    vectors: Mapping[str, Signed]
+    revealed: Mapping[str, Signed]
+
+    def to_bytes(self) -> bytes:
+        dealers = wire.join(OPENING, [name.encode() for name in self.dealers])
+        return wire.join(
+            OPENING,
+            [pairs_out(self.keys), dealers, *map(_signed_out, (self.vectors, self.revealed))],
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Opening:
+        """The opening that `to_bytes` wrote. Raises MalformedMessage."""
+        keys, dealers, vectors, revealed = wire.split(OPENING, data, 4)
+        names = wire.split(OPENING, dealers, 0, wire.MOST_PARTS)
+        return cls(
+            pairs_in(keys), tuple(map(wire.text, names)), _signed_in(vectors), _signed_in(revealed)
+        )
+
+    def total(self, terms: MaskTerms, fields: Sequence[Field]) -> list[Vector]:
+        """The sums, as :func:`total`.
+
+        Raises FaultyParty and FaultyCoordinator for what is not signed or does not belong
+        together, and what :func:`total` raises.
+        """
+        keys = {
+            name: checked_keys(terms, name, Keys.from_bytes(data))
+            for name, data in self.keys.items()
+        }
+        if not set(self.vectors) <= set(self.dealers) <= set(keys):
+            raise FaultyCoordinator(f"query {terms.query} counts a party without keys or shares")
+        vectors = {
+            name: checked_masked(terms, name, fields, _checked(terms, name, MASKED, message))
+            for name, message in self.vectors.items()
+        }
+        revealed = {
+            name: Revealed.from_bytes(_checked(terms, name, REVEALED, message))
+            for name, message in self.revealed.items()
+        }
+        if any(set(shares.own) != set(vectors) for shares in revealed.values()):
+            raise FaultyCoordinator(
+                f"query {terms.query} adds up parties other than those confirmed"
+            )
+        return total(terms, keys, self.dealers, vectors, revealed, fields)
+
+
+def _sent(terms: MaskTerms, step: bytes, data: bytes) -> bytes:
+    return wire.digest(step, [terms.digest, data])
+
+
+def _checked(terms: MaskTerms, name: str, step: bytes, message: Signed) -> bytes:
+    """What a party sent, if it did. Raises FaultyParty."""
+    statement = _sent(terms, step, message.data)
+    if name not in terms.roster or not terms.roster[name].signed(
+        OPENING, statement, message.signature
+    ):
+        raise FaultyParty(f"{name}: did not sign what it is said to have sent", name)
+    return message.data
+
+
+def _signed_out(messages: Mapping[str, Signed]) -> bytes:
+    return pairs_out({n: wire.join(OPENING, [s.data, s.signature]) for n, s in messages.items()})
+
+
+def _signed_in(data: bytes) -> dict[str, Signed]:
+    return {name: Signed(*wire.split(OPENING, item, 2)) for name, item in pairs_in(data).items()}
 
 
 def run(
@@ -433,8 +537,8 @@ def run(
     here = [name for name in here if not gone(0, name)]
     seats, keys = {}, {}
     for name in here:  # 0: everybody shows fresh keys, the coordinator checks and passes on
-        seats[name], shown = advertise(identities[name], terms, secrets.token_bytes(32))
-        keys[name] = checked_keys(terms, name, shown)
+        seats[name], party_keys = advertise(identities[name], terms, secrets.token_bytes(32))
+        keys[name] = checked_keys(terms, name, party_keys)
     here = [name for name in here if not gone(1, name)]
     sealed = {}
     for name in here:  # 1: everybody seals shares of its secrets to everybody else
@@ -443,14 +547,16 @@ def run(
     here = [name for name in here if not gone(2, name)]
     masked = {}
     for name in here:  # 2: everybody masks its vector against all who sealed shares to it
-        dealt = {other: sealed[other][name] for other in dealers if other != name}
-        seats[name], data = mask(identities[name], terms, seats[name], dealt, fields, arrays[name])
+        sealed_shares = {other: sealed[other][name] for other in dealers if other != name}
+        seats[name], data = mask(
+            identities[name], terms, seats[name], sealed_shares, fields, arrays[name]
+        )
         masked[name] = checked_masked(terms, name, fields, data)
     here = [name for name in here if not gone(3, name)]
     confirmations = {}
     for name in here:  # 3: everybody signs the same list of who is in the sum
-        seats[name], signed = confirm(identities[name], terms, seats[name], list(masked))
-        confirmations[name] = checked_confirmation(terms, name, list(masked), signed)
+        seats[name], signature = confirm(identities[name], terms, seats[name], list(masked))
+        confirmations[name] = checked_confirmation(terms, name, list(masked), signature)
     here = [name for name in here if not gone(4, name)]
     revealed = {}
     for name in here:  # 4: everybody reveals, for each party, a share of one secret or the other
@@ -476,8 +582,8 @@ def _public(private: X25519PrivateKey) -> bytes:
 def _form(terms: MaskTerms, fields: Sequence[Field]) -> bytes:
     """What a stream is for: the terms and the form of the vector. Masks of parties that disagree
     on either do not vanish from the sum."""
-    said = [f"{f.size} {f.bound.hex()} {f.resolution.hex()}".encode() for f in fields]
-    return wire.digest(MASKED, [terms.digest, *said])
+    formats = [f"{f.size} {f.bound.hex()} {f.resolution.hex()}".encode() for f in fields]
+    return wire.digest(MASKED, [terms.digest, *formats])
 
 
 def _agreed(terms: MaskTerms, private: X25519PrivateKey, public: bytes, use: bytes) -> bytes:
@@ -512,7 +618,7 @@ def _names(one: str, other: str) -> bytes:
 def _deal(secret: bytes, seed: bytes, use: bytes, threshold: int, at: Sequence[int]) -> list[int]:
     """Shamir's shares of a secret at these places (Shamir, CACM 1979).
 
-    The coefficients above the secret follow from the seed, so a party needs not keep its shares.
+    The coefficients above the secret follow from the seed, so a party need not store its shares.
     """
     coefficients = [int.from_bytes(secret, "big")]
     for degree in range(1, threshold):
@@ -528,11 +634,11 @@ def _joined(terms: MaskTerms, x: Mapping[str, int], shares: Mapping[str, int]) -
         raise TooFewParties(
             f"query {terms.query}: {len(shares)} shares of a secret, {terms.threshold} are needed"
         )
-    held = sorted((x[name], value) for name, value in shares.items())[: terms.threshold]
+    points = sorted((x[name], value) for name, value in shares.items())[: terms.threshold]
     secret = 0
-    for at, value in held:
+    for at, value in points:
         numerator = denominator = 1
-        for other, _ in held:
+        for other, _ in points:
             if other != at:
                 numerator = numerator * -other % PRIME
                 denominator = denominator * (at - other) % PRIME
@@ -552,7 +658,7 @@ def _joined(terms: MaskTerms, x: Mapping[str, int], shares: Mapping[str, int]) -
 def _at(seat: Seat, step: int, identity: Identity, terms: MaskTerms) -> str:
     if seat.step != step:
         raise FaultyCoordinator(
-            f"query {terms.query} asks for step {step} from a party that has done {seat.step}"
+            f"query {terms.query} asks for step {step} of a party that is at step {seat.step}"
         )
     return identity.card.name
 
@@ -566,19 +672,25 @@ def _enough(terms: MaskTerms, count: int) -> None:
 
 def _check_keys(terms: MaskTerms, name: str, seat: Seat, keys: Mapping[str, Keys]) -> None:
     _enough(terms, len(keys))
-    for other, shown in keys.items():
+    for other, party_keys in keys.items():
         if other not in terms.roster:
-            raise FaultyCoordinator(f"query {terms.query} brings keys of {other}, on no roster")
+            raise FaultyCoordinator(
+                f"query {terms.query} brings keys of {other}, which is not on the roster"
+            )
         try:
-            checked_keys(terms, other, shown)
+            checked_keys(terms, other, party_keys)
         except FaultyParty as error:
             raise FaultyCoordinator(
-                f"query {terms.query} passes on what it had to refuse: {error}"
+                f"query {terms.query} passes on what it should have refused: {error}"
             ) from None
     mine = [_public(_private(seat.seed, use)) for use in (b"sealing", b"masking")]
     if name not in keys or [keys[name].sealing, keys[name].masking] != mine:
-        raise FaultyCoordinator(f"query {terms.query} shows other keys of {name} than it sent")
-    every = [key for shown in keys.values() for key in (shown.sealing, shown.masking)]
+        raise FaultyCoordinator(
+            f"query {terms.query} shows keys of {name} other than those it sent"
+        )
+    every = [
+        key for party_keys in keys.values() for key in (party_keys.sealing, party_keys.masking)
+    ]
     if len(set(every)) != len(every):
         raise FaultyCoordinator(f"query {terms.query} brings the same key twice")
 
@@ -602,7 +714,7 @@ def pairs_in(data: bytes) -> dict[str, bytes]:
     parts = wire.split(DEALT, data, 0, wire.MOST_PARTS)
     names = list(map(wire.text, parts[::2]))
     if len(parts) % 2 or len(set(names)) != len(names):
-        raise MalformedMessage("names and what belongs to them do not pair up")
+        raise MalformedMessage("names and values do not pair up")
     return dict(zip(names, parts[1::2], strict=True))
 
 
@@ -617,5 +729,5 @@ def _shares_in(data: bytes) -> dict[str, int]:
         any(len(v) != SHARE_BYTES for v in pairs.values())
         or max(shares.values(), default=0) >= PRIME
     ):
-        raise MalformedMessage(f"a share is a number below the prime, of {SHARE_BYTES} bytes")
+        raise MalformedMessage(f"a share must be a number below the prime, in {SHARE_BYTES} bytes")
     return shares

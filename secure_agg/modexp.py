@@ -37,8 +37,8 @@ def secret_powers(bases: Sequence[mpz], exponent: mpz, modulus: mpz) -> list[mpz
     """
     library = _openssl()
     if library is None:
-        reduced = [base % modulus for base in bases]
-        return list(gmpy2.powmod_base_list(reduced, exponent, modulus))
+        residues = [base % modulus for base in bases]
+        return list(gmpy2.powmod_base_list(residues, exponent, modulus))
     return _by_openssl(library, bases, exponent, modulus)
 
 
@@ -71,17 +71,17 @@ def _by_openssl(
     b, power = library.BN_new(), library.BN_new()
     powers = []
     try:
-        done = all((context, montgomery, m, e, b, power))
-        done = done and library.BN_MONT_CTX_set(montgomery, m, context)
+        success = all((context, montgomery, m, e, b, power))
+        success = success and library.BN_MONT_CTX_set(montgomery, m, context)
         for base in bases:
-            done = (
-                done
+            success = (
+                success
                 and library.BN_bin2bn((base % modulus).to_bytes(size, "big"), size, b)
                 and library.BN_mod_exp_mont_consttime(power, b, e, m, context, montgomery)
                 and library.BN_bn2binpad(power, buffer, size) == size
             )
             powers.append(mpz.from_bytes(buffer.raw, "big"))
-        if not done:
+        if not success:
             raise MemoryError("OpenSSL could not compute a power, most likely for want of memory")
     finally:
         for number in (m, e, b, power):

@@ -61,7 +61,7 @@ class Field:
             try:
                 object.__setattr__(self, name, float(value))
             except OverflowError:
-                raise InvalidLayout(f"Field.{name} must fit a float64") from None
+                raise InvalidLayout(f"Field.{name} must fit in a float64") from None
             if not (math.isfinite(getattr(self, name)) and value > 0):
                 raise InvalidLayout(f"Field.{name} must be finite and above 0, got {value!r}")
         if math.frexp(self.resolution)[0] != 0.5:
@@ -151,31 +151,31 @@ class Layout:
         count, free = 1, self.plaintext_bits - self.count_bits
         room = free
         for field, width in zip(self.fields, self.widths, strict=True):
-            left = field.size - min(field.size, free // width)
-            if left == 0:
+            rest = field.size - min(field.size, free // width)
+            if rest == 0:
                 free -= field.size * width
                 continue
             per_plaintext = room // width
-            more = -(-left // per_plaintext)
+            more = -(-rest // per_plaintext)
             count += more
-            free = room - (left - (more - 1) * per_plaintext) * width
+            free = room - (rest - (more - 1) * per_plaintext) * width
         return count
 
     def runs(self) -> Iterator[list[Run]]:
         """For each plaintext in order, the runs of values that it holds."""
-        held: list[Run] = []
+        current: list[Run] = []
         at = self.count_bits
         for index, (field, width) in enumerate(zip(self.fields, self.widths, strict=True)):
             start = 0
             while start < field.size:
                 fit = min((self.plaintext_bits - at) // width, field.size - start)
                 if fit == 0:
-                    yield held
-                    held, at = [], self.count_bits
+                    yield current
+                    current, at = [], self.count_bits
                     continue
-                held.append(Run(index, start, start + fit, at))
+                current.append(Run(index, start, start + fit, at))
                 start, at = start + fit, at + fit * width
-        yield held
+        yield current
 
     def to_dict(self) -> dict[str, Any]:
         """This layout as a JSON-able dict; floats are hexadecimal, hence exact."""
@@ -213,7 +213,9 @@ class Layout:
             fields.append(Field(field["size"], bound, resolution))
         layout = cls(tuple(fields), data["parties"], data["key_bits"])
         if layout.to_dict() != data:
-            raise InvalidLayout("a layout's bound and resolution must be as float.hex writes them")
+            raise InvalidLayout(
+                "a layout's bound and resolution must be written as float.hex writes them"
+            )
         return layout
 
     def digest(self) -> str:
@@ -225,7 +227,7 @@ class Layout:
 def slot_bits(field: Field, parties: int) -> int:
     """Bits of the sum of `parties` values of a field, sign included. Raises InvalidLayout."""
     if 2 * parties * max(Fraction(field.limit), Fraction(field.bound)) >= 2**1023:
-        raise InvalidLayout(f"a sum of {parties} contributions would not fit a float64")
+        raise InvalidLayout(f"a sum of {parties} contributions would not fit in a float64")
     return (2 * parties * field.limit).bit_length()
 
 

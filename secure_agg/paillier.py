@@ -115,16 +115,16 @@ class Batch:
         size = public.ciphertext_bytes
         length = HEADER.size + layout.plaintexts * size
         if len(data) < HEADER.size or data[:6] != MAGIC[:6]:
-            raise MalformedBatch("these bytes are no encrypted batch; check what was sent")
+            raise MalformedBatch("these bytes are not an encrypted batch; check what was sent")
         magic, digest, fingerprint, contributions, count = HEADER.unpack_from(data)
         if magic != MAGIC:
             raise MalformedBatch(
                 "this encrypted batch is of another version; all parties need the same release"
             )
         if digest.hex() != layout.digest():
-            raise LayoutMismatch("this batch has another layout than the one agreed on")
+            raise LayoutMismatch("this batch has a different layout from the one agreed on")
         if fingerprint.hex() != public.fingerprint:
-            raise WrongKey(f"this batch is not under key {public.fingerprint}")
+            raise WrongKey(f"this batch is not encrypted under key {public.fingerprint}")
         if len(data) != length or count != layout.plaintexts:
             raise MalformedBatch(f"a batch of this layout has {length} bytes, got {len(data)}")
         view = memoryview(data)[HEADER.size :]
@@ -172,7 +172,9 @@ def add(public: PublicKey, batches: Iterable[Batch]) -> Batch:
     layout = batches[0].layout
     for index, batch in enumerate(batches):
         if batch.layout != layout:
-            raise LayoutMismatch(f"batch {index} has another layout than batch 0; sums need one")
+            raise LayoutMismatch(
+                f"batch {index} has a different layout from batch 0; all batches of a sum need the same one"
+            )
         _same_key(public, batch)
     contributions = sum(batch.contributions for batch in batches)
     if contributions > layout.parties:
@@ -241,17 +243,17 @@ def check_ciphertexts(public: PublicKey, ciphertexts: Iterable[mpz]) -> None:
     The gcd is taken once, of the product of all modulo n: it is 1 exactly if each one is.
     """
     n, n_squared = public.n, public.n_squared
-    seen, product = [], mpz(1)
+    numbers, product = [], mpz(1)
     for index, ciphertext in enumerate(ciphertexts):
         if not 0 < ciphertext < n_squared:
             raise InvalidCiphertext(
                 f"ciphertext {index} must be above 0 and below n**2: it was tampered with, or "
                 "made under another key. Nothing was added or opened; find out who sent it"
             )
-        seen.append(ciphertext)
+        numbers.append(ciphertext)
         product = product * ciphertext % n
     if gmpy2.gcd(product, n) != 1:
-        index = next(i for i, ciphertext in enumerate(seen) if gmpy2.gcd(ciphertext, n) != 1)
+        index = next(i for i, ciphertext in enumerate(numbers) if gmpy2.gcd(ciphertext, n) != 1)
         raise InvalidCiphertext(
             f"ciphertext {index} has a factor in common with n, which no honest encryption has and "
             "which can expose the key. Nothing was added or opened; find out who sent it"

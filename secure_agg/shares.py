@@ -23,7 +23,7 @@ Not protected, said plainly:
   a quantum computer opens them alone.
 * Availability: one holder that is gone, or refuses, and nothing opens.
 * The dealer. It knew the whole key, and Python does not wipe memory: deal on a machine that is
-  switched off afterwards. (Making the key without a dealer was judged, see the README.)
+  switched off afterwards. (Making the key without a dealer was considered, see README.md.)
 
 How it works
 ------------
@@ -112,11 +112,15 @@ class SplitKey:
         for name in self.images:
             check_name(name)
         if len(self.images) < 2:
-            raise InvalidKey(f"a key is split among two holders or more, got {len(self.images)}")
+            raise InvalidKey(
+                f"a key must be split among at least two holders, got {len(self.images)}"
+            )
         if any(not 1 < v < n - 1 or gmpy2.jacobi(v, n) != 1 for v in numbers):
             raise InvalidKey("split key: base and images must be squares modulo n, and not 1 or -1")
         if gmpy2.powmod(_product(self.images.values(), n), n, n) != self.base:
-            raise InvalidKey("split key: the shares do not make up the key; the dealer erred")
+            raise InvalidKey(
+                "split key: the shares do not add up to the key; the dealer made an error"
+            )
 
     @property
     def holders(self) -> tuple[str, ...]:
@@ -129,20 +133,20 @@ class SplitKey:
 
     def to_bytes(self) -> bytes:
         n = self.public.n
-        listed = ((name.encode(), _padded(image, n)) for name, image in self.images.items())
-        return wire.join(SPLIT, [_padded(n, n), _padded(self.base, n), *chain(*listed)])
+        pairs = ((name.encode(), _padded(image, n)) for name, image in self.images.items())
+        return wire.join(SPLIT, [_padded(n, n), _padded(self.base, n), *chain(*pairs)])
 
     @classmethod
     def from_bytes(cls, data: bytes) -> SplitKey:
         """What `to_bytes` wrote. Raises MalformedMessage and InvalidKey."""
-        n, base, *listed = wire.split(SPLIT, data, 2, wire.MOST_PARTS)
-        names = tuple(map(wire.text, listed[::2]))
-        if len(listed) % 2 or len(set(names)) != len(names):
+        n, base, *pairs = wire.split(SPLIT, data, 2, wire.MOST_PARTS)
+        names = tuple(map(wire.text, pairs[::2]))
+        if len(pairs) % 2 or len(set(names)) != len(names):
             raise MalformedMessage("split key: holders and images do not pair up")
-        images = dict(zip(names, map(wire.number, listed[1::2]), strict=True))
+        images = dict(zip(names, map(wire.number, pairs[1::2]), strict=True))
         split = cls(PublicKey(wire.number(n)), wire.number(base), images)
         if split.to_bytes() != data:
-            raise MalformedMessage("split key: not in its one encoding")
+            raise MalformedMessage("split key: not in canonical encoding")
         return split
 
 
@@ -177,7 +181,7 @@ class KeyShare:
         return f"KeyShare(of {self.holder}, key {self.split.public.fingerprint})"
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError("a KeyShare is neither copied nor pickled; use seal_share")
+        raise TypeError("a KeyShare can't be copied or pickled; use seal_share")
 
 
 @dataclass(frozen=True)
@@ -203,9 +207,9 @@ class Part:
         challenge, response, body = wire.split(PART, data, 3)
         size = wire.width(n)
         if (len(challenge), len(response)) != (CHALLENGE_BITS // 8, _response_bytes(n)):
-            raise MalformedMessage("a part's proof has not the size it should have")
+            raise MalformedMessage("a part's proof has the wrong size")
         if len(body) % size:
-            raise MalformedMessage("a part's numbers have not the size they should have")
+            raise MalformedMessage("a part's numbers have the wrong size")
         numbers = tuple(wire.number(body[at : at + size]) for at in range(0, len(body), size))
         if any(x >= n for x in numbers):
             raise MalformedMessage("a part's numbers must be below n")
@@ -220,7 +224,7 @@ def deal(private: PrivateKey, holders: Sequence[str]) -> tuple[SplitKey, dict[st
     told from them, it is off by one part in 2**(bits / 2 - 1). Raises InvalidKey.
     """
     if len(holders) < 2 or len(set(holders)) != len(holders):
-        raise InvalidKey("a key is split among two holders or more, each named once")
+        raise InvalidKey("a key must be split among at least two holders, each named once")
     n = private.public.n
     order = (private.p - 1) * (private.q - 1) // 2
     exponents = [mpz(1 + secrets.randbelow(int(order) - 1)) for _ in holders[1:]]
@@ -268,22 +272,22 @@ def open_share(identity: Identity, split: SplitKey, sealed: bytes) -> KeyShare:
 def give_part(
     share: KeyShare,
     roster: Roster,
-    answered: frozenset[str],
+    past_queries: frozenset[str],
     transcript: Transcript,
     *,
     workers: int = 2,
 ) -> tuple[frozenset[str], Part]:
     """The holder's step: (queries answered, this one among them; its part), or a refusal.
 
-    answered: queries this holder answered before. Keep what comes back *before* the part leaves,
+    past_queries: which this holder answered before. Keep what comes back *before* the part leaves,
         on something that survives a crash: a query is answered once.
 
     Raises FaultyCoordinator, see `transcript.examine`.
     """
-    total = examine(roster, transcript, share.split.public, answered)
+    total = examine(roster, transcript, share.split.public, past_queries)
     hedge = secrets.token_bytes(32)
     part = prove_part(share, total.ciphertexts, _context(transcript), workers=workers, hedge=hedge)
-    return answered | {transcript.terms.query}, part
+    return past_queries | {transcript.terms.query}, part
 
 
 def combine(
@@ -315,21 +319,23 @@ def run(
     names, public = tuple(identities), private.public
     roster = Roster(tuple(identity.card for identity in identities.values()))
     # The dealer cuts the key, seals each holder's share to it, and forgets the key.
-    split, dealt = deal(private, names)
-    sealed = {name: seal_share(share, roster[name]) for name, share in dealt.items()}
+    split, secret_shares = deal(private, names)
+    sealed = {name: seal_share(share, roster[name]) for name, share in secret_shares.items()}
     # Every holder opens its share and checks it against what everybody knows of it.
-    held = {name: open_share(identities[name], split, sealed[name]) for name in names}
+    key_shares = {name: open_share(identities[name], split, sealed[name]) for name in names}
     # Every party encrypts its arrays and signs them for this query, question and company.
     layout, question = Layout(tuple(fields), len(names), public.bits), bytes(32)
     terms = Terms("q-1", question, roster.digest, names, public.fingerprint, layout)
     batches = {name: encrypt(public, layout, arrays[name]).to_bytes() for name in names}
-    signed = [contribute(identities[name], terms, batches[name]) for name in names]
+    contributions = [contribute(identities[name], terms, batches[name]) for name in names]
     # The coordinator checks what it received, and shows every holder all of it.
-    for contribution in signed:
+    for contribution in contributions:
         received(roster, terms, public, contribution)
-    transcript = Transcript(terms, tuple(signed))
+    transcript = Transcript(terms, tuple(contributions))
     # Every holder checks again, multiplies, notes the query as answered and gives its part.
-    parts = {name: give_part(held[name], roster, frozenset(), transcript)[1] for name in names}
+    parts = {
+        name: give_part(key_shares[name], roster, frozenset(), transcript)[1] for name in names
+    }
     # The coordinator combines all parts.
     return combine(split, roster, transcript, parts)
 
@@ -393,7 +399,7 @@ def open_with(
     missing = [holder for holder in split.holders if holder not in parts]
     if missing:
         raise MissingHolder(
-            f"{', '.join(missing)} gave no part; all of {len(split.holders)} holders are needed"
+            f"{', '.join(missing)} gave no part; all {len(split.holders)} holders are needed"
         )
     strangers = [name for name in parts if name not in split.images]
     if strangers:
@@ -402,25 +408,29 @@ def open_with(
     if all(len(part.numbers) == len(ciphertexts) for part in parts.values()):
         columns = zip(*(part.numbers for part in parts.values()), strict=True)
         roots = [_product(column, n) for column in columns]
-        lifted = _side_by_side(roots, n, n_squared, workers)
-        opened = [_plaintext(c, x, n, n_squared) for c, x in zip(ciphertexts, lifted, strict=True)]
-        plaintexts = [m for m in opened if m is not None]
-        if len(plaintexts) == len(opened):
+        factors = _side_by_side(roots, n, n_squared, workers)
+        results = [
+            _plaintext(c, x, n, n_squared) for c, x in zip(ciphertexts, factors, strict=True)
+        ]
+        plaintexts = [m for m in results if m is not None]
+        if len(plaintexts) == len(results):
             return plaintexts
     liars = [h for h, part in parts.items() if not holds(split, h, ciphertexts, part, context)]
     if not liars:  # SplitKey checks that the images make up the key, so a proof must have failed
-        raise InvalidKey("split key: true parts do not make up a decryption; the dealer erred")
+        raise InvalidKey(
+            "split key: true parts do not make up a decryption; the dealer made an error"
+        )
     raise FaultyHolder(f"{', '.join(liars)}: gave a false part, so nothing was opened", *liars)
 
 
-def _plaintext(ciphertext: mpz, lifted: mpz, n: mpz, n_squared: mpz) -> mpz | None:
-    """m, if `lifted` is plus or minus the blinding factor of the ciphertext; None if it is not."""
+def _plaintext(ciphertext: mpz, factor: mpz, n: mpz, n_squared: mpz) -> mpz | None:
+    """m, if `factor` is plus or minus the blinding factor of the ciphertext; None if it is not."""
     residue = ciphertext % n
-    if lifted % n != residue:
-        lifted = n_squared - lifted
-        if lifted % n != residue:
+    if factor % n != residue:
+        factor = n_squared - factor
+        if factor % n != residue:
             return None
-    return (ciphertext * gmpy2.invert(lifted, n_squared) % n_squared - 1) // n
+    return (ciphertext * gmpy2.invert(factor, n_squared) % n_squared - 1) // n
 
 
 def _statement(
@@ -428,8 +438,8 @@ def _statement(
 ) -> tuple[bytes, tuple[mpz, mpz]]:
     """What is proved, as a digest, and (bases, numbers) each combined with random weights."""
     n = split.public.n
-    listed = [b"".join(_padded(x, n) for x in numbers) for numbers in (bases, numbers)]
-    statement = wire.digest(PART, [split.digest, holder.encode(), context, *listed])
+    encodings = [b"".join(_padded(x, n) for x in numbers) for numbers in (bases, numbers)]
+    statement = wire.digest(PART, [split.digest, holder.encode(), context, *encodings])
     size = CHALLENGE_BITS // 8
     stream = hashlib.shake_256(b"weights" + statement).digest(size * len(bases))
     weights = [wire.number(stream[at : at + size]) for at in range(0, len(stream), size)]
@@ -449,8 +459,8 @@ def _combined(numbers: Sequence[mpz], weights: Sequence[mpz], n: mpz) -> mpz:
 
 def _challenge(statement: bytes, commitments: Sequence[mpz], n: mpz) -> mpz:
     """The challenge by hashing (Fiat and Shamir, CRYPTO 1986); plus and minus x count as one."""
-    shown = [_padded(min(x, n - x), n) for x in commitments]
-    return wire.number(wire.digest(PART, [statement, *shown])[: CHALLENGE_BITS // 8])
+    encodings = [_padded(min(x, n - x), n) for x in commitments]
+    return wire.number(wire.digest(PART, [statement, *encodings])[: CHALLENGE_BITS // 8])
 
 
 def _side_by_side(bases: Sequence[mpz], exponent: mpz, modulus: mpz, workers: int) -> list[mpz]:

@@ -5,9 +5,9 @@ handed no product. It gets the *terms* that all parties answered under (the quer
 itself, who takes part, the roster, the key, the layout) and from each party its batch with a
 signature over batch and terms; it checks all of it and multiplies the batches itself.
 
-    party        contribute(identity, terms, batch)             -> Contribution
-    coordinator  received(roster, terms, public, contribution)  blames the party
-    holder       examine(roster, transcript, public, answered)  blames the coordinator
+    party        contribute(identity, terms, batch)                 -> Contribution
+    coordinator  received(roster, terms, public, contribution)      blames the party
+    holder       examine(roster, transcript, public, past_queries)  blames the coordinator
 
 An honest coordinator passes on nothing that `received` refused. So what a holder finds wrong is the
 coordinator's doing, and the error says so.
@@ -71,10 +71,10 @@ class Terms:
         object.__setattr__(self, "parties", tuple(self.parties))
         if not self.query.isprintable() or not 1 <= len(self.query.encode()) <= LONGEST_QUERY:
             raise InvalidIdentity(
-                f"a query's identifier must be printable, of 1 to {LONGEST_QUERY} bytes"
+                f"a query's identifier must be printable and 1 to {LONGEST_QUERY} bytes long"
             )
         if len(self.question) != 32 or len(self.roster) != 32:
-            raise InvalidIdentity("question and roster are digests of 32 bytes")
+            raise InvalidIdentity("question and roster must be digests of 32 bytes")
         for name in self.parties:
             check_name(name)
         if len(set(self.parties)) != len(self.parties):
@@ -97,24 +97,24 @@ class Terms:
 
     def to_bytes(self) -> bytes:
         layout = json.dumps(self.layout.to_dict(), sort_keys=True, separators=(",", ":"))
-        named = [name.encode() for name in self.parties]
-        fixed = [self.query.encode(), self.question, self.roster, self.key.encode()]
-        return wire.join(TERMS, [*fixed, layout.encode(), *named])
+        names = [name.encode() for name in self.parties]
+        head = [self.query.encode(), self.question, self.roster, self.key.encode()]
+        return wire.join(TERMS, [*head, layout.encode(), *names])
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Terms:
         """The terms that `to_bytes` wrote. Raises MalformedMessage and what the class raises."""
-        query, question, roster, key, layout, *named = wire.split(TERMS, data, 5, wire.MOST_PARTS)
+        query, question, roster, key, layout, *parties = wire.split(TERMS, data, 5, wire.MOST_PARTS)
         try:
             form = json.loads(wire.text(layout))
         except (ValueError, RecursionError):
             raise MalformedMessage("terms: the layout is not JSON") from None
-        names = tuple(map(wire.text, named))
+        names = tuple(map(wire.text, parties))
         terms = cls(
             wire.text(query), question, roster, names, wire.text(key), Layout.from_dict(form)
         )
         if terms.to_bytes() != data:
-            raise MalformedMessage("terms: not in their one encoding")
+            raise MalformedMessage("terms: not in canonical encoding")
         return terms
 
 
@@ -175,7 +175,7 @@ def received(roster: Roster, terms: Terms, public: PublicKey, contribution: Cont
     """
     party = contribution.party
     if party not in terms.parties or party not in roster:
-        raise FaultyParty(f"{party}: is no party of query {terms.query}", party)
+        raise FaultyParty(f"{party}: is not a party to query {terms.query}", party)
     statement = _statement(terms, party, contribution.batch)
     if not roster[party].signed(PURPOSE, statement, contribution.signature):
         raise FaultyParty(
@@ -191,37 +191,45 @@ def received(roster: Roster, terms: Terms, public: PublicKey, contribution: Cont
 
 
 def examine(
-    roster: Roster, transcript: Transcript, public: PublicKey, answered: Collection[str]
+    roster: Roster, transcript: Transcript, public: PublicKey, past_queries: Collection[str]
 ) -> Batch:
     """The holder's step: the product of all contributions, if this sum may be opened at all.
 
-    answered: queries that this holder gave a part for before, in this process or any earlier one
+    past_queries: which this holder gave a part for before, in this process or any earlier one
 
     Raises FaultyCoordinator, with what is wrong.
     """
     terms = transcript.terms
-    if terms.query in answered:
+    if terms.query in past_queries:
         raise FaultyCoordinator(f"query {terms.query} was answered before and is replayed")
     if terms.roster != roster.digest:
-        raise FaultyCoordinator(f"query {terms.query} is under another roster than this holder's")
+        raise FaultyCoordinator(
+            f"query {terms.query} is under a different roster from this holder's"
+        )
     if terms.key != public.fingerprint:
-        raise FaultyCoordinator(f"query {terms.query} is under another key than this holder's")
+        raise FaultyCoordinator(f"query {terms.query} is under a different key from this holder's")
     strangers = [name for name in terms.parties if name not in roster]
     if strangers:
-        raise FaultyCoordinator(f"query {terms.query} counts {strangers[0]}, who is on no roster")
-    shown = [contribution.party for contribution in transcript.contributions]
-    if len(set(shown)) != len(shown):
-        twice = next(name for name in shown if shown.count(name) > 1)
+        raise FaultyCoordinator(
+            f"query {terms.query} counts {strangers[0]}, who is not on the roster"
+        )
+    senders = [contribution.party for contribution in transcript.contributions]
+    if len(set(senders)) != len(senders):
+        twice = next(name for name in senders if senders.count(name) > 1)
         raise FaultyCoordinator(f"query {terms.query} shows {twice}'s contribution twice")
-    if set(shown) != set(terms.parties):
-        gone = [name for name in terms.parties if name not in shown]
-        words = f"leaves out {gone[0]}" if gone else "shows a contribution of no party of it"
+    if set(senders) != set(terms.parties):
+        absent = [name for name in terms.parties if name not in senders]
+        words = (
+            f"leaves out {absent[0]}"
+            if absent
+            else "shows a contribution from somebody who is not a party to it"
+        )
         raise FaultyCoordinator(f"query {terms.query} {words}")
     try:
         batches = [received(roster, terms, public, c) for c in transcript.contributions]
     except FaultyParty as error:
         raise FaultyCoordinator(
-            f"query {terms.query} passes on what it had to refuse: {error}"
+            f"query {terms.query} passes on what it should have refused: {error}"
         ) from None
     return paillier.add(public, batches)
 

@@ -31,7 +31,7 @@ def split(kind: bytes, data: bytes, least: int, most: int | None = None) -> list
     """
     name = kind[:6].decode()
     if data[:6] != kind[:6]:
-        raise MalformedMessage(f"these bytes are no {name} message; check what was sent")
+        raise MalformedMessage(f"these bytes are not a {name} message; check what was sent")
     if data[6:8] != kind[6:]:
         raise MalformedMessage(
             f"this {name} message is of another version; all parties need the same release"
@@ -49,7 +49,7 @@ def split(kind: bytes, data: bytes, least: int, most: int | None = None) -> list
         parts.append(bytes(data[at : at + length]))
         at += length
     if at != len(data) or not least <= len(parts) <= most:
-        raise MalformedMessage(f"a {name} message has not the parts it should have")
+        raise MalformedMessage(f"a {name} message does not have the parts it should have")
     return parts
 
 
@@ -72,5 +72,5 @@ def width(modulus: mpz) -> int:
 
 
 def digest(kind: bytes, parts: Iterable[bytes]) -> bytes:
-    """SHA-256 of a message; unlike parts never give the same bytes."""
+    """SHA-256 of a message; different parts never give the same bytes."""
     return hashlib.sha256(join(kind, parts)).digest()

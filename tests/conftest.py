@@ -116,7 +116,7 @@ def fit_glm(
     chosen = tuple(Feature(column=f) if isinstance(f, str) else f for f in features)
 
     def work(federation: Federation) -> glm.Fit:
-        return glm.fit(federation, task, agree(federation, task, chosen, agreed), ridge)
+        return glm.fit(federation, task, agree(federation, task, chosen, agreed, 1), ridge)
 
     fit: glm.Fit = federate(frames, work, protection, workers)
     return fit

@@ -15,17 +15,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from federated.bench.loopback import LoopbackExchange, free_port
 from federated.bench.measurement import Row, row, timed
 from federated.deployment import plan
 from federated.deployment.coordinator import exchange
-from federated.deployment.coordinator import study as conduct
+from federated.deployment.coordinator.study import gathered
 from federated.study.experiment import Experiment
 from federated.study.simulation import deal_tables
-from federated.transport import node_line as fleet
+from federated.transport import node_line
 from lab.errors import PeerError
+from lab.sums import Sums
 from secure_agg.keys import generate
 
 PARTIES, BITS = 3, 3072
@@ -71,10 +71,10 @@ def _ours(place: Path, rounds: int) -> dict[str, float]:
     folder = loopback.exchange
     with running(loopback.commands, loopback.environment):
         until(lambda: (folder / exchange.LOCAL_SOCKET).exists())
-        with conduct.gathered(experiment, plan.announced(experiment), folder) as federation:
+        with gathered(experiment, plan.announced(experiment), folder) as federation:
             task = experiment.tasks()["model"]
 
-            def total() -> Any:
+            def total() -> Sums:
                 return federation.sum("totals", task=task, part="test")
 
             total()  # the first one makes tables for the key
@@ -131,7 +131,7 @@ def _stock(place: Path, rounds: int) -> float:
     result, app, home = place / "stock.json", place / "app", place / "home"
     app.mkdir()
     home.mkdir()
-    pyproject = fleet.PYPROJECT.replace("federated.app:server_app", "stock:server")
+    pyproject = node_line.PYPROJECT.replace("federated.app:server_app", "stock:server")
     (app / "pyproject.toml").write_text(
         pyproject.replace("federated.app:client_app", "stock:client")
     )

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import statsmodels.api as sm
+from flwr.serverapp import Grid
 
 from federated.app import client_app, server_app
 from federated.bench.measurement import Row, row, timed
 from federated.federation import Federation, single_threaded_blas
 from federated.hiding.paillier import KeyAuthority, Paillier
-from federated.hiding.protocol import Clear
+from federated.hiding.protocol import Clear, Protection
 from federated.solvers import glm as solver
 from federated.solvers.encoding import agree
 from federated.study.experiment import Experiment
 from federated.study.simulation import SimulatedMarket
 from federated.transport.in_process import run_in_process
 from lab.models.design import Design
+from lab.sums import Floats
 from secure_agg.keys import PrivateKey, generate
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -32,7 +33,7 @@ def figures(path: Path | None, quick: bool) -> list[Row]:
     frame = market.pooled().train
     x = sm.add_constant(frame.drop(columns="mdvis"))
 
-    def statsmodels_fit() -> Any:
+    def statsmodels_fit() -> object:
         return sm.GLM(frame["mdvis"], x, family=sm.families.Poisson()).fit()
 
     theirs, _ = timed(statsmodels_fit, 5)
@@ -68,16 +69,17 @@ def _fremtpl2(path: Path, private: PrivateKey) -> list[Row]:
     ]
 
 
-def _fit(market: Any, protection: Any) -> Any:
+def _fit(market: SimulatedMarket, protection: Protection) -> solver.Fit:
     """A GLM by all parties of a market; nothing is left over from an earlier fit."""
     parties, task = market.parties, market.experiment.tasks()["model"]
     for party in parties:
         party.forget()
-    fits: list[Any] = []
+    fits: list[solver.Fit] = []
 
-    def study(nodes: Any) -> None:
+    def study(nodes: Grid) -> None:
         federation = Federation(nodes, protection, len(parties))
-        encoding = agree(federation, task, market.features["model"], market.contract)
+        least = market.experiment.model.min_persons
+        encoding = agree(federation, task, market.features["model"], market.contract, least)
         fits.append(solver.fit(federation, task, encoding))
 
     with single_threaded_blas():
@@ -86,7 +88,7 @@ def _fit(market: Any, protection: Any) -> Any:
     return fits[0]
 
 
-def _raw_matrix(market: Any, fit: Any) -> Any:
+def _raw_matrix(market: SimulatedMarket, fit: solver.Fit) -> Floats:
     """The pooled design in the table's own units, without the intercept."""
     encoding = fit.model.encoding
     plain = [n.model_copy(update={"mean": 0.0, "scale": 1.0}) for n in encoding.numbers]

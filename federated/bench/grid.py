@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from flwr.serverapp import Grid
 
 from federated.app import client_app, server_app
 from federated.bench.measurement import Row, row, timed
@@ -22,8 +23,10 @@ from lab.models import network_model
 from lab.models.design import Encoding, Feature, Number
 from lab.models.glm import Task
 from lab.models.network import OfUpdate, _update
-from lab.sums import combine
+from lab.sums import Floats, combine
 from lab.tables.contracts import draft
+
+Weights = dict[str, Floats]
 
 
 def figures(path: Path | None, quick: bool) -> list[Row]:
@@ -63,7 +66,7 @@ class _Rounds:
         self.contract = draft(frame, "bench")
         self.settings = NetworkSettings(kind="network", rounds=rounds, epochs=1)
 
-    def loop(self, rounds: int | None = None) -> Any:
+    def loop(self, rounds: int | None = None) -> Weights:
         """Weights after the rounds, without messages: the statistic called party by party."""
 
         weights, arguments = self._start()
@@ -73,12 +76,12 @@ class _Rounds:
             weights = {k: weights[k] + total[k] / total.total("rows") for k in weights}
         return weights
 
-    def grid(self, engine: str, rounds: int | None = None) -> Any:
+    def grid(self, engine: str, rounds: int | None = None) -> Weights:
         """The same through Flower's apps."""
 
-        results: list[Any] = []
+        results: list[Weights] = []
 
-        def study(nodes: Any) -> None:
+        def study(nodes: Grid) -> None:
             federation = Federation(nodes, Clear(), len(self.parties))
             weights, arguments = self._start()
             for at in range(1, (rounds or self.rounds) + 1):
@@ -91,7 +94,7 @@ class _Rounds:
         ENGINES[engine](server_app(study), node, len(parties), 1)
         return results[0]
 
-    def _start(self) -> Any:
+    def _start(self) -> tuple[Weights, dict[str, Any]]:
 
         numbers = [Number(feature=Feature(column=f"x{k}"), mean=0.0, scale=1.0) for k in range(6)]
         encoding = Encoding(numbers=tuple(numbers))

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
+from flwr.serverapp import Grid
 
 from federated.app import client_app, server_app
 from federated.bench.measurement import Row, row, timed
 from federated.federation import Federation
 from federated.hiding.masks import Masks
 from federated.hiding.paillier import KeyAuthority, Paillier
-from federated.hiding.protocol import Clear
+from federated.hiding.protocol import Clear, Protection
+from federated.messages import Request
 from federated.party.party import Party
 from federated.transport.in_process import run_in_process
 from lab.models.glm import Task
-from lab.sums import Limit, Sums
+from lab.sums import Floats, Limit, Sums
 
 #: As a network's weight changes travel; `lab.models.network` has its own, which needs torch.
 CHANGE = Limit(bound=2.0**32, resolution=2.0**-26)
@@ -31,8 +32,8 @@ def figures(path: Path | None, quick: bool) -> list[Row]:
     hidden, total = _aggregated(Masks(), parties, size)
     if np.abs(plain - total).max() > parties * CHANGE.resolution:
         raise AssertionError("the sum under masks is not the sum")
-    encrypted, _ = _aggregated(Paillier(KeyAuthority.with_new_key(3072)), parties, size // 20)
-    what, paillier_seconds = f"{parties} x {size:,} parameters under masks", 20 * encrypted
+    slow, _ = _aggregated(Paillier(KeyAuthority.with_new_key(3072)), parties, size // 20)
+    what, paillier_seconds = f"{parties} x {size:,} parameters under masks", 20 * slow
     faster = f"{paillier_seconds / hidden:.0f} x faster"
     return [
         row(what, hidden, "in the clear", clear, f"{hidden / clear:.2f} x"),
@@ -40,13 +41,13 @@ def figures(path: Path | None, quick: bool) -> list[Row]:
     ]
 
 
-def _aggregated(protection: Any, parties: int, size: int) -> tuple[float, Any]:
+def _aggregated(protection: Protection, parties: int, size: int) -> tuple[float, Floats]:
     """(seconds, total) of one sum, the best of three; nothing is computed but the sum."""
 
     class Fixed(Party):
         """A party whose answer is there already."""
 
-        def take(self, request: Any) -> Sums:
+        def take(self, request: Request) -> Sums:
             return self.sums  # type: ignore[attr-defined, no-any-return]
 
     rng, holders = np.random.default_rng(1), []
@@ -56,12 +57,12 @@ def _aggregated(protection: Any, parties: int, size: int) -> tuple[float, Any]:
         change = {"weights": rng.normal(scale=1e3, size=size)}
         holder.sums = Sums(change, {"weights": CHANGE}, 1000)  # type: ignore[attr-defined]
         holders.append(holder)
-    sums_taken: list[tuple[float, Any]] = []
+    sums_taken: list[tuple[float, Floats]] = []
 
-    def study(nodes: Any) -> None:
+    def study(nodes: Grid) -> None:
         federation = Federation(nodes, protection, parties)
 
-        def total() -> Any:  # the question does not matter, Fixed answers any
+        def total() -> Floats:  # the question does not matter, Fixed answers any
             return federation.sum("totals", task=Task(target="x"), part="train")["weights"]
 
         total()  # warm

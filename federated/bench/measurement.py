@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from statistics import median
-from typing import Any
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 #: What was measured, ours, what it is held against, the ratio; as text.
 Row = tuple[str, str, str, str]
 
 
-def timed(work: Callable[[], Any], times: int = 1) -> tuple[float, Any]:
+def timed(work: Callable[[], Result], times: int = 1) -> tuple[float, Result]:
     """(median seconds, last result) of so many runs of ``work``, at least one."""
     seconds = []
     for _ in range(times):

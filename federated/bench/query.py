@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tracemalloc
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +15,7 @@ from federated.queries.desk import Desk
 from federated.queries.holdings import Holdings
 from lab.tables.contracts import Column, Contract
 from secure_agg.bench import phe_seconds
-from secure_agg.keys import generate
+from secure_agg.keys import PrivateKey, generate
 
 
 def figures(path: Path | None, quick: bool) -> list[Row]:
@@ -30,13 +29,13 @@ def figures(path: Path | None, quick: bool) -> list[Row]:
     private, holdings = generate(2048), _holdings(parties, size, shape)
     text = "select count(*), sum(paid) from market group by a, b, c"
     cells = int(np.prod(shape))
-    hidden, shown = _question(holdings, text, private)
+    hidden, answers = _question(holdings, text, private)
     clear, _ = _question(holdings, text, None)
     what = f"{parties} x {size:,} rows, {cells:,} cells, 2048 bits"
     phe = phe_seconds(private, 2 * cells)
     rows.append(row(what, hidden, "phe value by value", phe, f"{phe / hidden:.0f} x faster"))
     rows.append(row(what, hidden, "in the clear", clear, f"{hidden / clear:.1f} x"))
-    rows.append((f"{what}: shown", f"{shown:,} cells", "", f"{shown / cells:.1%}"))
+    rows.append((f"{what}: shown", f"{answers:,} cells", "", f"{answers / cells:.1%}"))
     private, size, shape = generate(3072), 1_000_000 // few, (100, 10)
     holdings = _holdings(parties, size, shape)
     text = "select count(*), sum(paid) from market group by a, b"
@@ -45,7 +44,9 @@ def figures(path: Path | None, quick: bool) -> list[Row]:
     what = f"{parties} x {size:,} rows, 1,000 cells, 3072 bits"
     rows.append(row(what, hidden, "in the clear", clear, f"{hidden / clear:.1f} x"))
     one = _holdings(1, size, shape)
-    table = one.parties[0].query_table.frame.memory_usage().sum() / 1e6
+    query_table = one.parties[0].query_table
+    assert query_table is not None
+    table = query_table.frame.memory_usage().sum() / 1e6
     tracemalloc.start()
     _question(one, text, None)
     peak = tracemalloc.get_traced_memory()[1] / 1e6
@@ -56,7 +57,7 @@ def figures(path: Path | None, quick: bool) -> list[Row]:
     return rows
 
 
-def _holdings(parties: int, size: int, shape: tuple[int, ...]) -> Any:
+def _holdings(parties: int, size: int, shape: tuple[int, ...]) -> Holdings:
     """Parties with so many rows each, evenly over the cells of a table of this shape."""
     rng, names = np.random.default_rng(1), "abc"[: len(shape)]
     columns = {
@@ -71,7 +72,7 @@ def _holdings(parties: int, size: int, shape: tuple[int, ...]) -> Any:
     return Holdings.of(tables, contract)
 
 
-def _question(holdings: Any, text: str, private: Any) -> tuple[float, int]:
+def _question(holdings: Holdings, text: str, private: PrivateKey | None) -> tuple[float, int]:
     """(seconds, cells shown) of a question under this key, or in the clear without one."""
     protection = Paillier(KeyAuthority(private)) if private is not None else Clear()
     with Desk.simulated(holdings, protection) as desk:

@@ -6,9 +6,22 @@ import secrets
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from federated.bench.measurement import Row, row, timed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flwr.serverapp import Grid
+
+    from federated.federation import Federation
+    from federated.party.party import Party
+    from federated.study.experiment import Experiment
+    from federated.study.outcome import Outcome
+    from secure_agg.keys import PrivateKey
+
+Result = TypeVar("Result")
 
 #: An experiment, and what of it is run here.
 STUDIES: dict[str, dict[str, Any]] = {
@@ -25,14 +38,14 @@ def figures(path: Path | None, quick: bool) -> list[Row]:
     from secure_agg.keys import generate
 
     private, here = generate(2048), Path(__file__).parents[2] / "experiments"
-    chosen = list(STUDIES.items())[: 1 if quick else 2]
+    studies = list(STUDIES.items())[: 1 if quick else 2]
     common = {"protection.key_bits": 2048}
     return [
-        _cost(Experiment.read(here / name, changes | common), private) for name, changes in chosen
+        _cost(Experiment.read(here / name, changes | common), private) for name, changes in studies
     ]
 
 
-def _cost(experiment: Any, private: Any) -> Row:
+def _cost(experiment: Experiment, private: PrivateKey) -> Row:
     from federated.study.arms import BoundParties
     from federated.study.bound import SignedStudy
     from federated.study.outcome import carry_out
@@ -46,11 +59,11 @@ def _cost(experiment: Any, private: Any) -> Row:
     study = SignedStudy(plan, Identity.generate("releaser"), secrets.token_hex(8))
     run = partial(_carried_out, private, len(market.parties))
 
-    def unbound() -> Any:
+    def unbound() -> Outcome:
         parties = [replace(party) for party in market.parties]
         return run(parties.__getitem__, lambda federation: carry_out(plan, federation))
 
-    def bound() -> Any:
+    def bound() -> Outcome:
         return run(BoundParties(text, study.binding), study.carried_out)
 
     unbound()  # warm: tables for the key, compiled code
@@ -62,16 +75,21 @@ def _cost(experiment: Any, private: Any) -> Row:
     return row(what, ours, "unbound", theirs, f"{ours / theirs:.2f} x")
 
 
-def _carried_out(private: Any, parties: int, party_of: Any, work: Any) -> Any:
+def _carried_out(
+    private: PrivateKey,
+    parties: int,
+    party_of: Callable[[int], Party],
+    work: Callable[[Federation], Result],
+) -> Result:
     """What ``work`` makes of a federation of these parties."""
     from federated.app import client_app, server_app
     from federated.federation import Federation, single_threaded_blas
     from federated.hiding.paillier import KeyAuthority, Paillier
     from federated.transport.in_process import run_in_process
 
-    outcomes: list[Any] = []
+    outcomes: list[Result] = []
 
-    def study(nodes: Any) -> None:
+    def study(nodes: Grid) -> None:
         federation = Federation(nodes, Paillier(KeyAuthority(private)), parties)
         outcomes.append(work(federation))
 

@@ -17,17 +17,21 @@ import pandas as pd
 from federated.app import client_app
 from federated.bench.measurement import Row, row, timed
 from federated.federation import Federation
-from federated.hiding import paillier as encrypted
+from federated.hiding import paillier as hiding
 from federated.hiding.paillier import KeyAuthority, Paillier
-from federated.hiding.protocol import Clear
+from federated.hiding.protocol import Clear, Protection
 from federated.party.party import Party
 from federated.solvers.trees import TreesSettings, train
 from federated.transport.in_process import InProcessGrid
 from lab.models.design import Feature
 from lab.models.glm import Task
+from lab.models.tree_model import Trees
 from lab.tables.contracts import Column, Contract
 from secure_agg import paillier
 from secure_agg.keys import generate
+
+#: Seconds, the model, its last training loss.
+Boosting = tuple[float, Trees, float]
 
 
 def figures(path: Path | None, quick: bool) -> list[Row]:
@@ -41,8 +45,8 @@ def figures(path: Path | None, quick: bool) -> list[Row]:
     start, *_ = _boosted(frame, few, Clear())
     private = generate(2048)  # an authority serves one federation
     first, model, _ = _boosted(frame, few, Paillier(KeyAuthority(private)))
-    sealed = Paillier(KeyAuthority(private))
-    (more, same, _), spent = _spent(lambda: _boosted(frame, 2 * few, sealed))
+    protection = Paillier(KeyAuthority(private))
+    (more, same, _), parts = _parts(lambda: _boosted(frame, 2 * few, protection))
     if model.trees != same.trees[:few] or same != _boosted(frame, 2 * few, Clear())[1]:
         raise AssertionError("the trees under Paillier are not the trees in the clear")
     hidden = first + (count - few) * (more - first) / few
@@ -64,7 +68,7 @@ def figures(path: Path | None, quick: bool) -> list[Row]:
         ),
         *(
             (f"of {2 * few} trees, {where}", f"{seconds:.2f} s", "", f"{seconds / more:.0%}")
-            for where, seconds in spent.items()
+            for where, seconds in parts.items()
         ),
     ]
     return [*_pooled(what, frame, count, clear, loss), *under_encryption]
@@ -96,35 +100,35 @@ def _pooled(what: str, frame: pd.DataFrame, count: int, clear: float, loss: floa
     ]
 
 
-def _spent(work: Callable[[], tuple[float, Any, float]]) -> tuple[Any, dict[str, float]]:
+def _parts(work: Callable[[], Boosting]) -> tuple[Boosting, dict[str, float]]:
     """What a study under Paillier found, and where its seconds went. Nodes work side by side: what
     they do is counted by its share of the time that the coordinator waited for them."""
-    spent, turn = dict.fromkeys(("ask_sums", "take", "encrypt", "open"), 0.0), Lock()
+    seconds_of, turn = dict.fromkeys(("ask_sums", "take", "encrypt", "open"), 0.0), Lock()
 
     def clocked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def with_clock(*values: Any, **named: Any) -> Any:
-            seconds, result = timed(lambda: function(*values, **named))
+        def with_clock(*values: Any, **keywords: Any) -> Any:
+            seconds, result = timed(lambda: function(*values, **keywords))
             with turn:
-                spent[name] += seconds
+                seconds_of[name] += seconds
             return result
 
         return with_clock
 
     with ExitStack() as stack:
         for place, name in (
-            (encrypted, "ask_sums"), (Party, "take"), (paillier, "encrypt"),
-            (encrypted.KeyAuthority, "open"),
+            (hiding, "ask_sums"), (Party, "take"), (paillier, "encrypt"),
+            (hiding.KeyAuthority, "open"),
         ):  # fmt: skip
             function = clocked(name, getattr(place, name))
             stack.enter_context(patch.object(place, name, function))
         result = work()
     whole, together = result[0], min(os.cpu_count() or 1, 5)
     parts = {
-        "parties encrypting": spent["encrypt"] / together,
-        "parties adding up histograms and counts": spent["take"] / together,
-        "checking, adding and opening": spent["open"],
-        "packing of messages and moving": spent["ask_sums"]
-        - (spent["encrypt"] + spent["take"]) / together,
+        "parties encrypting": seconds_of["encrypt"] / together,
+        "parties adding up histograms and counts": seconds_of["take"] / together,
+        "checking, adding and opening": seconds_of["open"],
+        "packing of messages and moving": seconds_of["ask_sums"]
+        - (seconds_of["encrypt"] + seconds_of["take"]) / together,
     }
     return result, parts | {"choosing cuts and all else": whole - sum(parts.values())}
 
@@ -139,7 +143,7 @@ def _suspicious(rows: int) -> pd.DataFrame:
     return frame.assign(fraud=(rng.random(rows) < 1 / (1 + np.exp(-eta))).astype(float))
 
 
-def _boosted(frame: pd.DataFrame, count: int, protection: Any) -> tuple[float, Any, float]:
+def _boosted(frame: pd.DataFrame, count: int, protection: Protection) -> Boosting:
     """(seconds, model, last training loss) of five parties that grow so many trees."""
     names = [name for name in frame.columns if name != "fraud"]
     contract = Contract(name="bench", columns={n: Column(type="number") for n in frame.columns})

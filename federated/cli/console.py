@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import click
 if TYPE_CHECKING:
     from federated.study.arms import Progress
     from federated.study.result import Study
+    from lab.privacy.joining import Opened
 
 
 @contextmanager
@@ -158,6 +159,14 @@ def _print_receipt(console: Any, study: Study) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    console.print(_opened_line(study.opened), highlight=False, soft_wrap=True)
+
+
+def _opened_line(opened: Sequence[Opened]) -> str:
+    """What was told of the totals, and the smallest cell among it."""
+    fewest = [line.fewest_persons for line in opened if line.fewest_persons is not None]
+    cells = f"none of fewer than {min(fewest):,} persons" if fewest else "each over all rows"
+    return f"opened: {sum(line.numbers for line in opened):,} numbers, {cells}"
 
 
 def _print_outlook(console: Any, study: Study) -> None:

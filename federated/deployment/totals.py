@@ -10,10 +10,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+from flwr.app import RecordDict
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from lab.errors import ConfigurationError
+from federated.transport.node_line import packed, unpacked
+from lab.errors import ConfigurationError, PeerError
 from lab.files import write_whole
 from lab.sums import Floats, Limit, Sums
 
@@ -50,12 +52,24 @@ class TotalsOnDisk:
                 f"{path}: is damaged; remove it and all later totals, or start anew with --fresh"
             ) from None
 
-    def write(self, number: int, question: str, total: Sums) -> None:
-        """Keep a total, on disk when this returns."""
+    def proof(self, number: int) -> RecordDict:
+        """What shows a total to others. Raises :class:`ConfigurationError` where it is damaged."""
+        path = self._path(number).with_suffix(".proof")
+        try:
+            return unpacked(path.read_bytes())
+        except (OSError, PeerError):
+            raise ConfigurationError(f"{path}: is damaged; start anew with --fresh") from None
+
+    def write(
+        self, number: int, question: str, total: Sums, proof: RecordDict | None = None
+    ) -> None:
+        """Keep a total, and what shows it to others, on disk when this returns."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         limits = {name: [x.bound, x.resolution] for name, x in total.limits.items()}
         header = {"question": question, "rows": str(total.rows), "limits": json.dumps(limits)}
         arrays = {name: np.ascontiguousarray(array) for name, array in total.arrays.items()}
+        if proof is not None:
+            write_whole(self._path(number).with_suffix(".proof"), packed(proof), 0o600)
         write_whole(self._path(number), save(arrays, header), 0o600)
 
     def _path(self, number: int) -> Path:

@@ -23,12 +23,16 @@ from federated.hiding.protocol import (
     note,
     taken,
 )
+from federated.message_kinds import MessageKind
 from federated.messages import (
+    Form,
     Hiding,
     Reply,
     Request,
     blobs,
+    form_from_json,
     form_of,
+    form_to_json,
     message_of,
     one_form,
     opened,
@@ -37,23 +41,35 @@ from federated.messages import (
 )
 from federated.party.party import Party
 from federated.party.state import NodeState, Released
-from federated.party.statistics import RELEASED, find
+from federated.party.statistics import find
 from lab.errors import PeerError, PolicyError
 from lab.sums import Sums
 from secure_agg import masks, wire
 from secure_agg.identity import Roster
-from secure_agg.masks import Keys, MaskTerms, Revealed, Seat, pairs_in, pairs_out
+from secure_agg.masks import (
+    MASKED,
+    REVEALED,
+    Keys,
+    MaskTerms,
+    Opening,
+    Seat,
+    Signed,
+    pairs_in,
+    pairs_out,
+)
 
 OPENING, NAMES, KEPT = b"LABOPN01", b"LABNAM01", b"LABKPT01"
 MASKS: Hiding = "masks"
 
 
-def _refuse_questions(request: Request) -> None:
+def _refuse_cells(request: Request) -> None:
     """At the node and at the coordinator: nobody could hold back what the rules hide."""
-    if request.statistic in RELEASED:
+    if find(request.statistic).cells:
         raise PolicyError(
-            "under masks the coordinator opens every total, so none can be held back; "
-            "questions and profiles need protection.sums = 'paillier'"
+            f"'{request.statistic}' is of cells that may stand on few persons, and under masks "
+            "everybody sees every total; questions, profiles, trees and scores by bin need "
+            "protection.sums = 'paillier'",
+            "cells",
         )
 
 
@@ -120,7 +136,7 @@ def mask(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
         raise PeerError("coordinator: asks another question than it opened the masks for")
     if request.hiding != MASKS or set(request.parties) != set(terms.roster.names):
         raise PeerError("coordinator: names other parties than the roster")
-    _refuse_questions(request)
+    _refuse_cells(request)
     sums = taken(holder, memory, request)
     hidden = with_rows(sums)
     form = form_of(hidden)
@@ -133,8 +149,11 @@ def mask(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
         [hidden[name].ravel() for name in form],
     )
     seated.keep(seat)
-    note(holder, memory, request, sums, len(vector))
-    return Reply.of(holder.name, hidden, vector).to_record()
+    sent = masks.signed(memory.identity(), terms, MASKED, vector)
+    note(holder, memory, request, sums, len(vector) + len(sent.signature))
+    reply = Reply.of(holder.name, hidden, vector).to_record()
+    reply["message"] = blobs(signature=sent.signature)
+    return reply
 
 
 def confirm(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
@@ -155,8 +174,20 @@ def reveal(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
     seat, shares = masks.reveal(memory.identity(), seated.terms, seated.seat, confirmations)
     seated.keep(seat)
     data = shares.to_bytes()
-    seated.note(len(data))
-    return message_of(revealed=data)
+    sent = masks.signed(memory.identity(), seated.terms, REVEALED, data)
+    seated.note(len(data) + len(sent.signature))
+    return message_of(revealed=data, signature=sent.signature)
+
+
+def proven(memory: NodeState, question: bytes, proof: RecordDict) -> Sums:
+    """The total of a question, added up from what its parties signed.
+
+    question: the digest of what this node was asked. Raises what the sum is not with.
+    """
+    terms = _terms(wire.text(read(proof, "query")), question, memory.roster())
+    form = form_from_json(read(proof, "form").decode())
+    opening = Opening.from_bytes(read(proof, "opening"))
+    return opened(form, opening.total(terms, fields_of(form)))
 
 
 # The coordinator.
@@ -166,9 +197,11 @@ class Masks:
     """Contributions under pairwise masks; a minority of the parties may drop out at any step."""
 
     hiding: Hiding = "masks"
+    everybody = True
 
     def __init__(self) -> None:
         self._roster: Roster | None = None
+        self.proof = RecordDict()
 
     def check_parties(self, parties: int) -> None:
         check_enough(self.hiding, parties)
@@ -176,10 +209,10 @@ class Masks:
     def enrol(self, talk: Talk, roster: Roster) -> None:
         self._roster = roster
         roster_message = message_of(roster=roster.to_bytes())
-        talk.ask("query.enrol", dict.fromkeys(roster.names, roster_message))
+        talk.ask(MessageKind.ENROL, dict.fromkeys(roster.names, roster_message))
 
     def total(self, talk: Talk, request: Request) -> Sums:
-        _refuse_questions(request)
+        _refuse_cells(request)
         return self.run(talk, request)
 
     def run(self, talk: Talk, request: Request) -> Sums:
@@ -187,54 +220,63 @@ class Masks:
         assert self._roster is not None
         terms = _terms(request.query, request.question, self._roster)
         opening = message_of(opening=wire.join(OPENING, [terms.query.encode(), terms.question]))
-        answers = self._ask(talk, "query.masks_advertise", dict.fromkeys(request.parties, opening))
+        answers = self._ask(talk, MessageKind.ADVERTISE, dict.fromkeys(request.parties, opening))
         keys = {
             name: masks.checked_keys(
                 terms, name, decoded(name, Keys.from_bytes, read(answer, "keys"))
             )
             for name, answer in answers.items()
         }
-        keys_message = message_of(
-            keys=pairs_out({name: key.to_bytes() for name, key in keys.items()})
-        )
-        answers = self._ask(talk, "query.masks_share", dict.fromkeys(keys, keys_message))
+        shown = {name: key.to_bytes() for name, key in keys.items()}
+        message = message_of(keys=pairs_out(shown))
+        answers = self._ask(talk, MessageKind.SHARE, dict.fromkeys(keys, message))
         sealed = {n: decoded(n, pairs_in, read(answer, "sealed")) for n, answer in answers.items()}
-        answers = self._ask(
-            talk,
-            f"{find(request.statistic).message}.masks_mask",
-            {n: _question(request, sealed, n) for n in sealed},
-        )
+        questions = {name: _question(request, sealed, name) for name in sealed}
+        answers = self._ask(talk, _mask_kind(request), questions)
         replies = {name: named_reply(name, answer) for name, answer in answers.items()}
         if len(replies) < terms.least:
             raise PeerError(f"{len(replies)} parties answered, {terms.least} are needed")
         form = one_form(replies)
-        fields = fields_of(form)
-        masked = {
-            name: masks.checked_masked(terms, name, fields, reply.hidden or b"")
-            for name, reply in replies.items()
+        vectors = {
+            name: _vector(terms, name, form, answers[name], replies[name]) for name in replies
         }
-        present = list(masked)
-        present_message = message_of(present=wire.join(NAMES, [name.encode() for name in present]))
-        answers = self._ask(talk, "query.masks_confirm", dict.fromkeys(present, present_message))
+        present = list(vectors)
+        message = message_of(present=wire.join(NAMES, [name.encode() for name in present]))
+        answers = self._ask(talk, MessageKind.CONFIRM, dict.fromkeys(present, message))
         confirmations = {
             name: masks.checked_confirmation(terms, name, present, read(answer, "signature"))
             for name, answer in answers.items()
         }
-        confirmations_message = message_of(confirmations=pairs_out(confirmations))
-        answers = self._ask(
-            talk, "query.masks_reveal", dict.fromkeys(confirmations, confirmations_message)
-        )
+        message = message_of(confirmations=pairs_out(confirmations))
+        answers = self._ask(talk, MessageKind.REVEAL, dict.fromkeys(confirmations, message))
         revealed = {
-            name: decoded(name, Revealed.from_bytes, read(answer, "revealed"))
-            for name, answer in answers.items()
+            n: Signed(read(a, "revealed"), read(a, "signature")) for n, a in answers.items()
         }
-        arrays = masks.total(terms, keys, list(sealed), masked, revealed, fields)
-        return opened(form, arrays)
+        opening = Opening(shown, tuple(sealed), vectors, revealed)
+        total = opened(form, opening.total(terms, fields_of(form)))
+        self.proof = message_of(
+            query=request.query.encode(),
+            form=form_to_json(form).encode(),
+            opening=opening.to_bytes(),
+        )
+        return total
 
     def _ask(
-        self, talk: Talk, action: str, letters: Mapping[str, RecordDict]
+        self, talk: Talk, action: str, messages: Mapping[str, RecordDict]
     ) -> dict[str, RecordDict]:
-        return talk.ask(action, letters, patient=True)
+        return talk.ask(action, messages, patient=True)
+
+
+def _vector(terms: MaskTerms, name: str, form: Form, answer: RecordDict, reply: Reply) -> Signed:
+    """A party's masked vector. Raises :class:`~secure_agg.errors.FaultyParty`."""
+    data = reply.hidden or b""
+    masks.checked_masked(terms, name, fields_of(form), data)
+    return Signed(data, read(answer, "signature"))
+
+
+def _mask_kind(request: Request) -> MessageKind:
+    training = find(request.statistic).message == "train"
+    return MessageKind.MASK_TRAINING if training else MessageKind.MASK
 
 
 def _question(request: Request, sealed: Mapping[str, Mapping[str, bytes]], name: str) -> RecordDict:

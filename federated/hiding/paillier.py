@@ -8,7 +8,7 @@ all parties signed, never a product: `secure_agg.transcript` says what is checke
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from flwr.app import RecordDict
@@ -23,12 +23,15 @@ from federated.hiding.protocol import (
     note,
     taken,
 )
+from federated.message_kinds import MessageKind
 from federated.messages import (
     Form,
     Hiding,
     Reply,
     Request,
+    form_from_json,
     form_of,
+    form_to_json,
     message_of,
     one_form,
     opened,
@@ -38,7 +41,7 @@ from federated.messages import (
 from federated.party.party import Party
 from federated.party.release import expected, release
 from federated.party.state import NodeState, Released
-from federated.party.statistics import RELEASED
+from federated.party.statistics import RELEASED, find
 from lab.errors import PeerError, PolicyError
 from lab.privacy.disclosure import Rules
 from lab.sums import Floats, Sums
@@ -46,6 +49,7 @@ from secure_agg import paillier, shares
 from secure_agg.errors import FaultyCoordinator
 from secure_agg.identity import Roster
 from secure_agg.keys import PrivateKey, PublicKey, generate
+from secure_agg.masks import pairs_in, pairs_out
 from secure_agg.packing import Layout
 from secure_agg.transcript import Contribution, Terms, Transcript, contribute, examine, received
 
@@ -74,6 +78,13 @@ def give_part(holder: Party, memory: NodeState, message: RecordDict) -> RecordDi
     share, transcript = memory.key_share(), Transcript.from_bytes(read(message, "transcript"))
     query, roster = transcript.terms.query, memory.roster()
     statistic = memory.asked(query)
+    if find(statistic).cells and statistic not in RELEASED:
+        raise PolicyError(
+            f"'{statistic}' is of cells that may stand on few persons, and with a split key "
+            "everybody sees every total of a model; trees and scores by bin need "
+            "protection.key = 'authority'",
+            "cells",
+        )
     _, part = shares.give_part(share, roster, memory.answered(), transcript, workers=holder.workers)
     data = part.to_bytes(share.split)
     memory.answer(query)
@@ -101,14 +112,11 @@ def release_answer(holder: Party, memory: NodeState, message: RecordDict) -> Rec
         raise PeerError("coordinator: shows another question than the one that was signed")
     if request.statistic not in RELEASED:
         raise PolicyError("this party releases answers to questions and profiles alone")
-    parts = {}
-    for name in share.split.holders:
-        sealed = read(message, f"sealed {name}")
-        opened_part = identity.unseal(_purpose(query), sealed)
-        parts[name] = decoded(
-            name, lambda data: shares.Part.from_bytes(data, share.split), opened_part
-        )
-    arrays = shares.combine(share.split, roster, transcript, parts)
+    parts = {
+        name: identity.unseal(_purpose(query), read(message, f"sealed {name}"))
+        for name in share.split.holders
+    }
+    arrays = _combined(share.split, roster, transcript, parts)
     answer = _released(request, transcript, arrays, holder.rules)
     return Reply.of(holder.name, answer, None).to_record()
 
@@ -153,9 +161,19 @@ class Opener(Protocol):
     def open(self, talk: Talk, transcript: Transcript, request: Request, form: Form) -> Sums:
         """The total of a model's sums, which are of this form; what may be shown of a question's."""
 
+    @property
+    def everybody(self) -> bool:
+        """Whether all parties see every total."""
+
+    @property
+    def proof(self) -> RecordDict:
+        """What the last total of a model's sums was opened from, where anybody may open it."""
+
 
 class KeyAuthority:
     """Holds the whole key, is not the coordinator, and opens what its checks allow, once."""
+
+    everybody = False
 
     def __init__(
         self, private: PrivateKey, rules: Rules | None = None, answered: Iterable[str] = ()
@@ -163,6 +181,7 @@ class KeyAuthority:
         self._private, self._rules = private, rules or Rules.read()
         self._roster: Roster | None = None
         self._answered: set[str] = set(answered)
+        self.proof = RecordDict()  # nobody else can open
 
     @classmethod
     def with_new_key(cls, bits: int, rules: Rules | None = None) -> KeyAuthority:
@@ -196,8 +215,11 @@ class KeyAuthority:
 class KeyHolders:
     """Every party holds a share, and all of them must agree to open."""
 
+    everybody = True
+
     def __init__(self, split: shares.SplitKey, roster: Roster) -> None:
         self.public, self._split, self._roster = split.public, split, roster
+        self.proof = RecordDict()
 
     def enrol(self, roster: Roster) -> dict[str, dict[str, bytes]]:
         if roster != self._roster:
@@ -208,30 +230,59 @@ class KeyHolders:
         """Raises :class:`~secure_agg.errors.FaultyHolder`, and what a holder refuses with."""
         data = transcript.to_bytes()
         answers = talk.ask(
-            "query.part", dict.fromkeys(self._split.holders, message_of(transcript=data))
+            MessageKind.PART, dict.fromkeys(self._split.holders, message_of(transcript=data))
         )
         if request.statistic in RELEASED:
             sealed = {f"sealed {name}": read(a, "sealed") for name, a in answers.items()}
             asked = message_of(transcript=data, **sealed)
             asked.update(request.to_record())
             name = releaser(self._roster)
-            return named_reply(name, talk.ask("query.release", {name: asked})[name]).sums
-        parts = {
-            name: decoded(name, self._part, read(answer, "part"))
-            for name, answer in answers.items()
-        }
-        return opened(form, shares.combine(self._split, self._roster, transcript, parts))
+            answer = talk.ask(MessageKind.RELEASE, {name: asked})[name]
+            self.proof = answer
+            return named_reply(name, answer).sums
+        parts = {name: read(answer, "part") for name, answer in answers.items()}
+        total = opened(form, _combined(self._split, self._roster, transcript, parts))
+        self.proof = message_of(
+            transcript=data, form=form_to_json(form).encode(), parts=pairs_out(parts)
+        )
+        return total
 
-    def _part(self, data: bytes) -> shares.Part:
-        return shares.Part.from_bytes(data, self._split)
+
+def _combined(
+    split: shares.SplitKey, roster: Roster, transcript: Transcript, parts: Mapping[str, bytes]
+) -> list[Floats]:
+    """The arrays of a total, from every holder's part of its decryption."""
+    readable = {
+        name: decoded(name, lambda data: shares.Part.from_bytes(data, split), part)
+        for name, part in parts.items()
+    }
+    return shares.combine(split, roster, transcript, readable)
+
+
+def proven(memory: NodeState, question: bytes, proof: RecordDict) -> Sums:
+    """The total of a question, opened from the parts that all holders gave.
+
+    question: the digest of what this node was asked. Raises what the parts do not open with.
+    """
+    transcript = Transcript.from_bytes(read(proof, "transcript"))
+    if transcript.terms.question != question:
+        raise PeerError("coordinator: shows the total of another question than it asked")
+    form = form_from_json(read(proof, "form").decode())
+    if fields_of(form) != transcript.terms.layout.fields:
+        raise PeerError("coordinator: shows a total in another form than its parties signed")
+    split, parts = memory.key_share().split, pairs_in(read(proof, "parts"))
+    return opened(form, _combined(split, memory.roster(), transcript, parts))
 
 
 class Dealer:
     """Deals the shares of a key to the parties of a roster and forgets it; then they open."""
 
+    everybody = True
+
     def __init__(self, private: PrivateKey) -> None:
         self.public, self._private = private.public, [private]
         self._holders: KeyHolders | None = None
+        self.proof = RecordDict()
 
     def enrol(self, roster: Roster) -> dict[str, dict[str, bytes]]:
         """Each party's share, sealed to it."""
@@ -247,7 +298,9 @@ class Dealer:
     def open(self, talk: Talk, transcript: Transcript, request: Request, form: Form) -> Sums:
         if self._holders is None:
             raise PolicyError("the key was not dealt; nobody can open anything")
-        return self._holders.open(talk, transcript, request, form)
+        total = self._holders.open(talk, transcript, request, form)
+        self.proof = self._holders.proof
+        return total
 
 
 # The coordinator.
@@ -262,6 +315,14 @@ class Paillier:
         self.opener = opener
         self._roster: Roster | None = None
 
+    @property
+    def everybody(self) -> bool:
+        return self.opener.everybody
+
+    @property
+    def proof(self) -> RecordDict:
+        return self.opener.proof
+
     def check_parties(self, parties: int) -> None:
         check_enough(self.hiding, parties)
 
@@ -270,8 +331,8 @@ class Paillier:
         n = self.opener.public.n
         public = {"roster": roster.to_bytes(), "key": n.to_bytes(-(-n.bit_length() // 8), "big")}
         secrets = self.opener.enrol(roster)
-        letters = {name: message_of(**public, **secrets.get(name, {})) for name in roster.names}
-        talk.ask("query.enrol", letters)
+        messages = {name: message_of(**public, **secrets.get(name, {})) for name in roster.names}
+        talk.ask(MessageKind.ENROL, messages)
 
     def total(self, talk: Talk, request: Request) -> Sums:
         assert self._roster is not None

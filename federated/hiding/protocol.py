@@ -49,6 +49,10 @@ class Protection(Protocol):
 
     hiding: Hiding
 
+    @property
+    def everybody(self) -> bool:
+        """Whether all parties see every total, though none sees a contribution."""
+
     def check_parties(self, parties: int) -> None:
         """Refuse a federation too small for this way."""
 
@@ -58,14 +62,21 @@ class Protection(Protocol):
     def total(self, talk: Talk, request: Request) -> Sums:
         """Ask all parties, and open the total."""
 
+    @property
+    def proof(self) -> RecordDict:
+        """What a party needs to open the last total for itself, and take nobody's word for it:
+        nothing where one party opens, and in the clear the total alone."""
+
 
 class Clear:
     """No hiding: the coordinator reads every contribution."""
 
     hiding: Hiding = "clear"
+    everybody = False  # it hides nothing from anybody, and says so
 
     def __init__(self, rules: Rules | None = None) -> None:
         self.rules = rules or Rules.read()
+        self.proof = RecordDict()
 
     def check_parties(self, parties: int) -> None:
         return
@@ -77,7 +88,10 @@ class Clear:
         replies = ask_sums(talk, request)
         agreed_form(replies)
         total = combine([_clear(name, reply) for name, reply in replies.items()])
-        return release(request, total, self.rules) if request.statistic in RELEASED else total
+        if request.statistic in RELEASED:
+            total = release(request, total, self.rules)
+        self.proof = Reply.of("", total, None).to_record()
+        return total
 
 
 def _clear(name: str, reply: Reply) -> Sums:

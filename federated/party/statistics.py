@@ -39,6 +39,18 @@ class OfLevels(Strict):
     features: tuple[Levels, ...]
 
 
+class OfPresence(OfLevels):
+    """least: persons at a level, at least."""
+
+    least: int
+
+
+class OfHistogram(OfNumbers):
+    """least: persons of a party behind each interval, at least."""
+
+    least: int
+
+
 class OfTask(Strict):
     task: Task
     part: Part
@@ -113,12 +125,14 @@ def response(holding: Holding, task: Task, part: Part) -> Response:
 def scored(holding: Holding, model: str, task: Task) -> accuracy.Scored:
     """Test rows beside what a model predicts for them; resampled by person."""
     rows = holding.rows(task, "test")
-    truth = Response(rows, task)
-    unit = pd.factorize(holding.owners(task, "test"))[0]
+    truth, unit = Response(rows, task), _persons(holding, task, "test")
     rate = from_json(model).predict(rows)
-    return accuracy.Scored(
-        truth.y, rate, truth.exposure, truth.weight, np.asarray(unit, dtype=float)
-    )
+    return accuracy.Scored(truth.y, rate, truth.exposure, truth.weight, unit)
+
+
+def _persons(holding: Holding, task: Task, part: Part) -> Floats:
+    """(rows,) who each row of a task belongs to, as a number."""
+    return np.asarray(pd.factorize(holding.owners(task, part))[0], dtype=np.float64)
 
 
 def _resampling(holding: Holding, seed: int) -> list[int]:
@@ -142,11 +156,18 @@ def _moments(holding: Holding, a: OfNumbers, arrays: Arrays) -> Sums:
 
 
 def _level_counts(holding: Holding, a: OfLevels, arrays: Arrays) -> Sums:
-    return design.level_counts(holding.rows(a.task, "train"), a.features)
+    rows = holding.rows(a.task, "train")
+    return design.level_counts(rows, a.features, _persons(holding, a.task, "train"))
 
 
-def _histogram(holding: Holding, a: OfNumbers, arrays: Arrays) -> Sums:
-    return design.histogram(holding.rows(a.task, "train"), a.features, arrays["edges"])
+def _level_parties(holding: Holding, a: OfPresence, arrays: Arrays) -> Sums:
+    rows = holding.rows(a.task, "train")
+    return design.level_parties(rows, a.features, _persons(holding, a.task, "train"), a.least)
+
+
+def _histogram(holding: Holding, a: OfHistogram, arrays: Arrays) -> Sums:
+    rows, owners = holding.rows(a.task, "train"), _persons(holding, a.task, "train")
+    return design.histogram(rows, a.features, arrays["edges"], owners, a.least)
 
 
 def _totals(holding: Holding, a: OfTask, arrays: Arrays) -> Sums:
@@ -236,9 +257,13 @@ def _any_model(name: str, arguments: type[Strict], function: Any, *arrays: str) 
     return Statistic(name, arguments, function, ANY_MODEL, arrays)
 
 
+def _by_cell(name: str, arguments: type[Strict], function: Any, *arrays: str) -> Statistic:
+    return Statistic(name, arguments, function, ANY_MODEL, arrays, cells=True)
+
+
 def _by_rules(name: str, arguments: type[Strict], function: Any, *arrays: str) -> Statistic:
     analysis = PROFILES if name == "profile" else QUESTIONS
-    return Statistic(name, arguments, function, analysis, arrays, "rules, cell by cell")
+    return Statistic(name, arguments, function, analysis, arrays, "rules, cell by cell", cells=True)
 
 
 #: Statistics that belong to no kind of model alone.
@@ -246,14 +271,15 @@ COMMON: Mapping[str, Statistic] = {
     row.name: row
     for row in (
         _any_model("moments", OfNumbers, _moments),
-        _any_model("level_counts", OfLevels, _level_counts),
+        _by_cell("level_counts", OfLevels, _level_counts),
+        _any_model("level_parties", OfPresence, _level_parties),
         _any_model("totals", OfTask, _totals),
-        _any_model("histogram", OfNumbers, _histogram, "edges"),
+        _any_model("histogram", OfHistogram, _histogram, "edges"),
         _any_model("score_fit", OfFit, _score_fit),
-        _any_model("score_lorenz", OfScores, _score_lorenz, "edges"),
-        _any_model("score_levels", OfScoresByLevel, _score_levels),
-        _any_model("detection_rank", OfRanking, _detection_rank, "edges"),
-        _any_model("detection_groups", OfGroups, _detection_groups),
+        _by_cell("score_lorenz", OfScores, _score_lorenz, "edges"),
+        _by_cell("score_levels", OfScoresByLevel, _score_levels),
+        _by_cell("detection_rank", OfRanking, _detection_rank, "edges"),
+        _by_cell("detection_groups", OfGroups, _detection_groups),
         _by_rules("profile", OfProfile, _profile),
         _by_rules("cells", OfQuestion, _cells),
         _by_rules("violations", OfViolations, _violations),

@@ -13,6 +13,7 @@ from lab.errors import ConfigurationError, ModelError
 from lab.models.design import Feature
 from lab.models.glm import Task
 from lab.models.tree_model import MOST_BINS, Cuts
+from lab.privacy.joining import PERSONS, Opened, in_order
 from lab.sums import Floats
 from lab.tables.contracts import Contract
 
@@ -32,6 +33,7 @@ def agree_cuts(
     rows: int,
     *,
     bins: int,
+    least: int,
     monotone: Mapping[str, Literal[-1, 1]],
 ) -> tuple[Cuts, ...]:
     """Bins of each feature with about the same number of training rows in each, from counts alone.
@@ -39,7 +41,9 @@ def agree_cuts(
     Edges are found on a ladder that is cut finer where rows are many; a value that many rows share
     gets a bin of its own. Levels are those of the contract, or announced, that have a row; where
     they are more than fit, the most frequent ones (of equally frequent ones the first), and the
-    rest share the bin of missing values. A feature that is the same in all rows is left out.
+    rest share the bin of missing values. Bins of fewer than ``least`` persons are joined with their
+    neighbours, such levels share the bin of missing values. A feature that is the same in all rows
+    is left out.
     Raises :class:`ModelError` if none is left.
     """
     _check_monotone(monotone, features, contract)
@@ -51,6 +55,23 @@ def agree_cuts(
         if len(levels_kept) + (count[frequent].sum() < rows) > 1:
             cuts[levels.feature] = Cuts(feature=levels.feature, levels=levels_kept)
     numbers = [f for f in features if f not in categories]
+    cuts |= _cut_numbers(federation, task, numbers, contract, rows, bins, monotone)
+    chosen = _of_enough(federation, task, tuple(cuts[f] for f in features if f in cuts), least)
+    if not chosen:
+        raise ModelError("every feature is the same in all training rows; there is nothing to cut")
+    return chosen
+
+
+def _cut_numbers(
+    federation: ModelTotals,
+    task: Task,
+    features: list[Feature],
+    contract: Contract,
+    rows: int,
+    bins: int,
+    monotone: Mapping[str, Literal[-1, 1]],
+) -> dict[Feature, Cuts]:
+    """Bins of numbers, on a ladder of edges that is cut finer where rows are many."""
     terms = tuple(
         Cuts(
             feature=f,
@@ -58,22 +79,46 @@ def agree_cuts(
             levels=contract.columns[f.column].levels or (),
             monotone=monotone.get(f.column, 0),
         )
-        for f in numbers
+        for f in features
     )
     wide = 2.0 ** np.arange(-OCTAVES // 2, OCTAVES // 2 + 1)
-    ladders = [np.concatenate([-wide[::-1], [0.0], wide])] * len(numbers)
+    ladders = [np.concatenate([-wide[::-1], [0.0], wide])] * len(features)
     counts = _counted(federation, task, terms, ladders)
     for _ in range(TIMES):
         pairs = zip(ladders, counts, strict=True)
         ladders = [_finer(ladder, count, bins) for ladder, count in pairs]
         counts = _counted(federation, task, terms, ladders)
+    cuts: dict[Feature, Cuts] = {}
     for term, ladder, count in zip(terms, ladders, counts, strict=True):
         edges = tuple(_edges(ladder, count, bins))
         if edges or 0 < count.sum() < rows:
             cuts[term.feature] = term.model_copy(update={"edges": edges})
-    if not cuts:
-        raise ModelError("every feature is the same in all training rows; there is nothing to cut")
-    return tuple(cuts[f] for f in features if f in cuts)
+    return cuts
+
+
+def _of_enough(
+    federation: ModelTotals, task: Task, cuts: tuple[Cuts, ...], least: int
+) -> tuple[Cuts, ...]:
+    """Bins with enough persons in each but that of missing values."""
+    if least <= 1 or not cuts:
+        return cuts
+    persons = federation.sum("trees_persons", {}, task=task, cuts=cuts)[PERSONS]
+    ends = np.cumsum([cut.bins for cut in cuts])
+    joined = []
+    for cut, each in zip(cuts, np.split(persons, ends[:-1]), strict=True):
+        if cut.edges is None:
+            levels = tuple(n for n, p in zip(cut.levels, each[:-1], strict=True) if p >= least)
+            one = cut.model_copy(update={"levels": levels})
+            behind = each[:-1][each[:-1] >= least]
+        else:
+            place = in_order(each[:-1], least)
+            kept = np.array(cut.edges)[np.diff(place) > 0]
+            behind = np.bincount(place, each[:-1]).astype(np.float64)
+            one = cut.model_copy(update={"edges": tuple(kept.tolist())})
+        if one.bins - 1 + (each[-1] > 0 or one.bins < cut.bins) > 1:
+            joined.append(one)
+            federation.opened.append(Opened.cells("trees_persons", one.bins - 1, behind))
+    return tuple(joined)
 
 
 def _check_monotone(

@@ -8,6 +8,7 @@ from federated.federation import ModelTotals
 from lab.errors import ConfigurationError, ModelError
 from lab.models.design import Encoding, Feature, Levels, Number
 from lab.models.glm import Task
+from lab.privacy.joining import PERSONS, RARE, Opened
 from lab.sums import Floats
 from lab.tables.contracts import Contract
 
@@ -17,13 +18,14 @@ def agree(
     task: Task,
     features: tuple[Feature, ...],
     contract: Contract,
+    least: int,
     left_out: list[str] | None = None,
 ) -> Encoding:
     """The encoding of ``features``: levels, means and scales over all parties' training rows.
 
     Levels come from the contract; where it lists none, every party announces the names of the
-    levels it holds (names, no counts). A level without a training row is left out. Means and
-    scales are exact for any split of the rows. Raises :class:`ModelError` for a column that is
+    levels it holds (names, no counts). A level without a training row is left out, levels of fewer
+    than ``least`` persons become one. Means and scales are exact for any split of the rows. Raises :class:`ModelError` for a column that is
     the same in every training row; given a list ``left_out``, such a column is left out instead
     and its name noted there.
     """
@@ -36,7 +38,7 @@ def agree(
     numeric = [f for f in features if not is_category(f, contract)]
     return Encoding(
         numbers=_standardised(federation, task, numeric, contract, left_out),
-        categories=levelled(federation, task, categorical, contract, left_out),
+        categories=levelled(federation, task, categorical, contract, least, left_out),
     )
 
 
@@ -74,6 +76,8 @@ def _standardised(
             numbers.append(term.model_copy(update={"scale": float(scale)}))
         else:
             _leave_out(term.feature, left_out)
+    if not federation.everybody:
+        federation.opened.append(Opened("moments", 2 * len(numbers)))
     return tuple(numbers)
 
 
@@ -96,35 +100,97 @@ def levelled(
     task: Task,
     features: list[Feature],
     contract: Contract,
+    least: int,
     left_out: list[str] | None,
 ) -> tuple[Levels, ...]:
+    """Levels that stand on ``least`` persons, all others joined into one (:data:`RARE`).
+
+    Where even those together are too few, their rows take the base level.
+    """
+    terms = _named_levels(federation, task, features, contract)
+    if not terms:
+        return ()
+    standing = _present if federation.everybody else _counted
     categories = []
-    for term, count in counted_levels(federation, task, features, contract):
-        levels = tuple(level for level, rows in zip(term.levels, count, strict=True) if rows > 0)
-        if len(levels) < 2:
+    for term in standing(federation, task, terms, least):
+        if len(term.levels) < 2:
             _leave_out(term.feature, left_out)
         else:
-            categories.append(term.model_copy(update={"levels": levels}))
+            categories.append(term)
     return tuple(categories)
+
+
+def _counted(
+    federation: ModelTotals, task: Task, terms: tuple[Levels, ...], least: int
+) -> list[Levels]:
+    """By the persons at each level, which whoever opens totals keeps to itself."""
+    totals = federation.sum("level_counts", task=task, features=terms)
+    joined = []
+    for term, rows, persons in zip(
+        terms, _by_term(terms, totals["count"]), _by_term(terms, totals[PERSONS]), strict=True
+    ):
+        names = np.array(term.levels, dtype=object)
+        few = (persons < least) | (names == RARE)
+        rare = (RARE,) if persons[few].sum() >= least else ()
+        levels = (*names[~few & (rows > 0)], *rare)
+        behind = np.append(persons[~few], persons[few].sum() if rare else 0)
+        federation.opened.append(Opened.cells("level_counts", len(levels), behind))
+        joined.append(term.model_copy(update={"levels": levels}))
+    return joined
+
+
+def _present(
+    federation: ModelTotals, task: Task, terms: tuple[Levels, ...], least: int
+) -> list[Levels]:
+    """By the parties that have enough persons at each level; everybody sees how many they are.
+
+    What no party has enough persons of becomes one level, if a party has enough of that.
+    """
+
+    def held(terms: tuple[Levels, ...]) -> list[Levels]:
+        totals = federation.sum("level_parties", task=task, features=terms, least=least)
+        parties = totals["parties"]
+        return [
+            term.model_copy(
+                update={"levels": tuple(n for n, p in zip(term.levels, by, strict=True) if p > 0)}
+            )
+            for term, by in zip(terms, _by_term(terms, parties), strict=True)
+        ]
+
+    first = held(terms)
+    if all(len(one.levels) == len(term.levels) for one, term in zip(first, terms, strict=True)):
+        return first
+    with_rare = tuple(
+        one.model_copy(update={"levels": (*(n for n in one.levels if n != RARE), RARE)})
+        for one in first
+    )
+    return held(with_rare)
+
+
+def _by_term(terms: tuple[Levels, ...], values: Floats) -> list[Floats]:
+    """The values of each term's levels, which stand one after the other."""
+    return np.split(values, np.cumsum([len(term.levels) for term in terms])[:-1])
 
 
 def counted_levels(
     federation: ModelTotals, task: Task, features: list[Feature], contract: Contract
 ) -> list[tuple[Levels, Floats]]:
     """Each feature's levels, of the contract or announced, and the training rows at each."""
-    if not features:
+    terms = _named_levels(federation, task, features, contract)
+    if not terms:
         return []
-    listed_levels = [
-        f.intervals() if f.cut else contract.columns[f.column].levels for f in features
-    ]
-    unknown = tuple(f for f, levels in zip(features, listed_levels, strict=True) if levels is None)
-    announcements = (
-        dict(zip(unknown, federation.levels(task, unknown), strict=True)) if unknown else {}
-    )
-    terms = tuple(
-        Levels(feature=f, levels=announcements[f] if levels is None else levels)
-        for f, levels in zip(features, listed_levels, strict=True)
-    )
     counts = federation.sum("level_counts", task=task, features=terms)["count"]
-    ends = np.cumsum([len(term.levels) for term in terms])
-    return list(zip(terms, np.split(counts, ends[:-1]), strict=True))
+    return list(zip(terms, _by_term(terms, counts), strict=True))
+
+
+def _named_levels(
+    federation: ModelTotals, task: Task, features: list[Feature], contract: Contract
+) -> tuple[Levels, ...]:
+    """Each feature with the names of its levels, of the contract or announced."""
+    listed = [f.intervals() if f.cut else contract.columns[f.column].levels for f in features]
+    unknown = tuple(f for f, levels in zip(features, listed, strict=True) if levels is None)
+    announced = dict(zip(unknown, federation.levels(task, unknown), strict=True)) if unknown else {}
+    return tuple(
+        Levels(feature=f, levels=announced[f] if levels is None else levels)
+        for f, levels in zip(features, listed, strict=True)
+    )

@@ -22,6 +22,7 @@ from lab.errors import ModelError, PeerError
 from lab.models.design import Encoding, Feature
 from lab.models.families import Family, FamilyName, LinkName
 from lab.models.glm import GLM, Task
+from lab.privacy.joining import Opened
 from lab.records import Strict
 from lab.sums import Floats, Sums
 from lab.tables.contracts import Contract
@@ -41,7 +42,9 @@ COLLINEAR = 1e-11
 class Fit:
     """A fitted model with what an actuary expects to read; all totals are over training rows.
 
-    ``covariance`` (p, p) belongs to the table's own units, in the order of ``encoding.names``.
+    ``errors`` (p,), standard errors, belong to the table's own units, in the order of
+    ``encoding.names``. The covariances of coefficients are told to nobody: with them the curvature
+    would be, whose entries for two levels are sums over the rows that have both.
     """
 
     model: GLM
@@ -51,7 +54,7 @@ class Fit:
     null_deviance: float
     log_likelihood: float
     dispersion: float
-    covariance: Floats
+    errors: Floats
     trace: tuple[tuple[float, float], ...]  # (deviance, largest step) after each step
 
     @property
@@ -66,7 +69,7 @@ class Fit:
         """name, estimate, standard_error, z, p_value, low, high; in the table's own units."""
         encoding = self.model.encoding
         estimate = encoding.raw_transform() @ np.array(self.model.beta)
-        error = np.sqrt(np.diag(self.covariance))
+        error = self.errors
         width = stats.norm.ppf(0.5 + level / 2) * error
         return pd.DataFrame(
             {
@@ -92,7 +95,7 @@ def solve(
     left_out: list[str] | None = None,
 ) -> Solution:
     """The exact fit, with its coefficient table. There is nothing to draw, so ``seed`` is not used."""
-    encoding = agree(federation, task, features, contract, left_out)
+    encoding = agree(federation, task, features, contract, settings.min_persons, left_out)
     fitted = fit(federation, task, encoding, settings.ridge)
     steps = pd.DataFrame(fitted.trace, columns=["deviance", "largest_step"])
     return Solution(fitted.model, steps.rename_axis("step").reset_index(), fitted)
@@ -127,7 +130,10 @@ def fit(federation: ModelTotals, task: Task, encoding: Encoding, ridge: float = 
         dispersion=state.total("deviance") / rows if profiled else dispersion,
     )
     transform = encoding.raw_transform()
-    inverse = np.linalg.inv(matrix)
+    covariance = dispersion * transform @ np.linalg.inv(matrix) @ transform.T
+    if not federation.everybody:  # coefficients after each step, their errors, what the fit prints
+        federation.opened.append(Opened("glm_step", (len(trace) + 1) * len(beta) + 2 * len(trace)))
+        federation.opened.append(Opened("glm_likelihood", 5))
     return Fit(
         model=GLM(task=task, encoding=encoding, beta=tuple(beta.tolist())),
         rows=rows,
@@ -136,7 +142,7 @@ def fit(federation: ModelTotals, task: Task, encoding: Encoding, ridge: float = 
         null_deviance=null_deviance,
         log_likelihood=likelihood.total("log_likelihood"),
         dispersion=dispersion,
-        covariance=dispersion * transform @ inverse @ transform.T,
+        errors=np.sqrt(np.diag(covariance)),
         trace=tuple(trace),
     )
 

@@ -21,10 +21,11 @@ from federated.party.party import Party
 from federated.solvers.encoding import agree
 from federated.solvers.glm import constant_predictor
 from federated.solvers.solution import ModelSettings, Solution, Watch
-from federated.transport.in_process import identify
+from federated.transport.in_process import identify_once
 from lab.errors import ConfigurationError
 from lab.models.design import Encoding, Feature
 from lab.models.glm import Task
+from lab.privacy.joining import Opened
 from lab.records import Strict
 from lab.sums import Floats, Sums
 from lab.tables.contracts import Contract
@@ -51,7 +52,7 @@ def train(
 
     network_model.single_threaded()
     # 1. What all parties agree on: the knots of each number, the intercept, first weights.
-    bends = network_model.Bends(knots=_knots(federation, task, encoding, settings.knots))
+    bends = network_model.Bends(knots=_knots(federation, task, encoding, settings))
     totals = federation.sum("totals", task=task, part="train")
     recipe = network_model.NetworkRecipe(
         intercept=constant_predictor(task.law, totals),
@@ -75,6 +76,9 @@ def train(
         )
         weights = _combined(strategy, weights, total, at)
         trace.append({"step": at, "loss": total.total("loss") / total.total("rows")})
+    if not federation.everybody:  # the weights after each round, and its loss
+        numbers = 1 + sum(array.size for array in weights.values())
+        federation.opened.append(Opened("network_update", settings.rounds * numbers))
     model = network_model.Network(**parts, safetensors=network_model.Network.pack(weights))
     return model, pd.DataFrame(trace)
 
@@ -107,7 +111,7 @@ def solve(
     left_out: list[str] | None = None,
 ) -> Solution:
     """The network after all rounds, and its loss by round."""
-    encoding = agree(federation, task, features, contract, left_out)
+    encoding = agree(federation, task, features, contract, settings.min_persons, left_out)
     model, losses = train(federation, task, encoding, settings, seed, watch)
     return Solution(model, losses)
 
@@ -150,14 +154,14 @@ def _strategy(settings: NetworkSettings) -> Any:
     from flwr.serverapp import strategy
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    identify()
+    identify_once()
     strategy_class = getattr(strategy, settings.strategy.name)
     parameters: dict[str, Any] = settings.strategy.parameters()
     return strategy_class(min_train_nodes=1, min_available_nodes=1, **parameters)
 
 
 def _knots(
-    federation: ModelTotals, task: Task, encoding: Encoding, count: int
+    federation: ModelTotals, task: Task, encoding: Encoding, settings: NetworkSettings
 ) -> tuple[tuple[float, ...], ...]:
     """Knots of each number: quantiles and an even grid together, from one federated histogram."""
     if not encoding.numbers:
@@ -168,8 +172,11 @@ def _knots(
         {"edges": edges},
         task=task,
         features=encoding.numbers,
+        least=settings.min_persons,
     )["count"]
-    return tuple(_placed(row, edges, count) for row in counts)
+    if not federation.everybody:
+        federation.opened.append(Opened("histogram", len(counts) * settings.knots))
+    return tuple(_placed(row, edges, settings.knots) for row in counts)
 
 
 def _placed(counts: Floats, edges: Floats, count: int) -> tuple[float, ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import pandas as pd
+from pydantic import Field
 
 from lab.models.families import FamilyName
 from lab.models.files import Model
@@ -23,6 +24,9 @@ class ModelSettings(Strict):
 
     kind: str
     family: FamilyName
+    min_persons: int = Field(
+        10, ge=1, description="Persons behind each level, bin and leaf, at least; fewer are joined."
+    )
 
     def law(self) -> dict[str, Any]:
         """Family, and link and power where they can be set."""

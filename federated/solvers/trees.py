@@ -21,13 +21,13 @@ from federated.solvers.bins import agree_cuts
 from federated.solvers.glm import constant_predictor, row_curvature
 from federated.solvers.growth import Growth
 from federated.solvers.solution import ModelSettings, Solution, Watch
-from lab.errors import ModelError
+from lab.errors import ConfigurationError, ModelError
 from lab.models.design import Feature, Number
 from lab.models.families import FamilyName
 from lab.models.glm import Task
-from lab.models.tree_model import Cuts, Tree, Trees
+from lab.models.tree_model import LEAF, Cuts, Tree, Trees
 from lab.models.trees import MOST_ROWS, REACH, Ask, Place, TreesRecipe
-from lab.privacy.joining import PERSONS
+from lab.privacy.joining import PERSONS, Opened
 from lab.sums import Floats, Sums
 from lab.tables.contracts import Contract
 
@@ -66,9 +66,6 @@ class TreesSettings(ModelSettings):
     min_child_rows: float = Field(
         20.0, gt=0, description="Average rows on either side of a cut, at least."
     )
-    min_leaf_persons: int = Field(
-        10, ge=1, description="Persons at each leaf, at least: cuts that leave fewer are undone."
-    )
     min_gain: float = Field(0.0, ge=0, description="Gain of a cut, at least.")
     features: float = Field(1.0, gt=0, le=1, description="Share of features drawn for each tree.")
     validation_share: float = Field(
@@ -94,7 +91,16 @@ def solve(
     watch: Watch | None = None,
     left_out: list[str] | None = None,
 ) -> Solution:
-    """The trees, and their losses by step. What never varies gets no bins, so nothing is left out."""
+    """The trees, and their losses by step. What never varies gets no bins, so nothing is left out.
+
+    Raises :class:`ConfigurationError` where everybody sees the totals.
+    """
+    if federation.everybody:
+        raise ConfigurationError(
+            "trees are grown from sums by bin, some of few persons, and here all parties see every "
+            "total; use protection.sums = 'paillier' with protection.key = 'authority', or "
+            "model.kind = 'glm' or 'network'"
+        )
     model, losses = train(federation, task, features, contract, settings, seed, watch)
     return Solution(model, losses)
 
@@ -118,6 +124,7 @@ def train(
         contract,
         round(totals.total("rows")),
         bins=settings.bins,
+        least=settings.min_persons,
         monotone=settings.monotone,
     )
     recipe = _recipe(federation, task, totals, settings)
@@ -138,6 +145,8 @@ def train(
         tree = growth.grow(place, root, ask.level)
         trees.append(tree := _of_enough(growth, tree, settings, ask, place))
         place = place.next(tree)
+    cut = sum(feature != LEAF for tree in trees for feature in tree.feature)
+    federation.opened.append(Opened("trees_level", 2 * len(trace) + cut))
     model = Trees(task=task, cuts=cuts, intercept=recipe.intercept, trees=tuple(trees[:best]))
     return model, pd.DataFrame(trace)
 
@@ -184,8 +193,12 @@ def _of_enough(
     while True:
         shape = tree.model_copy(update={"value": (0.0,) * len(tree.value)})
         persons = ask.persons(place.model_copy(update={"growing": shape}))
-        joined, values = tree.joined(persons, settings.min_leaf_persons, values)
+        joined, values = tree.joined(persons, settings.min_persons, values)
         if len(joined.feature) in (1, len(tree.feature)):
+            leaves = np.array(joined.feature) == LEAF
+            if len(joined.feature) > 1:  # a lone root stands on all rows
+                behind = persons[leaves]
+                ask.federation.opened.append(Opened.cells("trees_leaves", len(behind), behind))
             return joined
         tree = joined
 

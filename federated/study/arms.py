@@ -151,7 +151,7 @@ def _federated(stage: Stage, result: ArmResult, watch: Watch) -> None:
     node = client_app(BoundParties(text, bound.binding), study.experiment.protection.sums)
     ENGINES[stage.engine](server_app(coordinate), node, len(market.parties), stage.workers)
     (outcome,) = outcomes
-    result.models["all"] = outcome.models
+    result.models["all"], result.opened = outcome.models, outcome.opened
     _join(stage.alone, outcome.models[study.part].profiles)
     result.evaluations = scorer.beside(outcome.texts, outcome.evaluations)
     if "without" in study.experiment.arms.run:

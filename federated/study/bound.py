@@ -48,6 +48,7 @@ class SignedStudy:
         steps = Steps(
             lambda parties: carry_out(self.plan, parties, watch),
             federation.protection.hiding,
+            everybody=federation.everybody,
             levels=levels,
         )
         return carried_out(steps, ask)

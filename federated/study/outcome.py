@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+from pydantic import BeforeValidator, TypeAdapter
 
 from federated.federation import ModelTotals
 from federated.solvers.glm import Fit
@@ -20,11 +21,12 @@ from federated.study.result import Fitted
 from federated.study.rows import Features
 from federated.study.scoring import ByLevel, Detected, Evaluation, Scorer, mean_of
 from federated.study.steps import near
-from lab.errors import PeerError
+from lab.errors import ConfigurationError, PeerError
 from lab.files import canonical
 from lab.models import files as models
 from lab.models.glm import Product
 from lab.models.profile import Profile
+from lab.privacy.joining import PERSONS, Opened, by_statistic
 from lab.sums import Limit, Sums
 from lab.tables.contracts import Contract
 
@@ -37,6 +39,7 @@ class Outcome:
     models: dict[str, Fitted]
     constants: dict[str, float]
     evaluations: dict[str, Evaluation]
+    opened: tuple[Opened, ...] = ()
 
     @property
     def texts(self) -> dict[str, str]:
@@ -58,6 +61,7 @@ class Outcome:
                 "models": [[part, _fitted_out(fitted)] for part, fitted in self.models.items()],
                 "constants": list(self.constants.items()),
                 "evaluations": [[k, _evaluation_out(v)] for k, v in self.evaluations.items()],
+                "opened": [list(vars(one).values()) for one in self.opened],
             }
         )
 
@@ -70,6 +74,7 @@ class Outcome:
                 {part: _fitted_in(each) for part, each in told["models"]},
                 {part: float(mean) for part, mean in told["constants"]},
                 {part: _evaluation_in(each) for part, each in told["evaluations"]},
+                tuple(_OPENED.validate_python(told["opened"])),
             )
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise PeerError(f"the outcome is not readable: {type(error).__name__}") from None
@@ -82,6 +87,11 @@ def carry_out(plan: StudyPlan, federation: ModelTotals, watch: Watch | None = No
     of all training rows, for the model that explains nothing. 4. Scores on all test rows.
     """
     experiment = plan.experiment
+    if federation.everybody and experiment.detection is not None:
+        raise ConfigurationError(
+            "[detection]: a ranking is judged in bins, some of few persons, and here all parties see "
+            "every total; use protection.sums = 'paillier' with protection.key = 'authority'"
+        )
     profiles = [federation.profile(cells, plan.rules) for cells in plan.cells]
     fitted = fit_models(
         experiment, plan.features, plan.joined, federation, watch, profiles=profiles
@@ -94,7 +104,30 @@ def carry_out(plan: StudyPlan, federation: ModelTotals, watch: Watch | None = No
     scorer = Scorer(experiment, constants, plan.by_level, plan.groups, {}, least)
     texts = {part: each.json for part, each in fitted.items()}
     evaluations = scorer.shared(texts, federation)
-    return Outcome(fitted, constants, {part: each["all"] for part, each in evaluations.items()})
+    outcome = {part: each["all"] for part, each in evaluations.items()}
+    if not federation.everybody:
+        federation.opened.append(Opened("totals", len(constants)))
+        for evaluation in outcome.values():
+            federation.opened.extend(_told(evaluation))
+    return Outcome(fitted, constants, outcome, tuple(by_statistic(federation.opened)))
+
+
+def _told(evaluation: Evaluation) -> Iterator[Opened]:
+    """What an evaluation tells, after its cells of few persons were joined."""
+    cells = [("score_lorenz", evaluation.lorenz)]
+    cells += [("score_levels", sums) for _, sums in evaluation.levels.values()]
+    if evaluation.detected is not None:
+        cells.append(("detection_rank", evaluation.detected.rank))
+        groups = evaluation.detected.groups.values()
+        cells += [("detection_groups", sums) for _, sums in groups]
+    yield Opened("score_fit", _size(evaluation.fit))
+    for statistic, sums in cells:
+        if sums is not None:
+            yield Opened.cells(statistic, _size(sums), sums[PERSONS])
+
+
+def _size(sums: Sums) -> int:
+    return sum(array.size for array in sums.arrays.values())
 
 
 def fit_models(
@@ -144,7 +177,7 @@ def _fitted_out(fitted: Fitted) -> dict[str, Any]:
     fit = fitted.fit
     told = {name: value for name, value in vars(fit).items() if name != "model"} if fit else None
     if told is not None:
-        told["covariance"] = told["covariance"].tolist()
+        told["errors"] = told["errors"].tolist()
     trace = fitted.trace.replace({np.nan: None}).astype(object)
     return {
         "file": fitted.file,
@@ -160,8 +193,8 @@ def _fitted_in(told: Mapping[str, Any]) -> Fitted:
     fit = told["fit"]
     if fit is not None:
         steps = tuple((float(deviance), float(step)) for deviance, step in fit["trace"])
-        covariance = np.array(fit["covariance"], dtype=np.float64)
-        fit = Fit(model=model, **{**fit, "covariance": covariance, "trace": steps})
+        errors = np.array(fit["errors"], dtype=np.float64)
+        fit = Fit(model=model, **{**fit, "errors": errors, "trace": steps})
     trace = pd.DataFrame(told["trace"]["rows"], columns=told["trace"]["columns"])
     return Fitted(model, fit, trace.apply(pd.to_numeric), tuple(profiles))
 
@@ -189,11 +222,14 @@ def _levels_in(told: Sequence[Any]) -> ByLevel:
     return {name: (tuple(map(str, names)), _sums_in(sums)) for name, names, sums in told}
 
 
+_OPENED = TypeAdapter(list[Annotated[Opened, BeforeValidator(lambda line: Opened(*line))]])
+
+
 def _evaluation_out(evaluation: Evaluation) -> dict[str, Any]:
     detected = evaluation.detected
     return {
         "fit": _sums_out(evaluation.fit),
-        "lorenz": _sums_out(evaluation.lorenz),
+        "lorenz": evaluation.lorenz and _sums_out(evaluation.lorenz),
         "levels": _levels_out(evaluation.levels),
         "detected": detected
         and {"rank": _sums_out(detected.rank), "groups": _levels_out(detected.groups)},
@@ -204,7 +240,7 @@ def _evaluation_in(told: Mapping[str, Any]) -> Evaluation:
     detected = told["detected"]
     return Evaluation(
         _sums_in(told["fit"]),
-        _sums_in(told["lorenz"]),
+        told["lorenz"] and _sums_in(told["lorenz"]),
         _levels_in(told["levels"]),
         detected and Detected(_sums_in(detected["rank"]), _levels_in(detected["groups"])),
     )

@@ -14,6 +14,7 @@ from federated.study.market import StudiedMarket
 from federated.study.scoring import Evaluation, scored
 from lab.models.files import digest
 from lab.models.profile import Profile, Profiled
+from lab.privacy.joining import Opened, by_statistic
 from lab.scores import accuracy as scoring
 from lab.scores import detection
 
@@ -57,6 +58,7 @@ class ArmResult:
     notes: dict[str, str] = field(default_factory=dict)  # holder -> what to know of its model
     evaluations: dict[str, dict[str, Evaluation]] = field(default_factory=dict)  # part -> holder
     others: dict[str, Evaluation] = field(default_factory=dict)  # holder -> on all rows but its own
+    opened: tuple[Opened, ...] = ()  # what was told to others than whoever opens totals
     seconds: float = 0.0
 
 
@@ -178,6 +180,14 @@ class Study:
                 row |= {f"{place}_gain": change, f"{place}_low": low, f"{place}_high": high}
             rows.append(row)
         return pd.DataFrame(rows)
+
+    @property
+    def opened(self) -> list[Opened]:
+        """What of the totals was told to others than whoever opens them: of models, then of
+        questions."""
+        models = self.arms["federated"].opened if "federated" in self.arms else ()
+        questions = [line for _, answer in self.answers for line in answer.attrs.get("opened", [])]
+        return [*models, *by_statistic(Opened(**line) for line in questions)]
 
     @property
     def receipt(self) -> pd.DataFrame:

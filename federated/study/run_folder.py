@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from lab.errors import ConfigurationError
@@ -147,6 +148,7 @@ def summary(study: Study) -> dict[str, Any]:
         **({"unanswered": study.unanswered} if study.unanswered else {}),
         "receipt": _records(receipt),
         "receipt_totals": _receipt_totals(study),
+        "opened": [vars(line) for line in study.opened],
         "seconds": {k: round(v, 3) for k, v in study.seconds.items()},
         "versions": {name: version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
@@ -196,7 +198,8 @@ def _curves(study: Study, arm: str) -> dict[str, Any]:
     evaluation = study.arms[arm].evaluations.get(study.part, {}).get("all")
     if evaluation is None:
         return {}
-    x, y = scoring.lorenz_curve(evaluation.lorenz)
+    lorenz = evaluation.lorenz
+    x, y = scoring.lorenz_curve(lorenz) if lorenz else (np.zeros(0), np.zeros(0))
     levels = {
         column: {
             "levels": list(names),
@@ -206,7 +209,7 @@ def _curves(study: Study, arm: str) -> dict[str, Any]:
     }
     return {
         "lorenz": {"exposure": x.tolist(), "target": y.tolist()},
-        "tenths": _records(scoring.deciles(evaluation.lorenz).reset_index()),
+        "tenths": _records(scoring.deciles(lorenz).reset_index()) if lorenz else [],
         "levels": levels,
         "detection": None
         if evaluation.detected is None

@@ -47,10 +47,13 @@ class Detected:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Opened totals of one model on one set of rows; ``detected`` for a fraud detector."""
+    """Opened totals of one model on one set of rows; ``detected`` for a fraud detector.
+
+    ``lorenz`` is None, and ``levels`` are empty, where all parties would see cells of few persons.
+    """
 
     fit: Sums
-    lorenz: Sums
+    lorenz: Sums | None
     levels: ByLevel
     detected: Detected | None = None
 
@@ -128,7 +131,8 @@ class Scorer:
             if federation is not None:
                 text = model[part]
                 everybody = partial(federation.sum, model=text, task=self._task(part, text))
-            total = self._evaluate(part, everybody, self._least)
+            whole = federation is not None and federation.everybody
+            total = self._evaluate(part, everybody, self._least, whole=whole)
             evaluations[part] = {"all": total, **self._own(part, model)}
         return evaluations
 
@@ -171,7 +175,8 @@ class Scorer:
         digests = getattr(getattr(models.from_json(model), "task", None), "profiles", ())
         return self.tasks[part].model_copy(update={"profiles": digests})
 
-    def _evaluate(self, part: str, ask: Ask, least: int) -> Evaluation:
+    def _evaluate(self, part: str, ask: Ask, least: int, *, whole: bool = False) -> Evaluation:
+        """whole: by sums over all rows alone, by no bin, level or group."""
         experiment = self.experiment
         fit = ask(
             "score_fit",
@@ -179,6 +184,8 @@ class Scorer:
             replicates=experiment.arms.replicates,
             seed=experiment.seed,
         )
+        if whole:
+            return Evaluation(fit, None, {})
         coarse = ask("score_lorenz", {"edges": scoring.GRID})
         edges = scoring.finer_edges(coarse, scoring.GRID)
         lorenz = ask("score_lorenz", {"edges": np.asarray(edges)})

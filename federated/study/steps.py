@@ -25,6 +25,7 @@ from lab.models.design import Feature
 from lab.models.glm import Task
 from lab.models.profile import Profile, ProfileCells
 from lab.privacy.disclosure import Rules
+from lab.privacy.joining import Opened
 from lab.sums import Floats, Sums
 
 Result = TypeVar("Result")
@@ -42,8 +43,9 @@ class Ended(BaseException):
 class Questioner:
     """What a solver sees of the parties: its questions are put, and the totals come when they do."""
 
-    def __init__(self, levels: Levels, hiding: Hiding, charter: str) -> None:
+    def __init__(self, levels: Levels, hiding: Hiding, everybody: bool, charter: str) -> None:
         self._levels, self._hiding, self._charter = levels, hiding, charter
+        self.everybody, self.opened = everybody, list[Opened]()
         self.questions: SimpleQueue[Request | None] = SimpleQueue()
         self.totals: SimpleQueue[Sums | None] = SimpleQueue()
 
@@ -64,11 +66,18 @@ class Questioner:
         total = self.totals.get()
         if total is None:
             raise Ended
+        if self.everybody:
+            numbers = sum(array.size for array in total.arrays.values())
+            self.opened.append(Opened(statistic, numbers))
         return total
 
     def profile(self, cells: ProfileCells, rules: Rules) -> Profile:
         """What the rules leave of the parties' sums by provider and period."""
-        return Profile.of(cells, self.sum("profile", cells=cells, rules=rules))
+        total = self.sum("profile", cells=cells, rules=rules)
+        if not self.everybody:
+            numbers = len(total.arrays) * int(total["shown"].sum())
+            self.opened.append(Opened.cells("profile", numbers, total["population"]))
+        return Profile.of(cells, total)
 
     def join(self, profiles: Sequence[Profile]) -> None:
         """Parties are given a profile by whoever carries its total, before the next question."""
@@ -82,7 +91,7 @@ class Steps(Generic[Result]):
     """A plan that is carried out step by step.
 
     ``question`` is the one that the solver stands at, None once it is done; ``give`` hands it the
-    opened total. ``result`` raises what the solver raised. To be closed: the thread ends with it.
+    opened total, which all parties see where ``everybody`` does. ``result`` raises what the solver raised. To be closed: the thread ends with it.
     """
 
     def __init__(
@@ -90,11 +99,12 @@ class Steps(Generic[Result]):
         work: Callable[[Questioner], Result],
         hiding: Hiding,
         *,
+        everybody: bool,
         levels: Levels | None = None,
         charter: str = "",
     ) -> None:
         self._work = work
-        self._questioner = Questioner(levels or {}, hiding, charter)
+        self._questioner = Questioner(levels or {}, hiding, everybody, charter)
         self._results: list[Result] = []
         self._failure: BaseException | None = None
         self.number = 0

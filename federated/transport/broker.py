@@ -353,15 +353,15 @@ class Broker:
             ConnectionLimits.of_process() if self._guarded else None,
             lambda what: register.note("fault", rule="connections", what=what),
         )
-        doors = [_server(inside, "on"), _server(outside, "off", tls, peer_protocol(guard))]
+        servers = [_server(inside, "on"), _server(outside, "off", tls, peer_protocol(guard))]
         work = [
-            asyncio.create_task(door.serve([socket]))
-            for door, socket in zip(doors, (inner, GuardedListener(outer, guard)), strict=True)
+            asyncio.create_task(server.serve([socket]))
+            for server, socket in zip(servers, (inner, GuardedListener(outer, guard)), strict=True)
         ]
         waiting = asyncio.create_task(stop.wait())
         await asyncio.wait([*work, waiting], return_when=asyncio.FIRST_COMPLETED)
-        for door in doors:
-            door.should_exit = True
+        for server in servers:
+            server.should_exit = True
         waiting.cancel()
         await asyncio.gather(*work)
 

@@ -31,6 +31,14 @@ def identify() -> None:
     TaskIdentity.node_id = SUPERLINK_NODE_ID
 
 
+def identify_once() -> None:
+    """The same, but for a process that has an identity: a coordinator's own must stay."""
+    try:
+        _ = TaskIdentity.run_id
+    except RuntimeError:
+        identify()
+
+
 class OneRun(Grid):
     """What grids of one run have in common."""
 

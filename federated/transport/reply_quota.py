@@ -46,16 +46,16 @@ class ReplyQuota:
         self._limit = limit
         self._accounts: defaultdict[int, _Account] = defaultdict(_Account)
 
-    def check(self, node: int, size: int, store: Container[str], known: str = "") -> None:
+    def check(self, node: int, size: int, store: Container[str], identity: str = "") -> None:
         """Let a push of this many bytes pass. Raises :class:`QuotaExceeded`.
 
-        known: the object that is pushed; it takes the place of what was counted under its name.
+        identity: of the object that is pushed; it takes the place of what was counted under its name.
         """
         account = self._accounts[node]
         account.pushes += 1
         if account.total + size > self._limit or account.pushes >= PUSHES_A_CLEARANCE:
             account.clear(store)
-        if account.total - account.objects.get(known, 0) + size > self._limit:
+        if account.total - account.objects.get(identity, 0) + size > self._limit:
             raise QuotaExceeded(
                 f"{account.total} bytes of this node's replies are stored and were not fetched; "
                 f"{size} more would exceed the limit of {self._limit}"

@@ -77,7 +77,7 @@ class ByAge(Group):
         if len(self.ages) != len(self.values) or self.ages[:1] != (0,):
             raise ValueError("needs as many values as ages, and ages from 0")
         if sorted(set(self.ages)) != list(self.ages):
-            raise ValueError("ages must rise")
+            raise ValueError("ages must be strictly increasing")
         return self
 
     def at(self, age: NDArray[np.integer[Any]]) -> Floats:
@@ -158,10 +158,10 @@ class Chapters(Group):
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if len({len(self.code), len(self.share), len(self.cost), len(self.days)}) > 1:
-            raise ValueError("code, share, cost and days must be equally long")
+            raise ValueError("code, share, cost and days must have the same length")
         missing = {*CHAPTER_OF.values(), "O", "R"} - {*self.code}
         if missing:
-            raise ValueError(f"chapters {', '.join(sorted(missing))} are missing")
+            raise ValueError(f"code lacks chapters {', '.join(sorted(missing))}")
         return self
 
 
@@ -338,7 +338,7 @@ class Assumptions(Strict):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        for name, needed in (
+        for name, keys in (
             ("prevalence", CONDITIONS),
             ("known", CONDITIONS),
             ("outpatient_yuan", LEVELS),
@@ -346,7 +346,7 @@ class Assumptions(Strict):
             ("products", PRODUCTS),
             ("terms", PRODUCTS),
         ):
-            missing = [key for key in needed if key not in getattr(self, name)]
+            missing = [key for key in keys if key not in getattr(self, name)]
             if missing:
                 raise ValueError(f"{name} lacks {', '.join(missing)}")
         if set(self.onset.a_year) != set(CONDITIONS):

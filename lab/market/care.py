@@ -51,7 +51,7 @@ CRITICAL = [CONDITIONS.index(name) for name in ("heart_disease", "cancer", "kidn
 
 
 class Numbers:
-    """Hands out numbers that nothing has yet."""
+    """Hands out numbers that are not in use yet."""
 
     def __init__(self) -> None:
         self._next = 1
@@ -61,11 +61,11 @@ class Numbers:
         return np.arange(first, self._next)
 
     def shuffled(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """What each number so far becomes, so that it does not tell when it was handed out."""
+        """What each number so far becomes, so that none tells when it was handed out."""
         return np.append(0, 1 + rng.permutation(self._next - 1))
 
 
-def take(rows: Rows, at: NDArray[Any]) -> Rows:
+def take(rows: Rows, at: Ints | Bools) -> Rows:
     """A copy of some rows: by position or by mask."""
     return {name: column[at] for name, column in rows.items()}
 
@@ -100,8 +100,8 @@ def encounters(w: World, invoices: Numbers, rng: np.random.Generator) -> Rows:
 def _visits(a: Assumptions, pop: Population, year: int, rng: np.random.Generator) -> Rows:
     """Who seeks care on which day, and what for."""
     age = pop.age + year
-    held = pop.first_day < year * YEAR + YEAR // 2
-    burden = held.sum(axis=0).astype(np.int8)
+    ill = pop.first_day < year * YEAR + YEAR // 2
+    burden = ill.sum(axis=0).astype(np.int8)
 
     def counts(lean: Floats, each: float, a_month: float) -> Ints:
         weight = lean * pop.frailty * (1 + each * burden)
@@ -115,31 +115,31 @@ def _visits(a: Assumptions, pop: Population, year: int, rng: np.random.Generator
     person = np.concatenate([np.repeat(everyone, out), np.repeat(everyone, stays)])
     size = len(person)
     burden = burden[person]
-    reason = _reason(a, held, person, burden, rng)
-    lifted = rng.random(size) ** (1 / (1 + a.severity.conditions * burden))
+    reason = _reason(a, ill, person, burden, rng)
+    quantile = rng.random(size) ** (1 / (1 + a.severity.conditions * burden))
     return {
         "person": person,
         "stay": np.arange(size) >= out.sum(),
         "day": (year * YEAR + rng.integers(0, YEAR, size)).astype(np.int16),
         "reason": reason,
         "chapter": _chapter(a, pop, age, person, reason, rng),
-        "severity": pick(a.severity.share, lifted),
+        "severity": pick(a.severity.share, quantile),
     }
 
 
 def _reason(
-    a: Assumptions, held: Bools, person: Ints, burden: Ints, rng: np.random.Generator
+    a: Assumptions, ill: Bools, person: Ints, burden: Ints, rng: np.random.Generator
 ) -> NDArray[np.int8]:
     """The condition that a visit is for: any one that the person has, or none."""
     which = (rng.random(len(person)) * burden).astype(np.int8)
     chronic = np.flatnonzero((burden > 0) & (rng.random(len(person)) < a.use.for_a_condition))
     who, which = person[chronic], which[chronic]
-    so_far = np.cumsum(held, axis=0, dtype=np.int8)
-    found = np.zeros(len(chronic), dtype=np.int8)
-    for held_of_these in np.asarray(so_far[:, who]):
-        found += held_of_these <= which
+    so_far = np.cumsum(ill, axis=0, dtype=np.int8)
+    condition = np.zeros(len(chronic), dtype=np.int8)
+    for rank in np.asarray(so_far[:, who]):
+        condition += rank <= which
     reason = np.full(len(person), ACUTE, dtype=np.int8)
-    reason[chronic] = found
+    reason[chronic] = condition
     return reason
 
 
@@ -182,9 +182,9 @@ def _go_somewhere(w: World, usual: Floats, rows: Rows, rng: np.random.Generator)
 
 
 def _on_own_account(w: World, rows: Rows, rng: np.random.Generator) -> None:
-    """Some visits of policyholders go past the fund, most of them to providers it does not know."""
-    bought = [k for k, name in enumerate(PRODUCTS) if name != "city_supplement"]
-    holder = np.asarray((w.cover.insurer[bought] >= 0).any(axis=0))
+    """Some visits of policyholders bypass the fund, most of them to providers it does not know."""
+    products = [k for k, name in enumerate(PRODUCTS) if name != "city_supplement"]
+    holder = np.asarray((w.cover.insurer[products] >= 0).any(axis=0))
     size = len(rows["person"])
     own = holder[rows["person"]] & (rng.random(size) < w.a.own_account.share)
     away = np.flatnonzero(own)
@@ -208,11 +208,11 @@ def _stay_for_days(a: Assumptions, rows: Rows, rng: np.random.Generator) -> None
     lying[rows["person"][at]] = at
     chance = np.where(rows["own"], a.own_account.during_a_stay, a.use.fetched)
     chance[rows["stay"] | (~rows["own"] & (rows["reason"] == ACUTE))] = 0
-    moved = np.flatnonzero(rng.random(len(chance)) < chance)
-    moved = moved[lying[rows["person"][moved]] >= 0]
-    bed = lying[rows["person"][moved]]
+    errands = np.flatnonzero(rng.random(len(chance)) < chance)
+    errands = errands[lying[rows["person"][errands]] >= 0]
+    bed = lying[rows["person"][errands]]
     day = rows["day"][bed] + rng.integers(0, days[bed] + 1)
-    rows["day"][moved] = np.minimum(day, DAYS - 1)
+    rows["day"][errands] = np.minimum(day, DAYS - 1)
 
 
 def _transfers(w: World, rows: Rows, rng: np.random.Generator) -> Rows:
@@ -222,11 +222,11 @@ def _transfers(w: World, rows: Rows, rng: np.random.Generator) -> Rows:
     """
     at = np.flatnonzero(rows["stay"] & ~rows["own"])
     at = at[rng.random(len(at)) < w.a.use.transfers]
-    moved = take(rows, at)
-    moved["day"] = np.minimum(moved["day"] + moved["days"], DAYS - 1)
+    transfers = take(rows, at)
+    transfers["day"] = np.minimum(transfers["day"] + transfers["days"], DAYS - 1)
     other = rng.random(len(at)) >= w.a.use.same_hospital
-    moved["provider"][other] = rng.integers(*w.prov.of_level(3), int(other.sum()))
-    return moved
+    transfers["provider"][other] = rng.integers(*w.prov.of_level(3), int(other.sum()))
+    return transfers
 
 
 def _cost(w: World, rows: Rows, rng: np.random.Generator) -> None:
@@ -268,9 +268,7 @@ def _itemise(w: World, rows: Rows, rng: np.random.Generator) -> None:
     rows[ITEMS[-1]] = billed - rows["drugs"] - rows["examinations"] - rows["treatment"]
 
 
-def charge(
-    w: World, rows: Rows, provider: NDArray[Any], factor: Floats, rng: np.random.Generator
-) -> None:
+def charge(w: World, rows: Rows, provider: Ints, factor: Floats, rng: np.random.Generator) -> None:
     """Bill such care anew, at another provider and its level's prices, and settle it with the fund."""
     means = _means(w.a)
     before, after = (means[_kind(w, rows["stay"], p)] for p in (rows["provider"], provider))
@@ -293,23 +291,23 @@ def funded(w: World, rows: Rows, rng: np.random.Generator) -> NDArray[np.int32]:
         ]
     )
     level = np.maximum(w.prov.level[rows["provider"]] - 1, 0)
-    covered = rows["billed"] * (1 - f.not_covered * rng.random(len(person)) ** 2)
-    covered -= np.where(rows["stay"], np.array(f.stay_deductible)[status], 0.0)
+    eligible = rows["billed"] * (1 - f.not_covered * rng.random(len(person)) ** 2)
+    eligible -= np.where(rows["stay"], np.array(f.stay_deductible)[status], 0.0)
     rate = np.where(rows["own"], 0.0, rates[status, rows["stay"].astype(int), level])
-    return np.asarray(rate * np.maximum(covered, 0), dtype=np.int32)
+    return np.asarray(rate * np.maximum(eligible, 0), dtype=np.int32)
 
 
-def due(a: Assumptions, product: Ints, claimed: NDArray[Any], days: Ints) -> NDArray[np.int32]:
+def due(a: Assumptions, product: Ints, claimed: Ints, days: Ints) -> NDArray[np.int32]:
     """What each policy owes by its terms, in whole yuan; ``product`` by its place in PRODUCTS."""
     terms = [a.terms[name] for name in PRODUCTS]
     pays = np.array([t.pays for t in terms])[product]
     limit = np.array([t.sum_insured for t in terms])[product]
     over = np.maximum(claimed - np.array([t.deductible for t in terms])[product], 0)
-    owed = pays * over
+    amount = pays * over
     cash, critical = PRODUCTS.index("hospital_cash"), PRODUCTS.index("critical_illness")
-    owed = np.where(product == cash, pays * days, owed)
-    owed = np.where(product == critical, limit, owed)
-    return np.asarray(np.minimum(owed, limit), dtype=np.int32)
+    amount = np.where(product == cash, pays * days, amount)
+    amount = np.where(product == critical, limit, amount)
+    return np.asarray(np.minimum(amount, limit), dtype=np.int32)
 
 
 def commercial(w: World, rows: Rows, invoices: Numbers, rng: np.random.Generator) -> Rows:
@@ -318,20 +316,20 @@ def commercial(w: World, rows: Rows, invoices: Numbers, rng: np.random.Generator
     A claim copies its encounter; what is ``claimed`` of a bill is what fund and other policies
     have left of it.
     """
-    left = rows["billed"] - rows["fund"]
-    filed = []
+    remainder = rows["billed"] - rows["fund"]
+    filings = []
     for k, name in enumerate(PRODUCTS):
-        at = _claimable(w, k, rows, left, rng)
+        at = _claimable(w, k, rows, remainder, rng)
         claims = take(rows, at)
         person = claims["person"]
         product = np.full(len(at), k, dtype=np.int8)
-        paid = due(w.a, product, left[at], claims["days"])
-        claimed = left[at] if name in REIMBURSING else paid.copy()
-        refused = _excluded(k, w.cover, claims)
-        paid[refused] = 0
+        paid = due(w.a, product, remainder[at], claims["days"])
+        claimed = remainder[at] if name in REIMBURSING else paid.copy()
+        exclusion = _excluded(k, w.cover, claims)
+        paid[exclusion] = 0
         if name in REIMBURSING:
-            left[at] -= paid
-        filed.append(
+            remainder[at] -= paid
+        filings.append(
             claims
             | {
                 "payer": w.cover.insurer[k, person] + np.int8(1),
@@ -339,14 +337,14 @@ def commercial(w: World, rows: Rows, invoices: Numbers, rng: np.random.Generator
                 "policy": w.cover.number[k, person],
                 "claimed": claimed,
                 "paid": paid,
-                "outcome": np.where(refused, DECLINED, PAID).astype(np.int8),
+                "outcome": np.where(exclusion, DECLINED, PAID).astype(np.int8),
             }
         )
-    return _with_noise(w.a, join(filed), invoices, rng)
+    return _with_noise(w.a, join(filings), invoices, rng)
 
 
 def _claimable(
-    w: World, k: int, rows: Rows, left: Ints, rng: np.random.Generator
+    w: World, k: int, rows: Rows, remainder: Ints, rng: np.random.Generator
 ) -> NDArray[np.intp]:
     """Positions of the encounters that a product's holders claim for."""
     name, terms, cover = PRODUCTS[k], w.a.terms[PRODUCTS[k]], w.cover
@@ -357,7 +355,7 @@ def _claimable(
     if not terms.outpatient:
         may &= some["stay"]
     if name in REIMBURSING:
-        may &= left[at] > terms.deductible + 10
+        may &= remainder[at] > terms.deductible + 10
     if name == "city_supplement":
         may &= ~some["own"]
     if name == "critical_illness":  # once, and for what came after inception
@@ -371,8 +369,8 @@ def _claimable(
 
 def _excluded(k: int, cover: Cover, rows: Rows) -> Bools:
     """Whether a visit is for a condition that was declared at inception."""
-    told = cover.declared[k, rows["person"]] >> np.maximum(rows["reason"], 0) & 1
-    return np.asarray((rows["reason"] >= 0) & (told == 1))
+    declaration = cover.declared[k, rows["person"]] >> np.maximum(rows["reason"], 0) & 1
+    return np.asarray((rows["reason"] >= 0) & (declaration == 1))
 
 
 def _with_noise(a: Assumptions, claims: Rows, invoices: Numbers, rng: np.random.Generator) -> Rows:

@@ -1,4 +1,4 @@
-"""What of the simulated market is published and what invented, and how near a made one comes."""
+"""Which numbers of the simulated market are published and which invented, and how near a market comes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ years of claims on the same persons, fraud of eight kinds. Nobody in it lives. I
 methods and for comparing them with each other; its amounts and rates of fraud say nothing about any
 real insurer. What follows is all it is made from: numbers that were published, with the place, and
 numbers that were invented. How they act together (who falls ill, who pays, how fraud is done) is
-invented throughout; the code is lab/population.py, care.py, settlement.py and fraud.py."""
+invented throughout; the code is in lab/market."""
 
 
 def describe(folder: Path | None = None, assumptions: Assumptions | None = None) -> str:
@@ -58,12 +58,12 @@ def _frauds(a: Assumptions) -> list[str]:
     names = ["public", *(f"insurer-{k + 1}" for k in range(len(a.insurers)))]
     lines = ["INVENTED: PLANTED FRAUD, SHARE OF EACH PAYER'S CLAIMS; INVESTIGATED, THE SAME"]
     lines += ["  " + f"{'':<24}" + "".join(f"{name:>12}" for name in names)]
-    planted = [{str(kind): share for kind, share in p.fraud.items()} for p in holders]
-    rows = {kind: [rates.get(kind, 0.0) for rates in planted] for kind in TYPOLOGIES[1:]}
+    fraud_rates = [{str(kind): share for kind, share in p.fraud.items()} for p in holders]
+    rows = {kind: [rates.get(kind, 0.0) for rates in fraud_rates] for kind in TYPOLOGIES[1:]}
     rows["investigated"] = [p.investigated for p in holders]
     for kind, shares in rows.items():
-        told = "".join(f"{f'{x:.2%}' if x else '-':>12}" for x in shares)
-        lines += [f"  {kind:<24}{told}"]
+        cells = "".join(f"{f'{x:.2%}' if x else '-':>12}" for x in shares)
+        lines += [f"  {kind:<24}{cells}"]
     note = (
         "At the public insurer the share is of what is billed to it; policies reimburse the same "
         "bills, so some of that fraud is in commercial claims too."
@@ -96,11 +96,11 @@ def measures(folder: Path) -> dict[str, float]:
     """The numbers of a made market that have published ones beside them, by their names."""
     insurers = payers(folder)[1:]
     persons = pd.read_parquet(folder / "public" / "persons.parquet")
-    held = pd.read_parquet(folder / "public" / "conditions.parquet")
+    conditions = pd.read_parquet(folder / "public" / "conditions.parquet")
     columns = ["inpatient", "provider_level", "billed", "length_of_stay"]
     claims = pd.read_parquet(folder / "public" / "claims.parquet", columns=columns)
     age, size = persons["age"], len(persons)
-    early = held[held["first_day"] < 0]
+    early = conditions[conditions["first_day"] < 0]
     ill = {
         name: persons["person"].isin(early.loc[early["condition"] == name, "person"])
         for name in ("hypertension", "diabetes")
@@ -108,7 +108,7 @@ def measures(folder: Path) -> dict[str, float]:
     stays, visits = claims[claims["inpatient"] == 1], claims[claims["inpatient"] == 0]
     third = claims["provider_level"] == 3
     second = visits["provider_level"] == 2
-    found = {
+    values = {
         "persons aged 0 to 14": (age < 15).mean(),
         "persons aged 15 to 59": ((age >= 15) & (age < 60)).mean(),
         "persons aged 60 and over": (age >= 60).mean(),
@@ -123,7 +123,7 @@ def measures(folder: Path) -> dict[str, float]:
         "yuan for an outpatient visit at the third level": visits.loc[third, "billed"].mean(),
         "yuan for a stay at the third level": stays.loc[third, "billed"].mean(),
     }
-    return {name: float(value) for name, value in found.items()} | _sold(
+    return {name: float(value) for name, value in values.items()} | _sold(
         [folder / insurer for insurer in insurers], size
     )
 
@@ -136,12 +136,13 @@ def _sold(homes: list[Path], persons: int) -> dict[str, float]:
         [pd.read_parquet(home / "claims.parquet", columns=columns) for home in homes]
     )
     city = policies[policies["product"] == "city_supplement"]
-    settled = claims[(claims["cover"] == "city_supplement") & (claims["outcome"] != "declined")]
+    city_claims = claims[(claims["cover"] == "city_supplement") & (claims["outcome"] != "declined")]
     high = policies[policies["product"] == "high_deductible"]
     return {
         "persons with the city supplement": len(city) / persons,
-        "city supplement, claims a policy year": len(settled) / float(city["exposure_years"].sum()),
-        "city supplement, yuan a claim": float(settled["paid"].mean()),
-        "city supplement, claims of those over 65": float((settled["age"] > 65).mean()),
+        "city supplement, claims a policy year": len(city_claims)
+        / float(city["exposure_years"].sum()),
+        "city supplement, yuan a claim": float(city_claims["paid"].mean()),
+        "city supplement, claims of those over 65": float((city_claims["age"] > 65).mean()),
         "persons with a high-deductible policy": len(high) / persons,
     }

@@ -7,7 +7,6 @@ true invoice, knows the person's conditions and the days in hospital, or at othe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +32,7 @@ from lab.market.fraud_at_providers import (
     times,
     upcode,
 )
-from lab.market.population import DAYS, Bools
+from lab.market.population import DAYS, Bools, Ints
 
 GROUP, CITY, HIGH, CASH = (
     PRODUCTS.index(name)
@@ -57,33 +56,33 @@ def by_claimants(
     sham = [i.fraud.get("ring", 0) * n for i, n in zip(insurers, size, strict=True)]
     rings = _gatherings(s, sum(sham), s.crooked["ring"])
     clinics = _gatherings(s, s.a.noise.popular * float(size.sum()), _first_level(s), honest=True)
-    seen, filed = [rows], [claims]
+    visits, filings = [rows], [claims]
     for k, insurer in enumerate(insurers):
-        stays, honest, added = _at_insurer(s, k, insurer, (rings, clinics), rows, claims)
-        filed += [honest, *added]
-        seen += [stays, with_card(s, rows, honest, round(s.a.noise.card * len(honest["day"])))]
+        stays, honest, frauds = _at_insurer(s, k, insurer, (rings, clinics), rows, claims)
+        filings += [honest, *frauds]
+        visits += [stays, with_card(s, rows, honest, round(s.a.noise.card * len(honest["day"])))]
     rate, total = s.a.public.fraud, int((~rows["own"]).sum())
-    everything = join(filed)
+    everything = join(filings)
     members = take(everything, everything["typology"] == TYPOLOGIES.index("ring"))
-    seen.append(with_card(s, rows, members, round(rate.get("ring", 0) * total)))
-    seen.append(lent_card(s, rows, claims, round(rate.get("identity_lending", 0) * total)))
-    return join(seen), join(filed)
+    visits.append(with_card(s, rows, members, round(rate.get("ring", 0) * total)))
+    visits.append(lent_card(s, rows, claims, round(rate.get("identity_lending", 0) * total)))
+    return join(visits), join(filings)
 
 
 def _at_insurer(
     s: Scene,
     k: int,
     insurer: InsurerAssumptions,
-    shared: tuple[Gatherings, Gatherings],
+    gatherings: tuple[Gatherings, Gatherings],
     rows: Rows,
     claims: Rows,
 ) -> tuple[Rows, Rows, list[Rows]]:
     """Every kind of fraud at one insurer; ``claims`` is altered.
 
     To be added are stays, claims of honest gatherings, and planted claims of each kind.
-    ``shared``: the rings and the popular clinics of the market, which all insurers' holders go to.
+    ``gatherings``: the rings and the popular clinics of the market, which all insurers' holders go to.
     """
-    rings, clinics = shared
+    rings, clinics = gatherings
     mine = (claims["payer"] == k + 1) & (claims["outcome"] != DECLINED)
     bills = mine & (claims["product"] < len(REIMBURSING))
     # The city supplement is settled from the fund's own record, which nobody can conceal from it.
@@ -98,7 +97,7 @@ def _at_insurer(
     bill_apart(s, claims, on_paper, many("unbundling"))
     company, popular = (round(x * int(mine.sum())) for x in (s.a.noise.company, s.a.noise.popular))
     hosts = _gatherings(s, company, _first_level(s), honest=True)
-    stays, concealed = conceal(s, rows, k, many("non_disclosure"))
+    stays, concealments = conceal(s, rows, k, many("non_disclosure"))
     honest = [gather(s, claims, mine, hosts, company), gather(s, claims, mine, clinics, popular)]
     return (
         stays,
@@ -108,7 +107,7 @@ def _at_insurer(
             phantom(s, claims, mine, many("phantom_billing")),
             gather(s, claims, mine, rings, many("ring")),
             lent_policy(s, rows, claims, k, many("identity_lending")),
-            concealed,
+            concealments,
         ],
     )
 
@@ -118,8 +117,8 @@ def refile(s: Scene, claims: Rows, at: At) -> None:
     claims["claimed"][at] = claims["billed"][at] - claims["fund"][at]
     product, days = claims["product"][at], claims["days"][at]
     paid = due(s.a, product, claims["claimed"][at], days)
-    agreed = product >= len(REIMBURSING)
-    claims["claimed"][at] = np.where(agreed, paid, claims["claimed"][at])
+    fixed_benefit = product >= len(REIMBURSING)
+    claims["claimed"][at] = np.where(fixed_benefit, paid, claims["claimed"][at])
     claims["paid"][at] = paid
     claims["outcome"][at] = PAID
 
@@ -128,31 +127,31 @@ def double(s: Scene, claims: Rows, bills: Bools, count: int) -> Rows:
     """Double reimbursement: the fund's part is concealed, or two insurers pay the same remainder."""
     second = _second_cover(s, claims)
     twice = s.choose(bills & free(claims) & (second >= 0), count // 3)
-    settled = bills & free(claims) & (claims["fund"] > 0)
-    settled[twice] = False
-    concealed = s.choose(settled, count - 2 * len(twice))
-    claims["fund"][concealed] = 0
-    at = np.concatenate([twice, concealed])
+    candidates = bills & free(claims) & (claims["fund"] > 0)
+    candidates[twice] = False
+    understatements = s.choose(candidates, count - 2 * len(twice))
+    claims["fund"][understatements] = 0
+    at = np.concatenate([twice, understatements])
     refile(s, claims, at)
     mark(claims, at, "double_reimbursement", s.cases.new(len(at)))
     copy = _under_policy(s, take(claims, twice), second[twice])
-    altered = np.flatnonzero(s.rng.random(len(twice)) < s.a.schemes.altered)
-    copy["invoice"][altered] = s.invoices.new(len(altered))
+    renumber = np.flatnonzero(s.rng.random(len(twice)) < s.a.schemes.altered)
+    copy["invoice"][renumber] = s.invoices.new(len(renumber))
     return copy
 
 
 def _second_cover(s: Scene, claims: Rows) -> NDArray[np.int8]:
     """A product of another insurer that would pay for the same bill, -1 for none."""
-    found = np.full(len(claims["person"]), -1, dtype=np.int8)
-    left = claims["billed"] - claims["fund"]
+    product = np.full(len(claims["person"]), -1, dtype=np.int8)
+    remainder = claims["billed"] - claims["fund"]
     for k, name in enumerate(REIMBURSING):
         terms = s.a.terms[name]
         other = s.cover.in_force(k, claims["person"], claims["day"])
         other &= s.cover.insurer[k, claims["person"]] != claims["payer"] - 1
-        other &= (claims["stay"] | terms.outpatient) & (left > terms.deductible + 100)
+        other &= (claims["stay"] | terms.outpatient) & (remainder > terms.deductible + 100)
         other &= (k != CITY) | ~claims["own"]
-        found[other] = k
-    return found
+        product[other] = k
+    return product
 
 
 def _under_policy(s: Scene, claims: Rows, product: NDArray[np.int8]) -> Rows:
@@ -167,24 +166,24 @@ def _under_policy(s: Scene, claims: Rows, product: NDArray[np.int8]) -> Rows:
 
 def phantom(s: Scene, claims: Rows, mine: Bools, count: int) -> Rows:
     """Phantom billing: a visit that never was, on the paper of a provider the fund knows."""
-    made = take(claims, s.choose(mine & free(claims) & (claims["product"] == GROUP), count))
-    size, person = len(made["person"]), made["person"]
+    phantoms = take(claims, s.choose(mine & free(claims) & (claims["product"] == GROUP), count))
+    size, person = len(phantoms["person"]), phantoms["person"]
     low = np.maximum(s.cover.start[GROUP, person], 0)
     high = np.minimum(s.cover.end[GROUP, person], DAYS)
-    made["day"] = (low + s.rng.random(size) * (high - low)).astype(np.int16)
-    made["own"][:] = False
-    made["invoice"] = s.invoices.new(size)
+    phantoms["day"] = (low + s.rng.random(size) * (high - low)).astype(np.int16)
+    phantoms["own"][:] = False
+    phantoms["invoice"] = s.invoices.new(size)
     everything = np.arange(size)
     provider = s.rng.choice(s.crooked["phantom_billing"], size)
-    charge(s, made, provider, s.between((0.8, 1.6), size), s.rng)
-    made["fund"][s.rng.random(size) >= s.a.schemes.forged_slip] = 0
-    refile(s, made, everything)
-    mark(made, everything, "phantom_billing", case_of_each_provider(s, made, everything))
-    return made
+    charge(s, phantoms, provider, s.between((0.8, 1.6), size), s.rng)
+    phantoms["fund"][s.rng.random(size) >= s.a.schemes.forged_slip] = 0
+    refile(s, phantoms, everything)
+    mark(phantoms, everything, "phantom_billing", case_of_each_provider(s, phantoms, everything))
+    return phantoms
 
 
 def bill_apart(s: Scene, claims: Rows, bills: Bools, count: int) -> None:
-    """Unbundling: of a stay the insurer gets a part, as an invoice that the fund never saw."""
+    """Unbundling: the insurer gets part of a stay as an invoice that the fund never saw."""
     long = claims["stay"] & ~claims["own"] & (claims["days"] >= 2)
     at = s.choose(bills & free(claims) & long, count)
     inside = claims["day"][at] + s.rng.integers(0, claims["days"][at])
@@ -205,10 +204,8 @@ class Gatherings:
     case: NDArray[np.int64]
 
 
-def _gatherings(
-    s: Scene, claims: float, places: NDArray[np.signedinteger[Any]], honest: bool = False
-) -> Gatherings:
-    """As many as so many claims call for, each at one of these providers."""
+def _gatherings(s: Scene, claims: float, places: Ints, honest: bool = False) -> Gatherings:
+    """As many gatherings as this number of claims calls for, each at one of these providers."""
     each = np.mean(s.a.schemes.ring_patients) * np.mean(s.a.schemes.ring_visits)
     count = max(1, round(claims / each))
     cases = np.zeros(count, dtype=np.int64) if honest else s.cases.new(count)
@@ -229,26 +226,26 @@ def gather(s: Scene, claims: Rows, mine: Bools, where: Gatherings, count: int) -
     """
     low, high = s.a.schemes.ring_visits
     visits = mine & free(claims) & (claims["product"] == GROUP) & ~claims["stay"]
-    wanted = round(2 * count / (low + high))
-    patients = s.choose(visits, 4 * wanted)
+    patient_count = round(2 * count / (low + high))
+    patients = s.choose(visits, 4 * patient_count)
     which = s.rng.integers(0, len(where.case), len(patients))
     begin, person = where.begin[which], claims["person"][patients]
-    covered = s.cover.in_force(GROUP, person, begin)
-    covered &= s.cover.in_force(GROUP, person, begin + RING_DAYS)
-    come = np.flatnonzero(covered)[:wanted]
+    in_force = s.cover.in_force(GROUP, person, begin)
+    in_force &= s.cover.in_force(GROUP, person, begin + RING_DAYS)
+    come = np.flatnonzero(in_force)[:patient_count]
     patients, which = patients[come], which[come]
     visits = s.rng.integers(low, high + 1, len(patients))
-    made, which = take(claims, np.repeat(patients, visits)), np.repeat(which, visits)
+    filings, which = take(claims, np.repeat(patients, visits)), np.repeat(which, visits)
     size = len(which)
     everything = np.arange(size)
-    made["day"] = (where.begin[which] + s.rng.integers(0, RING_DAYS, size)).astype(np.int16)
-    made["invoice"] = s.invoices.new(size)
-    made["own"][:] = True
-    charge(s, made, where.provider[which], s.between((0.8, 1.3), size), s.rng)
-    refile(s, made, everything)
+    filings["day"] = (where.begin[which] + s.rng.integers(0, RING_DAYS, size)).astype(np.int16)
+    filings["invoice"] = s.invoices.new(size)
+    filings["own"][:] = True
+    charge(s, filings, where.provider[which], s.between((0.8, 1.3), size), s.rng)
+    refile(s, filings, everything)
     if where.case.any():
-        mark(made, everything, "ring", where.case[which])
-    return made
+        mark(filings, everything, "ring", where.case[which])
+    return filings
 
 
 def with_card(s: Scene, rows: Rows, members: Rows, count: int) -> Rows:
@@ -256,16 +253,16 @@ def with_card(s: Scene, rows: Rows, members: Rows, count: int) -> Rows:
     members = take(members, s.rng.permutation(len(members["person"])))
     size = len(members["person"])
     again = np.resize(np.arange(size), count if size else 0)
-    made = take(rows, s.choose(_visits_of_the_fund(s, rows), len(again)))
-    again = again[: len(made["person"])]
-    made["person"] = members["person"][again]
-    charge(s, made, members["provider"][again], s.between((0.8, 1.3), len(again)), s.rng)
-    shifted = members["day"][again] + s.rng.integers(-10, 11, len(again))
-    made["day"] = np.clip(shifted, 0, DAYS - 1).astype(np.int16)
-    made["invoice"] = s.invoices.new(len(again))
+    visits = take(rows, s.choose(_visits_of_the_fund(s, rows), len(again)))
+    again = again[: len(visits["person"])]
+    visits["person"] = members["person"][again]
+    charge(s, visits, members["provider"][again], s.between((0.8, 1.3), len(again)), s.rng)
+    day = members["day"][again] + s.rng.integers(-10, 11, len(again))
+    visits["day"] = np.clip(day, 0, DAYS - 1).astype(np.int16)
+    visits["invoice"] = s.invoices.new(len(again))
     if members["scheme"].any():
-        mark(made, slice(None), "ring", members["scheme"][again])
-    return made
+        mark(visits, slice(None), "ring", members["scheme"][again])
+    return visits
 
 
 def _visits_of_the_fund(s: Scene, rows: Rows) -> Bools:
@@ -281,26 +278,26 @@ def conceal(s: Scene, rows: Rows, k: int, count: int) -> tuple[Rows, Rows]:
     """
     stays, claims = [], []
     for product, share in CONCEALED.items():
-        found = _could_conceal(s, product, k)
-        person, condition = (part[: round(count * share)] for part in found)
-        made = take(rows, _stays_for(s, rows, condition, PRODUCTS[product]))
+        candidates = _could_conceal(s, product, k)
+        person, condition = (part[: round(count * share)] for part in candidates)
+        stay = take(rows, _stays_for(s, rows, condition, PRODUCTS[product]))
         size = len(person)
-        made["person"], made["invoice"] = person.astype(np.int32), s.invoices.new(size)
-        charge(s, made, made["provider"], s.between((0.9, 1.1), size), s.rng)
-        made["reason"] = condition.astype(np.int8)
-        made["chapter"] = np.array([s.a.chapters.code.index(CHAPTER_OF[c]) for c in CONDITIONS])[
+        stay["person"], stay["invoice"] = person.astype(np.int32), s.invoices.new(size)
+        charge(s, stay, stay["provider"], s.between((0.9, 1.1), size), s.rng)
+        stay["reason"] = condition.astype(np.int8)
+        stay["chapter"] = np.array([s.a.chapters.code.index(CHAPTER_OF[c]) for c in CONDITIONS])[
             condition
         ].astype(np.int8)
         early = s.rng.integers(*s.a.schemes.early, size)
         day = s.cover.start[product, person] + early
-        made["day"] = np.clip(day, 0, DAYS - 1).astype(np.int16)
-        kept = s.cover.in_force(product, person, made["day"])
-        s.cover.declared[product, person[kept]] &= ~(1 << condition[kept]).astype(np.int8)
-        made = take(made, kept)
-        size = int(kept.sum())
-        _worth_claiming(s, made, product)
-        stays.append(made)
-        claim = take(made, np.arange(size)) | _blank(size)
+        stay["day"] = np.clip(day, 0, DAYS - 1).astype(np.int16)
+        in_force = s.cover.in_force(product, person, stay["day"])
+        s.cover.declared[product, person[in_force]] &= ~(1 << condition[in_force]).astype(np.int8)
+        stay = take(stay, in_force)
+        size = int(in_force.sum())
+        _worth_claiming(s, stay, product)
+        stays.append(stay)
+        claim = take(stay, np.arange(size)) | _blank(size)
         claim = _under_policy(s, claim, np.full(size, product, dtype=np.int8))
         mark(claim, slice(None), "non_disclosure", s.cases.new(size))
         claims.append(claim)
@@ -308,7 +305,7 @@ def conceal(s: Scene, rows: Rows, k: int, count: int) -> tuple[Rows, Rows]:
 
 
 def _blank(size: int) -> Rows:
-    """The columns that a claim has and an encounter has not."""
+    """The columns that a claim has and an encounter lacks."""
     amounts = {name: np.zeros(size, dtype=np.int32) for name in ("claimed", "paid")}
     return amounts | {"outcome": np.zeros(size, dtype=np.int8)}
 
@@ -325,9 +322,9 @@ def _worth_claiming(s: Scene, stays: Rows, product: int) -> None:
 def _could_conceal(s: Scene, product: int, k: int) -> tuple[At, At]:
     """(person, condition) of holders whose condition was on record well before inception."""
     start = s.cover.start[product]
-    held = s.cover.insurer[product] == k
-    held &= (start > -s.a.schemes.early[0]) & (start < DAYS - s.a.schemes.early[1])
-    condition, person = np.nonzero(held & (s.pop.first_day < start - KNOWN_FOR))
+    holder = s.cover.insurer[product] == k
+    holder &= (start > -s.a.schemes.early[0]) & (start < DAYS - s.a.schemes.early[1])
+    condition, person = np.nonzero(holder & (s.pop.first_day < start - KNOWN_FOR))
     order = s.rng.permutation(len(person))
     condition, person = condition[order], person[order]
     once = np.sort(np.unique(person, return_index=True)[1])
@@ -335,15 +332,15 @@ def _could_conceal(s: Scene, product: int, k: int) -> tuple[At, At]:
 
 
 def _stays_for(s: Scene, rows: Rows, condition: At, product: Product) -> At:
-    """An honest stay like one for each condition, where it can be one that a claim is worth for."""
+    """For each condition an honest stay to copy, if possible one that is worth a claim."""
     at = np.zeros(len(condition), dtype=np.intp)
     honest = rows["stay"] & ~rows["own"] & free(rows)
     worth = honest & (rows["billed"] - rows["fund"] > s.a.terms[product].deductible)
     for c in range(len(CONDITIONS)):
-        wanted = condition == c
+        place = condition == c
         for among in (worth & (rows["reason"] == c), worth, honest):
             if among.any():
-                at[wanted] = s.rng.choice(np.flatnonzero(among), int(wanted.sum()))
+                at[place] = s.rng.choice(np.flatnonzero(among), int(place.sum()))
                 break
     return at
 
@@ -359,15 +356,17 @@ def lent_policy(s: Scene, rows: Rows, claims: Rows, k: int, count: int) -> Rows:
     holder = take(rows, s.choose(in_bed, count))
     alike = mine & free(claims) & claims["own"] & (claims["product"] == GROUP)
     like = s.choose(alike, len(holder["person"]))
-    made, holder = take(claims, like), take(holder, np.arange(len(like)))
+    filings, holder = take(claims, like), take(holder, np.arange(len(like)))
     size = len(like)
     inside = s.rng.integers(1, holder["days"])
-    made["day"] = np.minimum(holder["day"] + inside, DAYS - 1).astype(np.int16)
-    made["person"], made["invoice"] = holder["person"], s.invoices.new(size)
-    charge(s, made, s.rng.integers(0, len(s.prov.level), size), s.between((0.8, 1.3), size), s.rng)
-    made = _under_policy(s, made, np.full(size, GROUP, dtype=np.int8))
-    mark(made, slice(None), "identity_lending", s.cases.new(size))
-    return made
+    filings["day"] = np.minimum(holder["day"] + inside, DAYS - 1).astype(np.int16)
+    filings["person"], filings["invoice"] = holder["person"], s.invoices.new(size)
+    charge(
+        s, filings, s.rng.integers(0, len(s.prov.level), size), s.between((0.8, 1.3), size), s.rng
+    )
+    filings = _under_policy(s, filings, np.full(size, GROUP, dtype=np.int8))
+    mark(filings, slice(None), "identity_lending", s.cases.new(size))
+    return filings
 
 
 def lent_card(s: Scene, rows: Rows, claims: Rows, count: int) -> Rows:
@@ -376,13 +375,13 @@ def lent_card(s: Scene, rows: Rows, claims: Rows, count: int) -> Rows:
     in_bed = claims["stay"] & (claims["days"] >= 3)
     away = claims["own"] & free(claims) & (in_bed | outside)
     holder = take(claims, s.choose(away, count))
-    made = take(rows, s.choose(_visits_of_the_fund(s, rows), len(holder["person"])))
-    size = len(made["person"])
+    visits = take(rows, s.choose(_visits_of_the_fund(s, rows), len(holder["person"])))
+    size = len(visits["person"])
     holder = take(holder, np.arange(size))
     inside = np.where(holder["days"] >= 3, s.rng.integers(1, np.maximum(holder["days"], 2)), 0)
-    made["day"] = np.minimum(holder["day"] + inside, DAYS - 1).astype(np.int16)
-    made["person"], made["invoice"] = holder["person"], s.invoices.new(size)
+    visits["day"] = np.minimum(holder["day"] + inside, DAYS - 1).astype(np.int16)
+    visits["person"], visits["invoice"] = holder["person"], s.invoices.new(size)
     first, last = s.prov.of_level(1)[0], s.prov.of_level(3)[1]
-    charge(s, made, s.rng.integers(first, last, size), s.between((0.8, 1.3), size), s.rng)
-    mark(made, slice(None), "identity_lending", s.cases.new(size))
-    return made
+    charge(s, visits, s.rng.integers(first, last, size), s.between((0.8, 1.3), size), s.rng)
+    mark(visits, slice(None), "identity_lending", s.cases.new(size))
+    return visits

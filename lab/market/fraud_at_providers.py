@@ -2,21 +2,20 @@
 
 Here is what providers do to bills. What they do to the fund is planted before commercial claims
 are filed, so that those who reimburse the same invoice are cheated too; what is done to insurers
-is in ``lab/fraud_at_insurers.py``. Planted rows carry a typology and the number of their case.
+is in ``lab/market/fraud_at_insurers.py``. Planted rows carry a typology and the number of their case.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lab.market.assumptions import TYPOLOGIES
 from lab.market.care import ITEMS, Numbers, Rows, charge, funded, join, take
-from lab.market.population import DAYS, Bools, World
+from lab.market.population import DAYS, Bools, Ints, World
 from lab.sums import Floats
 
 At = NDArray[np.intp]
@@ -40,14 +39,14 @@ class Scene(World):
     @cached_property
     def crooked(self) -> dict[str, NDArray[np.intp]]:
         """The providers that take part in each kind of fraud, some of every level."""
-        found = {}
+        accomplices = {}
         for kind, levels in ACCOMPLICES.items():
             parts = [np.flatnonzero(self.prov.level == level) for level in levels]
             many = [max(1, round(self.a.schemes.crooked * len(part))) for part in parts]
-            found[kind] = np.concatenate(
+            accomplices[kind] = np.concatenate(
                 [self.rng.permutation(part)[:n] for part, n in zip(parts, many, strict=True)]
             )
-        return found
+        return accomplices
 
     def choose(self, among: Bools, count: int) -> At:
         """Positions of at most ``count`` rows where ``among`` holds, at random."""
@@ -63,7 +62,7 @@ def free(rows: Rows) -> Bools:
     return np.asarray(rows["typology"] == 0)
 
 
-def mark(rows: Rows, at: At | slice, typology: str, cases: NDArray[Any]) -> None:
+def mark(rows: Rows, at: At | slice, typology: str, cases: Ints) -> None:
     rows["typology"][at] = TYPOLOGIES.index(typology)
     rows["scheme"][at] = cases
 
@@ -78,12 +77,12 @@ def times(s: Scene, rows: Rows, at: At, factors: dict[str, Floats]) -> None:
 
 def by_providers(s: Scene, rows: Rows) -> Rows:
     """Upcoding, excessive treatment and unbundling of encounters that the fund settles."""
-    settled = ~rows["own"]
-    rate, total = s.a.public.fraud, int(settled.sum())
-    excess(s, rows, settled, round(rate.get("excessive_treatment", 0) * total))
+    fund_bills = ~rows["own"]
+    rate, total = s.a.public.fraud, int(fund_bills.sum())
+    excess(s, rows, fund_bills, round(rate.get("excessive_treatment", 0) * total))
     accomplices = np.isin(rows["provider"], s.crooked["upcoding"])
-    upcode(s, rows, settled & accomplices, round(rate.get("upcoding", 0) * total))
-    return unbundle(s, rows, settled, round(rate.get("unbundling", 0) * total))
+    upcode(s, rows, fund_bills & accomplices, round(rate.get("upcoding", 0) * total))
+    return unbundle(s, rows, fund_bills, round(rate.get("unbundling", 0) * total))
 
 
 def excess(s: Scene, rows: Rows, among: Bools, count: int) -> At:
@@ -108,7 +107,7 @@ def upcode(s: Scene, rows: Rows, among: Bools, count: int) -> At:
 
 
 def unbundle(s: Scene, rows: Rows, among: Bools, count: int) -> Rows:
-    """Unbundling: one stay becomes two or three that follow each other, and dearer together."""
+    """Unbundling: one stay becomes two or three in a row, which cost more together."""
     long = rows["stay"] & (rows["days"] >= 4)
     at = s.choose(among & free(rows) & long, round(count / 2.5))
     mark(rows, at, "unbundling", s.cases.new(len(at)))
@@ -118,13 +117,13 @@ def unbundle(s: Scene, rows: Rows, among: Bools, count: int) -> Rows:
     rows["days"][at] = rows["days"][at] // parts
     more = np.repeat(at, parts - 1)
     part = np.concatenate([np.arange(1, n) for n in parts]) if len(at) else parts
-    added = take(rows, more)
-    added["day"] = np.minimum(added["day"] + part * added["days"], DAYS - 1)
-    added["invoice"] = s.invoices.new(len(more))
-    charge(s, added, added["provider"], s.between((0.8, 1.2), len(more)), s.rng)
-    return join([rows, added])
+    rest = take(rows, more)
+    rest["day"] = np.minimum(rest["day"] + part * rest["days"], DAYS - 1)
+    rest["invoice"] = s.invoices.new(len(more))
+    charge(s, rest, rest["provider"], s.between((0.8, 1.2), len(more)), s.rng)
+    return join([rows, rest])
 
 
 def case_of_each_provider(s: Scene, rows: Rows, at: At) -> NDArray[np.int64]:
-    found, which = np.unique(rows["provider"][at], return_inverse=True)
-    return s.cases.new(len(found))[which]
+    providers, which = np.unique(rows["provider"][at], return_inverse=True)
+    return s.cases.new(len(providers))[which]

@@ -1,7 +1,7 @@
 """A simulated insurance market like Shanghai's: one public insurer, several commercial ones.
 
 Three years of claims on the same persons, in a folder for each party, with fraud of eight kinds
-planted and the truth kept apart. ``lab/market_facts.py`` says what is published and what invented.
+planted and the truth kept apart. ``lab/market/facts.py`` says what is published and what invented.
 The same seed makes the same files, bit for bit.
 """
 
@@ -61,7 +61,7 @@ def make(
     ``market.toml``. Raises :class:`ConfigurationError` for
     a folder with something in it and for sizes that make no market.
     """
-    begun = time.perf_counter()
+    start = time.perf_counter()
     a = assumptions or Assumptions.read()
     _refuse(folder, persons, insurers, seed, a)
     try:
@@ -70,7 +70,7 @@ def make(
     except OSError as error:
         raise _unwritten(folder, error) from None
     try:
-        rows = _fill(draft, a, _some(a, insurers), persons, seed)
+        rows = _fill(draft, a, _first_insurers(a, insurers), persons, seed)
         draft.chmod(0o755)
         if folder.exists():
             folder.rmdir()
@@ -80,7 +80,7 @@ def make(
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     tables = {name: folder / name for name in rows}
-    return MarketFolder(folder, tables, rows, time.perf_counter() - begun)
+    return MarketFolder(folder, tables, rows, time.perf_counter() - start)
 
 
 def _unwritten(folder: Path, error: OSError) -> ConfigurationError:
@@ -99,58 +99,61 @@ def _refuse(folder: Path, persons: int, insurers: int, seed: int, a: Assumptions
         if not low <= value <= high:
             raise ConfigurationError(f"{name} must be {low} to {high}, got {value}")
     columns = contract("claims").columns
-    for name, column, came in (
+    for name, column, names in (
         ("districts", "district", tuple(a.districts.persons)),
         ("chapters.code", "icd_chapter", a.chapters.code),
     ):
-        if came != columns[column].levels:
-            raise ConfigurationError(f"{name}: must be those of column {column} in claims.toml")
+        if names != columns[column].levels:
+            levels = ", ".join(columns[column].levels or ())
+            raise ConfigurationError(
+                f"assumptions, {name}: must be the levels of column {column} in claims.toml: {levels}"
+            )
 
 
-def _some(a: Assumptions, count: int) -> tuple[InsurerAssumptions, ...]:
+def _first_insurers(a: Assumptions, count: int) -> tuple[InsurerAssumptions, ...]:
     """The first insurers; beyond those assumed they come again, each time half as large."""
-    found = []
+    picks = []
     for k in range(count):
         again, like = divmod(k, len(a.insurers))
         smaller = {name: w / 2**again for name, w in a.insurers[like].products.items()}
-        found.append(a.insurers[like].model_copy(update={"products": smaller}))
-    return tuple(found)
+        picks.append(a.insurers[like].model_copy(update={"products": smaller}))
+    return tuple(picks)
 
 
 def _fill(
     draft: Path, a: Assumptions, insurers: tuple[InsurerAssumptions, ...], persons: int, seed: int
 ) -> dict[str, int]:
     """Write every table of a market; rows by table."""
-    living, ill, cheating, looking = (
+    world_rng, care_rng, fraud_rng, file_rng = (
         np.random.default_rng(s) for s in np.random.SeedSequence([VERSION, seed]).spawn(4)
     )
-    w = population.world(a, insurers, persons, living)
+    w = population.world(a, insurers, persons, world_rng)
     invoices = Numbers()
-    scene = Scene(w.a, w.pop, w.prov, w.cover, invoices, Numbers(), cheating)
-    rows = by_providers(scene, care.encounters(w, invoices, ill))
-    claims = care.commercial(w, rows, invoices, ill)
+    scene = Scene(w.a, w.pop, w.prov, w.cover, invoices, Numbers(), fraud_rng)
+    rows = by_providers(scene, care.encounters(w, invoices, care_rng))
+    claims = care.commercial(w, rows, invoices, care_rng)
     rows, claims = by_claimants(scene, insurers, rows, claims)
-    claims = care.assess(a, claims, ill)
-    renumbered = invoices.shuffled(looking)
-    written, truth = {}, []
+    claims = care.assess(a, claims, care_rng)
+    new_number = invoices.shuffled(file_rng)
+    counts, truth = {}, []
     for k, payer in enumerate(PAYERS[: len(insurers) + 1]):
-        own = take(claims, claims["payer"] == k) if k else _at_fund(a, rows, looking)
+        own = take(claims, claims["payer"] == k) if k else _at_fund(a, rows, file_rng)
         if not len(own["day"]):
-            raise ConfigurationError(f"{payer} would have no claims; ask for more persons")
-        own["invoice"] = renumbered[own["invoice"]]
-        own = take(own, np.lexsort((looking.random(len(own["day"])), own["day"])))
-        columns, facts = _claims(w, own, k, insurers, looking)
-        written[f"{payer}/claims.parquet"] = _write(draft, payer, "claims", columns)
+            raise ConfigurationError(f"{payer} would have no claims; raise the number of persons")
+        own["invoice"] = new_number[own["invoice"]]
+        own = take(own, np.lexsort((file_rng.random(len(own["day"])), own["day"])))
+        columns, facts = _claims(w, own, k, insurers, file_rng)
+        counts[f"{payer}/claims.parquet"] = _write(draft, payer, "claims", columns)
         truth.append(facts)
         if k:
             policies = _policies(w, k - 1)
-            written[f"{payer}/policies.parquet"] = _write(draft, payer, "policies", policies)
-    written["public/persons.parquet"] = _write(draft, "public", "persons", _persons(w.pop))
-    written["public/conditions.parquet"] = _write(draft, "public", "conditions", _found(w.pop))
-    written[REGISTER] = _write(draft, "register", "providers", _register(w.prov))
-    written["truth/claims.parquet"] = _write(draft, "truth", "claims", join(truth), "truth")
-    _sign(draft, a, len(insurers), persons, seed, list(written))
-    return written
+            counts[f"{payer}/policies.parquet"] = _write(draft, payer, "policies", policies)
+    counts["public/persons.parquet"] = _write(draft, "public", "persons", _persons(w.pop))
+    counts["public/conditions.parquet"] = _write(draft, "public", "conditions", _conditions(w.pop))
+    counts[REGISTER] = _write(draft, "register", "providers", _register(w.prov))
+    counts["truth/claims.parquet"] = _write(draft, "truth", "claims", join(truth), "truth")
+    _sign(draft, a, len(insurers), persons, seed, list(counts))
+    return counts
 
 
 def _at_fund(a: Assumptions, rows: Rows, rng: np.random.Generator) -> Rows:
@@ -170,7 +173,7 @@ def _claims(
 ) -> tuple[Rows, Rows]:
     """One payer's claims as it has them, and the truth about them."""
     columns, size = settled(w, rows), len(rows["day"])
-    planted = rows["typology"] > 0
+    fraud = rows["typology"] > 0
     since = columns["days_since_inception"]
     oddness = {
         "cost": _standard(np.log(columns["cost_to_drg_mean"])),
@@ -178,19 +181,19 @@ def _claims(
         "early": (since >= 0) & (since < YEAR // 2),
     }
     rate = insurers[payer - 1].investigated if payer else w.a.public.investigated
-    looked, confirmed = investigation(w.a, rate, oddness, planted, rng)
+    inquiry, proof = investigation(w.a, rate, oddness, fraud, rng)
     claim = payer * APART + 1 + np.arange(size, dtype=np.int64)
     truth: Rows = {
         "claim": claim,
-        "fraud": planted.astype(np.int8),
+        "fraud": fraud.astype(np.int8),
         "typology": rows["typology"],
         "scheme_id": rows["scheme"],
     }
     return columns | {
         "claim": claim,
         "payer": np.full(size, payer, dtype=np.int8),
-        "investigated": looked.astype(np.int8),
-        "confirmed": confirmed.astype(np.int8),
+        "investigated": inquiry.astype(np.int8),
+        "confirmed": proof.astype(np.int8),
     }, truth
 
 
@@ -210,7 +213,7 @@ def _persons(pop: Population) -> Rows:
     }
 
 
-def _found(pop: Population) -> Rows:
+def _conditions(pop: Population) -> Rows:
     """What came on the public insurer's record before the market's end, and when."""
     person, condition = np.nonzero(pop.first_day.T < NEVER)
     return {
@@ -234,8 +237,8 @@ def _policies(w: World, insurer: int) -> Rows:
     product, person = np.nonzero((cover.insurer == insurer) & (cover.end > 0))
     start, end = cover.start[product, person], cover.end[product, person]
     terms = [a.terms[name] for name in PRODUCTS]
-    asked = np.array([t.asks for t in terms])[product]
-    told = cover.declared[product, person]
+    asks = np.array([t.asks for t in terms])[product]
+    declaration = cover.declared[product, person]
     first = np.arange(YEARS)[:, None] * YEAR
     share = (np.minimum(end, first + YEAR) - np.maximum(start, first)).clip(0) / YEAR
     price = np.array([a.products[name].premium for name in PRODUCTS])[product]
@@ -250,7 +253,7 @@ def _policies(w: World, insurer: int) -> Rows:
         "premium": np.round((price * share.T).sum(axis=1), 2),
         "exposure_years": share.sum(axis=0),
     } | {
-        f"declared_{name}": np.where(asked, told >> c & 1, MISSING)
+        f"declared_{name}": np.where(asks, declaration >> c & 1, MISSING)
         for c, name in enumerate(CONDITIONS)
     }
 
@@ -260,26 +263,26 @@ def _write(draft: Path, party: str, table: str, columns: Rows, kind: str | None 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    agreed = contract(kind or table)
+    form = contract(kind or table)
     arrays = {}
-    for name, column in agreed.columns.items():
+    for name, column in form.columns.items():
         values = columns[name]
-        missing = _gone(values) if column.nullable else None
+        mask = _missing(values) if column.nullable else None
         if column.levels is not None:
-            codes = pa.array(values, mask=missing)
+            codes = pa.array(values, mask=mask)
             arrays[name] = pa.DictionaryArray.from_arrays(codes, list(column.levels))
         else:
-            arrays[name] = pa.array(_compact(values), mask=missing)
+            arrays[name] = pa.array(_compact(values), mask=mask)
     path = draft / party / f"{table}.parquet"
     path.parent.mkdir(exist_ok=True)
-    texts = [name for name, column in agreed.columns.items() if column.levels is not None]
+    texts = [name for name, column in form.columns.items() if column.levels is not None]
     pq.write_table(
         pa.table(arrays), path, compression="zstd", compression_level=1, use_dictionary=texts
     )
     return len(values)
 
 
-def _gone(values: NDArray[Any]) -> NDArray[np.bool_]:
+def _missing(values: NDArray[Any]) -> NDArray[np.bool_]:
     return np.asarray(np.isnan(values) if values.dtype.kind == "f" else values == MISSING)
 
 

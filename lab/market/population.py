@@ -6,6 +6,7 @@ generator passed in. Days are counted from 2021-01-01; the market lasts three ye
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,7 +113,7 @@ def world(
     return World(a, pop, providers(a, size, rng), cover(a, insurers, pop, rng))
 
 
-def pick(shares: Any, u: Floats) -> NDArray[np.int8]:
+def pick(shares: Sequence[float], u: Floats) -> NDArray[np.int8]:
     """A category for each uniform number, in proportion to ``shares``."""
     edges = np.cumsum(np.asarray(shares, dtype=float))
     return np.searchsorted(edges[:-1] / edges[-1], u, side="right").astype(np.int8)
@@ -166,11 +167,11 @@ def _conditions(
     for k, name in enumerate(CONDITIONS):
         share = a.prevalence[name].at(age) * a.known[name].share * frailty
         u = rng.random(len(age))
-        held = u < share
-        before = rng.exponential(LONG_AGO, int(held.sum()))
-        first_day[k, held] = -1 - np.minimum(before, 9_000).astype(np.int16)
+        ill = u < share
+        before = rng.exponential(LONG_AGO, int(ill.sum()))
+        first_day[k, ill] = -1 - np.minimum(before, 9_000).astype(np.int16)
         later = share * a.onset.a_year[name] * YEARS
-        new = ~held & (u < share + later)
+        new = ~ill & (u < share + later)
         first_day[k, new] = rng.integers(0, DAYS, int(new.sum()))
     return first_day
 
@@ -211,24 +212,24 @@ def cover(
     insurer = np.full(shape, -1, dtype=np.int8)
     start = np.zeros(shape, dtype=np.int16)
     end = np.zeros(shape, dtype=np.int16)
-    declared = np.zeros(shape, dtype=np.int8)
+    declaration = np.zeros(shape, dtype=np.int8)
     for k, name in enumerate(PRODUCTS):
-        held = np.flatnonzero(rng.random(pop.size) < _wish(a, name, pop))
-        insurer[k, held] = _insurer(name, insurers, pop.age[held], rng)
+        holder = np.flatnonzero(rng.random(pop.size) < _wish(a, name, pop))
+        insurer[k, holder] = _insurer(name, insurers, pop.age[holder], rng)
         first, last = a.terms[name].start
-        start[k, held] = rng.integers(first, last + 1, len(held))
+        start[k, holder] = rng.integers(first, last + 1, len(holder))
         if name == "city_supplement":  # everybody's starts on the first of July
-            start[k, held] = np.where(rng.random(len(held)) < 0.9, first, last)
-        years = np.minimum(rng.exponential(1 / a.policies.lapse, len(held)), 20)
-        end[k, held] = np.minimum(start[k, held] + YEAR + years * YEAR, DAYS)
+            start[k, holder] = np.where(rng.random(len(holder)) < 0.9, first, last)
+        years = np.minimum(rng.exponential(1 / a.policies.lapse, len(holder)), 20)
+        end[k, holder] = np.minimum(start[k, holder] + YEAR + years * YEAR, DAYS)
         if a.terms[name].asks:
             for c in range(len(CONDITIONS)):
-                told = rng.random(len(held)) < a.policies.declared
-                before = pop.first_day[c, held] < start[k, held]
-                declared[k, held] |= ((told & before) << c).astype(np.int8)
+                disclosure = rng.random(len(holder)) < a.policies.declared
+                before = pop.first_day[c, holder] < start[k, holder]
+                declaration[k, holder] |= ((disclosure & before) << c).astype(np.int8)
     number = np.zeros(shape, dtype=np.int64)
     number[insurer >= 0] = 1 + rng.permutation(int((insurer >= 0).sum()))
-    return Cover(insurer, start, end, declared, number)
+    return Cover(insurer, start, end, declaration, number)
 
 
 def _wish(a: Assumptions, name: Product, pop: Population) -> Floats:
@@ -248,6 +249,6 @@ def _insurer(
     weights = np.array(
         [i.products.get(name, 0.0) * np.exp(i.older * (age - 45) / 20) for i in insurers]
     )
-    reached = np.cumsum(weights, axis=0)
-    u = rng.random(len(age)) * reached[-1]
-    return np.asarray((u >= reached[:-1]).sum(axis=0), dtype=np.int8)
+    bounds = np.cumsum(weights, axis=0)
+    u = rng.random(len(age)) * bounds[-1]
+    return np.asarray((u >= bounds[:-1]).sum(axis=0), dtype=np.int8)

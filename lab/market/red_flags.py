@@ -1,6 +1,6 @@
 """Red flags: one plain rule for each kind of fraud, a number for each claim, high is suspect.
 
-The rules are the same for one party and for all of them; what differs is what can be seen. They
+The rules are the same for one party and for all of them; what differs is what can be view. They
 are yardsticks for federated detectors, and :func:`compare` pools what no party may pool.
 """
 
@@ -43,11 +43,11 @@ def fund_knows_nothing(claims: pd.DataFrame) -> Floats:
     everywhere without the public insurer's claims.
     """
     fund = claims[claims["payer"] == PUBLIC]
-    missing = ~claims["invoice"].isin(fund["invoice"])
+    absent = ~claims["invoice"].isin(fund["invoice"])
     for off in (-1, 0, 1):
-        missing &= ~_visit(claims, off).isin(_visit(fund, 0))
-    missing &= claims["provider"].isin(fund["provider"])
-    return _numbers(missing * (1 + (claims["fund_paid"] > 0)))
+        absent &= ~_visit(claims, off).isin(_visit(fund, 0))
+    absent &= claims["provider"].isin(fund["provider"])
+    return _numbers(absent * (1 + (claims["fund_paid"] > 0)))
 
 
 def _visit(claims: pd.DataFrame, off: int) -> pd.Series:
@@ -107,21 +107,21 @@ def claimants_in_company(claims: pd.DataFrame) -> Floats:
     Counted are visits that no fund has paid for. Other visits there of the same persons, in the
     same weeks, have the number too; whoever does not come again has 0.
     """
-    filed = claims[(claims["payer"] != PUBLIC) & (claims["fund_paid"] == 0)]
-    filed = filed[filed["inpatient"] == 0].sort_values("admission_day", kind="stable")
-    same = filed.groupby(["person", "provider"])["admission_day"]
-    again = filed[(same.diff() <= AROUND) | (-same.diff(-1) <= AROUND)]
+    unfunded = claims[(claims["payer"] != PUBLIC) & (claims["fund_paid"] == 0)]
+    unfunded = unfunded[unfunded["inpatient"] == 0].sort_values("admission_day", kind="stable")
+    same = unfunded.groupby(["person", "provider"])["admission_day"]
+    returns = unfunded[(same.diff() <= AROUND) | (-same.diff(-1) <= AROUND)]
     score = pd.Series(0.0, index=claims.index)
-    for _, visits in again.groupby("provider"):
+    for _, visits in returns.groupby("provider"):
         day, person = visits["admission_day"].to_numpy(), visits["person"].to_numpy()
         payer = visits["payer"].cat.codes.to_numpy()
         near = np.abs(day[:, None] - day) <= AROUND
         here = [len(np.unique(person[row])) * len(np.unique(payer[row])) for row in near]
         score.loc[visits.index] = np.array(here, dtype=float)
     place = ["person", "provider", "admission_day"]
-    found = again[place].assign(score=score[again.index])
-    pairs = claims[place].reset_index().merge(found, on=place[:2], suffixes=("", "_found"))
-    near = (pairs["admission_day"] - pairs["admission_day_found"]).abs() <= AROUND
+    company = returns[place].assign(score=score[returns.index])
+    pairs = claims[place].reset_index().merge(company, on=place[:2], suffixes=("", "_company"))
+    near = (pairs["admission_day"] - pairs["admission_day_company"]).abs() <= AROUND
     return _numbers(pairs[near].groupby("index")["score"].max().reindex(claims.index, fill_value=0))
 
 
@@ -133,19 +133,21 @@ def known_before_inception(
     1 and, the earlier after inception, up to 1 more; without ``conditions`` the latter alone,
     where the product asks.
     """
-    held = claims[["policy", "person", "icd_chapter"]].reset_index()
+    diagnoses = claims[["policy", "person", "icd_chapter"]].reset_index()
     terms = policies.drop(columns=["person", "product"])
-    known = held.merge(terms, on="policy").merge(conditions, on="person")
-    chapter = known["condition"].astype("str").map(CHAPTER_OF)
-    told = pd.Series(0.0, index=known.index)
+    records = diagnoses.merge(terms, on="policy").merge(conditions, on="person")
+    chapter = records["condition"].astype("str").map(CHAPTER_OF)
+    declaration = pd.Series(0.0, index=records.index)
     for name in CONDITIONS:
-        told = told.where(known["condition"] != name, known[f"declared_{name}"])
-    before = known["first_day"] < known["inception_day"]
-    concealed = known[before & (chapter == known["icd_chapter"].astype("str")) & (told == 0)]
+        declaration = declaration.where(records["condition"] != name, records[f"declared_{name}"])
+    before = records["first_day"] < records["inception_day"]
+    concealments = records[
+        before & (chapter == records["icd_chapter"].astype("str")) & (declaration == 0)
+    ]
     early = np.exp(-claims["days_since_inception"] / 365).where(
         claims["declared_conditions"].notna()
     )
-    return _numbers(claims.index.isin(concealed["index"]) + early.fillna(0))
+    return _numbers(claims.index.isin(concealments["index"]) + early.fillna(0))
 
 
 def in_two_places(claims: pd.DataFrame, register: pd.DataFrame) -> Floats:
@@ -165,8 +167,8 @@ def in_two_places(claims: pd.DataFrame, register: pd.DataFrame) -> Floats:
     visits = claims[["person", "provider", "admission_day"]].reset_index()
     pairs = visits.merge(away, on="person", suffixes=("", "_away"))
     there = pairs["admission_day"].between(pairs["first"], pairs["last"])
-    found = pairs.loc[there & (pairs["provider"] != pairs["provider_away"]), "index"]
-    return _numbers(pd.Series(claims.index.isin(found), index=claims.index))
+    elsewhere = pairs.loc[there & (pairs["provider"] != pairs["provider_away"]), "index"]
+    return _numbers(pd.Series(claims.index.isin(elsewhere), index=claims.index))
 
 
 def _numbers(values: pd.Series) -> Floats:
@@ -184,18 +186,18 @@ class PartyClaims:
 
 
 FLAGS: dict[str, Callable[[PartyClaims], Floats]] = {
-    "double_reimbursement": lambda seen: invoice_paid_twice(seen.claims),
-    "phantom_billing": lambda seen: fund_knows_nothing(seen.claims),
-    "upcoding": lambda seen: (
-        coded_higher_than_elsewhere(seen.claims) + graver_than_its_days(seen.claims)
+    "double_reimbursement": lambda view: invoice_paid_twice(view.claims),
+    "phantom_billing": lambda view: fund_knows_nothing(view.claims),
+    "upcoding": lambda view: (
+        coded_higher_than_elsewhere(view.claims) + graver_than_its_days(view.claims)
     ),
-    "unbundling": lambda seen: stay_billed_apart(seen.claims),
-    "excessive_treatment": lambda seen: provider_in_excess(seen.claims),
-    "ring": lambda seen: claimants_in_company(seen.claims),
-    "non_disclosure": lambda seen: known_before_inception(
-        seen.claims, seen.policies, seen.conditions
+    "unbundling": lambda view: stay_billed_apart(view.claims),
+    "excessive_treatment": lambda view: provider_in_excess(view.claims),
+    "ring": lambda view: claimants_in_company(view.claims),
+    "non_disclosure": lambda view: known_before_inception(
+        view.claims, view.policies, view.conditions
     ),
-    "identity_lending": lambda seen: in_two_places(seen.claims, seen.register),
+    "identity_lending": lambda view: in_two_places(view.claims, view.register),
 }
 
 
@@ -209,23 +211,23 @@ def compare(folder: Path) -> pd.DataFrame:
     """
     claims = pool(folder)
     parties = payers(folder)
-    whole = _seen(folder, claims, parties)
+    whole = _view(folder, claims, parties)
     together = {kind: flag(whole) for kind, flag in FLAGS.items()}
     alone = {kind: np.zeros(len(claims)) for kind in FLAGS}
     for payer in parties:
         at = (claims["payer"] == payer).to_numpy()
-        seen = _seen(folder, claims[at].reset_index(drop=True), [payer])
+        view = _view(folder, claims[at].reset_index(drop=True), [payer])
         for kind, flag in FLAGS.items():
-            alone[kind][at] = flag(seen)
+            alone[kind][at] = flag(view)
     public = (claims["payer"] == PUBLIC).to_numpy()
     masks = {PUBLIC: public, INSURERS: ~public}
     masks |= {payer: (claims["payer"] == payer).to_numpy() for payer in parties[1:]}
     rows = []
     for kind in FLAGS:
         fraud = (claims["typology"] == kind).to_numpy()
-        told = fraud | (claims["typology"] == "none").to_numpy()
+        comparable = fraud | (claims["typology"] == "none").to_numpy()
         for party, mask in masks.items():
-            at = told & mask
+            at = comparable & mask
             if fraud[at].any():
                 scores = (_precision(fraud[at], s[kind][at]) for s in (alone, together))
                 rows.append((kind, party, int(fraud[at].sum()), fraud[at].mean(), *scores))
@@ -233,7 +235,7 @@ def compare(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names)
 
 
-def _seen(folder: Path, claims: pd.DataFrame, parties: list[str]) -> PartyClaims:
+def _view(folder: Path, claims: pd.DataFrame, parties: list[str]) -> PartyClaims:
     """What these payers have in their files, and the register, which is public."""
     conditions = pd.read_parquet(folder / PUBLIC / "conditions.parquet")
     policies = pd.read_parquet(folder / "insurer-1" / "policies.parquet")[:0]

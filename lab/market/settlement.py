@@ -7,10 +7,7 @@ what is missing is -1.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from lab.market.assumptions import CONDITIONS, PRODUCTS, Assumptions
 from lab.market.care import Rows
@@ -83,7 +80,7 @@ def settled(w: World, rows: Rows) -> Rows:
     return columns | _policy(w, rows) | _history(rows, cost)
 
 
-def _mean_of_group(values: NDArray[Any], group: Ints) -> Floats:
+def _mean_of_group(values: Ints | Floats, group: Ints) -> Floats:
     """For each row the mean of its group at this payer."""
     count = np.maximum(np.bincount(group), 1)
     return np.asarray(np.maximum(np.bincount(group, values) / count, 1e-9)[group])
@@ -108,16 +105,16 @@ def _policy(w: World, rows: Rows) -> Rows:
         return dict.fromkeys(OF_POLICIES, none)
     product, person = rows["product"], rows["person"]
     terms = [w.a.terms[name] for name in PRODUCTS]
-    declared = w.cover.declared[product, person]
-    told = sum((declared >> c & 1) for c in range(len(CONDITIONS)))
-    asked = np.array([t.asks for t in terms])[product]
+    bits = w.cover.declared[product, person]
+    declarations = sum((bits >> c & 1) for c in range(len(CONDITIONS)))
+    asks = np.array([t.asks for t in terms])[product]
     since = np.maximum(rows["day"] - w.cover.start[product, person], 0)
     values = (
         rows["policy"],
         np.array([t.deductible for t in terms], dtype=np.int32)[product],
         np.array([t.sum_insured for t in terms], dtype=np.int32)[product],
         since,
-        np.where(asked, told, MISSING),
+        np.where(asks, declarations, MISSING),
     )
     return dict(zip(OF_POLICIES, values, strict=True))
 
@@ -127,17 +124,17 @@ def _history(rows: Rows, cost: Floats) -> Rows:
     person, provider, day = rows["person"], rows["provider"], rows["day"]
     order, previous, last_year = _earlier(person, day, YEAR)
     by_provider, _, busy = _earlier(provider, day, QUARTER)
-    visited = person[order].astype(np.int64) * 2**20 + provider[order]
+    visit = person[order].astype(np.int64) * 2**20 + provider[order]
     new = np.zeros(len(order), dtype=np.int64)
-    new[np.unique(visited, return_index=True)[1]] = 1
+    new[np.unique(visit, return_index=True)[1]] = 1
     so_far = np.cumsum(new)
     begin = np.searchsorted(person[order], person[order])
-    found = np.empty_like(so_far)
-    found[order] = so_far - so_far[begin] + 1
+    providers = np.empty_like(so_far)
+    providers[order] = so_far - so_far[begin] + 1
     return {
         "days_since_previous": previous,
         "claims_last_year": last_year,
-        "providers_so_far": found,
+        "providers_so_far": providers,
         "provider_claims_quarter": busy,
         "provider_cost": _mean_so_far(cost, provider, by_provider),
     }
@@ -145,8 +142,8 @@ def _history(rows: Rows, cost: Floats) -> Rows:
 
 def _mean_so_far(values: Floats, group: Ints, order: Ints) -> Floats:
     """For each row the mean of the earlier ones of its group, drawn towards 1."""
-    ranked, key = values[order], group[order]
-    total = np.cumsum(ranked) - ranked
+    series, key = values[order], group[order]
+    total = np.cumsum(series) - series
     begin = np.searchsorted(key, key)
     mean = (total - total[begin] + FEW) / (np.arange(len(key)) - begin + FEW)
     out = np.empty_like(mean)
@@ -158,12 +155,12 @@ def _earlier(group: Ints, day: Ints, span: int) -> tuple[Ints, Ints, Ints]:
     """The order by group and day, days since the one before, and how many in the last ``span`` days."""
     key = group.astype(np.int64) * WIDE + day + span
     order = np.argsort(key, kind="stable")
-    ranked = key[order]
-    gap = np.diff(ranked, prepend=-WIDE)
+    times = key[order]
+    gap = np.diff(times, prepend=-WIDE)
     gap[np.diff(group[order], prepend=-1) != 0] = MISSING
     place = np.arange(len(order))
     within = np.maximum(
-        np.searchsorted(ranked, ranked - span), np.searchsorted(ranked, ranked // WIDE * WIDE)
+        np.searchsorted(times, times - span), np.searchsorted(times, times // WIDE * WIDE)
     )
     previous, count = np.empty_like(gap), np.empty_like(place)
     previous[order], count[order] = gap, place - within
@@ -173,7 +170,7 @@ def _earlier(group: Ints, day: Ints, span: int) -> tuple[Ints, Ints, Ints]:
 def investigation(
     a: Assumptions, rate: float, oddness: Rows, fraud: Bools, rng: np.random.Generator
 ) -> tuple[Bools, Bools]:
-    """(investigated, confirmed): the odd are looked into oftener, and not all is proved.
+    """(investigated, confirmed): odd claims are looked into more often, and not all fraud is proved.
 
     ``oddness``: columns ``cost`` and ``provider`` in standard deviations, ``early`` 0 or 1.
     """
@@ -181,7 +178,7 @@ def investigation(
     weights["early"] = a.investigation.early
     odds = np.exp(sum(weight * oddness[name] for name, weight in weights.items()))
     odds = np.minimum(odds, np.quantile(odds, 0.999))
-    investigated = rng.random(len(fraud)) < rate * odds / odds.mean()
-    investigated |= fraud & (rng.random(len(fraud)) < a.investigation.tip_off)
-    found = np.where(fraud, a.investigation.proved, a.investigation.wrongly)
-    return investigated, investigated & (rng.random(len(fraud)) < found)
+    inquiry = rng.random(len(fraud)) < rate * odds / odds.mean()
+    inquiry |= fraud & (rng.random(len(fraud)) < a.investigation.tip_off)
+    chance = np.where(fraud, a.investigation.proved, a.investigation.wrongly)
+    return inquiry, inquiry & (rng.random(len(fraud)) < chance)

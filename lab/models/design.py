@@ -1,8 +1,8 @@
 """From a party's columns to a design that all parties agree on.
 
 An :class:`Encoding` is public: for every term its column, how it is cut or scaled, and its
-levels. It is made from federated sums over training rows (``federated/features.py``); here it is
-applied to one party's rows, and the sums it is made from are taken.
+levels. It is made from federated sums over training rows (``federated/solvers/encoding.py``); this
+file takes those sums of one party's rows, and applies the encoding to them.
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from lab.errors import ConfigurationError, ContractError
+from lab.privacy.joining import PERSONS, RARE, in_order, persons_by
 from lab.records import Strict
-from lab.sums import COUNT, MOMENT, Floats, Sums
+from lab.sums import COUNT, FLAG, MOMENT, Floats, Sums
 from lab.tables.contracts import level_of
 
 #: Rows handled at once: a block of the design stays in the processor's cache.
 BLOCK = 4096
 #: Levels of a category: their codes are 16-bit numbers.
 MOST_LEVELS = 2**15 - 1
-#: The one level for all whose names no party announces, because they stand on too few persons.
-RARE = "(rare)"
 
 
 class Feature(Strict):
@@ -51,9 +50,9 @@ class Feature(Strict):
     @model_validator(mode="after")
     def _one_way(self) -> Self:
         if sum([self.log, self.cut is not None, self.category, self.ordinal]) > 1:
-            raise ValueError("use one of log, cut, category, ordinal")
+            raise ValueError("use only one of log, cut, category and ordinal")
         if self.cut is not None and sorted(set(self.cut)) != list(self.cut):
-            raise ValueError("cut must rise")
+            raise ValueError("cut points must be strictly increasing")
         return self
 
     @property
@@ -68,7 +67,10 @@ class Feature(Strict):
         values = frame[self.column].to_numpy(dtype=np.float64)
         if self.log:
             if (values <= 0).any():
-                raise ContractError(f"{self.column}: must be above 0 where its logarithm is used")
+                raise ContractError(
+                    f"column '{self.column}' must be above 0 where its logarithm is a feature; "
+                    "leave other rows out, or drop log"
+                )
             return np.asarray(np.log(values))
         return values
 
@@ -123,8 +125,12 @@ class Encoding(Strict):
 
     @model_validator(mode="after")
     def _levels_have_codes(self) -> Self:
-        if not all(1 < len(term.levels) <= MOST_LEVELS for term in self.categories):
-            raise ValueError(f"a category needs 2 to {MOST_LEVELS:,} levels")
+        for term in self.categories:
+            if not 1 < len(term.levels) <= MOST_LEVELS:
+                raise ValueError(
+                    f"category '{term.feature.column}' needs 2 to {MOST_LEVELS:,} levels, "
+                    f"got {len(term.levels):,}"
+                )
         return self
 
     @cached_property
@@ -176,8 +182,8 @@ class Design:
         self.rows, self.width, self.pairs = len(frame), encoding.width, encoding.pairs
         self.numbers = np.zeros((self.rows, len(encoding.numbers)))
         for j, term in enumerate(encoding.numbers):
-            scaled = (term.feature.numbers(frame, term.levels) - term.mean) / term.scale
-            self.numbers[:, j] = np.nan_to_num(scaled)
+            values = (term.feature.numbers(frame, term.levels) - term.mean) / term.scale
+            self.numbers[:, j] = np.nan_to_num(values)
         self.codes: list[tuple[NDArray[np.int32], int, int]] = []
         start = 1 + len(encoding.numbers)
         for category in encoding.categories:
@@ -197,9 +203,9 @@ class Design:
             block[:, first:] = 0.0
             for codes, start, count in self.codes:
                 if count:
-                    chosen = codes[part]
-                    at = np.flatnonzero(chosen)
-                    block[at, start - 1 + chosen[at]] = 1.0
+                    level = codes[part]
+                    at = np.flatnonzero(level)
+                    block[at, start - 1 + level[at]] = 1.0
             yield part, block
 
     def matrix(self) -> Floats:
@@ -209,11 +215,11 @@ class Design:
 
 
 def codes_of(values: pd.Series, levels: tuple[str, ...]) -> NDArray[np.int32]:
-    """Position of each value in ``levels``; for one that is not there that of :data:`RARE`, or -1
-    where that is not there either. A missing value is -1."""
-    known = {level: k for k, level in enumerate(levels)}
-    other = known.get(RARE, -1)
-    places = [known.get(str(v), other) for v in values.cat.categories]
+    """The position of each value in ``levels``. A value that is not among them takes that of
+    :data:`RARE`, or -1 where there is none. A missing value is -1."""
+    position = {level: k for k, level in enumerate(levels)}
+    other = position.get(RARE, -1)
+    places = [position.get(str(v), other) for v in values.cat.categories]
     table = np.array([*places, -1], dtype=np.int32)
     return table[values.cat.codes.to_numpy()]
 
@@ -233,9 +239,8 @@ def seen_levels(
     pairs = pd.DataFrame({"level": texts.cat.codes.to_numpy(), "unit": unit}).drop_duplicates()
     level = pairs["level"].to_numpy()
     persons = np.bincount(level[level >= 0], minlength=len(texts.cat.categories))
-    names = zip(texts.cat.categories, persons, strict=True)
-    named = {str(name) if count >= minimum else RARE for name, count in names if count > 0}
-    return sorted(named)
+    counts = zip(texts.cat.categories, persons, strict=True)
+    return sorted({str(name) if n >= minimum else RARE for name, n in counts if n > 0})
 
 
 def moments(frame: pd.DataFrame, features: tuple[Number, ...]) -> Sums:
@@ -249,40 +254,70 @@ def moments(frame: pd.DataFrame, features: tuple[Number, ...]) -> Sums:
     return Sums(arrays, {"count": COUNT, "first": MOMENT, "second": MOMENT}, len(frame))
 
 
-def histogram(frame: pd.DataFrame, features: tuple[Number, ...], edges: Floats) -> Sums:
-    """Rows by interval of each standardised feature, (features, intervals); the ends are open."""
+def histogram(
+    frame: pd.DataFrame, features: tuple[Number, ...], edges: Floats, owners: Floats, least: int
+) -> Sums:
+    """Rows by interval of each standardised feature, (features, intervals); the ends are open.
+
+    owners: (rows,) who each row belongs to. Neighbours are joined, at that of them which is nearest
+    to the middle, until ``least`` persons of this party stand behind them: no interval shows fewer.
+    """
+    size = len(edges) - 1
     counts = np.zeros((len(features), len(edges) - 1))
     for j, term in enumerate(features):
         values = (term.feature.numbers(frame, term.levels) - term.mean) / term.scale
-        inside = np.clip(values[~np.isnan(values)], edges[0], edges[-1])
-        counts[j] = np.histogram(inside, edges)[0]
+        valid = ~np.isnan(values)
+        inside = np.clip(values[valid], edges[0], edges[-1])
+        place = np.clip(np.searchsorted(edges, inside, side="right") - 1, 0, size - 1)
+        joined = in_order(persons_by(place, owners[valid], size), least)
+        first, end = (np.searchsorted(joined, joined, side=side) for side in ("left", "right"))
+        nearest = np.clip(size // 2, first, end - 1)
+        counts[j] = np.bincount(nearest[place], minlength=size)
     return Sums({"count": counts}, {"count": COUNT}, len(frame))
 
 
-def level_counts(frame: pd.DataFrame, features: tuple[Levels, ...]) -> Sums:
-    """Rows at each level of each categorical feature, one after the other."""
-    counts = [np.zeros(0)]
+def level_counts(frame: pd.DataFrame, features: tuple[Levels, ...], owners: Floats) -> Sums:
+    """Rows and persons at each level of each categorical feature, one after the other.
+
+    owners: (rows,) who each row belongs to.
+    """
+    rows, persons = [np.zeros(0)], [np.zeros(0)]
     for term in features:
-        codes = codes_of(term.feature.texts(frame), term.levels)
-        counts.append(np.bincount(codes[codes >= 0], minlength=len(term.levels)).astype(float))
-    return Sums({"count": np.concatenate(counts)}, {"count": COUNT}, len(frame))
+        codes, size = codes_of(term.feature.texts(frame), term.levels), len(term.levels)
+        there = codes >= 0
+        rows.append(np.bincount(codes[there], minlength=size).astype(float))
+        persons.append(persons_by(codes[there].astype(np.int64), owners[there], size))
+    arrays = {"count": np.concatenate(rows), PERSONS: np.concatenate(persons)}
+    return Sums(arrays, dict.fromkeys(arrays, COUNT), len(frame))
+
+
+def level_parties(
+    frame: pd.DataFrame, features: tuple[Levels, ...], owners: Floats, least: int
+) -> Sums:
+    """1 for each level at which this party has ``least`` persons, 0 for the others.
+
+    What is told of levels where everybody sees the totals: no count of few persons.
+    """
+    persons = level_counts(frame, features, owners)[PERSONS]
+    return Sums({"parties": (persons >= least).astype(float)}, {"parties": FLAG}, len(frame))
 
 
 def check_features(frame: pd.DataFrame, features: tuple[Feature, ...], missing: str) -> None:
     """Refuse missing values in features, unless the experiment says that they take the mean, or
     that they are kept."""
     for feature in features:
-        gone = frame[feature.column].isna()
+        empty = frame[feature.column].isna()
         number = pd.api.types.is_numeric_dtype(frame[feature.column])
-        filled = number and not (feature.category or feature.cut)
-        if gone.any() and missing != "keep" and (missing == "refuse" or not filled):
-            rows = ", ".join(str(i + 1) for i in gone.to_numpy().nonzero()[0][:5])
+        takes_mean = number and not (feature.category or feature.cut)
+        if empty.any() and missing != "keep" and (missing == "refuse" or not takes_mean):
+            rows = ", ".join(str(i + 1) for i in empty.to_numpy().nonzero()[0][:5])
             raise ContractError(
-                f"feature '{feature.column}' is missing in {int(gone.sum())} rows (first: {rows}); "
+                f"feature '{feature.column}' is missing in {int(empty.sum())} rows (first: {rows}); "
                 "set data.missing = 'drop' to leave these rows out, or 'keep' for trees"
-                + (", or 'mean' to fill in the mean" if filled else "")
+                + (", or 'mean' to fill in the mean" if takes_mean else "")
             )
         if feature.ordinal and number:
             raise ConfigurationError(
-                f"feature '{feature.column}': ordinal is for a category whose levels stand in a contract"
+                f"feature '{feature.column}': ordinal needs a category whose levels a contract lists; "
+                "this column holds numbers, drop the key"
             )

@@ -55,13 +55,13 @@ def from_json(text: str | bytes, where: str = "model") -> Model:
             raise ValueError("one in another")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ConfigurationError(
-            f"{where}: is not a model file of this laboratory, or not all of one"
+            f"{where}: not a model file of this laboratory, or an incomplete one"
         ) from None
     if kind == "profiled":
         values = values | {"model": from_json(json.dumps(inside), where)}
     if not isinstance(kind, str) or kind not in (*KINDS, *COMPOSED):
         raise ConfigurationError(
-            f"{where}: no model of kind {kind!r:.40}; there are {', '.join((*KINDS, *COMPOSED))}"
+            f"{where}: unknown kind of model {kind!r:.40}; there are {', '.join((*KINDS, *COMPOSED))}"
         )
     form: Any = COMPOSED.get(kind) or _module(kind).MODEL
     model: Model = parse(form, values, where=where)
@@ -74,7 +74,7 @@ def _module(kind: str) -> ModuleType:
 
 
 def statistics_of(kind: str) -> tuple[Statistic, ...]:
-    """What a model of this kind asks of a party beside what every model asks."""
+    """What this kind of model asks of a party, beside what every model asks."""
     rows: tuple[Statistic, ...] = _module(kind).STATISTICS
     return rows
 
@@ -89,7 +89,7 @@ def read(path: Path) -> Model:
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
     if len(data) > LARGEST:
-        raise ConfigurationError(f"{path}: is larger than a model, {LARGEST >> 20} MB, can be")
+        raise ConfigurationError(f"{path}: larger than a model file may be, {LARGEST >> 20} MB")
     return from_json(data, str(path))
 
 

@@ -1,7 +1,7 @@
 """One party's sums for a generalised linear model, and the model itself once it is fitted.
 
 Fisher scoring (McCullagh & Nelder 1989, section 2.5) needs from the rows only the curvature
-X'WX, the score X'W(z - eta) and the deviance at given coefficients: all are sums.
+X'WX, the score X'W(z - eta) and the deviance at given coefficients: sums over rows, all three.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Task(Strict):
         return Family.make(self.family, self.link, self.power)
 
     def columns(self) -> list[str]:
-        used = [self.target, self.exposure, self.weight, self.per]
-        return [name for name in used if name is not None]
+        columns = [self.target, self.exposure, self.weight, self.per]
+        return [name for name in columns if name is not None]
 
     def rows(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The rows this task is about."""
@@ -79,8 +79,8 @@ def _positive(frame: pd.DataFrame, name: str) -> Floats:
     if len(bad):
         rows = ", ".join(str(i + 1) for i in bad[:5])
         raise ContractError(
-            f"column '{name}' must be above 0 where it is an exposure or a weight; "
-            "leave such rows out",
+            f"column '{name}' must be above 0 to be an exposure or a weight; "
+            "leave out the other rows",
             (f"{len(bad)} rows are not (first: {rows})",),  # for the party's own eyes
         )
     return values
@@ -130,8 +130,8 @@ def step(design: Design, response: Response, *, family: Family, beta: Floats, un
             weight
             @ (residual * np.divide(residual, variance, where=variance > 0, out=np.zeros_like(mu)))
         )
-        scaled = np.multiply(x, np.sqrt(weight * slope * ratio)[:, None], out=x)
-        hessian += scaled.T @ scaled
+        root = np.multiply(x, np.sqrt(weight * slope * ratio)[:, None], out=x)
+        hessian += root.T @ root
     arrays = {
         "score": score,
         "deviance": np.array([deviance]),

@@ -6,7 +6,7 @@ Sums are of integers, so that no order of rows and no split of them changes a bi
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 from numba import njit
@@ -14,6 +14,12 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Bytes = NDArray[np.uint8]
+Bools = NDArray[np.bool_]
+Nodes = NDArray[np.int32]
+Starts = NDArray[np.uint64]
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 #: Objectives by number, as compiled code compares them.
 GAUSSIAN, POISSON, GAMMA, TWEEDIE, BINOMIAL = range(5)
@@ -26,34 +32,35 @@ OBJECTIVES = {
 }
 
 
-def compiled(function: Callable[..., Any]) -> Any:
+def compiled(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """The function, compiled when first called and kept on disk if there is a place to keep it."""
     try:
-        return njit(nogil=True, cache=True)(function)
+        kernel: Callable[Parameters, Result] = njit(nogil=True, cache=True)(function)
     except RuntimeError:  # numba found no folder it may write to
-        return njit(nogil=True)(function)
+        kernel = njit(nogil=True)(function)
+    return kernel
 
 
 @compiled
-def bins(values: Any, edges: Any, out: Any) -> None:  # pragma: no cover
+def bins(values: Floats, edges: Floats, out: Bytes) -> None:  # pragma: no cover
     """The number of edges below each value into ``out`` (rows,); one more than all where missing."""
     for i in range(values.shape[0]):
         value = values[i]
         if value != value:
             out[i] = edges.shape[0] + 1
             continue
-        low, left = 0, edges.shape[0]
-        while left > 0:
-            half = left >> 1
+        low, size = 0, edges.shape[0]
+        while size > 0:
+            half = size >> 1
             if edges[low + half] < value:
-                low += left - half
-            left = half
+                low += size - half
+            size = half
         out[i] = low
 
 
 @compiled
 def descend(
-    codes: Any, node: Any, feature: Any, left: Any, goes_left: Any
+    codes: Bytes, node: Nodes, feature: Ints, left: Ints, goes_left: Bools
 ) -> None:  # pragma: no cover
     """Move each row from its node down to the leaf below it; changes ``node`` (rows,)."""
     for i in range(node.shape[0]):
@@ -67,12 +74,12 @@ def descend(
 def derivatives(
     objective: int,
     power: float,
-    y: Any,
-    weight: Any,
-    eta: Any,
-    scales: Any,
-    out: Any,
-) -> Any:  # pragma: no cover
+    y: Floats,
+    weight: Floats,
+    eta: Floats,
+    scales: Floats,
+    out: Ints,
+) -> tuple[float, float, float]:  # pragma: no cover
     """First and second derivatives of half the deviance of each row at ``eta``.
 
     scales: (3,) factors of first and second derivatives and of the deviance, each rounded to a
@@ -108,13 +115,13 @@ def derivatives(
 
 
 @compiled
-def _gaussian(y: float, eta: float) -> Any:  # pragma: no cover
+def _gaussian(y: float, eta: float) -> tuple[float, float, float]:  # pragma: no cover
     g = eta - y
     return g, 1.0, g * g
 
 
 @compiled
-def _poisson(y: float, eta: float) -> Any:  # pragma: no cover
+def _poisson(y: float, eta: float) -> tuple[float, float, float]:  # pragma: no cover
     mean = np.exp(eta)
     d = 2.0 * (mean - y)
     if y > 0.0:
@@ -123,13 +130,13 @@ def _poisson(y: float, eta: float) -> Any:  # pragma: no cover
 
 
 @compiled
-def _gamma(y: float, eta: float) -> Any:  # pragma: no cover
+def _gamma(y: float, eta: float) -> tuple[float, float, float]:  # pragma: no cover
     ratio = y * np.exp(-eta)
     return 1.0 - ratio, ratio, 2.0 * (eta - np.log(y) + ratio - 1.0)
 
 
 @compiled
-def _tweedie(y: float, eta: float, power: float) -> Any:  # pragma: no cover
+def _tweedie(y: float, eta: float, power: float) -> tuple[float, float, float]:  # pragma: no cover
     a = np.exp((2.0 - power) * eta)
     b = y * np.exp((1.0 - power) * eta)
     whole = y ** (2.0 - power) / ((1.0 - power) * (2.0 - power))
@@ -138,7 +145,7 @@ def _tweedie(y: float, eta: float, power: float) -> Any:  # pragma: no cover
 
 
 @compiled
-def _binomial(y: float, eta: float) -> Any:  # pragma: no cover
+def _binomial(y: float, eta: float) -> tuple[float, float, float]:  # pragma: no cover
     small = np.exp(-abs(eta))
     mean = (1.0 if eta >= 0.0 else small) / (1.0 + small)
     d = 2.0 * (np.log1p(small) + max(eta, 0.0) - y * eta)
@@ -147,26 +154,26 @@ def _binomial(y: float, eta: float) -> Any:  # pragma: no cover
 
 @compiled
 def histograms(
-    codes: Any, node: Any, slot: Any, derivatives: Any, start: Any, out: Any, gross: Any
+    codes: Bytes, node: Nodes, slot: Ints, derivatives: Ints, start: Starts, out: Ints, gross: Ints
 ) -> None:  # pragma: no cover
     """Add the derivatives of each row to the bins of its node.
 
-    slot: (nodes,) the place of a node in ``out``, -1 for one that is not asked. start: (features,)
+    slot: (nodes,) the place of a node in ``out``, -1 for a node not asked about. start: (features,)
     the first bin of each. derivatives: (rows, 2). out: (places, 2 bins), first and second
     derivatives in turn; gross: (places,) magnitudes of first derivatives. Indices are unsigned,
     which spares a test for negative ones in the innermost loop.
     """
-    wanted = np.empty(node.shape[0], dtype=np.uint32)
+    rows = np.empty(node.shape[0], dtype=np.uint32)
     place = np.empty(node.shape[0], dtype=np.uint32)
     count = 0
     for i in range(node.shape[0]):
         at = slot[node[i]]
-        wanted[count] = i
+        rows[count] = i
         place[count] = at
         count += at >= 0
     one, two = np.uint64(1), np.uint64(2)
     for k in range(count):
-        row = np.uint64(wanted[k])
+        row = np.uint64(rows[k])
         sums = out[np.uint64(place[k])]
         g, h = derivatives[row, 0], derivatives[row, 1]
         gross[place[k]] += abs(g)
@@ -178,22 +185,22 @@ def histograms(
 
 @compiled
 def best_cuts(
-    g: Any,
-    h: Any,
-    start: Any,
-    ordered: Any,
-    direction: Any,
+    g: Floats,
+    h: Floats,
+    start: Ints,
+    is_number: Bools,
+    direction: Ints,
     smooth: float,
     unit: float,
-    ridge: float,
+    l2: float,
     least: float,
     low: float,
     high: float,
-) -> Any:  # pragma: no cover
+) -> tuple[Floats, Ints, Bools]:  # pragma: no cover
     """(gain, last bin that goes left, whether missing goes left) of each feature's best cut.
 
     g, h: (bins,) derivatives in a node, feature k in bins start[k] to start[k + 1], of which the
-    last is for missing values. ordered: (features,) false for categories, whose bins are taken by
+    last is for missing values. is_number: (features,) false for categories, whose bins are taken by
     rising g / (h + smooth) as if ordered (Fisher, "On grouping for maximum homogeneity", 1958).
     direction: (features,) 1 where leaf values must rise, -1 fall, 0 free; they are kept between
     ``low`` and ``high``. least: the least sum of ``h`` on either side. Gain: Chen & Guestrin
@@ -205,15 +212,15 @@ def best_cuts(
     missing_left = np.zeros(count, dtype=np.bool_)
     # 1. What the node holds, and what it is worth uncut.
     g_all, h_all = g[start[0] : start[1]].sum(), h[start[0] : start[1]].sum()
-    whole = _worth(g_all, h_all + ridge, low, high)
+    whole = _worth(g_all, h_all + l2, low, high)
     for k in range(count):
         # 2. The order of the feature's bins, and the gain that chance alone would bring.
         first, last = start[k], start[k + 1] - 1
         order, luck = np.arange(last - first), 0.0
-        if not ordered[k]:
+        if not is_number[k]:
             order, luck = _risk_order(g[first : last + 1], h[first : last + 1], smooth, h_all, unit)
         # 3. Every cut in this order; of numbers with missing values, on the right and on the left.
-        ways = 2 if ordered[k] and (h[last] != 0.0 or g[last] != 0.0) else 1
+        ways = 2 if is_number[k] and (h[last] != 0.0 or g[last] != 0.0) else 1
         for way in range(ways):
             g_left, h_left = (g[last], h[last]) if way == 1 else (0.0, 0.0)
             for b in range(order.shape[0]):
@@ -222,7 +229,7 @@ def best_cuts(
                 g_right, h_right = g_all - g_left, h_all - h_left
                 if h_left < least or h_right < least:
                     continue
-                h_sides = (h_left + ridge, h_right + ridge)
+                h_sides = (h_left + l2, h_right + l2)
                 worth = _gain(g_left, g_right, h_sides, direction[k], whole, luck, low, high)
                 if worth > gain[k]:
                     gain[k], cut[k], missing_left[k] = worth, b, way == 1
@@ -231,8 +238,8 @@ def best_cuts(
 
 @compiled
 def _risk_order(
-    g: Any, h: Any, smooth: float, h_all: float, unit: float
-) -> Any:  # pragma: no cover
+    g: Floats, h: Floats, smooth: float, h_all: float, unit: float
+) -> tuple[Ints, float]:  # pragma: no cover
     """The bins of a category by rising g / (h + smooth), and what their order gains by chance.
 
     Levels without effect have g of mean 0 and variance h (in the loss's own units, of which
@@ -250,15 +257,15 @@ def _risk_order(
 def _gain(
     g_left: float,
     g_right: float,
-    h: Any,
+    h: tuple[float, float],
     direction: int,
     whole: float,
     luck: float,
     low: float,
     high: float,
-) -> Any:  # pragma: no cover
+) -> float:  # pragma: no cover
     """What a cut gains over the ``whole`` and over luck; 0 where leaf values step against the
-    feature's direction. h: second derivatives of (left, right), ridge included."""
+    feature's direction. h: second derivatives of (left, right), l2 included."""
     h_left, h_right = h
     if direction != 0:
         step = _leaf(g_right, h_right, low, high) - _leaf(g_left, h_left, low, high)
@@ -274,7 +281,7 @@ def _leaf(g: float, h: float, low: float, high: float) -> float:  # pragma: no c
 
 
 @compiled
-def _worth(g: float, h: float, low: float, high: float) -> Any:  # pragma: no cover
+def _worth(g: float, h: float, low: float, high: float) -> float:  # pragma: no cover
     """Twice the fall of the loss with the best allowed leaf value."""
     value = _leaf(g, h, low, high)
     return -(2.0 * g * value + h * value * value)

@@ -133,9 +133,9 @@ def tensors_of(holding: Holding, encoding: Encoding, bends: Bends, task: Task) -
 
 
 def _own_seed(holding: Holding, seed: int, round_: int) -> int:
-    """Of a party's order of rows and dropout in a round: what the party alone can draw."""
-    drawn = hmac.digest(holding.secret, f"order {seed} {round_}".encode(), "sha256")
-    return int.from_bytes(drawn[:7], "big")
+    """The seed of a party's order of rows and dropout in a round, which the party alone can draw."""
+    digest = hmac.digest(holding.secret, f"order {seed} {round_}".encode(), "sha256")
+    return int.from_bytes(digest[:7], "big")
 
 
 def _update(holding: Holding, a: OfUpdate, arrays: Arrays) -> Sums:
@@ -209,8 +209,8 @@ def personal(
     recipe = model.recipe.model_copy(update={"epochs": epochs, "weight_decay": 0.0})
     start = {k: v.double().numpy() for k, v in model.weights.items()}
     pull = credibility / max(len(rows.y), 1)
-    told = (start, head(recipe), learning_rate, pull, seed)
-    weights, _ = trained(rows, recipe, model.task.family, *told)
+    layer, family = head(recipe), model.task.family
+    weights, _ = trained(rows, recipe, family, start, layer, learning_rate, pull, seed)
     return Network(**model.model_dump() | {"safetensors": Network.pack(weights)})
 
 

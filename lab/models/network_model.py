@@ -85,7 +85,7 @@ class Bends(Strict):
     @model_validator(mode="after")
     def _rise(self) -> Self:
         if any(low >= high for k in self.knots for low, high in itertools.pairwise(k)):
-            raise ValueError("knots must rise")
+            raise ValueError("knots must be strictly increasing")
         return self
 
     @property
@@ -102,24 +102,24 @@ def inputs(frame: pd.DataFrame, encoding: Encoding, bends: Bends) -> tuple[Tenso
             columns.append(np.clip((x - low) / (high - low), 0, 1) - 0.5)
     numbers = np.stack(columns, 1) if columns else np.zeros((len(frame), 0))
     codes = [codes_of(t.feature.texts(frame), t.levels) for t in encoding.categories]
-    known = np.stack(codes, 1) if codes else np.zeros((len(frame), 0), dtype=np.int16)
+    level = np.stack(codes, 1) if codes else np.zeros((len(frame), 0), dtype=np.int16)
     sizes = np.array([len(t.levels) for t in encoding.categories], dtype=np.int64)
-    placed = np.where(known < 0, sizes, known).astype(np.int64)
-    return torch.from_numpy(numbers.astype(np.float32)), torch.from_numpy(placed)
+    embedding_row = np.where(level < 0, sizes, level).astype(np.int64)
+    return torch.from_numpy(numbers.astype(np.float32)), torch.from_numpy(embedding_row)
 
 
 def shapes(encoding: Encoding, bends: Bends, recipe: NetworkRecipe) -> dict[str, tuple[int, ...]]:
     """The shape of each weight: an embedding for each category, then the layers."""
-    found: dict[str, tuple[int, ...]] = {}
+    sizes: dict[str, tuple[int, ...]] = {}
     width = bends.width
     for k, term in enumerate(encoding.categories):
         size = min(recipe.embedding, len(term.levels) - 1)
-        found[f"embedding.{k}"] = (len(term.levels) + 1, size)
+        sizes[f"embedding.{k}"] = (len(term.levels) + 1, size)
         width += size
     for k, out in enumerate((*recipe.hidden, 1)):
-        found |= {f"layer.{k}.weight": (out, width), f"layer.{k}.bias": (out,)}
+        sizes |= {f"layer.{k}.weight": (out, width), f"layer.{k}.bias": (out,)}
         width = out
-    return found
+    return sizes
 
 
 def head(recipe: NetworkRecipe) -> tuple[str, str]:
@@ -162,8 +162,8 @@ def forward(
     for k in range(last):
         x = torch.relu(F.linear(x, weights[f"layer.{k}.weight"], weights[f"layer.{k}.bias"]))
         if generator is not None and recipe.dropout:
-            kept = torch.rand(x.shape, generator=generator) >= recipe.dropout
-            x = x * kept / (1 - recipe.dropout)
+            mask = torch.rand(x.shape, generator=generator) >= recipe.dropout
+            x = x * mask / (1 - recipe.dropout)
     out = F.linear(x, weights[f"layer.{last}.weight"], weights[f"layer.{last}.bias"])
     return out.squeeze(1) + recipe.start
 
@@ -197,16 +197,19 @@ class Network(Strict):
         from safetensors import SafetensorError
 
         if len(self.bends.knots) != len(self.encoding.numbers):
-            raise ValueError("needs knots for each number")
+            raise ValueError(
+                f"bends: needs knots for each of {len(self.encoding.numbers)} numbers, "
+                f"got {len(self.bends.knots)}"
+            )
         try:
-            held = self.weights
+            weights = self.weights
         except (SafetensorError, ValueError, KeyError) as error:
             raise ValueError(f"the weights cannot be read: {error}") from None
-        wanted = shapes(self.encoding, self.bends, self.recipe)
-        if {k: tuple(v.shape) for k, v in held.items()} != wanted:
-            raise ValueError("the weights do not fit the layers")
-        if not all(v.dtype == torch.float32 and v.isfinite().all() for v in held.values()):
-            raise ValueError("the weights must be finite numbers of 32 bits")
+        layers = shapes(self.encoding, self.bends, self.recipe)
+        if {k: tuple(v.shape) for k, v in weights.items()} != layers:
+            raise ValueError("the shapes of the weights are not those of the layers")
+        if not all(v.dtype == torch.float32 and v.isfinite().all() for v in weights.values()):
+            raise ValueError("the weights must be finite 32-bit floats")
         return self
 
     def predict(self, frame: pd.DataFrame) -> Floats:

@@ -13,7 +13,7 @@ import pandas as pd
 from lab.errors import ConfigurationError, ContractError, ModelError
 from lab.models import files as models
 from lab.models.design import Feature
-from lab.models.glm import GLM, Product
+from lab.models.glm import Product
 from lab.models.profile import Profiled
 from lab.tables import sources
 from lab.tables.contracts import Column, Contract, check, level_of
@@ -29,29 +29,29 @@ SHOWN = 5
 def predict(
     model: Path, table: str, *, contract: Contract | None = None, query: str | None = None
 ) -> tuple[pd.DataFrame, list[str]]:
-    """(the table's rows as they came with the column ``prediction``, what is to know of it).
+    """(the table's rows as they came, with the column ``prediction``; notes that explain it).
 
     model: a model's file or a run's folder. table: a CSV or Parquet file, or with ``query`` the
     address of a database. Rows keep ``contract`` if one is given, and the model's columns anyway.
     Raises :class:`ContractError` with every violation, :class:`ModelError` where a row has no
     finite prediction, :class:`ConfigurationError` for files that cannot be read.
     """
-    loaded = models.read(model)
-    texts = [f.column for f, levels, _ in _terms(loaded) if any(map(_is_code, levels))]
+    predictor = models.read(model)
+    texts = [f.column for f, levels, _ in _terms(predictor) if any(map(_is_code, levels))]
     frame, _, origin = sources.unchecked(path=table, contract=contract, query=query, texts=texts)
     if PREDICTION in frame.columns:
         raise ContractError(f"{origin}: has a column '{PREDICTION}' already; rename or drop it")
     if contract is not None:
         check(frame, contract, where=origin)
-    kinds = {feature.column: "category" for feature, _, text in _terms(loaded) if text}
-    kinds |= {feature.column: "number" for feature, _, text in _terms(loaded) if not text}
+    kinds = {feature.column: "category" for feature, _, text in _terms(predictor) if text}
+    kinds |= {feature.column: "number" for feature, _, text in _terms(predictor) if not text}
     columns = {name: Column(type=kind, nullable=True) for name, kind in kinds.items()}
     rows = frame
     if columns:
-        agreed = Contract(name=f"what {Path(model).name} reads", columns=columns)
-        rows = check(frame, agreed, where=origin)
+        inputs = Contract(name=f"inputs of {Path(model).name}", columns=columns)
+        rows = check(frame, inputs, where=origin)
     with np.errstate(all="ignore"):
-        values = loaded.predict(rows)
+        values = predictor.predict(rows)
     wrong = np.flatnonzero(~np.isfinite(values))
     if len(wrong):
         first = ", ".join(str(i + 1) for i in wrong[:SHOWN])
@@ -61,11 +61,11 @@ def predict(
         )
     if Path(table).name.removesuffix(".gz").endswith(".csv"):  # numbers as they are written there
         frame = sources.read_file(Path(table), as_text=True)
-    return frame.assign(**{PREDICTION: values}), [_meaning(loaded), *_unknown(loaded, rows)]
+    return frame.assign(**{PREDICTION: values}), [_meaning(predictor), *_unknown(predictor, rows)]
 
 
 def _is_code(level: str) -> bool:
-    """Whether a level is none that a number has: its column is read as it is written."""
+    """Whether no number is written like this level: then its column is read as text."""
     try:
         return level != level_of(float(level))
     except ValueError:
@@ -75,14 +75,14 @@ def _is_code(level: str) -> bool:
 def _terms(model: Any) -> Iterator[tuple[Feature, tuple[str, ...], bool]]:
     """What a model reads: feature, its levels if any, and whether its column is read as text."""
     if isinstance(model, Profiled):  # what it looks up, and what the table itself must have
-        added = {column for profile in model.profiles for column in profile.columns}
-        asked = [profile.cells.asked for profile in model.profiles]
-        yield from ((Feature(column=c), (), False) for a in asked for c in (a.by, a.day))
-        yield from (term for term in _terms(_bare(model)) if term[0].column not in added)
+        profile_columns = {column for profile in model.profiles for column in profile.columns}
+        profilings = [profile.cells.asked for profile in model.profiles]
+        yield from ((Feature(column=c), (), False) for p in profilings for c in (p.by, p.day))
+        yield from (term for term in _terms(_bare(model)) if term[0].column not in profile_columns)
     elif isinstance(model, Product):
         yield from _terms(model.frequency)
         yield from _terms(model.severity)
-    elif isinstance(model, GLM) or model.kind == "network":
+    elif hasattr(model, "encoding"):
         for number in model.encoding.numbers:
             yield number.feature, number.levels, number.feature.ordinal
         for category in model.encoding.categories:
@@ -110,22 +110,22 @@ def _meaning(model: Any) -> str:
         else (model.task, model.task)
     )
     words = "the probability that" if last.family == "binomial" else "the mean of"
-    told = f"{PREDICTION}: {words} {last.target}" + " is 1" * (last.family == "binomial")
+    meaning = f"{PREDICTION}: {words} {last.target}" + " is 1" * (last.family == "binomial")
     if last.per and first is last:
-        told += f" for one of {last.per}"
+        meaning += f" for one of {last.per}"
     if first.exposure:
-        told += f" for one unit of {first.exposure}; multiply by it where a row has more or less"
-    return told
+        meaning += f" for one unit of {first.exposure}; multiply by it where a row has more or less"
+    return meaning
 
 
 def _unknown(model: Model, rows: pd.DataFrame) -> Iterator[str]:
     """What the model was not trained on: levels it does not know, numbers that are missing."""
     for feature, levels, text in dict.fromkeys(_terms(model)):
         values = rows[feature.column]
-        gone = int(values.isna().sum())
-        if gone:
-            how = "as missing" if _bare(model).kind == "trees" else "as the base level or the mean"
-            yield f"{feature.column}: missing in {gone:,} rows, which are scored {how}"
+        empty = int(values.isna().sum())
+        if empty:
+            how = "as missing" if hasattr(_bare(model), "cuts") else "as the base level or the mean"
+            yield f"{feature.column}: missing in {empty:,} rows, which are scored {how}"
         if not text:
             continue
         new = values[values.notna() & ~values.isin(levels)].astype("str")
@@ -133,14 +133,16 @@ def _unknown(model: Model, rows: pd.DataFrame) -> Iterator[str]:
             names = ", ".join(sorted(new.unique())[:SHOWN])
             yield (
                 f"{feature.column}: {len(new):,} rows have a level that no training row had "
-                f"({names}); they are scored as the model scores what it does not know"
+                f"({names}); the model scores them as an unknown level"
             )
 
 
 def check_ending(out: Path) -> None:
     """Refuse a file that would be neither CSV nor Parquet, before there is anything to write."""
     if not out.name.endswith(ENDINGS):
-        raise ConfigurationError(f"{out}: must end in {', '.join(ENDINGS)}")
+        raise ConfigurationError(
+            f"{out}: the name must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
+        )
 
 
 def write(frame: pd.DataFrame, out: Path) -> None:

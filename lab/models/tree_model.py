@@ -15,8 +15,9 @@ from pydantic import model_validator
 from lab.models import kernels
 from lab.models.design import Feature, codes_of
 from lab.models.glm import Task
+from lab.privacy.joining import PERSONS, persons_by
 from lab.records import Strict
-from lab.sums import Floats
+from lab.sums import HEADS, Floats, Sums
 
 #: Levels of a category that have bins of their own; a bin's number is one byte.
 MOST_BINS = 254
@@ -42,11 +43,11 @@ class Cuts(Strict):
     @model_validator(mode="after")
     def _fits_a_byte(self) -> Self:
         if self.edges is None and len(self.levels) > MOST_BINS:
-            raise ValueError(f"at most {MOST_BINS} levels have bins")
+            raise ValueError(f"at most {MOST_BINS} levels may have bins, got {len(self.levels)}")
         if self.edges is not None and (
             len(self.edges) >= MOST_BINS or sorted(set(self.edges)) != list(self.edges)
         ):
-            raise ValueError(f"edges must rise and be fewer than {MOST_BINS}")
+            raise ValueError(f"edges must be strictly increasing and fewer than {MOST_BINS}")
         return self
 
     @property
@@ -61,6 +62,18 @@ class Cuts(Strict):
             out[:] = np.where(level < 0, self.bins - 1, level)
         else:
             kernels.bins(self.feature.numbers(frame, self.levels), np.array(self.edges), out)
+
+
+def persons_in(frame: pd.DataFrame, owners: Floats, cuts: tuple[Cuts, ...]) -> Sums:
+    """Distinct persons, within the party, in each bin of each feature, one feature after the other.
+
+    owners: (rows,) who each row belongs to.
+    """
+    persons, codes = [], np.empty(len(frame), dtype=np.uint8)
+    for cut in cuts:
+        cut.codes(frame, codes)
+        persons.append(persons_by(codes.astype(np.int64), owners, cut.bins))
+    return Sums({PERSONS: np.concatenate(persons)}, {PERSONS: HEADS}, len(frame))
 
 
 class Tree(Strict):
@@ -79,7 +92,9 @@ class Tree(Strict):
         if not 1 <= count <= MOST_NODES or not (
             count == len(self.left) == len(self.bins) == len(self.value)
         ):
-            raise ValueError(f"a tree has 1 to {MOST_NODES} nodes, each with all its parts")
+            raise ValueError(
+                f"a tree has 1 to {MOST_NODES} nodes, each with feature, left, bins and value"
+            )
         for at, (feature, left) in enumerate(zip(self.feature, self.left, strict=True)):
             if feature < LEAF or (feature != LEAF and not at < left < count - 1):
                 raise ValueError("children must come after their parent")
@@ -164,7 +179,7 @@ class Trees(Strict):
     @model_validator(mode="after")
     def _features_are_there(self) -> Self:
         if any(max(tree.feature) >= len(self.cuts) for tree in self.trees):
-            raise ValueError("a tree cuts a feature that the model does not have")
+            raise ValueError("a tree splits on a feature that the model does not have")
         return self
 
     def predict(self, frame: pd.DataFrame) -> Floats:

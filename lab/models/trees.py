@@ -21,7 +21,7 @@ from lab.errors import ConfigurationError, PeerError
 from lab.models import kernels
 from lab.models.families import Family
 from lab.models.glm import Response, Task
-from lab.models.tree_model import LEAF, MOST_CELLS, Cuts, Tree, Trees, binned
+from lab.models.tree_model import LEAF, MOST_CELLS, Cuts, Tree, Trees, binned, persons_in
 from lab.privacy.joining import PERSONS, persons_by
 from lab.records import Strict
 from lab.statistics import Arrays, Holding, Statistic
@@ -49,7 +49,7 @@ def counts(columns: list[Floats], *, edges: Floats, rows: int) -> Sums:
     has, which is compared with nothing: a bound of the asker's choosing would tell it.
     """
     if edges.ndim != 2 or len(edges) != len(columns):
-        raise PeerError("request: edges must be one row for each feature")
+        raise PeerError("request: edges must have one row for each feature")
     up_to = [
         np.searchsorted(column, row, side="right")
         for column, row in zip(columns, edges, strict=True)
@@ -118,17 +118,17 @@ class Ask(Strict):
         growing, last = self.place.growing, self.place.last or Tree()
         leaves = {at for at, feature in enumerate(growing.feature) if feature == LEAF}
         if max(*growing.feature, *last.feature) >= len(cuts):
-            raise PeerError("request: a tree cuts a feature that was not agreed on")
+            raise PeerError("request: a tree splits on a feature that was not agreed on")
         if len(set(self.nodes)) != len(self.nodes) or not leaves.issuperset(self.nodes):
-            raise PeerError("request: nodes must be leaves of the tree that grows, each once")
+            raise PeerError("request: nodes must be distinct leaves of the growing tree")
         if list(self.features) != sorted(set(self.features) & set(range(len(cuts)))):
-            raise PeerError("request: features must be of those agreed on, in order, each once")
+            raise PeerError("request: features must be distinct, in order, and agreed on")
         if len(self.nodes) * sum(cuts[j].bins for j in self.features) > MOST_CELLS:
-            raise PeerError(f"request: more than {MOST_CELLS:,} bins at once")
+            raise PeerError(f"request: asks for more than {MOST_CELLS:,} bins at once")
         if len(self.most) != len(self.nodes) or not all(
             GRAIN <= most <= recipe.most for pair in self.most for most in pair
         ):
-            raise PeerError("request: bounds must be given for each node, within the recipe's")
+            raise PeerError("request: each node needs two bounds, within those of the recipe")
 
 
 def read_finished(text: str) -> tuple[str, Tree]:
@@ -166,8 +166,10 @@ class Side:
     def derive(self, law: Family, recipe: TreesRecipe) -> None:
         """Derivatives and loss at the scores so far, or a note that they are beyond all bounds."""
         objective = kernels.OBJECTIVES[law.name]
-        told = (self.y, self.weight, self.eta + self.offset, recipe.scales, self.derivatives)
-        self.loss, gross, total = kernels.derivatives(objective, law.power, *told)
+        eta, scales, out = self.eta + self.offset, recipe.scales, self.derivatives
+        self.loss, gross, total = kernels.derivatives(
+            objective, law.power, self.y, self.weight, eta, scales, out
+        )
         self.beyond = not (max(gross, total) * GRAIN <= recipe.most and np.isfinite(self.loss))
         if self.beyond:
             self.loss = 0.0
@@ -177,8 +179,8 @@ class Side:
 class Rows:
     """A party's rows while trees grow.
 
-    keys: (rows,) of persons or rows, by which the share held out is drawn with a secret of the
-    party's: nobody who asks can choose them. finished: the trees so far, which are followed
+    keys: (rows,) of persons or rows, by which the validation share is drawn with a secret of the
+    party's: nobody who asks can choose it. finished: the trees so far, which are followed
     anew where the rows come from a restart.
     """
 
@@ -197,12 +199,15 @@ class Rows:
         self.finished: Finished = {} if finished is None else finished
         self.cuts, self.law, self.recipe = cuts, task.law, recipe
         if self.law.link != Family.make(self.law.name, power=task.power).link:
-            raise ConfigurationError(f"trees model {task.family} on its usual link; drop the link")
-        codes, held = binned(frame, cuts), drawn(keys, recipe.validation_share, secret, "held out")
-        self.grown, self.held = (self._side(codes, response, part) for part in (~held, held))
-        self.persons = pd.factorize(keys[~held])[0].astype(np.float64)
+            raise ConfigurationError(
+                f"model.link: trees fit {task.family} on its default link alone; drop the key"
+            )
+        codes, apart = binned(frame, cuts), drawn(keys, recipe.validation_share, secret, "held out")
+        self.training = self._side(codes, response, ~apart)
+        self.validation = self._side(codes, response, apart)
+        self.persons = pd.factorize(keys[~apart])[0].astype(np.float64)
         self._features: tuple[int, ...] = ()
-        self._codes = self.grown.codes[:, :0]
+        self._codes = self.training.codes[:, :0]
         self._restart()
 
     def _side(self, codes: NDArray[np.uint8], r: Response, part: NDArray[np.bool_]) -> Side:
@@ -210,19 +215,19 @@ class Rows:
         return Side(codes[part], r.y[part], r.weight[part], r.offset[part], start)
 
     def _restart(self) -> None:
-        for side in (self.grown, self.held):
+        for side in (self.training, self.validation):
             side.eta[:] = self.recipe.intercept
         self._start_tree("")
 
     def _start_tree(self, chain: str) -> None:
         self.chain, self.growing = "nowhere", Tree()  # until there are derivatives to go on from
-        self.grown.node[:] = 0
-        for side in (self.grown, self.held):
+        self.training.node[:] = 0
+        for side in (self.training, self.validation):
             side.derive(self.law, self.recipe)
         self.chain = chain
 
     def follow(self, place: Place) -> None:
-        """Come to where the trees stand. Raises :class:`PeerError` if the way there is unknown."""
+        """Bring the rows to where the trees stand. Raises :class:`PeerError` if no way is known."""
         for chain in self._way_to(place):
             if chain == "":
                 self._restart()
@@ -234,8 +239,8 @@ class Rows:
         """What is to be done from where these rows are: restart, finish one tree after another."""
         last = place.last
         if last is not None and place.chain not in self.finished:
-            known = (self.chain, "", *self.finished)
-            before = next((c for c in known if chained(c, last) == place.chain), None)
+            starts = (self.chain, "", *self.finished)
+            before = next((c for c in starts if chained(c, last) == place.chain), None)
             if before is not None:
                 self.finished[place.chain] = (before, last)
         way, at = [], place.chain
@@ -250,23 +255,23 @@ class Rows:
 
     def _finish(self, chain: str, tree: Tree) -> None:
         self._grow(tree)
-        self.grown.eta += np.array(tree.value)[self.grown.node]
-        tree.add_values(self.held.codes, self.held.eta)
+        self.training.eta += np.array(tree.value)[self.training.node]
+        tree.add_values(self.validation.codes, self.validation.eta)
         self._start_tree(chain)
 
     def columns(self, features: tuple[int, ...]) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
         """The bins of these features alone, side by side, and where each feature's bins start."""
         if features != self._features:
             whole = len(features) == len(self.cuts)
-            self._codes = self.grown.codes if whole else self.grown.codes[:, list(features)]
+            self._codes = self.training.codes if whole else self.training.codes[:, list(features)]
             self._features = features
         widths = [self.cuts[j].bins for j in features]
         return self._codes, np.concatenate([[0], np.cumsum(widths)]).astype(np.uint64)
 
     def _grow(self, tree: Tree) -> None:
         if not tree.extends(self.growing):
-            self.grown.node[:] = 0
-        tree.descend(self.grown.codes, self.grown.node)
+            self.training.node[:] = 0
+        tree.descend(self.training.codes, self.training.node)
         self.growing = tree
 
 
@@ -285,28 +290,28 @@ def level(rows: Rows, ask: Ask) -> Sums:
     codes, start = rows.columns(ask.features)
     slot = np.full(len(ask.place.growing.feature), LEAF, dtype=np.int64)
     slot[list(ask.nodes)] = np.arange(len(ask.nodes))
-    found = np.zeros((len(ask.nodes), 2 * int(start[-1])), dtype=np.int64)
+    histograms = np.zeros((len(ask.nodes), 2 * int(start[-1])), dtype=np.int64)
     gross = np.zeros(len(ask.nodes), dtype=np.int64)
-    side = rows.grown
-    kernels.histograms(codes, side.node, slot, side.derivatives, start, found, gross)
+    side = rows.training
+    kernels.histograms(codes, side.node, slot, side.derivatives, start, histograms, gross)
     arrays: dict[str, Floats] = {"gross": np.asarray(gross * GRAIN, dtype=np.float64)}
     limits = {"gross": Limit(max(most[0] for most in ask.most), GRAIN)}
-    for k, (node, most) in enumerate(zip(found, ask.most, strict=True)):
+    for k, (node, most) in enumerate(zip(histograms, ask.most, strict=True)):
         for i, name in enumerate(("gradient", "hessian")):
             arrays[f"{name} {k}"] = np.asarray(node[i::2] * GRAIN, dtype=np.float64)
             limits[f"{name} {k}"] = Limit(most[i], GRAIN)
     if len(slot) == 1:
-        both = (rows.grown, rows.held)
+        both = (rows.training, rows.validation)
         arrays["loss"] = np.array([s.loss for s in both]) * LOSS.resolution
         arrays["size"] = np.array([float(len(s.y)) for s in both])
         limits |= {"loss": LOSS, "size": COUNT}
-    beyond = rows.grown.beyond or rows.held.beyond
+    beyond = rows.training.beyond or rows.validation.beyond
     for name, array in arrays.items():
         bound = limits[name].bound
         beyond = beyond or bool(np.abs(array).max(initial=0.0) > bound)
         arrays[name] = np.clip(array, -bound, bound)
     arrays["beyond"], limits["beyond"] = np.array([float(beyond)]), FLAG
-    return Sums(arrays, limits, len(rows.grown.y) + len(rows.held.y))
+    return Sums(arrays, limits, len(rows.training.y) + len(rows.validation.y))
 
 
 def persons_at(rows: Rows, place: Place) -> Sums:
@@ -315,9 +320,9 @@ def persons_at(rows: Rows, place: Place) -> Sums:
     Raises :class:`PeerError` where the way to the tree is unknown.
     """
     rows.follow(place)
-    nodes = rows.grown.node.astype(np.int64)
+    nodes = rows.training.node.astype(np.int64)
     count = persons_by(nodes, rows.persons, len(place.growing.feature))
-    return Sums({PERSONS: count}, {PERSONS: HEADS}, len(rows.grown.y) + len(rows.held.y))
+    return Sums({PERSONS: count}, {PERSONS: HEADS}, len(rows.training.y) + len(rows.validation.y))
 
 
 class OfBins(Strict):
@@ -374,6 +379,11 @@ def _bins(holding: Holding, a: OfBins, arrays: Arrays) -> Sums:
     return counts(columns, edges=arrays["edges"], rows=rows)
 
 
+def _persons(holding: Holding, a: OfBins, arrays: Arrays) -> Sums:
+    rows, owners = holding.rows(a.task, "train"), holding.owners(a.task, "train")
+    return persons_in(rows, np.asarray(pd.factorize(owners)[0], dtype=np.float64), a.cuts)
+
+
 def _level(holding: Holding, a: OfLevel, arrays: Arrays) -> Sums:
     return level(holding.once(_growing, a.cuts, a.task, a.recipe, at_hand=1), a.ask)
 
@@ -383,9 +393,10 @@ def _leaves(holding: Holding, a: OfLeaves, arrays: Arrays) -> Sums:
 
 
 STATISTICS = (
-    Statistic("trees_bins", OfBins, _bins, "trees", ("edges",)),
-    Statistic("trees_leaves", OfLeaves, _leaves, "trees"),
-    Statistic("trees_level", OfLevel, _level, "trees"),
+    Statistic("trees_bins", OfBins, _bins, "trees", ("edges",), cells=True),
+    Statistic("trees_persons", OfBins, _persons, "trees", cells=True),
+    Statistic("trees_leaves", OfLeaves, _leaves, "trees", cells=True),
+    Statistic("trees_level", OfLevel, _level, "trees", cells=True),
 )
 
 

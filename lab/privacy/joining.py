@@ -1,14 +1,15 @@
 """Cells of a model's scores that stand on few persons are joined before anybody sees them.
 
 The rule is public and looks at the numbers of persons alone: neighbours in an order are joined until
-each cell has enough; levels without an order that have too few become one level, :data:`FEW`, with
+each cell has enough; levels without an order that have too few become one level, :data:`RARE`, with
 the next smallest ones if it needs them. Persons are distinct within a party: a person at two
 parties counts twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +17,39 @@ from numpy.typing import NDArray
 from lab.sums import Floats, Sums
 
 Indices = NDArray[np.int64]
-#: The level that levels of few persons become.
-FEW = "(few)"
+#: The one level for all that stand on too few persons, or whose names no party announces.
+RARE = "(rare)"
 #: The array that carries the persons behind each cell.
 PERSONS = "persons"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """How many numbers of a statistic, or made of it, were told to others than whoever opens totals.
+
+    fewest_persons: behind the smallest cell among them; None where all stand on all rows.
+    """
+
+    statistic: str
+    numbers: int
+    fewest_persons: int | None = None
+
+    @classmethod
+    def cells(cls, statistic: str, numbers: int, persons: Floats) -> Opened:
+        """Of cells with these persons; empty ones tell of nobody."""
+        filled = persons[persons > 0]
+        return cls(statistic, numbers, int(filled.min()) if len(filled) else None)
+
+
+def by_statistic(opened: Iterable[Opened]) -> list[Opened]:
+    """One line for each statistic, in order of their names."""
+    lines: dict[str, Opened] = {}
+    for one in opened:
+        before = lines.get(one.statistic, Opened(one.statistic, 0))
+        fewest = [n for n in (before.fewest_persons, one.fewest_persons) if n is not None]
+        numbers = before.numbers + one.numbers
+        lines[one.statistic] = Opened(one.statistic, numbers, min(fewest, default=None))
+    return [lines[name] for name in sorted(lines)]
 
 
 def persons_by(group: Indices, unit: Floats, count: int) -> Floats:
@@ -51,9 +81,10 @@ def of_levels(persons: Floats, names: Sequence[str], least: int) -> tuple[Indice
     are left out of the joining and keep their names.
 
     >>> of_levels(np.array([30.0, 4, 12, 3]), ["a", "b", "c", "d"], 10)
-    (array([0, 1, 1, 1]), ('a', '(few)'))
+    (array([0, 1, 1, 1]), ('a', '(rare)'))
     """
     few = (persons > 0) & (persons < least)
+    few |= few.any() & (np.array(names, dtype=object) == RARE)
     for level in np.argsort(persons, kind="stable"):
         if not few.any() or persons[few].sum() >= least:
             break
@@ -63,7 +94,7 @@ def of_levels(persons: Floats, names: Sequence[str], least: int) -> tuple[Indice
     kept = np.flatnonzero(~few)
     joined = np.full(len(names), len(kept), dtype=np.int64)
     joined[kept] = np.arange(len(kept))
-    return joined, (*(names[int(k)] for k in kept), FEW)
+    return joined, (*(names[int(k)] for k in kept), RARE)
 
 
 def apply(sums: Sums, joined: Indices) -> Sums:

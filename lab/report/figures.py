@@ -1,33 +1,33 @@
-"""Figures of the report, drawn from ``result.json`` alone; each is an SVG that stands in the page."""
+"""Figures of the report, drawn from ``result.json`` alone; each is an SVG in the page."""
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from lab.report.style import COLOURS, INK, LINE, MARKS, NAMES, PALE, resize
+from lab.report.style import COLOURS, INK, LINE, MARKS, NAMES, PALE, Result, resize
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
-    Draw = Callable[[dict[str, Any], Axes], bool]
+    from lab.report.style import Draw
 
 MOST_COEFFICIENTS = 40
 
 
-def figures(result: dict[str, Any]) -> list[dict[str, str]]:
+def figures(result: Result) -> list[dict[str, str]]:
     """Each figure: title, what it shows, svg."""
-    drawn = []
+    sections = []
     for title, text, draw in _detector(result) if result["experiment"]["detection"] else _RATES:
         svg = _figure(result, draw)
         if svg:
-            drawn.append({"title": title, "text": text, "svg": svg})
-    return drawn
+            sections.append({"title": title, "text": text, "svg": svg})
+    return sections
 
 
-def _detector(result: dict[str, Any]) -> list[tuple[str, str, Draw]]:
+def _detector(result: Result) -> list[tuple[str, str, Draw]]:
     """The figures of a fraud detector."""
     from lab.report import figures_detection as of
 
@@ -46,7 +46,7 @@ def _detector(result: dict[str, Any]) -> list[tuple[str, str, Draw]]:
         ),
         (
             "Lift",
-            "How much oftener than by chance fraud is among the claims that rank highest.",
+            "How many times more frauds the highest-ranked claims hold than claims picked at random.",
             of.lift,
         ),
         (
@@ -69,12 +69,12 @@ def _detector(result: dict[str, Any]) -> list[tuple[str, str, Draw]]:
     ]
 
 
-def parties(result: dict[str, Any]) -> list[str]:
-    """The whole market, then each party whose scores are told; real parties keep theirs."""
+def parties(result: Result) -> list[str]:
+    """The whole market, then each party whose scores are known; real parties keep theirs."""
     return ["all"] if "outlook" in result else ["all", *result["data"]["parties"]]
 
 
-def _figure(result: dict[str, Any], draw: Any) -> str:
+def _figure(result: Result, draw: Draw) -> str:
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -111,20 +111,20 @@ def _figure(result: dict[str, Any], draw: Any) -> str:
     return head + rest.partition("</metadata>")[2]
 
 
-def _by_party(result: dict[str, Any], axes: Axes) -> bool:
+def _by_party(result: Result, axes: Axes) -> bool:
     holders, score = parties(result)[::-1], result["headline"]
     if len(holders) == 1:
         return False
     resize(axes, 5.2, 1.3 + 0.3 * len(holders))
     points: list[tuple[float, int]]
     for arm, values in result["arms"].items():
-        found = {y: values["scores"].get(p, {}) for y, p in enumerate(holders)}
-        points = [(s[score], y) for y, s in found.items() if s.get(score) is not None]
+        by_line = {y: values["scores"].get(p, {}) for y, p in enumerate(holders)}
+        points = [(s[score], y) for y, s in by_line.items() if s.get(score) is not None]
         if points:
             x, y = zip(*points, strict=True)
             size = 110 if arm == "pooled" else 34
             axes.scatter(x, y, s=size, color=COLOURS[arm], marker=MARKS[arm], label=arm, zorder=3)
-        for line, s in found.items() if arm == "federated" else ():
+        for line, s in by_line.items() if arm == "federated" else ():
             if s.get(f"{score}_low") is not None:
                 ends = [s[f"{score}_low"], s[f"{score}_high"]]
                 axes.plot(ends, [line, line], color=COLOURS[arm], lw=1)
@@ -135,26 +135,33 @@ def _by_party(result: dict[str, Any], axes: Axes) -> bool:
     return True
 
 
-def _lorenz(result: dict[str, Any], axes: Axes) -> bool:
+def _in_bins(result: Result) -> dict[str, Any]:
+    """The curves of each arm that was judged in bins."""
+    return {arm: c for arm, c in result["curves"].items() if c and c["tenths"]}
+
+
+def _lorenz(result: Result, axes: Axes) -> bool:
+    arms = _in_bins(result)
+    if not arms:
+        return False
     axes.plot([0, 1], [0, 1], color=LINE, lw=1)
-    for arm, curves in result["curves"].items():
-        if curves:
-            gini = result["arms"][arm]["scores"]["all"]["gini"]
-            style = (0, (2, 3)) if arm == "pooled" else "-"
-            axes.plot(
-                curves["lorenz"]["exposure"],
-                curves["lorenz"]["target"],
-                lw=1.6,
-                ls=style,
-                color=COLOURS[arm],
-                label=f"{arm}, Gini {gini:.3f}",
-            )
+    for arm, curves in arms.items():
+        gini = result["arms"][arm]["scores"]["all"]["gini"]
+        style = (0, (2, 3)) if arm == "pooled" else "-"
+        axes.plot(
+            curves["lorenz"]["exposure"],
+            curves["lorenz"]["target"],
+            lw=1.6,
+            ls=style,
+            color=COLOURS[arm],
+            label=f"{arm}, Gini {gini:.3f}",
+        )
     axes.set(xlabel="share of exposure", ylabel="share of target", xlim=(0, 1), ylim=(0, 1))
     axes.legend(loc="upper left")
-    return any(result["curves"].values())
+    return True
 
 
-def _tenths(result: dict[str, Any]) -> Any:
+def _tenths(result: Result) -> pd.DataFrame:
     import pandas as pd
 
     arm = "federated" if result["curves"].get("federated") else next(iter(result["curves"]), "")
@@ -162,7 +169,7 @@ def _tenths(result: dict[str, Any]) -> Any:
     return pd.DataFrame(curves.get("tenths", []))
 
 
-def _calibration(result: dict[str, Any], axes: Axes) -> bool:
+def _calibration(result: Result, axes: Axes) -> bool:
     table = _tenths(result)
     if table.empty:
         return False
@@ -189,25 +196,24 @@ def _calibration(result: dict[str, Any], axes: Axes) -> bool:
     return True
 
 
-def _lift(result: dict[str, Any], axes: Axes) -> bool:
-    drawn = False
-    arms = [arm for arm, curves in result["curves"].items() if curves]
-    for k, arm in enumerate(arms):
-        table = result["curves"][arm]["tenths"]
+def _lift(result: Result, axes: Axes) -> bool:
+    arms = _in_bins(result)
+    if not arms:
+        return False
+    for k, (arm, curves) in enumerate(arms.items()):
+        table = curves["tenths"]
         mean = sum(t["actual"] for t in table) / sum(t["size"] for t in table)
         width = 0.8 / len(arms)
         x = [t["tenth"] - 0.4 + width * (k + 0.5) for t in table]
         height = [t["actual"] / t["size"] / mean if t["size"] and mean else 0 for t in table]
         axes.bar(x, height, width, color=COLOURS[arm], label=arm)
-        drawn = True
     axes.axhline(1, color=PALE, lw=0.8)
     axes.set(xlabel="tenth of exposure", ylabel="actual rate / mean", xticks=range(1, 11))
     axes.legend(loc="upper left")
-    return drawn
+    return True
 
 
-def _convergence(result: dict[str, Any], axes: Axes) -> bool:
-    drawn = False
+def _convergence(result: Result, axes: Axes) -> bool:
     groups: dict[tuple[str, str, str], list[tuple[int, float]]] = {}
     for line in result["convergence"]:
         value = line.get("deviance", None)
@@ -223,18 +229,17 @@ def _convergence(result: dict[str, Any], axes: Axes) -> bool:
         style = "-" if arm == "federated" else (0, (2, 3))
         label = arm if part == "model" else f"{arm}, {part}"
         axes.plot(steps, gap, marker="o", ms=3, lw=1.4, ls=style, color=COLOURS[arm], label=label)
-        drawn = True
     if result["experiment"]["model"]["kind"] == "glm":
         axes.set_yscale("log")
         axes.set(xlabel="step", ylabel="deviance above its last value, relative")
     else:
         axes.set(xlabel="round", ylabel="training loss")
-    if drawn:
+    if groups:
         axes.legend(loc="upper right")
-    return drawn
+    return bool(groups)
 
 
-def _coefficients(result: dict[str, Any], axes: Axes) -> bool:
+def _coefficients(result: Result, axes: Axes) -> bool:
     rows = shared_coefficients(result)
     rows = [row for row in rows if row["name"] != "intercept"][:MOST_COEFFICIENTS][::-1]
     if not rows:
@@ -252,7 +257,7 @@ def _coefficients(result: dict[str, Any], axes: Axes) -> bool:
     return True
 
 
-def shared_coefficients(result: dict[str, Any]) -> list[dict[str, Any]]:
+def shared_coefficients(result: Result) -> list[dict[str, Any]]:
     """Coefficients of the federated (else pooled) model; of the frequency where there are two."""
     for arm in ("federated", "pooled"):
         entry = result["arms"].get(arm, {})
@@ -262,7 +267,7 @@ def shared_coefficients(result: dict[str, Any]) -> list[dict[str, Any]]:
     return []
 
 
-def _levels(result: dict[str, Any], axes: Axes) -> bool:
+def _levels(result: Result, axes: Axes) -> bool:
     arm = "federated" if result["curves"].get("federated") else "pooled"
     by_feature = (result["curves"].get(arm) or {}).get("levels", {})
     rows: list[tuple[str, float, float]] = []

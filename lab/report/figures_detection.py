@@ -4,41 +4,42 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lab.report.style import COLOURS, LINE, PALE, resize
+from lab.report.style import COLOURS, LINE, PALE, Result, resize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from matplotlib.axes import Axes
+    from matplotlib.typing import LineStyleType as LineStyle
 
 #: The four-fifths rule's bounds on a ratio (29 CFR 1607.4 D), as something to look at.
 LOOK_AT = 0.8, 1.25
 
 
-def _arms(result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Arms with what was found by the detector of the whole market."""
+def _arms(result: Result) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each arm with the scores of its detector on the whole market."""
     for arm, curves in result["curves"].items():
         if curves and curves["detection"]:
             yield arm, curves["detection"]
 
 
-def _shared(result: dict[str, Any]) -> dict[str, Any] | None:
-    """What the federated detector found, else the last arm's."""
+def _shared(result: Result) -> dict[str, Any] | None:
+    """The scores of the federated detector, else those of the last arm's."""
     arms = dict(_arms(result))
     return arms.get("federated") or next(iter(reversed(arms.values())), None)
 
 
-def _style(arm: str) -> Any:
+def _style(arm: str) -> LineStyle:
     return (0, (2, 3)) if arm == "pooled" else "-"
 
 
-def precision_recall(result: dict[str, Any], axes: Axes) -> bool:
+def precision_recall(result: Result, axes: Axes) -> bool:
     """Steps, since lines between the points promise too much."""
-    for arm, found in _arms(result):
+    for arm, detection in _arms(result):
         value = result["arms"][arm]["scores"]["all"]["average_precision"]
         axes.step(
-            [0.0, *found["recall"]],
-            [found["precision"][0], *found["precision"]],
+            [0.0, *detection["recall"]],
+            [detection["precision"][0], *detection["precision"]],
             where="pre",
             lw=1.5,
             ls=_style(arm),
@@ -50,12 +51,17 @@ def precision_recall(result: dict[str, Any], axes: Axes) -> bool:
     return any(_arms(result))
 
 
-def lift(result: dict[str, Any], axes: Axes) -> bool:
+def lift(result: Result, axes: Axes) -> bool:
     """Lift over the share of claims investigated."""
     budget = result["experiment"]["detection"]["budget"]
-    for arm, found in _arms(result):
+    for arm, detection in _arms(result):
         axes.plot(
-            found["share"], found["lift"], lw=1.5, ls=_style(arm), color=COLOURS[arm], label=arm
+            detection["share"],
+            detection["lift"],
+            lw=1.5,
+            ls=_style(arm),
+            color=COLOURS[arm],
+            label=arm,
         )
     axes.axvline(budget, color=PALE, lw=0.8)
     axes.annotate(
@@ -72,14 +78,14 @@ def lift(result: dict[str, Any], axes: Axes) -> bool:
     return any(_arms(result))
 
 
-def calibration(result: dict[str, Any], axes: Axes) -> bool:
+def calibration(result: Result, axes: Axes) -> bool:
     """Frauds and expected frauds in tenths of the ranking."""
-    found = _shared(result)
-    if found is None:
+    detection = _shared(result)
+    if detection is None:
         return False
-    tenths = [t["tenth"] for t in found["tenths"]]
+    tenths = [t["tenth"] for t in detection["tenths"]]
     for key, mark, colour in (("expected", "-", "federated"), ("fraud", "o", "alone")):
-        rate = [t[key] / t["rows"] if t["rows"] else 0.0 for t in found["tenths"]]
+        rate = [t[key] / t["rows"] if t["rows"] else 0.0 for t in detection["tenths"]]
         axes.plot(tenths, rate, mark, color=COLOURS[colour], ms=5, lw=1.6, label=key)
     axes.set(
         yscale="log",
@@ -91,7 +97,7 @@ def calibration(result: dict[str, Any], axes: Axes) -> bool:
     return True
 
 
-def typologies(result: dict[str, Any], axes: Axes) -> bool:
+def typologies(result: Result, axes: Axes) -> bool:
     """Recall at the budget of each kind of fraud."""
     arms = dict(_arms(result))
     kinds = [
@@ -103,8 +109,8 @@ def typologies(result: dict[str, Any], axes: Axes) -> bool:
         return False
     resize(axes, 5.2, 1.2 + 0.34 * len(kinds))
     height = 0.8 / len(arms)
-    for k, (arm, found) in enumerate(arms.items()):
-        recall = {t["typology"]: t["recall"] or 0.0 for t in found["typologies"]}
+    for k, (arm, detection) in enumerate(arms.items()):
+        recall = {t["typology"]: t["recall"] or 0.0 for t in detection["typologies"]}
         y = [at + 0.4 - height * (k + 0.5) for at in range(len(kinds))]
         axes.barh(y, [recall[kind] for kind in kinds], height, color=COLOURS[arm], label=arm)
     axes.set_yticks(range(len(kinds)), [kind.replace("_", " ") for kind in kinds])
@@ -114,12 +120,12 @@ def typologies(result: dict[str, Any], axes: Axes) -> bool:
     return True
 
 
-def fairness(result: dict[str, Any], axes: Axes) -> bool:
+def fairness(result: Result, axes: Axes) -> bool:
     """Ratio of each group's rates to those of the largest group."""
-    found = _shared(result)
+    detection = _shared(result)
     rows = [
         (f"{column} {line['group']}", line)
-        for column, lines in (found["groups"] if found else {}).items()
+        for column, lines in (detection["groups"] if detection else {}).items()
         for line in lines
         if line["false_positive_rate_ratio"] is not None
     ][::-1]
@@ -148,7 +154,7 @@ def fairness(result: dict[str, Any], axes: Axes) -> bool:
     return True
 
 
-def joining(result: dict[str, Any], axes: Axes) -> bool:
+def joining(result: Result, axes: Axes) -> bool:
     """What a party's staying away costs it and the others."""
     rows = result["joining"][::-1]
     if not rows:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from lab.report.figures import figures, parties
-from lab.report.style import COLOURS, NAMES
+from lab.report.style import COLOURS, NAMES, Result
 
 
-def render(result: dict[str, Any]) -> str:
+def render(result: Result) -> str:
     """The page as HTML; figures are SVG inside it and nothing is fetched from anywhere."""
     import jinja2
 
@@ -41,7 +40,7 @@ def _number(value: float | None, digits: int = 4) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value of an answer as a person reads it; hidden is a dot."""
     if value is None or value != value:
         return "·"

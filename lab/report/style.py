@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+#: What ``result.json`` of a run holds.
+Result = dict[str, Any]
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    Draw = Callable[[dict[str, Any], Axes], bool]
-
+    #: Draws a figure of a result; False where there is nothing to draw.
+    Draw = Callable[[Result, Axes], bool]
 
 INK, PALE, LINE = "#1f2a33", "#6b7780", "#d9dee2"
 

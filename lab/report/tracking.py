@@ -10,7 +10,13 @@ import re
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from lab.report.style import Result
+
+if TYPE_CHECKING:
+    from mlflow.models.model import ModelInfo
+    from mlflow.tracking import MlflowClient
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -36,16 +42,15 @@ def address(runs: Path, uri: str | None) -> str:
 
 
 def log(folder: Path, uri: str) -> tuple[str, str]:
-    """Log a kept run: a parent run and a child for each arm. Returns the parent's id, and which
+    """Log a finished run: a parent run and a child for each arm. Returns the parent's id, and which
     version of a registered model the federated one became.
 
-    Whatever MLflow raises passes on; the caller tells it and nothing is lost, for the folder
-    stays as it is.
+    Whatever MLflow raises passes on; the caller reports it, and nothing is lost: the folder stays
+    as it is.
     """
-    import mlflow
     from mlflow.tracking import MlflowClient
 
-    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    result: Result = json.loads((folder / "result.json").read_text())
     for name in ("mlflow", "alembic", "sqlalchemy"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -60,7 +65,7 @@ def log(folder: Path, uri: str) -> tuple[str, str]:
                 _log_arm(client, place, parent, arm, result)
             for name in ("report.html", "result.json", "receipt.csv"):
                 client.log_artifact(parent, str(folder / name))
-            model = _log_model(mlflow, folder, result, uri, parent)
+            model = _log_model(folder, result, uri, parent)
         except BaseException:
             client.set_terminated(parent, "FAILED")
             raise
@@ -68,17 +73,16 @@ def log(folder: Path, uri: str) -> tuple[str, str]:
         return str(parent), _register(client, model, result, parent)
 
 
-def _experiment(client: Any, folder: Path, uri: str) -> Any:
-    """The id of MLflow's experiment, which is made where it is not there yet."""
+def _experiment(client: MlflowClient, folder: Path, uri: str) -> str:
+    """The id of MLflow's experiment, made if it is not there yet."""
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment:
-        return experiment.experiment_id
-    return client.create_experiment(
-        EXPERIMENT, artifact_location=_artifacts(folder, uri), tags=KIND
-    )
+        return str(experiment.experiment_id)
+    place = _artifacts(folder, uri)
+    return str(client.create_experiment(EXPERIMENT, artifact_location=place, tags=KIND))
 
 
-def _log_parameters(client: Any, run: str, experiment: dict[str, Any]) -> None:
+def _log_parameters(client: MlflowClient, run: str, experiment: dict[str, Any]) -> None:
     """The experiment's settings, in batches of MLflow's size."""
     from mlflow.entities import Param
 
@@ -87,7 +91,7 @@ def _log_parameters(client: Any, run: str, experiment: dict[str, Any]) -> None:
         client.log_batch(run, params=params[at : at + PARAMS_AT_ONCE])
 
 
-def _log_arm(client: Any, place: Any, parent: str, arm: str, result: dict[str, Any]) -> None:
+def _log_arm(client: MlflowClient, place: str, parent: str, arm: str, result: Result) -> None:
     """A child run with all of an arm's metrics, and its scores over all parties in the parent."""
     from mlflow.entities import Metric
 
@@ -116,12 +120,12 @@ def _artifacts(folder: Path, uri: str) -> str | None:
     return (Path(uri.removeprefix("sqlite:///")).parent / "artifacts").resolve().as_uri()
 
 
-def _digests(result: dict[str, Any]) -> dict[str, str]:
+def _digests(result: Result) -> dict[str, str]:
     data = result["data"]
     return {"lab.data": data["origin"], "lab.data.sha256": data["digest"]}
 
 
-def _register(client: Any, model: Any, result: dict[str, Any], parent: str) -> str:
+def _register(client: MlflowClient, model: ModelInfo | None, result: Result, parent: str) -> str:
     """A version of the registered model of the experiment's name; without a registry, a note."""
     digest = result["arms"].get("federated", {}).get("model_hash")
     if model is None or digest is None:
@@ -129,7 +133,7 @@ def _register(client: Any, model: Any, result: dict[str, Any], parent: str) -> s
     name = re.sub("[/:]", "-", result["experiment"]["name"])
     tags = _digests(result) | {"lab.model.sha256": digest}
     try:
-        with contextlib.suppress(Exception):  # there already; whatever else, the next one tells
+        with contextlib.suppress(Exception):  # there already; the next call reports anything else
             client.create_registered_model(name)
         version = client.create_model_version(
             name, model.model_uri, parent, tags, model_id=model.model_id
@@ -140,13 +144,14 @@ def _register(client: Any, model: Any, result: dict[str, Any], parent: str) -> s
     return f"model '{name}' version {version}"
 
 
-def _log_model(mlflow: Any, folder: Path, result: dict[str, Any], uri: str, parent: str) -> Any:
+def _log_model(folder: Path, result: Result, uri: str, parent: str) -> ModelInfo | None:
     """The federated model (or the pooled one) with its signature, as code and JSON."""
     path = folder / "models" / "federated.json"
     if not path.exists():
         path = folder / "models" / "pooled.json"
     if not path.exists():
         return None
+    import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
 
@@ -167,9 +172,7 @@ def _log_model(mlflow: Any, folder: Path, result: dict[str, Any], uri: str, pare
         )
 
 
-def arm_metrics(
-    arm: str, values: dict[str, Any], result: dict[str, Any]
-) -> list[tuple[str, float, int]]:
+def arm_metrics(arm: str, values: dict[str, Any], result: Result) -> list[tuple[str, float, int]]:
     """(name, value, step): scores of each party, and the deviance or loss after each round."""
     out = [
         (f"{party}.{name}".replace("=", " "), float(value), 0)

@@ -10,15 +10,16 @@ data streams", 2012).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from lab.models.families import Family
 from lab.privacy.joining import PERSONS, persons_by
 from lab.sums import COUNT, SCORE, Floats, Sums
 
+Codes = NDArray[np.int64]
 #: Bins of the predicted rate: a coarse grid first, then as many of about equal exposure.
 BINS = 256
 GRID = np.linspace(-40.0, 40.0, 4 * BINS + 1)
@@ -48,6 +49,20 @@ def fit_sums(
     the same resamples for every model, so differences between models are paired. ``seed`` holds
     the study's seed and numbers only the party knows: resamples that others could repeat would be
     equations for single rows.
+
+    The sums of two parties add up to the sums of all rows, and so do the scores made from them:
+
+    >>> from lab.sums import combine
+    >>> def party(y: list[float], rate: list[float]) -> Sums:
+    ...     ones = np.ones(len(y))
+    ...     rows = Scored(np.array(y), np.array(rate), ones, ones, np.arange(len(y)))
+    ...     return fit_sums(rows, family=Family.make("poisson"), constant=0.75, replicates=0, seed=[1])
+    >>> one, other = party([0, 1], [0.2, 0.6]), party([0, 2], [0.3, 1.5])
+    >>> both = party([0, 1, 0, 2], [0.2, 0.6, 0.3, 1.5])
+    >>> round(scores(combine([one, other])).deviance_explained, 4)
+    0.6949
+    >>> round(scores(both).deviance_explained, 4)
+    0.6949
     """
     expected = rows.rate * rows.exposure
     columns = np.column_stack(
@@ -82,14 +97,14 @@ def lorenz_sums(rows: Scored, *, edges: Floats) -> Sums:
     return _by_group(rows, np.searchsorted(edges, place), len(edges) + 1)
 
 
-def level_sums(rows: Scored, *, codes: Any, count: int) -> Sums:
+def level_sums(rows: Scored, *, codes: NDArray[np.int32], count: int) -> Sums:
     """Exposure, actual, expected and persons by level of one feature; code -1 is left out."""
     keep = codes >= 0
-    kept = Scored(*(getattr(rows, f)[keep] for f in ("y", "rate", "exposure", "weight", "unit")))
-    return _by_group(kept, codes[keep], count)
+    part = Scored(*(getattr(rows, f)[keep] for f in ("y", "rate", "exposure", "weight", "unit")))
+    return _by_group(part, codes[keep].astype(np.int64), count)
 
 
-def _by_group(rows: Scored, group: Any, count: int) -> Sums:
+def _by_group(rows: Scored, group: Codes, count: int) -> Sums:
     values = {
         "size": rows.size,
         "actual": rows.weight * rows.y,
@@ -106,14 +121,22 @@ def finer_edges(coarse: Sums, edges: Floats, bins: int = BINS) -> Floats:
     """Edges that cut the exposure of a coarse histogram into about equal parts.
 
     Within a coarse bin the exposure is taken as evenly spread; equal edges are merged.
+
+    Six of eight years lie between 0 and 1, so two of three edges do:
+
+    >>> coarse = Sums({"size": np.array([1.0, 6.0, 1.0])}, {"size": COUNT}, rows=8)
+    >>> finer_edges(coarse, np.array([0.0, 1.0]), bins=4).round(2).tolist()
+    [0.17, 0.5, 0.83]
     """
     size = coarse["size"]
     low = np.concatenate([[edges[0] - 1], edges])
     high = np.concatenate([edges, [edges[-1] + 1]])
-    reached = np.concatenate([[0.0], np.cumsum(size)])
-    wanted = np.linspace(0, reached[-1], bins + 1)[1:-1]
-    at = np.clip(np.searchsorted(reached, wanted, side="left") - 1, 0, len(size) - 1)
-    share = np.divide(wanted - reached[at], size[at], out=np.zeros_like(wanted), where=size[at] > 0)
+    cumulative = np.concatenate([[0.0], np.cumsum(size)])
+    targets = np.linspace(0, cumulative[-1], bins + 1)[1:-1]
+    at = np.clip(np.searchsorted(cumulative, targets, side="left") - 1, 0, len(size) - 1)
+    share = np.divide(
+        targets - cumulative[at], size[at], out=np.zeros_like(targets), where=size[at] > 0
+    )
     return np.asarray(np.unique(low[at] + share * (high[at] - low[at])))
 
 
@@ -161,7 +184,14 @@ def lorenz_curve(sums: Sums) -> tuple[Floats, Floats]:
 
 
 def gini(sums: Sums) -> float:
-    """Twice the area between the diagonal and the Lorenz curve; 0 orders nothing."""
+    """Twice the area between the diagonal and the Lorenz curve; 0 orders nothing.
+
+    sums: bins in the order of the predicted rate, with their exposure and what was observed.
+
+    >>> claims = {"size": np.ones(4), "actual": np.array([0.0, 0.0, 1.0, 3.0])}
+    >>> gini(Sums(claims, dict.fromkeys(claims, COUNT), rows=4))
+    0.625
+    """
     x, y = lorenz_curve(sums)
     return float(1 - 2 * np.trapezoid(y, x))
 
@@ -172,8 +202,8 @@ def deciles(sums: Sums, parts: int = 10) -> pd.DataFrame:
     middle = np.cumsum(size) - size / 2
     tenth = np.minimum((middle / size.sum() * parts).astype(int), parts - 1)
     table = pd.DataFrame({name: sums[name] for name in ("size", "actual", "expected")})
-    grouped = table.groupby(tenth).sum()
-    grouped.index = grouped.index + 1
-    return grouped.rename_axis("tenth").assign(
-        actual_over_expected=grouped["actual"] / grouped["expected"]
+    tenths = table.groupby(tenth).sum()
+    tenths.index = tenths.index + 1
+    return tenths.rename_axis("tenth").assign(
+        actual_over_expected=tenths["actual"] / tenths["expected"]
     )

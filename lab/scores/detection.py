@@ -61,6 +61,14 @@ def rank_sums(
     resamples that others could repeat would be equations for single rows.
 
     Raises :class:`ModelError` for a truth that is not 0 or 1 and a score that is no probability.
+
+    Four claims in bins cut at one half and at four fifths:
+
+    >>> truth, score = np.array([0.0, 0, 0, 1]), np.array([0.1, 0.2, 0.6, 0.9])
+    >>> amount, edges = np.array([50.0, 20, 90, 700]), special.logit([0.5, 0.8])
+    >>> sums = rank_sums(truth, score, amount, np.arange(4.0), edges=edges, replicates=0, seed=[1])
+    >>> sums["rows"].tolist(), sums["fraud"].tolist(), sums["amount"].tolist()
+    ([2.0, 1.0, 1.0], [0.0, 0.0, 1.0], [0.0, 0.0, 700.0])
     """
     fraud, bins = _checked(truth, score), len(edges) + 1
     place = np.searchsorted(edges, np.clip(special.logit(score), GRID[0], GRID[-1]), side="right")
@@ -85,7 +93,7 @@ def _checked(truth: Floats, score: Floats) -> NDArray[np.bool_]:
     if not ((score >= 0) & (score <= 1)).all():
         raise ModelError(
             "detection: a score must be a probability, from 0 to 1, in every row; "
-            "give 1 / (1 + exp(-score)) of a score that only ranks"
+            "turn a score that only ranks into 1 / (1 + exp(-score))"
         )
     return np.asarray(truth == 1)
 
@@ -100,12 +108,12 @@ def _resampled(
     """Rows and frauds of each resample, from cells numbered 2 * bin + truth."""
     persons, person = np.unique(unit, return_inverse=True)
     rng = np.random.default_rng(seed)
-    drawn = np.empty((replicates, 2, bins))
+    resamples = np.empty((replicates, 2, bins))
     for b in range(replicates):
         weight = rng.poisson(1.0, len(persons)).astype(np.float64)
         honest, fraud = _counted(cell, weight[person], 2 * bins).reshape(bins, 2).T
-        drawn[b] = honest + fraud, fraud
-    return drawn
+        resamples[b] = honest + fraud, fraud
+    return resamples
 
 
 def ranking_edges(coarse: Sums, edges: Floats, bins: int = BINS) -> Floats:
@@ -120,12 +128,12 @@ def ranking_edges(coarse: Sums, edges: Floats, bins: int = BINS) -> Floats:
     A bin may hold a single claim: bins of few persons are joined before anybody sees them
     (`lab.privacy.joining`).
     """
-    reached, even = _from_top(coarse["rows"]), bins // 4
+    cumulative, even = _from_top(coarse["rows"]), bins // 4
     shares = np.arange(1, even) / even
     tail = FINEST ** (np.arange(1, bins - even + 1) / (bins - even))
-    wanted = np.maximum(np.concatenate([shares, tail]) * reached[-1], 1.0)
+    ranks = np.maximum(np.concatenate([shares, tail]) * cumulative[-1], 1.0)
     bounds = np.concatenate([[edges[0] - 1], edges, [edges[-1] + 1]])
-    return np.asarray(np.unique(np.interp(wanted, reached, bounds[::-1])))
+    return np.asarray(np.unique(np.interp(ranks, cumulative, bounds[::-1])))
 
 
 def _from_top(values: Floats) -> Floats:
@@ -145,6 +153,11 @@ def average_precision(rows: Floats, fraud: Floats) -> float:
     rows, fraud: (bins,) from the lowest score up. Points are not joined by lines, which promise
     precision that no threshold reaches (Davis & Goadrich, section 4). Not a number without
     frauds, 1 with frauds alone; a ranking at random has the share of frauds.
+
+    One fraud in a top bin of frauds alone, one in the next, down to which half the claims are:
+
+    >>> average_precision(rows=np.array([4.0, 3.0, 1.0]), fraud=np.array([0.0, 1.0, 1.0]))
+    0.75
     """
     return float(_average_precisions(rows, fraud))
 
@@ -161,6 +174,9 @@ def roc_auc(rows: Floats, fraud: Floats) -> float:
 
     rows, fraud: (bins,) from the lowest score up. Not a number without frauds or without honest
     claims. Source: Fawcett, "An introduction to ROC analysis" (2006), section 7, by trapezoids.
+
+    >>> round(roc_auc(rows=np.array([4.0, 3.0, 1.0]), fraud=np.array([0.0, 1.0, 1.0])), 4)
+    0.9167
     """
     honest = rows - fraud
     below = np.cumsum(honest) - honest / 2
@@ -188,14 +204,14 @@ def difference(model: Sums, other: Sums, level: float = 0.95) -> tuple[float, fl
 def _with_resamples(sums: Sums) -> Floats:
     """Average precision of the sample itself, then of each resample."""
     one = np.stack([sums["rows"], sums["fraud"]])[None]
-    drawn = np.concatenate([one, sums.arrays.get("resampled", one[:0])])
-    return _average_precisions(drawn[:, 0], drawn[:, 1])
+    samples = np.concatenate([one, sums.arrays.get("resampled", one[:0])])
+    return _average_precisions(samples[:, 0], samples[:, 1])
 
 
 def _percentiles(values: Floats, level: float) -> tuple[float, float, float]:
-    drawn = values[1:][~np.isnan(values[1:])]
+    samples = values[1:][~np.isnan(values[1:])]
     tail = (1 - level) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail]) if len(drawn) else (np.nan, np.nan)
+    low, high = np.quantile(samples, [tail, 1 - tail]) if len(samples) else (np.nan, np.nan)
     return float(values[0]), float(low), float(high)
 
 
@@ -220,10 +236,19 @@ def at_budget(sums: Sums, share: float, *, investigation_cost: float) -> Investi
     Where the budget cuts through a bin, the bin counts pro rata: what is expected when its claims
     are taken in random order. Every fraud investigated is taken as proved and its amount as saved.
     Raises :class:`ConfigurationError` unless 0 < share <= 1.
+
+    A quarter of eight claims is two: the top bin and one of three in the next.
+
+    >>> bins = {"rows": [4, 3, 1], "fraud": [0, 1, 1], "amount": [0, 300, 700], "expected": [0, 1, 1]}
+    >>> arrays = {name: np.array(values, dtype=float) for name, values in bins.items()}
+    >>> sums = Sums(arrays, dict.fromkeys(arrays, SCORE), rows=8)
+    >>> result = at_budget(sums, 0.25, investigation_cost=100.0)
+    >>> round(result.found, 2), round(result.precision, 2), round(result.saved), round(result.net)
+    (1.33, 0.67, 800, 600)
     """
     if not 0 < share <= 1:
-        raise ConfigurationError(f"a budget must be a share above 0, at most 1, got {share:g}")
-    top = {name: float(reached[0]) for name, reached in _tops(sums, np.array([share])).items()}
+        raise ConfigurationError(f"a budget must be a share above 0 and at most 1, got {share:g}")
+    top = {name: float(values[0]) for name, values in _tops(sums, np.array([share])).items()}
     rows, fraud = float(sums["rows"].sum()), float(sums["fraud"].sum())
     precision = float(_ratio(top["fraud"], top["rows"]))
     cost = top["rows"] * investigation_cost
@@ -255,9 +280,9 @@ def scores(sums: Sums, share: float, *, investigation_cost: float) -> dict[str, 
 
 def _tops(sums: Sums, shares: Floats) -> dict[str, Floats]:
     """Sums over the top ``shares`` of claims, pro rata within a bin."""
-    reached = _from_top(sums["rows"])
+    cumulative = _from_top(sums["rows"])
     names = ("rows", "fraud", "amount", "expected")
-    return {n: np.interp(shares * reached[-1], reached, _from_top(sums[n])) for n in names}
+    return {n: np.interp(shares * cumulative[-1], cumulative, _from_top(sums[n])) for n in names}
 
 
 def threshold_at(sums: Sums, edges: Floats, share: float) -> float:
@@ -276,8 +301,8 @@ def calibration(sums: Sums, parts: int = 10) -> pd.DataFrame:
     Columns rows, fraud, expected, ratio (fraud over expected, 1 is calibrated). A bin that lies
     in two tenths counts in both, pro rata.
     """
-    reached = _tops(sums, np.linspace(0.0, 1.0, parts + 1))
-    table = pd.DataFrame({name: np.diff(reached[name]) for name in ("rows", "fraud", "expected")})
+    tops = _tops(sums, np.linspace(0.0, 1.0, parts + 1))
+    table = pd.DataFrame({name: np.diff(tops[name]) for name in ("rows", "fraud", "expected")})
     table.index = pd.RangeIndex(1, parts + 1, name="tenth")
     return table.assign(ratio=_ratio(table["fraud"].to_numpy(), table["expected"].to_numpy()))
 
@@ -287,8 +312,8 @@ def precision_recall(sums: Sums) -> tuple[Floats, Floats]:
 
     Draw them as steps: lines between the points promise too much (see `average_precision`).
     """
-    filled = sums["rows"] > 0
-    rows, fraud = (_from_top(sums[name][filled])[1:] for name in ("rows", "fraud"))
+    has_rows = sums["rows"] > 0
+    rows, fraud = (_from_top(sums[name][has_rows])[1:] for name in ("rows", "fraud"))
     return _ratio(fraud, rows), _ratio(fraud, sums["fraud"].sum())
 
 
@@ -317,16 +342,16 @@ def group_sums(
 
     Raises :class:`ModelError` as :func:`rank_sums` does.
     """
-    kept = codes >= 0
-    fraud, flagged, code = _checked(truth, score)[kept], score[kept] >= threshold, codes[kept]
-    stopped = fraud & flagged
+    member = codes >= 0
+    fraud, flag, code = _checked(truth, score)[member], score[member] >= threshold, codes[member]
+    hit = fraud & flag
     arrays = {
         "rows": _counted(code, None, count),
         "fraud": _counted(code[fraud], None, count),
-        "flagged": _counted(code[flagged], None, count),
-        "flagged_fraud": _counted(code[stopped], None, count),
-        "saved": _counted(code[stopped], amount[kept][stopped], count),
-        PERSONS: persons_by(code, unit[kept], count),
+        "flagged": _counted(code[flag], None, count),
+        "flagged_fraud": _counted(code[hit], None, count),
+        "saved": _counted(code[hit], amount[member][hit], count),
+        PERSONS: persons_by(code, unit[member], count),
     }
     return Sums(arrays, dict.fromkeys(arrays, COUNT) | {"saved": SCORE}, len(code))
 

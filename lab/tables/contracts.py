@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -40,11 +40,11 @@ class Column(Strict):
 
     @model_validator(mode="after")
     def _ranges_belong_to_numbers(self) -> Self:
-        ranged = (self.minimum, self.maximum, self.above) != (None, None, None)
-        if self.type == "category" and ranged:
-            raise ValueError("a category has levels, not a range")
+        has_range = (self.minimum, self.maximum, self.above) != (None, None, None)
+        if self.type == "category" and has_range:
+            raise ValueError("a category takes levels, not minimum, maximum or above")
         if self.type != "category" and self.levels is not None:
-            raise ValueError("only a category has levels")
+            raise ValueError("only a category takes levels")
         return self
 
     def allowed(self) -> str:
@@ -110,7 +110,7 @@ def broken(frame: pd.DataFrame, contract: Contract) -> dict[tuple[str, str], int
 
 @dataclass
 class Fault:
-    """A rule that rows of a column break: the first of them, how many, and what came first."""
+    """A rule that rows of a column break: the first of them, how many, and the first value."""
 
     rule: str
     rows: list[int]
@@ -119,7 +119,7 @@ class Fault:
 
 
 class Checker:
-    """A table under check that comes in parts of rows; what is kept of a part is its typed columns.
+    """A table under check that comes in parts of rows; of each part the typed columns are kept.
 
     `add` takes the next rows, `table` gives all of them or every violation.
     """
@@ -127,17 +127,17 @@ class Checker:
     def __init__(self, contract: Contract, where: str) -> None:
         self._contract, self._where, self._rows = contract, where, 0
         self._columns: dict[str, _Numbers | _Levels] = {}
-        self._known: list[str] = []
+        self._names: list[str] = []
 
     def add(self, part: pd.DataFrame) -> None:
         """Take the next rows; all parts have the same columns."""
-        if not self._known:
-            self._known = [str(name) for name in part.columns]
+        if not self._names:
+            self._names = [str(name) for name in part.columns]
         for name, column in self._contract.columns.items():
             if name in part.columns:
                 if name not in self._columns:
-                    made = _Levels(column) if column.type == "category" else _Numbers(column)
-                    self._columns[name] = made
+                    kind = _Levels if column.type == "category" else _Numbers
+                    self._columns[name] = kind(column)
                 self._columns[name].add(part[name], self._rows)
         self._rows += len(part)
 
@@ -154,7 +154,7 @@ class Checker:
             )
         violations: list[str] = []
         for missing in [name for name in contract.columns if name not in self._columns]:
-            near = nearest(missing, self._known)
+            near = nearest(missing, self._names)
             hint = f"; is it '{near}' in this table?" if near else ""
             violations.append(f"column '{missing}' of contract {contract.name} is missing{hint}")
         violations += [_line(name, contract.columns[name], f) for name, f in self.faults()]
@@ -164,29 +164,29 @@ class Checker:
                 f"{where}: {count} of contract {contract.name}", tuple(f"  {v}" for v in violations)
             )
         order = [name for name in contract.columns if name in self._columns]
-        typed = {name: self._columns.pop(name).whole() for name in order}  # one at a time
-        return pd.DataFrame(typed, copy=False)
+        columns = {name: self._columns.pop(name).whole() for name in order}  # one at a time
+        return pd.DataFrame(columns, copy=False)
 
 
 class _Column:
-    """Faults of a column by the place of their rule, so that they are told in one order."""
+    """Faults of a column by the place of their rule, so that they are reported in one order."""
 
     def __init__(self, column: Column) -> None:
         self.column = column
-        self.found: dict[int, Fault] = {}
+        self.by_place: dict[int, Fault] = {}
 
     def note(
-        self, place: int, rule: str, mask: NDArray[np.bool_], start: int, came: pd.Series[Any]
+        self, place: int, rule: str, mask: NDArray[np.bool_], start: int, values: pd.Series
     ) -> None:
         """Note rows of a part that break a rule; start: the rows before this part."""
         bad = np.flatnonzero(mask)
         if len(bad):
-            fault = self.found.setdefault(place, Fault(rule, [], 0, str(came.iloc[bad[0]])))
+            fault = self.by_place.setdefault(place, Fault(rule, [], 0, str(values.iloc[bad[0]])))
             fault.rows += (bad[: ROWS_SHOWN - len(fault.rows)] + start + 1).tolist()
             fault.count += len(bad)
 
     def faults(self) -> list[Fault]:
-        return [self.found[place] for place in sorted(self.found)]
+        return [self.by_place[place] for place in sorted(self.by_place)]
 
 
 class _Numbers(_Column):
@@ -196,18 +196,18 @@ class _Numbers(_Column):
         super().__init__(column)
         self.parts: list[NDArray[np.float64]] = []
 
-    def add(self, part: pd.Series[Any], start: int) -> None:
-        rule, gone = self.column.allowed(), part.isna().to_numpy()
+    def add(self, part: pd.Series, start: int) -> None:
+        rule, empty = self.column.allowed(), part.isna().to_numpy()
         values = _as_numbers(part)
-        self.note(0, rule, np.isnan(values) & ~gone, start, part)
+        self.note(0, rule, np.isnan(values) & ~empty, start, part)
         self.note(1, "must be finite", np.isinf(values), start, part)
         values[np.isinf(values)] = np.nan
         if not self.column.nullable:
-            self.note(2, "must not be empty", gone, start, part)
+            self.note(2, "must not be empty", empty, start, part)
         self.note(3, rule, _outside(values, self.column), start, part)
         self.parts.append(values)
 
-    def whole(self) -> pd.Series[Any]:
+    def whole(self) -> pd.Series:
         return pd.Series(np.concatenate(self.parts), copy=False)
 
 
@@ -217,10 +217,10 @@ class _Levels(_Column):
     def __init__(self, column: Column) -> None:
         super().__init__(column)
         self.codes: list[NDArray[np.int32]] = []
-        self.levels: list[pd.Index[Any]] = []
+        self.levels: list[pd.Index] = []
         self.size = 0
 
-    def add(self, part: pd.Series[Any], start: int) -> None:
+    def add(self, part: pd.Series, start: int) -> None:
         if not self.column.nullable:
             self.note(0, "must not be empty", part.isna().to_numpy(), start, part)
         codes, levels = pd.factorize(_as_text(part))
@@ -228,7 +228,7 @@ class _Levels(_Column):
         self.levels.append(pd.Index(levels))
         self.size += len(levels)
 
-    def _texts(self) -> pd.Series[Any]:
+    def _texts(self) -> pd.Series:
         """The level of each code; whole numbers that came as text lose their '.0', as floats do."""
         texts = pd.Series(pd.Index(np.concatenate(self.levels)), dtype="str")
         if texts.iloc[:1].str.fullmatch(WHOLE).any() and texts.str.fullmatch(WHOLE).all():
@@ -239,7 +239,7 @@ class _Levels(_Column):
         if self.column.levels is not None:
             texts = self._texts()
             bad = np.append(~texts.isin(self.column.levels).to_numpy(), False)
-            self.found.pop(1, None)
+            self.by_place.pop(1, None)
             start = 0
             for codes in self.codes:
                 mask = bad[codes]  # an empty value is the last
@@ -248,7 +248,7 @@ class _Levels(_Column):
                 start += len(codes)
         return super().faults()
 
-    def whole(self) -> pd.Series[Any]:
+    def whole(self) -> pd.Series:
         texts = self._texts()
         levels = pd.Index(texts.unique(), dtype="str").sort_values()
         place = np.append(levels.get_indexer(pd.Index(texts)), -1)
@@ -260,14 +260,14 @@ class _Levels(_Column):
 WHOLE = r"-?(?:0|[1-9][0-9]*)(?:\.0)?"
 
 
-def _as_numbers(part: pd.Series[Any]) -> NDArray[np.float64]:
+def _as_numbers(part: pd.Series) -> NDArray[np.float64]:
     """Numbers of any kind of column, NaN where there is none."""
     if isinstance(part.dtype, pd.StringDtype):
         import pyarrow as pa
 
         try:
-            read = pa.array(part, pa.string(), from_pandas=True).cast(pa.float64())
-            return np.array(read.to_numpy(zero_copy_only=False), dtype=np.float64)
+            numbers = pa.array(part, pa.string(), from_pandas=True).cast(pa.float64())
+            return np.array(numbers.to_numpy(zero_copy_only=False), dtype=np.float64)
         except pa.ArrowInvalid:  # not all are numbers; which, the slower way tells
             truth = part.str.lower().map({"true": 1.0, "false": 0.0})
             part = pd.to_numeric(part, errors="coerce").astype("float64").fillna(truth)
@@ -297,7 +297,7 @@ def _outside(values: NDArray[np.float64], column: Column) -> NDArray[np.bool_]:
     return mask
 
 
-def _as_text(series: pd.Series[Any]) -> pd.Series[Any]:
+def _as_text(series: pd.Series) -> pd.Series:
     """Category values as text; whole numbers lose their '.0' so that 3.0 and 3 are one level."""
     if pd.api.types.is_float_dtype(series):
         series = series.map({v: level_of(v) for v in series.dropna().unique()}).astype("object")
@@ -310,11 +310,11 @@ def level_of(number: float) -> str:
 
 
 def _line(name: str, column: Column, fault: Fault) -> str:
-    shown = ", ".join(map(str, fault.rows))
+    rows = ", ".join(map(str, fault.rows))
     more = f" and {fault.count - ROWS_SHOWN} more" if fault.count > ROWS_SHOWN else ""
-    came = "" if fault.rule == "must not be empty" else f", got {fault.got}"
+    value = "" if fault.rule == "must not be empty" else f", got {fault.got}"
     advice = f"; {column.advice}" if column.advice else ""
-    return f"row{'s' * (fault.count > 1)} {shown}{more}: {name} {fault.rule}{came}{advice}"
+    return f"row{'s' * (fault.count > 1)} {rows}{more}: {name} {fault.rule}{value}{advice}"
 
 
 def draft(frame: pd.DataFrame, name: str) -> Contract:
@@ -332,7 +332,7 @@ def draft(frame: pd.DataFrame, name: str) -> Contract:
     return Contract(name=name, title="drafted from the table's types", columns=columns)
 
 
-def _is_number(series: pd.Series[Any]) -> bool:
+def _is_number(series: pd.Series) -> bool:
     return bool(pd.api.types.is_numeric_dtype(series))
 
 
@@ -352,7 +352,7 @@ _NAMED = re.compile(
 _COUNTERS = {"", "rownames", "rowname", "row_names", "row_name", "index", "level_0"}
 
 
-def identifying(name: str, values: pd.Series[Any], owners: pd.Series[Any] | None) -> str | None:
+def identifying(name: str, values: pd.Series, owners: pd.Series | None) -> str | None:
     """Why a column that no contract describes tells rows or persons apart; None if it does not.
 
     owners: who each row belongs to. A number with fractions is a measurement, however rare it is.
@@ -381,7 +381,7 @@ def identifying(name: str, values: pd.Series[Any], owners: pd.Series[Any] | None
     return None
 
 
-def unsuited(name: str, values: pd.Series[Any]) -> str | None:
+def unsuited(name: str, values: pd.Series) -> str | None:
     """Why a column is no feature as long as nobody lists it; None where it may be one."""
     if _plain(name).endswith("_id"):
         return "is named like the number of something"

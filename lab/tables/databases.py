@@ -1,7 +1,7 @@
-"""Rows of any database that SQLAlchemy reaches, in parts, so that memory holds; nothing is written.
+"""Rows of any database that SQLAlchemy reaches, in parts that fit in memory; nothing is written.
 
 PostgreSQL is read through a cursor on the server, in a transaction that can't write. A password
-belongs into the driver's own file (PGPASSFILE); one in an address is shown nowhere.
+belongs in the driver's own file (PGPASSFILE); one in an address is never shown.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def parts(
 
     if (table is None) == (query is None):
         raise ConfigurationError(
-            "a database needs either a table or a query: data.table, data.query, --query"
+            "name either a table of the database or a query: data.table, or data.query (--query)"
         )
     url = _url(address)
     try:
@@ -43,8 +43,8 @@ def parts(
             if url.get_backend_name() == "postgresql":
                 reading["postgresql_readonly"] = True
             connection = connection.execution_options(**reading)
-            wanted = sa.text(query) if query is not None else _rows(connection, table, columns)
-            yield from pd.read_sql(wanted, connection, chunksize=ROWS)
+            statement = sa.text(query) if query is not None else _rows(connection, table, columns)
+            yield from pd.read_sql(statement, connection, chunksize=ROWS)
     except (sa.exc.SQLAlchemyError, pd.errors.DatabaseError, ImportError) as error:
         raise ConfigurationError(
             f"data.path: the database cannot be read: {_why(error, url)}"
@@ -65,11 +65,11 @@ def _url(address: str) -> sa.URL:
     except (sa.exc.ArgumentError, ValueError):
         kind = address.split("://", 1)[0]
         raise ConfigurationError(
-            f"data.path: this {kind} address is not readable; its form is "
+            f"data.path: not a valid {kind} address; the form is "
             "postgresql://user@host:5432/database"
         ) from None
     if "@" in (url.host or ""):
-        raise ConfigurationError("data.path: an @ in a user's name or a password is written %40")
+        raise ConfigurationError("data.path: write an @ in a user name or a password as %40")
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
     file = url.database or ""
@@ -81,23 +81,23 @@ def _url(address: str) -> sa.URL:
 def _rows(
     connection: sa.Connection, table: str | None, columns: list[str] | None
 ) -> sa.Select[Any]:
-    """All rows of a table; columns that it does not have are left out, for the contract to miss."""
+    """All rows of a table; columns that it lacks are left out, and the contract reports them."""
     import sqlalchemy as sa
 
     from lab.records import nearest
 
     schema, _, name = (table or "").rpartition(".")
-    looking = sa.inspect(connection)
+    inspector = sa.inspect(connection)
     try:
-        known = [str(column["name"]) for column in looking.get_columns(name, schema or None)]
-        key = looking.get_pk_constraint(name, schema or None)["constrained_columns"]
+        names = [str(column["name"]) for column in inspector.get_columns(name, schema or None)]
+        key = inspector.get_pk_constraint(name, schema or None)["constrained_columns"]
     except sa.exc.NoSuchTableError:
-        near = nearest(name, looking.get_table_names(schema or None))
+        near = nearest(name, inspector.get_table_names(schema or None))
         hint = f"; did you mean '{near}'?" if near else ""
         raise ConfigurationError(f"data.table: there is no table '{table}'{hint}") from None
-    chosen = [c for c in known if columns is None or c in columns] or known[:1]
-    source = sa.table(name, *map(sa.column, known), schema=schema or None)
-    return sa.select(*(source.c[c] for c in chosen)).order_by(*(source.c[c] for c in key))
+    selection = [c for c in names if columns is None or c in columns] or names[:1]
+    source = sa.table(name, *map(sa.column, names), schema=schema or None)
+    return sa.select(*(source.c[c] for c in selection)).order_by(*(source.c[c] for c in key))
 
 
 def _why(error: Exception, url: sa.URL) -> str:

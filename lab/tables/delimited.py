@@ -51,17 +51,17 @@ class Delimited:
         return cls(lambda: io.BytesIO(data), where)
 
     def parts(self, columns: list[str]) -> Iterator[pd.DataFrame]:
-        """The rows in parts, those of these columns that there are, every value as it is written.
+        """The rows in parts: those of ``columns`` that the file has, every value as it is written.
 
         Raises :class:`ContractError`.
         """
         import pyarrow as pa
         from pyarrow import csv as arrow
 
-        chosen = [name for name in self.header if name in set(columns)] or self.header[:1]
-        types = dict.fromkeys(chosen, pa.string())
+        selection = [name for name in self.header if name in set(columns)] or self.header[:1]
+        types = dict.fromkeys(selection, pa.string())
         options = self._options(
-            column_types=types, include_columns=chosen, strings_can_be_null=True
+            column_types=types, include_columns=selection, strings_can_be_null=True
         )
         try:
             with self.open() as stream:
@@ -82,8 +82,8 @@ class Delimited:
         from pyarrow import csv as arrow
 
         frame = pd.DataFrame(columns=self.header)
-        kept = [name for name in self.header if as_written or name in texts]
-        types = dict.fromkeys(kept, pa.string())
+        text_columns = [name for name in self.header if as_written or name in texts]
+        types = dict.fromkeys(text_columns, pa.string())
         options = self._options(column_types=types, strings_can_be_null=not as_written)
         try:
             with self.open() as stream:
@@ -128,7 +128,7 @@ class Delimited:
         for name in ("utf-8", "gb18030"):
             if self._decodes(name):
                 return name
-        raise ContractError(f"{self.where}: is neither UTF-8 nor GB18030 text; save it as UTF-8")
+        raise ContractError(f"{self.where}: neither UTF-8 nor GB18030 text; save it as UTF-8")
 
     def _decodes(self, encoding: str) -> bool:
         decoder, row = codecs.getincrementaldecoder(encoding)(), 0
@@ -165,9 +165,7 @@ class Delimited:
         first = line.decode(encoding, "replace").strip("\r\n")
         names = [name.strip() for name in next(csv.reader([first]), [])]
         if not any(names):
-            raise ContractError(
-                f"{self.where}: has no header; the first line must name the columns"
-            )
+            raise ContractError(f"{self.where}: no header; the first line must name the columns")
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ContractError(
@@ -177,7 +175,7 @@ class Delimited:
         return names
 
     def _ragged_rows(self) -> str:
-        """Which rows have another number of values than the header, counted with the csv module."""
+        """Which rows have more or fewer values than the header, counted with the csv module."""
         bad: list[str] = []
         width, more = len(self.header), 0
         with codecs.getreader(self.encoding)(self.open()) as text:

@@ -32,13 +32,13 @@ def contract(name: str) -> Contract:
         return Contract.read(CONTRACTS / f"{name}.toml")
     claims, truth = contract("claims"), contract("truth")
     columns = claims.columns | {key: truth.columns[key] for key in ("fraud", "typology")}
-    changed = {
+    differences = {
         "name": "market",
         "title": "Simulated market, claims of all payers in one table, with the truth about each",
         "notes": claims.notes + " Here the truth stands beside it: fraud, typology.",
         "columns": columns,
     }
-    return claims.model_copy(update=changed)
+    return claims.model_copy(update=differences)
 
 
 def payers(folder: Path) -> list[str]:
@@ -46,12 +46,12 @@ def payers(folder: Path) -> list[str]:
 
     Raises :class:`ConfigurationError` for a folder that is no market.
     """
-    found = [payer for payer in PAYERS if (folder / payer / "claims.parquet").is_file()]
-    if not (folder / "market.toml").is_file() or len(found) < 2:
+    members = [payer for payer in PAYERS if (folder / payer / "claims.parquet").is_file()]
+    if not (folder / "market.toml").is_file() or len(members) < 2:
         raise ConfigurationError(
-            f"{folder}: is no market; make one with: lab market make FOLDER --persons 50000"
+            f"{folder}: not the folder of a market; make one with: lab market make FOLDER --persons 50000"
         )
-    return found
+    return members
 
 
 def pool(folder: Path) -> pd.DataFrame:

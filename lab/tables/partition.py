@@ -92,8 +92,8 @@ def deal(
     empty = [name for name, rows in parties.items() if not len(rows)]
     if empty:
         raise ConfigurationError(
-            f"parties: {', '.join(empty)} would have no rows of {len(frame)}; "
-            "ask for fewer parties or less skew"
+            f"parties: {', '.join(empty)} would get none of {len(frame):,} rows; "
+            "set fewer parties or less skew"
         )
     return parties
 
@@ -109,10 +109,10 @@ def _refuse_torn_persons(
 ) -> None:
     if person is None:
         return
-    torn = int((pd.Series(codes).groupby(units(frame, person)).nunique() > 1).sum())
-    if torn:
+    splits = int((pd.Series(codes).groupby(units(frame, person)).nunique() > 1).sum())
+    if splits:
         raise ConfigurationError(
-            f"parties.column '{column}' puts rows of {torn} persons at more than one party; "
+            f"parties.column '{column}' puts rows of {splits} persons at more than one party; "
             "split by a column that is fixed for a person, or set data.group_by_person = false"
         )
 
@@ -168,25 +168,25 @@ def test_mask(
             raise ConfigurationError(f"data.test_value: no row has {column} = '{value}'")
     else:
         unit = units(frame, person)
-        drawn = rng.permutation(int(unit.max()) + 1) < round(fraction * (int(unit.max()) + 1))
-        return np.asarray(drawn[unit])
+        selection = rng.permutation(int(unit.max()) + 1) < round(fraction * (int(unit.max()) + 1))
+        return np.asarray(selection[unit])
     if together and person is not None and mask.any():
         share = pd.Series(mask).groupby(units(frame, person)).mean()
-        torn = int(((share > 0) & (share < 1)).sum())
-        if torn:
+        splits = int(((share > 0) & (share < 1)).sum())
+        if splits:
             raise ConfigurationError(
-                f"data.test: {torn} persons have rows on both sides of the train/test split; "
+                f"data.test: {splits} persons have rows on both sides of the train/test split; "
                 "set data.group_by_person = false if that is meant, as for a split by time"
             )
     return mask
 
 
-def _equal(values: pd.Series, wanted: str) -> NDArray[np.bool_]:
+def _equal(values: pd.Series, value: str) -> NDArray[np.bool_]:
     """Rows with this value, numbers compared as numbers."""
     if not pd.api.types.is_numeric_dtype(values):
-        return np.asarray(values.astype("str") == wanted)
+        return np.asarray(values.astype("str") == value)
     try:
-        return np.asarray(values == float(wanted))
+        return np.asarray(values == float(value))
     except ValueError:
         return np.zeros(len(values), dtype=bool)
 
@@ -194,11 +194,11 @@ def _equal(values: pd.Series, wanted: str) -> NDArray[np.bool_]:
 def _listed(path: str, total: int) -> NDArray[np.bool_]:
     from lab.tables.sources import read_file
 
-    listed = read_file(Path(path)).iloc[:, 0].to_numpy()
-    if not np.issubdtype(listed.dtype, np.integer) or listed.min() < 0 or listed.max() >= total:
+    numbers = read_file(Path(path)).iloc[:, 0].to_numpy()
+    if not np.issubdtype(numbers.dtype, np.integer) or numbers.min() < 0 or numbers.max() >= total:
         raise ConfigurationError(
             f"{path}: needs one column of zero-based row numbers below {total}, with a header"
         )
     mask = np.zeros(total, dtype=bool)
-    mask[listed] = True
+    mask[numbers] = True
     return mask

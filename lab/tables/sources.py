@@ -45,19 +45,19 @@ def load(
     :class:`ContractError` with every violation, :class:`ConfigurationError` for a source or a
     path that cannot be read.
     """
-    agreed = contract or (built_in(source) if source else None)
-    if agreed is None or path is None or source not in (None, *ONE_FILE):
-        frame, agreed, origin = unchecked(
+    contract = contract or (built_in(source) if source else None)
+    if contract is None or path is None or source not in (None, *ONE_FILE):
+        frame, contract, origin = unchecked(
             source, path, contract=contract, table=table, query=query, columns=columns
         )
-        frame = check(frame, agreed, where=origin)
+        frame = check(frame, contract, where=origin)
     else:
         origin = _origin(source, path)
-        checker = Checker(agreed, origin)
-        for part in _parts(path, list(agreed.columns), table, query):
+        checker = Checker(contract, origin)
+        for part in _parts(path, list(contract.columns), table, query):
             checker.add(part)
         frame = checker.table()
-    return Table(frame, agreed, origin, digest(frame))
+    return Table(frame, contract, origin, digest(frame))
 
 
 def unchecked(
@@ -75,8 +75,8 @@ def unchecked(
     texts: columns of a file without a contract whose values are codes, read as they are written.
     """
     if source is not None:
-        agreed = contract or built_in(source)
-        frame = _READERS[source](path, agreed)
+        contract = contract or built_in(source)
+        frame = _READERS[source](path, contract)
         origin = _origin(source, path)
     elif path is not None:
         if "://" in path:
@@ -84,10 +84,10 @@ def unchecked(
         else:
             frame = read_file(Path(path), _codes(contract) or texts)
         origin = _origin(None, path)
-        agreed = contract or draft(_chosen(frame, columns, origin), Path(origin).name)
+        contract = contract or draft(_selection(frame, columns, origin), Path(origin).name)
     else:
-        raise ConfigurationError("data: give a source or a path")
-    return frame, agreed, origin
+        raise ConfigurationError("data: name a source or a path")
+    return frame, contract, origin
 
 
 def _origin(source: str | None, path: str | None) -> str:
@@ -101,7 +101,7 @@ def _origin(source: str | None, path: str | None) -> str:
 def _parts(
     path: str, columns: list[str], table: str | None, query: str | None
 ) -> Iterator[pd.DataFrame]:
-    """The rows in parts, those of these columns that there are."""
+    """The rows in parts: those of ``columns`` that the table has."""
     if "://" in path:
         return databases.parts(path, table, query, columns)
     file = Path(path)
@@ -118,9 +118,9 @@ def _parquet_parts(path: Path, columns: list[str]) -> Iterator[pd.DataFrame]:
 
     try:
         with parquet.ParquetFile(path) as file:
-            known = file.schema_arrow.names
-            chosen = [name for name in known if name in columns] or known[:1]
-            for batch in file.iter_batches(PART_ROWS, columns=chosen):
+            names = file.schema_arrow.names
+            selection = [name for name in names if name in columns] or names[:1]
+            for batch in file.iter_batches(PART_ROWS, columns=selection):
                 yield batch.to_pandas(ignore_metadata=True)
     except (OSError, pa.ArrowException) as error:
         raise ContractError(f"{path.name}: cannot be read: {error}") from None
@@ -151,7 +151,7 @@ def built_in(source: str) -> Contract:
     return Contract.read(TABLES / f"{source}.toml")
 
 
-def _chosen(frame: pd.DataFrame, columns: list[str] | None, origin: str) -> pd.DataFrame:
+def _selection(frame: pd.DataFrame, columns: list[str] | None, origin: str) -> pd.DataFrame:
     if columns is None:
         return frame
     missing = [name for name in columns if name not in frame.columns]
@@ -172,19 +172,19 @@ def _rand_hie(path: str | None, contract: Contract) -> pd.DataFrame:
 
 
 def _published(path: str | None, contract: Contract) -> pd.DataFrame:
-    return read_file(_given(path, contract), _codes(contract))
+    return read_file(_required_path(path, contract), _codes(contract))
 
 
 def _fremtpl2_claims(path: str | None, contract: Contract) -> pd.DataFrame:
-    folder = _given(path, contract)
+    folder = _required_path(path, contract)
     policies = read_file(_either(folder, "freMTPL2freq"))
     claims = read_file(_either(folder, "freMTPL2sev"))
-    paid = claims.groupby("IDpol")["ClaimAmount"].agg(PaidNb="size", ClaimAmount="sum")
-    return policies.join(paid, on="IDpol").fillna({"PaidNb": 0, "ClaimAmount": 0.0})
+    payments = claims.groupby("IDpol")["ClaimAmount"].agg(PaidNb="size", ClaimAmount="sum")
+    return policies.join(payments, on="IDpol").fillna({"PaidNb": 0, "ClaimAmount": 0.0})
 
 
 def _default_credit(path: str | None, contract: Contract) -> pd.DataFrame:
-    folder = _given(path, contract)
+    folder = _required_path(path, contract)
     guest = read_file(_either(folder, "default_credit_hetero_guest"))
     host = read_file(_either(folder, "default_credit_hetero_host"))
     guest.columns = guest.columns.str.replace("x", "g")
@@ -201,7 +201,7 @@ def _market(path: str | None, contract: Contract) -> pd.DataFrame:
     return market_folder.pool(Path(path))
 
 
-def _given(path: str | None, contract: Contract) -> Path:
+def _required_path(path: str | None, contract: Contract) -> Path:
     if path is None:
         raise ConfigurationError(
             f"data.path is needed for {contract.name}; the table is published: {contract.published}"
@@ -210,11 +210,11 @@ def _given(path: str | None, contract: Contract) -> Path:
 
 
 def _either(folder: Path, stem: str) -> Path:
-    found = [folder / f"{stem}{end}" for end in (".csv.gz", ".csv", ".parquet")]
-    for path in found:
+    candidates = [folder / f"{stem}{end}" for end in (".csv.gz", ".csv", ".parquet")]
+    for path in candidates:
         if path.exists():
             return path
-    raise ConfigurationError(f"{folder}: needs one of {', '.join(p.name for p in found)}")
+    raise ConfigurationError(f"{folder}: needs one of {', '.join(p.name for p in candidates)}")
 
 
 _READERS: dict[str, Callable[[str | None, Contract], pd.DataFrame]] = {

@@ -327,7 +327,7 @@ class Trial(LoopbackExchange):
                 federation = Federation(grid, protection, len(parties))
                 (task,) = experiment.tasks().values()
                 features = experiment.features(read, "model")
-                encoding = agree(federation, task, features, read)
+                encoding = agree(federation, task, features, read, 10)
                 assert experiment.model.kind == "glm"
                 fit = glm.fit(federation, task, encoding, experiment.model.ridge)
                 return digest(str(fit.model.model_dump_json()))

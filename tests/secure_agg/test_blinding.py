@@ -110,7 +110,7 @@ def test_ten_values_do_not_pay_for_a_hundred_thousand(cold, private):
 def test_only_so_many_tables_are_kept(cold, fresh, private):
     for n in (private.public.n + 2, fresh.public.n, private.public.n):
         cold.prepared(n, 1, 1)
-    assert list(cold.kept) == [fresh.public.n, private.public.n]
+    assert list(cold.stocks) == [fresh.public.n, private.public.n]
 
 
 def test_no_factor_is_used_twice_by_many_threads(cold, private):
@@ -137,7 +137,7 @@ def test_no_factor_is_used_twice_by_helper_processes(cold, private, monkeypatch)
     order = (private.p - 1) * (private.q - 1)
     assert all(0 < factor < n_squared for factor in made)
     assert all(gmpy2.powmod(factor, order, n_squared) == 1 for factor in made[::60])
-    assert len(cold.kept[n].helpers) == 2
+    assert len(cold.stocks[n].helpers) == 2
 
 
 def test_many_small_jobs_get_a_helper_like_a_big_one(cold, private):
@@ -146,7 +146,7 @@ def test_many_small_jobs_get_a_helper_like_a_big_one(cold, private):
     assert blinding.processes_worth(2048, 5000) > 1
     for _ in range(5):
         assert cold.prepared(n, 10, 2)[1] == []
-    cold.kept[n].recent = 5000
+    cold.stocks[n].recent = 5000
     assert len(cold.prepared(n, 10, 2)[1]) == 1
     assert cold.prepared(n, 10, 1)[1] == []
 
@@ -201,7 +201,7 @@ def test_a_fork_uses_no_factor_of_its_parent_and_waits_for_no_lock_of_it(
         time.sleep(0.01)
     size = blinding.factor_bytes(n)
     read, write = os.pipe()
-    with cold.lock, cold.kept[n].lock, helper.lock:  # as if another thread were building just now
+    with cold.lock, cold.stocks[n].lock, helper.lock:  # as if another thread were building just now
         child = os.fork()
         if child == 0:
             status = 1

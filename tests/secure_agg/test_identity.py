@@ -94,7 +94,7 @@ def test_another_kind_or_version_is_refused(messages, kind):
             read(data[:6] + version + data[8:])
     for other, (thing, write_other, _) in messages.items():
         if other != kind:
-            with pytest.raises(MalformedMessage, match=r"are no SAGG.. message"):
+            with pytest.raises(MalformedMessage, match=r"are not a SAGG.. message"):
                 read(write_other(thing))
 
 

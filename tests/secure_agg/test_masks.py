@@ -284,7 +284,7 @@ def signed_keys(terms, name, sealing, masking):
     return Keys(sealing, masking, PEOPLE[name].sign(masks.KEYS, terms.digest + sealing + masking))
 
 
-NOT_SIGNED = f"passes on what it had to refuse: {B}: its keys are not signed by it"
+NOT_SIGNED = f"passes on what it should have refused: {B}: its signature does not cover these keys"
 
 
 @pytest.mark.parametrize(
@@ -304,9 +304,9 @@ NOT_SIGNED = f"passes on what it had to refuse: {B}: its keys are not signed by 
         (lambda k: {**k, B: other_keys(B, question=b"\1" * 32)}, NOT_SIGNED),
         (lambda k: {**k, B: other_keys(B, parties=4)}, NOT_SIGNED),
         (lambda k: {**k, B: other_keys(B, threshold=4)}, NOT_SIGNED),
-        (lambda k: {**k, "nobody": k[B]}, "keys of nobody, on no roster"),
-        (lambda k: {n: k[n] for n in k if n != A}, f"other keys of {A} than it sent"),
-        (lambda k: {**k, A: other_keys(A)}, f"other keys of {A} than it sent"),
+        (lambda k: {**k, "nobody": k[B]}, "keys of nobody, which is not on the roster"),
+        (lambda k: {n: k[n] for n in k if n != A}, f"keys of {A} other than those it sent"),
+        (lambda k: {**k, A: other_keys(A)}, f"keys of {A} other than those it sent"),
     ],
     ids=[
         "masking key of another", "sealing key of nobody", "swapped", "unsigned", "signed by C",
@@ -367,14 +367,14 @@ def test_a_sum_under_a_roster_without_the_party_is_refused():
 )
 def test_a_step_out_of_order_or_asked_twice_is_refused(four_of_five, done, asked):
     seat = four_of_five.seats[done - 1][A] if done else Seat(bytes(32))
-    with blamed("coordinator", f"asks for step {asked} from a party that has done {done}$"):
+    with blamed("coordinator", f"asks for step {asked} of a party that is at step {done}$"):
         ask(four_of_five, asked, A, seat=seat)
 
 
 def test_shares_of_somebody_without_keys_are_refused():
     said = play(terms_of(5), leaves={E: 0}, until=2)
     for name in ("nobody", A, E):
-        with blamed("coordinator", "shares of somebody without keys"):
+        with blamed("coordinator", "shares from somebody who showed no keys"):
             ask(said, 2, A, {**said.dealt[A], name: bytes(82)})
 
 
@@ -382,7 +382,7 @@ def test_a_false_list_of_who_sent_a_vector_is_refused():
     said = play(terms_of(5), leaves={E: 1}, until=2)
     twice = "counts a party twice, or one that shared no secrets"
     for present, words in (
-        ([B, C, D], f"leaves out {A}, who sent its vector"),
+        ([B, C, D], f"leaves out {A}, which sent its vector"),
         ([A, B, C, C], twice),
         ([A, A, B, C], twice),
         ([A, B, C, "nobody"], twice),
@@ -421,7 +421,7 @@ def test_a_confirmation_that_is_not_of_this_very_sum_is_refused(four_of_five, na
     honest = four_of_five.confirmations
     assert honest[B] == confirmation(B, four_of_five.terms, four_of_five.masked)
     confirmations = {**honest, name: lie(four_of_five)}
-    with blamed("coordinator", f"claims other parties present to {name} than to {A}$"):
+    with blamed("coordinator", f"shows {name} and {A} different lists of who is present$"):
         ask(four_of_five, 4, A, confirmations)
 
 
@@ -537,19 +537,19 @@ def test_keys_and_confirmations_that_a_party_did_not_sign_are_refused(four_of_fi
     terms, keys = four_of_five.terms, four_of_five.keys
     assert masks.checked_keys(terms, B, keys[B]) == keys[B]
     for bad in (keys[C], replace(keys[B], masking=keys[C].masking), other_keys(B, query="2025")):
-        with blamed(B, f"{B}: its keys are not signed by it for query paid 2024"):
+        with blamed(B, f"{B}: its signature does not cover these keys for query paid 2024"):
             masks.checked_keys(terms, B, bad)
     signed, present = four_of_five.confirmations[B], list(four_of_five.masked)
     assert masks.checked_confirmation(terms, B, present[::-1], signed) == signed
     for others, bad in ((present[:-1], signed), ([*present, E], signed), (present, bytes(64))):
-        with blamed(B, f"{B}: signed other parties than it was shown"):
+        with blamed(B, f"{B}: signed a different list of parties"):
             masks.checked_confirmation(terms, B, others, bad)
 
 
 def test_a_masked_vector_of_another_size_is_refused(four_of_five):
     data = four_of_five.masked[B]
     for bad in (b"", data[:-1], data[:-8], data + b"\0", data + bytes(8), data * 2):
-        with blamed(B, f"{B}: its masked vector has not the agreed size"):
+        with blamed(B, f"{B}: its masked vector does not have the agreed size"):
             masks.checked_masked(four_of_five.terms, B, FORM, bad)
 
 
@@ -730,7 +730,7 @@ def test_a_seat_shows_no_secret_and_keeps_none_after_the_last_step(four_of_five)
             assert (seat.seed == four_of_five.seeds[name]) == (seat.step < 5)
     for last in four_of_five.seats[4].values():
         assert not last.seed.strip(b"\0")
-        assert not last.dealt
+        assert not last.sealed_shares
 
 
 # Keys of streams.

@@ -55,6 +55,7 @@ from lab.models.design import Feature
 from lab.models.glm import Task
 from lab.models.profile import Profile, ProfileCells
 from lab.privacy.disclosure import Rules
+from lab.privacy.joining import Opened
 from lab.sums import Floats, Sums
 from secure_agg.errors import Blame
 from secure_agg.identity import Identity
@@ -82,6 +83,7 @@ class DeployedFederation:
         self.charter, self.resumable_run, self._log = charter, resumable_run, log
         self._run, self._sums = resumable_run.run, 0
         self.silent: list[tuple[str, str]] = []
+        self.opened: list[Opened] = []
         self.checkpoints: dict[str, Checkpoint] = {}
         self._since: dict[str, str] = {}
         self._delivery = Delivery(grid, folder, charter, identity, resumable_run, log)
@@ -102,6 +104,11 @@ class DeployedFederation:
     def names(self) -> tuple[str, ...]:
         """Insurers that take part, in seat order."""
         return tuple(member.name for member in self.members)
+
+    @property
+    def everybody(self) -> bool:
+        """Whether all parties see every total."""
+        return self.protection.everybody
 
     def _gather(self, patience: float) -> tuple[Participant, ...]:
         """Wait for all members, and at the deadline go on with those who are here."""
@@ -230,12 +237,14 @@ class DeployedFederation:
         query, total = self._new_total(request)
         self._log_release(query, request.statistic, total)
         if not request.signature:
-            totals.write(self._sums, question, total)
+            totals.write(self._sums, question, total, self.protection.proof)
         return total
 
-    def tell(self, question: Request, total: Sums) -> None:
-        """Tell every party an opened total; who does not take it leaves the run."""
-        self._asked_of_all(MessageKind.TOTAL, self.names, total_message(question, total))
+    def tell(self, question: Request) -> None:
+        """Tell every party the total of a step, so that it can open it for itself; who does not
+        take it leaves the run."""
+        proof = self.resumable_run.totals.proof(question.step)
+        self._asked_of_all(MessageKind.TOTAL, self.names, total_message(question, proof))
 
     def agree(self, levels: Mapping[str, Sequence[str]]) -> None:
         """Tell all parties the names of levels by column that they have together."""

@@ -52,9 +52,12 @@ from secure_agg.transcript import Transcript
 class RemoteAuthority:
     """The supervisor, as the coordinator reaches it: it is shown transcripts and gives the next step."""
 
+    everybody = False
+
     def __init__(self, public: PublicKey, name: str) -> None:
         self.public, self._name = public, name
         self.answer = RecordDict()  # to the last opening
+        self.proof = RecordDict()
 
     def enrol(self, roster: Roster) -> dict[str, dict[str, bytes]]:
         return {}
@@ -122,11 +125,17 @@ def protection_of(experiment: Experiment, charter: Charter, folder: Path) -> Pro
 class Holders:
     """All insurers together open totals; the dealer's public part says how their parts combine."""
 
+    everybody = True
+
     def __init__(self, roster: Roster, path: Path, digest: str) -> None:
         from federated.hiding.paillier import KeyHolders
 
         self._holders = KeyHolders(split_of(path, digest), roster)
         self.public = self._holders.public
+
+    @property
+    def proof(self) -> RecordDict:
+        return self._holders.proof
 
     def enrol(self, roster: Roster) -> dict[str, dict[str, bytes]]:
         return {}
@@ -225,7 +234,7 @@ def _perform(
     study.not_run = tuple(arm for arm in experiment.arms.run if arm != "federated")
     result = study.arms["federated"] = ArmResult("federated")
     outcome, delivery = _carried_out(plan, federation, watch)
-    result.models["all"] = outcome.models
+    result.models["all"], result.opened = outcome.models, outcome.opened
     result.evaluations = {part: {"all": each} for part, each in outcome.evaluations.items()}
     federation.deliver(delivery)
     study.receipts, study.silent = federation.receipts(), federation.silent
@@ -261,12 +270,13 @@ def _carried_out(
     def ask(question: Request) -> Sums:
         total = federation.total(question)
         join_released(federation, question, total)
-        federation.tell(question, total)
+        federation.tell(question)
         return total
 
     steps = Steps(
         lambda parties: carry_out(plan, parties, watch),
         federation.protection.hiding,
+        everybody=federation.everybody,
         levels=levels,
         charter=federation.charter.digest,
     )

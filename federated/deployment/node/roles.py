@@ -99,25 +99,27 @@ class InsurerRole:
             releaser = charter.member(charter.key.by[0]).card.verifying
             return SignedSteps(releaser, study.digest, run)
         totals = self._totals(run)
-        return Replay(lambda levels: solver.taken_up(study, levels, hiding, charter.digest, totals))
+        return Replay(lambda levels: solver.taken_up(study, levels, hiding, charter, totals))
 
     def _totals(self, run: str) -> TotalsOnDisk:
         return TotalsOnDisk(self._folder / STATE / f"{run}.totals")
 
-    def _levels(self, memory: Context) -> str:
-        """The names of levels that were agreed on in a run, as JSON."""
-        return NodeState(memory, self._name, self._insurer.limits.hiding).standing().levels
+    def _state(self, memory: Context) -> NodeState:
+        return NodeState(memory, self._name, self._insurer.limits.hiding)
 
-    def _take_total(self, run: str, memory: Context, party: Party, content: RecordDict) -> None:
+    def _take_total(self, run: str, state: NodeState, party: Party, content: RecordDict) -> None:
         """A total of the plan that this party replays, on disk before its solver goes on."""
         if not isinstance(party.binding, Replay):
             raise PeerError("coordinator: sends a total to a party that replays nothing")
-        step, total = solver.total_of(content)
-        levels = self._levels(memory)
+        levels = state.standing().levels
         own = party.binding.steps(levels).question
-        if own is not None and own.step == step:
-            self._totals(run).write(step, own.question.hex(), total)
-            party.binding.give(step, total, levels)
+        if own is not None and own.step == solver.step_of(content):
+            try:
+                total = solver.total_of(content, own, party, state)
+            except SecureAggError as error:
+                raise PeerError(f"coordinator: shows a total that does not open: {error}") from None
+            self._totals(run).write(own.step, own.question.hex(), total)
+            party.binding.give(own.step, total, levels)
 
     def _memory(self, run_state: RunState) -> Context:
         """The app's state, with the secrets that stand elsewhere put back."""
@@ -166,12 +168,12 @@ class InsurerRole:
         memory, party = self._memory(run_state), self._parties[run_state.run]
         acknowledgement = RecordDict({"acknowledgement": ConfigRecord({"party": self._name})})
         if signed_message.kind == MessageKind.TOTAL:
-            self._take_total(run_state.run, memory, party, message.content)
+            self._take_total(run_state.run, self._state(memory), party, message.content)
             return acknowledgement
         if signed_message.kind == MessageKind.DELIVER:
             own_steps = None
             if isinstance(party.binding, Replay):
-                own_steps = party.binding.steps(self._levels(memory))
+                own_steps = party.binding.steps(self._state(memory).standing().levels)
             outcome = solver.check_outcome(
                 self._charter, study, run_state.run, message.content, own_steps
             )
@@ -303,7 +305,7 @@ class SupervisorRole:
             if "agreed" not in levels:
                 raise PeerError("coordinator: asks for a step before levels were agreed on")
             self._solvers[run] = ReleaserSteps(
-                self._state, run, study, self._charter.digest, self._identity, str(levels["agreed"])
+                self._state, run, study, self._charter, self._identity, str(levels["agreed"])
             )
             for old in list(self._solvers)[:-AT_HAND]:
                 self._solvers.pop(old).close()

@@ -16,14 +16,19 @@ from flwr.app import ConfigRecord, RecordDict
 
 from federated.deployment.charter import Charter
 from federated.deployment.totals import TotalsOnDisk
+from federated.hiding import masks, paillier
 from federated.messages import Hiding, Reply, Request, message_of, read
 from federated.party.binding import sign_step
+from federated.party.party import Party
+from federated.party.state import NodeState
+from federated.party.statistics import RELEASED
 from federated.study.bound import SignedStudy
 from federated.study.outcome import Outcome, carry_out
 from federated.study.plan import StudyPlan
 from federated.study.steps import Levels, Steps
 from lab.errors import PeerError
 from lab.files import write_whole
+from lab.models.profile import Profile, ProfileCells
 from lab.sums import Sums
 from secure_agg.identity import Identity, signed_by
 
@@ -46,11 +51,16 @@ def names_of(levels: str) -> Levels:
 
 
 def taken_up(
-    plan: StudyPlan, levels: str, hiding: Hiding, charter: str, totals: TotalsOnDisk
+    plan: StudyPlan, levels: str, hiding: Hiding, charter: Charter, totals: TotalsOnDisk
 ) -> Steps[Outcome]:
     """The solver of a plan, after all totals that are on disk."""
+    split = hiding == "paillier" and not signed_steps(charter)
     steps = Steps(
-        lambda parties: carry_out(plan, parties), hiding, levels=names_of(levels), charter=charter
+        lambda parties: carry_out(plan, parties),
+        hiding,
+        everybody=hiding == "masks" or split,
+        levels=names_of(levels),
+        charter=charter.digest,
     )
     while (question := steps.question) is not None:
         total = totals.read(question.step, question.question.hex())
@@ -65,7 +75,13 @@ class ReleaserSteps:
     solver goes on, and gone once there is an outcome."""
 
     def __init__(
-        self, folder: Path, run: str, plan: StudyPlan, charter: str, identity: Identity, levels: str
+        self,
+        folder: Path,
+        run: str,
+        plan: StudyPlan,
+        charter: Charter,
+        identity: Identity,
+        levels: str,
     ) -> None:
         self._run, self._levels = run, levels
         self._study = SignedStudy(plan, identity, run)
@@ -139,16 +155,39 @@ def _statement(plan: str, run: str, outcome: bytes) -> bytes:
     return json.dumps([plan, run]).encode() + outcome
 
 
-def total_message(question: Request, total: Sums) -> RecordDict:
-    """An opened total on its way to insurers that replay the plan."""
-    content = Reply.of("", total, None).to_record()
+def total_message(question: Request, proof: RecordDict) -> RecordDict:
+    """A total on its way to insurers that replay the plan, as they can open it for themselves."""
+    content = RecordDict(dict(proof))
     content["step"] = ConfigRecord({"number": question.step})
     return content
 
 
-def total_of(content: RecordDict) -> tuple[int, Sums]:
-    """(step, total) of a `total_message`. Raises :class:`PeerError`."""
+def step_of(content: RecordDict) -> int:
+    """The step of a `total_message`. Raises :class:`PeerError`."""
     number = content.config_records.get("step", {}).get("number")
     if not isinstance(number, int):
         raise PeerError("coordinator: a total comes without its step")
-    return number, Reply.from_record(content).sums
+    return number
+
+
+def total_of(content: RecordDict, own: Request, party: Party, memory: NodeState) -> Sums:
+    """The total of a `total_message`, as this insurer opens it.
+
+    own: the question that its own solver asks. In the clear, where the coordinator alone sees the
+    contributions, a total is its word. Raises what is wrong with the total.
+    """
+    standing = memory.standing()
+    asked = standing.question if standing.step == own.step else own.question
+    if own.statistic in RELEASED:
+        total = Reply.from_record(content).sums
+        cells = ProfileCells.model_validate(own.arguments["cells"])
+        if Profile.of(cells, total).digest not in party.profiles:
+            raise PeerError("coordinator: shows another profile than was released")
+        return total
+    match own.hiding:
+        case "masks":
+            return masks.proven(memory, asked, content)
+        case "paillier":
+            return paillier.proven(memory, asked, content)
+        case "clear":
+            return Reply.from_record(content).sums

@@ -11,7 +11,6 @@ party's sum. Members who do not accept that set minimum_parties to the number of
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -23,14 +22,14 @@ from federated.deployment.charter import Charter, with_key, write
 from federated.deployment.folders import identity_of
 from federated.hiding.paillier import KeyAuthority
 from federated.hiding.protocol import fields_of
-from federated.messages import Form, Reply, Request, form_to_json, read
+from federated.messages import Form, Reply, Request, form_from_json, form_to_json, read
 from federated.party.release import RELEASED
 from lab.audit import log_format as audit
 from lab.audit.log_writer import Log
 from lab.errors import ConfigurationError, PeerError, PolicyError
 from lab.files import canonical, write_whole
 from lab.privacy.disclosure import Rules
-from lab.sums import Limit, Sums
+from lab.sums import Sums
 from secure_agg import shares
 from secure_agg.errors import KeyFileRefused
 from secure_agg.identity import Roster
@@ -118,7 +117,7 @@ def opened_total(
         )
     if not terms.query.startswith(f"{run}-"):
         raise PeerError("coordinator: sends a query of another run")
-    form = _form(read(content, "form"))
+    form = form_from_json(read(content, "form").decode())
     if fields_of(form) != tuple(terms.layout.fields):
         raise PeerError("coordinator: sends another form of the total than the parties packed")
     parties = frozenset(terms.parties)
@@ -151,16 +150,6 @@ def log_opened(log: Log, run: str, transcript: Transcript, statistic: str, total
         parties=sorted(terms.parties),
         **({"shown": int(total["shown"].sum())} if "shown" in total.arrays else {}),
     )
-
-
-def _form(data: bytes) -> Form:
-    try:
-        return {
-            str(name): (tuple(int(n) for n in shape), Limit(float(bound), float(resolution)))
-            for name, (shape, bound, resolution) in json.loads(data).items()
-        }
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        raise PeerError("coordinator: the form of a total is not readable") from None
 
 
 def with_form(form: Form) -> bytes:

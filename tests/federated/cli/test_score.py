@@ -181,7 +181,7 @@ def test_a_contract_and_a_bad_ending_are_refused_first(
     assert "age must be a whole number at most 40" in err
     code, _, err = lab(capsys, "score", *table, "--out", "x.xlsx")
     assert code == 2
-    assert "must end in .csv, .csv.gz, .parquet" in err
+    assert "must end in .csv, .csv.gz or .parquet" in err
 
 
 def changed(folder: Path, kind: str, change: Any) -> bytes:
@@ -277,7 +277,7 @@ def test_a_model_that_is_not_there_or_too_large_is_refused(
         file.truncate(models.LARGEST + 2)
     code, _, err = lab(capsys, "score", large, folder / "t.csv")
     assert code == 2
-    assert "larger than a model" in err
+    assert "larger than a model file" in err
 
 
 @settings(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,20 @@ import pandas as pd
 import pytest
 
 from federated.deployment.audit_logs import LOG_NAME
+from federated.deployment.coordinator.federation import DeployedFederation
 from federated.deployment.folders import seed_of
 from federated.deployment.node import policy as insurer
 from federated.deployment.node import settings as node_folder
 from federated.deployment.node.roles import rows_secret
+from federated.deployment.node.solver import total_message
 from federated.deployment.plan import announced
+from federated.message_kinds import MessageKind
+from federated.messages import Reply, Request
 from federated.study import arms, result
 from federated.study.experiment import Experiment
 from federated.study.simulation import deal_tables, market_of
 from lab.audit import log_format as audit
-from lab.errors import ConfigurationError, PolicyError
+from lab.errors import ConfigurationError, PeerError, PolicyError
 from lab.files import read_json
 from tests.rigs.trial import Trial, hash_of, started
 
@@ -138,7 +143,7 @@ def profiled(root: Path, **changes: Any) -> Experiment:
         "shares": {"weekend": {"column": "weekday", "operation": ">=", "value": 5}},
     }
     data = {"person": "person", "features": [*FEATURES, "known_claims", "known_weekend"]}
-    return study(root, TREES, data=data, profile=[known], **changes)
+    return study(root, changes.pop("model", TREES), data=data, profile=[known], **changes)
 
 
 @pytest.fixture(scope="module")
@@ -257,16 +262,39 @@ def test_the_insurer_in_the_first_seat_releases_a_profile_under_a_split_key(
     tmp_path: Path, authority_key: Any
 ) -> None:
     with started(Payers(tmp_path, authority_key, insurers=3, split=True)) as made:
-        experiment = profiled(made.root)
+        experiment = profiled(made.root, model=GLM)
         found = made.run(experiment)
         assert hash_of(found) == hash_of(simulated(experiment, made))
         assert shown_by(made, "payer a", found.run) == [4]
 
 
 @pytest.mark.slow
-def test_masks_hide_trees_of_real_parties_and_change_no_bit(
+def test_masks_hide_a_model_of_real_parties_who_open_each_total_for_themselves(
     tmp_path: Path, authority_key: Any
 ) -> None:
     with started(Payers(tmp_path, authority_key, insurers=3, hiding="masks")) as made:
-        experiment = study(made.root, STOPPED, protection={"sums": "masks"})
-        assert hash_of(made.run(experiment)) == hash_of(simulated(experiment, made))
+        for kind in (GLM, NETWORK):
+            experiment = study(made.root, kind, protection={"sums": "masks"})
+            assert hash_of(made.run(experiment)) == hash_of(simulated(experiment, made))
+        trees = study(made.root, STOPPED, protection={"sums": "masks"})
+        with pytest.raises(ConfigurationError, match="all parties see every total"):
+            made.run(trees)
+
+
+@pytest.mark.slow
+def test_a_coordinator_that_tells_another_total_under_replay_loses_its_parties(
+    tmp_path: Path, authority_key: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lying(self: DeployedFederation, question: Request) -> None:
+        total = self.resumable_run.totals.read(question.step, question.question.hex())
+        assert total is not None
+        more = {name: 1.5 * array for name, array in total.arrays.items()}
+        proof = Reply.of("", replace(total, arrays=more), None).to_record()
+        content = total_message(question, proof)
+        self._asked_of_all(MessageKind.TOTAL, self.names, content)
+
+    monkeypatch.setattr(DeployedFederation, "tell", lying)
+    with started(Payers(tmp_path, authority_key, insurers=3, hiding="masks")) as made:
+        experiment = study(made.root, GLM, protection={"sums": "masks"})
+        with pytest.raises(PeerError, match="0 parties are left"):
+            made.run(experiment)

@@ -26,7 +26,7 @@ class Answers:
     def names(self) -> tuple[str, ...]:
         return tuple(self.given)
 
-    def ask(self, action: str, letters: Any, *, patient: bool = False) -> dict[str, RecordDict]:
+    def ask(self, action: str, messages: Any, *, patient: bool = False) -> dict[str, RecordDict]:
         return self.given
 
 

@@ -22,7 +22,7 @@ from federated.party.party import Party, Policy
 from federated.party.statistics import find
 from federated.transport import in_process as grid
 from lab.errors import PeerError, PolicyError
-from lab.models.design import Encoding, Feature
+from lab.models.design import Encoding, Feature, Levels
 from lab.models.glm import GLM, Task
 from lab.sums import Limit, Sums
 from secure_agg.errors import (
@@ -525,7 +525,7 @@ def test_a_fit_does_not_go_on_when_a_party_leaves() -> None:
         from lab.tables.contracts import draft
 
         task, contract = Task(target="y", exposure="years"), draft(table("poisson"), "t")
-        encoding = agree(federation, task, (Feature(column="age"),), contract)
+        encoding = agree(federation, task, (Feature(column="age"),), contract, 1)
         return glm.fit(federation, task, encoding)
 
     with pytest.raises(PeerError, match="a party left or came back"):
@@ -615,3 +615,34 @@ def test_the_sets_of_a_masked_question_outlast_the_process(tmp_path: Any) -> Non
         again.allow(b"q", ["a", "b", "c"], 3)
     with pytest.raises(PolicyError, match="at least 4 parties here, not 3"):
         again.allow(b"another", ["a", "b", "c"], 4)
+
+
+@pytest.mark.parametrize("way", ["masks", "masks at the node", "split"])
+def test_cells_of_few_persons_are_not_summed_where_everybody_sees_totals(
+    way: str, authority_key: Any
+) -> None:
+    class Unguarded(Masks):
+        def total(self, talk: Any, request: Request) -> Sums:
+            return self.run(talk, request)
+
+    protection: Protection = {
+        "masks": Masks,
+        "masks at the node": Unguarded,
+        "split": lambda: Paillier(Dealer(authority_key)),
+    }[way]()
+    regions = (Levels(feature=Feature(column="region"), levels=("north", "south")),)
+
+    def counted(federation: Federation) -> Sums:
+        assert federation.everybody
+        return federation.sum("level_counts", task=TASK, features=regions)
+
+    with pytest.raises(PolicyError, match="cells that may stand on few persons") as refusal:
+        on_a_road(protection, counted)
+    assert refusal.value.rule == "cells"
+    parties = on_a_road(
+        protection if way != "split" else Paillier(Dealer(authority_key)),
+        lambda federation: federation.sum("level_parties", task=TASK, features=regions, least=10)[
+            "parties"
+        ],
+    )
+    assert set(parties) <= {0.0, 1.0, 2.0, 3.0, 4.0}

@@ -42,9 +42,9 @@ def test_the_asker_cannot_write_an_argument_that_the_statistic_does_not_know() -
     ("change", "says"),
     [
         ({"please": True}, "there is no argument 'please'"),
-        ({"task": {"target": "y"}}, "not in their one form"),
+        ({"task": {"target": "y"}}, "not in canonical form"),
         ({"task": TASK.model_dump(mode="json") | {"please": 1}}, "no argument 'task.please'"),
-        ({"part": "all"}, "argument 'part' is not usable"),
+        ({"part": "all"}, "argument 'part' is invalid"),
     ],
 )
 def test_a_party_refuses_the_same_question_in_another_form(
@@ -58,7 +58,7 @@ def test_a_party_refuses_the_same_question_in_another_form(
 
 
 def test_a_party_refuses_arrays_that_the_statistic_does_not_take() -> None:
-    with pytest.raises(PeerError, match="other arrays than: none"):
+    with pytest.raises(PeerError, match="exactly these arrays: none"):
         party().take(replace(totals(), arrays={"please": np.zeros(1)}))
 
 

@@ -181,7 +181,7 @@ def test_a_node_for_questions_takes_no_statistic_of_a_model(statistic: str) -> N
         arguments: dict[str, dict[str, Any]] = {
             "totals": {"part": "train"},
             "moments": {"features": ()},
-            "histogram": {"features": ()},
+            "histogram": {"features": (), "least": 10},
             "glm_step": {"encoding": Encoding(), "unit": 1.0},
         }
         arrays = {"histogram": {"edges": np.zeros(1)}, "glm_step": {"beta": np.zeros(1)}}
@@ -333,10 +333,10 @@ def test_nobody_but_the_releaser_opens_a_sealed_part(authority_key: Any) -> None
             names = federation.names
 
             @staticmethod
-            def ask(action: str, letters: Any, *, patient: bool = False) -> Any:
+            def ask(action: str, messages: Any, *, patient: bool = False) -> Any:
                 if action != "query.release":
-                    return federation.ask(action, letters, patient=patient)
-                ((_, asked),) = letters.items()
+                    return federation.ask(action, messages, patient=patient)
+                ((_, asked),) = messages.items()
                 return federation.ask(action, {"insurer 2": asked})
 
         request = Request("q", "cells", arguments(), {}, "paillier", federation.names)

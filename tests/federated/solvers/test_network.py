@@ -50,7 +50,7 @@ def fit(
     features = tuple(Feature(column=c) for c in ("age", "income", "region"))
 
     def work(federation: Federation):
-        encoding = agree(federation, task, features, draft(parts[0], "test"))
+        encoding = agree(federation, task, features, draft(parts[0], "test"), 1)
         return train(federation, task, encoding, settings, seed=5)
 
     return federate(parts, work, protection, workers)

@@ -15,9 +15,10 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
-from federated.hiding.paillier import KeyAuthority, Paillier
+from federated.hiding.masks import Masks
+from federated.hiding.paillier import Dealer, KeyAuthority, Paillier
 from federated.run import run
-from federated.solvers.trees import TreesSettings, train
+from federated.solvers.trees import TreesSettings, solve, train
 from federated.study.experiment import Experiment
 from lab.errors import ConfigurationError, ContractError, ModelError
 from lab.models.design import Feature, check_features
@@ -147,13 +148,22 @@ def test_trees_under_paillier_equal_trees_in_the_clear(authority_key, told) -> N
     assert losses.equals(same)
 
 
-def test_trees_under_masks_equal_trees_in_the_clear() -> None:
-    from federated.hiding.masks import Masks
-
-    parts = split(claims("poisson", 300, 1), 3)
-    hidden, _ = grow(parts, task_of("poisson", True), protection=Masks(), trees=2)
-    clear, _ = grow(parts, task_of("poisson", True), trees=2)
-    assert hidden.model_dump_json() == clear.model_dump_json()
+@pytest.mark.parametrize("way", ["masks", "split key"])
+def test_trees_are_refused_where_everybody_sees_their_bins(way: str, authority_key: Any) -> None:
+    protection = Masks() if way == "masks" else Paillier(Dealer(authority_key))
+    with pytest.raises(ConfigurationError, match="all parties see every total"):
+        federate(
+            split(claims("poisson", 300, 1), 3),
+            lambda federation: solve(
+                federation,
+                task_of("poisson", True),
+                (Feature(column="age"),),
+                draft(claims("poisson", 9, 1), "test"),
+                TreesSettings(kind="trees"),
+                1,
+            ),
+            protection,
+        )
 
 
 def test_the_same_bits_for_any_number_of_threads() -> None:
@@ -205,7 +215,7 @@ def test_predictions_keep_to_the_direction_asked(seed: int, direction: int) -> N
         trees=10,
         depth=4,
         min_child_rows=1.0,
-        min_leaf_persons=1,
+        min_persons=1,
         l2=0.0,
     )
     assert any(0 in tree.feature for tree in model.trees)
@@ -274,12 +284,12 @@ def test_levels_that_do_not_fit_share_the_bin_of_missing_values() -> None:
     frame = pd.DataFrame({"clinic": [f"c{k:03d}" for k in codes], "x": rng.normal(size=len(codes))})
     frame["y"] = rng.poisson(1 + (codes % 3 == 0))
     frame = frame.sample(frac=1, random_state=0, ignore_index=True).astype({"y": float})
-    model, _ = grow(split(frame, 3), Task(target="y"), ("clinic", "x"))
+    model, _ = grow(split(frame, 3), Task(target="y"), ("clinic", "x"), min_persons=1)
     # 255 clinics are equally frequent: the first 254 have bins, the last shares with the rare ones
     assert model.cuts[0].levels == tuple(f"c{k:03d}" for k in range(254))
     assert (
         model.model_dump_json()
-        == grow([frame], Task(target="y"), ("clinic", "x"))[0].model_dump_json()
+        == grow([frame], Task(target="y"), ("clinic", "x"), min_persons=1)[0].model_dump_json()
     )
     rare, gone = frame.assign(clinic="c399"), frame.assign(clinic=pd.Series([None] * len(frame)))
     assert (model.predict(rare) == model.predict(gone)).all()
@@ -495,7 +505,7 @@ def test_no_leaf_stands_on_fewer_persons_than_asked(least: int) -> None:
         learning_rate=1.0,
         trees=1,
         depth=8,
-        min_leaf_persons=least,
+        min_persons=least,
     )
     (tree,) = model.trees
     leaf = np.zeros(len(frame), dtype=np.int32)
@@ -504,3 +514,16 @@ def test_no_leaf_stands_on_fewer_persons_than_asked(least: int) -> None:
     assert (sizes.min() >= 10) == (least == 10)
     exact = np.isclose(model.predict(frame), frame.y, rtol=1e-3).sum()
     assert exact < 5 if least == 10 else exact > 10
+
+
+def test_bins_of_few_persons_are_joined_before_a_tree_grows() -> None:
+    rng = np.random.default_rng(2)
+    frame = pd.DataFrame({"x": np.append(rng.integers(0, 4, 300), [90, 91, 92]).astype(float)})
+    frame["clinic"] = [*["a"] * 150, *["b"] * 147, *["lone"] * 6]
+    frame["y"] = rng.poisson(1.0, len(frame)).astype(float)
+    parts = split(frame, 3)
+    model, _ = grow(parts, Task(target="y"), ("x", "clinic"))
+    bare, _ = grow(parts, Task(target="y"), ("x", "clinic"), min_persons=1)
+    (numbers, levels), (fine, all_levels) = model.cuts, bare.cuts
+    assert numbers.edges == (0.0, 1.0, 2.0) and levels.levels == ("a", "b")
+    assert len(fine.edges) > 3 and all_levels.levels == ("a", "b", "lone")

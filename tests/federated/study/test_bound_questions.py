@@ -104,7 +104,11 @@ class Rig:
         self.federation = Federation(self.grid, self.protection, PARTIES)
 
     def steps(self) -> Steps[Outcome]:
-        return Steps(lambda parties: carry_out(self.plan, parties), self.protection.hiding)
+        return Steps(
+            lambda parties: carry_out(self.plan, parties),
+            self.protection.hiding,
+            everybody=self.protection.everybody,
+        )
 
     def signed(self, question: Request) -> Request:
         return sign_step(self.signer.identity, self.signer.digest, self.signer.run, "{}", question)

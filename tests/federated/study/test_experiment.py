@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -276,3 +277,46 @@ def test_noll_split_gives_the_published_deviances(published) -> None:
     assert 100 * fit.null_deviance / fit.rows == pytest.approx(32.93518, abs=1e-5)
     assert 100 * test["deviance"][0] / rows == pytest.approx(32.17123, abs=1e-5)
     assert 100 * test["null_deviance"][0] / rows == pytest.approx(33.86149, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ({"kind": "glm", "family": "poisson"}, {"level_counts", "score_levels", "score_lorenz"}),
+        (
+            {"kind": "trees", "family": "poisson", "trees": 2},
+            {"trees_persons", "trees_leaves", "score_levels", "score_lorenz"},
+        ),
+    ],
+    ids=["glm", "trees"],
+)
+def test_what_was_opened_is_counted_and_none_of_it_stands_on_few(
+    tmp_path: Path, model: dict[str, Any], told: set[str]
+) -> None:
+    rng = np.random.default_rng(4)
+    frame = pd.DataFrame({"age": rng.integers(20, 80, 900), "claims": rng.poisson(1.0, 900)})
+    frame["region"] = rng.choice(["a", "b", "c", "d"], 900, p=[0.5, 0.3, 0.195, 0.005])
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    values = {
+        "name": "t",
+        "data": {"path": str(tmp_path / "t.csv"), "target": "claims"},
+        "parties": {"count": 3},
+        "protection": {"key_bits": 2048},
+        "model": model,
+        "arms": {"run": ["federated"], "replicates": 2},
+    }
+    study = run(Experiment.model_validate(values), runs=tmp_path / "runs", track=False)
+    result = json.loads((study.folder / "result.json").read_text())
+    fewest = {line["statistic"]: line["fewest_persons"] for line in result["opened"]}
+    assert {name for name, persons in fewest.items() if persons is not None} == told
+    assert min(persons for persons in fewest.values() if persons is not None) >= 10
+    assert all(line["numbers"] > 0 for line in result["opened"])
+    assert "What was opened" in (study.folder / "report.html").read_text()
+
+
+def test_under_masks_each_number_that_was_opened_is_over_all_rows(tmp_path: Path) -> None:
+    few = {"parties.count": 3, "arms.run": '["federated"]', "arms.replicates": 0}
+    study = perform(Experiment.read(RAND, {**few, "protection.sums": "masks"}))
+    assert {line.fewest_persons for line in study.opened} == {None}
+    assert {"moments", "glm_step", "level_parties"} & {line.statistic for line in study.opened}
+    assert study.arms["federated"].evaluations["model"]["all"].lorenz is None

@@ -11,13 +11,13 @@ import pytest
 
 from federated.study.arms import perform
 from federated.study.experiment import Experiment
-from lab.models.design import RARE
+from lab.privacy.joining import RARE
 
 
-def experiment(tmp_path: Path, model: dict[str, Any]) -> Experiment:
-    """Three parties; of brand z each has two rows."""
+def experiment(tmp_path: Path, model: dict[str, Any], few: int = 4) -> Experiment:
+    """Three parties; of brand z each has a few rows."""
     rng = np.random.default_rng(0)
-    brand = [*["a"] * 100, *["b"] * 60, *["z"] * 2] * 3
+    brand = [*["a"] * 100, *["b"] * 60, *["z"] * few] * 3
     frame = pd.DataFrame(
         {
             "claims": rng.poisson(1.0, len(brand)),
@@ -50,3 +50,12 @@ def test_a_level_of_few_rows_at_each_party_is_in_no_model(tmp_path: Path, kind: 
 def test_what_is_rare_is_not_the_base_level(tmp_path: Path) -> None:
     study = perform(experiment(tmp_path, {"kind": "glm"}))
     assert list(study.coefficients["name"]) == ["intercept", "brand[T.b]", f"brand[T.{RARE}]"]
+
+
+@pytest.mark.parametrize("kind", ["glm", "trees"])
+def test_a_level_of_few_persons_at_all_parties_together_has_no_coefficient(
+    tmp_path: Path, kind: str
+) -> None:
+    study = perform(experiment(tmp_path, {"kind": kind, "family": "poisson"}, few=3))
+    file = study.arms["federated"].models["all"]["model"].file
+    assert RARE not in file and '"z"' not in file and '"b"' in file

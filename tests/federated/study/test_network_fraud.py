@@ -50,7 +50,7 @@ def fit(parts: list[pd.DataFrame], protection=None, **more) -> Network:
     single_threaded()
 
     def work(federation):
-        encoding = agree(federation, task, features, draft(parts[0], "test"))
+        encoding = agree(federation, task, features, draft(parts[0], "test"), 1)
         return train(federation, task, encoding, settings, seed=3)
 
     return federate(parts, work, protection)[0]

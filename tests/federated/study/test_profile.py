@@ -231,7 +231,7 @@ def test_profile_of_few_persons_or_under_other_rules_is_not_opened(
     loose = Rules.of_own_rows()
     with pytest.raises(PolicyError, match="other disclosure rules"):
         profile_of(claims(), Paillier(KeyAuthority(authority_key)), loose)
-    with pytest.raises(PolicyError, match="questions and profiles"):
+    with pytest.raises(PolicyError, match="'profile' is of cells that may stand on few persons"):
         profile_of(claims(), Masks(), Rules.read())
 
 

@@ -89,7 +89,9 @@ def test_an_insurer_without_claims_is_refused_and_leaves_nothing(tmp_path: Path)
     shipped = Assumptions.read()
     tiny = shipped.insurers[1].model_copy(update={"products": {"critical_illness": 1e-9}})
     changed = shipped.model_copy(update={"insurers": (shipped.insurers[0], tiny)})
-    with pytest.raises(ConfigurationError, match="insurer-2 would have no claims; ask for more"):
+    with pytest.raises(
+        ConfigurationError, match="insurer-2 would have no claims; raise the number"
+    ):
         make(tmp_path / "m", persons=2000, insurers=2, assumptions=changed)
     assert list(tmp_path.iterdir()) == []
 
@@ -282,7 +284,9 @@ def test_the_built_in_source_market_reads_a_folder(tmp_path: Path) -> None:
     table = load("market", str(folder))
     assert table.contract.name == "market"
     assert len(table.frame) == len(pool(folder))
-    with pytest.raises(ConfigurationError, match="is no market; make one with: lab market make"):
+    with pytest.raises(
+        ConfigurationError, match="not the folder of a market; make one with: lab market make"
+    ):
         load("market", str(tmp_path))
     with pytest.raises(ConfigurationError, match=r"data\.path is needed for market"):
         load("market")

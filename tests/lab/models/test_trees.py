@@ -181,10 +181,10 @@ OUTSIDE = TREE.model_copy(update={"feature": (0, -1, 2, -1, -1)})
     [
         ({"nodes": (1,)}, "leaves"),
         ({"nodes": (-1,)}, "leaves"),
-        ({"nodes": (0, 0), "most": ((64.0, 64.0),) * 2}, "each once"),
+        ({"nodes": (0, 0), "most": ((64.0, 64.0),) * 2}, "distinct"),
         ({"nodes": (2,), "place": trees.Place(growing=TREE)}, "leaves"),
-        ({"features": (0, 2)}, "those agreed on"),
-        ({"features": (-1,)}, "those agreed on"),
+        ({"features": (0, 2)}, "and agreed on"),
+        ({"features": (-1,)}, "and agreed on"),
         ({"features": (1, 0)}, "in order"),
         ({"features": (1, 1)}, "in order"),
         ({"place": trees.Place(growing=OUTSIDE), "nodes": (1,)}, "not agreed on"),
@@ -254,7 +254,7 @@ def test_a_model_that_runs_away_says_so_however_often_it_is_asked() -> None:
 
 
 def test_a_link_that_trees_do_not_model_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="drop the link"):
+    with pytest.raises(ConfigurationError, match="default link"):
         rows(FRAME.assign(y=1.0), task=Task(target="y", family="gamma", link="canonical"))
 
 

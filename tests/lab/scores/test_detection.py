@@ -216,7 +216,7 @@ def test_money_of_a_budget_by_hand() -> None:
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.01, float("nan")])
 def test_a_budget_that_is_no_share_is_refused(share: float) -> None:
-    with pytest.raises(ConfigurationError, match="a share above 0, at most 1"):
+    with pytest.raises(ConfigurationError, match="a share above 0 and at most 1"):
         detection.at_budget(BINNED, share, investigation_cost=300.0)
 
 

@@ -242,7 +242,7 @@ def test_a_query_cannot_write(stored: Server) -> None:
 def test_a_database_needs_a_table_or_a_query_and_a_sqlite_file_must_be_there(
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(ConfigurationError, match="either a table or a query"):
+    with pytest.raises(ConfigurationError, match="a table of the database or a query"):
         load(path="postgresql://host/database", contract=CONTRACT)
     assert "no such file" in refused(f"sqlite:///{tmp_path}/t.db")
     assert not list(tmp_path.iterdir())

@@ -57,7 +57,7 @@ def test_a_column_that_tears_persons_apart_is_refused() -> None:
 
 
 def test_a_party_without_rows_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="would have no rows"):
+    with pytest.raises(ConfigurationError, match="would get none"):
         deal(frame(8), Split(split="size_skew", count=6, skew=4.0), None, np.random.default_rng(0))
 
 
