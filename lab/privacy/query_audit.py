@@ -8,15 +8,17 @@ the answers can be told from k disjoint groups of persons, each as well as from 
 whoever is left out of a combination's support would have to be in all k groups, so no combination
 that is not 0 has fewer than k persons behind it. (In words of matroids: k disjoint bases among the
 columns of the matrix of answers by persons; the smallest cocircuit then has k elements. Edmonds,
-"Minimum partition of a matroid into independent subsets", J. Res. NBS 1965.) Groups are looked for
-greedily, so a cell may be vetoed that need not be, and none passes that should not.
+"Minimum partition of a matroid into independent subsets", J. Res. NBS 1965.) Whoever has several
+rows is in a group with all of them. Groups are looked for greedily, so a cell may be vetoed that
+need not be, and none passes that should not. The work is sparse elimination
+(`lab.privacy.elimination`): thousands of cells take seconds.
 
-The sum over the whole table is taken as known from the start, so what all shown cells leave over is
-guarded like a cell. A cell that breaks the rule is vetoed and counts as not asked, smallest first,
+The sum over the whole table, as it was first asked about, is taken as known from the start, so what
+all shown cells leave over is guarded like a cell. Later states are `lab.privacy.history`. A cell that breaks the rule is vetoed and counts as not asked, smallest first,
 until the rule holds: an auditor of sum queries (Chin and Özsoyoğlu, "Auditing and inference
 control in statistical databases", IEEE TSE 1982) whose unit is not one person but the minimum. It
-follows that a party answers at most one independent cell for every k persons. Each party keeps its
-own history and knows no other's: the rule holds at every party for its own persons, whoever asks
+follows that a party answers at most one independent cell for every k rows. Each party keeps its own
+history and knows no other's: the rule holds at every party for its own persons, whoever asks
 and through whichever coordinator.
 
 What it does not hide: that something is small, which a veto tells; what follows from inequalities
