@@ -19,6 +19,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from lab.errors import TRAVELLING, LabError, PeerError
 from lab.sums import COUNT, Floats, Limit, Sums
+from lab.text import printable
 
 Hiding = Literal["clear", "paillier", "masks"]
 #: Rows that no party has.
@@ -89,6 +90,9 @@ class Request:
             if not isinstance(parties, list) or not isinstance(arguments, dict):
                 raise PeerError("request: parties must be a list of names, arguments an object")
             signature = header["signature"]
+            names = [str(header[name]) for name in ("query", "statistic", "charter")]
+            if not all(map(str.isprintable, [*names, *map(str, parties)])):
+                raise PeerError("request: its names must be printable")
             if not isinstance(signature, bytes):
                 raise PeerError("request: its signature must be bytes")
             return cls(
@@ -132,7 +136,7 @@ class Reply:
             form = form_from_json(str(header["form"]))
             hidden = any(array.stype == BYTES for array in body.values())
             reply = cls(
-                party=str(header["party"]),
+                party=printable(str(header["party"])),
                 rows=int(header["rows"]),
                 form=form,
                 clear=None if hidden else from_arrays(body),
@@ -231,16 +235,24 @@ def refuse(error: LabError, party: str) -> RecordDict:
     """A typed refusal; the text is made for people outside the party and shows none of its values."""
     names = (kind.__name__ for kind in type(error).__mro__)
     kind = next((name for name in names if name in TRAVELLING), "PeerError")
-    record = {"kind": kind, "rule": error.rule, "text": str(error).splitlines()[0], "party": party}
-    return RecordDict({"refusal": ConfigRecord(record)})
+    record = ConfigRecord(
+        {"kind": kind, "rule": error.rule, "text": str(error).splitlines()[0], "party": party}
+    )
+    record["culprits"] = list(error.culprits) if isinstance(error, PeerError) else []
+    return RecordDict({"refusal": record})
 
 
 def refusal(record: RecordDict) -> LabError:
-    """The error a refusal stands for, with the party named and the rule it refused by."""
+    """The error a refusal stands for, with the party named, the rule it refused by, and whom it
+    blames: whether to believe that is for whoever reads it."""
+    fields = dict(record.config_records["refusal"])
+    culprits = fields.pop("culprits", [])
     header = {"kind": "", "party": "?", "text": "?", "rule": "gate"}
-    header |= {key: str(value) for key, value in record.config_records["refusal"].items()}
+    header |= {key: printable(str(value)) for key, value in fields.items()}
     error = TRAVELLING.get(header["kind"], PeerError)(f"{header['party']}: {header['text']}")
     error.rule = header["rule"][:LONGEST_RULE]
+    if isinstance(error, PeerError) and isinstance(culprits, list):
+        error.culprits = tuple(map(str, culprits))
     return error
 
 
@@ -262,7 +274,7 @@ def from_arrays(record: ArrayRecord) -> dict[str, Floats]:
     arrays: dict[str, Floats] = {}
     for name, array in record.items():
         if array.stype != FLOATS:
-            raise PeerError(f"array '{name}': unknown encoding {array.stype!r}")
+            raise PeerError(f"array '{printable(name)}': unknown encoding {array.stype!r}")
         arrays[name] = np.frombuffer(array.data, "<f8").reshape(tuple(array.shape)).copy()
     return arrays
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lab.errors import ConfigurationError
+from lab.text import printable
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -27,12 +28,6 @@ class Strict(BaseModel):
     """A frozen record that refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-def printable(text: str) -> str:
-    """Somebody else's text on one line, without what a terminal would act on: what a person
-    approves is what stands there."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -53,7 +48,7 @@ def parse(model: type[Model], values: object, *, where: str) -> Model:
         return model.model_validate(values)
     except ValidationError as error:
         mistakes = error.errors()
-        lines = [_mistake(model, dict(item)) for item in mistakes[:MISTAKES_SHOWN]]
+        lines = [printable(_mistake(model, dict(item))) for item in mistakes[:MISTAKES_SHOWN]]
         if len(mistakes) > MISTAKES_SHOWN:
             lines.append(f"and {len(mistakes) - MISTAKES_SHOWN} more")
         raise ConfigurationError("\n  ".join([f"{where}:", *lines])) from None

@@ -34,6 +34,7 @@ from gmpy2 import mpz
 
 from secure_agg import blinding
 from secure_agg.errors import (
+    InconsistentSum,
     InvalidCiphertext,
     LayoutMismatch,
     MalformedBatch,
@@ -205,6 +206,19 @@ def decrypt(
     _same_key(private.public, batch)
     plaintexts = decrypt_raw(private, batch.ciphertexts, workers=workers)
     return unpack(batch.layout, plaintexts, batch.contributions)
+
+
+def keeps_layout(private: PrivateKey, batch: Batch) -> bool:
+    """Whether a batch holds what its contributions can put into it; of its values nothing is told.
+
+    For the holder of the whole key alone, who may look at a single party's batch and show nobody.
+    Raises WrongKey, InvalidCiphertext.
+    """
+    try:
+        decrypt(private, batch)
+    except InconsistentSum:
+        return False
+    return True
 
 
 def decrypt_raw(private: PrivateKey, ciphertexts: Sequence[mpz], *, workers: int = 2) -> list[mpz]:

@@ -73,6 +73,7 @@ from gmpy2 import mpz
 from secure_agg import wire
 from secure_agg.errors import (
     FaultyHolder,
+    InconsistentSum,
     InvalidKey,
     KeyFileRefused,
     MalformedMessage,
@@ -303,7 +304,14 @@ def combine(
     """
     total = examine(roster, transcript, split.public, ())
     plaintexts = open_with(split, total.ciphertexts, parts, _context(transcript))
-    return unpack(total.layout, plaintexts, total.contributions)
+    try:
+        return unpack(total.layout, plaintexts, total.contributions)
+    except InconsistentSum:
+        raise InconsistentSum(
+            f"query {transcript.terms.query}: a party encrypted numbers that are not of the form "
+            "all agreed on. The key is split, so nobody can open a contribution to say whose; "
+            "run it with a key authority to find out"
+        ) from None
 
 
 def run(

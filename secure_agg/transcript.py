@@ -8,12 +8,15 @@ signature over batch and terms; it checks all of it and multiplies the batches i
     party        contribute(identity, terms, batch)                 -> Contribution
     coordinator  received(roster, terms, public, contribution)      blames the party
     holder       examine(roster, transcript, public, past_queries)  blames the coordinator
+    authority    blame_layout(private, transcript)                  blames the party
 
 An honest coordinator passes on nothing that `received` refused. So what a holder finds wrong is the
-coordinator's doing, and the error says so.
+coordinator's doing, and the error says so. What a ciphertext holds the coordinator can't see: where
+a total turns out to be none of this layout, the holder of the whole key says whose doing it is.
 
 What this does not stop: a party that copies or inverts another's ciphertext with the coordinator's
-help, and parties that leave so few others that the total speaks of one. See `secure_agg.shares`.
+help, and parties that leave so few others that the total speaks of one. See `secure_agg.shares`. Who
+is named by `blame_layout` tells one bit of what such a copy holds, and must lose its place for it.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ from secure_agg.errors import (
     TooFewParties,
 )
 from secure_agg.identity import Identity, Roster, check_name
-from secure_agg.keys import PublicKey
+from secure_agg.keys import PrivateKey, PublicKey
 from secure_agg.packing import Layout
 from secure_agg.paillier import Batch
 
@@ -232,6 +235,27 @@ def examine(
             f"query {terms.query} passes on what it should have refused: {error}"
         ) from None
     return paillier.add(public, batches)
+
+
+def blame_layout(private: PrivateKey, transcript: Transcript) -> FaultyParty:
+    """The authority's word for who made an examined total inconsistent. Raises nothing of its own.
+
+    It looks at each contribution by itself and tells whether it keeps the layout, nothing else.
+    Contributions that keep it add up to a total that does, so somebody is named.
+    """
+    terms = transcript.terms
+    names = [
+        contribution.party
+        for contribution in transcript.contributions
+        if not paillier.keeps_layout(
+            private, Batch.from_bytes(contribution.batch, private.public, terms.layout)
+        )
+    ]
+    return FaultyParty(
+        f"{', '.join(names)}: encrypted numbers that are not of the form all agreed on; "
+        "no total was opened",
+        *names,
+    )
 
 
 def _statement(terms: Terms, party: str, batch: bytes) -> bytes:

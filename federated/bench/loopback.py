@@ -22,7 +22,7 @@ from federated.deployment.enrolment import ADMISSION, Enrolment, Role
 from federated.deployment.folders import CHARTER, ENROLMENT, identity_of
 from federated.deployment.node import settings as node_folder
 from federated.deployment.node import supervisor
-from secure_agg.keys import PrivateKey, save_private
+from secure_agg.keys import PrivateKey
 
 LAB = [sys.executable, "-c", "from federated.cli.main import main; main()"]
 EXCHANGE: Final = "exchange"
@@ -60,7 +60,7 @@ class LoopbackExchange:
             text = path.read_text().replace("# test_", "test_")
             path.write_text(text.replace('hiding = "paillier"', f'hiding = "{hiding}"'))
         node_folder.init(root / SUPERVISOR, SUPERVISOR, SUPERVISOR, None, None)
-        save_private(root / SUPERVISOR / supervisor.KEY_FILE, key, passphrase)
+        supervisor.keep_key(root / SUPERVISOR, key, passphrase)
         self.charter = self._charter(key, tuple(analyses), contracts)
         self.sign(self.charter, (EXCHANGE, *self.names))
         for name in self.names:

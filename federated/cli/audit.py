@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from federated.cli.console import say, say_json
+
 if TYPE_CHECKING:
     from federated.deployment.audit_logs import CheckedLog
+    from federated.deployment.evidence import Manifest
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -44,7 +47,7 @@ def verify(paths: tuple[Path, ...], charter_file: Path | None, key: str | None) 
             logs += logs_in(path)
         elif path.suffix == ".zip":
             manifest = verify_package(path)
-            click.echo(f"{path}: run {manifest['run']}, {len(manifest['files'])} files, holds")
+            _tell_package(path, manifest, "holds")
         else:
             logs.append(path)
     if not logs and any(path.is_dir() for path in paths):
@@ -82,30 +85,36 @@ def _key(key: str | None) -> bytes:
     return public_key
 
 
+def _tell_package(path: Path, manifest: Manifest, verdict: str) -> None:
+    say(f"{path}: run {manifest.run}, {len(manifest.files)} files, {verdict}")
+    if manifest.without:
+        say(f"  without the logs of {', '.join(manifest.without)}: nothing of theirs is shown")
+
+
 def _tell_verdict(item: CheckedLog) -> None:
     verdict = item.verdict
     if verdict.fault:
-        click.echo(f"{item.path}: DOES NOT HOLD: {verdict.fault}")
+        say(f"{item.path}: DOES NOT HOLD: {verdict.fault}")
         return
     omitted = f", {verdict.omitted:,} of them as a digest alone" if verdict.omitted else ""
-    click.echo(
+    say(
         f"{item.path}: log of {verdict.party} holds: {verdict.lines:,} lines{omitted}, "
         f"{verdict.checkpoints:,} checkpoint{'s' * (verdict.checkpoints != 1)}"
     )
     if verdict.unsigned:
-        click.echo(
+        say(
             f"  {verdict.unsigned:,} lines after the last checkpoint are not signed; if more were "
             "cut off behind them, nobody can tell"
         )
     if not item.key_known:
-        click.echo("  the key is the log's own word; --key or --charter brings the party's")
+        say("  the key is the log's own word; --key or --charter brings the party's")
     if not item.beside and not item.witnesses and not verdict.omitted:
-        click.echo(
+        say(
             "  no head file and no checkpoint that others keep: a log cut back to an older "
             "checkpoint would look the same"
         )
     elif item.witnesses:
-        click.echo(f"  agrees with {item.witnesses:,} checkpoints that others keep")
+        say(f"  agrees with {item.witnesses:,} checkpoints that others keep")
 
 
 @audit.command("show")
@@ -113,7 +122,7 @@ def _tell_verdict(item: CheckedLog) -> None:
 @click.option("--run", help="Lines of this run alone.")
 @click.option("--kind", multiple=True, help="Lines of this kind alone; may be repeated.")
 @click.option("--last", type=click.IntRange(1), help="The last lines alone.")
-@click.option("--json", "as_json", is_flag=True, help="The lines as they are.")
+@click.option("--json", "as_json", is_flag=True, help="The lines as JSON.")
 def show_log(
     path: Path, run: str | None, kind: tuple[str, ...], last: int | None, as_json: bool
 ) -> None:
@@ -140,25 +149,27 @@ def show_log(
     ][-last if last else 0 :]
     if as_json:
         for entry in entries:
-            click.echo(entry.line().decode())
+            say_json(vars(entry))
         return
     last_run = ""
     for entry in entries:
         if entry.run != last_run:
-            click.echo(f"run {_short(entry.run)}" if entry.run else "no run")
+            say(f"run {_short(entry.run)}" if entry.run else "no run")
             last_run = entry.run
         first = [name for name in logs.KINDS.get(entry.kind, ()) if name in entry.told]
         names = [*first, *(name for name in entry.told if name not in first)]
         what = ", ".join(f"{_short(name)} {_short(entry.told[name])}" for name in names)
         time = entry.time[:19].replace("T", " ")
         query = f"{_short(entry.query)}: " * bool(entry.query)
-        click.echo(f"{entry.seq + 1:>6}  {time}  {entry.kind:<10}  {query}{what}")
+        say(f"{entry.seq + 1:>6}  {time}  {entry.kind:<10}  {query}{what}")
 
 
 def _short(value: Any) -> str:
     """A value in a line: numbers with commas, control signs as escapes, keys by their beginning."""
+    from lab.text import printable
+
     text = f"{value:,}" if type(value) is int else str(value)
-    text = text if text.isprintable() else ascii(text)
+    text = printable(text)
     return text if len(text) <= 80 else f"{text[:16]}…"
 
 
@@ -177,7 +188,7 @@ def extract(path: Path, run: str, out: Path) -> None:
 
     lines = logs.extract(logs.read_lines(path), run)
     write_whole(out, b"".join(lines))
-    click.echo(f"{out}: run {run}, {len(lines):,} lines")
+    say(f"{out}: run {run}, {len(lines):,} lines")
 
 
 @audit.command()
@@ -202,7 +213,7 @@ def export(
     without: tuple[str, ...],
     out: Path,
 ) -> None:
-    """Write the supervisor's package of one run: charter, experiment, approvals, receipts, scores.
+    """Write the supervisor's package of one run: charter, plan, approvals, receipts, scores, logs.
 
     \b
     lab audit export --run 20261124-005153-visits --charter charter.json --log logs --out run.zip
@@ -216,4 +227,4 @@ def export(
     paths = [log for path in logs for log in (logs_in(path) if path.is_dir() else [path])]
     write_whole(out, package(folder, charter_file, paths, without))
     manifest = verify_package(out)
-    click.echo(f"{out}: run {manifest['run']}, {len(manifest['files'])} files, verified")
+    _tell_package(out, manifest, "verified")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from federated.cli.console import plain_table
+from federated.cli.console import plain_table, print_heading, say, say_json, screen
 
 if TYPE_CHECKING:
     from federated.deployment.charter import Charter, Consent, Signature
@@ -97,9 +96,7 @@ def init(
         limits=parse(charters.CharterLimits, limits, where="limits"),
     )
     charters.write(file, new_charter, {})
-    click.echo(
-        f"{file}: charter {new_charter.name}, version 1; next: lab charter add {file} ENROLMENT…"
-    )
+    say(f"{file}: charter {new_charter.name}, version 1; next: lab charter add {file} ENROLMENT…")
 
 
 def _contract(text: str) -> tuple[str, int]:
@@ -133,42 +130,40 @@ def add(file: Path, files: tuple[Path, ...]) -> None:
     from federated.deployment.enrolment import Enrolment
     from lab.files import read_json
 
-    agreed = Charter.read(file)
+    charter = Charter.read(file)
     signatures = charters.read_signatures(charters.signatures_beside(file))
     for path in files:
         if "member" in read_json(path):
-            agreed = _with(agreed, signatures, Enrolment.read(path))
+            charter = _with(charter, signatures, Enrolment.read(path))
         else:
-            signatures |= _merged(agreed, path)
-    charters.write(file, agreed, signatures)
+            signatures |= _merged(charter, path)
+    charters.write(file, charter, signatures)
     _tell_missing(charters.read(file))
 
 
-def _with(agreed: Charter, signatures: dict[str, Signature], enrolment: Enrolment) -> Charter:
+def _with(charter: Charter, signatures: dict[str, Signature], enrolment: Enrolment) -> Charter:
     from federated.deployment import charter as charters
 
     member = enrolment.member
-    next_charter = charters.with_member(agreed, enrolment)
-    click.echo(f"{member.name}, {member.role}; compare by telephone: {member.fingerprint}")
+    next_charter = charters.with_member(charter, enrolment)
+    say(f"{member.name}, {member.role}; compare by telephone: {member.fingerprint}")
     if signatures:
-        click.echo(
-            f"version {next_charter.version}: the signatures of version {agreed.version} are void"
-        )
+        say(f"version {next_charter.version}: the signatures of version {charter.version} are void")
         signatures.clear()
-    if agreed.key is not None and next_charter.key is None:
-        click.echo("the split key was dealt to others; deal it again")
+    if charter.key is not None and next_charter.key is None:
+        say("the split key was dealt to others; deal it again")
     return next_charter
 
 
-def _merged(agreed: Charter, path: Path) -> dict[str, Signature]:
+def _merged(charter: Charter, path: Path) -> dict[str, Signature]:
     """Signatures of a file that are good for this charter; what is not good is an error."""
     from federated.deployment import charter as charters
     from lab.errors import ConfigurationError
 
     signatures = charters.read_signatures(path)
-    absent = charters.missing(agreed, signatures)
+    absent = charters.missing(charter, signatures)
     for name in signatures:
-        if name in absent or all(name != member.name for member in agreed.members):
+        if name in absent or all(name != member.name for member in charter.members):
             raise ConfigurationError(f"{path}: {name} {absent.get(name, 'is not a member')}")
     return signatures
 
@@ -186,14 +181,14 @@ def sign(file: Path, identity: Path) -> None:
     from federated.deployment.charter import Charter
     from federated.deployment.enrolment import load_identity
 
-    agreed = Charter.read(file)
+    charter = Charter.read(file)
     own = load_identity(identity)
     beside = charters.signatures_beside(file)
-    signatures = charters.read_signatures(beside) | {own.card.name: charters.sign(agreed, own)}
-    charters.write(file, agreed, signatures)
-    click.echo(f"{own.card.name} signed charter {agreed.digest}")
-    if own.card.name != agreed.coordinator:
-        click.echo(f"hand {beside} back to {agreed.coordinator}")
+    signatures = charters.read_signatures(beside) | {own.card.name: charters.sign(charter, own)}
+    charters.write(file, charter, signatures)
+    say(f"{own.card.name} signed charter {charter.digest}")
+    if own.card.name != charter.coordinator:
+        say(f"hand {beside} back to {charter.coordinator}")
 
 
 @charter.command()
@@ -208,44 +203,42 @@ def show(file: Path, as_json: bool) -> None:
     from federated.deployment import charter as charters
 
     consent = charters.read(file)
-    agreed = consent.charter
+    charter = consent.charter
     if as_json:
-        summary = {"digest": agreed.digest, "unsigned": consent.missing}
-        click.echo(json.dumps(summary | agreed.model_dump(mode="json"), ensure_ascii=False))
+        summary = {"digest": charter.digest, "unsigned": consent.missing}
+        say_json(summary | charter.model_dump(mode="json"))
         return
-    from rich.console import Console
-
-    console = Console()
-    console.print(f"[bold]{agreed.name}[/], version {agreed.version}", highlight=False)
+    console = screen()
+    print_heading(console, charter.name, f", version {charter.version}")
     table = plain_table("member", "role", "fingerprint", "signed")
-    for member in agreed.members:
-        signed = "no" if member.name in consent.missing else "yes"
-        table.add_row(member.name, member.role, member.fingerprint, signed)
+    for member in charter.members:
+        signature = "no" if member.name in consent.missing else "yes"
+        table.add_row(member.name, member.role, member.fingerprint, signature)
     console.print(table)
-    limits = agreed.limits
-    contracts = ", ".join(f"{k} version {v}" for k, v in agreed.contracts.items())
+    limits = charter.limits
+    contracts = ", ".join(f"{k} version {v}" for k, v in charter.contracts.items())
     for label, text in (
-        ("totals", _opens(agreed)),
-        ("parties", f"{agreed.minimum_parties} or more behind a sum"),
+        ("totals", _opens(charter)),
+        ("parties", f"{charter.minimum_parties} or more behind a sum"),
         ("rows", f"{limits.minimum_rows} or more behind a party's sum"),
-        ("analyses", ", ".join(agreed.analyses)),
+        ("analyses", ", ".join(charter.analyses)),
         ("contracts", contracts),
         ("budget", f"ε {limits.epsilon:g}, δ {limits.delta:g} for each party, for ever"),
-        ("digest", agreed.digest),
+        ("digest", charter.digest),
     ):
         console.print(f"{label:<10}{text}", highlight=False, soft_wrap=True)
     _tell_missing(consent)
 
 
-def _opens(agreed: Charter) -> str:
-    if agreed.key is None:
+def _opens(charter: Charter) -> str:
+    if charter.key is None:
         return "no key yet: lab keys deal"
-    who = "opened by " + ", ".join(agreed.key.by) + (" together" * (agreed.key.opens == "split"))
-    return f"{who}; paillier, {agreed.key.public.bits} bits, {agreed.key.public.fingerprint}"
+    who = "opened by " + ", ".join(charter.key.by) + (" together" * (charter.key.opens == "split"))
+    return f"{who}; paillier, {charter.key.public.bits} bits, {charter.key.public.fingerprint}"
 
 
 def _tell_missing(consent: Consent) -> None:
     for name, reason in consent.missing.items():
-        click.echo(f"{name}: {reason}")
+        say(f"{name}: {reason}")
     if not consent.missing:
-        click.echo(f"signed by all {len(consent.charter.members)} members")
+        say(f"signed by all {len(consent.charter.members)} members")

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import click
 
+from federated.cli.console import say, say_json
+
 Node = dict[str, Any]
 
 
@@ -17,7 +19,7 @@ class ConfigKey(NamedTuple):
     """One key of an experiment file: (key, what it may be, default, what it is)."""
 
     name: str
-    allowed: str
+    values: str
     default: str
     meaning: str
 
@@ -36,10 +38,11 @@ def config(json_schema: bool) -> None:
     """
     schema = experiment_schema()
     if json_schema:
-        click.echo(json.dumps(schema, indent=2, ensure_ascii=False))
+        say_json(schema, indent=2)
         return
     for heading, keys in sections(schema):
-        click.echo(f"\n{click.style(heading, bold=True)}")
+        say()
+        say(heading, bold=True)
         _print_keys(keys)
 
 
@@ -68,29 +71,29 @@ def _table(
         place = f"{prefix}{name}"
         tables = list(_tables(schema, node))
         if not prefix and tables:
-            within += [(found, place, _is_list(node)) for found in tables]
+            within += [(inner, place, _is_list(node)) for inner in tables]
             continue
         keys.append(_key(schema, name, node, name in required))
-        within += [(found, place, _is_list(node)) for found in tables]
+        within += [(inner, place, _is_list(node)) for inner in tables]
     yield heading, keys
-    for found, place, listed in within:
-        kind = found["properties"].get("kind", {})
-        named = f", kind = '{kind['const']}'" if "const" in kind and place == "model" else ""
-        title = f"[[{place}]]" if listed and "." not in place else f"[{place}]{named}"
-        yield from _table(schema, found, f"{place}.", title)
+    for inner, place, in_list in within:
+        kind = inner["properties"].get("kind", {})
+        of_kind = f", kind = '{kind['const']}'" if "const" in kind and place == "model" else ""
+        title = f"[[{place}]]" if in_list and "." not in place else f"[{place}]{of_kind}"
+        yield from _table(schema, inner, f"{place}.", title)
 
 
 def _key(schema: Node, name: str, node: Node, required: bool) -> ConfigKey:
     default = node.get("default")
     if required:
-        shown = "required"
+        text = "required"
     elif default is None or default in ({}, []):
-        shown = "none"
+        text = "none"
     elif isinstance(default, dict):
-        shown = "see its table"
+        text = "see its table"
     else:
-        shown = json.dumps(default, ensure_ascii=False)
-    return ConfigKey(name, _allowed(schema, node), shown, node.get("description", ""))
+        text = json.dumps(default, ensure_ascii=False)
+    return ConfigKey(name, _allowed(schema, node), text, node.get("description", ""))
 
 
 def _allowed(schema: Node, node: Node) -> str:
@@ -118,9 +121,9 @@ def _allowed(schema: Node, node: Node) -> str:
         "pattern": "like",
         "maxLength": "of at most so many characters:",
     }
-    told = [f"{word} {node[limit]}" for limit, word in limits.items() if limit in node]
-    first = [str(kind.get(node["type"], node["type"])), *told[:1]]
-    return ", ".join([" ".join(first), *told[1:]])
+    bounds = [f"{word} {node[limit]}" for limit, word in limits.items() if limit in node]
+    first = [str(kind.get(node["type"], node["type"])), *bounds[:1]]
+    return ", ".join([" ".join(first), *bounds[1:]])
 
 
 def _tables(schema: Node, node: Node) -> Iterator[Node]:
@@ -144,11 +147,11 @@ def _print_keys(keys: list[ConfigKey]) -> None:
     name = max(len(key.name) for key in keys)
     indent = " " * (name + 4)
     for key in keys:
-        facts = f"{key.allowed}; {_default_words(key)}"
+        facts = f"{key.values}; {_default_words(key)}"
         for at, line in enumerate(textwrap.wrap(facts, width - len(indent))):
-            click.echo(f"  {key.name:<{name}}  {line}" if at == 0 else indent + line)
+            say(f"  {key.name:<{name}}  {line}" if at == 0 else indent + line)
         for line in textwrap.wrap(key.meaning, width - len(indent)):
-            click.echo(indent + click.style(line, dim=True))
+            say(line, mark=indent, dim=True)
 
 
 def _default_words(key: ConfigKey) -> str:

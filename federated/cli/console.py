@@ -1,7 +1,10 @@
-"""What a run prints, and the lines that move while it works."""
+"""Everything the command line prints goes through here: what a run found, lines that move while it
+works, and the one edge at which a text that others wrote loses what a terminal would act on."""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,17 +13,82 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from federated.study.arms import Progress
     from federated.study.result import Study
     from lab.privacy.joining import Opened
 
 
+def say(text: str = "", *, mark: str = "", err: bool = False, **style: Any) -> None:
+    """Print one line, whatever is in the text. mark: of our own, before it; style: click's."""
+    from lab.text import printable
+
+    line = printable(text)
+    click.echo(mark + (click.style(line, **style) if style else line), err=err)
+
+
+def say_lines(text: str) -> None:
+    """Print a text of several lines, which are our own."""
+    for line in text.split("\n"):
+        say(line)
+
+
+def say_error(text: str) -> None:
+    """Print an error on standard error. Lines after its first are set in: none looks like output."""
+    first, *others = text.split("\n")
+    say(first, err=True)
+    for line in others:
+        say(line.strip(), mark="  ", err=True)
+
+
+def say_json(content: Any, indent: int | None = None) -> None:
+    """Print JSON's content; signs that a terminal would act on are written as JSON's escapes."""
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, indent=indent)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+    click.echo(text)
+
+
+def say_table(text: str) -> None:
+    """Print a table as CSV: byte for byte to a file or a pipe, line by line printable otherwise."""
+    if sys.stdout.isatty():
+        say_lines(text.removesuffix("\n"))
+    else:
+        click.echo(text, nl=False)
+
+
+def screen(stderr: bool = False) -> Console:
+    """A console whose texts are one line each, after empty ones, with no markup in it."""
+    from rich.console import Console
+
+    from lab.text import printable
+
+    def line(text: str) -> str:
+        rest = text.lstrip("\n")
+        return "\n" * (len(text) - len(rest)) + printable(rest)
+
+    class Screen(Console):
+        def print(self, *objects: Any, **options: Any) -> None:
+            texts = [line(o) if isinstance(o, str) else o for o in objects]
+            super().print(*texts, **options)
+
+    return Screen(stderr=stderr, markup=False)
+
+
+def print_heading(console: Console, title: str, rest: str) -> None:
+    """A line whose beginning stands out."""
+    from rich.text import Text
+
+    from lab.text import printable
+
+    console.print(Text.assemble((printable(title), "bold"), printable(rest)), highlight=False)
+
+
 @contextmanager
 def progress_lines(quiet: bool) -> Iterator[Progress | None]:
     """A line for each arm with what it is doing, on standard error, while the work goes on."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
+    console = screen(stderr=True)
     if quiet or not console.is_terminal:
         yield None
         return
@@ -33,11 +101,13 @@ def progress_lines(quiet: bool) -> Iterator[Progress | None]:
     )
     from rich.progress import Progress as Bars
 
+    from lab.text import printable
+
     with Bars(
         SpinnerColumn(finished_text="[green]✓"),
         TextColumn("{task.description:<10}"),
         BarColumn(24),
-        TextColumn("{task.fields[what]:<28}"),
+        TextColumn("{task.fields[what]:<28}", markup=False),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
@@ -46,6 +116,7 @@ def progress_lines(quiet: bool) -> Iterator[Progress | None]:
         lines: dict[str, Any] = {}
 
         def tell(arm: str, what: str, step: int, of: int | None) -> None:
+            what = printable(what)
             for other, line in lines.items():
                 if other != arm:
                     bars.update(line, total=1, completed=1, what="done")
@@ -57,8 +128,6 @@ def progress_lines(quiet: bool) -> Iterator[Progress | None]:
 
 
 def print_json(study: Study) -> None:
-    import json
-
     from federated.study.run_folder import summary
 
     result = summary(study)
@@ -68,34 +137,42 @@ def print_json(study: Study) -> None:
         "report": str(study.folder / "report.html"),
         "tracking": study.tracking,
     }
-    click.echo(json.dumps(result, ensure_ascii=False, allow_nan=False))
+    say_json(result)
 
 
 def plain_table(*columns: str, numbers: Iterable[str] = ()) -> Any:
-    """A table without lines, numbers to the right."""
+    """A table without lines, numbers to the right, every cell printable."""
     from rich.table import Table
+    from rich.text import Text
 
-    table, right = Table(box=None, pad_edge=False, header_style="dim"), set(numbers)
+    from lab.text import printable
+
+    class PlainTable(Table):
+        def add_row(self, *cells: Any, **options: Any) -> None:
+            texts = (Text(printable(c)) if isinstance(c, str) else c for c in cells)
+            super().add_row(*texts, **options)
+
+    table, right = PlainTable(box=None, pad_edge=False, header_style="dim"), set(numbers)
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left")
+        heading = Text(printable(column))
+        table.add_column(heading, justify="right" if column in right else "left")
     return table
 
 
 def print_study(study: Study, runs: Path) -> None:
     """Scores by party and arm, what went wrong, what left the parties, where to look on."""
-    from rich.console import Console
-
     from lab.report.style import NAMES
 
-    console = Console()
-    console.print(f"[bold]{study.experiment.name}[/], {NAMES[study.headline]} on test rows\n")
+    console = screen()
+    print_heading(console, study.experiment.name, f", {NAMES[study.headline]} on test rows")
+    console.print()
     console.print(_scores(study))
     if study.outlook:
         _print_outlook(console, study)
     left_out = getattr(study.market, "left_out", {})
     if left_out:
         reasons = "; ".join(f"{name} {why}" for name, why in left_out.items())
-        console.print(f"no features: {reasons}", style="yellow", highlight=False, markup=False)
+        console.print(f"no features: {reasons}", style="yellow", highlight=False)
     for result in study.arms.values():
         for holder, reason in [*result.failures.items(), *result.notes.items()]:
             console.print(f"{result.name}, {holder}: {reason}", style="yellow", highlight=False)
@@ -140,11 +217,13 @@ def _scores(study: Study) -> Any:
 
 def _print_receipt(console: Any, study: Study) -> None:
     """What left the parties in the federated arm, and how it was hidden."""
+    from rich.text import Text
+
     receipt = study.receipt
     if not len(receipt):
         return
     protection = {
-        "clear": "[bold red]IN THE CLEAR[/]",
+        "clear": "IN THE CLEAR",
         "masks": "hidden by pairwise masks",
         "paillier": f"hidden by paillier, {receipt['key_bits'].max()} bits"
         + (", key split among all" if study.experiment.protection.key == "split" else ""),
@@ -153,20 +232,20 @@ def _print_receipt(console: Any, study: Study) -> None:
         console.print(
             f"{party}: did not answer every message; see the totals' rows", style="yellow"
         )
-    console.print(
+    line = Text(
         f"\nleft the parties: {receipt['messages'].sum():,} messages, "
-        f"{receipt['bytes'].sum():,} bytes, {protection}, no record",
-        highlight=False,
-        soft_wrap=True,
+        f"{receipt['bytes'].sum():,} bytes, {protection}, no record"
     )
+    line.highlight_words(["IN THE CLEAR"], "bold red")
+    console.print(line, highlight=False, soft_wrap=True)
     console.print(_opened_line(study.opened), highlight=False, soft_wrap=True)
 
 
-def _opened_line(opened: Sequence[Opened]) -> str:
+def _opened_line(openings: Sequence[Opened]) -> str:
     """What was told of the totals, and the smallest cell among it."""
-    fewest = [line.fewest_persons for line in opened if line.fewest_persons is not None]
+    fewest = [line.fewest_persons for line in openings if line.fewest_persons is not None]
     cells = f"none of fewer than {min(fewest):,} persons" if fewest else "each over all rows"
-    return f"opened: {sum(line.numbers for line in opened):,} numbers, {cells}"
+    return f"opened: {sum(line.numbers for line in openings):,} numbers, {cells}"
 
 
 def _print_outlook(console: Any, study: Study) -> None:

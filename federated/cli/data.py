@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from federated.cli.console import plain_table
+from federated.cli.console import plain_table, print_heading, say, say_lines, say_table, screen
 
 if TYPE_CHECKING:
     from lab.tables.contracts import Contract
@@ -29,14 +29,12 @@ def describe(source: str, path: str | None) -> None:
     lab data describe rand_hie
     lab data describe market --path my-market
     """
-    from rich.console import Console
-
     from lab.errors import ConfigurationError
     from lab.tables.sources import built_in, load
 
     contract = built_in(source)
-    console = Console()
-    console.print(f"[bold]{contract.name}[/]  {contract.title}", highlight=False)
+    console = screen()
+    print_heading(console, contract.name, f"  {contract.title}")
     for label, text in (
         ("published", contract.published),
         ("licence", contract.licence),
@@ -47,7 +45,7 @@ def describe(source: str, path: str | None) -> None:
     if source == "market":
         from lab.market.facts import describe as page
 
-        click.echo("\n" + page(Path(path) if path is not None else None))
+        say_lines("\n" + page(Path(path) if path is not None else None))
     try:
         frame = load(source, path).frame
         console.print(f"rows: {len(frame):,}, columns: {len(frame.columns)}", highlight=False)
@@ -77,17 +75,17 @@ def deal_data(experiment: Path, folder: Path, changes: tuple[str, ...]) -> None:
     from federated.study.experiment import Experiment
     from federated.study.simulation import MARK, deal_tables
 
-    read = Experiment.read(experiment, changed(changes))
-    for name, place in deal_tables(read, folder).items():
-        click.echo(f"{name}: {place}")
-    kinds = [read.model.kind, *(["profiles"] if read.profile else [])]
-    kinds += ["questions"] if read.query else []
-    told = [f"--analysis {kind}" for kind in kinds]
-    if read.profile or read.query:
-        told.append(f"--person {shlex.quote(read.data.person or '')}")
-    column, value = read.data.test_column or MARK, read.data.test_value
-    told.append(f"--test {column}={1 if value is None else value}")
-    click.echo(f"for lab node init: {' '.join(told)}")
+    settings = Experiment.read(experiment, changed(changes))
+    for name, place in deal_tables(settings, folder).items():
+        say(f"{name}: {place}")
+    kinds = [settings.model.kind, *(["profiles"] if settings.profile else [])]
+    kinds += ["questions"] if settings.query else []
+    options = [f"--analysis {kind}" for kind in kinds]
+    if settings.profile or settings.query:
+        options.append(f"--person {shlex.quote(settings.data.person or '')}")
+    column, value = settings.data.test_column or MARK, settings.data.test_value
+    options.append(f"--test {column}={1 if value is None else value}")
+    say(f"for lab node init: {' '.join(options)}")
 
 
 @data.command()
@@ -106,9 +104,9 @@ def check(file: str, contract: str, table: str | None, query: str | None) -> Non
     """
     from lab.tables.sources import load
 
-    agreed = _contract(contract)
-    found = load(path=file, contract=agreed, table=table, query=query)
-    click.echo(f"{found.origin}: {len(found.frame):,} rows keep contract {agreed.name}")
+    rules = _contract(contract)
+    source = load(path=file, contract=rules, table=table, query=query)
+    say(f"{source.origin}: {len(source.frame):,} rows keep contract {rules.name}")
 
 
 @click.group()
@@ -128,19 +126,17 @@ def make(folder: Path, persons: int, insurers: int, seed: int) -> None:
     lab market make my-market
     lab market make my-market --persons 1000000 --seed 7
     """
-    from rich.console import Console
+    from lab.market.make import make as make_market
 
-    from lab.market.make import make as made_in
-
-    made = made_in(folder, persons=persons, insurers=insurers, seed=seed)
+    result = make_market(folder, persons=persons, insurers=insurers, seed=seed)
     table = plain_table("table", "rows", numbers=["rows"])
-    for name, rows in sorted(made.rows.items()):
+    for name, rows in sorted(result.rows.items()):
         table.add_row(name, f"{rows:,}")
-    console = Console()
+    console = screen()
     console.print(table)
-    place = f"\n{made.folder}, seed {seed}, {made.seconds:.1f} s"
+    place = f"\n{result.folder}, seed {seed}, {result.seconds:.1f} s"
     console.print(place, highlight=False, soft_wrap=True)
-    what = f"what it is made from: lab data describe market --path {made.folder}"
+    what = f"what it is made from: lab data describe market --path {result.folder}"
     console.print(what, style="dim", soft_wrap=True)
 
 
@@ -152,20 +148,18 @@ def flags(folder: Path) -> None:
     \b
     lab market flags my-market
     """
-    from rich.console import Console
-
     from lab.market.red_flags import INSURERS, PUBLIC, compare
 
     table = plain_table(
         *("fraud", "party", "frauds", "chance", "alone", "together"),
         numbers=("frauds", "chance", "alone", "together"),
     )
-    found = compare(folder)
-    for kind, party, frauds, *scores in found.itertuples(index=False):
+    comparison = compare(folder)
+    for kind, party, frauds, *scores in comparison.itertuples(index=False):
         if party in (PUBLIC, INSURERS):
             who = "insurers, each" if party == INSURERS else "public insurer"
             table.add_row(kind, who, f"{frauds:,}", *(f"{x:.4f}" for x in scores))
-    console = Console()
+    console = screen()
     console.print(table)
     console.print(
         "\naverage precision of one plain rule (lab/market/red_flags.py) on the party's claims; a party "
@@ -201,11 +195,11 @@ def score(
 
     if out is not None:
         check_ending(out)
-    agreed = _contract(contract) if contract else None
-    scored, notes = predict(model, table, contract=agreed, query=query)
+    rules = _contract(contract) if contract else None
+    frame, notes = predict(model, table, contract=rules, query=query)
     if out is None:
-        click.echo(scored.to_csv(index=False), nl=False)
+        say_table(frame.to_csv(index=False))
     else:
-        write(scored, out)
+        write(frame, out)
     for note in notes:
-        click.echo(note, err=True)
+        say(note, err=True)

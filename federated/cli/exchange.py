@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from federated.cli.charter import AnalysisName
-from federated.cli.console import plain_table
+from federated.cli.console import plain_table, print_heading, say, screen
 
 if TYPE_CHECKING:
     from secure_agg.keys import PrivateKey
@@ -22,7 +22,7 @@ ENVIRONMENT = "LAB_KEY_PASSPHRASE"
 def _echo_with_time(text: str) -> None:
     from datetime import datetime
 
-    click.echo(f"{datetime.now():%H:%M:%S}  {text}")
+    say(f"{datetime.now():%H:%M:%S}  {text}")
 
 
 # The coordinator.
@@ -68,10 +68,8 @@ def init_exchange(
     elif certificate or key or authority:
         raise ConfigurationError("--certificate, --key and --authority: give all three, or none")
     enrolment = places.init(folder, name, address, listen, tls_files)
-    click.echo(f"{folder}: exchange {name}, fingerprint {enrolment.member.fingerprint}")
-    click.echo(
-        f"next: lab charter init {folder}/charter.json --coordinator {folder}/enrolment.json …"
-    )
+    say(f"{folder}: exchange {name}, fingerprint {enrolment.member.fingerprint}")
+    say(f"next: lab charter init {folder}/charter.json --coordinator {folder}/enrolment.json …")
 
 
 @exchange.command("register")
@@ -93,8 +91,8 @@ def register_nodes(folder: Path, enrolments: tuple[Path, ...], certificate: Path
     for path in enrolments:
         enrolment = Enrolment.read(path)
         admission = places.register(folder, enrolment, certificate_file=certificate)
-        click.echo(f"{enrolment.member.name}: compare {enrolment.member.fingerprint}")
-        click.echo(f"  hand {admission} to it, as admission.json")
+        say(f"{enrolment.member.name}: compare {enrolment.member.fingerprint}")
+        say(f"  hand {admission} to it, as admission.json")
 
 
 @exchange.command("revoke")
@@ -109,7 +107,7 @@ def revoke_node(folder: Path, name: str) -> None:
     from federated.deployment.coordinator import exchange as places
 
     places.revoke(folder, name)
-    click.echo(f"{name}: revoked")
+    say(f"{name}: revoked")
 
 
 @exchange.command("serve")
@@ -134,17 +132,13 @@ def tell_status(folder: Path) -> None:
     \b
     lab exchange status exchange
     """
-    from rich.console import Console
-
     from federated.deployment.coordinator import exchange as places
     from lab.files import read_json
 
     settings = places.Settings.read(folder)
     exchange_state = "open" if (folder / places.LOCAL_SOCKET).exists() else "closed"
-    console = Console()
-    console.print(
-        f"[bold]{settings.name}[/] at {settings.address}, {exchange_state}", highlight=False
-    )
+    console = screen()
+    print_heading(console, settings.name, f" at {settings.address}, {exchange_state}")
     gone = places.revoked(folder)
     table = plain_table("member", "role", "standing", "fingerprint")
     for admission in places.admitted(folder).values():
@@ -220,9 +214,9 @@ def init_node(
     enrolment = node_folder.init(
         folder, name, role, path, contract, person=person, test=mark, analyses=analyses
     )
-    click.echo(f"{folder}: node of {name}, fingerprint {enrolment.member.fingerprint}")
-    click.echo(f"hand {folder}/enrolment.json to the coordinator")
-    click.echo(f"put into {folder}: charter.json, charter.signatures.json, admission.json")
+    say(f"{folder}: node of {name}, fingerprint {enrolment.member.fingerprint}")
+    say(f"hand {folder}/enrolment.json to the coordinator")
+    say(f"put into {folder}: charter.json, charter.signatures.json, admission.json")
 
 
 @node.command("check")
@@ -238,7 +232,10 @@ def check_node(folder: Path) -> None:
     findings = examine(folder)
     for finding in findings:
         mark = click.style("ok  ", fg="green") if finding.good else click.style("no  ", fg="red")
-        click.echo(f"{mark} {finding.what:<14}{finding.text}")
+        first, *others = finding.text.split("\n")
+        say(f" {finding.what:<14}{first}", mark=mark)
+        for line in others:
+            say(line, mark=" " * 19)
     if not all(finding.good for finding in findings):
         raise SystemExit(1)
 
@@ -260,32 +257,24 @@ def join_node(folder: Path) -> None:
 @node.command("requests")
 @click.argument("folder", type=FOLDER)
 def list_requests(folder: Path) -> None:
-    """Show experiments that wait for a person's approval.
+    """Show plans that wait for a person's approval, each with all that it holds.
 
     \b
     lab node requests ping-an
     """
-    from federated.deployment.node.policy import waiting
-    from lab.records import printable
+    from federated.deployment.folders import charter_of, identity_of
+    from federated.deployment.node.approval import request_lines, waiting
 
     plans = waiting(folder)
-    for digest, study in plans.items():
-        experiment, model = study.experiment, study.experiment.model
-        kind = "questions" if experiment.query else f"{model.kind}, {model.family}"
-        click.echo(f"{digest[:12]}  {printable(experiment.name)}  ({kind})")
-        for query in experiment.query:
-            noise = f"  (noise of epsilon {query.noise.epsilon:g})" if query.noise else ""
-            click.echo(f"    {printable(query.sql)}{noise}")
-        if experiment.query:
-            continue
-        for task, features in study.features.items():
-            columns = ", ".join(printable(feature.column) for feature in features)
-            click.echo(f"    {task}: {columns}")
-        for profile in experiment.profile:
-            fields = {k: v for k, v in profile.model_dump(mode="json").items() if v and k != "name"}
-            click.echo(f"    profile {printable(f'{profile.name}: {fields}')}")
     if not plans:
-        click.echo("nothing waits for approval")
+        say("nothing waits for approval")
+        return
+    charter = charter_of(folder, identity_of(folder).card.name)
+    for digest, plan in plans.items():
+        for line in request_lines(plan, charter):
+            say(line)
+        say(f"  to approve: lab node approve {folder} {digest[:12]} --by NAME")
+        say()
 
 
 @node.command("approve")
@@ -293,14 +282,14 @@ def list_requests(folder: Path) -> None:
 @click.argument("digest")
 @click.option("--by", required=True, help="Who approves, for the log.")
 def approve_request(folder: Path, digest: str, by: str) -> None:
-    """Approve an experiment; the coordinator asks again.
+    """Approve a plan, as lab node requests shows it; the coordinator asks again.
 
     \b
     lab node approve ping-an 3f2a90c1d4e5 --by 'Li Wei'
     """
-    from federated.deployment.node.policy import approve
+    from federated.deployment.node.approval import approve
 
-    click.echo(f"approved {approve(folder, digest, by)}")
+    say(f"approved {approve(folder, digest, by)}")
 
 
 # Keys and their holders.
@@ -330,16 +319,12 @@ def deal_key(folder: Path, charter_file: Path, bits: int, split: bool) -> None:
 
     if split:
         new_charter = supervisor.deal_shares(charter_file, folder, bits)
-        click.echo(
-            f"{folder}: one file for each insurer, to be its share.json; the key is forgotten"
-        )
-        click.echo("the exchange needs any one of them, for the part that is public")
+        say(f"{folder}: one file for each insurer, to be its share.json; the key is forgotten")
+        say("the exchange needs any one of them, for the part that is public")
     else:
         new_charter = supervisor.deal_authority(folder, charter_file, bits, _passphrase(new=True))
-        click.echo(f"{folder}: key of {bits} bits")
-    click.echo(
-        f"charter version {new_charter.version}, {new_charter.digest}: all members sign it now"
-    )
+        say(f"{folder}: key of {bits} bits")
+    say(f"charter version {new_charter.version}, {new_charter.digest}: all members sign it now")
 
 
 @click.group()

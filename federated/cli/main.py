@@ -13,6 +13,7 @@ from federated.cli import charter as cli_charter
 from federated.cli import config, queries, runs
 from federated.cli import data as cli_data
 from federated.cli import exchange as cli_exchange
+from federated.cli.console import say, say_error
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -69,13 +70,13 @@ def main() -> None:
     try:
         lab(standalone_mode=False)
     except click.exceptions.Abort:
-        click.echo("stopped", err=True)
+        say("stopped", err=True)
         sys.exit(130)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        click.echo("stopped", err=True)
+        say("stopped", err=True)
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)
@@ -90,9 +91,9 @@ def _explain(error: Exception) -> int:
     if os.environ.get("LAB_TRACEBACK"):
         raise error
     if isinstance(error, LabError | SecureAggError):
-        click.echo(f"lab: {error}", err=True)
+        say_error(f"lab: {error}")
         return error.exit_code if isinstance(error, LabError) else 1
-    click.echo(
+    say(
         f"lab: {type(error).__name__}: {error}; this is a defect, LAB_TRACEBACK=1 shows where",
         err=True,
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from federated.cli.console import plain_table
+from federated.cli.console import plain_table, say_json, say_table, screen
 from federated.cli.options import RUNS, WITHOUT, changed
 
 
@@ -66,9 +66,9 @@ def query(
         noise = parse(Noise, values, where="noise")
     answer = ask(settings, question, noise=noise, runs=runs, exchange=exchange, without=without)
     if form == "csv":
-        click.echo(with_names(answer).to_csv(index=False), nl=False)
+        say_table(with_names(answer).to_csv(index=False))
     elif form == "json":
-        click.echo(_answer_json(answer))
+        say_json(_answer_content(answer))
     else:
         _print_answer(answer, settings.protection.key_bits)
 
@@ -77,23 +77,19 @@ def query(
 ROWS_PRINTED = 60
 
 
-def _answer_json(answer: Any) -> str:
-    import json
-
+def _answer_content(answer: Any) -> Any:
     from federated.study.result import with_names
     from federated.study.run_folder import plain
 
     table = {"rows": with_names(answer).astype(object).to_dict("records"), **answer.attrs}
-    return json.dumps(plain(table), ensure_ascii=False, allow_nan=False)
+    return plain(table)
 
 
 def _print_answer(answer: Any, key_bits: int) -> None:
-    from rich.console import Console
-
     from federated.study.result import with_names
     from lab.report.page import shown
 
-    console, attributes, rows = Console(), answer.attrs, with_names(answer)
+    console, attributes, rows = screen(), answer.attrs, with_names(answer)
     numbers = [name for name in rows.columns if rows[name].dtype.kind in "iuf"]
     table = plain_table(*map(str, rows.columns), numbers=map(str, numbers))
     for row in rows.head(ROWS_PRINTED).astype(object).to_numpy():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from federated.cli.console import print_json, print_study, progress_lines
+from federated.cli.console import print_json, print_study, progress_lines, say
 from federated.cli.options import RUNS, TRACKING, WITHOUT, changed
 
 
@@ -101,16 +101,16 @@ def runs(send: bool, runs: Path, tracking_uri: str | None) -> None:
 
     folders = kept(runs)
     if not folders:
-        click.echo(f"no runs in {runs}; start with: lab run experiments/rand_hie.toml")
+        say(f"no runs in {runs}; start with: lab run experiments/rand_hie.toml")
     for item in folders:
         if send and not item["logged"]:
-            click.echo(log(item["folder"], address(runs, tracking_uri)))
+            say(log(item["folder"], address(runs, tracking_uri)))
             continue
         scores = "  ".join(
             f"{arm} {value:.4f}" for arm, value in item["scores"].items() if value is not None
         )
         note = "" if item["logged"] else "  (not in MLflow)"
-        click.echo(f"{item['folder'].name}  {item['name']}  {scores}{note}")
+        say(f"{item['folder'].name}  {item['name']}  {scores}{note}")
 
 
 @click.command()
@@ -125,5 +125,5 @@ def ui(port: int, runs: Path, tracking_uri: str | None) -> None:
     """
     from lab.report.tracking import serve
 
-    click.echo(f"MLflow: http://127.0.0.1:{port}  (Ctrl-C ends it)")
+    say(f"MLflow: http://127.0.0.1:{port}  (Ctrl-C ends it)")
     sys.exit(serve(runs, tracking_uri, port))

@@ -6,12 +6,14 @@ others gave it, and a log that was cut back or rewritten contradicts them.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from federated.study.outcome import Outcome
 from lab.audit import log_format as audit
 from lab.audit.log_format import Checkpoint, Entry, Verdict
 from lab.audit.log_writer import EVERY, Log
@@ -43,6 +45,13 @@ def open_log(path: Path, identity: Identity, *, charter: str = "", every: int = 
         version=version("insurance-privacy-lab"),
         every=every,
     )
+
+
+def log_outcome(log: Log, run: str, plan: str, outcome: Outcome) -> None:
+    """The line that vouches for the models and the scores that a plan came to. plan: its digest."""
+    scores = hashlib.sha256(outcome.scorecard).hexdigest()
+    model = list(outcome.models.values())[-1].hash
+    log.append("outcome", run=run, plan=plan, scores=scores, model=model)
 
 
 def vouched(checkpoint: Checkpoint, card: Card) -> None:

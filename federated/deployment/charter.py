@@ -108,6 +108,9 @@ class Charter(Strict):
 
     @model_validator(mode="after")
     def _members_fit_together(self) -> Self:
+        for name in (self.name, *self.contracts):
+            if not name.isprintable():
+                raise ValueError(f"{name!r} must be printable, for people read it")
         by_name = {member.name: member for member in self.members}
         kinds = {
             "name": [m.name for m in self.members],

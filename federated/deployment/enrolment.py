@@ -28,6 +28,8 @@ INSURERS: tuple[Role, ...] = ("public", "commercial")
 IDENTITY_FORMAT = "insurance-privacy-lab identity 1"
 PURPOSE = b"enrolment"
 Hex32 = Field(pattern=r"^[0-9a-f]{64}$")
+#: Host and port that nodes call.
+ADDRESS = r"^[^:/\s]+:\d{1,5}$|^\[[0-9a-fA-F:]+\]:\d{1,5}$"
 
 
 class Member(Strict):
@@ -170,7 +172,7 @@ class Admission(Strict):
 
     format: Literal["insurance-privacy-lab admission 1"] = "insurance-privacy-lab admission 1"
     member: Member
-    address: str
+    address: str = Field(pattern=ADDRESS)
     authority: str
     certificate: str
 

@@ -1,8 +1,17 @@
-"""The evidence package of one run, for a supervisor: charter, approvals, releases, scores, proofs.
+"""The evidence package of one run, for a supervisor: charter, plan, approvals, releases, scores, proofs.
 
-A zip of readable files and a manifest of their hashes; the same inputs give the same bytes. It can
-be checked by anybody who holds it, on any machine: the charter by its members' signatures, each
-party's extract by the party's signed checkpoints, the summaries by the extracts.
+A zip of readable files and a manifest of their hashes; the same inputs give the same bytes. Whoever
+exports it holds no key but their own, so nothing in it rests on their word: it can be checked by
+anybody who holds it, on any machine.
+
+    charter.json, its signatures     by the members' signatures over its hash
+    logs                             by each party's signed checkpoints
+    approvals, refusals, receipts    read out of the logs again
+    plan.json                        by its hash in the line of each node that approved it, and of
+                                     the coordinator that announced it
+    scores.json                      by its hash in the lines of whoever opened totals, or of the
+                                     insurers that arrived at it too
+    manifest.json                    follows from all others
 """
 
 from __future__ import annotations
@@ -13,21 +22,38 @@ import json
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from federated.deployment import charter as charters
 from federated.deployment.audit_logs import check, verify_together
 from federated.deployment.charter import Charter, Signatures
+from federated.deployment.enrolment import INSURERS
 from lab.audit import log_format as audit
-from lab.audit.log_format import Entry
+from lab.audit.log_format import LINE_OF_RUN, Entry
 from lab.errors import ConfigurationError, LogError
 from lab.files import canonical
-from lab.records import parse
+from lab.records import Strict, parse
 
-FORMAT = "insurance-privacy-lab package 1"
+MANIFEST, CHARTER, SIGNATURES = "manifest.json", "charter.json", "charter.signatures.json"
+PLAN, SCORES = "plan.json", "scores.json"
+#: Files that are read out of the logs, by the kind of line.
+SUMMARIES = {"approval": "approvals.json", "refusal": "refusals.json", "release": "receipts.json"}
 LARGEST_BYTES = 2**30
 WHEN = (1980, 1, 1, 0, 0, 0)  # a zip holds a time for each file; this one says nothing
+
+
+class Manifest(Strict):
+    """What a package says of itself. charter: its digest; without: members whose log is left out;
+    files: SHA-256 by name."""
+
+    format: Literal["insurance-privacy-lab package 2"] = "insurance-privacy-lab package 2"
+    run: str
+    charter: str
+    without: tuple[str, ...]
+    files: dict[str, str]
 
 
 def export(
@@ -39,12 +65,10 @@ def export(
     """The package of a run, as the bytes of a zip file.
 
     folder: where the run was kept; logs: a log or an extract of every member; without: members
-    whose log is knowingly left out. The run's identifier in the logs is "run" of its result, or
-    the folder's name. Raises ConfigurationError and LogError for what is missing or does not hold
-    together.
+    whose log is knowingly left out. Raises ConfigurationError and LogError for what is missing or
+    does not hold together.
     """
-    result = _result(folder)
-    run = str(result.get("run", folder.resolve().name))
+    run = _run_of(folder)
     charter = charters.read_signed(charter_file)
     keys = {member.name: bytes.fromhex(member.verifying) for member in charter.members}
     extracts = _extracts(logs, keys, run)
@@ -56,21 +80,14 @@ def export(
             f"(lab audit extract LOG --run {run}), or leave it out by --without"
         )
     files = {
-        "charter.json": charter_file.read_bytes(),
-        "charter.signatures.json": charters.signatures_beside(charter_file).read_bytes(),
-        "experiment.json": _pretty(result["experiment"]),
-        "scores.json": _pretty(_scores(result)),
+        CHARTER: charter_file.read_bytes(),
+        SIGNATURES: charters.signatures_beside(charter_file).read_bytes(),
+        **{name: _file_of(folder, name) for name in (PLAN, SCORES)},
         **_summaries(extracts, run),
         **{_log_name(charter, name): extracts[name] for name in keys if name in extracts},
     }
-    manifest = {
-        "format": FORMAT,
-        "run": run,
-        "charter": charter.digest,
-        "without": sorted(absent),
-        "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
-    }
-    return _zipped({"manifest.json": _pretty(manifest), **files})
+    manifest = _manifest(run, charter, absent, files)
+    return _zipped({MANIFEST: _pretty(manifest.model_dump(mode="json")), **files})
 
 
 def _extracts(logs: Iterable[Path], keys: Mapping[str, bytes], run: str) -> dict[str, bytes]:
@@ -84,39 +101,53 @@ def _extracts(logs: Iterable[Path], keys: Mapping[str, bytes], run: str) -> dict
     return extracts
 
 
-def _result(folder: Path) -> dict[str, Any]:
+def _run_of(folder: Path) -> str:
+    """The run's name in the logs of real parties."""
     try:
-        result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        return {"experiment": result["experiment"], "arms": result["arms"], **result}
-    except (OSError, ValueError, KeyError):
-        raise ConfigurationError(f"{folder}: holds no run; lab runs lists what there is") from None
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        result = None
+    if not isinstance(result, dict):
+        raise ConfigurationError(f"{folder}: holds no run; lab runs lists what there is")
+    if "run" not in result:
+        raise ConfigurationError(
+            f"{folder}: is a simulation; a package is of a run among real parties"
+        )
+    return str(result["run"])
 
 
-def _scores(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Scores and hashes of every arm; models stay where they are."""
-    names = ("scores", "model_hash", "model_hashes", "failures", "notes")
-    return {
-        "arms": {
-            arm: {name: arm_result[name] for name in names if name in arm_result}
-            for arm, arm_result in result["arms"].items()
-        },
-        **{name: result[name] for name in ("differences", "receipt_totals") if name in result},
-    }
+def _file_of(folder: Path, name: str) -> bytes:
+    try:
+        return (folder / name).read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"{folder / name}: cannot be read: {error.strerror}") from None
+
+
+def _manifest(
+    run: str, charter: Charter, absent: Iterable[str], files: Mapping[str, bytes]
+) -> Manifest:
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    return Manifest(run=run, charter=charter.digest, without=tuple(sorted(absent)), files=hashes)
 
 
 def _summaries(extracts: Mapping[str, bytes], run: str) -> dict[str, bytes]:
     """What was approved, what was refused and what left, by party, as the logs have it."""
-    summaries: dict[str, dict[str, list[Any]]] = {"approval": {}, "refusal": {}, "release": {}}
+    summaries: dict[str, dict[str, list[Any]]] = {kind: {} for kind in SUMMARIES}
     for party, data in sorted(extracts.items()):
-        for entry in audit.entries(data.splitlines(keepends=True)):
-            if entry.run == run and entry.kind in summaries:
+        for entry in _lines(data, run):
+            if entry.kind in summaries:
                 summaries[entry.kind].setdefault(party, []).append(_line(entry))
-    names = {"approval": "approvals", "refusal": "refusals", "release": "receipts"}
-    return {f"{names[kind]}.json": _pretty(lines) for kind, lines in summaries.items()}
+    return {SUMMARIES[kind]: _pretty(lines) for kind, lines in summaries.items()}
+
+
+def _lines(extract: bytes, run: str) -> list[Entry]:
+    entries = audit.entries(extract.splitlines(keepends=True))
+    return [entry for entry in entries if entry.run == run]
 
 
 def _line(entry: Entry) -> dict[str, Any]:
-    return {"line": entry.seq + 1, "time": entry.time, "query": entry.query, **entry.told}
+    details = {name: value for name, value in entry.told.items() if name != LINE_OF_RUN}
+    return {"line": entry.seq + 1, "time": entry.time, "query": entry.query, **details}
 
 
 def _log_name(charter: Charter, party: str) -> str:
@@ -140,56 +171,149 @@ def _zipped(files: Mapping[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def verify_package(path: Path) -> dict[str, Any]:
+# Verification.
+
+
+def verify_package(path: Path) -> Manifest:
     """The manifest of a package in which everything holds together.
 
     Raises :class:`ConfigurationError` for a file that is no package, and :class:`LogError` that
-    says what in it does not hold.
+    names the file in it that does not hold.
     """
     files = _unzipped(path)
-    manifest = _json(path, files.pop("manifest.json", b""))
-    if manifest.get("format") != FORMAT:
-        raise ConfigurationError(f"{path}: is no package of a run")
-    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    listing = manifest.get("files")
-    wrong = sorted(set(hashes.items()) ^ set(dict(listing).items() if listing else ()))
-    if wrong:
-        raise LogError(f"{path}: {wrong[0][0]} does not match the manifest")
-    charter = parse(Charter, _json(path, files["charter.json"]), where=f"{path}: charter.json")
-    signatures = parse(
-        Signatures, _json(path, files["charter.signatures.json"]), where=f"{path}: signatures"
-    ).by
-    for name, reason in charters.missing(charter, signatures).items():
-        raise LogError(f"{path}: charter.json: {name} {reason}")
-    if manifest["charter"] != charter.digest:
-        raise LogError(f"{path}: the manifest is of charter {manifest['charter']}")
-    run = str(manifest["run"])
-    extracts = {}
-    for member in charter.members:
-        if member.name not in manifest["without"]:
-            data = files.get(_log_name(charter, member.name), b"")
-            _check_extract(path, charter, member.name, data, run)
-            extracts[member.name] = data
-    for name, data in _summaries(extracts, run).items():
-        if files.get(name) != data:
-            raise LogError(f"{path}: {name} does not match the logs")
-    return manifest
+    try:
+        return _Package(files).verify()
+    except (ConfigurationError, LogError) as error:
+        raise type(error)(f"{path}: {error}") from None
 
 
-def _check_extract(path: Path, charter: Charter, party: str, data: bytes, run: str) -> None:
-    where = f"{path}: log of {party}"
-    lines = data.splitlines(keepends=True)
-    key = bytes.fromhex(charter.member(party).verifying)
-    verdict = audit.verify(lines, check, key=key)
-    if verdict.fault or not verdict.lines or verdict.unsigned:
-        raise LogError(f"{where}: {verdict.fault or 'does not end with a checkpoint'}")
-    if verdict.party != party:
-        raise LogError(f"{where}: is the log of {verdict.party}")
-    for entry in audit.entries(lines):
-        if entry.run == run and entry.charter != charter.digest:
+@dataclass(frozen=True)
+class _Package:
+    """The files of a package, unverified; ``verify`` says whether they hold together."""
+
+    files: Mapping[str, bytes]
+
+    def verify(self) -> Manifest:
+        manifest, charter = self.manifest, self.charter
+        names = {MANIFEST, CHARTER, SIGNATURES, PLAN, SCORES, *SUMMARIES.values(), *self.logs}
+        for name in sorted(names ^ set(self.files)):
             raise LogError(
-                f"{where}: line {entry.seq + 1} was written under charter {entry.charter}, "
-                f"the package holds {charter.digest}"
+                f"{name}: {'is missing' if name in names else 'is no file of a package'}"
+            )
+        for name, log in self.logs.items():
+            self._check_log(name, log)
+        if not any(self.lines.values()):
+            raise LogError(f"{MANIFEST}: no log holds a line of run {manifest.run}")
+        contents = {name: self.files[name] for name in names - {MANIFEST}}
+        if manifest != _manifest(manifest.run, charter, manifest.without, contents):
+            raise LogError(f"{MANIFEST}: does not match the other files")
+        for name, data in _summaries(self.extracts, manifest.run).items():
+            if self.files[name] != data:
+                raise LogError(f"{name}: does not match the logs")
+        self._check_plan()
+        self._check_scores()
+        return manifest
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        manifest = parse(Manifest, self._json(MANIFEST), where=MANIFEST)
+        contents = {k: hashlib.sha256(v).hexdigest() for k, v in self.files.items()}
+        del contents[MANIFEST]
+        for name, _ in sorted(set(contents.items()) ^ set(manifest.files.items())):
+            raise LogError(f"{name}: does not match {MANIFEST}")
+        return manifest
+
+    @cached_property
+    def charter(self) -> Charter:
+        charter = parse(Charter, self._json(CHARTER), where=CHARTER)
+        signatures = parse(Signatures, self._json(SIGNATURES), where=SIGNATURES).by
+        for name, reason in charters.missing(charter, signatures).items():
+            raise LogError(f"{CHARTER} and {SIGNATURES} do not match: {name} {reason}")
+        return charter
+
+    @cached_property
+    def logs(self) -> dict[str, str]:
+        """The party of each log that must be there, by the log's name."""
+        members, without = [m.name for m in self.charter.members], self.manifest.without
+        for name in without:
+            if name not in members:
+                raise LogError(f"{MANIFEST}: leaves out the log of {name}, who is no member")
+        return {_log_name(self.charter, m): m for m in members if m not in without}
+
+    @cached_property
+    def extracts(self) -> dict[str, bytes]:
+        return {party: self.files[name] for name, party in self.logs.items()}
+
+    @cached_property
+    def lines(self) -> dict[str, list[Entry]]:
+        """The lines of the run in each party's log."""
+        return {party: _lines(data, self.manifest.run) for party, data in self.extracts.items()}
+
+    def _json(self, name: str) -> dict[str, Any]:
+        if name not in self.files:
+            raise ConfigurationError(f"{name}: is missing; this is no package of a run")
+        try:
+            content = json.loads(self.files[name])
+            canonical(content)
+        except (ValueError, RecursionError):
+            content = None
+        if not isinstance(content, dict):
+            raise ConfigurationError(f"{name}: is damaged, or this is no package of a run")
+        return content
+
+    def _check_log(self, name: str, party: str) -> None:
+        lines = self.files[name].splitlines(keepends=True)
+        key = bytes.fromhex(self.charter.member(party).verifying)
+        verdict = audit.verify(lines, check, key=key)
+        if verdict.fault or not verdict.lines or verdict.unsigned:
+            raise LogError(f"{name}: {verdict.fault or 'does not end with a checkpoint'}")
+        if verdict.party != party:
+            raise LogError(f"{name}: is the log of {verdict.party}")
+        for entry in self.lines[party]:
+            if entry.charter != self.charter.digest:
+                raise LogError(
+                    f"{name}: line {entry.seq + 1} was written under charter {entry.charter}, "
+                    f"the package holds {self.charter.digest}"
+                )
+
+    def _check_plan(self) -> None:
+        """The plan is the one that the coordinator announced and that each node took part in."""
+        digest = hashlib.sha256(self.files[PLAN]).hexdigest()
+        approvals = 0
+        for name, party in self.logs.items():
+            announces = party == self.charter.coordinator
+            kind = "request" if announces else "approval"
+            lines = [e for e in self.lines[party] if e.kind == kind and "plan" in e.told]
+            for entry in lines:
+                if entry.told["plan"] != digest:
+                    raise LogError(f"{PLAN}: is not the plan of {name}, line {entry.seq + 1}")
+            if not lines and any(entry.kind == "release" for entry in self.lines[party]):
+                raise LogError(f"{PLAN}: {party} released something, and its log names no plan")
+            approvals += len(lines) * (not announces)
+        if not approvals:
+            raise LogError(f"{PLAN}: no log in this package says that a node approved it")
+
+    def _check_scores(self) -> None:
+        """The scores are those of whoever opened totals, and of every insurer that took a model."""
+        scores = hashlib.sha256(self.files[SCORES]).hexdigest()
+        plan = hashlib.sha256(self.files[PLAN]).hexdigest()
+        parties = set()
+        for name, party in self.logs.items():
+            for entry in (e for e in self.lines[party] if e.kind == "outcome"):
+                if (entry.told["plan"], entry.told["scores"]) != (plan, scores):
+                    raise LogError(f"{SCORES}: are not the scores of {name}, line {entry.seq + 1}")
+                parties.add(party)
+        key, here = self.charter.key, set(self.logs.values())
+        if key is not None and key.opens == "authority" and key.by[0] in here:
+            if key.by[0] not in parties:
+                raise LogError(f"{SCORES}: the log of {key.by[0]} vouches for no outcome")
+            return
+        insurers = {member.name for member in self.charter.members if member.role in INSURERS}
+        least = max(1, min(self.charter.minimum_parties, len(insurers & here)))
+        if len(parties & insurers) < least:
+            raise LogError(
+                f"{SCORES}: the logs of {len(parties & insurers)} insurers vouch for them, "
+                f"those of {least} must"
             )
 
 
@@ -204,14 +328,3 @@ def _unzipped(path: Path) -> dict[str, bytes]:
             return {item.filename: package.read(item) for item in items}
     except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
         raise ConfigurationError(f"{path}: is no package of a run, or is damaged") from error
-
-
-def _json(path: Path, data: bytes) -> dict[str, Any]:
-    try:
-        content = json.loads(data)
-        canonical(content)
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise ConfigurationError(f"{path}: is no package of a run, or is damaged")
-    return content

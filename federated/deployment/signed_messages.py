@@ -103,15 +103,10 @@ def claimed(record: RecordDict, whose: str = "coordinator") -> SignedMessage:
         to, number = head["to"], head["number"]
         if not isinstance(to, list) or type(number) is not int or not isinstance(body, bytes):
             raise TypeError
-        return SignedMessage(
-            charter=str(head["charter"]),
-            run=str(head["run"]),
-            number=number,
-            sender=str(head["sender"]),
-            to=tuple(map(str, to)),
-            kind=str(head["kind"]),
-            body=body,
-        )
+        charter, run, sender, kind = (str(head[k]) for k in ("charter", "run", "sender", "kind"))
+        if not all(map(str.isprintable, [charter, run, sender, kind, *map(str, to)])):
+            raise ValueError  # they stand in lines that people read
+        return SignedMessage(charter, run, number, sender, tuple(map(str, to)), kind, body)
     except UNREADABLE as error:
         reason = f"sent a message that is not readable ({type(error).__name__})"
         raise PeerError(f"{whose}: {reason}", whose) from None

@@ -46,12 +46,20 @@ from lab.errors import PeerError, PolicyError
 from lab.privacy.disclosure import Rules
 from lab.sums import Floats, Sums
 from secure_agg import paillier, shares
-from secure_agg.errors import FaultyCoordinator
+from secure_agg.errors import FaultyCoordinator, InconsistentSum
 from secure_agg.identity import Roster
 from secure_agg.keys import PrivateKey, PublicKey, generate
 from secure_agg.masks import pairs_in, pairs_out
 from secure_agg.packing import Layout
-from secure_agg.transcript import Contribution, Terms, Transcript, contribute, examine, received
+from secure_agg.transcript import (
+    Contribution,
+    Terms,
+    Transcript,
+    blame_layout,
+    contribute,
+    examine,
+    received,
+)
 
 # The node.
 
@@ -199,14 +207,18 @@ class KeyAuthority:
 
     def open(self, talk: object, transcript: Transcript, request: Request, form: Form) -> Sums:
         """Raises :class:`~secure_agg.errors.FaultyCoordinator` for anything but a new, complete
-        and signed sum of parties of its roster."""
+        and signed sum of parties of its roster, :class:`~secure_agg.errors.FaultyParty` for
+        contributions that hold something else than numbers of the layout."""
         if self._roster is None:
             raise PolicyError("key authority: it knows no roster and opens nothing")
         if request.question != transcript.terms.question:
             raise FaultyCoordinator("it shows another question than the parties signed")
         own = examine(self._roster, transcript, self.public, self._answered)
         self._answered.add(transcript.terms.query)
-        arrays = paillier.decrypt(self._private, own)
+        try:
+            arrays = paillier.decrypt(self._private, own)
+        except InconsistentSum:
+            raise blame_layout(self._private, transcript) from None
         if request.statistic in RELEASED:
             return _released(request, transcript, arrays, self._rules)
         return opened(form, arrays)

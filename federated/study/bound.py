@@ -12,6 +12,8 @@ from federated.solvers.solution import Watch
 from federated.study.outcome import Outcome, carry_out
 from federated.study.plan import StudyPlan
 from federated.study.steps import Steps, carried_out
+from lab.models.design import Feature
+from lab.models.glm import Task
 from lab.models.profile import Profile, ProfileCells
 from lab.sums import Sums
 from secure_agg.identity import Identity
@@ -57,14 +59,18 @@ class SignedStudy:
 def agreed_levels(plan: StudyPlan, federation: Parties) -> dict[str, tuple[str, ...]]:
     """The names of levels that parties announce for columns whose contract lists none; each party
     sees that none of its own is left out."""
-    features = tuple(plan.unlisted.values())
+    task, features = unlisted_levels(plan)
     if not features:
         return {}
-    task = next(iter(plan.experiment.tasks().values()))
     names = federation.levels(task, features)
     levels = {f.column: found for f, found in zip(features, names, strict=True)}
     federation.agree(levels)
     return levels
+
+
+def unlisted_levels(plan: StudyPlan) -> tuple[Task, tuple[Feature, ...]]:
+    """What every party announces the names of levels of: the rows of a task, and features."""
+    return next(iter(plan.experiment.tasks().values())), tuple(plan.unlisted.values())
 
 
 def join_released(federation: Parties, question: Request, total: Sums) -> None:

@@ -19,7 +19,8 @@ from federated.study.experiment import Experiment
 from federated.study.plan import StudyPlan
 from federated.study.result import Fitted
 from federated.study.rows import Features
-from federated.study.scoring import ByLevel, Detected, Evaluation, Scorer, mean_of
+from federated.study.run_folder import plain
+from federated.study.scoring import ByLevel, Detected, Evaluation, Scorer, mean_of, scored
 from federated.study.steps import near
 from lab.errors import ConfigurationError, PeerError
 from lab.files import canonical
@@ -33,12 +34,14 @@ from lab.tables.contracts import Contract
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a plan comes to: the model of each part, the means they are measured against, and how
-    well they do on all parties' test rows."""
+    """What a plan comes to: the model of each part, the means they are measured against, the totals
+    on all parties' test rows that they are judged by, the scores that follow from these, and what
+    was opened for all of it."""
 
     models: dict[str, Fitted]
     constants: dict[str, float]
     evaluations: dict[str, Evaluation]
+    scores: dict[str, dict[str, Any]]
     opened: tuple[Opened, ...] = ()
 
     @property
@@ -46,12 +49,23 @@ class Outcome:
         """The model of each part as it travels."""
         return {part: fitted.json for part, fitted in self.models.items()}
 
+    @property
+    def scorecard(self) -> bytes:
+        """The hash of each part's model, its scores, and what was opened: what logs vouch for."""
+        hashes = {part: fitted.hash for part, fitted in self.models.items()}
+        opened = [vars(line) for line in self.opened]
+        return canonical({"models": hashes, "scores": self.scores, "opened": opened})
+
     def agrees_with(self, other: Outcome) -> bool:
-        """Whether both have the same models and means, but for what rounds between machines."""
-        pairs = ((self.texts, other.texts), (self.constants, other.constants))
-        return all(
-            own.keys() == theirs.keys() and all(_same(own[k], theirs[k]) for k in own)
-            for own, theirs in pairs
+        """Whether both have the same models, means and scores of the same openings, but for what
+        rounds between machines."""
+        texts, others = self.texts, other.texts
+        return (
+            texts.keys() == others.keys()
+            and all(near(json.loads(texts[part]), json.loads(others[part])) for part in texts)
+            and near(self.constants, other.constants)
+            and near(self.scores, other.scores)
+            and self.opened == other.opened
         )
 
     def to_bytes(self) -> bytes:
@@ -61,6 +75,7 @@ class Outcome:
                 "models": [[part, _fitted_out(fitted)] for part, fitted in self.models.items()],
                 "constants": list(self.constants.items()),
                 "evaluations": [[k, _evaluation_out(v)] for k, v in self.evaluations.items()],
+                "scores": self.scores,
                 "opened": [list(vars(one).values()) for one in self.opened],
             }
         )
@@ -74,6 +89,7 @@ class Outcome:
                 {part: _fitted_in(each) for part, each in told["models"]},
                 {part: float(mean) for part, mean in told["constants"]},
                 {part: _evaluation_in(each) for part, each in told["evaluations"]},
+                {str(part): dict(each) for part, each in told["scores"].items()},
                 tuple(_OPENED.validate_python(told["opened"])),
             )
         except (KeyError, ValueError, TypeError, AttributeError) as error:
@@ -103,13 +119,13 @@ def carry_out(plan: StudyPlan, federation: ModelTotals, watch: Watch | None = No
     least = plan.rules.minimum_count.persons
     scorer = Scorer(experiment, constants, plan.by_level, plan.groups, {}, least)
     texts = {part: each.json for part, each in fitted.items()}
-    evaluations = scorer.shared(texts, federation)
-    outcome = {part: each["all"] for part, each in evaluations.items()}
+    evaluations = {part: each["all"] for part, each in scorer.shared(texts, federation).items()}
+    scores = {part: plain(scored(experiment, each)) for part, each in evaluations.items()}
     if not federation.everybody:
         federation.opened.append(Opened("totals", len(constants)))
-        for evaluation in outcome.values():
+        for evaluation in evaluations.values():
             federation.opened.extend(_told(evaluation))
-    return Outcome(fitted, constants, outcome, tuple(by_statistic(federation.opened)))
+    return Outcome(fitted, constants, evaluations, scores, tuple(by_statistic(federation.opened)))
 
 
 def _told(evaluation: Evaluation) -> Iterator[Opened]:
@@ -163,11 +179,6 @@ def fit_models(
         product = Product(frequency=fitted["frequency"].model, severity=fitted["severity"].model)
         fitted["pure premium"] = Fitted(product, None, pd.DataFrame())
     return fitted
-
-
-def _same(own: str | float, other: str | float) -> bool:
-    """Two models as JSON, or two numbers."""
-    return near(*(json.loads(value) if isinstance(value, str) else value for value in (own, other)))
 
 
 # As text and back.

@@ -21,9 +21,10 @@ from lab.files import canonical
 from lab.models.design import Feature, Levels
 from lab.models.profile import ProfileCells, profiled
 from lab.privacy.disclosure import Rules
-from lab.records import Strict, parse, printable
+from lab.records import Strict, parse
 from lab.statistics import PROFILES, QUESTIONS
 from lab.tables.contracts import Contract
+from lab.text import printable
 
 #: The solvers that carry a plan out; other versions may arrive at other questions.
 SOLVERS_VERSION = version("insurance-privacy-lab")

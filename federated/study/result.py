@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +78,9 @@ class Study:
     unanswered: str = ""  # why real parties did not answer the questions
     run: str = ""  # its name in the parties' logs, where the parties are real
     outlook: list[Any] = field(default_factory=list)  # who took part, where they are
+    evidence: Mapping[str, bytes] = field(
+        default_factory=dict
+    )  # files that real parties' logs bind
     folder: Any = None
     tracking: str | None = None
 

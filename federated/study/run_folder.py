@@ -86,6 +86,8 @@ def _write(folder: Path, study: Study, result: dict[str, Any]) -> None:
                     (folder / "models" / f"{name}.json".replace(" ", "-")).write_text(fitted.file)
     text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
     (folder / "result.json").write_text(text, encoding="utf-8")
+    for name, data in study.evidence.items():
+        (folder / name).write_bytes(data)
     study.receipt.to_csv(folder / "receipt.csv", index=False)
     (folder / "report.html").write_text(report.render(result), encoding="utf-8")
 

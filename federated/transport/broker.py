@@ -31,13 +31,13 @@ from federated.transport.connections import (
     PEER_KEY,
     PEER_LINE,
     ConnectionGuard,
-    ConnectionLimits,
     GuardedListener,
+    ListenerLimits,
     freeze_memory,
     peer_protocol,
 )
 from federated.transport.node_line import BARRED
-from federated.transport.reply_quota import STORED_BODIES, ReplyQuota
+from federated.transport.reply_quota import ReplyQuota
 
 if TYPE_CHECKING:
     import uvicorn
@@ -340,20 +340,22 @@ class Broker:
         outer: Socket,
         inner: Socket,
         tls: ssl.SSLContext,
-        limit: int,
+        limits: ListenerLimits,
         stop: asyncio.Event,
     ) -> None:
-        """Serve on two bound sockets until `stop` is set. limit: bytes of a body from outside."""
+        """Serve on two bound sockets until `stop` is set."""
         freeze_memory()
-        for_nodes = partial(self._for_nodes, ReplyQuota(STORED_BODIES * limit))
-        outside = Listener(self._app, outer_check(register), for_nodes, limit)
+        size, connections = limits.body_bytes, limits.connections
+        for_nodes = partial(self._for_nodes, ReplyQuota(limits.stored_bodies * size))
+        outside = Listener(self._app, outer_check(register), for_nodes, size)
         inside = Listener(self._app, inner_check(self._secret), self._for_runs, LARGEST_INSIDE)
         outside.hears, outside.tells = inside.tells, inside.hears
         guard = ConnectionGuard(
-            ConnectionLimits.of_process() if self._guarded else None,
+            connections.within_process() if self._guarded else None,
             lambda what: register.note("fault", rule="connections", what=what),
         )
-        servers = [_server(inside, "on"), _server(outside, "off", tls, peer_protocol(guard))]
+        protocol = peer_protocol(guard, connections.of_node)
+        servers = [_server(inside, "on"), _server(outside, "off", tls, protocol)]
         work = [
             asyncio.create_task(server.serve([socket]))
             for server, socket in zip(servers, (inner, GuardedListener(outer, guard)), strict=True)

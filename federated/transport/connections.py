@@ -13,10 +13,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import resource
+import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from errno import EMFILE, ENFILE
 from ipaddress import IPv6Address, IPv6Network, ip_address
 from socket import SHUT_RDWR
@@ -25,6 +26,8 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from federated.transport.reply_quota import STORED_BODIES
 
 #: Seconds from a connection's start to its first request. A handshake takes two round trips; this
 #: leaves room for a packet that is lost twice, and is short for somebody who only waits.
@@ -40,7 +43,7 @@ MOST_OF_ADDRESS = 64
 MOST_LINES = 16
 #: Descriptors kept for the local socket and its callers, files, logs and the libraries' own.
 RESERVED_DESCRIPTORS = 200
-#: Connections in all where the system would allow more: at 300 KB each, some 300 MB.
+#: Connections in all: at 300 KB each, some 300 MB.
 MOST_CONNECTIONS = 1024
 #: Connections accepted before whoever is connected already is served again, so that a flood of
 #: new ones holds the others up for some milliseconds and no longer.
@@ -64,25 +67,37 @@ def connection_capacity() -> int:
     """
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if descriptors == resource.RLIM_INFINITY:
-        return MOST_CONNECTIONS
-    return min(MOST_CONNECTIONS, max(descriptors - RESERVED_DESCRIPTORS, descriptors // 2))
+        return sys.maxsize
+    return max(descriptors - RESERVED_DESCRIPTORS, descriptors // 2)
 
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """Connections in all, of one address, pending, pending of one address; seconds of pending."""
+    """Connections in all, of one address, pending, pending of one address; seconds of pending;
+    connections of one certificate's key."""
 
-    total: int
+    total: int = MOST_CONNECTIONS
     of_address: int = MOST_OF_ADDRESS
     pending: int = MOST_PENDING
     pending_of_address: int = MOST_PENDING_OF_ADDRESS
     pending_seconds: float = PENDING_SECONDS
+    of_node: int = MOST_LINES
 
-    @classmethod
-    def of_process(cls) -> ConnectionLimits:
-        """The limits that this process's descriptors allow; at most half of them are pending."""
-        total = connection_capacity()
-        return cls(total, pending=min(MOST_PENDING, total // 2))
+    def within_process(self) -> ConnectionLimits:
+        """These limits where this process's descriptors allow them, else what these allow; at most
+        half of all connections are pending."""
+        total = min(self.total, connection_capacity())
+        return replace(self, total=total, pending=min(self.pending, total // 2))
+
+
+@dataclass(frozen=True)
+class ListenerLimits:
+    """What the public listener takes. body_bytes: of a request; stored_bodies: so many of these of
+    one node's replies may be stored that nobody has fetched."""
+
+    body_bytes: int
+    stored_bodies: int = STORED_BODIES
+    connections: ConnectionLimits = field(default_factory=ConnectionLimits)
 
 
 class GuardedLine(Socket):
@@ -263,8 +278,11 @@ def customer(host: str) -> str:
     return str(IPv6Network((address, IPV6_CUSTOMER_BITS), strict=False))
 
 
-def peer_protocol(guard: ConnectionGuard) -> type[asyncio.Protocol]:
-    """HTTP as uvicorn speaks it, with the connection, key and certificate's end of each peer."""
+def peer_protocol(guard: ConnectionGuard, of_node: int) -> type[asyncio.Protocol]:
+    """HTTP as uvicorn speaks it, with the connection, key and certificate's end of each peer.
+
+    of_node: connections that one key may hold.
+    """
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Peer(H11Protocol):
@@ -276,7 +294,7 @@ def peer_protocol(guard: ConnectionGuard) -> type[asyncio.Protocol]:
             line = guard.line(transport.get_extra_info("socket").fileno())
             self.app_state = {**self.app_state, PEER_LINE: line, PEER_KEY: key, PEER_END: end}
             same = [c for c in self.connections if c.app_state.get(PEER_KEY) == key]
-            if len(same) > MOST_LINES:
+            if len(same) > of_node:
                 transport.close()
 
     return Peer

@@ -61,6 +61,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from google.protobuf.message import DecodeError
 
 from lab.errors import PeerError
+from lab.text import printable
 
 logging.getLogger("flwr").setLevel(logging.CRITICAL)
 for _name in ("httpx", "httpcore"):
@@ -103,7 +104,7 @@ def line_errors(doing: str) -> Iterator[None]:
             f"{doing}: the exchange answers {status} {_detail(error)}", status
         ) from None
     except httpx.HTTPError as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        reason = printable(str(error)[:200]) or type(error).__name__
         raise LineError(f"{doing}: no connection to the exchange ({reason})", 0) from None
     except BROKEN as error:  # Flower's clients raise ValueError for what they cannot read
         kind = type(error).__name__
@@ -113,7 +114,7 @@ def line_errors(doing: str) -> Iterator[None]:
 def _detail(error: httpx.HTTPStatusError) -> str:
     try:
         body = error.response.json()
-        return str(body.get("detail") or body.get("message") or "")[:200]
+        return printable(str(body.get("detail") or body.get("message") or "")[:200])
     except BROKEN:
         return ""
 

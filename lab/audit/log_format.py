@@ -11,6 +11,8 @@ with H = SHA-256 over parts with their lengths. Every so often the party signs t
 * whoever alters the log and does not hold the party's key is found out, up to the last checkpoint;
 * lines after the last checkpoint are chained but not signed: cut off at the end, they are missed by
   nobody, so a checkpoint is made at every stop and whenever a reply should be vouched for;
+* an extract shows lines of other runs as digests alone; lines of a run are numbered within it, so
+  that one that is hidden among them is found out, though not one behind the last that is shown;
 * whoever cuts the log *and* the file beside it back to an older checkpoint, or holds the key and
   writes the log anew, is found out by checkpoints that others keep. So parties give each other
   their checkpoints, and note those of others as lines of kind ``witness``.
@@ -28,6 +30,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -44,6 +47,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "request": ("statistic", "by"),
     "approval": ("statistic", "by"),
     "refusal": ("statistic", "rule", "text"),
+    "outcome": ("plan", "scores", "model"),
     "release": ("statistic", "hiding", "arrays", "values", "bytes", "rows", "key_bits"),
     "key": ("event", "fingerprint"),
     "budget": ("epsilon", "delta"),
@@ -57,6 +61,8 @@ FIELDS: Mapping[str, type] = {
     "told": dict,
 }
 START = bytes(32)
+#: What every line of a run tells beside: its number among the run's lines in this log, from 1.
+LINE_OF_RUN = "line_of_run"
 #: No line is longer; what is longer is damage.
 LONGEST_LINE = 2**20
 
@@ -146,7 +152,8 @@ class Verdict:
 
     lines, omitted: how many there are, how many of them an extract shows as a digest alone;
     unsigned: how many stand after the last checkpoint; key: the party's public key, 32 bytes; torn:
-    bytes of a last line without an end; heads: the chain after each line.
+    bytes of a last line without an end; heads: the chain after each line; lines_of_run: how many of
+    each are shown.
     """
 
     party: str = ""
@@ -159,6 +166,7 @@ class Verdict:
     torn: bytes = b""
     fault: str = ""
     heads: list[bytes] = field(default_factory=list, repr=False)
+    lines_of_run: Counter[str] = field(default_factory=Counter, repr=False)
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
@@ -287,6 +295,14 @@ def _check_entry(found: Verdict, entry: Entry, check: Check) -> None:
         _check_signature(found, checkpoint, check)
         if checkpoint.entry().digest != entry.digest:
             raise LogError("a checkpoint tells more than is signed")
+    if entry.run:
+        found.lines_of_run[entry.run] += 1
+        number, place = entry.told.get(LINE_OF_RUN), found.lines_of_run[entry.run]
+        if number != place:
+            raise LogError(
+                f"is number {number} of run {entry.run} where {place} belongs: a line of it is "
+                "hidden, or was added"
+            )
 
 
 def _check_signature(found: Verdict, checkpoint: Checkpoint, check: Check) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import os
 import secrets
 import threading
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -16,11 +17,13 @@ from typing import Any, Self
 
 from lab.audit.log_format import (
     KINDS,
+    LINE_OF_RUN,
     LONGEST_LINE,
     Check,
     Checkpoint,
     Entry,
     chained,
+    entries,
     head_file,
     known_head,
     read_lines,
@@ -97,6 +100,7 @@ class Log:
         if found.lines and found.party != self.party:
             raise LogError(f"{self.path}: is the log of {found.party}, not of {self.party}")
         self._seq, self._chain, self._unsigned = found.lines, found.chain, found.unsigned
+        self._lines_of_run = Counter(e.run for e in entries(read_lines(self.path)) if e.run)
         self._size = os.fstat(self._file).st_size - len(found.torn)
         if not found.torn:
             return {}
@@ -111,13 +115,16 @@ class Log:
     def append(self, kind: str, /, *, run: str = "", query: str = "", **told: Any) -> Entry:
         """Write a line, on disk when this returns.
 
-        kind: one of `KINDS`, with what it tells at least. Raises :class:`LogError` if the line is
-        not known to be on disk: then nothing it tells of may happen.
+        kind: one of `KINDS`, with what it tells at least. A line of a run is numbered within it, so
+        that an extract that hides one is found out. Raises :class:`LogError` if the line is not
+        known to be on disk: then nothing it tells of may happen.
         """
         lacking = [name for name in KINDS.get(kind, ("a known kind",)) if name not in told]
         if lacking:
             raise LogError(f"a line of kind {kind} must tell {', '.join(lacking)}")
         with self._turn:
+            if run:
+                told[LINE_OF_RUN] = self._lines_of_run[run] + 1
             entry = Entry(
                 self._seq,
                 self._time(),
@@ -129,6 +136,8 @@ class Log:
                 secrets.token_hex(16),
             )
             entry = self._write(entry)
+            if run:
+                self._lines_of_run[run] += 1
             if self._unsigned >= self._every:
                 self.checkpoint()
             return entry

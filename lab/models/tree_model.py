@@ -64,15 +64,16 @@ class Cuts(Strict):
             kernels.bins(self.feature.numbers(frame, self.levels), np.array(self.edges), out)
 
 
-def persons_in(frame: pd.DataFrame, owners: Floats, cuts: tuple[Cuts, ...]) -> Sums:
+def persons_in(frame: pd.DataFrame, owners: pd.Series, cuts: tuple[Cuts, ...]) -> Sums:
     """Distinct persons, within the party, in each bin of each feature, one feature after the other.
 
     owners: (rows,) who each row belongs to.
     """
+    unit = np.asarray(pd.factorize(owners)[0], dtype=np.float64)
     persons, codes = [], np.empty(len(frame), dtype=np.uint8)
     for cut in cuts:
         cut.codes(frame, codes)
-        persons.append(persons_by(codes.astype(np.int64), owners, cut.bins))
+        persons.append(persons_by(codes.astype(np.int64), unit, cut.bins))
     return Sums({PERSONS: np.concatenate(persons)}, {PERSONS: HEADS}, len(frame))
 
 

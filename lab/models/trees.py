@@ -361,27 +361,18 @@ def _sorted(holding: Holding, task: Task, cuts: tuple[Cuts, ...]) -> list[Floats
 def _growing(holding: Holding, cuts: tuple[Cuts, ...], task: Task, recipe: TreesRecipe) -> Rows:
     """Rows that trees grow from; which are held out goes by their owner."""
     holding.forget(_sorted)  # bins are agreed by now
-    return Rows(
-        holding.rows(task, "train"),
-        holding.once(_response, task),
-        holding.owners(task, "train"),
-        cuts,
-        task,
-        recipe,
-        holding.finished,
-        secret=holding.rows_secret,
-    )
+    rows, owners = holding.rows(task, "train"), holding.owners(task, "train")
+    response, drawing = holding.once(_response, task), holding.rows_secret
+    return Rows(rows, response, owners, cuts, task, recipe, holding.finished, secret=drawing)
 
 
 def _bins(holding: Holding, a: OfBins, arrays: Arrays) -> Sums:
-    columns = holding.once(_sorted, a.task, a.cuts, at_hand=1)
-    rows = len(holding.rows(a.task, "train"))
-    return counts(columns, edges=arrays["edges"], rows=rows)
+    columns, rows = holding.once(_sorted, a.task, a.cuts, at_hand=1), holding.rows(a.task, "train")
+    return counts(columns, edges=arrays["edges"], rows=len(rows))
 
 
 def _persons(holding: Holding, a: OfBins, arrays: Arrays) -> Sums:
-    rows, owners = holding.rows(a.task, "train"), holding.owners(a.task, "train")
-    return persons_in(rows, np.asarray(pd.factorize(owners)[0], dtype=np.float64), a.cuts)
+    return persons_in(holding.rows(a.task, "train"), holding.owners(a.task, "train"), a.cuts)
 
 
 def _level(holding: Holding, a: OfLevel, arrays: Arrays) -> Sums:

@@ -53,9 +53,11 @@ def by_statistic(opened: Iterable[Opened]) -> list[Opened]:
 
 
 def persons_by(group: Indices, unit: Floats, count: int) -> Floats:
-    """(count,) distinct units in each group. group, unit: (rows,)."""
-    pairs = np.unique(np.column_stack([group.astype(np.float64), unit]), axis=0)
-    return np.bincount(pairs[:, 0].astype(np.int64), minlength=count).astype(np.float64)
+    """(count,) distinct units in each group. group, unit: (rows,); units are whole numbers, -1 for
+    nobody's."""
+    width = int(unit.max(initial=0)) + 2
+    pairs = np.unique(group.astype(np.int64) * width + unit.astype(np.int64) + 1)
+    return np.bincount(pairs // width, minlength=count).astype(np.float64)
 
 
 def in_order(persons: Floats, least: int) -> Indices:

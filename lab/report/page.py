@@ -6,11 +6,14 @@ from pathlib import Path
 
 from lab.report.figures import figures, parties
 from lab.report.style import COLOURS, NAMES, Result
+from lab.text import printable_content
 
 
 def render(result: Result) -> str:
     """The page as HTML; figures are SVG inside it and nothing is fetched from anywhere."""
     import jinja2
+
+    result = printable_content(result)
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),

@@ -389,8 +389,9 @@ def by_typology(sums: Sums, levels: Sequence[str], smallest: int = 10) -> pd.Dat
     Not a number for a typology of fewer than ``smallest`` frauds.
     """
     counts = _table(sums, levels, "typology")
-    known = counts[["fraud", "flagged_fraud", "saved"]].where(counts["fraud"] >= smallest)
-    table = known.rename(columns={"flagged_fraud": "found"})
+    columns = ["fraud", "flagged_fraud", "saved"]
+    table = counts[columns].where(counts["fraud"] >= smallest)
+    table = table.rename(columns={"flagged_fraud": "found"})
     table.insert(2, "recall", table["found"] / table["fraud"])
     return table
 

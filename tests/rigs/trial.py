@@ -266,7 +266,7 @@ class Trial(LoopbackExchange):
         """How many totals of a study's run were opened; 0 before it began. study: its name."""
         digest = announced(self.experiment(int(study.split()[1]))).digest
         for place in (self.exchange / "runs").glob("*/run.json"):
-            if (record := read_json(place))["study"] == digest:
+            if (record := read_json(place))["plan"] == digest:
                 if not (self.exchange / LOG_NAME).exists():
                     return 0
                 releases = self.logged("exchange", "release")

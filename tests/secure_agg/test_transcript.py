@@ -13,6 +13,7 @@ from secure_agg import wire
 from secure_agg.errors import (
     FaultyCoordinator,
     FaultyParty,
+    InconsistentSum,
     InvalidIdentity,
     InvalidLayout,
     MalformedMessage,
@@ -27,10 +28,12 @@ from secure_agg.transcript import (
     Contribution,
     Terms,
     Transcript,
+    blame_layout,
     contribute,
     examine,
     received,
 )
+from tests.rigs.malformed import CHANGES, malformed
 
 IDENTITIES = {name: Identity(name, name.encode() * 8) for name in ("Alba", "Bora", "Cima", "Dora")}
 STRANGER = Identity("Nobody", bytes(32))
@@ -442,3 +445,26 @@ def test_a_contribution_s_size_does_not_depend_on_its_values(private, honest):
     small = replace(batch, ciphertexts=(mpz(1), mpz(2)))
     sizes.add(len(contribute(IDENTITIES[ALBA], honest.terms, small.to_bytes()).to_bytes()))
     assert sizes == {8 + 3 * 4 + len("Alba") + 64 + LAYOUT.plaintexts * 512 + 64}
+
+
+@pytest.mark.parametrize(
+    ("culprits", "change"),
+    [*(((BORA,), change) for change in CHANGES), ((ALBA, CIMA), "another count inside")],
+)
+def test_who_left_the_layout_is_named_and_nothing_of_what_it_sent(
+    honest, private, culprits, change
+):
+    batches = {name: malformed(honest.batches[name], honest.public, change) for name in culprits}
+    given = {
+        name: contribute(IDENTITIES[name], honest.terms, batch.to_bytes())
+        for name, batch in batches.items()
+    }
+    shown = honest.shown(**given)
+    with pytest.raises(InconsistentSum):
+        decrypt(private, examine(ROSTER, shown, honest.public, ()))
+    blame = blame_layout(private, shown)
+    assert blame.culprits == culprits
+    assert str(blame) == (
+        f"{', '.join(culprits)}: encrypted numbers that are not of the form all agreed on; "
+        "no total was opened"
+    )

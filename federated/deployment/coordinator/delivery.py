@@ -59,12 +59,12 @@ class Delivery:
                 self._reconnect(error, deadline)
 
     def _nodes(self) -> dict[str, NodePresence]:
-        revocations = exchange.revoked(self._folder)
+        admissible = exchange.admissible(self._folder)
         online = {presence.key: presence for presence in self._grid.presences() if presence.online}
         return {
             name: online[key]
             for name, key in self._keys.items()
-            if key in online and name not in revocations
+            if key in online and name in admissible
         }
 
     def _reconnect(self, failure: LineError, deadline: float) -> None:
@@ -152,8 +152,8 @@ class Delivery:
         while set(replies) < set(messages) and time.monotonic() < deadline:
             if time.monotonic() >= look:
                 look, here = time.monotonic() + 1.0, self._nodes()
-                revocations = exchange.revoked(self._folder)
-                if all(name in replies or name in revocations for name in messages):
+                admissible = exchange.admissible(self._folder)
+                if all(name in replies or name not in admissible for name in messages):
                     break
                 due = [
                     name

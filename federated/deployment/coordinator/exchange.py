@@ -2,7 +2,7 @@
 
 init      folder, keys, a certificate authority
 register  a member's enrolment becomes an admission: address, certificates, what it hands back
-revoke    takes effect with the node's next request
+revoke    takes effect with the node's next request, as the deletion of an admission does
 serve     the broker behind its two listeners
 """
 
@@ -26,8 +26,24 @@ from pydantic import Field, field_validator
 
 from federated.deployment import certificates
 from federated.deployment.audit_logs import open_log
-from federated.deployment.enrolment import CERTIFICATE_REQUEST, Admission, Enrolment
+from federated.deployment.enrolment import (
+    ADDRESS,
+    CERTIFICATE_REQUEST,
+    Admission,
+    Enrolment,
+)
 from federated.deployment.folders import CHARTER, charter_of, identity_of, make_folder, make_party
+from federated.transport.connections import (
+    MOST_CONNECTIONS,
+    MOST_LINES,
+    MOST_OF_ADDRESS,
+    MOST_PENDING,
+    MOST_PENDING_OF_ADDRESS,
+    PENDING_SECONDS,
+    ConnectionLimits,
+    ListenerLimits,
+)
+from federated.transport.reply_quota import STORED_BODIES
 from lab.audit.log_writer import Log
 from lab.errors import ConfigurationError
 from lab.files import read_json, write_whole
@@ -37,21 +53,47 @@ SETTINGS, SECRET, ADMITTED, REVOKED = "exchange.toml", "secret", "admitted", "re
 LOCAL_SOCKET, RUNS, CONNECTION_LOG = "local.sock", "runs", "connections.jsonl"
 
 
+#: What a new ``exchange.toml`` holds beside its name and address: every limit, at its default.
+TEMPLATE = f"""answer_seconds = 120.0         # a party may take for an answer
+again_seconds = 15.0           # until it is asked again, for the first time
+gather_seconds = 60.0          # a run waits for parties to come
+body_megabytes = 64            # the largest body from outside
+stored_bodies = {STORED_BODIES:<15}# so many of these may wait of one node until they are fetched
+connections = {MOST_CONNECTIONS:<17}# from outside; fewer where the system allows fewer
+connections_of_address = {MOST_OF_ADDRESS:<6}# a node needs two
+connections_of_node = {MOST_LINES:<9}# with one certificate's key
+pending_connections = {MOST_PENDING:<9}# that have made no request yet
+pending_of_address = {MOST_PENDING_OF_ADDRESS:<10}# of these, from one address
+pending_seconds = {PENDING_SECONDS:<13}# for a handshake and a request"""
+
+
 class Settings(Strict):
     """``exchange.toml``. address: host:port that nodes call; listen: the public listener's interface.
 
     answer_seconds: how long a party may take for an answer; again_seconds: after how long it is
     asked again, for the first time; gather_seconds: how long a run waits for parties to come;
-    body_megabytes: the largest body from outside.
+    body_megabytes: the largest body from outside; stored_bodies: how many of these a node's replies
+    may fill that nobody has fetched.
+
+    Connections from outside: in all (or what the process's descriptors allow), of one address, of
+    one node; pending, until a valid certificate was shown and a request made, in all, of one address
+    and for how long.
     """
 
     name: str
-    address: str = Field(pattern=r"^[^:/\s]+:\d{1,5}$|^\[[0-9a-fA-F:]+\]:\d{1,5}$")
+    address: str = Field(pattern=ADDRESS)
     listen: str = "0.0.0.0"  # noqa: S104  (the listener for peers; TLS with client certificates)
     answer_seconds: float = Field(default=120.0, gt=0)
     again_seconds: float = Field(default=15.0, gt=0)
     gather_seconds: float = Field(default=60.0, gt=0)
     body_megabytes: int = Field(default=64, ge=1, le=1024)
+    stored_bodies: int = Field(default=STORED_BODIES, ge=2, le=64)
+    connections: int = Field(default=MOST_CONNECTIONS, ge=32, le=65_536)
+    connections_of_address: int = Field(default=MOST_OF_ADDRESS, ge=4, le=65_536)
+    connections_of_node: int = Field(default=MOST_LINES, ge=2, le=256)
+    pending_connections: int = Field(default=MOST_PENDING, ge=8, le=16_384)
+    pending_of_address: int = Field(default=MOST_PENDING_OF_ADDRESS, ge=2, le=16_384)
+    pending_seconds: float = Field(default=PENDING_SECONDS, ge=1, le=60)
 
     @field_validator("listen")
     @classmethod
@@ -63,6 +105,19 @@ class Settings(Strict):
     @classmethod
     def read(cls, folder: Path) -> Self:
         return parse(cls, read_toml(folder / SETTINGS), where=str(folder / SETTINGS))
+
+    @property
+    def limits(self) -> ListenerLimits:
+        """What the public listener takes."""
+        connections = ConnectionLimits(
+            self.connections,
+            self.connections_of_address,
+            self.pending_connections,
+            self.pending_of_address,
+            self.pending_seconds,
+            self.connections_of_node,
+        )
+        return ListenerLimits(self.body_megabytes * 2**20, self.stored_bodies, connections)
 
     @property
     def port(self) -> int:
@@ -91,11 +146,9 @@ def init(
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()]
     text = "\n".join(
         [
-            "# The exchange. Seconds a party may take for an answer, seconds a run waits for parties.",
+            "# The exchange: where nodes call, and what it takes from them and from strangers.",
             *lines,
-            "answer_seconds = 120.0",
-            "gather_seconds = 60.0",
-            "body_megabytes = 64",
+            *TEMPLATE.splitlines(),
             "",
         ]
     )
@@ -172,12 +225,19 @@ def revoked(folder: Path) -> dict[str, str]:
     return {k: str(v) for k, v in read_json(path).items()} if path.exists() else {}
 
 
+def admissible(folder: Path) -> set[str]:
+    """Names of members whose nodes may come in: registered, and neither revoked nor deleted."""
+    names = {admission.member.name for admission in admitted(folder).values()}
+    return names - revoked(folder).keys()
+
+
 class FolderRegister:
     """Who may come in, as the folder says; looked at with every request, read when it changed."""
 
     def __init__(self, folder: Path, log: Log, broker: Any) -> None:
         self._folder, self._log, self._broker = folder, log, broker
         self._state: dict[bytes, str] = {}
+        self._names: dict[bytes, str] = {}  # of all keys that were ever admitted here
         self._mtimes: tuple[int, ...] = ()
         self._last_notes: dict[str, float] = {}
 
@@ -192,15 +252,26 @@ class FolderRegister:
         if mtimes == self._mtimes:
             return
         revocations, self._mtimes = revoked(self._folder), mtimes
-        for key, admission in admitted(self._folder).items():
-            name, before = admission.member.name, self._state.get(key)
-            now = "revoked" if name in revocations else "admitted"
-            self._state[key] = now
-            if now == "admitted" and before is None:
-                self._broker.register(name, key)
-            if now == "revoked" and before != now:
-                self._broker.leave(key)
-                self._log.append("key", event=f"{name} revoked", fingerprint=_short(key))
+        admissions = {k: a.member.name for k, a in admitted(self._folder).items()}
+        for key, name in admissions.items():
+            self._settle(key, name, "revoked" if name in revocations else "")
+        for key in self._names.keys() - admissions.keys():
+            self._settle(key, self._names[key], "revoked: its admission was deleted")
+        self._names |= admissions
+
+    def _settle(self, key: bytes, name: str, reason: str) -> None:
+        """Let a key in, or out for a reason. A deleted admission that is put back is one again."""
+        before, now = self._state.get(key), "revoked" if reason else "admitted"
+        self._state[key] = now
+        if now == before:
+            return
+        if now == "revoked":
+            self._broker.leave(key)
+        else:
+            self._broker.register(name, key)
+        if before or reason:
+            event = f"{name} {reason or 'admitted again'}"
+            self._log.append("key", event=event, fingerprint=_short(key))
 
     def note(self, kind: str, **details: Any) -> None:
         """A line in the log for what the listener refused; at most one of a rule in ten seconds."""
@@ -271,7 +342,7 @@ async def _serve(
         public_listener,
         local_listener,
         tls,
-        settings.body_megabytes * 2**20,
+        settings.limits,
         stop,
     )
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from flwr.app import RecordDict
 
-from federated.deployment.audit_logs import vouched
+from federated.deployment.audit_logs import log_outcome, vouched
 from federated.deployment.charter import Charter
 from federated.deployment.coordinator.delivery import Delivery
 from federated.deployment.coordinator.exchange import Settings
@@ -28,10 +28,12 @@ from federated.deployment.coordinator.participation import (
     in_one_line,
     outlook,
 )
+from federated.deployment.coordinator.protection import RemoteAuthority
 from federated.deployment.coordinator.resumable_run import ResumableRun
 from federated.deployment.enrolment import INSURERS
 from federated.deployment.node.profiles import releaser
 from federated.deployment.node.solver import total_message
+from federated.deployment.node.supervisor import volume_of
 from federated.federation import (
     Participant,
     Progress,
@@ -46,6 +48,7 @@ from federated.messages import UNREADABLE, Request, message_of, read
 from federated.party import statistics
 from federated.party.state import Released
 from federated.party.statistics import RELEASED
+from federated.study.outcome import Outcome
 from federated.study.plan import StudyPlan
 from federated.transport.exchange_grid import ExchangeGrid
 from lab.audit.log_format import Checkpoint
@@ -205,10 +208,18 @@ class DeployedFederation:
             except ModelError:
                 raise
             except LabError as error:
-                reasons[name] = str(error)
+                reasons |= self._at_fault(name, error)
         if reasons:
             raise Absent(reasons, answers)
         return answers
+
+    def _at_fault(self, name: str, error: LabError) -> dict[str, str]:
+        """Why somebody gave no answer, by who is to blame for it: the parties that an opener of
+        totals names, else whoever did not answer."""
+        culprits = error.culprits if isinstance(error, PeerError) else ()
+        blamed = set(culprits) & set(self.names) if name in self._holders else ()
+        text = str(error).removeprefix(f"{name}: ") if blamed else str(error)
+        return dict.fromkeys(blamed or (name,), text)
 
     def sum(
         self, statistic: str, arrays: Mapping[str, Floats] | None = None, **arguments: Any
@@ -235,7 +246,7 @@ class DeployedFederation:
         if not request.signature and (earlier := totals.read(self._sums, question)) is not None:
             return earlier
         query, total = self._new_total(request)
-        self._log_release(query, request.statistic, total)
+        self._log_release(query, request, total)
         if not request.signature:
             totals.write(self._sums, question, total, self.protection.proof)
         return total
@@ -269,17 +280,19 @@ class DeployedFederation:
             self._all_behind(request.statistic, reasons)
             self._go_on_without(reasons)
 
-    def _log_release(self, query: str, statistic: str, total: Sums) -> None:
+    def _log_release(self, query: str, request: Request, total: Sums) -> None:
+        """The line of a total that was opened, here or at a supervisor that keeps it."""
+        opener = getattr(self.protection, "opener", None)
+        volume: dict[str, Any] = {**volume_of(total), "rows": total.rows}
+        if request.signature and isinstance(opener, RemoteAuthority):
+            volume = {**opener.opened, "rows": "not told"}
         self._log.append(
             "release",
             run=self._run,
             query=query,
-            statistic=statistic,
+            statistic=request.statistic,
             hiding=self.protection.hiding,
-            arrays=len(total.arrays),
-            values=sum(array.size for array in total.arrays.values()),
-            bytes=sum(array.nbytes for array in total.arrays.values()),
-            rows=total.rows,
+            **volume,
             key_bits=self.charter.key.public.bits if self.charter.key else 0,
             parties=list(self.names),
         )
@@ -351,8 +364,12 @@ class DeployedFederation:
                 self._log.append("fault", run=self._run, what=str(error))
         return receipts
 
-    def deliver(self, content: RecordDict) -> None:
-        """Give every party the model; one that does not take it has done its part all the same."""
+    def deliver(self, content: RecordDict, outcome: Outcome) -> None:
+        """Give every party the model; one that does not take it has done its part all the same.
+
+        content: the outcome as it travels.
+        """
+        log_outcome(self._log, self._run, self.resumable_run.plan, outcome)
         recipients = self._of_those_who_answer(MessageKind.DELIVER, self.names, content)
         for name in self.names:
             if name not in recipients:

@@ -18,10 +18,14 @@ RUN, TOTALS = "run.json", "totals"
 
 
 class ResumableRun:
-    """One run's folder. ``attempt``: how often it was taken up; ``totals``: those it has."""
+    """One run's folder. ``plan``: its digest; ``attempt``: how often it was taken up; ``totals``:
+    those it has."""
 
-    def __init__(self, folder: Path, run: str, attempt: int, absent: Mapping[str, str]) -> None:
-        self.folder, self.run, self.attempt, self.absent = folder, run, attempt, dict(absent)
+    def __init__(
+        self, folder: Path, run: str, plan: str, attempt: int, absent: Mapping[str, str]
+    ) -> None:
+        self.folder, self.run, self.plan = folder, run, plan
+        self.attempt, self.absent = attempt, dict(absent)
         self.totals = TotalsOnDisk(folder / TOTALS)
         self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -31,31 +35,32 @@ class ResumableRun:
             raise ConfigurationError(f"run {run}: another process is running it") from None
 
     @classmethod
-    def take_up(cls, folder: Path, study: str, charter: str, fresh: bool = False) -> Self:
-        """The unfinished run of this study under this charter, or a new one.
+    def take_up(cls, folder: Path, plan: str, charter: str, fresh: bool = False) -> Self:
+        """The unfinished run of this plan under this charter, or a new one.
 
-        study: its digest. Raises :class:`ConfigurationError` where the folder cannot be used.
+        plan: its digest. Raises :class:`ConfigurationError` where the folder cannot be used.
         """
         for place in [] if fresh else sorted(folder.glob(f"*/{RUN}"), reverse=True):
             record = read_json(place)
-            of = record.get("study"), record.get("charter"), record.get("end")
-            if of == (study, charter, ""):
+            of = record.get("plan"), record.get("charter"), record.get("end")
+            if of == (plan, charter, ""):
                 record["attempt"] = int(record["attempt"]) + 1
                 write_whole(place, canonical(record), 0o600)
-                return cls(place.parent, str(record["run"]), record["attempt"], record["absent"])
+                run, attempt, absent = str(record["run"]), record["attempt"], record["absent"]
+                return cls(place.parent, run, plan, attempt, absent)
         run = secrets.token_hex(8)
         place = folder / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{run}"
         (place / TOTALS).mkdir(mode=0o700, parents=True)
         record = {
             "run": run,
-            "study": study,
+            "plan": plan,
             "charter": charter,
             "attempt": 0,
             "absent": {},
             "end": "",
         }
         write_whole(place / RUN, canonical(record), 0o600)
-        return cls(place, run, 0, {})
+        return cls(place, run, plan, 0, {})
 
     def leave(self, party: str, reason: str) -> None:
         """Note that the run continues without a party."""

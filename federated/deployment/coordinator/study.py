@@ -19,18 +19,18 @@ from federated.deployment.audit_logs import LOG_NAME, open_log
 from federated.deployment.charter import Charter
 from federated.deployment.coordinator import exchange
 from federated.deployment.coordinator.federation import DeployedFederation
+from federated.deployment.coordinator.protection import (
+    RemoteAuthority,
+    protection_of,
+    rules_of,
+)
 from federated.deployment.coordinator.resumable_run import ResumableRun
 from federated.deployment.enrolment import INSURERS
+from federated.deployment.evidence import PLAN, SCORES
 from federated.deployment.folders import charter_of, identity_of
-from federated.deployment.node.roles import split_of
-from federated.deployment.node.supervisor import SHARE_FILE, with_form
 from federated.deployment.plan import announced, questions_of
 from federated.federation import agreement, single_threaded_blas
-from federated.hiding.masks import Masks
-from federated.hiding.paillier import Paillier
-from federated.hiding.protocol import Clear, Protection, Talk, named_reply
-from federated.message_kinds import MessageKind
-from federated.messages import Form, Request, message_of, read
+from federated.messages import Request, message_of, read
 from federated.study.bound import agreed_levels, join_released
 from federated.study.experiment import Experiment, Query
 from federated.study.market import RemoteMarket
@@ -41,54 +41,8 @@ from federated.study.steps import Steps, carried_out
 from federated.transport import node_line as fleet
 from federated.transport.exchange_grid import ExchangeGrid
 from lab.errors import ConfigurationError
-from lab.privacy.disclosure import Rules
 from lab.queries import sql_plan as sql
 from lab.sums import Sums
-from secure_agg.identity import Roster
-from secure_agg.keys import PublicKey
-from secure_agg.transcript import Transcript
-
-
-class RemoteAuthority:
-    """The supervisor, as the coordinator reaches it: it is shown transcripts and gives the next step."""
-
-    everybody = False
-
-    def __init__(self, public: PublicKey, name: str) -> None:
-        self.public, self._name = public, name
-        self.answer = RecordDict()  # to the last opening
-        self.proof = RecordDict()
-
-    def enrol(self, roster: Roster) -> dict[str, dict[str, bytes]]:
-        return {}
-
-    def first(self, talk: Talk, levels: RecordDict) -> RecordDict:
-        """The step that the plan is at, signed. levels: the names that were agreed on."""
-        return talk.ask(MessageKind.NEXT, {self._name: levels})[self._name]
-
-    def open(self, talk: Talk, transcript: Transcript, request: Request, form: Form) -> Sums:
-        """What may be shown of the total; of a model's nothing, but the step that follows.
-
-        Raises what the supervisor refuses with.
-        """
-        content = message_of(transcript=transcript.to_bytes(), form=with_form(form))
-        content.update(request.to_record())
-        self.answer = talk.ask(MessageKind.OPEN, {self._name: content})[self._name]
-        return named_reply(self._name, self.answer).sums
-
-
-class EnrolledPaillier(Paillier):
-    """Paillier among parties that know roster and key from the charter and are told neither."""
-
-    def enrol(self, talk: Talk, roster: Roster) -> None:
-        self._roster = roster
-
-
-class EnrolledMasks(Masks):
-    """Masks among parties that know the roster from the charter."""
-
-    def enrol(self, talk: Talk, roster: Roster) -> None:
-        self._roster = roster
 
 
 def _actual_protection(experiment: Experiment, charter: Charter) -> dict[str, Any]:
@@ -96,52 +50,6 @@ def _actual_protection(experiment: Experiment, charter: Charter) -> dict[str, An
     key = charter.key if experiment.protection.sums == "paillier" else None
     key_settings = {"key": key.opens, "key_bits": key.public.bits} if key else {}
     return {"protection": experiment.protection.model_copy(update=key_settings)}
-
-
-def _rules(experiment: Experiment) -> Rules:
-    """The rules of disclosure that the coordinator asks under."""
-    file = experiment.protection.disclosure
-    return Rules.read(None if file is None else Path(file))
-
-
-def protection_of(experiment: Experiment, charter: Charter, folder: Path) -> Protection:
-    """The coordinator's side of the protection that experiment and charter agree on."""
-    settings, key = experiment.protection, charter.key
-    if settings.sums == "masks":
-        return EnrolledMasks()
-    if settings.sums == "clear":
-        return Clear(_rules(experiment))
-    if key is None:
-        raise ConfigurationError("the charter has no key; make one with: lab keys deal")
-    if key.public.bits < settings.key_bits:
-        raise ConfigurationError(
-            f"protection.key_bits: must be at most the bits of the charter's key, {key.public.bits}"
-        )
-    if key.opens == "authority":
-        return EnrolledPaillier(RemoteAuthority(key.public, key.by[0]))
-    return EnrolledPaillier(Holders(charter.roster, folder / SHARE_FILE, key.split))
-
-
-class Holders:
-    """All insurers together open totals; the dealer's public part says how their parts combine."""
-
-    everybody = True
-
-    def __init__(self, roster: Roster, path: Path, digest: str) -> None:
-        from federated.hiding.paillier import KeyHolders
-
-        self._holders = KeyHolders(split_of(path, digest), roster)
-        self.public = self._holders.public
-
-    @property
-    def proof(self) -> RecordDict:
-        return self._holders.proof
-
-    def enrol(self, roster: Roster) -> dict[str, dict[str, bytes]]:
-        return {}
-
-    def open(self, talk: Talk, transcript: Transcript, request: Request, form: Form) -> Sums:
-        return self._holders.open(talk, transcript, request, form)
 
 
 def _insurers_of(
@@ -194,7 +102,8 @@ def gathered(
         ) as grid,
         single_threaded_blas(),
     ):
-        log.append("request", run=run.run, statistic=experiment.name, by=identity.card.name)
+        question = {"statistic": plan.title, "by": identity.card.name, "plan": plan.digest}
+        log.append("request", run=run.run, **question)
         for name in without:
             run.leave(name, f"{name}: left out by --without")
         federation = DeployedFederation(
@@ -236,7 +145,8 @@ def _perform(
     outcome, delivery = _carried_out(plan, federation, watch)
     result.models["all"], result.opened = outcome.models, outcome.opened
     result.evaluations = {part: {"all": each} for part, each in outcome.evaluations.items()}
-    federation.deliver(delivery)
+    federation.deliver(delivery, outcome)
+    study.evidence = {PLAN: plan.to_json().encode(), SCORES: outcome.scorecard}
     study.receipts, study.silent = federation.receipts(), federation.silent
     study.outlook = federation.outlook(study.receipts)
     study.run = federation.resumable_run.run
@@ -301,7 +211,7 @@ def ask_questions(
     if experiment.protection.sums == "masks":
         hidden = experiment.protection.model_copy(update={"sums": "paillier"})
         experiment = experiment.model_copy(update={"protection": hidden})
-    plan, rules, person = questions_of(experiment), _rules(experiment), experiment.data.person
+    plan, rules, person = questions_of(experiment), rules_of(experiment), experiment.data.person
     for query in experiment.query:
         sql.columns_of(
             query.sql, plan.contract, person

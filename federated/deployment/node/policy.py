@@ -25,6 +25,7 @@ from federated.study.rows import columns_needed, usable
 from lab.errors import ConfigurationError, PolicyError
 from lab.files import canonical, read_json, write_whole
 from lab.models.glm import Task
+from lab.privacy.disclosure import Rules
 from lab.queries import sql_plan as sql
 from lab.queries.query_table import Budget, QueryTable
 from lab.queries.questions import Question
@@ -43,6 +44,20 @@ class Refusal(PolicyError):
 
     def __init__(self, rule: str, text: str) -> None:
         super().__init__(text, rule)
+
+
+def check_disclosure(study: StudyPlan, rules: Rules) -> None:
+    """Raises :class:`Refusal` where a plan lets out what stands on fewer persons than a party's
+    rules say: by rules of its own, or by the levels, bins and leaves of its model."""
+    if study.rules != rules:
+        raise Refusal("disclosure", "the plan has other rules of disclosure than this party")
+    least, persons = rules.minimum_count.persons, study.experiment.model.min_persons
+    if persons < least:
+        raise Refusal(
+            "disclosure",
+            f"the plan lets a model stand on {persons} persons and this party's rules ask for "
+            f"{least}; raise model.min_persons",
+        )
 
 
 class InsurerPolicy:
@@ -131,6 +146,7 @@ class InsurerPolicy:
             self._check_minimum(experiment)
         self._check_marks(experiment)
         if study.kind != "questions":
+            check_disclosure(study, self.settings.rules(self.folder))
             self._check_shares(experiment)
         experiment.check_profiles()
         for profile in experiment.profile:
@@ -356,25 +372,3 @@ def _equal(column: pd.Series[Any], value: str) -> NDArray[np.bool_]:
 def _rule_of(column: Column) -> dict[str, Any]:
     """What a column must be, without what a contract says for people, and its role."""
     return column.model_dump(exclude={"description", "advice", "unit", "role"})
-
-
-def waiting(folder: Path) -> dict[str, StudyPlan]:
-    """Experiments that wait for a person's approval, by digest."""
-    plans = {}
-    for path in sorted((folder / REQUESTS).glob("*.json")):
-        if not (folder / APPROVED / path.stem).exists():
-            plans[path.stem] = StudyPlan.from_json(path.read_text(encoding="utf-8"))
-    return plans
-
-
-def approve(folder: Path, digest: str, who: str) -> str:
-    """A person's approval of an experiment; the node writes it in its log when it acts on it."""
-    matches = [full for full in waiting(folder) if full.startswith(digest)]
-    if len(matches) != 1 or len(digest) < 8:
-        raise ConfigurationError(
-            f"{digest}: {len(matches)} waiting experiments begin so; give 8 or more first digits of "
-            "one that lab node requests lists"
-        )
-    approval: dict[str, Any] = {"by": who, "experiment": matches[0]}
-    write_whole(folder / APPROVED / matches[0], canonical(approval), 0o600)
-    return matches[0]

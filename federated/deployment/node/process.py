@@ -55,7 +55,8 @@ from federated.study.plan import StudyPlan
 from federated.transport.node_line import LineError, NodeLine, bundle
 from lab.errors import ConfigurationError, LabError, LogError, PeerError
 from lab.files import read_json, write_whole
-from secure_agg.errors import SecureAggError
+from lab.text import printable
+from secure_agg.errors import Blame, SecureAggError
 from secure_agg.identity import Identity
 from secure_agg.keys import PrivateKey
 
@@ -120,9 +121,9 @@ class Node:
                     line.close()
 
     def _tell(self, text: str) -> None:
-        """Tell whoever looks on; where nobody can, the work goes on."""
+        """Tell whoever looks on, in one line; where nobody can, the work goes on."""
         with suppress(OSError):
-            self._say(text)
+            self._say(printable(" ".join(map(str.strip, text.splitlines()))))
 
     def _line(self) -> NodeLine:
         from federated.deployment import certificates
@@ -186,6 +187,8 @@ class Node:
             failure: LabError = LogError("this party cannot write its log; nothing leaves it")
         except LabError as error:
             failure = error
+        except Blame as error:
+            failure = PeerError(str(error), *error.culprits)
         except SecureAggError as error:
             failure = PeerError(str(error))
         except Exception as error:  # a defect: its type may leave, its text may not
@@ -266,7 +269,7 @@ class Node:
         approval = self.folder / APPROVED / study.digest
         if not run_state.study:
             who = str(read_json(approval)["by"]) if approval.exists() else "its own rules"
-            details = {"statistic": study.title, "by": who, "study": study.digest}
+            details = {"statistic": study.title, "by": who, "plan": study.digest}
             self.log.append("approval", run=run_state.run, **details)
         run_state.study = text
         self._tell(f"run {run_state.run}: {study.title}, asked by {signed_message.sender}")

@@ -10,15 +10,17 @@ from typing import Protocol
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from federated.app import client_app
+from federated.deployment.audit_logs import log_outcome
 from federated.deployment.charter import Charter, same
 from federated.deployment.folders import identity_of
 from federated.deployment.node import profiles, solver
-from federated.deployment.node.policy import InsurerPolicy, Refusal
+from federated.deployment.node.openings import Openings
+from federated.deployment.node.policy import InsurerPolicy, Refusal, check_disclosure
 from federated.deployment.node.results import take
 from federated.deployment.node.run_state import RunState
 from federated.deployment.node.settings import STATE
 from federated.deployment.node.solver import ReleaserSteps
-from federated.deployment.node.supervisor import SHARE_FILE, Openings, log_opened, opened_total
+from federated.deployment.node.supervisor import SHARE_FILE, log_opened, opened_total, volume_of
 from federated.deployment.signed_messages import SignedMessage
 from federated.deployment.totals import TotalsOnDisk
 from federated.message_kinds import MessageKind
@@ -28,6 +30,7 @@ from federated.party.masked_sets import MaskedSets
 from federated.party.party import Party
 from federated.party.state import NodeState
 from federated.party.statistics import RELEASED
+from federated.study.outcome import Outcome
 from federated.study.plan import StudyPlan
 from federated.study.steps import Replay
 from lab.audit.log_writer import Log
@@ -177,6 +180,7 @@ class InsurerRole:
             outcome = solver.check_outcome(
                 self._charter, study, run_state.run, message.content, own_steps
             )
+            log_outcome(log, run_state.run, study.digest, outcome)
             self._tell(take(self._folder, run_state.run, study, party, outcome))
             return acknowledgement
         header = message.content.config_records.get("request", {})
@@ -190,6 +194,8 @@ class InsurerRole:
             case MessageKind.VOUCH, _:
                 own = Identity(self._name, self._seed)
                 return profiles.vouch(run_state, self._charter, own, message.content)
+            case MessageKind.LEVELS, _ if study.kind != QUESTIONS:
+                solver.check_levels(study, message.content)
             case MessageKind.JOIN, _:
                 profiles.check_joined(run_state, self._charter, study, message.content)
             case _, "profile":
@@ -259,8 +265,7 @@ class SupervisorRole:
         self._state, self._solvers = folder / STATE, dict[str, ReleaserSteps]()
 
     def begin(self, run_state: RunState, study: StudyPlan) -> None:
-        if study.rules != self._rules:
-            raise Refusal("disclosure", "the plan has other rules of disclosure than this party")
+        check_disclosure(study, self._rules)
         for kind in study.kinds:
             if kind not in self._charter.analyses:
                 raise Refusal("analyses", f"the charter does not allow '{kind}'")
@@ -287,7 +292,7 @@ class SupervisorRole:
             record = run_state.records.config_records.setdefault("levels", ConfigRecord())
             if record.setdefault("agreed", levels) != levels:
                 raise PeerError("coordinator: names of levels were agreed on before, and others")
-            return self._solver(run_state, study).next()
+            return self._next(run, study, self._solver(run_state, study), log)
         steps, request = self._solver(run_state, study), Request.from_record(message.content)
         steps.check(request)
         reply = self._opened(run_state, run, message.content, log)
@@ -295,7 +300,16 @@ class SupervisorRole:
         steps.give(total.sums)
         shown = total.sums if request.statistic in RELEASED else solver.NOTHING
         answer = Reply.of(total.party, shown, None).to_record()
-        answer.update(steps.next())
+        answer["opened"] = ConfigRecord(dict(volume_of(total.sums)))
+        answer.update(self._next(run, study, steps, log))
+        return answer
+
+    def _next(self, run: str, study: StudyPlan, steps: ReleaserSteps, log: Log) -> RecordDict:
+        """What follows from the totals so far, signed; the outcome has a line before it leaves."""
+        answer = steps.next()
+        if "request" not in answer.config_records:
+            outcome = Outcome.from_bytes(read(answer, "outcome"))
+            log_outcome(log, run, study.digest, outcome)
         return answer
 
     def _solver(self, run_state: RunState, study: StudyPlan) -> ReleaserSteps:

@@ -16,13 +16,14 @@ from flwr.app import ConfigRecord, RecordDict
 
 from federated.deployment.charter import Charter
 from federated.deployment.totals import TotalsOnDisk
+from federated.federation import levels_request
 from federated.hiding import masks, paillier
 from federated.messages import Hiding, Reply, Request, message_of, read
-from federated.party.binding import sign_step
+from federated.party.binding import UnboundQuestion, sign_step
 from federated.party.party import Party
 from federated.party.state import NodeState
 from federated.party.statistics import RELEASED
-from federated.study.bound import SignedStudy
+from federated.study.bound import SignedStudy, unlisted_levels
 from federated.study.outcome import Outcome, carry_out
 from federated.study.plan import StudyPlan
 from federated.study.steps import Levels, Steps
@@ -48,6 +49,14 @@ def names_of(levels: str) -> Levels:
         return {str(k): tuple(map(str, v)) for k, v in json.loads(levels).items()}
     except (ValueError, TypeError, AttributeError, RecursionError):
         raise PeerError("coordinator: the names of levels are not readable") from None
+
+
+def check_levels(plan: StudyPlan, content: RecordDict) -> None:
+    """Raises :class:`UnboundQuestion` unless names of levels are asked of the plan's features, over
+    the plan's rows: over other rows they tell how many there are, and by which party."""
+    own = levels_request(*unlisted_levels(plan)).config_records["levels"]
+    if dict(content.config_records.get("levels", {})) != dict(own):
+        raise UnboundQuestion("names of levels are asked of other features or rows than the plan's")
 
 
 def taken_up(

@@ -157,7 +157,7 @@ def test_an_old_signature_does_not_sign_new_lines(tmp_path: Path, signed: list[b
     """A checkpoint line that quotes an older head, so that the lines since then look signed."""
     word = last_word(signed)
     told = {"signature": word.signature, "seq": word.seq, "head": word.head, "time": word.time}
-    extra = altered(signed[1], by="forger")
+    extra = altered(signed[1], by="forger", line_of_run=5)
     blank = Entry(0, word.time, "checkpoint", "", "", "", told, "")
     lines = sealed_anew([*signed, extra, blank.line() + b"\n"])
     assert "is not signed by the party's key" in fault(lines)

@@ -21,6 +21,7 @@ from federated.deployment.signed_messages import claimed
 from federated.messages import refuse
 from lab.errors import PolicyError
 from tests.rigs.faults import KINDS, Faults
+from tests.rigs.malformed import LeavesTheLayout, Sabotaged
 from tests.rigs.trial import Trial, hash_of, started
 
 
@@ -175,6 +176,26 @@ def test_a_refusal_counts_for_its_message_alone_and_no_answer_ends_a_run(faulty:
     assert states(study)["insurer 2"] == "took part" and "insurer 2" not in study.receipts
     faults = [e.told["what"] for e in faulty.logged("exchange", "fault") if e.run == study.run]
     assert "insurer 2: its receipt is not readable" in faults
+
+
+def test_a_run_goes_on_without_a_party_that_encrypts_nonsense(faulty: Trial) -> None:
+    assert faulty.charter.key is not None
+    culprit = LeavesTheLayout("insurer 3", faulty.charter.key.public)
+    faulty.kill("insurer 3", signal.SIGTERM)
+    faulty.start("insurer 3", Sabotaged(culprit))
+    experiment = faulty.experiment(26)
+    study = faulty.run(experiment)
+    faulty.kill("insurer 3", signal.SIGTERM)
+    words = (
+        "insurer 3: encrypted numbers that are not of the form all agreed on; no total was opened"
+    )
+    assert states(study)["insurer 3"] == words
+    assert states(study)["supervisor"] == "took part"
+    others = tuple(name for name in faulty.insurers if name != "insurer 3")
+    assert hash_of(study) == faulty.pooled_hash(experiment, others)
+    (fault,) = [e for e in faulty.logged("supervisor", "fault") if e.run == study.run]
+    assert fault.told["what"] == words and fault.told["parties"] == sorted(others)
+    assert {e.run for e in faulty.logged("supervisor", "refusal")} >= {study.run}
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,7 @@ def growing(payers: Payers, experiment: Experiment) -> bool:
     digest = announced(experiment).digest
     for place in (payers.exchange / "runs").glob("*/run.json"):
         told = read_json(place)
-        if told["study"] == digest and not told["end"]:
+        if told["plan"] == digest and not told["end"]:
             lines = payers.logged("exchange", "release")
             levels = [e for e in lines if e.run == told["run"]]
             return sum(e.told["statistic"] == "trees_level" for e in levels) > 3

@@ -13,8 +13,10 @@ import pytest
 
 from federated.deployment import plan
 from federated.deployment.coordinator import study as conduct
+from federated.deployment.node import approval
 from federated.deployment.node import policy as insurer
 from federated.deployment.node.settings import QUESTIONS, SETTINGS, NodeSettings
+from federated.hiding.protocol import Clear
 from federated.queries.desk import Desk
 from federated.queries.holdings import Holdings
 from lab.errors import ConfigurationError, PeerError
@@ -57,7 +59,7 @@ def changed(trial: Trial, name: str, **limits: str) -> None:
 def test_real_parties_answer_as_simulated_ones(asked: Trial) -> None:
     tables = {n: pd.read_parquet(asked.root / f"{n}.parquet") for n in asked.insurers}
     holdings = Holdings.of(tables, Contract.read(asked.contract))
-    with Desk.simulated(holdings, conduct.Clear()) as desk:
+    with Desk.simulated(holdings, Clear()) as desk:
         expected = [desk.ask(text) for text in (WHOLE, GROUPS)]
     found = answers(asked, WHOLE, GROUPS)
     for here, there in zip(found, expected, strict=True):
@@ -157,9 +159,9 @@ def test_a_person_sees_a_question_before_it_is_answered(asked: Trial) -> None:
     text = "select sum(x1 * x2) from trial"
     with pytest.raises(PeerError, match=r"insurer 4: \[approval\] waits for a person"):
         answers(asked, text)
-    ((digest, study),) = insurer.waiting(asked.root / "insurer 4").items()
+    ((digest, study),) = approval.waiting(asked.root / "insurer 4").items()
     assert [query.sql for query in study.experiment.query] == [text]
-    insurer.approve(asked.root / "insurer 4", digest, "Li Wei")
+    approval.approve(asked.root / "insurer 4", digest, "Li Wei")
     (answer,) = answers(asked, text)
     told = asked.logged("insurer 4", "approval")[-1].told
     assert (told["statistic"], told["by"]) == (text, "Li Wei")

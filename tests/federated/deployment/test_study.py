@@ -16,7 +16,7 @@ from federated.bench.exchange import rehearsal, running, until
 from federated.deployment.audit_logs import LOG_NAME, verify_together
 from federated.deployment.coordinator import exchange
 from federated.deployment.coordinator.study import run_study
-from federated.deployment.node import policy as insurer
+from federated.deployment.node import approval
 from federated.deployment.node import results as delivery
 from federated.deployment.node.process import Node
 from federated.message_kinds import MessageKind
@@ -259,8 +259,8 @@ def test_a_person_approves_before_anything_leaves(trial: Trial) -> None:
     first = trial.run(trial.experiment(11))
     assert "waits for a person's approval" in states(first)["insurer 2"]
     assert not [e for e in trial.logged("insurer 2", "release") if e.run == first.run]
-    (digest,) = insurer.waiting(trial.root / "insurer 2")
-    insurer.approve(trial.root / "insurer 2", digest[:12], "Li Wei")
+    (digest,) = approval.waiting(trial.root / "insurer 2")
+    approval.approve(trial.root / "insurer 2", digest[:12], "Li Wei")
     # the first run opened sums without insurer 2, so the same questions with it would show its own
     with pytest.raises(PeerError, match="would show insurer 2's own sum"):
         trial.run(trial.experiment(11))

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 
 from federated.app import client_app, server_app
 from federated.federation import Federation
+from federated.hiding import paillier as encrypted
 from federated.hiding.masks import Masks
 from federated.hiding.paillier import Dealer, KeyAuthority, Paillier
 from federated.hiding.protocol import Clear, Protection
@@ -29,6 +30,7 @@ from secure_agg.errors import (
     FaultyCoordinator,
     FaultyHolder,
     FaultyParty,
+    InconsistentSum,
     InvalidKey,
     TooFewParties,
 )
@@ -37,6 +39,7 @@ from secure_agg.shares import Part
 from secure_agg.transcript import Contribution, Transcript
 from tests.conftest import federate, fit_glm, split
 from tests.federated.solvers.test_glm import table
+from tests.rigs.malformed import CHANGES, LeavesTheLayout
 
 TASK = Task(target="y", exposure="years")
 HIDDEN = ["paillier", "split", "masks"]
@@ -401,6 +404,26 @@ def test_the_key_authority_opens_nothing_but_what_its_checks_allow(authority_key
 
 
 # A party that does not keep to the protocol.
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_party_that_leaves_the_layout_is_named_by_the_key_authority(
+    change: str, authority_key: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    culprit = LeavesTheLayout("insurer 3", authority_key.public, change)
+    monkeypatch.setattr(encrypted, "contribute", culprit)
+    with pytest.raises(FaultyParty, match=r"^insurer 3: .* no total was opened") as caught:
+        on_a_road(Paillier(KeyAuthority(authority_key)))
+    assert caught.value.culprits == ("insurer 3",)
+
+
+def test_with_a_split_key_nobody_can_say_who_left_the_layout(
+    authority_key: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    culprit = LeavesTheLayout("insurer 3", authority_key.public)
+    monkeypatch.setattr(encrypted, "contribute", culprit)
+    with pytest.raises(InconsistentSum, match=r"a party encrypted .* nobody can .* say whose"):
+        on_a_road(Paillier(Dealer(authority_key)))
 
 
 def test_a_holder_that_gives_a_false_part_is_named(authority_key: Any) -> None:

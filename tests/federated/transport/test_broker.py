@@ -29,11 +29,13 @@ from flwr.proto.node_pb2 import Node
 
 from federated.deployment import certificates
 from federated.deployment.coordinator import exchange
+from federated.deployment.enrolment import Admission
 from federated.deployment.node import settings as node_folder
 from federated.deployment.node.checks import examine
 from federated.deployment.node.settings import AUTHORITY, CERTIFICATE, KEY, admission_of
 from federated.transport.connections import MOST_LINES
 from federated.transport.node_line import LineError, NodeLine
+from lab.audit import log_format as audit
 from lab.errors import ConfigurationError
 from tests.rigs.capture import enter, packets, streams
 from tests.rigs.trial import Trial, started
@@ -189,6 +191,35 @@ def test_a_key_that_is_not_registered_or_is_revoked_does_not_come_in(loopback: T
     with pytest.raises(LineError, match="answers 403 this node's key is revoked here"):
         own.open()
     own.close()
+
+
+def test_a_deleted_admission_is_a_revoked_one_and_comes_back_with_the_file(
+    loopback: Trial,
+) -> None:
+    """The exchange runs all the while, and the node is in when its file goes."""
+    line = NodeLine(
+        f"127.0.0.1:{loopback.port}",
+        certificates.read_key(loopback.root / "insurer 2" / KEY),
+        tls(loopback, "insurer 2"),
+    )
+    line.open()
+    (path,) = (
+        path
+        for path in (loopback.exchange / exchange.ADMITTED).iterdir()
+        if Admission.read(path).member.name == "insurer 2"
+    )
+    aside = loopback.exchange / "aside.json"
+    path.rename(aside)
+    assert "insurer 2" not in exchange.admissible(loopback.exchange)
+    with pytest.raises(LineError, match="answers 403 this node's key is revoked here"):
+        line.pull()
+    aside.rename(path)
+    line.open()
+    line.close()
+    entries = audit.entries(audit.read_lines(loopback.exchange / exchange.CONNECTION_LOG))
+    events = [entry.told["event"] for entry in entries if entry.kind == "key"]
+    deleted = "insurer 2 revoked: its admission was deleted"
+    assert [e for e in events if "insurer 2" in e] == [deleted, "insurer 2 admitted again"]
 
 
 def test_a_registered_key_without_its_signature_does_not_come_in(loopback: Trial) -> None:

@@ -28,7 +28,9 @@ from federated.transport.connections import (
     MOST_PENDING_OF_ADDRESS,
     PENDING_SECONDS,
     RESERVED_DESCRIPTORS,
+    ConnectionLimits,
 )
+from lab.errors import ConfigurationError
 from tests.rigs.trial import Trial
 
 #: Silent connections of the test; seconds within which a member's request must have succeeded.
@@ -124,6 +126,45 @@ def test_silent_connections_shut_out_no_member_and_are_closed(guarded: Trial, fi
         assert seconds_of_a_request(guarded) < SOON_SECONDS
 
 
+def test_limits_are_those_of_the_settings_file(tmp_path_factory: Any, authority_key: Any) -> None:
+    made = Trial(tmp_path_factory.mktemp("set"), authority_key, insurers=3, rows=60)
+    assert exchange.Settings.read(made.exchange).limits.connections == ConnectionLimits()
+    made.settings(pending_of_address=4, pending_seconds=1.0)
+    admission_of(made.root / "insurer 1", "insurer 1")
+    with serving(made, guarded=True), ExitStack() as stack:
+        seconds_of_a_request(made)  # it serves
+        lines = silent(made, stack, 20)
+        time.sleep(0.3)
+        assert 0 < still_open(lines) <= 4
+        time.sleep(1.5)
+        assert still_open(lines) == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("pending_seconds", 0),
+        ("pending_of_address", 1),
+        ("connections", 10**6),
+        ("connections_of_node", 1),
+        ("stored_bodies", 0),
+        ("conections", 64),
+    ],
+)
+def test_a_limit_outside_its_bounds_is_told(tmp_path: Path, key: str, value: float) -> None:
+    folder = tmp_path / "exchange"
+    exchange.init(folder, "exchange", "127.0.0.1:9443")
+    path = folder / exchange.SETTINGS
+    whole = path.read_text()
+    assert exchange.Settings.read(folder) == exchange.Settings(
+        name="exchange", address="127.0.0.1:9443"
+    )
+    others = [line for line in whole.splitlines() if line.split(" ")[0] != key]
+    path.write_text("\n".join([*others, f"{key} = {value}", ""]))
+    with pytest.raises(ConfigurationError, match=key):
+        exchange.Settings.read(folder)
+
+
 def test_silent_connections_of_an_unguarded_exchange_stay_open(
     tmp_path_factory: Any, authority_key: Any
 ) -> None:
@@ -195,7 +236,7 @@ def test_what_was_closed_is_in_the_log(guarded: Trial) -> None:
 
 
 def test_where_no_descriptor_is_free_the_listener_waits_for_its_next_turn() -> None:
-    guard = connections.ConnectionGuard(connections.ConnectionLimits.of_process())
+    guard = connections.ConnectionGuard(connections.ConnectionLimits().within_process())
     soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with ExitStack() as stack:
         server = socket.create_server(("127.0.0.1", 0))
@@ -225,8 +266,8 @@ def test_descriptors_are_reserved(
     monkeypatch: pytest.MonkeyPatch, descriptors: int, most: int
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (descriptors, descriptors))
-    assert connections.connection_capacity() == most
-    limits = connections.ConnectionLimits.of_process()
+    limits = connections.ConnectionLimits().within_process()
+    assert limits.total == most
     assert limits.pending <= limits.total // 2
 
 

@@ -1,0 +1,149 @@
+"""What a supervisor opened so far, for ever: a file that only grows, and outlasts the audit log.
+
+Two totals of one question over sets of parties that differ by one show that party's own sum. So all
+openings are remembered, whatever becomes of the log: it may be moved away when it has grown long.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from federated.deployment.audit_logs import LOG_NAME
+from federated.party.release import RELEASED
+from lab.audit import log_format as audit
+from lab.errors import ConfigurationError, LogError, PolicyError
+from lab.files import write_whole
+from secure_agg.identity import Roster
+
+OPENINGS = "openings.jsonl"
+#: What all openings are about, to the rule of sets, that only a release answers.
+RELEASE = "released"
+#: What a query is about that nobody could open.
+UNOPENED = "unopened"
+#: Run, query, subject, parties.
+Opening = tuple[str, str, str, tuple[str, ...]]
+
+
+class Openings:
+    """What was opened with a supervisor's key. folder: the supervisor's.
+
+    Openings that only the log there tells of are taken over from it. Raises
+    :class:`ConfigurationError` where the file is damaged, or gone with the log.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.queries: set[str] = set()
+        self._path = folder / OPENINGS
+        self._sets: dict[str, list[frozenset[str]]] = {}
+        self._runs: dict[str, frozenset[str]] = {}
+        log = folder / LOG_NAME
+        if self._path.exists():
+            for opening in _read(self._path):
+                self._remember(opening)
+        elif not log.exists():
+            raise ConfigurationError(
+                f"{self._path}: missing, and so is the log; without either, what was opened before "
+                "could be opened again for other parties: put one back, or make a new key with: "
+                "lab keys deal"
+            )
+        self.begin(folder)
+        for run, query, subject, parties in _logged(log) if log.exists() else ():
+            if query not in self.queries:
+                self.note(run, query, subject, frozenset(parties))
+
+    @staticmethod
+    def begin(folder: Path) -> None:
+        """A memory of nothing, beside a new key; one that is there stays."""
+        if not (folder / OPENINGS).exists():
+            write_whole(folder / OPENINGS, b"", 0o600)
+
+    def note(self, run: str, query: str, subject: str, parties: frozenset[str]) -> None:
+        """Remember an opening, on disk when this returns. Raises :class:`LogError`."""
+        opening = (run, query, subject, tuple(sorted(parties)))
+        try:
+            with self._path.open("r+b") as file:  # which makes no new file where this one is gone
+                end = file.seek(0, os.SEEK_END)
+                try:
+                    file.write(json.dumps(opening).encode() + b"\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+                except OSError:
+                    os.truncate(self._path, end)
+                    raise
+        except OSError as error:
+            raise LogError(f"{self._path}: cannot be written: {error.strerror}") from None
+        self._remember(opening)
+
+    def note_fault(self, run: str, query: str, parties: frozenset[str]) -> None:
+        """A query that was not opened, and the parties that kept to its layout: a run goes on with
+        them alone."""
+        self.note(run, query, UNOPENED, parties)
+
+    def _remember(self, opening: Opening) -> None:
+        run, query, subject, names = opening
+        parties = frozenset(names)
+        self.queries.add(query)
+        self._sets.setdefault(subject, []).append(parties)
+        self._runs[run] = parties
+
+    def check(self, run: str, subject: str, parties: frozenset[str], roster: Roster) -> None:
+        """Raises :class:`PolicyError` where this opening, with those before, would show a party."""
+        if not parties <= self._runs.get(run, parties):
+            raise PolicyError("a party that left this run may not come back into it", "parties")
+        rows = [*self._sets.get(subject, []), parties]
+        names = [name for name in roster.names if not shown_alone([name], rows, roster)]
+        if len(names) < len(roster.names):
+            alone = next(name for name in roster.names if name not in names)
+            raise PolicyError(
+                f"with what was opened before, this total would show {alone}'s own sum", "parties"
+            )
+
+
+def _read(path: Path) -> list[Opening]:
+    """The openings of a file. A last line that was cut off told of a total that never left, and is
+    taken off. Raises :class:`ConfigurationError`."""
+    try:
+        data = path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if whole != data:
+            write_whole(path, whole, 0o600)
+        openings = []
+        for line in whole.splitlines():
+            run, query, subject, parties = json.loads(line)
+            openings.append((str(run), str(query), str(subject), tuple(map(str, parties))))
+        return openings
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError, RecursionError):
+        raise ConfigurationError(
+            f"{path}: is damaged, so that nobody knows what was opened before; put a whole copy "
+            "back, or make a new key with: lab keys deal"
+        ) from None
+
+
+def _logged(log: Path) -> Iterable[Opening]:
+    for entry in audit.entries(audit.read_lines(log)):
+        if entry.kind == "fault" and "parties" in entry.told:
+            yield entry.run, entry.query, UNOPENED, tuple(entry.told["parties"])
+        if entry.kind == "release" and "question" in entry.told:
+            subject = subject_of(entry.told["statistic"], entry.told["question"])
+            yield entry.run, entry.query, subject, tuple(entry.told["parties"])
+
+
+def subject_of(statistic: str, question: str) -> str:
+    """What an opening is about, to the rule of sets: the question; all that are released count as
+    one, for the margins of one may be another."""
+    return RELEASE if statistic in RELEASED else question
+
+
+def shown_alone(names: list[str], sets: Iterable[frozenset[str]], roster: Roster) -> bool:
+    """Whether the sum over these parties follows from sums of one question over these sets."""
+    rows = [[float(name in members) for name in roster.names] for members in set(sets)]
+    target = [float(name in names) for name in roster.names]
+    rank = np.linalg.matrix_rank(np.array(rows))
+    return bool(np.linalg.matrix_rank(np.array([*rows, target])) == rank)
