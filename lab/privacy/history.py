@@ -45,7 +45,7 @@ Hashes = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
-class Rows:
+class TableRows:
     """The rows of a state of a table. key: (rows,) a hash of what each row holds, different for
     equal rows; owner: (rows,) a hash of each row's person, from 0; None: each row is a person."""
 
@@ -87,16 +87,16 @@ class Columns:
     owner: Ints
 
     @classmethod
-    def first(cls, rows: Rows) -> Self:
+    def first(cls, rows: TableRows) -> Self:
         base = np.arange(len(rows.key))
         owner = base if rows.owner is None else rows.owner
         return cls(rows.key, base, np.full_like(base, OUTSIDE), owner)
 
-    def places(self, rows: Rows) -> Ints:
+    def places(self, rows: TableRows) -> Ints:
         """(rows,) the version of each row, `OUTSIDE` for a row that was not seen before."""
         return np.asarray(pd.Index(self.key).get_indexer(pd.Index(rows.key)), dtype=np.int64)
 
-    def with_rows(self, rows: Rows) -> Self:
+    def with_rows(self, rows: TableRows) -> Self:
         """These with the rows of another state of the table. Raises :class:`PolicyError` where
         nobody can say which rows changed."""
         places = self.places(rows)
@@ -121,7 +121,7 @@ class Columns:
             owner=np.concatenate([self.owner, owner, nobody]),
         )
 
-    def _before(self, rows: Rows, new: Ints, vanished: Ints) -> Ints:
+    def _before(self, rows: TableRows, new: Ints, vanished: Ints) -> Ints:
         """The column that each new row was before, `OUTSIDE` for one that came."""
         if rows.owner is None:
             if len(vanished) and len(vanished) != len(new):
@@ -137,7 +137,7 @@ class Columns:
         paired = now.merge(then, how="left", on=["owner", "place"])["column"]
         return paired.fillna(OUTSIDE).to_numpy(dtype=np.int64)
 
-    def codes(self, rows: Rows, codes: Ints) -> Ints:
+    def codes(self, rows: TableRows, codes: Ints) -> Ints:
         """(columns,) the cell of each column, from those of the rows."""
         places, spread = self.places(rows), np.full(len(self.owner), OUTSIDE)
         spread[self.base[places]] = codes
@@ -154,10 +154,10 @@ class _Record:
     asked: Asked
 
     @classmethod
-    def first(cls, rows: Rows) -> Self:
+    def first(cls, rows: TableRows) -> Self:
         return cls(Columns.first(rows), Asked.nothing(len(rows.key)))
 
-    def with_rows(self, rows: Rows) -> Self:
+    def with_rows(self, rows: TableRows) -> Self:
         columns = self.columns.with_rows(rows)
         if columns is self.columns:
             return self
@@ -183,7 +183,7 @@ class _Record:
 
 
 @dataclass(frozen=True)
-class Split:
+class CellParts:
     """The cells of a question in parts. part: (rows,) the part of each row, `OUTSIDE` for none;
     cell: (parts,) the cell that each is a part of."""
 
@@ -203,12 +203,12 @@ class History:
     :class:`ConfigurationError` for a file that is damaged or not a history.
     """
 
-    def __init__(self, path: Path | None, rows: Rows) -> None:
+    def __init__(self, path: Path | None, rows: TableRows) -> None:
         self._path, self._rows, self._lock = path, rows, threading.Lock()
         self._record: _Record | None = None
         self._values: dict[str, str] = {}
 
-    def admit(self, splits: Sequence[Split], cells: int, minimum: int) -> Mask:
+    def admit(self, splits: Sequence[CellParts], cells: int, minimum: int) -> Mask:
         """bool (cells,): the cells of a question that may not be answered; the others are history
         now, all their splits, and nothing of those that may not."""
         with self._lock:
@@ -222,7 +222,7 @@ class History:
                 raise self._unusable(error) from None
 
     def _admitted(
-        self, record: _Record | None, splits: Sequence[Split], cells: int, minimum: int
+        self, record: _Record | None, splits: Sequence[CellParts], cells: int, minimum: int
     ) -> tuple[Mask, _Record]:
         record = (record or _Record.first(self._rows)).with_rows(self._rows)
         columns, owner = record.columns, record.columns.owner
@@ -272,7 +272,7 @@ class History:
         )
 
     def _stored(
-        self, store: sqlite3.Connection, splits: Sequence[Split], cells: int, minimum: int
+        self, store: sqlite3.Connection, splits: Sequence[CellParts], cells: int, minimum: int
     ) -> Mask:
         store.execute("PRAGMA synchronous = EXTRA")
         store.execute("BEGIN IMMEDIATE")

@@ -19,7 +19,7 @@ from lab.errors import PolicyError
 from lab.privacy.budget import PrivacyBudget, event
 from lab.privacy.counters import Counters
 from lab.privacy.disclosure import Rules
-from lab.privacy.history import History, Rows, Split
+from lab.privacy.history import CellParts, History, TableRows
 from lab.privacy.noise import bounded, clamped, noised
 from lab.privacy.query_audit import OUTSIDE
 from lab.queries import cells
@@ -71,7 +71,7 @@ class QueryTable:
             self.folder.mkdir(parents=True, exist_ok=True)
         place = self.folder / "history.db" if self.folder else None
         self.counters = Counters(self.folder / COUNTERS if self.folder else None)
-        self.history = History(place, Rows.of(self.frame[self._askable()], self.person))
+        self.history = History(place, TableRows.of(self.frame[self._askable()], self.person))
 
     def _askable(self) -> list[str]:
         """The columns that a question may be about, and the person."""
@@ -122,7 +122,7 @@ class QueryTable:
             part = np.full(len(codes), OUTSIDE, dtype=np.int64)
             inside = (codes != OUTSIDE) & (parts != OUTSIDE)
             part[inside], keys = pd.factorize(codes[inside] * count + parts[inside])
-            splits.append(Split(part, np.asarray(keys, dtype=np.int64) // count))
+            splits.append(CellParts(part, np.asarray(keys, dtype=np.int64) // count))
         least = self.rules.minimum_difference.persons
         return self.history.admit(splits, question.cells, least)
 

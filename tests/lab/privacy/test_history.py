@@ -14,15 +14,15 @@ import pandas as pd
 import pytest
 
 from lab.errors import ConfigurationError, PolicyError
-from lab.privacy.history import History, Rows, Split
+from lab.privacy.history import CellParts, History, TableRows
 from lab.privacy.query_audit import OUTSIDE
 
 Ints = np.ndarray
 
 
-def state(rows: int = 30) -> Rows:
+def state(rows: int = 30) -> TableRows:
     """A table in which each row is a person."""
-    return Rows(np.arange(rows, dtype=np.uint64), None)
+    return TableRows(np.arange(rows, dtype=np.uint64), None)
 
 
 HALF, MOST = np.where(np.arange(30) < 15, 0, OUTSIDE), np.where(np.arange(30) < 16, 0, OUTSIDE)
@@ -32,9 +32,9 @@ def asks(store: History, codes: Ints) -> bool:
     return not store.admit([whole(codes)], 1, 5)[0]
 
 
-def whole(codes: Ints) -> Split:
+def whole(codes: Ints) -> CellParts:
     """A question's cells, each in one part."""
-    return Split(codes, np.arange(codes.max(initial=0) + 1))
+    return CellParts(codes, np.arange(codes.max(initial=0) + 1))
 
 
 def test_a_history_in_memory_remembers() -> None:
@@ -160,7 +160,7 @@ def visits(people: int = 40, years: int = 3) -> pd.DataFrame:
 
 def answered(history: Path | History, frame: pd.DataFrame, person: str | None = "person") -> float:
     """What the rows of year 0 add up to, NaN where it is vetoed."""
-    store = History(history, Rows.of(frame, person)) if isinstance(history, Path) else history
+    store = History(history, TableRows.of(frame, person)) if isinstance(history, Path) else history
     inside = frame["year"].to_numpy() == 0
     vetoed = store.admit([whole(np.where(inside, 0, OUTSIDE))], 1, 10)
     return np.nan if vetoed[0] else float(frame["paid"][inside].sum())
@@ -242,7 +242,9 @@ def test_a_history_tells_how_many_cells_are_left(tmp_path: Path) -> None:
 def test_a_cell_that_is_not_answered_leaves_the_history_untouched(tmp_path: Path) -> None:
     """The cell passes as a whole and not in the parts that a total splits it into."""
     store = History(tmp_path / "h.db", state(100))
-    few = Split(np.where(np.arange(100) < 50, np.arange(100) // 47, OUTSIDE), np.zeros(2, np.int64))
+    few = CellParts(
+        np.where(np.arange(100) < 50, np.arange(100) // 47, OUTSIDE), np.zeros(2, np.int64)
+    )
     cell = np.where(np.arange(100) < 50, 0, OUTSIDE)
     assert store.admit([whole(cell), few], 1, 10).all()
     assert store.left(10) == 9
