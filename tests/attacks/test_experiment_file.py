@@ -23,7 +23,7 @@ from federated.solvers.trees import TreesSettings
 from federated.study.outcome import fit_models
 from federated.study.plan import StudyPlan
 from lab.models.design import Encoding, Feature, Number
-from lab.models.families import Family
+from lab.models.families import Family, Scale
 from lab.models.glm import Task
 from lab.models.network import _own_seed
 from lab.models.network_model import Bends, NetworkRecipe
@@ -244,6 +244,7 @@ def claims_by_dropout(insurer: int, place: int, secret: bytes) -> float:
         "proximal_mu": 0.0,
         "round": 0,
         "seed": seed,
+        "scale": Scale(rows=400, weight=1, exposure=1, target=1, square=2),
     }
     with federation_of(drawing_by(secret)) as federation:
         loss = federation.sum("network_update", WEIGHTS, **arguments).total("loss")

@@ -47,7 +47,7 @@ def shown(made: Members, query: str, key: Any, give: Any = contribute) -> Record
     form = form_of(with_rows(Sums({"y": np.ones(1)}, {"y": COUNT}, 20)))
     layout = Layout(fields_of(form), len(roster.names), key.bits)
     terms = terms_of(asked, roster, key, layout)
-    batch = encrypt(key, layout, [np.ones(1), np.full(1, 20.0)]).to_bytes()
+    batch = encrypt(key, layout, [np.full(1, 20.0), np.zeros(1), np.ones(1)]).to_bytes()
     given = tuple(give(made.identities[name], terms, batch) for name in roster.names)
     content = message_of(transcript=Transcript(terms, given).to_bytes(), form=with_form(form))
     content.update(asked.to_record())
