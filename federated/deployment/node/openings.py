@@ -1,7 +1,8 @@
 """What a supervisor opened so far, for ever: a file that only grows, and outlasts the audit log.
 
-Two totals of one question over sets of parties that differ by one show that party's own sum. So all
-openings are remembered, whatever becomes of the log: it may be moved away when it has grown long.
+Totals over sets of parties that differ by one show that party's own sum (`federated.party.party_sets`).
+So all openings are remembered, whatever becomes of the log: it may be moved away when it has grown
+long.
 """
 
 from __future__ import annotations
@@ -11,17 +12,16 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-
 from federated.deployment.audit_logs import LOG_NAME
+from federated.deployment.charter import Charter
+from federated.party.party_sets import check_apart
 from federated.party.release import RELEASED
 from lab.audit import log_format as audit
 from lab.errors import ConfigurationError, LogError, PolicyError
 from lab.files import write_whole
-from secure_agg.identity import Roster
 
 OPENINGS = "openings.jsonl"
-#: What all openings are about, to the rule of sets, that only a release answers.
+#: What all openings are about that only a release answers, where parties may leave.
 RELEASE = "released"
 #: What a query is about that nobody could open.
 UNOPENED = "unopened"
@@ -39,7 +39,7 @@ class Openings:
     def __init__(self, folder: Path) -> None:
         self.queries: set[str] = set()
         self._path = folder / OPENINGS
-        self._sets: dict[str, list[frozenset[str]]] = {}
+        self._sets: dict[str, set[frozenset[str]]] = {}
         self._runs: dict[str, frozenset[str]] = {}
         log = folder / LOG_NAME
         if self._path.exists():
@@ -88,20 +88,20 @@ class Openings:
         run, query, subject, names = opening
         parties = frozenset(names)
         self.queries.add(query)
-        self._sets.setdefault(subject, []).append(parties)
+        self._sets.setdefault(subject, set()).add(parties)
         self._runs[run] = parties
 
-    def check(self, run: str, subject: str, parties: frozenset[str], roster: Roster) -> None:
-        """Raises :class:`PolicyError` where this opening, with those before, would show a party."""
+    def check(self, run: str, subject: str, parties: frozenset[str], charter: Charter) -> None:
+        """Raises :class:`PolicyError` where this opening, with those before, would show a party.
+
+        All openings count as one question's, whatever their contract: the rows are the same. Where
+        the charter lets parties leave, those of one subject do.
+        """
         if not parties <= self._runs.get(run, parties):
             raise PolicyError("a party that left this run may not come back into it", "parties")
-        rows = [*self._sets.get(subject, []), parties]
-        names = [name for name in roster.names if not shown_alone([name], rows, roster)]
-        if len(names) < len(roster.names):
-            alone = next(name for name in roster.names if name not in names)
-            raise PolicyError(
-                f"with what was opened before, this total would show {alone}'s own sum", "parties"
-            )
+        subjects = {subject} if charter.parties_may_leave else self._sets.keys() - {UNOPENED}
+        before = set[frozenset[str]]().union(*(self._sets.get(each, ()) for each in subjects))
+        check_apart(before, parties, charter.minimum_parties)
 
 
 def _read(path: Path) -> list[Opening]:
@@ -136,14 +136,6 @@ def _logged(log: Path) -> Iterable[Opening]:
 
 
 def subject_of(statistic: str, question: str) -> str:
-    """What an opening is about, to the rule of sets: the question; all that are released count as
-    one, for the margins of one may be another."""
+    """What an opening is about: the question; all that are released count as one, for the margins
+    of one may be another."""
     return RELEASE if statistic in RELEASED else question
-
-
-def shown_alone(names: list[str], sets: Iterable[frozenset[str]], roster: Roster) -> bool:
-    """Whether the sum over these parties follows from sums of one question over these sets."""
-    rows = [[float(name in members) for name in roster.names] for members in set(sets)]
-    target = [float(name in names) for name in roster.names]
-    rank = np.linalg.matrix_rank(np.array(rows))
-    return bool(np.linalg.matrix_rank(np.array([*rows, target])) == rank)

@@ -1,11 +1,11 @@
 """The supervisor: it opens one total at a time, by the rules of the key authority and the charter.
 
 Beyond the checks of `secure_agg.transcript.examine` it enforces the charter: a minimum of parties, a
-party that left a run stays out of it, and no question is opened for sets of parties from which the
-sum of a single party would follow (`openings`). What it opened is on disk before a total leaves.
+party that left a run stays out of it, and nothing is opened for sets of parties from which the sum of
+fewer than that minimum would follow (`openings`). What it opened is on disk before a total leaves.
 
-What that does not stop: two nearly identical questions, with and without a party, nearly show that
-party's sum. Members who do not accept that set minimum_parties to the number of insurers.
+Where the charter says that parties may leave, that holds for each question by itself, and two nearly
+identical questions, with and without a party, nearly show that party's sum.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def opened_total(
         raise PeerError("coordinator: sends another form of the total than the parties packed")
     parties = frozenset(terms.parties)
     subject = subject_of(request.statistic, terms.question.hex())
-    openings.check(run, subject, parties, roster)
+    openings.check(run, subject, parties, charter)
     authority = KeyAuthority(private, rules, openings.queries)
     authority.enrol(roster)
     try:

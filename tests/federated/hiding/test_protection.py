@@ -18,8 +18,8 @@ from federated.hiding.masks import Masks
 from federated.hiding.paillier import Dealer, KeyAuthority, Paillier
 from federated.hiding.protocol import Clear, Protection
 from federated.messages import Hiding, Reply, Request, blobs, message_of, read
-from federated.party.masked_sets import MaskedSets
 from federated.party.party import Party, Policy
+from federated.party.party_sets import PartySets
 from federated.party.statistics import find
 from federated.transport import in_process as grid
 from lab.errors import PeerError, PolicyError
@@ -83,13 +83,13 @@ def on_a_road(
     parties: int = 4,
     hiding: Hiding | None = None,
     person: str | None = None,
-    sets: Callable[[], MaskedSets] = MaskedSets,
+    sets: Callable[[], PartySets] = PartySets,
     **sitting: Callable[[Message], Message | None],
 ) -> Any:
     """Like ``federate``, with somebody on the road."""
     frames = split(table("poisson"), parties)
     holders = [
-        Party(f"insurer {k + 1}", f, f.iloc[:0], person, masked_sets=sets())
+        Party(f"insurer {k + 1}", f, f.iloc[:0], person, party_sets=sets())
         for k, f in enumerate(frames)
     ]
     node = client_app(holders.__getitem__, hiding or protection.hiding)
@@ -595,16 +595,16 @@ def test_a_share_for_another_key_is_refused(authority_key: Any) -> None:
         on_a_road(Paillier(Careless(authority_key)))
 
 
-class Forgetful(MaskedSets):
+class Forgetful(PartySets):
     """The unprotected twin: it knows of no set before."""
 
     def allow(self, question: bytes, present: Iterable[str], least: int) -> None:
         return
 
 
-@pytest.mark.parametrize("sets", [MaskedSets, Forgetful])
+@pytest.mark.parametrize("sets", [PartySets, Forgetful])
 def test_a_masked_total_asked_again_without_a_party_shows_its_sums_unless_nodes_remember(
-    sets: type[MaskedSets],
+    sets: type[PartySets],
 ) -> None:
     """The coordinator asks everybody, then once more as if insurer 5 had fallen silent."""
     gone: list[int] = []
@@ -619,8 +619,8 @@ def test_a_masked_total_asked_again_without_a_party_shows_its_sums_unless_nodes_
         arrays = {name: before[name] - after[name] for name in before.arrays}
         return Sums(arrays, before.limits, before.rows - after.rows)
 
-    if sets is MaskedSets:
-        with pytest.raises(PolicyError, match="asked of other parties before"):
+    if sets is PartySets:
+        with pytest.raises(PolicyError, match="would show insurer 5's own sum"):
             on_a_road(Masks(), work, parties=5, sets=sets, out=out)
         return
     stolen = on_a_road(Masks(), work, parties=5, sets=sets, out=out)
@@ -631,11 +631,15 @@ def test_a_masked_total_asked_again_without_a_party_shows_its_sums_unless_nodes_
 
 def test_the_sets_of_a_masked_question_outlast_the_process(tmp_path: Any) -> None:
     path = tmp_path / "sets.jsonl"
-    MaskedSets(path).allow(b"q", ["a", "b", "c", "d"], 3)
-    again = MaskedSets(path)
+    PartySets(path).allow(b"q", ["a", "b", "c", "d"], 3)
+    again = PartySets(path)
     again.allow(b"q", ["d", "c", "b", "a"], 3)
-    with pytest.raises(PolicyError, match="other parties before"):
+    with pytest.raises(PolicyError, match="would show d's own sum"):
         again.allow(b"q", ["a", "b", "c"], 3)
+    for names in (["a", "b", "c"], ["a", "b", "c", "d", "e"]):
+        with pytest.raises(PolicyError, match=r"the same parties as before \(a, b, c, d\)"):
+            PartySets(path, by_question=False).allow(b"another", names, 3)
+    again.allow(b"another", ["a", "b", "c"], 3)
     with pytest.raises(PolicyError, match="at least 4 parties here, not 3"):
         again.allow(b"another", ["a", "b", "c"], 4)
 
