@@ -33,11 +33,11 @@ def check_apart(before: Iterable[frozenset[str]], parties: frozenset[str], least
     groups = dict[tuple[bool, ...], list[str]]()
     for name in sorted(parties.union(*sets)):
         groups.setdefault(tuple(name in members for members in (*sets, parties)), []).append(name)
-    few = min(groups.values(), key=len)
+    few, largest = min(groups.values(), key=len), max(map(sorted, sets), key=len)
     if len(few) < least:
         raise PolicyError(
             f"with what was opened before, this total would show {' and '.join(few)}'s own sum; "
-            f"totals are of the same parties as before ({', '.join(sorted(max(sets, key=len)))}), "
+            f"totals are of the same parties as before ({', '.join(largest)}), "
             f"or of {least} or more parties more or fewer",
             "parties",
         )

@@ -150,7 +150,7 @@ class DeployedFederation:
             advice = "Start the run again to resume it after its last total"
             if self._together:
                 advice += (
-                    ", or with --fresh to begin anew; totals are of all insurers that are asked, or "
+                    " (lab run --fresh begins anew); totals are of all insurers that are asked, or "
                     "of none, and --without NAME leaves out who was in no total before"
                 )
             raise PeerError(
