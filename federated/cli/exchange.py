@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,6 +173,13 @@ def node() -> None:
 @click.option("--person", help='The column of who a row belongs to; "" if each row is a person\'s.')
 @click.option("--test", metavar="COLUMN=VALUE", help="The mark of rows for testing.")
 @click.option(
+    "--cap",
+    "caps",
+    metavar="COLUMN=LIMIT",
+    multiple=True,
+    help="Larger values are lowered to it in every model; may be repeated.",
+)
+@click.option(
     "--analysis",
     "analyses",
     type=AnalysisName(),
@@ -188,6 +196,7 @@ def init_node(
     contract: str | None,
     person: str | None,
     test: str | None,
+    caps: tuple[str, ...],
     analyses: tuple[str, ...],
 ) -> None:
     """Make a node: keys, a commented node.toml, the enrolment to hand over.
@@ -212,11 +221,32 @@ def init_node(
             raise ConfigurationError(f"--test {test}: needs the form COLUMN=VALUE, as held_out=1")
         mark = column, int(value) if value.lstrip("-").isdigit() else value
     enrolment = node_folder.init(
-        folder, name, role, path, contract, person=person, test=mark, analyses=analyses
+        folder,
+        name,
+        role,
+        path,
+        contract,
+        person=person,
+        test=mark,
+        caps=dict(map(_cap, caps)),
+        analyses=analyses,
     )
     say(f"{folder}: node of {name}, fingerprint {enrolment.member.fingerprint}")
     say(f"hand {folder}/enrolment.json to the coordinator")
     say(f"put into {folder}: charter.json, charter.signatures.json, admission.json")
+
+
+def _cap(text: str) -> tuple[str, float]:
+    """A column and its largest value."""
+    from lab.errors import ConfigurationError
+
+    column, _, limit = text.rpartition("=")
+    try:
+        if column and isfinite(float(limit)):
+            return column, float(limit)
+    except ValueError:
+        pass
+    raise ConfigurationError(f"--cap {text}: needs the form COLUMN=LIMIT, as amount=50000")
 
 
 @node.command("check")
