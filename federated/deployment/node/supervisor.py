@@ -1,7 +1,7 @@
 """The supervisor: it opens one total at a time, by the rules of the key authority and the charter.
 
 Beyond the checks of `secure_agg.transcript.examine` it enforces the charter: a minimum of parties, a
-party that left a run stays out of it, and nothing is opened for sets of parties from which the sum of
+party that left a run or was named too often stays out of it, and nothing is opened for sets of parties from which the sum of
 fewer than that minimum would follow (`openings`). What it opened is on disk before a total leaves.
 
 Where the charter says that parties may leave, that holds for each question by itself, and two nearly
@@ -16,7 +16,7 @@ from flwr.app import RecordDict
 
 from federated.deployment.audit_logs import LOG_NAME, open_log
 from federated.deployment.charter import Charter, with_key, write
-from federated.deployment.folders import identity_of
+from federated.deployment.folders import charter_of, identity_of
 from federated.deployment.node.openings import Openings, subject_of
 from federated.hiding.paillier import KeyAuthority
 from federated.hiding.protocol import fields_of
@@ -77,13 +77,32 @@ def opened_total(
         total = authority.open(None, transcript, request, form)
     except FaultyParty as error:
         others = parties - set(error.culprits)
-        log.append("fault", run=run, query=terms.query, what=str(error), parties=sorted(others))
-        openings.note_fault(run, terms.query, others)
+        blame = {"parties": sorted(others), "named": sorted(error.culprits)}
+        log.append("fault", run=run, query=terms.query, what=str(error), **blame)
+        openings.note_fault(run, terms.query, others, error.culprits)
         raise
     reply = Reply.of(charter.key.by[0] if charter.key else "", total, None).to_record()
     log_opened(log, run, transcript, request.statistic, total)
     openings.note(run, terms.query, subject, parties)
     return reply
+
+
+def readmit(folder: Path, name: str, who: str) -> None:
+    """Let a party into totals again that was named too often. who: lets it in, for the log.
+
+    Raises :class:`ConfigurationError` for a name that is no insurer's, :class:`LogError` while the
+    supervisor's process runs.
+    """
+    identity = identity_of(folder)
+    charter = charter_of(folder, identity.card.name)
+    if name not in charter.roster.names:
+        raise ConfigurationError(
+            f"{name}: is no insurer; the charter's insurers are {', '.join(charter.roster.names)}"
+        )
+    with open_log(folder / LOG_NAME, identity, charter=charter.digest) as log:
+        openings = Openings(folder)
+        log.append("approval", statistic=f"readmission of {name}", by=who)
+        openings.readmit(name)
 
 
 def log_opened(log: Log, run: str, transcript: Transcript, statistic: str, total: Sums) -> None:
