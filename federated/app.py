@@ -63,9 +63,11 @@ def client_app(party_of: PartyOf, hiding: Hiding) -> ClientApp:
             holder = party_of(seat)
             memory = NodeState(context, holder.name, hiding)
             _recall(holder, memory)
+            questions = holder.query_table
+            refusals = memory if questions is None or hiding == "clear" else questions
             with turns[seat]:
                 try:
-                    memory.check_refusals()
+                    refusals.check_refusals()
                     reply = handler(holder, memory, message.content)
                     _keep_trees(holder, memory)
                     return Message(reply, reply_to=message)
@@ -77,7 +79,7 @@ def client_app(party_of: PartyOf, hiding: Hiding) -> ClientApp:
                     refused = PeerError(f"failed with {type(error).__name__}")
                 by_rule = holder.policy.answers == "questions" and isinstance(refused, BY_RULE)
                 if not by_rule and not isinstance(refused, UnboundQuestion):
-                    memory.refuse()
+                    refusals.refuse()
                 return Message(refuse(refused, holder.name), reply_to=message)
 
         return handle

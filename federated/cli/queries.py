@@ -105,16 +105,18 @@ def _print_answer(answer: Any, key_bits: int) -> None:
         console.print(line, style="dim", highlight=False, soft_wrap=True)
 
 
-def _footnotes(attributes: dict[str, Any], key_bits: int) -> tuple[str, str]:
-    """What is hidden and by which rules, and what left the parties."""
+def _footnotes(attributes: dict[str, Any], key_bits: int) -> list[str]:
+    """What is hidden and by which rules, what more can be asked, and what left the parties."""
     hidden, receipt, noise = attributes["hidden"], attributes["receipt"], attributes["noise"]
     lost = f"{hidden:,} of {attributes['cells']:,} cells hidden (·). " if hidden else ""
     protection = {"clear": "IN THE CLEAR", "paillier": f"under paillier, {key_bits} bits"}
-    return (
+    more = f"each party can answer about {attributes['left']:,} more cells, at most"
+    return [
         f"\n{lost}{attributes['rules']}",
+        *([more] if attributes["left"] is not None else []),
         f"left the parties: {len(receipt):,} messages, "
         f"{sum(line['values'] for line in receipt):,} values, "
         f"{sum(line['bytes'] for line in receipt):,} bytes, {protection[attributes['hiding']]}"
         + (f", noise of epsilon {noise['epsilon']:g} by each party" if noise else "")
         + f", no record; {attributes['seconds']:.1f} s",
-    )
+    ]

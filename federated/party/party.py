@@ -116,14 +116,15 @@ class Party:
     def take(self, request: Request) -> Sums:
         """The gate: the statistic asked for, over this party's rows.
 
-        Raises :class:`PolicyError` for a sum over fewer rows than the party's minimum; a party
-        without any row for a question contributes zeros.
+        Raises :class:`PolicyError` for a model's sum over fewer rows than the party's minimum; what
+        is opened cell by cell has rules for that. A party without any row for a question
+        contributes zeros.
         """
         row = statistics.find(request.statistic)
         if (row.analysis == QUESTIONS) != (self.policy.answers == QUESTIONS):
             raise PolicyError(f"this party answers {self.policy.answers} alone")
         sums = row.function(self, row.read(request.arguments, request.arrays), request.arrays)
-        if 0 < sums.rows < self.policy.minimum_rows:
+        if not row.released and 0 < sums.rows < self.policy.minimum_rows:
             raise PolicyError(
                 f"{request.statistic}: fewer rows behind the sum than this party's minimum "
                 f"of {self.policy.minimum_rows}"

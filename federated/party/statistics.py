@@ -263,8 +263,7 @@ def _by_cell(name: str, arguments: type[Strict], function: Any, *arrays: str) ->
 
 def _by_rules(name: str, arguments: type[Strict], function: Any, *arrays: str) -> Statistic:
     analysis = PROFILES if name == "profile" else QUESTIONS
-    persons: Any = "minimum rows" if name == "profile" else "rules, cell by cell"
-    return Statistic(name, arguments, function, analysis, arrays, persons, cells=True)
+    return Statistic(name, arguments, function, analysis, arrays, "rules, cell by cell", cells=True)
 
 
 #: Statistics that belong to no kind of model alone.

@@ -61,6 +61,7 @@ class Desk:
     ) -> None:
         self.federation, self.contract, self.rules = federation, contract, rules
         self.person, self._fault, self._grid = person, fault, grid
+        self._left: int | None = None
 
     @classmethod
     def simulated(
@@ -121,10 +122,12 @@ class Desk:
         """The answer: a row for each cell (or as the question's function says), NaN where hidden.
 
         Its ``attrs`` tell ``hidden`` and ``cells``, ``rules`` in words, ``hiding``, ``noise``,
-        ``seconds``, and ``receipt``: what left each party for this question.
+        ``seconds``, ``left``: how many more cells a party can answer, at most and on average, None
+        under noise, and ``receipt``: what left each party for this question.
         """
         started = time.perf_counter()
         before = {party: len(lines) for party, lines in self.federation.receipts().items()}
+        self._left = None
         plan = self._plan(text, noise)
         if self._fault is not None and plan.finish != "violations":
             raise self._fault
@@ -138,6 +141,7 @@ class Desk:
             "hiding": self.federation.protection.hiding,
             "noise": noise.model_dump() if noise else None,
             "seconds": seconds,
+            "left": self._left,
             "receipt": [
                 {"party": party, **asdict(line)}
                 for party, lines in self.federation.receipts().items()
@@ -201,4 +205,6 @@ class Desk:
     def totals(self, question: Question) -> tuple[Any, list[Floats]]:
         """Which cells are shown, and each total in them (0 where hidden)."""
         released = self.sum("cells", question)
+        if question.noise is None:
+            self._left = int(released.total("left")) // self.parties
         return released["shown"] > 0, [released[f"total {k}"] for k in range(len(question.totals))]

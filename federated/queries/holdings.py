@@ -19,7 +19,7 @@ from lab.privacy.disclosure import Rules
 from lab.queries.query_table import Budget, QueryTable
 from lab.tables.contracts import Contract, check
 from lab.tables.partition import deal
-from lab.tables.sources import digest, unchecked
+from lab.tables.sources import unchecked
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ class Holdings:
         owners = deal(raw, experiment.parties, data.person, partition)
         if folder is not None:
             dealt = [
-                digest(raw.astype("str")),
-                experiment.seed,
+                data.model_dump(mode="json", include={"source", "path", "table", "query"}),
+                [contract.name, experiment.seed],
                 experiment.parties.model_dump(mode="json"),
             ]
             folder = folder / hashlib.sha256(json.dumps(dealt).encode()).hexdigest()[:12]

@@ -12,8 +12,9 @@ from lab.queries.sql_functions import Rung
 from lab.sums import Floats, Sums
 from lab.tables.contracts import Contract
 
-#: Rungs of a quantile's first ladder and of each later one, most of them, and their outer ends.
-RUNGS = (16, *[4] * 24)
+#: Rungs on each side of a quantile's first ladder, each half as wide as the next one inside: the
+#: rows of skewed columns lie near one end. Rungs of each later one, most ladders, their outer ends.
+SIDE, RUNGS, LADDERS = 8, 4, 24
 BEYOND = 1e300
 
 
@@ -57,15 +58,15 @@ def _climbed(
 ) -> tuple[float, float]:
     """The interval of a rank among ``held`` rows, narrowed by ladders of released counts.
 
-    Each round puts a ladder where the rank is, until that is narrow enough or rungs are
-    hidden, whose rows may be anywhere among them.
+    Each round puts a ladder where the rank is, or one of fewer rungs where too many were hidden,
+    whose rows may be anywhere among them, until it is narrow enough or nothing helps.
     """
     own = desk.contract.columns[rung.column]  # which every row keeps
     low = -np.inf if own.minimum is None else own.minimum
     high = np.inf if own.maximum is None else float(np.nextafter(own.maximum, np.inf))
     start, end = rung.low, float(np.nextafter(rung.high, np.inf))
-    for rungs in RUNGS:
-        inner = np.linspace(start, end, rungs + 1)
+    inner = _first(start, end)
+    for _ in range(LADDERS):
         axis = Axis(column=rung.column, edges=(-BEYOND, *inner.tolist(), BEYOND))
         shown, (rows,) = desk.totals(question.model_copy(update={"axes": (axis,)}))
         ends = np.concatenate([[-np.inf], inner, [np.inf]])
@@ -74,8 +75,19 @@ def _climbed(
         low = max(low, ends[(most < rank).sum()])
         high = min(high, ends[min((sure < rank).sum() + 1, len(rows))])
         inside = max(low, start), min(high, end)
-        narrowed = 0 < inside[1] - inside[0] <= (end - start) / 2
-        if high - low <= rung.width or not narrowed:
+        if high - low <= rung.width:
             break
-        start, end = inside
+        if 0 < inside[1] - inside[0] <= (end - start) / 2:
+            start, end = inside
+            inner = np.linspace(start, end, RUNGS + 1)
+        elif len(inner) > 3:  # rungs of few persons hide others: join them by twos
+            inner = np.append(inner[:-1:2], inner[-1])
+        else:
+            break
     return float(low), float(high)
+
+
+def _first(start: float, end: float) -> Floats:
+    """Edges of the first ladder."""
+    steps = (end - start) * 0.5 ** np.arange(SIDE, 0, -1)
+    return np.concatenate([[start], start + steps, end - steps[-2::-1], [end]])

@@ -75,8 +75,8 @@ class Questioner:
         """What the rules leave of the parties' sums by provider and period."""
         total = self.sum("profile", cells=cells, rules=rules)
         if not self.everybody:
-            numbers = len(total.arrays) * int(total["shown"].sum())
-            self.opened.append(Opened.cells("profile", numbers, total["population"]))
+            shown = [array.sum() for name, array in total.arrays.items() if "shown " in name]
+            self.opened.append(Opened.cells("profile", int(sum(shown)), total["persons"]))
         return Profile.of(cells, total)
 
     def join(self, profiles: Sequence[Profile]) -> None:

@@ -297,10 +297,10 @@ def _check_entry(found: Verdict, entry: Entry, check: Check) -> None:
             raise LogError("a checkpoint tells more than is signed")
     if entry.run:
         found.lines_of_run[entry.run] += 1
-        number, belongs = entry.told.get(LINE_OF_RUN), found.lines_of_run[entry.run]
-        if number != belongs:
+        number, place = entry.told.get(LINE_OF_RUN), found.lines_of_run[entry.run]
+        if number != place:
             raise LogError(
-                f"is number {number} of run {entry.run} where {belongs} belongs: a line of it is "
+                f"is number {number} of run {entry.run} where {place} belongs: a line of it is "
                 "hidden, or was added"
             )
 

@@ -5,8 +5,10 @@ party joins what was released to its claims as columns. A period is known when i
 are scored at its end, not at settlement. Persons are counted once at each party, so that one who
 claims at two parties counts twice.
 
-What is told of a provider in a period is told among all its patients of that period: they must be
-enough persons of enough parties, while those who come again, or at weekends, may be few of them.
+Every count is a cell: what is told of a provider in a period stands on enough persons of enough
+parties, and so do those whom it leaves out: who came once, who did not come at a weekend. Shares are
+told one after the other, as long as whoever they tell apart together are enough persons; one that
+holds for nobody or for everybody is not told, because many shares would count down to one claim.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ from lab.tables.contracts import Column, Contract
 Measure = Literal["claims", "persons", "returning", "parties", "returning_parties"]
 #: A whole market in small pieces; more is a list of claims, not a profile.
 MOST_CELLS = 1_000_000
+#: Persons are counted by every pattern of the shares that hold.
+MOST_SHARES = 6
 
 
 class Profiling(Strict):
@@ -62,6 +66,7 @@ class Profiling(Strict):
     means: tuple[str, ...] = Field((), description="Columns averaged over claims.")
     shares: dict[str, Compare] = Field(
         default_factory=dict,
+        max_length=MOST_SHARES,
         description="By name, a comparison: the share of claims for which it holds.",
     )
     where: Compare | None = Field(None, description="The claims that all of these are about.")
@@ -135,13 +140,21 @@ class ProfileCells(Strict):
 
     def form(self) -> dict[str, tuple[int, Limit]]:
         """(values, format) of each sum, by name; it follows from the question alone."""
-        counts = ["population", "claims", "persons", "returning"]
-        counts += [f"share {name}" for name in self.asked.shares]
-        agreed = dict.fromkeys(counts, (self.count, COUNT))
-        agreed |= dict.fromkeys(("present", "parties", "returning_parties"), (self.count, FLAG))
-        for column in self.asked.means:
-            agreed |= {f"sum {column}": (self.count, AMOUNT), f"of {column}": (self.count, COUNT)}
-        return agreed
+        asked = self.asked
+        groups = [*GROUPS, *(("others",) if asked.where is not None else ())]
+        groups += [f"{side} {column}" for column in asked.means for side in ("with", "without")]
+        patterns = range(2 ** len(asked.shares)) if asked.shares else ()
+        groups += [f"pattern {pattern}" for pattern in patterns]
+        counts = ["claims", *(f"of {column}" for column in asked.means)]
+        counts += [f"claims {pattern}" for pattern in patterns]
+        agreed = dict.fromkeys((*groups, *counts), (self.count, COUNT))
+        agreed |= dict.fromkeys((f"parties {group}" for group in groups), (self.count, FLAG))
+        return agreed | {f"sum {column}": (self.count, AMOUNT) for column in asked.means}
+
+
+#: Persons of a cell: all patients; those with a claim that is meant; of these, who came again, or once.
+GROUPS = ("population", "persons", "returning", "single")
+PARTIES = {"parties": "parties persons", "returning_parties": "parties returning"}
 
 
 def cells_of(asked: Profiling, contract: Contract, numbers: Iterable[int]) -> ProfileCells:
@@ -166,35 +179,51 @@ def cells_of(asked: Profiling, contract: Contract, numbers: Iterable[int]) -> Pr
 
 def sums(frame: pd.DataFrame, cells: ProfileCells, person: str) -> Sums:
     """One party's sums by cell, in the `form` of the cells."""
-    asked = cells.asked
+    asked, arrays = cells.asked, dict[str, Floats]()
     cell = cells.cell(frame)
     frame, cell = frame[cell >= 0], cell[cell >= 0]
 
     def counted(at: NDArray[np.int64], value: Floats | None = None) -> Floats:
         return np.bincount(at, value, cells.count).astype(np.float64)
 
-    population = counted(_visits(cell, frame[person])["cell"].to_numpy())
+    def group(name: str, at: NDArray[np.int64]) -> None:
+        """Persons by cell, and whether there are any."""
+        arrays[name] = counted(at)
+        arrays[f"parties {name}"] = (arrays[name] > 0).astype(np.float64)
+
+    def persons(rows: NDArray[np.bool_]) -> NDArray[np.int64]:
+        return _visits(cell[rows], frame[person][rows])["cell"].to_numpy()
+
+    # 1. All patients, and those that `where` leaves out.
+    group("population", persons(np.ones(len(frame), dtype=bool)))
     if asked.where is not None:
         meant = _holds(asked.where, frame)
+        group("others", persons(~meant))
         frame, cell = frame[meant], cell[meant]
+    # 2. Claims and patients, by how often they came.
     visits = _visits(cell, frame[person])
-    claims, returning = counted(cell), counted(visits.loc[visits["count"] > 1, "cell"].to_numpy())
-    arrays = {
-        "population": population,
-        "present": (population > 0).astype(np.float64),
-        "claims": claims,
-        "persons": counted(visits["cell"].to_numpy()),
-        "returning": returning,
-        "parties": (claims > 0).astype(np.float64),
-        "returning_parties": (returning > 0).astype(np.float64),
-    }
-    for name, condition in asked.shares.items():
-        arrays[f"share {name}"] = counted(cell[_holds(condition, frame)])
+    again = (visits["count"] > 1).to_numpy()
+    arrays["claims"] = counted(cell)
+    group("persons", visits["cell"].to_numpy())
+    group("returning", visits["cell"].to_numpy()[again])
+    group("single", visits["cell"].to_numpy()[~again])
+    # 3. Each claim has a pattern of shares that hold; a patient counts for that of its first claim.
+    if asked.shares:
+        pattern = np.zeros(len(frame), dtype=np.int64)
+        for k, condition in enumerate(asked.shares.values()):
+            pattern += _holds(condition, frame) * 2**k
+        once = pd.DataFrame({"cell": cell, "person": frame[person].to_numpy()}).duplicated()
+        for k in range(2 ** len(asked.shares)):
+            arrays[f"claims {k}"] = counted(cell[pattern == k])
+            group(f"pattern {k}", cell[(pattern == k) & ~once.to_numpy()])
+    # 4. Columns that are averaged, over claims that have a value.
     for column in asked.means:
         value = frame[column].to_numpy(dtype=np.float64)
         there = ~np.isnan(value)
         arrays[f"sum {column}"] = counted(cell[there], value[there])
         arrays[f"of {column}"] = counted(cell[there])
+        group(f"with {column}", persons(there))
+        group(f"without {column}", persons(~there))
     limits = {name: limit for name, (_, limit) in cells.form().items()}
     return Sums(arrays, limits, len(frame))
 
@@ -210,22 +239,65 @@ def _holds(condition: Compare, frame: pd.DataFrame) -> NDArray[np.bool_]:
 
 
 def release(cells: ProfileCells, rules: Rules, totals: Sums) -> Sums:
-    """Totals of the cells with patients enough of parties enough, 0 elsewhere; ``shown`` is 1 where
-    shown.
+    """What the columns of a profile are made of, each with ``shown`` and its name: 1 where it is
+    shown; 0 elsewhere.
 
-    Concentration rules are not applied: a mean over ten persons can be mostly one of theirs. With
-    ``where`` a mean is shown where its own persons and parties are enough too.
+    Concentration rules are not applied: a mean over ten persons can be mostly one of theirs.
     """
-    enough = totals["population"] >= rules.minimum_count.persons
-    enough &= totals["present"] >= rules.minimum_parties.parties
-    arrays = {name: np.where(enough, values, 0.0) for name, values in totals.arrays.items()}
-    meant = totals["persons"] >= rules.minimum_count.persons  # of `where`, which may pick one claim
-    meant &= totals["parties"] >= rules.minimum_parties.parties
-    for column in cells.asked.means if cells.asked.where is not None else ():
-        for name in (f"sum {column}", f"of {column}"):
-            arrays[name] = np.where(meant, arrays[name], 0.0)
-    shown = {"shown": enough.astype(np.float64)}
-    return Sums({**arrays, **shown}, {**totals.limits, "shown": FLAG}, 0)
+
+    def enough(group: str) -> NDArray[np.bool_]:
+        parties = totals[f"parties {group}"] >= rules.minimum_parties.parties
+        return np.asarray((totals[group] >= rules.minimum_count.persons) & parties)
+
+    asked = cells.asked
+    whole = enough("population")
+    if asked.where is not None:
+        whole &= enough("persons") & (enough("others") | (totals["others"] == 0))
+    again = whole & enough("returning") & enough("single")
+    arrays, shown = dict[str, Floats](), dict[str, NDArray[np.bool_]]()
+    for measure in get_args(Measure):
+        values = totals[PARTIES.get(measure, measure)]
+        shown[measure] = again if measure.startswith("returning") else whole
+        arrays[measure] = np.where(shown[measure], values, 0.0)
+    for name, (told, claims) in (_shares(asked, rules, totals) if asked.shares else {}).items():
+        shown[name] = told & whole
+        arrays[f"share {name}"] = np.where(shown[name], claims, 0.0)
+    for column in asked.means:
+        without = enough(f"without {column}") | (totals[f"without {column}"] == 0)
+        shown[f"mean_{column}"] = told = whole & enough(f"with {column}") & without
+        for part in (f"sum {column}", f"of {column}"):
+            arrays[part] = np.where(told, totals[part], 0.0)
+    arrays |= {f"shown {name}": told.astype(np.float64) for name, told in shown.items()}
+    arrays["shown"] = whole.astype(np.float64)
+    return Sums(arrays, dict.fromkeys(arrays, AMOUNT), 0)
+
+
+def _shares(
+    asked: Profiling, rules: Rules, totals: Sums
+) -> dict[str, tuple[NDArray[np.bool_], Floats]]:
+    """Of each share the cells in which it may be told, and the claims for which it holds.
+
+    It may where all that it tells apart, with the shares that are told already, are enough persons
+    of enough parties: then so is whatever any combination of them is about.
+    """
+    patterns = np.arange(2 ** len(asked.shares))
+    claims, persons, parties = (
+        np.stack([totals[f"{name} {k}"] for k in patterns])
+        for name in ("claims", "pattern", "parties pattern")
+    )
+    bits = np.zeros(claims.shape[1], dtype=np.int64)  # shares that are told, of each cell
+    result = {}
+    for k, name in enumerate(asked.shares):
+        holds = patterns & 2**k > 0
+        told = (claims[holds].sum(axis=0) > 0) & (claims[~holds].sum(axis=0) > 0)
+        for pattern in patterns:
+            alike = ((patterns[:, None] ^ pattern) & (bits | 2**k)) == 0
+            few = (persons * alike).sum(axis=0) < rules.minimum_count.persons
+            few |= (parties * alike).max(axis=0) < rules.minimum_parties.parties
+            told &= ~few | ((claims * alike).sum(axis=0) == 0)
+        bits |= told * 2**k
+        result[name] = told, claims[holds].sum(axis=0)
+    return result
 
 
 class Profile(Strict):
@@ -245,7 +317,7 @@ class Profile(Strict):
     @classmethod
     def of(cls, cells: ProfileCells, totals: Sums) -> Profile:
         """From what was released."""
-        asked, shown = cells.asked, totals["shown"] > 0
+        asked = cells.asked
         found = {"claims": totals["claims"] / asked.every}
         found |= {name: totals[name] for name in get_args(Measure)[1:]}
         claims = np.maximum(totals["claims"], 1)
@@ -256,7 +328,8 @@ class Profile(Strict):
             found[f"mean_{column}"] = np.where(there > 0, mean, np.nan)
         columns = {}
         for name in asked.columns():
-            values = np.where(shown, found[name.removeprefix(f"{asked.name}_")], np.nan)
+            measure = name.removeprefix(f"{asked.name}_")
+            values = np.where(totals[f"shown {measure}"] > 0, found[measure], np.nan)
             columns[name] = tuple(None if v != v else float(v) for v in values)
         return cls(cells=cells, columns=columns)
 

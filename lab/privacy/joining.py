@@ -53,10 +53,10 @@ def by_statistic(opened: Iterable[Opened]) -> list[Opened]:
 
 
 def persons_by(group: Indices, unit: Floats, count: int) -> Floats:
-    """(count,) distinct units in each group. group, unit: (rows,); units are whole numbers, -1 for
-    nobody's."""
-    width = int(unit.max(initial=0)) + 2
-    pairs = np.unique(group.astype(np.int64) * width + unit.astype(np.int64) + 1)
+    """(count,) distinct units in each group. group, unit: (rows,)."""
+    names, unit_code = np.unique(unit, return_inverse=True)
+    width = max(len(names), 1)
+    pairs = np.unique(group.astype(np.int64) * width + unit_code)
     return np.bincount(pairs // width, minlength=count).astype(np.float64)
 
 

@@ -41,7 +41,7 @@ def form(question: Question) -> Form:
         if question.noise is None and total != ROWS:
             arrays[f"sensitivity {k}"] = (size, SENSITIVITY)
     if question.noise is None:
-        arrays |= {"parties": (size, FLAG), "vetoes": (size, FLAG)}
+        arrays |= {"parties": (size, FLAG), "vetoes": (size, FLAG), "left": (1, HEADS)}
         if question.person is not None:
             arrays["persons"] = (size, HEADS)
     return arrays
@@ -73,7 +73,7 @@ def plain(
     """A contribution without noise.
 
     frame: all rows; persons: who each belongs to (None: each row is a person); codes: the cell of
-    each row; vetoed: bool (cells,). Returns the arrays of `form`.
+    each row; vetoed: bool (cells,). Returns the arrays of `form` but ``left``.
     """
     inside, cells = codes != OUTSIDE, question.cells
     at = codes[inside]
@@ -170,6 +170,8 @@ def release(question: Question, rules: Rules, totals: Sums) -> Sums:
         rows < rules.minimum_count.persons if question.noise else _hidden(question, rules, totals)
     )
     released = {"shown": (~hidden).astype(float)}
+    if question.noise is None:
+        released["left"] = totals["left"]
     for name, total in zip(names, question.totals, strict=True):
         values = rounded(totals[name], rules) if total.kind == "count" else totals[name]
         released[name] = np.where(hidden, 0.0, values)

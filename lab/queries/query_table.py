@@ -17,19 +17,22 @@ from pydantic import Field
 
 from lab.errors import PolicyError
 from lab.privacy.budget import PrivacyBudget, event
+from lab.privacy.counters import Counters
 from lab.privacy.disclosure import Rules
+from lab.privacy.history import CellParts, History, TableRows
 from lab.privacy.noise import bounded, clamped, noised
-from lab.privacy.query_audit import OUTSIDE, History
+from lab.privacy.query_audit import OUTSIDE
 from lab.queries import cells
 from lab.queries.actuarial import stability_index
+from lab.queries.parts import by_value
 from lab.queries.questions import Question, check
 from lab.records import Strict
 from lab.sums import Floats, Sums
 from lab.tables.contracts import Contract, broken
-from lab.tables.sources import digest
 
-#: A value of a factor is common where at least one in so many rows has it.
-MOST_VALUES = 50
+#: The file of counters, and the refusals that are no rule's, over all runs, after which a party
+#: answers no more: each can tell a bit of the rows.
+COUNTERS, MOST_REFUSALS = "counters.db", 10
 #: The ends of a column's declared range.
 ENDS = ("minimum", "maximum")
 
@@ -46,7 +49,8 @@ class QueryTable:
     """A party's table under its contract. Questions are answered here and nowhere else.
 
     raw: the table as it came, for counts of violations; folder: where history and budget are kept
-    (None: in memory, and no budget); noised: the party answers no question without noise.
+    (None: in memory, and no budget); noised: the party answers no question without noise; asker,
+    quota: who asks, and for how many cells each asker may, ever (None: no end).
     """
 
     frame: pd.DataFrame
@@ -57,13 +61,23 @@ class QueryTable:
     folder: Path | None = None
     budget: Budget | None = None
     noised: bool = False
+    asker: str = "analyst"
+    quota: int | None = None
     history: History = field(init=False, repr=False)
+    counters: Counters = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
         place = self.folder / "history.db" if self.folder else None
-        self.history = History(place, digest(self.frame), len(self.frame))
+        self.counters = Counters(self.folder / COUNTERS if self.folder else None)
+        self.history = History(place, TableRows.of(self.frame[self._askable()], self.person))
+
+    def _askable(self) -> list[str]:
+        """The columns that a question may be about, and the person."""
+        roles = {name: column.role for name, column in self.contract.columns.items()}
+        hidden = {name for name, role in roles.items() if role in ("identifier", "never_leaves")}
+        return [c for c in self.frame.columns if c == self.person or c not in hidden]
 
     @cached_property
     def persons(self) -> NDArray[np.int64] | None:
@@ -93,6 +107,7 @@ class QueryTable:
             return self._with_noise(question, codes)
         vetoed = self._admitted(question, codes)
         arrays = cells.plain(question, self.frame, self.persons, codes, vetoed, self.rules)
+        arrays["left"] = np.array([float(self._left())])
         return cells.sums(cells.form(question), arrays, int((codes != OUTSIDE).sum()))
 
     def _admitted(self, question: Question, codes: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -102,52 +117,54 @@ class QueryTable:
         somebody may know: rows with a value, and rows by the values of a factor, are cells to
         the history as well.
         """
-        least, vetoed = self.rules.minimum_difference.persons, np.zeros(question.cells, dtype=bool)
+        splits = []
         for parts, count in self._told(question, codes):
-            split = np.full(len(codes), OUTSIDE, dtype=np.int64)
+            part = np.full(len(codes), OUTSIDE, dtype=np.int64)
             inside = (codes != OUTSIDE) & (parts != OUTSIDE)
-            split[inside], keys = pd.factorize(codes[inside] * count + parts[inside])
-            found = self.history.admit(split, max(len(keys), 1), self.persons, least)
-            vetoed[np.asarray(keys)[found[: len(keys)]] // count] = True
-        return vetoed
+            part[inside], keys = pd.factorize(codes[inside] * count + parts[inside])
+            splits.append(CellParts(part, np.asarray(keys, dtype=np.int64) // count))
+        least = self.rules.minimum_difference.persons
+        return self.history.admit(splits, question.cells, least)
+
+    def _left(self) -> int:
+        """Cells that this party can still answer to this asker, at most, to two digits: the exact
+        number would tell how many were vetoed."""
+        left = self.history.left(self.rules.minimum_difference.persons)
+        if self.quota is not None:
+            left = min(left, self.quota - self.counters.of(f"cells {self.asker}"))
+        step: int = 10 ** max(len(str(left)) - 2, 0)
+        return left // step * step
+
+    def _charge(self, count: int) -> None:
+        """Count the cells of a question against its asker's quota."""
+        total = self.counters.add(f"cells {self.asker}", count, self.quota)
+        if self.quota is not None and total > self.quota:
+            raise PolicyError(
+                f"{self.asker} may ask for {self.quota:,} cells here, ever; this question makes "
+                f"{total:,}",
+                "quota",
+            )
+
+    def refuse(self) -> None:
+        """Count a refusal that is no rule's."""
+        self.counters.add("refusals", 1)
+
+    def check_refusals(self) -> None:
+        """Raises :class:`PolicyError` if this party has refused too often to answer any more."""
+        count = self.counters.of("refusals")
+        if count >= MOST_REFUSALS:
+            raise PolicyError(
+                f"this party has refused {count} questions in all its runs and answers no more; "
+                f"its owner looks why, and removes {COUNTERS} from the folder of its questions"
+            )
 
     def _by_value(
         self, codes: NDArray[np.int64], factor: pd.Series[Any]
     ) -> tuple[NDArray[np.int64], int]:
-        """Rows by the value of a factor: each common value is a part, the rare ones are one.
-
-        A sum and a sum times the factor give the rare ones' sum without any one value, so without
-        it the minimum must be left; in a cell where it is not, each rare value is a part.
-        """
         value = np.asarray(pd.factorize(factor)[0], dtype=np.int64)
-        known, least = value >= 0, self.rules.minimum_difference.persons
-        if not known.any():
-            return value, 1
-        common = np.bincount(value[known]) >= max(len(value) / MOST_VALUES, least)
-        rare = known & ~common[value] & (codes != OUTSIDE)
-        once = rare & self._first
-        width = int(value.max()) + 1
-        pair, keys = pd.factorize(codes[once] * width + value[once])
-        heads, cell = np.bincount(pair, minlength=len(keys)), np.asarray(keys) // width
-        left = np.bincount(cell, heads, codes.max(initial=0) + 1)
-        np.subtract.at(left, *self._most(cell, heads))
-        return np.where(rare & (left[codes] >= least), width, value), width + 1
-
-    @staticmethod
-    def _most(cell: NDArray[np.int64], heads: NDArray[np.int64]) -> tuple[Any, Any]:
-        """Each cell, and the most persons of one value in it."""
-        order = np.lexsort((-heads, cell))
-        cells_, first = np.unique(cell[order], return_index=True)
-        return cells_, heads[order][first]
-
-    @cached_property
-    def _first(self) -> NDArray[np.bool_]:
-        """True for the first row of each person."""
-        first = np.ones(len(self.frame), dtype=bool)
-        if self.persons is not None:
-            first[:] = False
-            first[np.unique(self.persons, return_index=True)[1]] = True
-        return first
+        persons = np.arange(len(value)) if self.persons is None else self.persons
+        part = by_value(codes, value, persons, self.rules.minimum_difference.persons)
+        return part, int(part.max(initial=0)) + 1
 
     def _told(
         self, question: Question, codes: NDArray[np.int64]
@@ -167,7 +184,8 @@ class QueryTable:
             yield self._by_value(codes, self.frame[column])
 
     def _read(self, asked: Mapping[str, Any]) -> Question:
-        """The question, if it is asked under this party's rules and within its contract."""
+        """The question, if it is asked under this party's rules, within its contract and its asker's
+        quota."""
         if asked["rules"] != json.loads(self.rules.model_dump_json()):
             raise PolicyError(
                 "asked under other disclosure rules than this party's; it keeps its own"
@@ -176,6 +194,7 @@ class QueryTable:
         check(question, self.contract, self.person)
         if self.noised and question.noise is None:
             raise PolicyError("this party answers with noise alone; give an epsilon")
+        self._charge(question.cells)
         return question
 
     @staticmethod

@@ -16,7 +16,16 @@ from pydantic import ValidationError
 from sqlglot import exp
 
 from lab.errors import ConfigurationError, PolicyError
-from lab.queries.questions import Axis, Question, check, constants
+from lab.queries.questions import (
+    Axis,
+    Condition,
+    Empty,
+    Every,
+    Not,
+    Question,
+    check,
+    constants,
+)
 from lab.queries.sql_functions import Formula, Rung, SelectItems, Totals
 from lab.queries.sql_parse import (
     MOST_LEVELS,
@@ -151,13 +160,16 @@ def _plan(select: exp.Select, scope: Scope, centres: Mapping[str, float]) -> Pla
     clause = select.args.get("where")
     where = scope.condition(clause.this) if clause else None
     scope = replace(scope, never_empty=frozenset(never_empty(where)))
+    whole = _whole_answer(select.expressions)
+    if whole is not None and function_name(whole) in _OF_COMPLETE_ROWS:
+        where = _complete(scope, where, *call(whole))
+        scope = replace(scope, never_empty=frozenset(never_empty(where)))
     group = select.args.get("group") or exp.Group()
     if any(value for key, value in group.args.items() if key != "expressions"):
         raise refusal(group)
     axes = tuple(scope.axis(node) for node in group.expressions)
     # 2. What of them, which collects the totals.
     totals = Totals(scope, centres)
-    whole = _whole_answer(select.expressions)
     if whole is not None:
         plan = _alone(totals, whole, axes)
     else:
@@ -173,6 +185,17 @@ def _plan(select: exp.Select, scope: Scope, centres: Mapping[str, float]) -> Pla
     plan.centred = tuple(dict.fromkeys(totals.moments))
     _lay_out(plan, select)
     return plan
+
+
+def _complete(
+    scope: Scope, where: Condition | None, name: str, arguments: list[Any]
+) -> Condition | None:
+    """The rows that have a value in every one of the columns: all moments are of the same rows."""
+    columns = scope.columns(arguments, max(len(arguments), 2), name)
+    filled = [Not(of=Empty(column=column)) for column in columns if scope.nullable(column)]
+    if not filled:
+        return where
+    return Every(of=(*filled, *(() if where is None else (where,))))
 
 
 def _lay_out(plan: Plan, select: exp.Select) -> None:
@@ -325,7 +348,8 @@ def _log_rank(totals: Totals, arguments: list[Any], axes: Axes) -> Plan:
     return replace(_survival(totals, arguments, axes), finish="log_rank")
 
 
-#: What plans each function that is a whole answer, and those of them that go with GROUP BY.
+#: What plans each function that is a whole answer; those of them that go with GROUP BY, and those
+#: about the rows in which no column is empty.
 _WHOLE: dict[str, Callable[[Totals, list[Any], Axes], Plan]] = {
     "violations": _violations,
     "drift": _drift,
@@ -337,3 +361,4 @@ _WHOLE: dict[str, Callable[[Totals, list[Any], Axes], Plan]] = {
     "log_rank": _log_rank,
 }
 _BY_GROUP = ("survival", "log_rank")
+_OF_COMPLETE_ROWS = ("covariance", "correlation")

@@ -36,7 +36,7 @@ from lab.tables.contracts import Column, Contract
 from lab.tables.partition import drawn
 from lab.tables.sources import SOURCES, Table, built_in, load
 
-#: Ways in which rows were capped or left out, and how many there may be.
+#: Ways in which rows were capped or left out, profiles, and how many of each there may be.
 VARIANTS, MOST_VARIANTS = "row_variants.json", 5
 
 
@@ -144,6 +144,7 @@ class InsurerPolicy:
         self._allow(study)
         if {"questions", "profiles"} & set(study.kinds):
             self._check_person(experiment)
+            self._check_minimum(experiment)
         self._check_marks(experiment)
         if study.kind != "questions":
             check_disclosure(study, self.settings.rules(self.folder))
@@ -173,7 +174,7 @@ class InsurerPolicy:
                 f"waits for a person's approval as {study.digest[:12]}; run it again after that",
             )
         if study.kind != "questions":
-            self._note_variant(experiment)
+            self._note_variants(experiment)
 
     def _allow(self, study: StudyPlan) -> None:
         for kind in study.kinds:
@@ -198,6 +199,21 @@ class InsurerPolicy:
             raise Refusal("person", "node.toml does not say who a row belongs to; set data.person")
         if (self.data.person or None) != experiment.data.person:
             raise Refusal("person", "the study counts persons by another column than data.person")
+
+    def _check_minimum(self, experiment: Experiment) -> None:
+        """Rules of disclosure show no cell of fewer persons than this party's minimum."""
+        rules, least = self.settings.rules(self.folder), self._minimum_rows(experiment)
+        if rules.minimum_count.persons < least:
+            raise Refusal(
+                "minimum_rows",
+                f"the rules of disclosure show cells of {rules.minimum_count.persons} persons, and "
+                f"{least} are the fewest here; raise minimum_count.persons of the rules, or lower "
+                "minimum_rows of node.toml, of the charter or of the plan",
+            )
+
+    def _minimum_rows(self, experiment: Experiment) -> int:
+        limits, charter = self.limits, self.charter.limits
+        return max(limits.minimum_rows, charter.minimum_rows, experiment.protection.minimum_rows)
 
     def _check_marks(self, experiment: Experiment) -> None:
         """Which rows are held out is this party's to say: two totals that differ by a person's row
@@ -240,20 +256,31 @@ class InsurerPolicy:
                 f"{_cap_of(name, here)} in data.caps",
             )
 
-    def _note_variant(self, experiment: Experiment) -> None:
-        """What changes or leaves out rows is a question of its own, and there are few."""
-        data, path = experiment.data, self.folder / VARIANTS
-        variant = json.dumps([sorted(data.cap.items()), data.missing])
-        variants = read_json(path)["variants"] if path.exists() else []
-        if variant in variants:
-            return
-        if len(variants) >= MOST_VARIANTS:
-            raise Refusal(
-                "rows",
-                f"this party's rows were capped or left out in {MOST_VARIANTS} other ways; use one "
-                "of those for data.cap and data.missing",
-            )
-        write_whole(path, canonical({"variants": [*variants, variant]}), 0o600)
+    def _note_variants(self, experiment: Experiment) -> None:
+        """What changes or leaves out rows is a question of its own, as a profile is: what two of
+        them differ by may be one claim. So there are few, ever."""
+        data = experiment.data
+        rows = json.dumps([sorted(data.cap.items()), data.missing])
+        definitions = (
+            one.model_dump_json(exclude={"name", "register_file"}) for one in experiment.profile
+        )
+        noted = {
+            "variants": ({rows}, "data.cap and data.missing"),
+            "profiles": (set(definitions), "[[profile]]"),
+        }
+        path = self.folder / VARIANTS
+        before = read_json(path) if path.exists() else {}
+        after = dict(before)
+        for kind, (values, key) in noted.items():
+            after[kind] = [*before.get(kind, []), *sorted(values - set(before.get(kind, [])))]
+            if len(after[kind]) > max(MOST_VARIANTS, len(before.get(kind, []))):
+                raise Refusal(
+                    "rows",
+                    f"this party answers {MOST_VARIANTS} variants of {key}, ever, and had others; "
+                    "use one of those",
+                )
+        if after != before:
+            write_whole(path, canonical(after), 0o600)
 
     def _check_contract(self, study: StudyPlan, columns: set[str]) -> None:
         """Every column that is used must be the same here; this party may have more."""
@@ -289,11 +316,7 @@ class InsurerPolicy:
             train if not test.any() else frame.iloc[test],
             experiment.data.person,
             Policy(
-                minimum_rows=max(
-                    self.limits.minimum_rows,
-                    self.charter.limits.minimum_rows,
-                    experiment.protection.minimum_rows,
-                ),
+                minimum_rows=self._minimum_rows(experiment),
                 announces=self.limits.announces,
                 shows_receipt=self.limits.shows_receipt,
                 rules=self.settings.rules(self.folder),
@@ -318,6 +341,7 @@ class InsurerPolicy:
             folder=self.folder / QUESTIONS,
             budget=self._budget(),
             noised=self.limits.noised,
+            quota=self.limits.quota,
         )
         policy = Policy(
             minimum_rows=1,  # rules of disclosure hold here, which count persons cell by cell

@@ -99,6 +99,15 @@ class InsurerRole:
             if isinstance(binding, Replay):
                 binding.close()
 
+    def _party(self, run_state: RunState, study: StudyPlan, asker: str) -> Party:
+        """This insurer's rows in a run, for whoever asks."""
+        if run_state.run not in self._parties:
+            self._take_up(run_state, study)
+        party = self._parties[run_state.run]
+        if party.query_table is not None:
+            party.query_table.asker = asker
+        return party
+
     def _binding(self, run: str, study: StudyPlan) -> Binding:
         """What the questions of a run are held against."""
         charter, hiding = self._charter, self._insurer.limits.hiding
@@ -170,9 +179,8 @@ class InsurerRole:
         if not run_state.study:
             raise PolicyError("this run was not announced here; nothing in it is answered")
         study = StudyPlan.from_json(run_state.study)
-        if run_state.run not in self._parties:
-            self._take_up(run_state, study)
-        memory, party = self._memory(run_state), self._parties[run_state.run]
+        party = self._party(run_state, study, signed_message.sender)
+        memory = self._memory(run_state)
         acknowledgement = RecordDict({"acknowledgement": ConfigRecord({"party": self._name})})
         if signed_message.kind == MessageKind.TOTAL:
             self._take_total(run_state.run, self._state(memory), party, message.content)

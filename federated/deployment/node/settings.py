@@ -59,7 +59,9 @@ class NodeLimits(Strict):
 
     hiding: the one way in which its sums leave; approval: whether a person must approve each
     experiment; shows_receipt: whether the coordinator may see what left, with the rows behind it;
-    noised: whether questions are answered with noise alone.
+    noised: whether questions are answered with noise alone; quota: for how many cells of questions
+    each asker may ask, ever; minimum_rows: persons behind any cell of a question or a profile, and
+    rows behind a model's sum.
     """
 
     analyses: tuple[Analysis, ...] = ("glm",)
@@ -72,6 +74,7 @@ class NodeLimits(Strict):
     shows_receipt: bool = True
     announces: tuple[str, ...] = ()
     noised: bool = False
+    quota: int = Field(default=10_000, ge=0)
 
 
 class NodeSettings(Strict):
@@ -112,7 +115,8 @@ validation_share = 0.2         # of the others: who judge a model while it is fi
 [limits]
 {analyses:<31}# of: glm, network, trees, questions, profiles
 never_leaves = []              # columns that take part in nothing
-minimum_rows = 10              # rows behind a model's sum, or it stays here
+minimum_rows = 10              # persons behind a cell of a question or a profile, rows
+                               # behind a model's sum, or it stays here
 minimum_parties = 3            # parties behind a sum, or it stays here
 askers = []                    # who may ask; empty: the charter's coordinator
 approval = "never"             # "always": a person approves each experiment first
@@ -120,6 +124,7 @@ hiding = "paillier"            # the one way in which sums leave
 shows_receipt = true           # the coordinator may see what left, and the rows behind it
 announces = []                 # columns whose names of levels may be told
 noised = false                 # true: questions are answered with noise alone
+quota = 10000                  # cells of questions that each asker may ask for, ever
 
 # [budget]                     # what noised answers may cost, for ever; without it none is given
 # epsilon = 1.0

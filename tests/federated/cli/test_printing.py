@@ -97,8 +97,8 @@ def test_a_line_a_table_and_json_of_a_hostile_text(capsys: pytest.CaptureFixture
 
 
 def test_what_is_decoded_from_others_is_printable() -> None:
-    told = {"kind": HOSTILE, "party": HOSTILE, "text": HOSTILE, "rule": HOSTILE}
-    error = refusal(RecordDict({"refusal": ConfigRecord(told)}))
+    fields = {"kind": HOSTILE, "party": HOSTILE, "text": HOSTILE, "rule": HOSTILE}
+    error = refusal(RecordDict({"refusal": ConfigRecord(fields)}))
     assert str(error) == f"{SEEN}: {SEEN}"
     assert error.rule.isprintable()
     for values in ({"query": HOSTILE}, {"statistic": HOSTILE}, {"parties": (HOSTILE,)}):
@@ -158,10 +158,10 @@ def test_runs_and_the_exchange_list_hostile_names(tmp_path: Path) -> None:
     record = {"run": HOSTILE, "end": HOSTILE, "absent": {HOSTILE: HOSTILE}}
     (run / "run.json").write_text(json.dumps(record))
     assert "\\x1b" in shown("exchange", "status", folder)
-    kept = tmp_path / "runs" / "20261128-visits"
-    kept.mkdir(parents=True)
+    place = tmp_path / "runs" / "20261128-visits"
+    place.mkdir(parents=True)
     result = {"experiment": {"name": HOSTILE}, "arms": {}, "headline": ""}
-    (kept / "result.json").write_text(json.dumps(result))
+    (place / "result.json").write_text(json.dumps(result))
     assert SEEN in shown("runs", "--runs", tmp_path / "runs")
 
 

@@ -137,8 +137,8 @@ def test_whoever_alters_any_file_and_the_manifest_is_told_which(
     files = contents(path)
     assert len(files) == 7 + 1 + len(deployed.identities)
     for name in set(files) - {MANIFEST}:
-        for forged in forgeries(files[name]):
-            repacked(path, files | {name: forged})
+        for forgery in forgeries(files[name]):
+            repacked(path, files | {name: forgery})
             with pytest.raises(LabError, match=re.escape(name)):
                 verify_package(path)
 
@@ -186,12 +186,12 @@ def test_whoever_alters_the_manifest_is_told_so(
 def test_an_exporter_who_signs_its_own_log_anew_is_contradicted_by_the_others(
     deployed: Members, tmp_path: Path, file: str
 ) -> None:
-    forged = tmp_path / "runs" / RUN / file
-    forged.write_bytes(b'{"forged":true}')
+    forgery = tmp_path / "runs" / RUN / file
+    forgery.write_bytes(b'{"forged":true}')
     own = tmp_path / "logs" / "exchange"
     for each in own.iterdir():
         each.unlink()
-    digest = hashlib.sha256(forged.read_bytes()).hexdigest()
+    digest = hashlib.sha256(forgery.read_bytes()).hexdigest()
     write_log(own, deployed, "exchange", **{file.removesuffix(".json"): digest})
     with pytest.raises(LogError, match=rf"{file}: .*logs/02-city_fund\.jsonl"):
         verify_package(packed(tmp_path))

@@ -20,7 +20,7 @@ from federated.deployment.node.policy import Refusal
 from federated.hiding.paillier import terms_of
 from federated.hiding.protocol import ask_sums, fields_of
 from federated.messages import Request, message_of, one_form, read
-from federated.study.experiment import Query
+from federated.study.experiment import Experiment, Query
 from federated.study.plan import StudyPlan
 from federated.study.simulation import deal_tables
 from lab.errors import PeerError, PolicyError
@@ -208,8 +208,35 @@ def test_rows_are_capped_as_node_toml_says(trial: Trial) -> None:
             node(**own).consider(plan_with(**theirs))
     for cap in range(2, insurer.MOST_VARIANTS + 1):
         node(x1=cap).consider(plan_with(x1=cap))
-    with pytest.raises(Refusal, match=r"\[rows\] .* capped or left out in 5 other ways"):
+    with pytest.raises(Refusal, match=r"\[rows\] .* 5 variants of data.cap and data.missing, ever"):
         node(x1=0.5).consider(plan_with(x1=0.5))
+
+
+def test_profiles_are_answered_in_few_variants(trial: Trial) -> None:
+    """Two profiles whose comparisons differ by one claim would tell it."""
+    folder = trial.root / "insurer 3"
+    node = insurer.InsurerPolicy(folder, node_folder.NodeSettings.read(folder), trial.charter)
+
+    def asked(above: float, name: str = "k") -> Experiment:
+        where = Compare(column="x1", operation=">", value=above)
+        profile = Profiling(name=name, by="provider", day="day", where=where)
+        return trial.experiment(0).model_copy(update={"profile": (profile,)})
+
+    for at in range(insurer.MOST_VARIANTS):
+        node._note_variants(asked(1.0 + at))
+        node._note_variants(asked(1.0, "another_name"))
+    with pytest.raises(Refusal, match=r"5 variants of \[\[profile\]\], ever"):
+        node._note_variants(asked(0.5))
+
+
+def test_no_cell_of_fewer_persons_than_minimum_rows_is_opened(trial: Trial) -> None:
+    """The limit looked at all rows of the table, and cells at the rules alone."""
+    settings = node_folder.NodeSettings.read(trial.root / "insurer 1")
+    node = insurer.InsurerPolicy(trial.root / "insurer 1", settings, trial.charter)
+    node._check_minimum(trial.experiment(0))
+    node.limits = settings.limits.model_copy(update={"minimum_rows": 11})
+    with pytest.raises(Refusal, match=r"\[minimum_rows\] .* cells of 10 persons, and 11 are"):
+        node._check_minimum(trial.experiment(0))
 
 
 def test_a_model_is_asked_of_the_announced_target_alone(trial: Trial) -> None:

@@ -46,31 +46,28 @@ def test_what_a_package_of_real_parties_says_is_what_they_signed(
     done = CliRunner().invoke(lab, list(map(str, arguments)), catch_exceptions=False)
     assert "files, verified" in done.output
 
-    own, theirs = (
-        {e.query: e.told for e in made.logged(name, "release") if e.run == study.run}
-        for name in ("exchange", "supervisor")
-    )
+    own = {e.query: e.told for e in made.logged("exchange", "release") if e.run == study.run}
     assert own and all(line["values"] for line in own.values())
     if (
         not absent
     ):  # the supervisor keeps totals, and the coordinator says how much was opened there
         assert {line["opened_at"] for line in own.values()} == {"supervisor"}
-        assert {q: line["values"] for q, line in own.items()} == {
-            q: line["values"] for q, line in theirs.items()
-        }
+        values = {e.query: e.told["values"] for e in made.logged("supervisor", "release")}
+        assert {query: line["values"] for query, line in own.items()} == values
 
     files = contents(path)
     scores = json.loads(files[evidence.SCORES])
     arm = read_json(study.folder / "result.json")["arms"]["federated"]
     assert scores["models"]["model"] == arm["model_hash"]
+    assert scores["opened"] == read_json(study.folder / "result.json")["opened"]
     assert scores["scores"]["model"].items() <= arm["scores"]["all"].items()
     plan = json.loads(files[evidence.PLAN])
     assert plan["experiment"]["data"]["target"] == experiment.data.target
-    for name, forged in (
+    for name, forgery in (
         (evidence.PLAN, files[evidence.PLAN].replace(b'"y0"', b'"y1"')),
         (evidence.SCORES, files[evidence.SCORES].replace(b'"gini":', b'"gini":9')),
     ):
-        assert forged != files[name]
-        repacked(path, files | {name: forged})
+        assert forgery != files[name]
+        repacked(path, files | {name: forgery})
         with pytest.raises(LabError, match=name):
             evidence.verify_package(path)

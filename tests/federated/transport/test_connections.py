@@ -159,8 +159,8 @@ def test_a_limit_outside_its_bounds_is_told(tmp_path: Path, key: str, value: flo
     assert exchange.Settings.read(folder) == exchange.Settings(
         name="exchange", address="127.0.0.1:9443"
     )
-    kept = [line for line in whole.splitlines() if line.split(" ")[0] != key]
-    path.write_text("\n".join([*kept, f"{key} = {value}", ""]))
+    others = [line for line in whole.splitlines() if line.split(" ")[0] != key]
+    path.write_text("\n".join([*others, f"{key} = {value}", ""]))
     with pytest.raises(ConfigurationError, match=key):
         exchange.Settings.read(folder)
 
