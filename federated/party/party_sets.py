@@ -11,12 +11,11 @@ took part in; where a supervisor opens them, that keeps all (`federated.deployme
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from lab.errors import LogError, PolicyError
+from lab.errors import ConfigurationError, PolicyError
+from lab.files import add_line, added_lines, write_whole
 from secure_agg.transcript import FEWEST
 
 
@@ -55,16 +54,25 @@ class PartySets:
     ) -> None:
         self._path, self._apart, self._by_question = path, apart, by_question
         self._sets, self._all = dict[str, set[frozenset[str]]](), set[frozenset[str]]()
-        if path is not None and path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                question, names = json.loads(line)
-                self._remember(question, frozenset(names))
+        if path is None:
+            return
+        if not path.exists():
+            write_whole(path, b"", 0o600)
+        try:
+            for question, names in added_lines(path):
+                self._remember(str(question), frozenset(map(str, names)))
+        except (ValueError, TypeError):
+            raise ConfigurationError(
+                f"{path}: is damaged, so that nobody knows which totals this party took part in; put "
+                "a whole copy back"
+            ) from None
 
     def allow(self, question: bytes, present: Iterable[str], least: int) -> None:
         """Note the parties behind a question, on disk when this returns.
 
         question: its digest; least: the fewest parties that a sum may have. Raises
-        :class:`PolicyError` for fewer, and where a few parties' own sums would follow.
+        :class:`PolicyError` for fewer, and where a few parties' own sums would follow;
+        :class:`LogError` where it cannot be noted.
         """
         key, names = question.hex(), frozenset(present)
         if len(names) < least:
@@ -76,19 +84,9 @@ class PartySets:
         before = self._sets.get(key, ()) if self._by_question else self._all
         check_apart(before, names, self._apart)
         if self._path is not None:
-            self._write(key, names)
+            add_line(self._path, [key, sorted(names)])
         self._remember(key, names)
 
     def _remember(self, key: str, names: frozenset[str]) -> None:
         self._sets.setdefault(key, set()).add(names)
         self._all.add(names)
-
-    def _write(self, key: str, names: frozenset[str]) -> None:
-        assert self._path is not None
-        try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps([key, sorted(names)]) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise LogError(f"{self._path}: cannot be written: {error.strerror}") from None

@@ -7,8 +7,6 @@ long.
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,8 +17,8 @@ from federated.deployment.charter import Charter
 from federated.party.party_sets import check_apart
 from federated.party.release import RELEASED
 from lab.audit import log_format as audit
-from lab.errors import ConfigurationError, LogError, PolicyError
-from lab.files import write_whole
+from lab.errors import ConfigurationError, PolicyError
+from lab.files import add_line, added_lines, write_whole
 from secure_agg.errors import FaultyParty
 
 OPENINGS = "openings.jsonl"
@@ -84,18 +82,7 @@ class Openings:
         self._note(OpeningLine(run, query, subject, tuple(sorted(parties))))
 
     def _note(self, opening: OpeningLine) -> None:
-        try:
-            with self._path.open("r+b") as file:  # which makes no new file where this one is gone
-                end = file.seek(0, os.SEEK_END)
-                try:
-                    file.write(json.dumps(opening).encode() + b"\n")
-                    file.flush()
-                    os.fsync(file.fileno())
-                except OSError:
-                    os.truncate(self._path, end)
-                    raise
-        except OSError as error:
-            raise LogError(f"{self._path}: cannot be written: {error.strerror}") from None
+        add_line(self._path, opening)
         self._remember(opening)
 
     def note_fault(
@@ -148,22 +135,14 @@ class Openings:
 
 
 def _read(path: Path) -> list[OpeningLine]:
-    """The openings of a file. A last line that was cut off told of a total that never left, and is
-    taken off. Raises :class:`ConfigurationError`."""
+    """The openings of a file. Raises :class:`ConfigurationError`."""
     try:
-        data = path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if whole != data:
-            write_whole(path, whole, 0o600)
         openings = []
-        for line in whole.splitlines():
-            run, query, subject, *names = json.loads(line)
+        for run, query, subject, *names in added_lines(path):
             parties, named = (tuple(map(str, each)) for each in (*names, ())[:2])
             openings.append(OpeningLine(str(run), str(query), str(subject), parties, named))
         return openings
-    except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError):
         raise ConfigurationError(
             f"{path}: is damaged, so that nobody knows what was opened before; put a whole copy "
             "back, or make a new key with: lab keys deal"

@@ -22,7 +22,7 @@ from federated.party.party import Party, Policy
 from federated.party.party_sets import PartySets
 from federated.party.statistics import find
 from federated.transport import in_process as grid
-from lab.errors import PeerError, PolicyError
+from lab.errors import ConfigurationError, LogError, PeerError, PolicyError
 from lab.models.design import Encoding, Feature, Levels
 from lab.models.glm import GLM, Task
 from lab.sums import Limit, Sums
@@ -640,6 +640,16 @@ def test_the_sets_of_a_masked_question_outlast_the_process(tmp_path: Any) -> Non
         with pytest.raises(PolicyError, match=r"the same parties as before \(a, b, c, d\)"):
             PartySets(path, by_question=False).allow(b"another", names, 3)
     again.allow(b"another", ["a", "b", "c"], 3)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'["another", ["a", "b')  # a power loss: nothing left after it
+    PartySets(path)
+    assert path.read_bytes() == whole
+    path.write_bytes(b"[1]\n" + whole)
+    with pytest.raises(ConfigurationError, match=r"sets\.jsonl: is damaged"):
+        PartySets(path)
+    path.unlink()
+    with pytest.raises(LogError, match="cannot be written"):
+        again.allow(b"a third", ["a", "b", "c"], 3)
     with pytest.raises(PolicyError, match="at least 4 parties here, not 3"):
         again.allow(b"another", ["a", "b", "c"], 4)
 
