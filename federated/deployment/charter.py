@@ -92,7 +92,8 @@ class CharterLimits(Strict):
 class Charter(Strict):
     """What the parties agreed on. Members stand in seat order; names and keys occur once.
 
-    contracts: names of data contracts and the version in force.
+    contracts: names of data contracts and the version in force; parties_may_leave: whether runs go on
+    without a party, although totals with it and without it may show its own sums.
     """
 
     format: Literal["insurance-privacy-lab charter 1"] = "insurance-privacy-lab charter 1"
@@ -102,6 +103,7 @@ class Charter(Strict):
     members: tuple[Member, ...]
     key: Key | None = None
     minimum_parties: int = Field(default=FEWEST, ge=FEWEST)
+    parties_may_leave: bool = False
     analyses: tuple[Analysis, ...] = Field(min_length=1)
     contracts: dict[str, int] = Field(min_length=1)
     limits: CharterLimits = CharterLimits()
@@ -144,6 +146,14 @@ class Charter(Strict):
         return hashlib.sha256(preimage).hexdigest()
 
     @property
+    def parties_line(self) -> str:
+        """How many parties are behind a sum, for people."""
+        least = f"{self.minimum_parties} or more behind a sum"
+        if self.parties_may_leave:
+            return f"{least}; they may leave, and sums of their own may follow"
+        return f"{least}, the same behind all sums"
+
+    @property
     def roster(self) -> Roster:
         """The insurers' cards in seat order: who is behind a sum of all."""
         return Roster(tuple(m.card for m in self.members if m.role in INSURERS))
@@ -180,6 +190,7 @@ def new(
     analyses: Iterable[str],
     contracts: Mapping[str, int],
     minimum_parties: int = FEWEST,
+    parties_may_leave: bool = False,
     limits: CharterLimits | None = None,
 ) -> Charter:
     """A charter whose only member is its coordinator. Raises ConfigurationError, PeerError."""
@@ -192,6 +203,7 @@ def new(
             "analyses": list(analyses),
             "contracts": dict(contracts),
             "minimum_parties": minimum_parties,
+            "parties_may_leave": parties_may_leave,
             "limits": (limits or CharterLimits()).model_dump(),
         }
     )

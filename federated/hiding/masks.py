@@ -161,7 +161,7 @@ def confirm(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict
     seated = _seated(memory)
     present = list(map(wire.text, wire.split(NAMES, read(message, "present"), 0, wire.MOST_PARTS)))
     seat, signature = masks.confirm(memory.identity(), seated.terms, seated.seat, present)
-    holder.masked_sets.allow(seated.terms.question, present, memory.minimum_parties)
+    holder.party_sets.allow(seated.terms.question, present, memory.minimum_parties)
     seated.keep(seat)
     seated.note(len(signature))
     return message_of(signature=signature)

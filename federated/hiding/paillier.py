@@ -93,6 +93,8 @@ def give_part(holder: Party, memory: NodeState, message: RecordDict) -> RecordDi
             "protection.key = 'authority'",
             "cells",
         )
+    terms = transcript.terms
+    holder.party_sets.allow(terms.question, terms.parties, memory.minimum_parties)
     _, part = shares.give_part(share, roster, memory.answered(), transcript, workers=holder.workers)
     data = part.to_bytes(share.split)
     memory.answer(query)

@@ -57,8 +57,7 @@ def request_lines(plan: StudyPlan, charter: Charter) -> list[str]:
     return [
         f"{digest[:12]}  {plan.title}  ({', '.join(plan.kinds)})",
         f"  asked by   {charter.coordinator}, under charter {charter.digest[:12]}",
-        f"  parties    {', '.join(charter.roster.names)}; "
-        f"{charter.minimum_parties} or more behind a sum",
+        f"  parties    {', '.join(charter.roster.names)}; {charter.parties_line}",
         f"  persons    {plan.rules.minimum_count.persons} or more behind every cell that is told",
         f"  totals     {_opening(plan, charter)}",
         f"  digest     {digest}",

@@ -26,8 +26,8 @@ from federated.deployment.totals import TotalsOnDisk
 from federated.message_kinds import MessageKind
 from federated.messages import Reply, Request, read
 from federated.party.binding import Binding, SignedSteps
-from federated.party.masked_sets import MaskedSets
 from federated.party.party import Party
+from federated.party.party_sets import PartySets
 from federated.party.state import NodeState
 from federated.party.statistics import RELEASED
 from federated.study.outcome import Outcome
@@ -74,7 +74,11 @@ class InsurerRole:
         self._folder, self._insurer, self._seed, self._tell = folder, insurer, seed, tell
         self._charter, self._name = insurer.charter, insurer.settings.name
         self._parties: dict[str, Party] = {}
-        self._masked_sets = MaskedSets(folder / STATE / "masked_sets.jsonl")
+        self._party_sets = PartySets(
+            folder / STATE / "party_sets.jsonl",
+            apart=insurer.minimum_parties,
+            by_question=self._charter.parties_may_leave,
+        )
         self._now = ""
         self._app = client_app(lambda seat: self._parties[self._now], insurer.limits.hiding)
 
@@ -86,7 +90,7 @@ class InsurerRole:
     def _take_up(self, run_state: RunState, study: StudyPlan) -> None:
         party = self._insurer.party(study, rows_secret(self._seed))
         self._parties[run_state.run] = party
-        party.masked_sets = self._masked_sets
+        party.party_sets = self._party_sets
         party.profiles |= profiles.load_profiles(self._folder / STATE, run_state.run)
         if study.kind != QUESTIONS:  # each of which is announced by its text
             party.binding = self._binding(run_state.run, study)

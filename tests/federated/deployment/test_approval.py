@@ -104,7 +104,7 @@ def test_what_a_person_asks_about_a_plan_stands_in_words(
     five, plan = members(tmp_path, authority_key.public), rich_plan()
     text = "\n".join(request_lines(plan, five.charter))
     for shown in (
-        "city fund, ping-an, 太保; 3 or more behind a sum",
+        "city fund, ping-an, 太保; 3 or more behind a sum, the same behind all sums",
         "10 or more behind every cell",
         "opened by supervisor, who keeps those of models",
         "asked by   exchange",

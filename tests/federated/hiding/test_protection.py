@@ -18,11 +18,11 @@ from federated.hiding.masks import Masks
 from federated.hiding.paillier import Dealer, KeyAuthority, Paillier
 from federated.hiding.protocol import Clear, Protection
 from federated.messages import Hiding, Reply, Request, blobs, message_of, read
-from federated.party.masked_sets import MaskedSets
 from federated.party.party import Party, Policy
+from federated.party.party_sets import PartySets
 from federated.party.statistics import find
 from federated.transport import in_process as grid
-from lab.errors import ModelError, PeerError, PolicyError
+from lab.errors import ConfigurationError, LogError, ModelError, PeerError, PolicyError
 from lab.models.design import Encoding, Feature, Levels
 from lab.models.families import Scale
 from lab.models.glm import GLM, Task
@@ -85,13 +85,13 @@ def on_a_road(
     parties: int = 4,
     hiding: Hiding | None = None,
     person: str | None = None,
-    sets: Callable[[], MaskedSets] = MaskedSets,
+    sets: Callable[[], PartySets] = PartySets,
     **sitting: Callable[[Message], Message | None],
 ) -> Any:
     """Like ``federate``, with somebody on the road."""
     frames = split(table("poisson"), parties)
     holders = [
-        Party(f"insurer {k + 1}", f, f.iloc[:0], person, masked_sets=sets())
+        Party(f"insurer {k + 1}", f, f.iloc[:0], person, party_sets=sets())
         for k, f in enumerate(frames)
     ]
     node = client_app(holders.__getitem__, hiding or protection.hiding)
@@ -602,16 +602,16 @@ def test_a_share_for_another_key_is_refused(authority_key: Any) -> None:
         on_a_road(Paillier(Careless(authority_key)))
 
 
-class Forgetful(MaskedSets):
+class Forgetful(PartySets):
     """The unprotected twin: it knows of no set before."""
 
     def allow(self, question: bytes, present: Iterable[str], least: int) -> None:
         return
 
 
-@pytest.mark.parametrize("sets", [MaskedSets, Forgetful])
+@pytest.mark.parametrize("sets", [PartySets, Forgetful])
 def test_a_masked_total_asked_again_without_a_party_shows_its_sums_unless_nodes_remember(
-    sets: type[MaskedSets],
+    sets: type[PartySets],
 ) -> None:
     """The coordinator asks everybody, then once more as if insurer 5 had fallen silent."""
     gone: list[int] = []
@@ -626,8 +626,8 @@ def test_a_masked_total_asked_again_without_a_party_shows_its_sums_unless_nodes_
         arrays = {name: before[name] - after[name] for name in before.arrays}
         return Sums(arrays, before.limits, before.rows - after.rows)
 
-    if sets is MaskedSets:
-        with pytest.raises(PolicyError, match="asked of other parties before"):
+    if sets is PartySets:
+        with pytest.raises(PolicyError, match="would show insurer 5's own sum"):
             on_a_road(Masks(), work, parties=5, sets=sets, out=out)
         return
     stolen = on_a_road(Masks(), work, parties=5, sets=sets, out=out)
@@ -638,11 +638,25 @@ def test_a_masked_total_asked_again_without_a_party_shows_its_sums_unless_nodes_
 
 def test_the_sets_of_a_masked_question_outlast_the_process(tmp_path: Any) -> None:
     path = tmp_path / "sets.jsonl"
-    MaskedSets(path).allow(b"q", ["a", "b", "c", "d"], 3)
-    again = MaskedSets(path)
+    PartySets(path).allow(b"q", ["a", "b", "c", "d"], 3)
+    again = PartySets(path)
     again.allow(b"q", ["d", "c", "b", "a"], 3)
-    with pytest.raises(PolicyError, match="other parties before"):
+    with pytest.raises(PolicyError, match="would show d's own sum"):
         again.allow(b"q", ["a", "b", "c"], 3)
+    for names in (["a", "b", "c"], ["a", "b", "c", "d", "e"]):
+        with pytest.raises(PolicyError, match=r"the same parties as before \(a, b, c, d\)"):
+            PartySets(path, by_question=False).allow(b"another", names, 3)
+    again.allow(b"another", ["a", "b", "c"], 3)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'["another", ["a", "b')  # a power loss: nothing left after it
+    PartySets(path)
+    assert path.read_bytes() == whole
+    path.write_bytes(b"[1]\n" + whole)
+    with pytest.raises(ConfigurationError, match=r"sets\.jsonl: is damaged"):
+        PartySets(path)
+    path.unlink()
+    with pytest.raises(LogError, match="cannot be written"):
+        again.allow(b"a third", ["a", "b", "c"], 3)
     with pytest.raises(PolicyError, match="at least 4 parties here, not 3"):
         again.allow(b"another", ["a", "b", "c"], 4)
 
