@@ -55,7 +55,7 @@ def signed(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
 
 
 def fault(lines: list[bytes], *known: Checkpoint, key: bytes = KEY) -> str:
-    return audit.verify(lines, check, key=key, known=known).fault
+    return audit.verify(lines, check, key=key, checkpoints=known).fault
 
 
 def last_word(lines: list[bytes]) -> Checkpoint:
@@ -86,7 +86,7 @@ def altered(line: bytes, **told: Any) -> bytes:
 
 
 def test_a_log_that_nobody_touched_holds(signed: list[bytes]) -> None:
-    verdict = audit.verify(signed, check, key=KEY, known=[last_word(signed)])
+    verdict = audit.verify(signed, check, key=KEY, checkpoints=[last_word(signed)])
     assert not verdict.fault
     assert (verdict.party, verdict.unsigned) == ("ping-an", 0)
     assert verdict.lines == len(signed)
