@@ -84,8 +84,8 @@ class Request:
             header = record.config_records["request"]
             hiding = str(header["hiding"])
             if hiding not in get_args(Hiding):
-                allowed = ", ".join(get_args(Hiding))
-                raise PeerError(f"request: hiding must be one of {allowed}, got {hiding!r}")
+                choices = ", ".join(get_args(Hiding))
+                raise PeerError(f"request: hiding must be one of {choices}, got {hiding!r}")
             parties, arguments = header["parties"], json.loads(str(header["arguments"]))
             if not isinstance(parties, list) or not isinstance(arguments, dict):
                 raise PeerError("request: parties must be a list of names, arguments an object")
@@ -279,9 +279,9 @@ def from_arrays(record: ArrayRecord) -> dict[str, Floats]:
     return arrays
 
 
-def blobs(**named: bytes) -> ArrayRecord:
+def blobs(**parts: bytes) -> ArrayRecord:
     """Bytes by name, in a record that Flower sends in pieces."""
-    return ArrayRecord({k: Array("bytes", (len(v),), BYTES, v) for k, v in named.items()})
+    return ArrayRecord({k: Array("bytes", (len(v),), BYTES, v) for k, v in parts.items()})
 
 
 def unblob(record: ArrayRecord, name: str) -> bytes:
@@ -291,9 +291,9 @@ def unblob(record: ArrayRecord, name: str) -> bytes:
     return bytes(record[name].data)
 
 
-def message_of(**named: bytes) -> RecordDict:
+def message_of(**parts: bytes) -> RecordDict:
     """A message of bytes by name, for the steps of a protocol."""
-    return RecordDict({"message": blobs(**named)})
+    return RecordDict({"message": blobs(**parts)})
 
 
 def read(message: RecordDict, name: str) -> bytes:

@@ -344,9 +344,9 @@ class Experiment(Strict):
 
     def _check_person(self) -> None:
         """Refuse the person as a source of anything that a model is made of or compared by."""
-        read = [column for profile in self.profile for column in profile.reads()]
-        read += self.detection.columns() if self.detection else []
-        if self.data.person in read:
+        columns = [column for profile in self.profile for column in profile.reads()]
+        columns += self.detection.columns() if self.detection else []
+        if self.data.person in columns:
             raise ConfigurationError(
                 f"data.person: '{self.data.person}' says whose row it is; leave it out of profiles "
                 "and of detection"

@@ -304,8 +304,8 @@ class SupervisorRole:
         reply = self._opened(run_state, run, message.content, log)
         total = Reply.from_record(reply)
         steps.give(total.sums)
-        shown = total.sums if request.statistic in RELEASED else solver.NOTHING
-        answer = Reply.of(total.party, shown, None).to_record()
+        sums = total.sums if request.statistic in RELEASED else solver.NOTHING
+        answer = Reply.of(total.party, sums, None).to_record()
         answer["opened"] = ConfigRecord(dict(volume_of(total.sums)))
         answer.update(self._next(run, study, steps, log))
         return answer
