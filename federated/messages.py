@@ -145,7 +145,7 @@ class Reply:
         except UNREADABLE as error:
             raise PeerError(f"reply: not readable: {type(error).__name__}") from None
         if not 0 <= reply.rows <= MOST_ROWS:
-            raise PeerError(f"{reply.party}: rows must be 0 or more, and no more than there can be")
+            raise PeerError(f"{reply.party}: rows must be 0 to {MOST_ROWS:,}")
         if reply.clear is not None and {n: a.shape for n, a in reply.clear.items()} != {
             n: shape for n, (shape, _) in form.items()
         }:
@@ -189,7 +189,9 @@ def one_form(replies: Mapping[str, Reply]) -> Form:
     """The form that all replies have; all of them are hidden. Raises :class:`PeerError`."""
     for name, reply in replies.items():
         if reply.hidden is None:
-            raise PeerError(f"{name}: answered in the clear where a hidden answer was asked", name)
+            raise PeerError(
+                f"{name}: answered in the clear where a hidden answer was asked for", name
+            )
     form = agreed_form(replies)
     if ROWS not in form:
         raise PeerError("all parties: their sums do not carry the rows behind them")

@@ -82,11 +82,15 @@ class NodeState:
         values = {"roster": roster, "key": key, "split": split, "sealed": sealed_share}
         if former := self._get("enrolled", "roster"):
             if former != roster or any(self._get("enrolled", k) != v for k, v in values.items()):
-                raise PolicyError("this node is enrolled under another roster or key; it keeps it")
+                raise PolicyError(
+                    "this node is enrolled under another roster or key, and keeps those"
+                )
             return
         members = _roster(roster)
         if len(members.cards) < FEWEST:
-            raise PolicyError(f"a roster of {len(members.cards)} parties hides nobody")
+            raise PolicyError(
+                f"a roster of {len(members.cards)} parties hides nobody, at least {FEWEST} do"
+            )
         if key:
             _public(key)
         own = self.identity()
@@ -188,7 +192,7 @@ class NodeState:
         data = self._get("levels", "announced") or b"{}"
         own, together = json.loads(data), json.loads(levels)
         if self._get("levels", "agreed") not in (b"", levels.encode()):
-            raise PeerError("coordinator: names of levels were agreed on before, and others")
+            raise PeerError("coordinator: other names of levels were agreed on before")
         if own.keys() != together.keys():
             raise PeerError("coordinator: agrees on levels of other columns than were announced")
         if any(not set(names) <= set(together[column]) for column, names in own.items()):

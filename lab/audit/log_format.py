@@ -9,16 +9,16 @@ with H = SHA-256 over parts with their lengths. Every so often the party signs t
 (a checkpoint, Ed25519), in a line of its own and in a small file beside the log. What that proves:
 
 * whoever alters the log and does not hold the party's key is found out, up to the last checkpoint;
-* lines after the last checkpoint are chained but not signed: cut off at the end, they are missed by
-  nobody, so a checkpoint is made at every stop and whenever a reply should be vouched for;
+* lines after the last checkpoint are chained but not signed: nobody notices if they are cut off, so
+  a checkpoint is made at every stop and whenever a reply should be vouched for;
 * an extract shows lines of other runs as digests alone; lines of a run are numbered within it, so
   that one that is hidden among them is found out, though not one behind the last that is shown;
 * whoever cuts the log *and* the file beside it back to an older checkpoint, or holds the key and
   writes the log anew, is found out by checkpoints that others keep. So parties give each other
   their checkpoints, and note those of others as lines of kind ``witness``.
 
-A line is on disk before what it tells of leaves: after a power loss the log may tell of a release
-that did not happen, and never the other way round. The content carries a random salt, so that an
+A line is on disk before what it records leaves: after a power loss the log may show a release that
+did not happen, and never lack one that did. The content carries a random salt, so that an
 extract can show a line as its digest alone and betray nothing (`extract`).
 
 Chained logs: Schneier and Kelsey, "Secure audit logs to support computer forensics", ACM TISSEC 2,
@@ -40,7 +40,7 @@ from typing import Any
 from lab.errors import ConfigurationError, LogError
 from lab.files import canonical, read_json
 
-#: What a line of each kind tells at least. A party's values are never among it.
+#: What a line of each kind tells at least. A party's values are never among them.
 KINDS: Mapping[str, tuple[str, ...]] = {
     "start": ("party", "key", "version"),
     "stop": ("reason",),
@@ -279,11 +279,11 @@ def _take(verdict: Verdict, item: Entry | bytes, check: Check) -> None:
 
 def _check_entry(verdict: Verdict, entry: Entry, check: Check) -> None:
     if any(name not in entry.told for name in KINDS.get(entry.kind, ("",))):
-        raise LogError("is of no known kind, or does not tell what its kind must")
+        raise LogError("is of no known kind, or lacks a field of its kind")
     if entry.kind == "start":
         party, key = str(entry.told["party"]), str(entry.told["key"])
         if verdict.key and key != verdict.key.hex():
-            raise LogError(f"is by another key than {verdict.key.hex()[:16]}…")
+            raise LogError(f"names another key than {verdict.key.hex()[:16]}…")
         if verdict.lines and party != verdict.party:
             raise LogError(f"is of {party}, the lines before are of {verdict.party}")
         try:
@@ -298,7 +298,7 @@ def _check_entry(verdict: Verdict, entry: Entry, check: Check) -> None:
         checkpoint = Checkpoint.of(head | details)
         _check_signature(verdict, checkpoint, check)
         if checkpoint.entry().digest != entry.digest:
-            raise LogError("a checkpoint tells more than is signed")
+            raise LogError("a checkpoint holds more than what is signed")
     if entry.run:
         verdict.lines_of_run[entry.run] += 1
         number, place = entry.told.get(LINE_OF_RUN), verdict.lines_of_run[entry.run]

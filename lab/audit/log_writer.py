@@ -1,4 +1,4 @@
-"""A party's log on disk, open for writing: `lab.audit.log_format` says what its lines are and what they prove."""
+"""A party's log on disk, open for writing. `lab.audit.log_format` says what its lines prove."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ class Log:
         try:
             chain = chained(self._chain, blank.digest)
         except (TypeError, ValueError):
-            raise LogError(f"a line of kind {blank.kind} tells what is not JSON") from None
+            raise LogError(f"a line of kind {blank.kind} holds what is not JSON") from None
         entry = replace(blank, chain=chain.hex())
         line = entry.line() + b"\n"
         if len(line) > LONGEST_LINE:

@@ -93,7 +93,7 @@ class Profiling(Strict):
         for column in self.reads():
             if column not in contract.columns or contract.columns[column].role == "never_leaves":
                 raise ConfigurationError(
-                    f"{where}: contract {contract.name} has no column '{column}' to look at"
+                    f"{where}: contract {contract.name} has no column '{column}' that a profile may read"
                 )
         day = contract.columns[self.day]
         if day.type != "integer" or day.minimum is None or day.maximum is None:
@@ -311,7 +311,7 @@ class Profile(Strict):
     @model_validator(mode="after")
     def _complete(self) -> Profile:
         if list(self.columns) != self.cells.asked.columns():
-            raise ValueError("columns must be those of the profile that was asked")
+            raise ValueError("columns must be those that the profile asks for")
         if any(len(values) != self.cells.count for values in self.columns.values()):
             raise ValueError(f"each column must have {self.cells.count:,} values")
         return self

@@ -297,7 +297,7 @@ class SupervisorRole:
             levels = read(message.content, "levels").decode()
             record = run_state.records.config_records.setdefault("levels", ConfigRecord())
             if record.setdefault("agreed", levels) != levels:
-                raise PeerError("coordinator: names of levels were agreed on before, and others")
+                raise PeerError("coordinator: other names of levels were agreed on before")
             return self._next(run, study, self._solver(run_state, study), log)
         steps, request = self._solver(run_state, study), Request.from_record(message.content)
         steps.check(request)
