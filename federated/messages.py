@@ -17,8 +17,8 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from lab.errors import TRAVELLING, LabError, PeerError
-from lab.sums import COUNT, Floats, Limit, Sums
+from lab.errors import TRAVELLING, LabError, ModelError, PeerError
+from lab.sums import COUNT, FLAG, Floats, Limit, Sums
 from lab.text import printable
 
 Hiding = Literal["clear", "paillier", "masks"]
@@ -193,7 +193,7 @@ def one_form(replies: Mapping[str, Reply]) -> Form:
                 f"{name}: answered in the clear where a hidden answer was asked for", name
             )
     form = agreed_form(replies)
-    if ROWS not in form:
+    if not CARRIED.keys() <= form.keys():
         raise PeerError("all parties: their sums do not carry the rows behind them")
     return form
 
@@ -209,23 +209,35 @@ def agreed_form(replies: Mapping[str, Reply]) -> Form:
     raise PeerError("the parties' sums are of different forms; no form is that of more than half")
 
 
-#: The array in which the number of rows travels where sums are hidden.
-ROWS = "rows behind"
+#: The arrays in which the number of rows travels where sums are hidden, and whether a party's sums
+#: are beyond their bounds: whoever refused would tell it of itself.
+ROWS, BEYOND = "rows behind", "sums beyond their bounds"
+CARRIED = {ROWS: COUNT, BEYOND: FLAG}
 
 
 def with_rows(sums: Sums) -> Sums:
-    """Sums that carry the number of rows behind them inside, as it is to be hidden too."""
-    rows = {ROWS: np.array([float(sums.rows)])}
-    return Sums({**sums.arrays, **rows}, {**sums.limits, ROWS: COUNT}, 0)
+    """Sums that carry what is to be hidden with them; those beyond a bound are 0, and say so."""
+    beyond = any(np.abs(a).max(initial=0.0) > sums.limits[k].bound for k, a in sums.arrays.items())
+    arrays = {k: np.zeros_like(a) if beyond else a for k, a in sums.arrays.items()}
+    carried = {ROWS: np.array([float(sums.rows)]), BEYOND: np.array([float(beyond)])}
+    return Sums({**arrays, **carried}, {**sums.limits, **CARRIED}, 0)
 
 
 def opened(form: Form, arrays: list[Floats]) -> Sums:
-    """The total of sums `with_rows`, in the shapes of its form."""
+    """The total of sums `with_rows`, in the shapes of its form.
+
+    Raises :class:`ModelError` where a party's are beyond their bounds; nobody can tell whose.
+    """
     shaped = {
         name: array.reshape(shape)
         for (name, (shape, _)), array in zip(form.items(), arrays, strict=True)
     }
-    limits = {name: limit for name, (_, limit) in form.items() if name != ROWS}
+    if shaped[BEYOND].any():
+        raise ModelError(
+            "some party's sums are beyond the bounds that follow from all rows, and nobody can tell "
+            "whose: cap the values that are far larger than all others, or give them in another unit"
+        )
+    limits = {name: limit for name, (_, limit) in form.items() if name not in CARRIED}
     return Sums({name: shaped[name] for name in limits}, limits, round(float(shaped[ROWS][0])))
 
 

@@ -33,7 +33,7 @@ def own_sums(word: dict[str, Any]) -> Sums:
         return None if message.metadata.dst_node_id in silent else message
 
     def work(federation: Federation) -> Sums:
-        arguments = {"task": TASK, "part": "train"}
+        arguments = {"task": TASK, "part": "train", "most": (2.0**40,) * 4}
         question = statistics.request("totals", arguments, {}, query="", hiding="masks")
         everybody = federation.total(question)
         silent.append(federation.members[-1].node)

@@ -280,7 +280,11 @@ def test_with_a_split_key_nobody_opens_a_question_as_a_sum_of_a_model(
         experiment = made.experiment(0)
         task = experiment.tasks()["model"].model_dump(mode="json")
         with conduct.gathered(experiment, plan.announced(experiment), made.exchange) as other:
-            model = replace(request, statistic="totals", arguments={"task": task, "part": "train"})
+            model = replace(
+                request,
+                statistic="totals",
+                arguments={"task": task, "part": "train", "most": [2.0**40] * 4},
+            )
             with pytest.raises(PeerError, match="sends a query of another run"):
                 stolen(other, model, transcript)
 
