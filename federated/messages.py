@@ -84,8 +84,8 @@ class Request:
             header = record.config_records["request"]
             hiding = str(header["hiding"])
             if hiding not in get_args(Hiding):
-                allowed = ", ".join(get_args(Hiding))
-                raise PeerError(f"request: hiding must be one of {allowed}, got {hiding!r}")
+                choices = ", ".join(get_args(Hiding))
+                raise PeerError(f"request: hiding must be one of {choices}, got {hiding!r}")
             parties, arguments = header["parties"], json.loads(str(header["arguments"]))
             if not isinstance(parties, list) or not isinstance(arguments, dict):
                 raise PeerError("request: parties must be a list of names, arguments an object")
@@ -145,7 +145,7 @@ class Reply:
         except UNREADABLE as error:
             raise PeerError(f"reply: not readable: {type(error).__name__}") from None
         if not 0 <= reply.rows <= MOST_ROWS:
-            raise PeerError(f"{reply.party}: rows must be 0 or more, and no more than there can be")
+            raise PeerError(f"{reply.party}: rows must be 0 to {MOST_ROWS:,}")
         if reply.clear is not None and {n: a.shape for n, a in reply.clear.items()} != {
             n: shape for n, (shape, _) in form.items()
         }:
@@ -189,7 +189,9 @@ def one_form(replies: Mapping[str, Reply]) -> Form:
     """The form that all replies have; all of them are hidden. Raises :class:`PeerError`."""
     for name, reply in replies.items():
         if reply.hidden is None:
-            raise PeerError(f"{name}: answered in the clear where a hidden answer was asked", name)
+            raise PeerError(
+                f"{name}: answered in the clear where a hidden answer was asked for", name
+            )
     form = agreed_form(replies)
     if not CARRIED.keys() <= form.keys():
         raise PeerError("all parties: their sums do not carry the rows behind them")
@@ -291,9 +293,9 @@ def from_arrays(record: ArrayRecord) -> dict[str, Floats]:
     return arrays
 
 
-def blobs(**named: bytes) -> ArrayRecord:
+def blobs(**parts: bytes) -> ArrayRecord:
     """Bytes by name, in a record that Flower sends in pieces."""
-    return ArrayRecord({k: Array("bytes", (len(v),), BYTES, v) for k, v in named.items()})
+    return ArrayRecord({k: Array("bytes", (len(v),), BYTES, v) for k, v in parts.items()})
 
 
 def unblob(record: ArrayRecord, name: str) -> bytes:
@@ -303,9 +305,9 @@ def unblob(record: ArrayRecord, name: str) -> bytes:
     return bytes(record[name].data)
 
 
-def message_of(**named: bytes) -> RecordDict:
+def message_of(**parts: bytes) -> RecordDict:
     """A message of bytes by name, for the steps of a protocol."""
-    return RecordDict({"message": blobs(**named)})
+    return RecordDict({"message": blobs(**parts)})
 
 
 def read(message: RecordDict, name: str) -> bytes:

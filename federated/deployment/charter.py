@@ -68,7 +68,7 @@ class Key(Strict):
         except InvalidKey as error:
             raise ValueError(f"modulus: {error}") from None
         if (self.opens == "split") != bool(self.split):
-            raise ValueError("split is the digest of a split key, and stands for one alone")
+            raise ValueError("split is the digest of a split key; leave it out for any other key")
         return self
 
     @cached_property
@@ -112,7 +112,7 @@ class Charter(Strict):
     def _members_fit_together(self) -> Self:
         for name in (self.name, *self.contracts):
             if not name.isprintable():
-                raise ValueError(f"{name!r} must be printable, for people read it")
+                raise ValueError(f"{name!r} must be printable: people read it")
         by_name = {member.name: member for member in self.members}
         kinds = {
             "name": [m.name for m in self.members],
@@ -331,7 +331,7 @@ def read_signed(path: Path) -> Charter:
     if absent:
         lines = "".join(f"\n  {name}: {reason}" for name, reason in absent.items())
         raise ConfigurationError(
-            f"{path}: nobody may go by a charter that not all members signed{lines}"
+            f"{path}: nobody may use a charter that some members did not sign{lines}"
         )
     insurers, least = len(charter.roster.cards), charter.minimum_parties
     if insurers < least:

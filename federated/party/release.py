@@ -40,7 +40,7 @@ def release(request: Request, totals: Sums, rules: Rules) -> Sums:
             return cells.release_flags(rules, totals)
         case "drift":
             return cells.release_drift(rules, totals)
-    raise PeerError(f"no release of '{request.statistic}'")
+    raise PeerError(f"'{request.statistic}' is not released by rules")
 
 
 def expected(request: Request) -> Form:

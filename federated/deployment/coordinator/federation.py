@@ -304,8 +304,7 @@ class DeployedFederation:
         if statistic in RELEASED and len(set(self.names) - set(absent)) < self._everyone:
             summary = in_one_line({**self.resumable_run.absent, **absent})
             raise PeerError(
-                f"'{statistic}' is of all parties or of none: {summary}. "
-                "--without NAME leaves one out"
+                f"'{statistic}' needs all parties: {summary}. --without NAME leaves one out"
             )
 
     def join(self, profiles: Sequence[Profile]) -> None:

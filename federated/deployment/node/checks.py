@@ -98,7 +98,7 @@ class _Checks:
         self._node_settings = NodeSettings.read(self._folder)
         if identity_of(self._folder).card.name != self._node_settings.name:
             raise PeerError(
-                f"node.toml is of {self._node_settings.name}, identity.json of another party; "
+                f"node.toml names {self._node_settings.name}, identity.json another party; "
                 "correct the name"
             )
         return f"{self._node_settings.name}, {self._node_settings.role}"

@@ -301,15 +301,15 @@ class SupervisorRole:
             levels = read(message.content, "levels").decode()
             record = run_state.records.config_records.setdefault("levels", ConfigRecord())
             if record.setdefault("agreed", levels) != levels:
-                raise PeerError("coordinator: names of levels were agreed on before, and others")
+                raise PeerError("coordinator: other names of levels were agreed on before")
             return self._next(run, study, self._solver(run_state, study), log)
         steps, request = self._solver(run_state, study), Request.from_record(message.content)
         steps.check(request)
         reply = self._opened(run_state, run, message.content, log)
         total = Reply.from_record(reply)
         steps.give(total.sums)
-        shown = total.sums if request.statistic in RELEASED else solver.NOTHING
-        answer = Reply.of(total.party, shown, None).to_record()
+        sums = total.sums if request.statistic in RELEASED else solver.NOTHING
+        answer = Reply.of(total.party, sums, None).to_record()
         answer["opened"] = ConfigRecord(dict(volume_of(total.sums)))
         answer.update(self._next(run, study, steps, log))
         return answer

@@ -171,6 +171,6 @@ def test_a_request_whose_plan_was_changed_on_disk_is_not_shown(
     asked_of(folder, five, plan)
     other = canonical(plan_of("trees").model_dump(mode="json"))
     (folder / REQUESTS / f"{plan.digest}.json").write_bytes(other)
-    with pytest.raises(ConfigurationError, match="holds another plan than was asked"):
+    with pytest.raises(ConfigurationError, match="holds another plan than its name says"):
         waiting(folder)
     assert charters.read_signed(folder / CHARTER) == five.charter

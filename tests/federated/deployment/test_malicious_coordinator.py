@@ -358,7 +358,7 @@ def test_one_insurer_does_not_end_all_profiles_for_good(tmp_path: Path, authorit
     with started(made):
         made.kill("payer b", signal.SIGTERM)
         made.start("payer b", gives_no_profile)
-        with pytest.raises(PeerError, match=r"'profile' is of all parties or of none: payer b"):
+        with pytest.raises(PeerError, match=r"'profile' needs all parties: payer b"):
             made.run(profiled(made.root))
         made.kill("payer b", signal.SIGTERM)
         made.start("payer b")

@@ -479,7 +479,7 @@ def test_a_hidden_answer_is_refused_where_clear_was_asked() -> None:
             message.content["body"] = blobs(hidden=b"x")
         return message
 
-    with pytest.raises(PeerError, match="insurer 1: answered hidden"):
+    with pytest.raises(PeerError, match="insurer 1: hid its answer"):
         on_a_road(Clear(), back=back)
 
 

@@ -478,6 +478,6 @@ def test_node_check_finds_what_is_wrong_and_says_what_to_do(loopback: Trial) -> 
         found = {f.what: f for f in examine(folder)}
     finally:
         charter.write_text(kept)
-    assert not found["charter"].good and "not all members signed" in found["charter"].text
+    assert not found["charter"].good and "some members did not sign" in found["charter"].text
     gone = {f.what: f for f in examine(loopback.root / "insurer 3")}
     assert "revoked" in gone["registration"].text or gone["registration"].good
