@@ -29,9 +29,14 @@ from lab.tables.contracts import Contract
 
 MAX_STEPS = 60
 MAX_HALVINGS = 25
-#: A step this small, in standard deviations of each column, is the last; the sums at its start
-#: differ from those at its end by less than float64 shows in a standard error.
-STEP_TOLERANCE = 1e-9
+#: A step this small, in standard errors, is the last; the sums at its start differ from those at its
+#: end by less than float64 shows in a standard error.
+STEP_TOLERANCE = 1e-8
+#: What parties' rounding to the grid of the score may add up to, in its resolution.
+ROUNDING = 64
+#: Steps that gain less than this part of what chance gains while they still are long: the
+#: coefficient goes to infinity.
+NO_GAIN = 1e-3
 #: On the log and logit links one step changes no coefficient by more: a factor of 4.5.
 LONGEST_STEP = 1.5
 #: Smallest eigenvalue of the scaled curvature, below which columns count as collinear.
@@ -249,6 +254,15 @@ class _Problem:
             return float("inf")
         return sums.total("deviance") + float(self.penalties @ beta**2)
 
+    def is_last(self, move: Floats, matrix: Floats, sums: Sums, dispersion: float) -> bool:
+        """Whether a step is small against standard errors, or against rounding. A standard error is
+        at least the root of dispersion / curvature, whatever the units."""
+        information = np.sqrt(np.diag(matrix))
+        rounding = ROUNDING * sums.limits["score"].resolution / information
+        return bool(
+            (np.abs(move) * information <= STEP_TOLERANCE * np.sqrt(dispersion) + rounding).all()
+        )
+
     @property
     def penalties(self) -> Floats:
         return np.array([0.0] + [self.penalty] * (self.encoding.width - 1))
@@ -278,10 +292,11 @@ def _scoring(
             raise _diverged(names, gradient) from None
         largest = float(np.abs(move).max())
         trace.append((state.total("deviance"), largest))
-        if largest <= STEP_TOLERANCE * (1 + float(np.abs(beta).max())):
+        dispersion = state.total("pearson") / problem.scale.rows
+        if problem.is_last(np.asarray(move), matrix, state, dispersion):
             return beta + move, state, matrix, trace
         before, gain = problem.value(beta, state), float(gradient @ move)
-        drifting = drifting + 1 if gain < 1e-4 * abs(before) and largest > 0.3 else 0
+        drifting = drifting + 1 if gain < NO_GAIN * dispersion and largest > 0.3 else 0
         if drifting >= 4:
             raise _diverged(names, move)
         if problem.task.law.link in ("log", "logit"):  # longer steps overshoot, and cost a round
@@ -289,7 +304,7 @@ def _scoring(
         for _ in range(MAX_HALVINGS):
             trial = beta + move
             reached = problem.at(trial)
-            if problem.value(trial, reached) <= before + 1e-10 * (1 + abs(before)):
+            if problem.value(trial, reached) <= before + 1e-10 * trace[0][0]:
                 break
             move = move / 2
         else:
