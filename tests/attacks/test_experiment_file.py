@@ -142,7 +142,7 @@ def largest_of_two_runs(nodes: list[InsurerPolicy], trial: Trial, cap: float) ->
     def total(cap: dict[str, float]) -> float:
         data = {"test": 0.2, "target": "x1", "features": ("x2",), "cap": cap}
         outcome = outcome_of(nodes, plan_of(trial, **data))
-        return float(outcome.constants["model"] * outcome.models["model"].fit.rows)
+        return float(outcome.constants["model"].rate * outcome.models["model"].fit.rows)
 
     return cap + total({}) - total({"x1": cap})
 
