@@ -167,6 +167,7 @@ def plain_table(*columns: str, numbers: Iterable[str] = ()) -> Any:
 
 def print_study(study: Study, runs: Path) -> None:
     """Scores by party and arm, what went wrong, what left the parties, where to look on."""
+    from lab.report.page import signed
     from lab.report.style import NAMES
 
     console = screen()
@@ -184,10 +185,10 @@ def print_study(study: Study, runs: Path) -> None:
             console.print(f"{result.name}, {holder}: {reason}", style="yellow", highlight=False)
     differences = study.differences
     if len(differences):
-        for line in differences[differences["party"] == "all"].itertuples():
+        for line in differences[differences["party"] == "all"].to_dict("records"):
+            change, low, high = (signed(line[k], 5) for k in ("difference", "low", "high"))
             console.print(
-                f"federated minus {line.against}: {line.difference:+.5f} "
-                f"(95 % interval {line.low:+.5f} to {line.high:+.5f})",
+                f"federated minus {line['against']}: {change} (95 % interval {low} to {high})",
                 highlight=False,
             )
     _print_receipt(console, study)

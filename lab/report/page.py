@@ -9,6 +9,15 @@ from lab.report.style import COLOURS, NAMES, Result
 from lab.text import printable_content
 
 
+def signed(value: float | None, digits: int) -> str:
+    """A number with its sign; what rounds to 0 has no minus.
+
+    >>> signed(-1e-9, 5), signed(-0.5, 2)
+    ('+0.00000', '-0.50')
+    """
+    return "–" if value is None else f"{round(value, digits) + 0.0:+.{digits}f}"
+
+
 def render(result: Result) -> str:
     """The page as HTML; figures are SVG inside it and nothing is fetched from anywhere."""
     import jinja2
@@ -24,7 +33,7 @@ def render(result: Result) -> str:
     )
     environment.filters |= {
         "number": _number,
-        "signed": lambda v, digits: "–" if v is None else f"{v:+.{digits}f}",
+        "signed": signed,
         "count": lambda v: f"{v:,.0f}",
         "size": _size,
         "shown": shown,
