@@ -67,7 +67,8 @@ def _climbed(
     start, end = rung.low, float(np.nextafter(rung.high, np.inf))
     inner = _first(start, end)
     for _ in range(LADDERS):
-        axis = Axis(column=rung.column, edges=(-BEYOND, *inner.tolist(), BEYOND))
+        below = np.nextafter(inner, -np.inf)  # (below a, below b] is [a, b)
+        axis = Axis(column=rung.column, edges=(-BEYOND, *below.tolist(), BEYOND))
         shown, (rows,) = desk.totals(question.model_copy(update={"axes": (axis,)}))
         ends = np.concatenate([[-np.inf], inner, [np.inf]])
         sure = np.cumsum(rows)  # rows up to the end of each rung, at least and at most

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lab.errors import ConfigurationError
+from lab.models.design import Feature
 from lab.queries.questions import ROWS, Axis, Question, Total
 from lab.queries.sql_functions import Formula, Rung
 from lab.queries.sql_plan import Plan
@@ -474,7 +475,7 @@ def test_whole_numbers_group_by_their_range() -> None:
 def test_cut_groups_by_intervals() -> None:
     assert axis("cut(paid, -1, 0, 2.5)") == Axis(column="paid", edges=(-1.0, 0.0, 2.5))
     shown = [str(name) for name in axis("cut(paid, -1, 0, 2.5)").names]
-    assert shown == ["[-1.0, 0.0)", "[0.0, 2.5]"]
+    assert shown == ["[-1.0, 0.0]", "(0.0, 2.5]"]
 
 
 @pytest.mark.parametrize("grouping", ["use", "delay", "cut(income, 0, 1, 2)"])
@@ -491,10 +492,25 @@ def test_a_nullable_column_has_a_cell_for_missing_values(grouping: str) -> None:
 
 def test_a_value_in_no_level_and_no_interval_is_in_no_cell() -> None:
     cut = axis("cut(paid, 0, 1, 2)").codes(pd.Series([-1.0, 0.0, 1.0, 2.0, 2.1, np.nan]))
-    assert cut.tolist() == [-1, 0, 1, 1, -1, -1]
+    assert cut.tolist() == [-1, 0, 0, 1, -1, -1]
     assert axis("claims").codes(pd.Series([4.0, 5.0, 0.5, np.nan])).tolist() == [4, -1, -1, -1]
     words = pd.Series(["o'er", "east", None], dtype="category")
     assert axis("region").codes(words).tolist() == [2, -1, -1]
+
+
+def test_a_cut_is_closed_where_an_experiments_cut_is() -> None:
+    """A value on an edge is in the same interval in a question and in a model."""
+    frame = pd.DataFrame({"age": [19.0, 20.5, 25.0, 25.5, 30.0, 31.0]})
+    own = axis("cut(age, 20, 25, 30)")
+    places = own.codes(frame["age"]).tolist()
+    assert places == [-1, 0, 0, 1, 1, -1]
+    model = Feature(column="age", cut=(20.0, 25.0, 30.0)).texts(frame)
+    names = ["20-25", "25-30"]
+    assert [names.index(level) if level in names else -1 for level in model] == places
+    for place in (0, 1):
+        cell = Question(table="policies", where=own.condition(place)).rows(frame)
+        assert cell.tolist() == [p == place for p in places]
+        assert [value in own.names[place] for value in frame["age"]] == cell.tolist()
 
 
 def test_a_total_is_asked_for_once_however_often_it_is_used() -> None:
