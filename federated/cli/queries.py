@@ -113,6 +113,7 @@ def _footnotes(attributes: dict[str, Any], key_bits: int) -> list[str]:
     more = f"each party can answer about {attributes['left']:,} more cells, at most"
     return [
         f"\n{lost}{attributes['rules']}",
+        *_left_out(attributes["left_out"]),
         *([more] if attributes["left"] is not None else []),
         f"left the parties: {len(receipt):,} messages, "
         f"{sum(line['values'] for line in receipt):,} values, "
@@ -120,3 +121,12 @@ def _footnotes(attributes: dict[str, Any], key_bits: int) -> list[str]:
         + (f", noise of epsilon {noise['epsilon']:g} by each party" if noise else "")
         + f", no record; {attributes['seconds']:.1f} s",
     ]
+
+
+def _left_out(rows: int | None) -> list[str]:
+    """What an answer does not speak of, in words."""
+    if rows is None:
+        return [
+            "rows that are empty or outside the intervals are in no cell; how many is held back"
+        ]
+    return [f"{rows:,} rows are in no cell shown: hidden, empty or outside"] * (rows != 0)

@@ -35,6 +35,7 @@ from lab.privacy.noise import Noise
 from lab.queries import cells
 from lab.queries import sql_plan as sql
 from lab.queries.questions import ROWS, Question, Total
+from lab.queries.whole_answers import CURVES, Plan
 from lab.sums import Floats, Sums
 from lab.tables.contracts import Contract
 
@@ -121,7 +122,8 @@ class Desk:
     def ask(self, text: str, *, noise: Noise | None = None) -> pd.DataFrame:
         """The answer: a row for each cell (or as the question's function says), NaN where hidden.
 
-        Its ``attrs`` tell ``hidden`` and ``cells``, ``rules`` in words, ``hiding``, ``noise``,
+        Its ``attrs`` tell ``hidden`` and ``cells``, ``left_out``: rows in no cell that is shown,
+        None where their number is held back, ``rules`` in words, ``hiding``, ``noise``,
         ``seconds``, ``left``: how many more cells a party can answer, at most and on average, None
         under noise, and ``receipt``: what left each party for this question.
         """
@@ -134,6 +136,7 @@ class Desk:
         answer = finished(self, plan)
         seconds = time.perf_counter() - started
         answer.attrs |= {
+            "left_out": answer.attrs.get("left_out", 0),
             "sql": text,
             "rules": NOISED.format(self.rules.minimum_count.persons)
             if noise
@@ -150,20 +153,20 @@ class Desk:
         }
         return answer
 
-    def _plan(self, text: str, noise: Noise | None) -> sql.Plan:
+    def _plan(self, text: str, noise: Noise | None) -> Plan:
         contract, person = self.contract, self.person
         plan = sql.compile(text, contract, person, levels=self._levels)
         if plan.centred:
             centres = self._centres(plan, noise)
             plan = sql.compile(text, contract, person, levels=self._levels, centres=centres)
-        rounded = self.rules.rounding.base > 1
-        if rounded and any(f.operation != "total" for f in plan.formulas.values()):
+        ratios = any(f.operation != "total" for f in plan.formulas.values())
+        if self.rules.rounding.base > 1 and (ratios or plan.finish in CURVES):
             raise ConfigurationError(
                 "query: counts are rounded by the rules, so no ratio of them is answered; ask for "
                 "counts and sums"
             )
         if noise is not None:
-            if plan.rungs or plan.finish in ("drift", "violations"):
+            if plan.rungs or plan.finish in (*CURVES, "triangle", "drift", "violations"):
                 raise ConfigurationError("query: noise is for counts and sums; ask this without")
             plan.question = plan.question.model_copy(update={"noise": noise})
             cells.releases(plan.question, contract.columns)  # needs bounds: say so before asking
@@ -173,7 +176,7 @@ class Desk:
         (found,) = self.federation.levels(Task(target=column), (Feature(column=column),))
         return found
 
-    def _centres(self, plan: sql.Plan, noise: Noise | None) -> dict[str, float]:
+    def _centres(self, plan: Plan, noise: Noise | None) -> dict[str, float]:
         """Public numbers near the middle: of the declared range under noise, else of the rows."""
         if noise is not None:
             columns = self.contract.columns

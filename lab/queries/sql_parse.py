@@ -261,6 +261,17 @@ class Scope:
         """Whether the column may be empty in a row that the query is about."""
         return self.contract.columns[column].nullable and column not in self.never_empty
 
+    def leaves_out(self, axis: Axis) -> bool:
+        """Whether a row may be in none of the cells of an axis, as far as the contract tells."""
+        column = self.contract.columns[axis.column]
+        if self.nullable(axis.column) and not axis.missing:
+            return True
+        if column.type == "category":
+            return False
+        numbers = axis.edges or tuple(v for v in axis.levels if not isinstance(v, str))
+        low, high = column.minimum if column.above is None else column.above, column.maximum
+        return low is None or high is None or low < min(numbers) or high > max(numbers)
+
     # Groups.
 
     def axis(self, node: Any) -> Axis:

@@ -6,18 +6,15 @@ is refused with the reason. A party sees the question alone.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
 from pydantic import ValidationError
 from sqlglot import exp
 
 from lab.errors import ConfigurationError, PolicyError
 from lab.queries.questions import (
-    Axis,
     Condition,
     Empty,
     Every,
@@ -26,9 +23,8 @@ from lab.queries.questions import (
     check,
     constants,
 )
-from lab.queries.sql_functions import Formula, Rung, SelectItems, Totals
+from lab.queries.sql_functions import SelectItems, Totals
 from lab.queries.sql_parse import (
-    MOST_LEVELS,
     Scope,
     call,
     function_name,
@@ -36,43 +32,16 @@ from lab.queries.sql_parse import (
     refusal,
     statement_of,
 )
+from lab.queries.whole_answers import (
+    BY_GROUP,
+    CURVES,
+    OF_COMPLETE_ROWS,
+    WHOLE,
+    Plan,
+    alone,
+    whole_answer,
+)
 from lab.tables.contracts import Contract
-
-#: How an answer is finished: as a table of cells, or as what is made of the whole table.
-Finish = Literal[
-    "table",
-    "matrix",
-    "correlation",
-    "missing",
-    "triangle",
-    "survival",
-    "log_rank",
-    "drift",
-    "violations",
-]
-
-
-@dataclass
-class Plan:
-    """A question, what is computed from its totals, and how the answer is laid out."""
-
-    question: Question
-    outputs: dict[str, Formula | Rung] = field(default_factory=dict)
-    finish: Finish = "table"
-    arguments: tuple[str, ...] = ()
-    centred: tuple[str, ...] = ()  # columns whose mean should be the centre of their sums
-    order: tuple[str, bool] | None = None  # an output's name, descending
-    limit: int | None = None
-
-    @property
-    def formulas(self) -> dict[str, Formula]:
-        """The outputs that the question's totals give a value."""
-        return {name: one for name, one in self.outputs.items() if isinstance(one, Formula)}
-
-    @property
-    def rungs(self) -> dict[str, Rung]:
-        """The outputs that are looked for by further questions."""
-        return {name: rung for name, rung in self.outputs.items() if isinstance(rung, Rung)}
 
 
 def compile(
@@ -142,7 +111,10 @@ def belongs(
     if not {(total.kind, total.columns) for total in question.totals} <= totals:
         return False
     # 3. Its rows are those of the whole, or those of one cell by intervals of a quantile's column.
-    if question.where == whole.where and question.axes in ((), whole.axes):
+    rows = [(whole.where, axes) for axes in ((), whole.axes)]
+    rows += [(other.where, other.axes) for other in (plan.everybody, plan.open_end) if other]
+    rows += [(whole.where, whole.axes[:-1])] * (plan.finish in CURVES)
+    if (question.where, question.axes) in rows:
         return True
     ladder = all(axis.column in quantiles for axis in question.axes)
     cells = (whole.within(cell).where for cell in range(whole.cells))
@@ -160,8 +132,8 @@ def _plan(select: exp.Select, scope: Scope, centres: Mapping[str, float]) -> Pla
     clause = select.args.get("where")
     where = scope.condition(clause.this) if clause else None
     scope = replace(scope, never_empty=frozenset(never_empty(where)))
-    whole = _whole_answer(select.expressions)
-    if whole is not None and function_name(whole) in _OF_COMPLETE_ROWS:
+    whole, everybody = whole_answer(select.expressions), Question(table=table, where=where)
+    if whole is not None and function_name(whole) in OF_COMPLETE_ROWS:
         where = _complete(scope, where, *call(whole))
         scope = replace(scope, never_empty=frozenset(never_empty(where)))
     group = select.args.get("group") or exp.Group()
@@ -171,9 +143,9 @@ def _plan(select: exp.Select, scope: Scope, centres: Mapping[str, float]) -> Pla
     # 2. What of them, which collects the totals.
     totals = Totals(scope, centres)
     if whole is not None:
-        plan = _alone(totals, whole, axes)
+        plan = alone(totals, whole, axes)
     else:
-        outputs = SelectItems(totals, _WHOLE).outputs(select.expressions, group.expressions)
+        outputs = SelectItems(totals, WHOLE).outputs(select.expressions, group.expressions)
         plan = Plan(Question(table=table, axes=axes), outputs)
         if names := [axis.column for axis in axes if axis.column in outputs]:
             raise ConfigurationError(f"query: '{names[0]}' is a group; call the output otherwise")
@@ -182,6 +154,10 @@ def _plan(select: exp.Select, scope: Scope, centres: Mapping[str, float]) -> Pla
         update={"where": where, "totals": tuple(totals.entries), "person": scope.person}
     )
     plan.question = Question.model_validate(question.model_dump())
+    if where != everybody.where or any(scope.leaves_out(axis) for axis in plan.question.axes):
+        plan.everybody = everybody.model_copy(update={"person": scope.person})
+    if plan.open_end is not None:
+        plan.open_end = plan.open_end.model_copy(update={"where": where, "person": scope.person})
     plan.centred = tuple(dict.fromkeys(totals.moments))
     _lay_out(plan, select)
     return plan
@@ -191,6 +167,8 @@ def _complete(
     scope: Scope, where: Condition | None, name: str, arguments: list[Any]
 ) -> Condition | None:
     """The rows that have a value in every one of the columns: all moments are of the same rows."""
+    if name in BY_GROUP:  # what follows are edges
+        arguments = arguments[:2]
     columns = scope.columns(arguments, max(len(arguments), 2), name)
     filled = [Not(of=Empty(column=column)) for column in columns if scope.nullable(column)]
     if not filled:
@@ -213,152 +191,3 @@ def _lay_out(plan: Plan, select: exp.Select) -> None:
         if not isinstance(count, exp.Literal) or not count.name.isdecimal():
             raise ConfigurationError("query: LIMIT takes one whole number")
         plan.limit = int(count.name)
-
-
-# Functions that are a whole answer.
-
-Axes = tuple[Axis, ...]
-
-
-def _whole_answer(nodes: list[Any]) -> exp.Anonymous | None:
-    """The item that is a whole answer, if there is one. Raises where anything stands beside it."""
-    items = [node.unalias() for node in nodes]
-    wholes: list[exp.Anonymous] = [
-        n for n in items if function_name(n) in _WHOLE or _of_all_columns(n)
-    ]
-    if not wholes:
-        return None
-    name = function_name(wholes[0])
-    groups = name in _BY_GROUP
-    others = [n for n in nodes if not (groups and isinstance(n, exp.Column))]
-    if len(others) > 1:
-        raise ConfigurationError(f"query: {name}() is a whole answer; ask it alone")
-    return wholes[0]
-
-
-def _of_all_columns(node: Any) -> bool:
-    """missing(*), of every column."""
-    if function_name(node) != "missing":
-        return False
-    return any(isinstance(argument, exp.Star) for argument in node.expressions)
-
-
-def _alone(totals: Totals, node: exp.Anonymous, axes: Axes) -> Plan:
-    name, arguments = call(node)
-    most = 1 if name in _BY_GROUP else 0
-    if len(axes) > most:
-        raise ConfigurationError(f"query: {name}() goes with at most {most} grouping columns")
-    return _WHOLE.get(name, _missing)(totals, arguments, axes)
-
-
-def _laid_out(totals: Totals, finish: Finish, axes: Axes = (), *arguments: str) -> Plan:
-    question = Question(table=totals.scope.contract.name, axes=axes)
-    return Plan(question, finish=finish, arguments=arguments)
-
-
-def _missing(totals: Totals, arguments: list[Any], axes: Axes) -> Plan:
-    plan = _laid_out(totals, "missing")
-    for name, column in totals.scope.contract.columns.items():
-        if column.role not in ("identifier", "never_leaves") and name != totals.scope.person:
-            plan.outputs[name] = totals.rows() - totals.count(name)
-    return plan
-
-
-def _violations(totals: Totals, arguments: list[Any], axes: Axes) -> Plan:
-    return _laid_out(totals, "violations")
-
-
-def _drift(totals: Totals, arguments: list[Any], axes: Axes) -> Plan:
-    if len(arguments) == 1:
-        axis = totals.scope.axis(arguments[0])
-    else:
-        axis = totals.scope.axis(exp.Anonymous(this="cut", expressions=arguments))
-    return _laid_out(totals, "drift", (axis.model_copy(update={"missing": False}),), axis.column)
-
-
-def _histogram(totals: Totals, arguments: list[Any], axes: Axes) -> Plan:
-    if len(arguments) < 2:
-        raise ConfigurationError(
-            "query: histogram(column, bins) or histogram(column, edge, edge, …)"
-        )
-    scope = totals.scope
-    column = scope.column(arguments[0], number=True)
-    edges = tuple(scope.number(edge) for edge in arguments[1:])
-    if len(edges) == 1:
-        own = scope.contract.columns[column]
-        low, high = own.minimum if own.above is None else own.above, own.maximum
-        if low is None or high is None or not 1 <= edges[0] <= MOST_LEVELS:
-            raise ConfigurationError(
-                f"query: '{column}' needs a range in its contract, or edges: histogram({column}, 0, 10, 20)"
-            )
-        edges = tuple(np.linspace(low, high, int(edges[0]) + 1).tolist())
-    axis = Axis(column=column, edges=edges, missing=scope.nullable(column))
-    plan = _laid_out(totals, "table", (axis,))
-    plan.outputs["count"] = totals.rows()
-    return plan
-
-
-def _covariance(totals: Totals, arguments: list[Any], axes: Axes) -> Plan:
-    return _matrix(totals, "matrix", arguments)
-
-
-def _correlation(totals: Totals, arguments: list[Any], axes: Axes) -> Plan:
-    return _matrix(totals, "correlation", arguments)
-
-
-def _matrix(totals: Totals, finish: Finish, arguments: list[Any]) -> Plan:
-    names = totals.scope.columns(arguments, max(len(arguments), 2), finish)
-    plan = _laid_out(totals, finish, (), *names)
-    for a, b in itertools.combinations_with_replacement(names, 2):
-        plan.outputs[f"{a} {b}"] = totals.comoment(a, b) / (totals.count(a, b) - 1.0)
-    return plan
-
-
-def _triangle(totals: Totals, arguments: list[Any], axes: Axes) -> Plan:
-    if len(arguments) != 3:
-        raise ConfigurationError("query: triangle(amount, accident period, development period)")
-    scope = totals.scope
-    plan = _laid_out(totals, "triangle", (scope.axis(arguments[1]), scope.axis(arguments[2])))
-    plan.outputs["value"] = totals.sum(scope.column(arguments[0], number=True))
-    return plan
-
-
-def _survival(totals: Totals, arguments: list[Any], axes: Axes) -> Plan:
-    if len(arguments) < 2:
-        raise ConfigurationError(
-            "query: survival(time, event) or survival(time, event, edge, edge, …)"
-        )
-    scope = totals.scope
-    edges = [scope.number(edge) for edge in arguments[2:]]
-    if edges:  # who leaves at an edge leaves at the end of an interval
-        just_after = [float(np.nextafter(edge, np.inf)) for edge in edges[1:]]
-        name = scope.column(arguments[0], number=True)
-        time = Axis(column=name, edges=(edges[0], *just_after))
-    else:
-        time = scope.axis(arguments[0]).model_copy(update={"missing": False})
-    plan = _laid_out(totals, "survival", (*axes, time), *map(str, edges))
-    plan.outputs["leaving"] = totals.rows()
-    plan.outputs["events"] = totals.sum(scope.column(arguments[1], number=True))
-    return plan
-
-
-def _log_rank(totals: Totals, arguments: list[Any], axes: Axes) -> Plan:
-    if len(axes) != 1:
-        raise ConfigurationError("query: log_rank(time, event) compares groups: add GROUP BY")
-    return replace(_survival(totals, arguments, axes), finish="log_rank")
-
-
-#: What plans each function that is a whole answer; those of them that go with GROUP BY, and those
-#: about the rows in which no column is empty.
-_WHOLE: dict[str, Callable[[Totals, list[Any], Axes], Plan]] = {
-    "violations": _violations,
-    "drift": _drift,
-    "histogram": _histogram,
-    "covariance": _covariance,
-    "correlation": _correlation,
-    "triangle": _triangle,
-    "survival": _survival,
-    "log_rank": _log_rank,
-}
-_BY_GROUP = ("survival", "log_rank")
-_OF_COMPLETE_ROWS = ("covariance", "correlation")

@@ -15,8 +15,8 @@ from lab.errors import ConfigurationError
 from lab.models.design import Feature
 from lab.queries.questions import ROWS, Axis, Question, Total
 from lab.queries.sql_functions import Formula, Rung
-from lab.queries.sql_plan import Plan
 from lab.queries.sql_plan import compile as read
+from lab.queries.whole_answers import Plan
 from lab.tables.contracts import Contract
 
 CONTRACT = Contract.model_validate(
