@@ -328,6 +328,21 @@ def test_a_quantile_outside_the_range_is_beyond_it(asked: Desk) -> None:
     assert (found["m from"], found["m to"]) == (-np.inf, 5000)
 
 
+def test_a_quantile_of_which_nothing_is_known_is_hidden() -> None:
+    """The middle of the whole range is nobody's median."""
+    frame = policies(33, 2).assign(paid=lambda f: np.linspace(18, 110, len(f)))
+    text = (
+        "select median(paid, 18, 110) a, min(paid, 18, 110) b, max(paid, 18, 110) c from policies"
+    )
+    with desk(dealt(frame), rules=Rules.read()) as opened:
+        found = opened.ask(text)
+    for name in "abc":
+        low, high = found[f"{name} from"][0], found[f"{name} to"][0]
+        assert np.isnan(found[name][0]) == np.isnan(low) == np.isnan(high)
+        assert not (low <= 18 and high > 110)
+    assert found[["a", "b", "c"]].isna().all(axis=None) and found.attrs["hidden"] == 1
+
+
 def test_a_histogram_counts_the_rows_of_each_interval(asked: Desk, rows: pd.DataFrame) -> None:
     found = asked.ask("select histogram(years, 9) from policies")
     counts, edges = np.histogram(rows["years"], 9, (0, 1))
