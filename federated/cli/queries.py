@@ -101,6 +101,9 @@ def _print_answer(answer: Any, key_bits: int) -> None:
         if name in attributes:
             line = ", ".join(f"{k} {shown(v)}" for k, v in attributes[name].items())
             console.print(line, highlight=False)
+    if unpaid := attributes.get("unpaid"):
+        origins = ", ".join(map(str, unpaid))
+        console.print(f"nothing is paid yet of {origins}: no reserve, and none in the sum")
     for line in _footnotes(attributes, key_bits):
         console.print(line, style="dim", highlight=False, soft_wrap=True)
 

@@ -9,12 +9,12 @@ import pandas as pd
 
 from federated.queries import curves
 from federated.queries.quantiles import Answering, quantile
-from lab.errors import ContractError
+from lab.errors import ContractError, ModelError
 from lab.privacy.noise import draws
 from lab.queries import actuarial, cells
 from lab.queries.questions import ROWS, Question
 from lab.queries.sql_functions import Formula
-from lab.queries.whole_answers import CURVES, Plan
+from lab.queries.whole_answers import CURVES, Plan, is_calendar
 from lab.sums import Floats
 from lab.tables.contracts import broken
 
@@ -180,17 +180,23 @@ def _drift(desk: Answering, plan: Plan) -> pd.DataFrame:
 def _triangle(table: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     """Latest, ultimate and reserve by origin; the factors and the triangle are in ``attrs``."""
     origin, development = (axis.column for axis in plan.question.axes)
-    named = {origin: "origin", development: "development"}
-    first = table[origin].min()
-    calendar = table[development].min() >= first > 1
+    cells = table.rename(columns={origin: "origin", development: "development"})
+    calendar = is_calendar(*plan.question.axes)
     if calendar:
-        table = table[table[development] >= table[origin]]
-    found = actuarial.triangle(table.rename(columns=named), "calendar" if calendar else "age")
-    made = found.ultimates.reset_index(names=origin)
-    made.attrs["factors"] = found.factors.reset_index().to_dict("records")
-    made.attrs["reserve"] = {"reserve": found.reserve, "standard_error": found.standard_error}
-    made.attrs["cumulative"] = found.cumulative.to_dict("split")
-    return made
+        early = cells["development"] < cells["origin"]
+        if (cells[early]["value"].fillna(0) != 0).any():
+            raise ModelError(
+                f"amounts with a '{development}' before their '{origin}': a triangle starts with its "
+                "origins; leave such rows out with WHERE"
+            )
+        cells = cells[~early]
+    fit = actuarial.triangle(cells, "calendar" if calendar else "age")
+    answer = fit.ultimates.reset_index(names=origin)
+    answer.attrs["factors"] = fit.factors.reset_index().to_dict("records")
+    answer.attrs["reserve"] = {"reserve": fit.reserve, "standard_error": fit.standard_error}
+    answer.attrs["unpaid"] = fit.unpaid
+    answer.attrs["cumulative"] = fit.cumulative.to_dict("split")
+    return answer
 
 
 def _matrix(table: pd.DataFrame, plan: Plan) -> pd.DataFrame:

@@ -154,7 +154,8 @@ def _plan(select: exp.Select, scope: Scope, centres: Mapping[str, float]) -> Pla
         update={"where": where, "totals": tuple(totals.entries), "person": scope.person}
     )
     plan.question = Question.model_validate(question.model_dump())
-    if where != everybody.where or any(scope.leaves_out(axis) for axis in plan.question.axes):
+    partial = where != everybody.where or plan.finish == "triangle"
+    if partial or any(scope.leaves_out(axis) for axis in plan.question.axes):
         plan.everybody = everybody.model_copy(update={"person": scope.person})
     if plan.open_end is not None:
         plan.open_end = plan.open_end.model_copy(update={"where": where, "person": scope.person})

@@ -15,6 +15,7 @@ import numpy as np
 from sqlglot import exp
 
 from lab.errors import ConfigurationError
+from lab.queries.actuarial import LONGEST
 from lab.queries.questions import Axis, Question
 from lab.queries.sql_functions import Formula, Rung, Totals
 from lab.queries.sql_parse import MOST_LEVELS, Scope, call, function_name
@@ -167,9 +168,24 @@ def _triangle(totals: Totals, arguments: list[Any], axes: Axes) -> Plan:
     if len(arguments) != 3:
         raise ConfigurationError("query: triangle(amount, accident period, development period)")
     scope = totals.scope
-    plan = _laid_out(totals, "triangle", (scope.axis(arguments[1]), scope.axis(arguments[2])))
+    periods = [scope.axis(node).model_copy(update={"missing": False}) for node in arguments[1:]]
+    for axis in periods:
+        if not axis.levels or scope.contract.columns[axis.column].type != "integer":
+            raise ConfigurationError(
+                f"query: periods of a triangle are whole numbers with a range; '{axis.column}' has "
+                f"none in contract {scope.contract.name}"
+            )
+    plan = _laid_out(totals, "triangle", tuple(periods))
     plan.outputs["value"] = totals.sum(scope.column(arguments[0], number=True))
     return plan
+
+
+def is_calendar(origin: Axis, development: Axis) -> bool:
+    """Whether development is the calendar period of payment and not a lag: its numbers start with
+    those of the origins, or reach them where no lag does."""
+    origins, periods = ([float(v) for v in axis.levels] for axis in (origin, development))
+    first = min(origins)
+    return min(periods) >= first > 1 or max(periods) >= first > LONGEST
 
 
 def _survival(totals: Totals, arguments: list[Any], axes: Axes) -> Plan:

@@ -174,3 +174,58 @@ def test_a_number_of_few_rows_outside_is_held_back() -> None:
     text = "select histogram(days, 0, 5, 20) from leavers where days is not null and sex = 'f'"
     with desk(frame, Rules.read()) as opened:
         assert opened.ask(text).attrs["left_out"] is None
+
+
+PAYMENTS = Contract.model_validate(
+    {
+        "name": "payments",
+        "columns": {
+            "accident": {"type": "integer", "minimum": 2015, "maximum": 2018},
+            "year": {"type": "integer", "minimum": 2012, "maximum": 2020, "nullable": True},
+            "lag": {"type": "integer", "minimum": 1, "maximum": 5},
+            "paid": {"type": "number"},
+        },
+    }
+)
+
+
+def payments(rows: int = 600, seed: int = 1) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    accident = rng.integers(2015, 2019, rows)
+    lag = rng.integers(1, 2020 - accident)
+    paid = np.where(lag > 1, rng.gamma(2, 100, rows), 0.0)
+    return pd.DataFrame(
+        {"accident": accident, "year": accident + lag - 1.0, "lag": lag, "paid": paid}
+    )
+
+
+@pytest.mark.parametrize("development", ["year", "lag"])
+def test_a_triangle_starts_with_its_origins(development: str) -> None:
+    """Lags from 1, a first period without payments, a calendar that starts before the origins."""
+    frame = payments()
+    frame.loc[:19, "year"] = np.nan
+    used = frame.dropna(subset=[development])
+    with Desk.simulated(Holdings.of(dealt(frame), PAYMENTS, OPEN), Clear(OPEN)) as opened:
+        found = opened.ask(f"select triangle(paid, accident, {development}) from payments")
+    table = used.pivot_table(index="accident", columns="lag", values="paid", aggfunc="sum")
+    totals = table.cumsum(axis=1)
+    second, third = (totals[k + 1].sum() / totals[k][totals[k + 1].notna()].sum() for k in (2, 3))
+    wanted = [
+        totals.loc[2015, 4],
+        totals.loc[2016, 3] * third,
+        totals.loc[2017, 2] * second * third,
+    ]
+    np.testing.assert_allclose(found["ultimate"], [*wanted, np.nan])
+    assert found.attrs["unpaid"] == (2018,)
+    assert found.attrs["left_out"] == len(frame) - len(used)
+
+
+def test_payments_before_their_origin_are_refused() -> None:
+    frame = payments()
+    frame.loc[:19, "year"] = 2013.0
+    frame.loc[:19, "paid"] = 1.0
+    with (
+        Desk.simulated(Holdings.of(dealt(frame), PAYMENTS, OPEN), Clear(OPEN)) as opened,
+        pytest.raises(ModelError, match="'year' before their 'accident'"),
+    ):
+        opened.ask("select triangle(paid, accident, year) from payments")
