@@ -159,10 +159,11 @@ class Desk:
         if plan.centred:
             centres = self._centres(plan, noise)
             plan = sql.compile(text, contract, person, levels=self._levels, centres=centres)
-        ratios = any(f.operation != "total" for f in plan.formulas.values())
+        formulas = [*plan.formulas.values(), *([plan.having] if plan.having else [])]
+        ratios = any(formula.operation != "total" for formula in formulas)
         if self.rules.rounding.base > 1 and (ratios or plan.finish in CURVES):
             raise ConfigurationError(
-                "query: counts are rounded by the rules, so no ratio of them is answered; ask for "
+                "query: counts are rounded by the rules, so no ratio and no HAVING of them is answered; ask for "
                 "counts and sums"
             )
         if noise is not None:

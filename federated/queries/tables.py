@@ -12,8 +12,8 @@ from federated.queries.quantiles import Answering, quantile
 from lab.errors import ContractError, ModelError
 from lab.privacy.noise import draws
 from lab.queries import actuarial, cells
+from lab.queries.formulas import Formula
 from lab.queries.questions import ROWS, Question
-from lab.queries.sql_functions import Formula
 from lab.queries.whole_answers import CURVES, Plan, is_calendar
 from lab.sums import Floats
 from lab.tables.contracts import broken
@@ -39,11 +39,9 @@ def finished(desk: Answering, plan: Plan) -> pd.DataFrame:
     if plan.finish in CURVES:
         table, rows = curves.completed(desk, plan, table)
     table.attrs["left_out"] = _left_out(desk, plan, rows)
-    if plan.finish == "table":
-        return table
-    answer = _MADE[plan.finish](table, plan)
+    answer = table if plan.finish == "table" else _MADE[plan.finish](table, plan)
     answer.attrs |= table.attrs
-    return answer
+    return answer.rename(columns=plan.names)
 
 
 def _left_out(desk: Answering, plan: Plan, rows: Floats) -> int | None:
@@ -65,7 +63,7 @@ def _table(desk: Answering, plan: Plan) -> tuple[pd.DataFrame, Floats]:
         table = pd.DataFrame(index=range(1))
     formulas = plan.formulas
     shown, rows = np.ones(question.cells, dtype=bool), np.zeros(question.cells)
-    if formulas or plan.everybody is not None:
+    if formulas or plan.everybody is not None or plan.having is not None:
         shown, totals = desk.totals(question)
         masked = [np.where(shown, total, np.nan) for total in totals]
         rows = masked[0]
@@ -83,6 +81,9 @@ def _table(desk: Answering, plan: Plan) -> tuple[pd.DataFrame, Floats]:
         table[f"{name} from"], table[f"{name} to"] = low, high
     if plan.outputs:
         table = table[[*table.columns[: len(question.axes)], *_ordered(plan, table)]]
+    if plan.having is not None:
+        holds = np.broadcast_to(plan.having.value(masked) == 1, rows.shape)
+        table = table[holds].reset_index(drop=True)
     if plan.order is not None:
         name, falling = plan.order
         table = table.sort_values(name, ascending=not falling, kind="stable", ignore_index=True)

@@ -28,6 +28,7 @@ from lab.queries.sql_parse import (
     Scope,
     call,
     function_name,
+    nearest_case,
     never_empty,
     refusal,
     statement_of,
@@ -57,7 +58,7 @@ def compile(
     levels: finds the levels of a text column for which the contract lists none; centres: the public
     numbers that sums of squares are taken around (else 0).
     """
-    select = statement_of(text)
+    select = statement_of(text, contract.name)
     scope = Scope(contract, person, levels or (lambda column: ()))
     try:
         plan = _plan(select, scope, centres or {})
@@ -139,16 +140,18 @@ def _plan(select: exp.Select, scope: Scope, centres: Mapping[str, float]) -> Pla
     group = select.args.get("group") or exp.Group()
     if any(value for key, value in group.args.items() if key != "expressions"):
         raise refusal(group)
-    axes = tuple(scope.axis(node) for node in group.expressions)
+    groups = [_item(node, select.expressions, scope) for node in group.expressions]
+    axes = tuple(scope.axis(node) for node in groups)
     # 2. What of them, which collects the totals.
     totals = Totals(scope, centres)
-    if whole is not None:
+    items, having = SelectItems(totals, WHOLE), select.args.get("having")
+    if whole is not None and having is None:
         plan = alone(totals, whole, axes)
     else:
-        outputs = SelectItems(totals, WHOLE).outputs(select.expressions, group.expressions)
+        outputs = items.outputs(select.expressions, groups)
         plan = Plan(Question(table=table, axes=axes), outputs)
-        if names := [axis.column for axis in axes if axis.column in outputs]:
-            raise ConfigurationError(f"query: '{names[0]}' is a group; call the output otherwise")
+        plan.having = items.having(having.this, outputs) if having else None
+    _name_groups(plan, select.expressions, groups, scope)
     # 3. The question as the parties get it, checked again as a whole.
     question = plan.question.model_copy(
         update={"where": where, "totals": tuple(totals.entries), "person": scope.person}
@@ -160,7 +163,7 @@ def _plan(select: exp.Select, scope: Scope, centres: Mapping[str, float]) -> Pla
     if plan.open_end is not None:
         plan.open_end = plan.open_end.model_copy(update={"where": where, "person": scope.person})
     plan.centred = tuple(dict.fromkeys(totals.moments))
-    _lay_out(plan, select)
+    _lay_out(plan, select, groups, scope)
     return plan
 
 
@@ -177,14 +180,54 @@ def _complete(
     return Every(of=(*filled, *(() if where is None else (where,))))
 
 
-def _lay_out(plan: Plan, select: exp.Select) -> None:
+def _item(node: Any, items: list[Any], scope: Scope) -> Any:
+    """The item that a node of GROUP BY or ORDER BY speaks of: by its place, its alias or itself."""
+    if isinstance(node, exp.Literal) and not node.is_string:
+        place = int(node.name) if node.name.isdecimal() else 0
+        if not 1 <= place <= len(items):
+            raise ConfigurationError(
+                f"query: {node.name} is no place of an output; there are {len(items)}"
+            )
+        return items[place - 1].unalias()
+    aliases = {item.alias: item.unalias() for item in items if item.alias}
+    if isinstance(node, exp.Column):
+        columns = scope.contract.columns
+        if nearest_case(node.name, columns) not in columns:
+            return aliases.get(nearest_case(node.name, aliases), node)
+    return node
+
+
+def _name_groups(plan: Plan, items: list[Any], groups: list[Any], scope: Scope) -> None:
+    """Call groups as the analyst does."""
+    aliases = {scope.key(item.unalias()): item.alias for item in items if item.alias}
+    for axis, node in zip(plan.question.axes, groups, strict=False):  # a curve has one more
+        if (name := aliases.get(scope.key(node))) and name != axis.column:
+            plan.names[axis.column] = name
+    columns = [axis.column for axis in plan.question.axes]
+    names = [*columns, *plan.names.values()]
+    if plan.finish == "table" and (same := [name for name in names if name in plan.outputs]):
+        raise ConfigurationError(f"query: '{same[0]}' is a group; call the output otherwise")
+    if len(set(names)) < len(names):
+        raise ConfigurationError("query: two groups have one name; say AS")
+
+
+def _lay_out(plan: Plan, select: exp.Select, groups: list[Any], scope: Scope) -> None:
     """Take ORDER BY and LIMIT into the plan."""
     if select.args.get("order"):
         first, *more = select.args["order"].expressions
-        sql = first.this.sql(normalize_functions=False)
-        name = first.this.name if isinstance(first.this, exp.Column) else sql
-        names = [*plan.outputs, *(axis.column for axis in plan.question.axes)]
-        if more or name not in names or plan.finish != "table":
+        columns = {axis.column: axis.column for axis in plan.question.axes}
+        labels = {scope.key(node): c for node, c in zip(groups, columns, strict=False)} | columns
+        labels |= {alias: column for column, alias in plan.names.items()}
+        for item in select.expressions:
+            name = item.alias or item.sql(normalize_functions=False)
+            labels |= {scope.key(item.unalias()): name, name: name} if name in plan.outputs else {}
+        labels |= {name: name for name in plan.outputs}
+        node = first.this
+        if isinstance(node, exp.Literal):
+            node = _item(node, select.expressions, scope)
+        name = node.name if isinstance(node, exp.Column) else scope.key(node)
+        name = labels.get(nearest_case(name, labels), "")
+        if more or not name or plan.finish != "table":
             raise ConfigurationError("query: ORDER BY one column of the answer")
         plan.order = (name, bool(first.args.get("desc")))
     if select.args.get("limit"):

@@ -16,8 +16,9 @@ from sqlglot import exp
 
 from lab.errors import ConfigurationError
 from lab.queries.actuarial import LONGEST
+from lab.queries.formulas import Formula
 from lab.queries.questions import Axis, Question
-from lab.queries.sql_functions import Formula, Rung, Totals
+from lab.queries.sql_functions import Rung, Totals
 from lab.queries.sql_parse import MOST_LEVELS, Scope, call, function_name
 
 #: The end of an interval that holds everything from its start on; JSON has no infinity.
@@ -53,6 +54,10 @@ class Plan:
     centred: tuple[str, ...] = ()  # columns whose mean should be the centre of their sums
     order: tuple[str, bool] | None = None  # an output's name, descending
     limit: int | None = None
+    having: Formula | None = None  # 1 in the cells that stay, of released totals
+    names: dict[str, str] = field(
+        default_factory=dict
+    )  # grouping columns that are called otherwise
     everybody: Question | None = None
     open_end: Question | None = None
 
@@ -80,7 +85,7 @@ def whole_answer(nodes: list[Any]) -> exp.Anonymous | None:
         return None
     name = function_name(wholes[0])
     groups = name in BY_GROUP
-    others = [n for n in nodes if not (groups and isinstance(n, exp.Column))]
+    others = [n for n in nodes if not (groups and isinstance(n.unalias(), exp.Column))]
     if len(others) > 1:
         raise ConfigurationError(f"query: {name}() is a whole answer; ask it alone")
     return wholes[0]
