@@ -52,13 +52,13 @@ def query(
     lab query "select count(*), avg(disea) from rand_hie where hlthp = 1" --epsilon 0.5
     lab query "select idp, count(*) from rand_hie group by idp" --exchange exchange
     """
+    from federated.queries.holdings import experiment_of
     from federated.run import ask
-    from federated.study.experiment import Experiment
     from federated.study.result import with_names
     from lab.privacy.noise import Noise
     from lab.records import parse
 
-    settings = Experiment.read(experiment, changed(changes))
+    settings = experiment_of(experiment, changed(changes))
     noise = None
     if epsilon is not None:
         values = {"mechanism": "gaussian" if delta else "laplace", "epsilon": epsilon}

@@ -22,7 +22,7 @@ import pandas as pd
 from federated.app import client_app
 from federated.federation import Federation, Parties
 from federated.hiding.protocol import Protection
-from federated.queries.holdings import Holdings
+from federated.queries.holdings import Holdings, experiment_of
 from federated.queries.tables import finished
 from federated.study.experiment import Experiment
 from federated.study.simulation import protected
@@ -93,7 +93,7 @@ class Desk:
         runs: the folder in which the parties keep what they were asked; None for memory alone.
         """
         if not isinstance(experiment, Experiment):
-            experiment = Experiment.read(experiment, changes)
+            experiment = experiment_of(experiment, changes)
         if experiment.protection.sums == "masks":
             raise ConfigurationError(
                 "protection.sums = 'masks': the coordinator would see every total before the "

@@ -715,6 +715,16 @@ def test_lab_query_prints_a_table_the_rules_and_what_left(tmp_path: Path) -> Non
     assert "IN THE CLEAR" in done.stdout
 
 
+def test_a_question_needs_no_model(monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
+    file = tmp_path / "visits.toml"
+    file.write_text('name = "visits"\n[data]\nsource = "rand_hie"\n[protection]\nsums = "clear"\n')
+    text = "select count(*) from rand_hie"
+    assert typed(monkeypatch, text, "--experiment", file, "--csv", "--runs", tmp_path) == 0
+    assert capsys.readouterr().out.split() == ["count(*)", "20190.0"]
+    with Desk.on(file, runs=None) as opened:
+        assert opened.ask(text)["count(*)"].tolist() == [20190]
+
+
 def test_lab_query_json_is_one_object(monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
     assert typed(monkeypatch, VISITS, *CLEAR, "--runs", tmp_path, "--json") == 0
     told = json.loads(capsys.readouterr().out)
