@@ -111,13 +111,18 @@ def _print_answer(answer: Any, key_bits: int) -> None:
 def _footnotes(attributes: dict[str, Any], key_bits: int) -> list[str]:
     """What is hidden and by which rules, what more can be asked, and what left the parties."""
     hidden, receipt, noise = attributes["hidden"], attributes["receipt"], attributes["noise"]
-    lost = f"{hidden:,} of {attributes['cells']:,} cells hidden (·). " if hidden else ""
+    *kinds, last = attributes["hidden_by"]
+    by = f"{', '.join(kinds)} or {last}" if kinds else last
+    lost = (
+        f"{hidden:,} of {attributes['cells']:,} cells hidden (·), by the rules for {by}. "
+        if hidden
+        else ""
+    )
     protection = {"clear": "IN THE CLEAR", "paillier": f"under paillier, {key_bits} bits"}
-    more = f"each party can answer about {attributes['left']:,} more cells, at most"
     return [
         f"\n{lost}{attributes['rules']}",
         *_left_out(attributes["left_out"]),
-        *([more] if attributes["left"] is not None else []),
+        *_counters(attributes["asked"], attributes["left"]),
         f"left the parties: {len(receipt):,} messages, "
         f"{sum(line['values'] for line in receipt):,} values, "
         f"{sum(line['bytes'] for line in receipt):,} bytes, {protection[attributes['hiding']]}"
@@ -133,3 +138,12 @@ def _left_out(rows: int | None) -> list[str]:
             "rows that are empty or outside the intervals are in no cell; how many is held back"
         ]
     return [f"{rows:,} rows are in no cell shown: hidden, empty or outside"] * (rows != 0)
+
+
+def _counters(asked_cells: int | None, cells_left: int | None) -> list[str]:
+    """What the parties have been asked for, and how much more they can answer, in words."""
+    if asked_cells is None:
+        return []
+    return [
+        f"you have asked each party for {asked_cells:,} cells; it can answer about {cells_left:,} more, at most"
+    ]

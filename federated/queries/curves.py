@@ -22,19 +22,19 @@ def completed(desk: Answering, plan: Plan, table: pd.DataFrame) -> tuple[pd.Data
     :class:`ModelError` for times below 0, of which no curve tells anything.
     """
     if plan.open_end is not None:
-        shown, (leaving,) = desk.totals(plan.open_end)
-        hidden = table.attrs["hidden"] + int((~shown & table["leaving"].notna()).sum())
-        table = table.assign(leaving=np.where(shown, leaving, np.nan))
+        visible, (leaving,) = desk.totals(plan.open_end)
+        hidden = table.attrs["hidden"] + int((~visible & table["leaving"].notna()).sum())
+        table = table.assign(leaving=np.where(visible, leaving, np.nan))
         table.attrs["hidden"] = hidden
     rows = table["leaving"].to_numpy()
     if plan.everybody is None or table[["leaving", "events"]].isna().to_numpy().any():
         return table, rows
     margin = plan.question.model_copy(update={"axes": plan.question.axes[:-1], "totals": (ROWS,)})
-    shown, (everybody,) = desk.totals(margin)
+    visible, (everybody,) = desk.totals(margin)
     before = everybody.sum() - rows.sum()
-    if not shown.all() or before:
+    if not visible.all() or before:
         time = plan.question.axes[-1].column
-        number = f"{before:,.0f}" if shown.all() else "some"
+        number = f"{before:,.0f}" if visible.all() else "some"
         raise ModelError(
             f"{number} rows stand in no interval or group: a curve starts at 0, and '{time}' may "
             f"be below; add where {time} >= 0"
@@ -46,8 +46,8 @@ def _intervals(table: pd.DataFrame, plan: Plan) -> tuple[pd.DataFrame, str | Non
     """Totals with the start and the end of each interval of time, and the grouping column."""
     *groups, time = plan.question.axes
     bounds = [float(edge) for edge in plan.arguments]
-    named = dict(zip(time.names, pairwise(bounds), strict=False))
-    ends = [named.get(cell) or (cell - 1, cell) for cell in table[time.column]]
+    intervals = dict(zip(time.names, pairwise(bounds), strict=False))
+    ends = [intervals.get(cell) or (cell - 1, cell) for cell in table[time.column]]
     start, end = zip(*ends, strict=True)
     totals = table.drop(columns=time.column).assign(start=start, end=end)
     return totals, groups[0].column if groups else None

@@ -62,7 +62,7 @@ class Desk:
     ) -> None:
         self.federation, self.contract, self.rules = federation, contract, rules
         self.person, self._fault, self._grid = person, fault, grid
-        self._left: int | None = None
+        self._counters: dict[str, int] = {}
 
     @classmethod
     def simulated(
@@ -124,17 +124,19 @@ class Desk:
 
         Its ``attrs`` tell ``hidden`` and ``cells``, ``left_out``: rows in no cell that is shown,
         None where their number is held back, ``rules`` in words, ``hiding``, ``noise``,
-        ``seconds``, ``left``: how many more cells a party can answer, at most and on average, None
-        under noise, and ``receipt``: what left each party for this question.
+        ``seconds``, ``asked``: for how many cells this asker has asked a party so far, and ``left``:
+        how many more it can answer, at most, both on average and None under noise, ``hidden_by``:
+        the kinds of rules that can have hidden a cell of it; which did is not told, because that
+        would narrow what is hidden; and ``receipt``: what left each party for this question.
         """
-        started = time.perf_counter()
+        start = time.perf_counter()
         before = {party: len(lines) for party, lines in self.federation.receipts().items()}
-        self._left = None
+        self._counters = {}
         plan = self._plan(text, noise)
         if self._fault is not None and plan.finish != "violations":
             raise self._fault
         answer = finished(self, plan)
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - start
         answer.attrs |= {
             "left_out": answer.attrs.get("left_out", 0),
             "sql": text,
@@ -144,7 +146,8 @@ class Desk:
             "hiding": self.federation.protection.hiding,
             "noise": noise.model_dump() if noise else None,
             "seconds": seconds,
-            "left": self._left,
+            **{name: self._counters.get(name) for name in cells.COUNTERS},
+            "hidden_by": _rules(plan.question),
             "receipt": [
                 {"party": party, **asdict(line)}
                 for party, lines in self.federation.receipts().items()
@@ -174,8 +177,8 @@ class Desk:
         return plan
 
     def _levels(self, column: str) -> tuple[str, ...]:
-        (found,) = self.federation.levels(Task(target=column), (Feature(column=column),))
-        return found
+        (levels,) = self.federation.levels(Task(target=column), (Feature(column=column),))
+        return levels
 
     def _centres(self, plan: Plan, noise: Noise | None) -> dict[str, float]:
         """Public numbers near the middle: of the declared range under noise, else of the rows."""
@@ -187,13 +190,13 @@ class Desk:
         for column in plan.centred:
             totals.append(Total(kind="count", columns=(column,)))
             totals.append(Total(kind="sum", columns=(column,), centres=(0.0,)))
-        asked = plan.question.model_copy(update={"axes": (), "totals": tuple(totals)})
-        shown, found = self.totals(asked)
+        question = plan.question.model_copy(update={"axes": (), "totals": tuple(totals)})
+        visible, sums = self.totals(question)
         means = {
-            column: float(found[2 + 2 * k][0] / max(found[1 + 2 * k][0], 1.0))
+            column: float(sums[2 + 2 * k][0] / max(sums[1 + 2 * k][0], 1.0))
             for k, column in enumerate(plan.centred)
         }
-        return {c: float(f"{m:.9g}") if shown[0] else 0.0 for c, m in means.items()}
+        return {c: float(f"{m:.9g}") if visible[0] else 0.0 for c, m in means.items()}
 
     # Rounds of messages.
 
@@ -210,5 +213,16 @@ class Desk:
         """Which cells are shown, and each total in them (0 where hidden)."""
         released = self.sum("cells", question)
         if question.noise is None:
-            self._left = int(released.total("left")) // self.parties
+            self._counters = {
+                name: int(released.total(name)) // self.parties for name in cells.COUNTERS
+            }
         return released["shown"] > 0, [released[f"total {k}"] for k in range(len(question.totals))]
+
+
+def _rules(question: Question) -> tuple[str, ...]:
+    """The kinds of rules that can hide a cell of a question."""
+    if question.noise is not None:
+        return ("persons",)
+    amounts = any(total.kind == "sum" for total in question.totals)
+    kinds = {"persons": True, "parties": True, "amounts": amounts, "margins": bool(question.axes)}
+    return (*(kind for kind, holds in kinds.items() if holds), "earlier answers")

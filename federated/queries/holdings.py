@@ -34,9 +34,9 @@ def experiment_of(path: str | Path, changes: Mapping[str, Any] | None = None) ->
     """
     values, more = read_toml(Path(path)), dict(changes or {})
     for table, keys in OF_A_MODEL.items():
-        given = values.get(table, {})
+        part = values.get(table, {})
         for key, value in keys.items():
-            if isinstance(given, dict) and key not in given:
+            if isinstance(part, dict) and key not in part:
                 more.setdefault(f"{table}.{key}", value)
     return Experiment.read(path, more)
 

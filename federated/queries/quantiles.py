@@ -44,10 +44,10 @@ def quantile(desk: Answering, question: Question, rung: Rung) -> tuple[Floats, F
     somebody's value.
     """
     within = Total(kind="count", columns=(rung.column,))
-    shown, counts = desk.totals(question.model_copy(update={"totals": (ROWS, within)}))
+    visible, counts = desk.totals(question.model_copy(update={"totals": (ROWS, within)}))
     least = desk.rules.minimum_count.persons
-    low, high = np.full(len(shown), np.nan), np.full(len(shown), np.nan)
-    for cell in np.flatnonzero(shown & (counts[1] >= least)):
+    low, high = np.full(len(visible), np.nan), np.full(len(visible), np.nan)
+    for cell in np.flatnonzero(visible & (counts[1] >= least)):
         rows = float(counts[1][cell])
         rank = min(max(np.ceil(rung.share * rows), least), max(rows - least + 1, 1))
         ends = _climbed(desk, question.within(int(cell)), rung, rank, rows)
@@ -72,10 +72,10 @@ def _climbed(
     for _ in range(LADDERS):
         below = np.nextafter(inner, -np.inf)  # (below a, below b] is [a, b)
         axis = Axis(column=rung.column, edges=(-BEYOND, *below.tolist(), BEYOND))
-        shown, (rows,) = desk.totals(question.model_copy(update={"axes": (axis,)}))
+        visible, (rows,) = desk.totals(question.model_copy(update={"axes": (axis,)}))
         ends = np.concatenate([[-np.inf], inner, [np.inf]])
         sure = np.cumsum(rows)  # rows up to the end of each rung, at least and at most
-        most = sure + np.where(np.cumsum(~shown) > 0, count - sure[-1], 0)
+        most = sure + np.where(np.cumsum(~visible) > 0, count - sure[-1], 0)
         low = max(low, ends[(most < rank).sum()])
         high = min(high, ends[min((sure < rank).sum() + 1, len(rows))])
         inside = max(low, start), min(high, end)

@@ -50,8 +50,8 @@ def _left_out(desk: Answering, plan: Plan, rows: Floats) -> int | None:
         return 0
     if plan.question.noise is not None or desk.rules.rounding.base > 1:
         return None
-    shown, (everybody,) = desk.totals(plan.everybody)
-    return int(everybody[0] - np.nansum(rows)) if shown[0] else None
+    visible, (everybody,) = desk.totals(plan.everybody)
+    return int(everybody[0] - np.nansum(rows)) if visible[0] else None
 
 
 def _table(desk: Answering, plan: Plan) -> tuple[pd.DataFrame, Floats]:
@@ -62,10 +62,10 @@ def _table(desk: Answering, plan: Plan) -> tuple[pd.DataFrame, Floats]:
     if not question.axes:
         table = pd.DataFrame(index=range(1))
     formulas = plan.formulas
-    shown, rows = np.ones(question.cells, dtype=bool), np.zeros(question.cells)
+    visible, rows = np.ones(question.cells, dtype=bool), np.zeros(question.cells)
     if formulas or plan.everybody is not None or plan.having is not None:
-        shown, totals = desk.totals(question)
-        masked = [np.where(shown, total, np.nan) for total in totals]
+        visible, totals = desk.totals(question)
+        masked = [np.where(visible, total, np.nan) for total in totals]
         rows = masked[0]
         spread = _spread(desk, question, masked) if question.noise else None
         for name, formula in formulas.items():
@@ -76,7 +76,7 @@ def _table(desk: Answering, plan: Plan) -> tuple[pd.DataFrame, Floats]:
     for name, rung in plan.rungs.items():
         low, high = quantile(desk, question, rung)
         whole = desk.contract.columns[rung.column].type == "integer"
-        shown &= ~np.isnan(low)
+        visible &= ~np.isnan(low)
         table[name] = _middle(low, high, whole)
         table[f"{name} from"], table[f"{name} to"] = low, high
     if plan.outputs:
@@ -89,7 +89,7 @@ def _table(desk: Answering, plan: Plan) -> tuple[pd.DataFrame, Floats]:
         table = table.sort_values(name, ascending=not falling, kind="stable", ignore_index=True)
     if plan.limit is not None:
         table = table.head(plan.limit)
-    table.attrs |= {"cells": question.cells, "hidden": int((~shown).sum())}
+    table.attrs |= {"cells": question.cells, "hidden": int((~visible).sum())}
     return table, rows
 
 
@@ -129,51 +129,51 @@ def _interval(formula: Formula, spread: list[Floats]) -> tuple[Floats, Floats]:
     """Ends of the middle 95 % of what an output might be without the noise."""
     values = np.broadcast_to(formula.value(spread), spread[0].shape)
     low, high = np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
-    known = ~np.isnan(values).all(axis=0)
-    low[known], high[known] = np.nanquantile(values[:, known], [0.025, 0.975], axis=0)
+    defined = ~np.isnan(values).all(axis=0)
+    low[defined], high[defined] = np.nanquantile(values[:, defined], [0.025, 0.975], axis=0)
     return low, high
 
 
 def _violations(desk: Answering, plan: Plan) -> pd.DataFrame:
     rules = list(broken(pd.DataFrame(), desk.contract))
-    found = desk.sum("violations", plan.question, flags=len(rules))
+    totals = desk.sum("violations", plan.question, flags=len(rules))
     table = pd.DataFrame(rules, columns=["column", "rule"])
-    table["rows"] = np.where(found["shown"] > 0, found["rows"], np.nan)
-    table.attrs |= {"cells": len(rules), "hidden": int((found["shown"] == 0).sum())}
+    table["rows"] = np.where(totals["shown"] > 0, totals["rows"], np.nan)
+    table.attrs |= {"cells": len(rules), "hidden": int((totals["shown"] == 0).sum())}
     return table
 
 
 def _missing(desk: Answering, plan: Plan) -> pd.DataFrame:
     """Empty values by column, each asked by itself: one that few have hides no other."""
-    found = dict.fromkeys(plan.outputs, 0.0)
+    totals = dict.fromkeys(plan.outputs, 0.0)
     for total in plan.question.totals[1:]:
-        asked = plan.question.model_copy(update={"totals": (ROWS, total)})
-        shown, (rows, filled) = desk.totals(asked)
-        found[total.columns[0]] = float(rows[0] - filled[0]) if shown[0] else np.nan
-    table = pd.DataFrame({"column": list(found), "missing": list(found.values())})
+        question = plan.question.model_copy(update={"totals": (ROWS, total)})
+        visible, (rows, filled) = desk.totals(question)
+        totals[total.columns[0]] = float(rows[0] - filled[0]) if visible[0] else np.nan
+    table = pd.DataFrame({"column": list(totals), "missing": list(totals.values())})
     table.attrs |= {"cells": len(table), "hidden": int(table["missing"].isna().sum())}
     return table
 
 
 def _drift(desk: Answering, plan: Plan) -> pd.DataFrame:
     """The stability index of the parties against the market: its mean, and how many are beyond a line."""
-    shown, (counts, *_) = desk.totals(plan.question)
-    if not shown.any():
+    visible, (counts, *_) = desk.totals(plan.question)
+    if not visible.any():
         raise ContractError("drift: no cell of this column may be shown; take wider intervals")
     shares = counts / counts.sum()
-    found = desk.sum("drift", plan.question, {"shares": shares})
-    parties = found.total("parties")
+    totals = desk.sum("drift", plan.question, {"shares": shares})
+    parties = totals.total("parties")
     table = pd.DataFrame(
         {
             "column": plan.arguments[0],
             "parties": int(parties),
-            "mean index": found.total("index") / parties,
-            **{f"above {line}": int(found.total(name)) for name, line in cells.DRIFTS.items()},
+            "mean index": totals.total("index") / parties,
+            **{f"above {line}": int(totals.total(name)) for name, line in cells.DRIFTS.items()},
         },
         index=range(1),
     )
-    rows = np.where(shown, counts, np.nan)
-    table.attrs |= {"cells": plan.question.cells, "hidden": int((~shown).sum())}
+    rows = np.where(visible, counts, np.nan)
+    table.attrs |= {"cells": plan.question.cells, "hidden": int((~visible).sum())}
     table.attrs["left_out"] = _left_out(desk, plan, rows)
     return table
 
@@ -211,8 +211,8 @@ def _correlation(table: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     covariance = _matrix(table, plan)
     spread = np.sqrt(np.diag(covariance))
     with np.errstate(all="ignore"):
-        made = covariance.div(spread, axis=0).div(spread, axis=1)
-    return made.clip(-1, 1)
+        correlation = covariance.div(spread, axis=0).div(spread, axis=1)
+    return correlation.clip(-1, 1)
 
 
 _MADE = {

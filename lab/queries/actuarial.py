@@ -295,9 +295,9 @@ def _intervals(totals: pd.DataFrame, group: str | None) -> pd.DataFrame:
         )
     hidden = cells[cells["leaving"].isna() | cells["events"].isna()]
     if len(hidden):
-        named = zip(hidden["group"], hidden["start"], hidden["end"], strict=True)
+        places = zip(hidden["group"], hidden["start"], hidden["end"], strict=True)
         raise ModelError(
-            f"hidden: {_listed([f'{name} ({start:g}, {end:g}]' for name, start, end in named])};"
+            f"hidden: {_listed([f'{name} ({start:g}, {end:g}]' for name, start, end in places])};"
             " ask for wider intervals, fewer groups or more parties"
         )
     if not ((cells["events"] >= 0) & (cells["events"] <= cells["leaving"])).all():

@@ -217,8 +217,8 @@ class Question(Strict):
     @property
     def columns(self) -> set[str]:
         """Every column it looks at, but the person."""
-        asked = {axis.column for axis in self.axes} | set(mentioned(self.where))
-        return asked | {column for total in self.totals for column in total.columns}
+        columns = {axis.column for axis in self.axes} | set(mentioned(self.where))
+        return columns | {column for total in self.totals for column in total.columns}
 
     def within(self, cell: int) -> Question:
         """The same question about one of its cells, without groups and about the number of rows."""
@@ -297,8 +297,8 @@ def _truth(condition: Condition, frame: pd.DataFrame) -> tuple[Mask, Mask]:
                 holds = ~holds if operation == "<>" else holds
             else:
                 holds = _OPERATIONS[operation](series.to_numpy(dtype=np.float64), value)
-    known = frame[condition.column].notna().to_numpy()
-    return holds & known, ~holds & known
+    filled = frame[condition.column].notna().to_numpy()
+    return holds & filled, ~holds & filled
 
 
 def check(question: Question, contract: Contract, person: str | None) -> None:

@@ -199,12 +199,12 @@ class Scope:
                 high = Compare(column=column, operation="<=", value=self._value(node.args["high"]))
                 return Every(of=(low, high))
             case _ if type(node) in COMPARISONS:
-                operation, left, right = COMPARISONS[type(node)], node.this, node.expression
-                if isinstance(right, exp.Column):
-                    left, right = right, left
+                operation, subject, constant = COMPARISONS[type(node)], node.this, node.expression
+                if isinstance(constant, exp.Column):
+                    subject, constant = constant, subject
                     operation = _MIRRORED[operation]  # type: ignore[assignment]
-                column = self.column(left)
-                value = self._compared(column, right)
+                column = self.column(subject)
+                value = self._compared(column, constant)
                 return Compare(column=column, operation=operation, value=value)
         raise refusal(node)
 
