@@ -17,8 +17,10 @@ from federated.queries.holdings import Holdings
 from lab.errors import ConfigurationError, ModelError
 from lab.privacy.disclosure import Rules
 from lab.privacy.noise import Noise
+from lab.queries.questions import Axis, Compare
+from lab.queries.sql_plan import belongs
 from lab.tables.contracts import Contract
-from tests.federated.queries.test_desk import OPEN, dealt
+from tests.federated.queries.test_desk import OPEN, dealt, questions
 
 CONTRACT = Contract.model_validate(
     {
@@ -229,3 +231,27 @@ def test_payments_before_their_origin_are_refused() -> None:
         pytest.raises(ModelError, match="'year' before their 'accident'"),
     ):
         opened.ask("select triangle(paid, accident, year) from payments")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "select sex, survival(days, died, 0, 5, 10) from leavers where months > 3 group by sex",
+        "select log_rank(days, died, 0, 5, 10) from leavers group by sex",
+        "select survival(months, died) from leavers",
+        "select cut(days, 0, 5), count(*) from leavers where months > 3 group by 1",
+        "select correlation(days, months) from leavers",
+        "select drift(days, 0, 5, 10) from leavers",
+    ],
+)
+def test_all_that_is_asked_for_an_answer_belongs_to_it(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A party that has approved the text answers each of its questions, and no wider one."""
+    with desk(leavers(600, 7)) as opened:
+        for question in questions(opened, text, monkeypatch):
+            assert belongs(question, text, CONTRACT, None)
+            where = Compare(column="status", operation="=", value=0.0)
+            assert not belongs(question.model_copy(update={"where": where}), text, CONTRACT, None)
+            wider = Axis(column="months", edges=(0.0, 12.0, 24.0))
+            assert not belongs(question.model_copy(update={"axes": (wider,)}), text, CONTRACT, None)
