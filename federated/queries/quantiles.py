@@ -70,7 +70,8 @@ def _climbed(
     start, end = rung.low, float(np.nextafter(rung.high, np.inf))
     inner = _first(start, end)
     for _ in range(LADDERS):
-        below = np.nextafter(inner, -np.inf)  # (below a, below b] is [a, b)
+        with np.errstate(under="ignore"):  # below 0 is the least number that there is
+            below = np.nextafter(inner, -np.inf)  # (below a, below b] is [a, b)
         axis = Axis(column=rung.column, edges=(-BEYOND, *below.tolist(), BEYOND))
         visible, (rows,) = desk.totals(question.model_copy(update={"axes": (axis,)}))
         ends = np.concatenate([[-np.inf], inner, [np.inf]])

@@ -634,8 +634,8 @@ def test_the_receipt_tells_what_left_each_party_and_no_rows(asked: Desk) -> None
     for line in receipt:
         assert line["rows"] == 0
         assert line["statistic"] == "cells"
-        # Rows, the sum, its sensitivity, parties and vetoes, of each of 9 cells; cells that are left.
-        assert (line["arrays"], line["values"], line["bytes"]) == (6, 46, 368)
+        # Rows, the sum, its sensitivity, parties and vetoes, of each of 9 cells; cells asked for and left.
+        assert (line["arrays"], line["values"], line["bytes"]) == (7, 47, 376)
 
 
 # With the rules that are shipped.
