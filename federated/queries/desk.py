@@ -31,6 +31,7 @@ from lab.errors import ConfigurationError, ContractError
 from lab.models.design import Feature
 from lab.models.glm import Task
 from lab.privacy.disclosure import Rules, words
+from lab.privacy.joining import Opened, by_statistic
 from lab.privacy.noise import Noise
 from lab.queries import cells
 from lab.queries import sql_plan as sql
@@ -63,6 +64,7 @@ class Desk:
         self.federation, self.contract, self.rules = federation, contract, rules
         self.person, self._fault, self._grid = person, fault, grid
         self._counters: dict[str, int] = {}
+        self._opened: list[Opened] = []
 
     @classmethod
     def simulated(
@@ -127,11 +129,12 @@ class Desk:
         ``seconds``, ``asked``: for how many cells this asker has asked a party so far, and ``left``:
         how many more it can answer, at most, both on average and None under noise, ``hidden_by``:
         the kinds of rules that can have hidden a cell of it; which did is not told, because that
-        would narrow what is hidden; and ``receipt``: what left each party for this question.
+        would narrow what is hidden; ``opened``: what was told of the totals; and ``receipt``: what
+        left each party for this question.
         """
         start = time.perf_counter()
         before = {party: len(lines) for party, lines in self.federation.receipts().items()}
-        self._counters = {}
+        self._counters, self._opened = {}, []
         plan = self._plan(text, noise)
         if self._fault is not None and plan.finish != "violations":
             raise self._fault
@@ -148,6 +151,7 @@ class Desk:
             "seconds": seconds,
             **{name: self._counters.get(name) for name in cells.COUNTERS},
             "hidden_by": _rules(plan.question),
+            "opened": [vars(line) for line in by_statistic(self._opened)],
             "receipt": [
                 {"party": party, **asdict(line)}
                 for party, lines in self.federation.receipts().items()
@@ -207,7 +211,14 @@ class Desk:
 
     def sum(self, statistic: str, question: Question, arrays: Any = None, **more: Any) -> Sums:
         """What is released of a statistic of a question."""
-        return self.federation.sum(statistic, arrays, question=question, rules=self.rules, **more)
+        released = self.federation.sum(
+            statistic, arrays, question=question, rules=self.rules, **more
+        )
+        if "shown" in released.arrays:
+            numbers = int(released["shown"].sum()) * max(len(question.totals), 1)
+            fewest = int(released.total("fewest")) if "fewest" in released.arrays else 0
+            self._opened.append(Opened(statistic, numbers, fewest or None))
+        return released
 
     def totals(self, question: Question) -> tuple[Any, list[Floats]]:
         """Which cells are shown, and each total in them (0 where hidden)."""
