@@ -52,13 +52,13 @@ def query(
     lab query "select count(*), avg(disea) from rand_hie where hlthp = 1" --epsilon 0.5
     lab query "select idp, count(*) from rand_hie group by idp" --exchange exchange
     """
+    from federated.queries.holdings import experiment_of
     from federated.run import ask
-    from federated.study.experiment import Experiment
     from federated.study.result import with_names
     from lab.privacy.noise import Noise
     from lab.records import parse
 
-    settings = Experiment.read(experiment, changed(changes))
+    settings = experiment_of(experiment, changed(changes))
     noise = None
     if epsilon is not None:
         values = {"mechanism": "gaussian" if delta else "laplace", "epsilon": epsilon}
@@ -101,6 +101,9 @@ def _print_answer(answer: Any, key_bits: int) -> None:
         if name in attributes:
             line = ", ".join(f"{k} {shown(v)}" for k, v in attributes[name].items())
             console.print(line, highlight=False)
+    if unpaid := attributes.get("unpaid"):
+        origins = ", ".join(map(str, unpaid))
+        console.print(f"nothing is paid yet of {origins}: no reserve, and none in the sum")
     for line in _footnotes(attributes, key_bits):
         console.print(line, style="dim", highlight=False, soft_wrap=True)
 
@@ -108,15 +111,39 @@ def _print_answer(answer: Any, key_bits: int) -> None:
 def _footnotes(attributes: dict[str, Any], key_bits: int) -> list[str]:
     """What is hidden and by which rules, what more can be asked, and what left the parties."""
     hidden, receipt, noise = attributes["hidden"], attributes["receipt"], attributes["noise"]
-    lost = f"{hidden:,} of {attributes['cells']:,} cells hidden (·). " if hidden else ""
+    *kinds, last = attributes["hidden_by"]
+    by = f"{', '.join(kinds)} or {last}" if kinds else last
+    lost = (
+        f"{hidden:,} of {attributes['cells']:,} cells hidden (·), by the rules for {by}. "
+        if hidden
+        else ""
+    )
     protection = {"clear": "IN THE CLEAR", "paillier": f"under paillier, {key_bits} bits"}
-    more = f"each party can answer about {attributes['left']:,} more cells, at most"
     return [
         f"\n{lost}{attributes['rules']}",
-        *([more] if attributes["left"] is not None else []),
+        *_left_out(attributes["left_out"]),
+        *_counters(attributes["asked"], attributes["left"]),
         f"left the parties: {len(receipt):,} messages, "
         f"{sum(line['values'] for line in receipt):,} values, "
         f"{sum(line['bytes'] for line in receipt):,} bytes, {protection[attributes['hiding']]}"
         + (f", noise of epsilon {noise['epsilon']:g} by each party" if noise else "")
         + f", no record; {attributes['seconds']:.1f} s",
+    ]
+
+
+def _left_out(rows: int | None) -> list[str]:
+    """What an answer does not speak of, in words."""
+    if rows is None:
+        return [
+            "rows that are empty or outside the intervals are in no cell; how many is held back"
+        ]
+    return [f"{rows:,} rows are in no cell shown: hidden, empty or outside"] * (rows != 0)
+
+
+def _counters(asked_cells: int | None, cells_left: int | None) -> list[str]:
+    """What the parties have been asked for, and how much more they can answer, in words."""
+    if asked_cells is None:
+        return []
+    return [
+        f"you have asked each party for {asked_cells:,} cells; it can answer about {cells_left:,} more, at most"
     ]

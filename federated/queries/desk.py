@@ -22,7 +22,7 @@ import pandas as pd
 from federated.app import client_app
 from federated.federation import Federation, Parties
 from federated.hiding.protocol import Protection
-from federated.queries.holdings import Holdings
+from federated.queries.holdings import Holdings, experiment_of
 from federated.queries.tables import finished
 from federated.study.experiment import Experiment
 from federated.study.simulation import protected
@@ -36,6 +36,7 @@ from lab.privacy.noise import Noise
 from lab.queries import cells
 from lab.queries import sql_plan as sql
 from lab.queries.questions import ROWS, Question, Total
+from lab.queries.whole_answers import CURVES, Plan
 from lab.sums import Floats, Sums
 from lab.tables.contracts import Contract
 
@@ -62,7 +63,7 @@ class Desk:
     ) -> None:
         self.federation, self.contract, self.rules = federation, contract, rules
         self.person, self._fault, self._grid = person, fault, grid
-        self._left: int | None = None
+        self._counters: dict[str, int] = {}
         self._opened: list[Opened] = []
 
     @classmethod
@@ -94,7 +95,7 @@ class Desk:
         runs: the folder in which the parties keep what they were asked; None for memory alone.
         """
         if not isinstance(experiment, Experiment):
-            experiment = Experiment.read(experiment, changes)
+            experiment = experiment_of(experiment, changes)
         if experiment.protection.sums == "masks":
             raise ConfigurationError(
                 "protection.sums = 'masks': the coordinator would see every total before the "
@@ -123,19 +124,24 @@ class Desk:
     def ask(self, text: str, *, noise: Noise | None = None) -> pd.DataFrame:
         """The answer: a row for each cell (or as the question's function says), NaN where hidden.
 
-        Its ``attrs`` tell ``hidden`` and ``cells``, ``rules`` in words, ``hiding``, ``noise``,
-        ``seconds``, ``left``: how many more cells a party can answer, at most and on average, None
-        under noise, ``opened``: what was told of the totals, and ``receipt``: what left each party for this question.
+        Its ``attrs`` tell ``hidden`` and ``cells``, ``left_out``: rows in no cell that is shown,
+        None where their number is held back, ``rules`` in words, ``hiding``, ``noise``,
+        ``seconds``, ``asked``: for how many cells this asker has asked a party so far, and ``left``:
+        how many more it can answer, at most, both on average and None under noise, ``hidden_by``:
+        the kinds of rules that can have hidden a cell of it; which did is not told, because that
+        would narrow what is hidden; ``opened``: what was told of the totals; and ``receipt``: what
+        left each party for this question.
         """
-        started = time.perf_counter()
+        start = time.perf_counter()
         before = {party: len(lines) for party, lines in self.federation.receipts().items()}
-        self._left, self._opened = None, []
+        self._counters, self._opened = {}, []
         plan = self._plan(text, noise)
         if self._fault is not None and plan.finish != "violations":
             raise self._fault
         answer = finished(self, plan)
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - start
         answer.attrs |= {
+            "left_out": answer.attrs.get("left_out", 0),
             "sql": text,
             "rules": NOISED.format(self.rules.minimum_count.persons)
             if noise
@@ -143,7 +149,8 @@ class Desk:
             "hiding": self.federation.protection.hiding,
             "noise": noise.model_dump() if noise else None,
             "seconds": seconds,
-            "left": self._left,
+            **{name: self._counters.get(name) for name in cells.COUNTERS},
+            "hidden_by": _rules(plan.question),
             "opened": [vars(line) for line in by_statistic(self._opened)],
             "receipt": [
                 {"party": party, **asdict(line)}
@@ -153,30 +160,31 @@ class Desk:
         }
         return answer
 
-    def _plan(self, text: str, noise: Noise | None) -> sql.Plan:
+    def _plan(self, text: str, noise: Noise | None) -> Plan:
         contract, person = self.contract, self.person
         plan = sql.compile(text, contract, person, levels=self._levels)
         if plan.centred:
             centres = self._centres(plan, noise)
             plan = sql.compile(text, contract, person, levels=self._levels, centres=centres)
-        rounded = self.rules.rounding.base > 1
-        if rounded and any(f.operation != "total" for f in plan.formulas.values()):
+        formulas = [*plan.formulas.values(), *([plan.having] if plan.having else [])]
+        ratios = any(formula.operation != "total" for formula in formulas)
+        if self.rules.rounding.base > 1 and (ratios or plan.finish in CURVES):
             raise ConfigurationError(
-                "query: counts are rounded by the rules, so no ratio of them is answered; ask for "
+                "query: counts are rounded by the rules, so no ratio and no HAVING of them is answered; ask for "
                 "counts and sums"
             )
         if noise is not None:
-            if plan.rungs or plan.finish in ("drift", "violations"):
+            if plan.rungs or plan.finish in (*CURVES, "triangle", "drift", "violations"):
                 raise ConfigurationError("query: noise is for counts and sums; ask this without")
             plan.question = plan.question.model_copy(update={"noise": noise})
             cells.releases(plan.question, contract.columns)  # needs bounds: say so before asking
         return plan
 
     def _levels(self, column: str) -> tuple[str, ...]:
-        (found,) = self.federation.levels(Task(target=column), (Feature(column=column),))
-        return found
+        (levels,) = self.federation.levels(Task(target=column), (Feature(column=column),))
+        return levels
 
-    def _centres(self, plan: sql.Plan, noise: Noise | None) -> dict[str, float]:
+    def _centres(self, plan: Plan, noise: Noise | None) -> dict[str, float]:
         """Public numbers near the middle: of the declared range under noise, else of the rows."""
         if noise is not None:
             columns = self.contract.columns
@@ -186,13 +194,13 @@ class Desk:
         for column in plan.centred:
             totals.append(Total(kind="count", columns=(column,)))
             totals.append(Total(kind="sum", columns=(column,), centres=(0.0,)))
-        asked = plan.question.model_copy(update={"axes": (), "totals": tuple(totals)})
-        shown, found = self.totals(asked)
+        question = plan.question.model_copy(update={"axes": (), "totals": tuple(totals)})
+        visible, sums = self.totals(question)
         means = {
-            column: float(found[2 + 2 * k][0] / max(found[1 + 2 * k][0], 1.0))
+            column: float(sums[2 + 2 * k][0] / max(sums[1 + 2 * k][0], 1.0))
             for k, column in enumerate(plan.centred)
         }
-        return {c: float(f"{m:.9g}") if shown[0] else 0.0 for c, m in means.items()}
+        return {c: float(f"{m:.9g}") if visible[0] else 0.0 for c, m in means.items()}
 
     # Rounds of messages.
 
@@ -216,5 +224,16 @@ class Desk:
         """Which cells are shown, and each total in them (0 where hidden)."""
         released = self.sum("cells", question)
         if question.noise is None:
-            self._left = int(released.total("left")) // self.parties
+            self._counters = {
+                name: int(released.total(name)) // self.parties for name in cells.COUNTERS
+            }
         return released["shown"] > 0, [released[f"total {k}"] for k in range(len(question.totals))]
+
+
+def _rules(question: Question) -> tuple[str, ...]:
+    """The kinds of rules that can hide a cell of a question."""
+    if question.noise is not None:
+        return ("persons",)
+    amounts = any(total.kind == "sum" for total in question.totals)
+    kinds = {"persons": True, "parties": True, "amounts": amounts, "margins": bool(question.axes)}
+    return (*(kind for kind, holds in kinds.items() if holds), "earlier answers")

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,9 +18,27 @@ from federated.study.experiment import Experiment
 from lab.errors import ConfigurationError, ContractError
 from lab.privacy.disclosure import Rules
 from lab.queries.query_table import Budget, QueryTable
+from lab.records import read_toml
 from lab.tables.contracts import Contract, check
 from lab.tables.partition import deal
 from lab.tables.sources import unchecked
+
+#: What a file must say for a model, and need not for a question.
+OF_A_MODEL = {"model": {"kind": "glm"}, "data": {"target": ""}}
+
+
+def experiment_of(path: str | Path, changes: Mapping[str, Any] | None = None) -> Experiment:
+    """The experiment file of a question, which needs neither ``[model]`` nor ``data.target``.
+
+    changes: dotted keys, as ``--set``. Raises as :meth:`Experiment.read`.
+    """
+    values, more = read_toml(Path(path)), dict(changes or {})
+    for table, keys in OF_A_MODEL.items():
+        part = values.get(table, {})
+        for key, value in keys.items():
+            if isinstance(part, dict) and key not in part:
+                more.setdefault(f"{table}.{key}", value)
+    return Experiment.read(path, more)
 
 
 @dataclass(frozen=True)

@@ -36,27 +36,30 @@ class Answering(Protocol):
 
 
 def quantile(desk: Answering, question: Question, rung: Rung) -> tuple[Floats, Floats]:
-    """Ends of the interval that holds the quantile of each cell, NaN where hidden.
+    """Ends of the interval that holds the quantile of each cell, NaN where hidden, or where the
+    interval would say no more than the range in which it was looked for.
 
     Everything follows from tables that are released like any other. The rank is moved from the
     ends until the minimum of persons lies on either side: 0 and 1 ask for bounds, and not for
     somebody's value.
     """
     within = Total(kind="count", columns=(rung.column,))
-    shown, counts = desk.totals(question.model_copy(update={"totals": (ROWS, within)}))
+    visible, counts = desk.totals(question.model_copy(update={"totals": (ROWS, within)}))
     least = desk.rules.minimum_count.persons
-    low, high = np.full(len(shown), np.nan), np.full(len(shown), np.nan)
-    for cell in np.flatnonzero(shown & (counts[1] >= least)):
-        held = float(counts[1][cell])
-        rank = min(max(np.ceil(rung.share * held), least), max(held - least + 1, 1))
-        low[cell], high[cell] = _climbed(desk, question.within(int(cell)), rung, rank, held)
+    low, high = np.full(len(visible), np.nan), np.full(len(visible), np.nan)
+    for cell in np.flatnonzero(visible & (counts[1] >= least)):
+        rows = float(counts[1][cell])
+        rank = min(max(np.ceil(rung.share * rows), least), max(rows - least + 1, 1))
+        ends = _climbed(desk, question.within(int(cell)), rung, rank, rows)
+        if ends[0] > rung.low or ends[1] <= rung.high:
+            low[cell], high[cell] = ends
     return low, high
 
 
 def _climbed(
-    desk: Answering, question: Question, rung: Rung, rank: float, held: float
+    desk: Answering, question: Question, rung: Rung, rank: float, count: float
 ) -> tuple[float, float]:
-    """The interval of a rank among ``held`` rows, narrowed by ladders of released counts.
+    """The interval of a rank among ``count`` rows, narrowed by ladders of released counts.
 
     Each round puts a ladder where the rank is, or one of fewer rungs where too many were hidden,
     whose rows may be anywhere among them, until it is narrow enough or nothing helps.
@@ -67,11 +70,13 @@ def _climbed(
     start, end = rung.low, float(np.nextafter(rung.high, np.inf))
     inner = _first(start, end)
     for _ in range(LADDERS):
-        axis = Axis(column=rung.column, edges=(-BEYOND, *inner.tolist(), BEYOND))
-        shown, (rows,) = desk.totals(question.model_copy(update={"axes": (axis,)}))
+        with np.errstate(under="ignore"):  # below 0 is the least number that there is
+            below = np.nextafter(inner, -np.inf)  # (below a, below b] is [a, b)
+        axis = Axis(column=rung.column, edges=(-BEYOND, *below.tolist(), BEYOND))
+        visible, (rows,) = desk.totals(question.model_copy(update={"axes": (axis,)}))
         ends = np.concatenate([[-np.inf], inner, [np.inf]])
         sure = np.cumsum(rows)  # rows up to the end of each rung, at least and at most
-        most = sure + np.where(np.cumsum(~shown) > 0, held - sure[-1], 0)
+        most = sure + np.where(np.cumsum(~visible) > 0, count - sure[-1], 0)
         low = max(low, ends[(most < rank).sum()])
         high = min(high, ends[min((sure < rank).sum() + 1, len(rows))])
         inside = max(low, start), min(high, end)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from itertools import pairwise, product
+from itertools import product
 
 import numpy as np
 import pandas as pd
 
+from federated.queries import curves
 from federated.queries.quantiles import Answering, quantile
-from lab.errors import ConfigurationError, ContractError
+from lab.errors import ContractError, ModelError
 from lab.privacy.noise import draws
 from lab.queries import actuarial, cells
-from lab.queries import sql_plan as sql
+from lab.queries.formulas import Formula
 from lab.queries.questions import ROWS, Question
-from lab.queries.sql_functions import Formula
+from lab.queries.whole_answers import CURVES, Plan, is_calendar
 from lab.sums import Floats
 from lab.tables.contracts import broken
 
@@ -21,7 +22,12 @@ from lab.tables.contracts import broken
 DRAWS, HELD = 2_000, 4_000_000
 
 
-def finished(desk: Answering, plan: sql.Plan) -> pd.DataFrame:
+def finished(desk: Answering, plan: Plan) -> pd.DataFrame:
+    """The answer to a planned question, NaN where hidden.
+
+    Its ``attrs`` tell ``cells``, ``hidden`` and ``left_out``: rows that are in no cell that is
+    shown, None where their number is held back.
+    """
     match plan.finish:
         case "violations":
             return _violations(desk, plan)
@@ -29,26 +35,38 @@ def finished(desk: Answering, plan: sql.Plan) -> pd.DataFrame:
             return _drift(desk, plan)
         case "missing":
             return _missing(desk, plan)
-    table = _table(desk, plan)
-    told = dict(table.attrs)
-    if plan.finish != "table":
-        table = _MADE[plan.finish](table, plan)
-        table.attrs |= told
-    return table
+    table, rows = _table(desk, plan)
+    if plan.finish in CURVES:
+        table, rows = curves.completed(desk, plan, table)
+    table.attrs["left_out"] = _left_out(desk, plan, rows)
+    answer = table if plan.finish == "table" else _MADE[plan.finish](table, plan)
+    answer.attrs |= table.attrs
+    return answer.rename(columns=plan.names)
 
 
-def _table(desk: Answering, plan: sql.Plan) -> pd.DataFrame:
-    """A row for each cell, a column for each group and each output."""
+def _left_out(desk: Answering, plan: Plan, rows: Floats) -> int | None:
+    """How many of the rows asked about are not among those of the cells; NaN is hidden."""
+    if plan.everybody is None:
+        return 0
+    if plan.question.noise is not None or desk.rules.rounding.base > 1:
+        return None
+    visible, (everybody,) = desk.totals(plan.everybody)
+    return int(everybody[0] - np.nansum(rows)) if visible[0] else None
+
+
+def _table(desk: Answering, plan: Plan) -> tuple[pd.DataFrame, Floats]:
+    """A row for each cell, a column for each group and each output; and the rows of each cell."""
     question = plan.question
     names = [axis.names for axis in question.axes]
     table = pd.DataFrame(list(product(*names)), columns=[a.column for a in question.axes])
     if not question.axes:
         table = pd.DataFrame(index=range(1))
     formulas = plan.formulas
-    shown = np.ones(question.cells, dtype=bool)
-    if formulas:
-        shown, totals = desk.totals(question)
-        masked = [np.where(shown, total, np.nan) for total in totals]
+    visible, rows = np.ones(question.cells, dtype=bool), np.zeros(question.cells)
+    if formulas or plan.everybody is not None or plan.having is not None:
+        visible, totals = desk.totals(question)
+        masked = [np.where(visible, total, np.nan) for total in totals]
+        rows = masked[0]
         spread = _spread(desk, question, masked) if question.noise else None
         for name, formula in formulas.items():
             table[name] = formula.value(masked)
@@ -58,21 +76,24 @@ def _table(desk: Answering, plan: sql.Plan) -> pd.DataFrame:
     for name, rung in plan.rungs.items():
         low, high = quantile(desk, question, rung)
         whole = desk.contract.columns[rung.column].type == "integer"
-        shown &= ~np.isnan(low)
+        visible &= ~np.isnan(low)
         table[name] = _middle(low, high, whole)
         table[f"{name} from"], table[f"{name} to"] = low, high
     if plan.outputs:
         table = table[[*table.columns[: len(question.axes)], *_ordered(plan, table)]]
+    if plan.having is not None:
+        holds = np.broadcast_to(plan.having.value(masked) == 1, rows.shape)
+        table = table[holds].reset_index(drop=True)
     if plan.order is not None:
         name, falling = plan.order
         table = table.sort_values(name, ascending=not falling, kind="stable", ignore_index=True)
     if plan.limit is not None:
         table = table.head(plan.limit)
-    table.attrs |= {"cells": question.cells, "hidden": int((~shown).sum())}
-    return table
+    table.attrs |= {"cells": question.cells, "hidden": int((~visible).sum())}
+    return table, rows
 
 
-def _ordered(plan: sql.Plan, table: pd.DataFrame) -> list[str]:
+def _ordered(plan: Plan, table: pd.DataFrame) -> list[str]:
     """Outputs in the order in which they were asked, each with its interval."""
     return [
         column
@@ -108,117 +129,96 @@ def _interval(formula: Formula, spread: list[Floats]) -> tuple[Floats, Floats]:
     """Ends of the middle 95 % of what an output might be without the noise."""
     values = np.broadcast_to(formula.value(spread), spread[0].shape)
     low, high = np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
-    known = ~np.isnan(values).all(axis=0)
-    low[known], high[known] = np.nanquantile(values[:, known], [0.025, 0.975], axis=0)
+    defined = ~np.isnan(values).all(axis=0)
+    low[defined], high[defined] = np.nanquantile(values[:, defined], [0.025, 0.975], axis=0)
     return low, high
 
 
-def _violations(desk: Answering, plan: sql.Plan) -> pd.DataFrame:
+def _violations(desk: Answering, plan: Plan) -> pd.DataFrame:
     rules = list(broken(pd.DataFrame(), desk.contract))
-    found = desk.sum("violations", plan.question, flags=len(rules))
+    totals = desk.sum("violations", plan.question, flags=len(rules))
     table = pd.DataFrame(rules, columns=["column", "rule"])
-    table["rows"] = np.where(found["shown"] > 0, found["rows"], np.nan)
-    table.attrs |= {"cells": len(rules), "hidden": int((found["shown"] == 0).sum())}
+    table["rows"] = np.where(totals["shown"] > 0, totals["rows"], np.nan)
+    table.attrs |= {"cells": len(rules), "hidden": int((totals["shown"] == 0).sum())}
     return table
 
 
-def _missing(desk: Answering, plan: sql.Plan) -> pd.DataFrame:
+def _missing(desk: Answering, plan: Plan) -> pd.DataFrame:
     """Empty values by column, each asked by itself: one that few have hides no other."""
-    found = dict.fromkeys(plan.outputs, 0.0)
+    totals = dict.fromkeys(plan.outputs, 0.0)
     for total in plan.question.totals[1:]:
-        asked = plan.question.model_copy(update={"totals": (ROWS, total)})
-        shown, (rows, filled) = desk.totals(asked)
-        found[total.columns[0]] = float(rows[0] - filled[0]) if shown[0] else np.nan
-    table = pd.DataFrame({"column": list(found), "missing": list(found.values())})
+        question = plan.question.model_copy(update={"totals": (ROWS, total)})
+        visible, (rows, filled) = desk.totals(question)
+        totals[total.columns[0]] = float(rows[0] - filled[0]) if visible[0] else np.nan
+    table = pd.DataFrame({"column": list(totals), "missing": list(totals.values())})
     table.attrs |= {"cells": len(table), "hidden": int(table["missing"].isna().sum())}
     return table
 
 
-def _drift(desk: Answering, plan: sql.Plan) -> pd.DataFrame:
+def _drift(desk: Answering, plan: Plan) -> pd.DataFrame:
     """The stability index of the parties against the market: its mean, and how many are beyond a line."""
-    shown, (counts, *_) = desk.totals(plan.question)
-    if not shown.any():
+    visible, (counts, *_) = desk.totals(plan.question)
+    if not visible.any():
         raise ContractError("drift: no cell of this column may be shown; take wider intervals")
     shares = counts / counts.sum()
-    found = desk.sum("drift", plan.question, {"shares": shares})
-    parties = found.total("parties")
+    totals = desk.sum("drift", plan.question, {"shares": shares})
+    parties = totals.total("parties")
     table = pd.DataFrame(
         {
             "column": plan.arguments[0],
             "parties": int(parties),
-            "mean index": found.total("index") / parties,
-            **{f"above {line}": int(found.total(name)) for name, line in cells.DRIFTS.items()},
+            "mean index": totals.total("index") / parties,
+            **{f"above {line}": int(totals.total(name)) for name, line in cells.DRIFTS.items()},
         },
         index=range(1),
     )
-    table.attrs |= {"cells": plan.question.cells, "hidden": int((~shown).sum())}
+    rows = np.where(visible, counts, np.nan)
+    table.attrs |= {"cells": plan.question.cells, "hidden": int((~visible).sum())}
+    table.attrs["left_out"] = _left_out(desk, plan, rows)
     return table
 
 
-def _triangle(table: pd.DataFrame, plan: sql.Plan) -> pd.DataFrame:
+def _triangle(table: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     """Latest, ultimate and reserve by origin; the factors and the triangle are in ``attrs``."""
     origin, development = (axis.column for axis in plan.question.axes)
-    named = {origin: "origin", development: "development"}
-    first = table[origin].min()
-    calendar = table[development].min() >= first > 1
+    cells = table.rename(columns={origin: "origin", development: "development"})
+    calendar = is_calendar(*plan.question.axes)
     if calendar:
-        table = table[table[development] >= table[origin]]
-    found = actuarial.triangle(table.rename(columns=named), "calendar" if calendar else "age")
-    made = found.ultimates.reset_index(names=origin)
-    made.attrs["factors"] = found.factors.reset_index().to_dict("records")
-    made.attrs["reserve"] = {"reserve": found.reserve, "standard_error": found.standard_error}
-    made.attrs["cumulative"] = found.cumulative.to_dict("split")
-    return made
+        early = cells["development"] < cells["origin"]
+        if (cells[early]["value"].fillna(0) != 0).any():
+            raise ModelError(
+                f"amounts with a '{development}' before their '{origin}': a triangle starts with its "
+                "origins; leave such rows out with WHERE"
+            )
+        cells = cells[~early]
+    fit = actuarial.triangle(cells, "calendar" if calendar else "age")
+    answer = fit.ultimates.reset_index(names=origin)
+    answer.attrs["factors"] = fit.factors.reset_index().to_dict("records")
+    answer.attrs["reserve"] = {"reserve": fit.reserve, "standard_error": fit.standard_error}
+    answer.attrs["unpaid"] = fit.unpaid
+    answer.attrs["cumulative"] = fit.cumulative.to_dict("split")
+    return answer
 
 
-def _intervals(table: pd.DataFrame, plan: sql.Plan) -> tuple[pd.DataFrame, str | None]:
-    """Totals with the start and the end of each interval of time, and the grouping column."""
-    *groups, time = plan.question.axes
-    bounds = [float(edge) for edge in plan.arguments]
-    named = dict(zip(time.names, pairwise(bounds), strict=False))
-    ends = [named.get(cell) or (cell - 1, cell) for cell in table[time.column]]
-    start, end = zip(*ends, strict=True)
-    totals = table.drop(columns=time.column).assign(start=start, end=end)
-    return totals, groups[0].column if groups else None
-
-
-def _survival(table: pd.DataFrame, plan: sql.Plan) -> pd.DataFrame:
-    totals, group = _intervals(table, plan)
-    found = actuarial.survival(totals, group)
-    made = (
-        found.curve.rename(columns={"group": group}) if group else found.curve.drop(columns="group")
-    )
-    made.attrs["medians"] = {str(name): float(median) for name, median in found.medians.items()}
-    return made
-
-
-def _log_rank(table: pd.DataFrame, plan: sql.Plan) -> pd.DataFrame:
-    totals, group = _intervals(table, plan)
-    if group is None:
-        raise ConfigurationError("query: log_rank(time, event) compares groups: add GROUP BY")
-    statistic, df, p = actuarial.log_rank(totals, group)
-    return pd.DataFrame({"chi2": statistic, "df": df, "p": p}, index=range(1))
-
-
-def _matrix(table: pd.DataFrame, plan: sql.Plan) -> pd.DataFrame:
+def _matrix(table: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     names = list(plan.arguments)
     values = {name: float(table[name].iloc[0]) for name in plan.outputs}
     full = [[values.get(f"{a} {b}", values.get(f"{b} {a}")) for b in names] for a in names]
     return pd.DataFrame(full, index=pd.Index(names), columns=names, dtype=float)
 
 
-def _correlation(table: pd.DataFrame, plan: sql.Plan) -> pd.DataFrame:
+def _correlation(table: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     covariance = _matrix(table, plan)
     spread = np.sqrt(np.diag(covariance))
     with np.errstate(all="ignore"):
-        made = covariance.div(spread, axis=0).div(spread, axis=1)
-    return made.clip(-1, 1)
+        correlation = covariance.div(spread, axis=0).div(spread, axis=1)
+    return correlation.clip(-1, 1)
 
 
 _MADE = {
     "triangle": _triangle,
-    "survival": _survival,
-    "log_rank": _log_rank,
+    "survival": curves.survival,
+    "log_rank": curves.log_rank,
     "matrix": _matrix,
     "correlation": _correlation,
 }

@@ -33,10 +33,11 @@ class Triangle:
     """A run-off triangle and its chain ladder, in the unit of the values.
 
     ``incremental``, ``cumulative``: origin × age, NaN after the ``latest`` calendar period, origin
-    + age. ``factors``: by age, ``factor`` to the next age and ``to_ultimate``; the table's last
-    age is ultimate, there is no tail. ``ultimates``: by origin, ``latest``, ``ultimate``,
-    ``reserve``, Mack's ``standard_error``. ``reserve``, ``standard_error``: of all origins; the
-    errors of origins share the factors and do not add up as squares.
+    + age less the first age. ``factors``: by age, ``factor`` to the next age and ``to_ultimate``;
+    the table's last age is ultimate, there is no tail. ``ultimates``: by origin, ``latest``,
+    ``ultimate``, ``reserve``, Mack's ``standard_error``; NaN for the ``unpaid``, of which nothing
+    is paid yet. ``reserve``, ``standard_error``: of all other origins; the errors of
+    origins share the factors and do not add up as squares.
     """
 
     incremental: pd.DataFrame
@@ -46,20 +47,21 @@ class Triangle:
     reserve: float
     standard_error: float
     latest: int
+    unpaid: tuple[int, ...] = ()
 
 
 def triangle(totals: pd.DataFrame, development: Literal["age", "calendar"] = "age") -> Triangle:
     """The volume-weighted chain ladder of incremental totals.
 
     ``totals``: columns ``origin``, ``development``, ``value``; periods of one width, numbered by
-    whole numbers. ``development`` is the age 0, 1, 2, … or the ``calendar`` period of payment. The
-    latest period is the last one with a value other than 0: zeros and NaN after it are the future.
-    Standard errors are NaN in a triangle too small for Mack's σ, where fewer than two origins
-    reach age 2 (or the last age, if that is 1).
+    whole numbers. ``development`` is the age, of which the least is an origin's first, or the
+    ``calendar`` period of payment. The latest period is the last one with a value other than 0:
+    zeros and NaN after it are the future. Standard errors are NaN in a triangle too small for
+    Mack's σ, where fewer than two origins reach age 2 (or the last age, if that is 1), and where an
+    origin starts at 0, for which he has no variance.
 
-    Raises :class:`ModelError` for a hidden or missing cell up to the latest period, and for an
-    origin with nothing paid yet, which the library would leave out of the factors;
-    :class:`ContractError` for a table of another form. Source: Mack, "Distribution-free
+    Raises :class:`ModelError` for a hidden or missing cell up to the latest period, for totals below
+    0, and for an origin that has paid at an age at which none before it had; :class:`ContractError` for a table of another form. Source: Mack, "Distribution-free
     calculation of the standard error of chain ladder reserve estimates", ASTIN Bulletin 23 (1993),
     with his σ of the last factor; computed by chainladder.
     """
@@ -68,48 +70,67 @@ def triangle(totals: pd.DataFrame, development: Literal["age", "calendar"] = "ag
     steps = cumulative.shape[1] - 1
     if steps == 0:
         raise ModelError("the totals reach only one age; a factor needs two")
-    if unpaid := _places(cumulative <= 0):
+    if negative := _places(cumulative < 0):
         raise ModelError(
-            f"totals of 0 or less up to {_listed(unpaid)}: no factor leads on from there; ask for"
+            f"totals below 0 up to {_listed(negative)}: no factor leads on from there; ask for"
             " wider periods or other origins"
         )
-    fit = _chain_ladder(cumulative, latest)
-    # The library takes a σ it cannot estimate for 0, and writes an error of 0 as NaN.
-    estimable = cumulative[min(2, steps)].count() >= 2
-    ultimates = _ultimates(cumulative, fit)
-    total_error = np.nan_to_num(fit.total_mack_std_err_.to_numpy()).item()
-    if not estimable:
-        ultimates["standard_error"], total_error = np.nan, float("nan")
+    paid = cumulative[cumulative.ffill(axis=1).iloc[:, -1] > 0]
+    factors = _factors(paid)
+    if (cumulative == 0).any(axis=None):
+        errors, total_error = pd.Series(np.nan, paid.index), float("nan")
+    else:
+        errors, total_error = _mack(cumulative, latest)
+    ultimates = _ultimates(paid, factors).assign(standard_error=errors).reindex(cumulative.index)
+    unpaid = cumulative.index.difference(paid.index)
+    ultimates.loc[unpaid, "latest"] = 0.0
     return Triangle(
         incremental,
         cumulative,
-        factors=pd.DataFrame(
-            {
-                "factor": _estimates(fit, "ldf_")[0, :steps],
-                "to_ultimate": _estimates(fit, "cdf_")[0, :steps],
-            },
-            index=cumulative.columns[:-1],
-        ),
-        ultimates=ultimates,
+        factors,
+        ultimates,
         reserve=float(ultimates["reserve"].sum()),
         standard_error=total_error,
         latest=latest,
+        unpaid=tuple(int(origin) for origin in unpaid),
     )
 
 
-def _ultimates(cumulative: pd.DataFrame, fit: Any) -> pd.DataFrame:
-    """By origin: the latest total, the ultimate one, the reserve between them and its error."""
+def _factors(cumulative: pd.DataFrame) -> pd.DataFrame:
+    """Volume-weighted factors by age, each of the origins that have reached the next age; NaN where
+    none of them has paid anything yet."""
+    steps = cumulative.columns[:-1]
+    values = cumulative.to_numpy()
+    reached = ~np.isnan(values[:, 1:])
+    start = np.where(reached, values[:, :-1], 0.0).sum(axis=0)
+    factor = np.nansum(values[:, 1:], axis=0) / np.where(start > 0, start, np.nan)
+    to_ultimate = np.cumprod(factor[::-1])[::-1]
+    return pd.DataFrame({"factor": factor, "to_ultimate": to_ultimate}, index=steps)
+
+
+def _ultimates(cumulative: pd.DataFrame, factors: pd.DataFrame) -> pd.DataFrame:
+    """By origin: the latest total, the ultimate one, the reserve between them. Raises
+    :class:`ModelError` where an origin has paid earlier than all before it."""
     latest = cumulative.ffill(axis=1).iloc[:, -1]
-    ultimate = _estimates(fit, "ultimate_")[: len(cumulative), -1]
-    error = np.nan_to_num(_estimates(fit, "mack_std_err_")[: len(cumulative), -1])
-    return pd.DataFrame(
-        {
-            "latest": latest,
-            "ultimate": ultimate,
-            "reserve": ultimate - latest,
-            "standard_error": error,
-        }
-    )
+    age = cumulative.notna().sum(axis=1).to_numpy() - 1
+    ultimate = latest * np.append(factors["to_ultimate"], 1.0)[age]
+    if early := ultimate.index[ultimate.isna()].tolist():
+        raise ModelError(
+            f"no factor leads on from origin {early[0]}: no origin before it had paid at its age; "
+            "ask for wider periods"
+        )
+    return pd.DataFrame({"latest": latest, "ultimate": ultimate, "reserve": ultimate - latest})
+
+
+def _mack(cumulative: pd.DataFrame, latest: int) -> tuple[pd.Series[float], float]:
+    """Mack's standard errors by origin, and of all."""
+    fit = _chain_ladder(cumulative.set_axis(range(cumulative.shape[1]), axis=1), latest)
+    # The library takes a σ it cannot estimate for 0, and writes an error of 0 as NaN.
+    if cumulative.iloc[:, min(2, cumulative.shape[1] - 1)].count() < 2:
+        return pd.Series(np.nan, cumulative.index), float("nan")
+    errors = np.nan_to_num(_estimates(fit, "mack_std_err_")[: len(cumulative), -1])
+    total = np.nan_to_num(fit.total_mack_std_err_.to_numpy()).item()
+    return pd.Series(errors, cumulative.index), total
 
 
 def _estimates(fit: Any, name: str) -> Floats:
@@ -124,13 +145,15 @@ def _observed(totals: pd.DataFrame, development: str) -> tuple[pd.DataFrame, int
     if (place % 1).any() or len(np.unique(place, axis=0)) < len(place):
         raise ContractError("origin and development must be whole numbers, each pair in one row")
     origin, age = place.astype(np.int64).T
+    first_age = 0 if development == "calendar" else int(age.min())
     if development == "calendar":
         age = age - origin
-    if (age < 0).any():
+    if age.min() < 0:
         raise ContractError("development must not come before its origin")
     paid = np.nan_to_num(value) != 0
     if not paid.any():
         raise ModelError("every cell of the triangle is 0 or hidden; ask for wider periods")
+    age = age - first_age
     latest, first = int((origin + age)[paid].max()), int(origin.min())
     if latest - first >= LONGEST:
         raise ModelError(
@@ -141,8 +164,8 @@ def _observed(totals: pd.DataFrame, development: str) -> tuple[pd.DataFrame, int
     table = np.full((len(origins), len(ages)), np.nan)
     past = origin + age <= latest
     table[origin[past] - first, age[past]] = value[past]
-    frame = pd.DataFrame(table, origins, ages)
-    reached = np.add.outer(origins.to_numpy(), ages.to_numpy()) <= latest
+    frame = pd.DataFrame(table, origins, (ages + first_age).rename("age"))
+    reached = np.add.outer(np.asarray(origins), np.asarray(ages)) <= latest
     if hidden := _places(frame.isna() & reached):
         raise ModelError(
             f"hidden or missing in the triangle up to period {latest}: {_listed(hidden)}; ask for"
@@ -272,9 +295,9 @@ def _intervals(totals: pd.DataFrame, group: str | None) -> pd.DataFrame:
         )
     hidden = cells[cells["leaving"].isna() | cells["events"].isna()]
     if len(hidden):
-        named = zip(hidden["group"], hidden["start"], hidden["end"], strict=True)
+        places = zip(hidden["group"], hidden["start"], hidden["end"], strict=True)
         raise ModelError(
-            f"hidden: {_listed([f'{name} ({start:g}, {end:g}]' for name, start, end in named])};"
+            f"hidden: {_listed([f'{name} ({start:g}, {end:g}]' for name, start, end in places])};"
             " ask for wider intervals, fewer groups or more parties"
         )
     if not ((cells["events"] >= 0) & (cells["events"] <= cells["leaving"])).all():

@@ -28,6 +28,8 @@ Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 #: Name, size and format of each array of a contribution.
 Form = dict[str, tuple[int, Limit]]
+#: Cells that a party has been asked for by who asks, and those that it can answer still.
+COUNTERS = ("asked", "left")
 #: Lines of the population stability index that people act on: some drift, much drift.
 DRIFTS = {"some": 0.1, "much": 0.25}
 
@@ -41,7 +43,8 @@ def form(question: Question) -> Form:
         if question.noise is None and total != ROWS:
             arrays[f"sensitivity {k}"] = (size, SENSITIVITY)
     if question.noise is None:
-        arrays |= {"parties": (size, FLAG), "vetoes": (size, FLAG), "left": (1, HEADS)}
+        arrays |= {"parties": (size, FLAG), "vetoes": (size, FLAG)}
+        arrays |= dict.fromkeys(COUNTERS, (1, HEADS))
         if question.person is not None:
             arrays["persons"] = (size, HEADS)
     return arrays
@@ -53,10 +56,10 @@ def _limit(total: Total) -> Limit:
     return AMOUNT if len(total.columns) == 1 else MOMENT
 
 
-def sums(agreed: Form, arrays: Mapping[str, Floats], rows: int) -> Sums:
-    """Arrays as a contribution of the agreed form."""
-    limits = {name: limit for name, (_, limit) in agreed.items()}
-    return Sums({name: arrays[name] for name in agreed}, limits, rows)
+def sums(layout: Form, arrays: Mapping[str, Floats], rows: int) -> Sums:
+    """Arrays as a contribution of the form of the question."""
+    limits = {name: limit for name, (_, limit) in layout.items()}
+    return Sums({name: arrays[name] for name in layout}, limits, rows)
 
 
 # What a party takes from its rows.
@@ -73,7 +76,7 @@ def plain(
     """A contribution without noise.
 
     frame: all rows; persons: who each belongs to (None: each row is a person); codes: the cell of
-    each row; vetoed: bool (cells,). Returns the arrays of `form` but ``left``.
+    each row; vetoed: bool (cells,). Returns the arrays of `form` but `COUNTERS`.
     """
     inside, cells = codes != OUTSIDE, question.cells
     at = codes[inside]
@@ -86,12 +89,12 @@ def plain(
         values = total.values(frame)[inside]
         arrays[f"total {k}"] = np.bincount(at, values, cells).astype(np.float64)
         if total != ROWS:
-            found = _sensitivity(values, member, home, cells, rules)
+            bound = _sensitivity(values, member, home, cells, rules)
             if len(total.columns) == 1 and any(total.centres):  # which is public, and so is the
                 plain = total.model_copy(update={"centres": (0.0,)})  # sum around 0 with the rows
                 own = plain.values(frame)[inside]
-                found = np.maximum(found, _sensitivity(own, member, home, cells, rules))
-            arrays[f"sensitivity {k}"] = _upwards(found)
+                bound = np.maximum(bound, _sensitivity(own, member, home, cells, rules))
+            arrays[f"sensitivity {k}"] = _upwards(bound)
     return arrays
 
 
@@ -172,7 +175,8 @@ def release(question: Question, rules: Rules, totals: Sums) -> Sums:
     released = {"shown": (~hidden).astype(float)}
     if question.noise is None:
         persons = totals["persons" if question.person is not None else names[0]][~hidden]
-        released |= {"left": totals["left"], "fewest": np.array([persons.min(initial=np.inf)])}
+        released |= {name: totals[name] for name in COUNTERS}
+        released["fewest"] = np.array([persons.min(initial=np.inf)])
         released["fewest"][np.isinf(released["fewest"])] = 0.0
     for name, total in zip(names, question.totals, strict=True):
         values = rounded(totals[name], rules) if total.kind == "count" else totals[name]
@@ -182,13 +186,13 @@ def release(question: Question, rules: Rules, totals: Sums) -> Sums:
 
 def _hidden(question: Question, rules: Rules, totals: Sums) -> Mask:
     shape = question.shape or (1,)
-    marked = [k for k, total in enumerate(question.totals) if total != ROWS]
+    amounts = [k for k, total in enumerate(question.totals) if total != ROWS]
     cells = Cells(
         persons=totals["persons" if question.person is not None else "total 0"].reshape(shape),
         parties=totals["parties"].reshape(shape),
         vetoes=np.zeros(shape),
-        amounts={str(k): totals[f"total {k}"].reshape(shape) for k in marked},
-        sensitivity={str(k): totals[f"sensitivity {k}"].reshape(shape) for k in marked},
+        amounts={str(k): totals[f"total {k}"].reshape(shape) for k in amounts},
+        sensitivity={str(k): totals[f"sensitivity {k}"].reshape(shape) for k in amounts},
     )
     vetoed = totals["vetoes"] > 0  # guarded by each party's history, against margins as well
     return suppressed(cells, rules).ravel() | vetoed
@@ -197,9 +201,9 @@ def _hidden(question: Question, rules: Rules, totals: Sums) -> Mask:
 def release_flags(rules: Rules, totals: Sums) -> Sums:
     """Rows by broken rule; a rule that few rows or few parties break is not shown, none is 0."""
     rows, parties = totals["rows"], totals["parties"]
-    shown = (rows >= rules.minimum_count.persons) & (parties >= rules.minimum_parties.parties)
-    shown |= rows == 0
-    return _public({"shown": shown.astype(float), "rows": np.where(shown, rows, 0.0)})
+    public = (rows >= rules.minimum_count.persons) & (parties >= rules.minimum_parties.parties)
+    public |= rows == 0
+    return _public({"shown": public.astype(float), "rows": np.where(public, rows, 0.0)})
 
 
 def release_drift(rules: Rules, totals: Sums) -> Sums:

@@ -27,7 +27,7 @@ from lab.queries.actuarial import stability_index
 from lab.queries.parts import by_value
 from lab.queries.questions import Question, check
 from lab.records import Strict
-from lab.sums import Floats, Sums
+from lab.sums import HEADS, Floats, Sums
 from lab.tables.contracts import Contract, broken
 
 #: The file of counters, and the refusals that are no rule's, over all runs, after which a party
@@ -96,18 +96,19 @@ class QueryTable:
             raise PolicyError("this party has no budget for noised answers")
         return PrivacyBudget(self.folder / "budget.db", self.budget.epsilon, self.budget.delta)
 
-    def answer(self, asked: Mapping[str, Any]) -> Sums:
+    def answer(self, request: Mapping[str, Any]) -> Sums:
         """This party's contribution to an answer.
 
         Raises :class:`PolicyError` for what its contract, its rules or its budget do not allow.
         """
-        question = self._read(asked)
+        question = self._read(request)
         codes = question.codes(self.frame)
         if question.noise is not None:
             return self._with_noise(question, codes)
         vetoed = self._admitted(question, codes)
         arrays = cells.plain(question, self.frame, self.persons, codes, vetoed, self.rules)
-        arrays["left"] = np.array([float(self._left())])
+        count = min(self.counters.of(f"cells {self.asker}"), int(HEADS.bound))
+        arrays |= {"asked": np.array([float(count)]), "left": np.array([float(self._left())])}
         return cells.sums(cells.form(question), arrays, int((codes != OUTSIDE).sum()))
 
     def _admitted(self, question: Question, codes: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -118,7 +119,7 @@ class QueryTable:
         the history as well.
         """
         splits = []
-        for parts, count in self._told(question, codes):
+        for parts, count in self._splits(question, codes):
             part = np.full(len(codes), OUTSIDE, dtype=np.int64)
             inside = (codes != OUTSIDE) & (parts != OUTSIDE)
             part[inside], keys = pd.factorize(codes[inside] * count + parts[inside])
@@ -129,11 +130,11 @@ class QueryTable:
     def _left(self) -> int:
         """Cells that this party can still answer to this asker, at most, to two digits: the exact
         number would tell how many were vetoed."""
-        left = self.history.left(self.rules.minimum_difference.persons)
+        count = self.history.left(self.rules.minimum_difference.persons)
         if self.quota is not None:
-            left = min(left, self.quota - self.counters.of(f"cells {self.asker}"))
-        step: int = 10 ** max(len(str(left)) - 2, 0)
-        return left // step * step
+            count = min(count, self.quota - self.counters.of(f"cells {self.asker}"))
+        step: int = 10 ** max(len(str(count)) - 2, 0)
+        return count // step * step
 
     def _charge(self, count: int) -> None:
         """Count the cells of a question against its asker's quota."""
@@ -166,7 +167,7 @@ class QueryTable:
         part = by_value(codes, value, persons, self.rules.minimum_difference.persons)
         return part, int(part.max(initial=0)) + 1
 
-    def _told(
+    def _splits(
         self, question: Question, codes: NDArray[np.int64]
     ) -> Iterator[tuple[NDArray[np.int64], int]]:
         """How the totals of a question split its cells: the part of each row, and how many."""
@@ -183,14 +184,14 @@ class QueryTable:
         for column in sorted(factors):
             yield self._by_value(codes, self.frame[column])
 
-    def _read(self, asked: Mapping[str, Any]) -> Question:
+    def _read(self, request: Mapping[str, Any]) -> Question:
         """The question, if it is asked under this party's rules, within its contract and its asker's
         quota."""
-        if asked["rules"] != json.loads(self.rules.model_dump_json()):
+        if request["rules"] != json.loads(self.rules.model_dump_json()):
             raise PolicyError(
                 "asked under other disclosure rules than this party's; it keeps its own"
             )
-        question = Question.model_validate(asked["question"])
+        question = Question.model_validate(request["question"])
         check(question, self.contract, self.person)
         if self.noised and question.noise is None:
             raise PolicyError("this party answers with noise alone; give an epsilon")
@@ -233,24 +234,24 @@ class QueryTable:
             with (self.folder / "receipt.jsonl").open("a", encoding="utf-8") as receipt:
                 receipt.write(json.dumps(line) + "\n")
 
-    def violations(self, asked: Mapping[str, Any]) -> Sums:
+    def violations(self, request: Mapping[str, Any]) -> Sums:
         """Rows that break each rule of the contract, of the table as it came."""
-        self._without_noise(self._read(asked))
+        self._without_noise(self._read(request))
         counts = broken(self.frame if self.raw is None else self.raw, self.contract)
         return cells.sums(cells.flag_form(len(counts)), cells.flagged(counts), 0)
 
-    def drift(self, asked: Mapping[str, Any], shares: Floats) -> Sums:
+    def drift(self, request: Mapping[str, Any], shares: Floats) -> Sums:
         """How far this party's distribution over the question's cells is from the market's, where
         its history lets it tell: an index of small cells, asked often, is their counts. So is one
         from shares that somebody chooses, and the market has but one share of each cell."""
-        question = self._read(asked)
+        question = self._read(request)
         self._without_noise(question)
         codes = question.codes(self.frame)
-        told = ~self._admitted(question, codes)
-        counts = np.bincount(codes[codes != OUTSIDE], minlength=question.cells)[told]
-        rows, known = int(counts.sum()), shares[told]
-        split = np.where((codes != OUTSIDE) & np.append(told, False)[codes], codes, OUTSIDE)
-        if not self.history.once(split, hashlib.sha256(known.astype("<f8").tobytes()).hexdigest()):
+        visible = ~self._admitted(question, codes)
+        counts = np.bincount(codes[codes != OUTSIDE], minlength=question.cells)[visible]
+        rows, market = int(counts.sum()), shares[visible]
+        split = np.where((codes != OUTSIDE) & np.append(visible, False)[codes], codes, OUTSIDE)
+        if not self.history.once(split, hashlib.sha256(market.astype("<f8").tobytes()).hexdigest()):
             raise PolicyError("drift from other shares than before would tell this party's own")
-        index = stability_index(known, counts, rows) if rows and known.sum() > 0 else None
+        index = stability_index(market, counts, rows) if rows and market.sum() > 0 else None
         return cells.sums(cells.DRIFT_FORM, cells.drifted(index), 0)

@@ -7,6 +7,7 @@ of two. Everything else an analyst wants is arithmetic on the totals, made by hi
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, Self, Union
@@ -77,7 +78,8 @@ for _model in (Not, Every, Some):
 
 
 class Axis(Strict):
-    """A grouping column: its levels, or edges of intervals ``[a, b)`` of which the last is closed."""
+    """A grouping column: its levels, or edges of intervals ``(a, b]``, of which the first has both
+    its edges; the cuts of an experiment are closed on the right as well."""
 
     column: str
     levels: tuple[Value, ...] = ()
@@ -101,10 +103,10 @@ class Axis(Strict):
     @property
     def names(self) -> list[Any]:
         """What each cell is called; intervals are `pandas.Interval`, a missing value None."""
-        shown: list[Any] = list(self.levels)
-        for low, high in zip(self.edges, self.edges[1:], strict=False):
-            shown.append(pd.Interval(low, high, "both" if high == self.edges[-1] else "left"))
-        return shown + [None] * self.missing
+        names: list[Any] = list(self.levels)
+        for low, high in itertools.pairwise(self.edges):
+            names.append(pd.Interval(low, high, "both" if low == self.edges[0] else "right"))
+        return names + [None] * self.missing
 
     def condition(self, place: int) -> Condition:
         """What the rows of one of its cells keep."""
@@ -112,12 +114,11 @@ class Axis(Strict):
             return Empty(column=self.column)
         if self.levels:
             return Compare(column=self.column, operation="=", value=self.levels[place])
-        last = place == len(self.edges) - 2
         low, high = self.edges[place], self.edges[place + 1]
         return Every(
             of=(
-                Compare(column=self.column, operation=">=", value=low),
-                Compare(column=self.column, operation="<=" if last else "<", value=high),
+                Compare(column=self.column, operation=">" if place else ">=", value=low),
+                Compare(column=self.column, operation="<=", value=high),
             )
         )
 
@@ -125,8 +126,8 @@ class Axis(Strict):
         """The cell of each row, `OUTSIDE` where it is in none."""
         if self.edges:
             values = column.to_numpy(dtype=np.float64)
-            codes = np.searchsorted(self.edges, values, side="right") - 1
-            codes[values == self.edges[-1]] = len(self.edges) - 2
+            codes = np.searchsorted(self.edges, values, side="left") - 1
+            codes[values == self.edges[0]] = 0
             codes = np.where(codes >= len(self.edges) - 1, OUTSIDE, codes)
             gone = np.isnan(values)
         elif isinstance(column.dtype, pd.CategoricalDtype):
@@ -216,8 +217,8 @@ class Question(Strict):
     @property
     def columns(self) -> set[str]:
         """Every column it looks at, but the person."""
-        asked = {axis.column for axis in self.axes} | set(mentioned(self.where))
-        return asked | {column for total in self.totals for column in total.columns}
+        columns = {axis.column for axis in self.axes} | set(mentioned(self.where))
+        return columns | {column for total in self.totals for column in total.columns}
 
     def within(self, cell: int) -> Question:
         """The same question about one of its cells, without groups and about the number of rows."""
@@ -296,8 +297,8 @@ def _truth(condition: Condition, frame: pd.DataFrame) -> tuple[Mask, Mask]:
                 holds = ~holds if operation == "<>" else holds
             else:
                 holds = _OPERATIONS[operation](series.to_numpy(dtype=np.float64), value)
-    known = frame[condition.column].notna().to_numpy()
-    return holds & known, ~holds & known
+    filled = frame[condition.column].notna().to_numpy()
+    return holds & filled, ~holds & filled
 
 
 def check(question: Question, contract: Contract, person: str | None) -> None:

@@ -7,7 +7,7 @@ the way. Errors are those of `lab.queries.sql_parse`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,66 +15,21 @@ import numpy as np
 from sqlglot import exp
 
 from lab.errors import ConfigurationError
-from lab.queries.actuarial import rate
+from lab.queries.formulas import Formula
 from lab.queries.questions import ROWS, Total
-from lab.queries.sql_parse import Scope, call, refusal
+from lab.queries.sql_parse import COMPARISONS, Scope, call, nearest_case, refusal
 from lab.records import nearest
-from lab.sums import Floats
 
 #: Operations in one output; the arithmetic is nested.
 MOST_OPERATIONS = 200
+#: Digits that round() keeps or cuts off.
+MOST_DIGITS = 12
 #: No interval is narrower than so many neighbouring numbers: its ladder must rise.
 FINEST = 1024
 #: How narrow a quantile's interval is asked for, as a share of its range.
 FINE = 1e-4
 
 
-@dataclass(frozen=True)
-class Formula:
-    """Arithmetic on totals: a total's place, a number, or an operation on formulas."""
-
-    operation: str
-    parts: tuple[Formula | float, ...]
-
-    def value(self, totals: Sequence[Floats]) -> Floats:
-        """Its value in each cell, NaN where it is undefined.
-
-        totals: the question's, in its order, float64 of one shape each; returns float64 of that
-        shape, or of none for a number.
-        """
-        if self.operation == "total":
-            (place,) = self.parts
-            assert not isinstance(place, Formula)
-            return totals[int(place)]
-        parts = [p.value(totals) if isinstance(p, Formula) else np.float64(p) for p in self.parts]
-        with np.errstate(all="ignore"):
-            value = np.asarray(_ARITHMETIC[self.operation](*parts), dtype=np.float64)
-        return np.where(np.isfinite(value), value, np.nan)
-
-    def __add__(self, other: Formula | float) -> Formula:
-        return Formula("+", (self, other))
-
-    def __sub__(self, other: Formula | float) -> Formula:
-        return Formula("-", (self, other))
-
-    def __mul__(self, other: Formula | float) -> Formula:
-        return Formula("*", (self, other))
-
-    def __truediv__(self, other: Formula | float) -> Formula:
-        return Formula("/", (self, other))
-
-
-_ARITHMETIC: dict[str, Callable[..., Any]] = {
-    "+": np.add,
-    "-": np.subtract,
-    "*": np.multiply,
-    "/": np.divide,
-    "number": lambda value: value,
-    "root": lambda value: np.sqrt(np.maximum(value, 0)),
-    "at least 0": lambda value: np.maximum(value, 0),
-    "rate low": lambda events, exposure, per: rate(events, exposure, float(per))["low"],
-    "rate high": lambda events, exposure, per: rate(events, exposure, float(per))["high"],
-}
 _SIGNS: dict[type[exp.Expression], str] = {exp.Add: "+", exp.Sub: "-", exp.Mul: "*", exp.Div: "/"}
 
 
@@ -150,7 +105,7 @@ Function = Callable[[Totals, str, list[Any]], Formula]
 
 
 def _count(totals: Totals, name: str, arguments: list[Any]) -> Formula:
-    if len(arguments) == 1 and isinstance(arguments[0], exp.Star):
+    if len(arguments) == 1 and isinstance(arguments[0], exp.Star | exp.Literal):
         return totals.rows()
     return totals.count(*totals.scope.columns(arguments, 1, name, number=False))
 
@@ -250,11 +205,12 @@ class SelectItems:
         Raises :class:`ConfigurationError` for what is no sum and no quantile, for arithmetic that
         is nested too deeply, for two outputs of one name.
         """
-        axes = {node.sql() for node in groups}
+        key = self.totals.scope.key
+        axes = {key(node) for node in groups}
         outputs: dict[str, Formula | Rung] = {}
         for node in nodes:
             bare = node.unalias()
-            if bare.sql() in axes:
+            if key(bare) in axes:
                 continue
             if isinstance(bare, exp.Column):
                 raise _single_row(bare)
@@ -278,9 +234,48 @@ class SelectItems:
                     f"{name} low": Formula("rate low", parts),
                     f"{name} high": Formula("rate high", parts),
                 }
-        if sum(1 for _ in node.find_all(exp.Binary, exp.Unary)) > MOST_OPERATIONS:
+        return {name: self._shallow(node)}
+
+    def _shallow(self, node: Any) -> Formula:
+        if sum(1 for _ in node.find_all(exp.Binary, exp.Unary, exp.Anonymous)) > MOST_OPERATIONS:
             raise ConfigurationError("query: nested too deeply")
-        return {name: self._formula(node)}
+        return self._formula(node)
+
+    def having(self, node: Any, outputs: Mapping[str, Formula | Rung]) -> Formula:
+        """A condition on totals as they are released; outputs: what it may call by name.
+
+        Raises :class:`ConfigurationError` for what is no comparison of totals with numbers or totals.
+        """
+        match node:
+            case exp.Paren():
+                return self.having(node.this, outputs)
+            case exp.Not():
+                return Formula("not", (self.having(node.this, outputs),))
+            case exp.And() | exp.Or():
+                sign = "and" if isinstance(node, exp.And) else "or"
+                parts = (self.having(p, outputs) for p in (node.this, node.expression))
+                return Formula(sign, tuple(parts))
+            case exp.Between():
+                value, low, high = (
+                    self._compared(n, outputs)
+                    for n in (node.this, *map(node.args.get, ("low", "high")))
+                )
+                return Formula("and", (Formula(">=", (value, low)), Formula("<=", (value, high))))
+            case _ if type(node) in COMPARISONS:
+                parts = (self._compared(p, outputs) for p in (node.this, node.expression))
+                return Formula(COMPARISONS[type(node)], tuple(parts))
+        raise refusal(node)
+
+    def _compared(self, node: Any, outputs: Mapping[str, Formula | Rung]) -> Formula:
+        if not isinstance(node, exp.Column):
+            return self._shallow(node)
+        output = outputs.get(nearest_case(node.name, outputs))
+        if not isinstance(output, Formula):
+            raise ConfigurationError(
+                f"query: HAVING compares sums, and '{node.name}' is none; conditions on rows and "
+                "groups go into WHERE"
+            )
+        return output
 
     def _rate_parts(self, arguments: list[Any]) -> tuple[Formula, Formula, float]:
         if not 1 <= len(arguments) <= 3:
@@ -344,12 +339,19 @@ class SelectItems:
         raise refusal(node)
 
     def _function(self, name: str, arguments: list[Any]) -> Formula:
+        if name == "round" and 1 <= len(arguments) <= 2:
+            digits = self.totals.scope.number(arguments[1]) if len(arguments) == 2 else 0.0
+            if digits % 1 or abs(digits) > MOST_DIGITS:
+                raise ConfigurationError(
+                    f"query: round(x, digits) takes whole digits, {MOST_DIGITS} at most"
+                )
+            return Formula("round", (self._formula(arguments[0]), 10.0**digits))
         if name in (*_QUANTILES, "rate", *self.whole):
             raise ConfigurationError(
                 f"query: {name}() stands alone: arithmetic on it is not answered"
             )
         if name not in _FUNCTIONS:
-            near = nearest(name, [*_FUNCTIONS, *self.whole, "quantile", "rate"])
+            near = nearest(name, [*_FUNCTIONS, *self.whole, "quantile", "rate", "round"])
             hint = f"; did you mean {near}()?" if near else ""
             raise ConfigurationError(f"query: {name}() cannot be written as sums over rows{hint}")
         return _FUNCTIONS[name](self.totals, name, arguments)

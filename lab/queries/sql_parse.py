@@ -8,12 +8,13 @@ question may look at.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from sqlglot import errors, exp, parse, parser
+from sqlglot import TokenType, errors, exp, parse, parser
 from sqlglot.dialects.dialect import Dialect
 
 from lab.errors import ConfigurationError
@@ -48,10 +49,9 @@ class _Plain(Dialect):
             """What is no SELECT is refused; nothing is printed about it."""
 
 
-_ANSWERED = {"expressions", "from_", "where", "group", "order", "limit"}
+_ANSWERED = {"expressions", "from_", "where", "group", "having", "order", "limit"}
 _REASONS = {
     "joins": "JOIN needs rows of two tables side by side; parties hold one table each",
-    "having": "HAVING looks at totals before they are released; take it from the answer",
     "distinct": "DISTINCT lists values; group by the column instead",
     "with_": "WITH makes a table of rows; only sums over the party's own table leave it",
     "qualify": "QUALIFY looks at single rows",
@@ -70,7 +70,7 @@ _SHAPES: dict[type[exp.Expression], str] = {
     exp.Like: "LIKE is not answered; list the values with IN",
     exp.Cast: "casts and dates are not answered; compare with a number or a text",
 }
-_COMPARISONS: dict[type[exp.Expression], Literal["=", "<>", "<", "<=", ">", ">="]] = {
+COMPARISONS: dict[type[exp.Expression], Literal["=", "<>", "<", "<=", ">", ">="]] = {
     exp.EQ: "=",
     exp.NEQ: "<>",
     exp.LT: "<",
@@ -81,14 +81,14 @@ _COMPARISONS: dict[type[exp.Expression], Literal["=", "<>", "<", "<=", ">", ">="
 _MIRRORED = {"=": "=", "<>": "<>", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
 
-def statement_of(text: str) -> exp.Select:
+def statement_of(text: str, table: str = "") -> exp.Select:
     """The one SELECT that a text holds, of no clauses but those that are answered.
 
-    Raises :class:`ConfigurationError` for text that is not readable, with the place; for another
+    table: a name that may stand after FROM without quotes, whatever signs it has. Raises :class:`ConfigurationError` for text that is not readable, with the place; for another
     statement or several; for a clause that is not answered; for one nested too deeply.
     """
     try:
-        trees = parse(text, read=_Plain)
+        trees = parse(_with_quotes(text, table), read=_Plain)
         statements = [s for s in trees if s is not None and not isinstance(s, exp.Semicolon)]
     except (errors.ParseError, errors.TokenError) as error:
         place = error.errors[0] if isinstance(error, errors.ParseError) and error.errors else {}
@@ -107,6 +107,20 @@ def statement_of(text: str) -> exp.Select:
     return statement
 
 
+def _with_quotes(text: str, table: str) -> str:
+    """The text with quotes around the table's name after FROM, where SQL wants them."""
+    if table.isidentifier():
+        return text
+    for token in _Plain().tokenize(text):
+        start = token.end + 1
+        if token.token_type == TokenType.FROM:
+            start += len(text[start:]) - len(text[start:].lstrip())
+            name, rest = text[start : start + len(table)], text[start + len(table) :]
+            if name.lower() == table.lower() and not re.match(r"[\w-]", rest):
+                return f'{text[:start]}"{table}"{rest}'
+    return text
+
+
 def refusal(node: Any) -> ConfigurationError:
     """The error, to be raised, for a part that cannot be asked, with the reason for its shape."""
     text = node.sql() if isinstance(node, exp.Expression) else str(node)
@@ -122,6 +136,14 @@ def call(node: exp.Anonymous) -> tuple[str, list[Any]]:
 def function_name(node: Any) -> str:
     """The name of the function that is called, in small letters; "" where nothing is."""
     return call(node)[0] if isinstance(node, exp.Anonymous) else ""
+
+
+def nearest_case(name: str, names: Iterable[str]) -> str:
+    """The name as it is spelled among ``names``; large and small letters are the same, as in SQL,
+    unless that leaves several."""
+    names = list(names)
+    same = [one for one in names if one.lower() == name.lower()]
+    return same[0] if name not in names and len(same) == 1 else name
 
 
 @dataclass(frozen=True)
@@ -145,7 +167,7 @@ class Scope:
             raise ConfigurationError(f"query: say FROM {self.contract.name}")
         if any(value for key, value in source.this.args.items() if key not in ("this", "alias")):
             raise refusal(source.this)
-        name = str(source.this.name)
+        name = nearest_case(str(source.this.name), [self.contract.name])
         if name != self.contract.name:
             raise ConfigurationError(
                 f"query: there is no table '{name}' here; the parties hold {self.contract.name}"
@@ -168,22 +190,37 @@ class Scope:
             case exp.Is() if isinstance(node.expression, exp.Null):
                 return Empty(column=self.column(node.this))
             case exp.In() if node.expressions:
-                values = tuple(self._value(v) for v in node.expressions)
-                return OneOf(column=self.column(node.this), values=values)
+                column = self.column(node.this)
+                values = tuple(self._compared(column, v) for v in node.expressions)
+                return OneOf(column=column, values=values)
             case exp.Between() if not node.args.get("symmetric"):
                 column = self.column(node.this)
                 low = Compare(column=column, operation=">=", value=self._value(node.args["low"]))
                 high = Compare(column=column, operation="<=", value=self._value(node.args["high"]))
                 return Every(of=(low, high))
-            case _ if type(node) in _COMPARISONS:
-                operation, left, right = _COMPARISONS[type(node)], node.this, node.expression
-                if isinstance(right, exp.Column):
-                    left, right = right, left
+            case _ if type(node) in COMPARISONS:
+                operation, subject, constant = COMPARISONS[type(node)], node.this, node.expression
+                if isinstance(constant, exp.Column):
+                    subject, constant = constant, subject
                     operation = _MIRRORED[operation]  # type: ignore[assignment]
-                return Compare(
-                    column=self.column(left), operation=operation, value=self._value(right)
-                )
+                column = self.column(subject)
+                value = self._compared(column, constant)
+                return Compare(column=column, operation=operation, value=value)
         raise refusal(node)
+
+    def _compared(self, column: str, node: Any) -> Value:
+        """What a column is compared with; a number without quotes is a level as it is written."""
+        value = self._value(node)
+        own = self.contract.columns[column]
+        if isinstance(value, str) or own.type != "category":
+            return value
+        text = str(node.sql())
+        if own.levels is not None and text not in own.levels:
+            raise ConfigurationError(
+                f"query: '{column}' is text and has no level {text}; put a level in quotes, as "
+                f"{column} = '{own.levels[0]}'"
+            )
+        return text
 
     def _value(self, node: Any) -> Value:
         if isinstance(node, exp.Neg):
@@ -209,6 +246,18 @@ class Scope:
 
     # Columns.
 
+    def key(self, node: Any) -> str:
+        """What two spellings of one item share, whatever their quotes, letters and table's name."""
+
+        def plain(part: Any) -> Any:
+            if isinstance(part, exp.Column):
+                return exp.column(nearest_case(part.name, self.contract.columns))
+            if isinstance(part, exp.Anonymous):
+                part.set("this", part.name.lower())
+            return part
+
+        return str(node.copy().transform(plain).sql())
+
     def column(self, node: Any, *, number: bool = False) -> str:
         """A column's name; number: text is refused, because it has no sum.
 
@@ -217,7 +266,8 @@ class Scope:
         """
         if not isinstance(node, exp.Column):
             raise refusal(node)
-        name, columns = str(node.name), self.contract.columns
+        columns = self.contract.columns
+        name = nearest_case(str(node.name), columns)
         if name not in columns:
             near = nearest(name, list(columns))
             hint = f"; did you mean '{near}'?" if near else ""
@@ -260,6 +310,17 @@ class Scope:
     def nullable(self, column: str) -> bool:
         """Whether the column may be empty in a row that the query is about."""
         return self.contract.columns[column].nullable and column not in self.never_empty
+
+    def leaves_out(self, axis: Axis) -> bool:
+        """Whether a row may be in none of the cells of an axis, as far as the contract tells."""
+        column = self.contract.columns[axis.column]
+        if self.nullable(axis.column) and not axis.missing:
+            return True
+        if column.type == "category":
+            return False
+        numbers = axis.edges or tuple(v for v in axis.levels if not isinstance(v, str))
+        low, high = column.minimum if column.above is None else column.above, column.maximum
+        return low is None or high is None or low < min(numbers) or high > max(numbers)
 
     # Groups.
 

@@ -6,18 +6,15 @@ is refused with the reason. A party sees the question alone.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
 from pydantic import ValidationError
 from sqlglot import exp
 
 from lab.errors import ConfigurationError, PolicyError
 from lab.queries.questions import (
-    Axis,
     Condition,
     Empty,
     Every,
@@ -26,53 +23,26 @@ from lab.queries.questions import (
     check,
     constants,
 )
-from lab.queries.sql_functions import Formula, Rung, SelectItems, Totals
+from lab.queries.sql_functions import SelectItems, Totals
 from lab.queries.sql_parse import (
-    MOST_LEVELS,
     Scope,
     call,
     function_name,
+    nearest_case,
     never_empty,
     refusal,
     statement_of,
 )
+from lab.queries.whole_answers import (
+    BY_GROUP,
+    CURVES,
+    OF_COMPLETE_ROWS,
+    WHOLE,
+    Plan,
+    alone,
+    whole_answer,
+)
 from lab.tables.contracts import Contract
-
-#: How an answer is finished: as a table of cells, or as what is made of the whole table.
-Finish = Literal[
-    "table",
-    "matrix",
-    "correlation",
-    "missing",
-    "triangle",
-    "survival",
-    "log_rank",
-    "drift",
-    "violations",
-]
-
-
-@dataclass
-class Plan:
-    """A question, what is computed from its totals, and how the answer is laid out."""
-
-    question: Question
-    outputs: dict[str, Formula | Rung] = field(default_factory=dict)
-    finish: Finish = "table"
-    arguments: tuple[str, ...] = ()
-    centred: tuple[str, ...] = ()  # columns whose mean should be the centre of their sums
-    order: tuple[str, bool] | None = None  # an output's name, descending
-    limit: int | None = None
-
-    @property
-    def formulas(self) -> dict[str, Formula]:
-        """The outputs that the question's totals give a value."""
-        return {name: one for name, one in self.outputs.items() if isinstance(one, Formula)}
-
-    @property
-    def rungs(self) -> dict[str, Rung]:
-        """The outputs that are looked for by further questions."""
-        return {name: rung for name, rung in self.outputs.items() if isinstance(rung, Rung)}
 
 
 def compile(
@@ -88,7 +58,7 @@ def compile(
     levels: finds the levels of a text column for which the contract lists none; centres: the public
     numbers that sums of squares are taken around (else 0).
     """
-    select = statement_of(text)
+    select = statement_of(text, contract.name)
     scope = Scope(contract, person, levels or (lambda column: ()))
     try:
         plan = _plan(select, scope, centres or {})
@@ -142,7 +112,10 @@ def belongs(
     if not {(total.kind, total.columns) for total in question.totals} <= totals:
         return False
     # 3. Its rows are those of the whole, or those of one cell by intervals of a quantile's column.
-    if question.where == whole.where and question.axes in ((), whole.axes):
+    rows = [(whole.where, axes) for axes in ((), whole.axes)]
+    rows += [(other.where, other.axes) for other in (plan.everybody, plan.open_end) if other]
+    rows += [(whole.where, whole.axes[:-1])] * (plan.finish in CURVES)
+    if (question.where, question.axes) in rows:
         return True
     ladder = all(axis.column in quantiles for axis in question.axes)
     cells = (whole.within(cell).where for cell in range(whole.cells))
@@ -160,30 +133,37 @@ def _plan(select: exp.Select, scope: Scope, centres: Mapping[str, float]) -> Pla
     clause = select.args.get("where")
     where = scope.condition(clause.this) if clause else None
     scope = replace(scope, never_empty=frozenset(never_empty(where)))
-    whole = _whole_answer(select.expressions)
-    if whole is not None and function_name(whole) in _OF_COMPLETE_ROWS:
+    whole, everybody = whole_answer(select.expressions), Question(table=table, where=where)
+    if whole is not None and function_name(whole) in OF_COMPLETE_ROWS:
         where = _complete(scope, where, *call(whole))
         scope = replace(scope, never_empty=frozenset(never_empty(where)))
     group = select.args.get("group") or exp.Group()
     if any(value for key, value in group.args.items() if key != "expressions"):
         raise refusal(group)
-    axes = tuple(scope.axis(node) for node in group.expressions)
+    groups = [_item(node, select.expressions, scope) for node in group.expressions]
+    axes = tuple(scope.axis(node) for node in groups)
     # 2. What of them, which collects the totals.
     totals = Totals(scope, centres)
-    if whole is not None:
-        plan = _alone(totals, whole, axes)
+    items, having = SelectItems(totals, WHOLE), select.args.get("having")
+    if whole is not None and having is None:
+        plan = alone(totals, whole, axes)
     else:
-        outputs = SelectItems(totals, _WHOLE).outputs(select.expressions, group.expressions)
+        outputs = items.outputs(select.expressions, groups)
         plan = Plan(Question(table=table, axes=axes), outputs)
-        if names := [axis.column for axis in axes if axis.column in outputs]:
-            raise ConfigurationError(f"query: '{names[0]}' is a group; call the output otherwise")
+        plan.having = items.having(having.this, outputs) if having else None
+    _name_groups(plan, select.expressions, groups, scope)
     # 3. The question as the parties get it, checked again as a whole.
     question = plan.question.model_copy(
         update={"where": where, "totals": tuple(totals.entries), "person": scope.person}
     )
     plan.question = Question.model_validate(question.model_dump())
+    partial = where != everybody.where or plan.finish == "triangle"
+    if partial or any(scope.leaves_out(axis) for axis in plan.question.axes):
+        plan.everybody = everybody.model_copy(update={"person": scope.person})
+    if plan.open_end is not None:
+        plan.open_end = plan.open_end.model_copy(update={"where": where, "person": scope.person})
     plan.centred = tuple(dict.fromkeys(totals.moments))
-    _lay_out(plan, select)
+    _lay_out(plan, select, groups, scope)
     return plan
 
 
@@ -191,6 +171,8 @@ def _complete(
     scope: Scope, where: Condition | None, name: str, arguments: list[Any]
 ) -> Condition | None:
     """The rows that have a value in every one of the columns: all moments are of the same rows."""
+    if name in BY_GROUP:  # what follows are edges
+        arguments = arguments[:2]
     columns = scope.columns(arguments, max(len(arguments), 2), name)
     filled = [Not(of=Empty(column=column)) for column in columns if scope.nullable(column)]
     if not filled:
@@ -198,14 +180,54 @@ def _complete(
     return Every(of=(*filled, *(() if where is None else (where,))))
 
 
-def _lay_out(plan: Plan, select: exp.Select) -> None:
+def _item(node: Any, items: list[Any], scope: Scope) -> Any:
+    """The item that a node of GROUP BY or ORDER BY speaks of: by its place, its alias or itself."""
+    if isinstance(node, exp.Literal) and not node.is_string:
+        place = int(node.name) if node.name.isdecimal() else 0
+        if not 1 <= place <= len(items):
+            raise ConfigurationError(
+                f"query: {node.name} is no place of an output; there are {len(items)}"
+            )
+        return items[place - 1].unalias()
+    aliases = {item.alias: item.unalias() for item in items if item.alias}
+    if isinstance(node, exp.Column):
+        columns = scope.contract.columns
+        if nearest_case(node.name, columns) not in columns:
+            return aliases.get(nearest_case(node.name, aliases), node)
+    return node
+
+
+def _name_groups(plan: Plan, items: list[Any], groups: list[Any], scope: Scope) -> None:
+    """Call groups as the analyst does."""
+    aliases = {scope.key(item.unalias()): item.alias for item in items if item.alias}
+    for axis, node in zip(plan.question.axes, groups, strict=False):  # a curve has one more
+        if (name := aliases.get(scope.key(node))) and name != axis.column:
+            plan.names[axis.column] = name
+    columns = [axis.column for axis in plan.question.axes]
+    names = [*columns, *plan.names.values()]
+    if plan.finish == "table" and (same := [name for name in names if name in plan.outputs]):
+        raise ConfigurationError(f"query: '{same[0]}' is a group; call the output otherwise")
+    if len(set(names)) < len(names):
+        raise ConfigurationError("query: two groups have one name; say AS")
+
+
+def _lay_out(plan: Plan, select: exp.Select, groups: list[Any], scope: Scope) -> None:
     """Take ORDER BY and LIMIT into the plan."""
     if select.args.get("order"):
         first, *more = select.args["order"].expressions
-        sql = first.this.sql(normalize_functions=False)
-        name = first.this.name if isinstance(first.this, exp.Column) else sql
-        names = [*plan.outputs, *(axis.column for axis in plan.question.axes)]
-        if more or name not in names or plan.finish != "table":
+        columns = {axis.column: axis.column for axis in plan.question.axes}
+        labels = {scope.key(node): c for node, c in zip(groups, columns, strict=False)} | columns
+        labels |= {alias: column for column, alias in plan.names.items()}
+        for item in select.expressions:
+            name = item.alias or item.sql(normalize_functions=False)
+            labels |= {scope.key(item.unalias()): name, name: name} if name in plan.outputs else {}
+        labels |= {name: name for name in plan.outputs}
+        node = first.this
+        if isinstance(node, exp.Literal):
+            node = _item(node, select.expressions, scope)
+        name = node.name if isinstance(node, exp.Column) else scope.key(node)
+        name = labels.get(nearest_case(name, labels), "")
+        if more or not name or plan.finish != "table":
             raise ConfigurationError("query: ORDER BY one column of the answer")
         plan.order = (name, bool(first.args.get("desc")))
     if select.args.get("limit"):
@@ -213,152 +235,3 @@ def _lay_out(plan: Plan, select: exp.Select) -> None:
         if not isinstance(count, exp.Literal) or not count.name.isdecimal():
             raise ConfigurationError("query: LIMIT takes one whole number")
         plan.limit = int(count.name)
-
-
-# Functions that are a whole answer.
-
-Axes = tuple[Axis, ...]
-
-
-def _whole_answer(nodes: list[Any]) -> exp.Anonymous | None:
-    """The item that is a whole answer, if there is one. Raises where anything stands beside it."""
-    items = [node.unalias() for node in nodes]
-    wholes: list[exp.Anonymous] = [
-        n for n in items if function_name(n) in _WHOLE or _of_all_columns(n)
-    ]
-    if not wholes:
-        return None
-    name = function_name(wholes[0])
-    groups = name in _BY_GROUP
-    others = [n for n in nodes if not (groups and isinstance(n, exp.Column))]
-    if len(others) > 1:
-        raise ConfigurationError(f"query: {name}() is a whole answer; ask it alone")
-    return wholes[0]
-
-
-def _of_all_columns(node: Any) -> bool:
-    """missing(*), of every column."""
-    if function_name(node) != "missing":
-        return False
-    return any(isinstance(argument, exp.Star) for argument in node.expressions)
-
-
-def _alone(totals: Totals, node: exp.Anonymous, axes: Axes) -> Plan:
-    name, arguments = call(node)
-    most = 1 if name in _BY_GROUP else 0
-    if len(axes) > most:
-        raise ConfigurationError(f"query: {name}() goes with at most {most} grouping columns")
-    return _WHOLE.get(name, _missing)(totals, arguments, axes)
-
-
-def _laid_out(totals: Totals, finish: Finish, axes: Axes = (), *arguments: str) -> Plan:
-    question = Question(table=totals.scope.contract.name, axes=axes)
-    return Plan(question, finish=finish, arguments=arguments)
-
-
-def _missing(totals: Totals, arguments: list[Any], axes: Axes) -> Plan:
-    plan = _laid_out(totals, "missing")
-    for name, column in totals.scope.contract.columns.items():
-        if column.role not in ("identifier", "never_leaves") and name != totals.scope.person:
-            plan.outputs[name] = totals.rows() - totals.count(name)
-    return plan
-
-
-def _violations(totals: Totals, arguments: list[Any], axes: Axes) -> Plan:
-    return _laid_out(totals, "violations")
-
-
-def _drift(totals: Totals, arguments: list[Any], axes: Axes) -> Plan:
-    if len(arguments) == 1:
-        axis = totals.scope.axis(arguments[0])
-    else:
-        axis = totals.scope.axis(exp.Anonymous(this="cut", expressions=arguments))
-    return _laid_out(totals, "drift", (axis.model_copy(update={"missing": False}),), axis.column)
-
-
-def _histogram(totals: Totals, arguments: list[Any], axes: Axes) -> Plan:
-    if len(arguments) < 2:
-        raise ConfigurationError(
-            "query: histogram(column, bins) or histogram(column, edge, edge, …)"
-        )
-    scope = totals.scope
-    column = scope.column(arguments[0], number=True)
-    edges = tuple(scope.number(edge) for edge in arguments[1:])
-    if len(edges) == 1:
-        own = scope.contract.columns[column]
-        low, high = own.minimum if own.above is None else own.above, own.maximum
-        if low is None or high is None or not 1 <= edges[0] <= MOST_LEVELS:
-            raise ConfigurationError(
-                f"query: '{column}' needs a range in its contract, or edges: histogram({column}, 0, 10, 20)"
-            )
-        edges = tuple(np.linspace(low, high, int(edges[0]) + 1).tolist())
-    axis = Axis(column=column, edges=edges, missing=scope.nullable(column))
-    plan = _laid_out(totals, "table", (axis,))
-    plan.outputs["count"] = totals.rows()
-    return plan
-
-
-def _covariance(totals: Totals, arguments: list[Any], axes: Axes) -> Plan:
-    return _matrix(totals, "matrix", arguments)
-
-
-def _correlation(totals: Totals, arguments: list[Any], axes: Axes) -> Plan:
-    return _matrix(totals, "correlation", arguments)
-
-
-def _matrix(totals: Totals, finish: Finish, arguments: list[Any]) -> Plan:
-    names = totals.scope.columns(arguments, max(len(arguments), 2), finish)
-    plan = _laid_out(totals, finish, (), *names)
-    for a, b in itertools.combinations_with_replacement(names, 2):
-        plan.outputs[f"{a} {b}"] = totals.comoment(a, b) / (totals.count(a, b) - 1.0)
-    return plan
-
-
-def _triangle(totals: Totals, arguments: list[Any], axes: Axes) -> Plan:
-    if len(arguments) != 3:
-        raise ConfigurationError("query: triangle(amount, accident period, development period)")
-    scope = totals.scope
-    plan = _laid_out(totals, "triangle", (scope.axis(arguments[1]), scope.axis(arguments[2])))
-    plan.outputs["value"] = totals.sum(scope.column(arguments[0], number=True))
-    return plan
-
-
-def _survival(totals: Totals, arguments: list[Any], axes: Axes) -> Plan:
-    if len(arguments) < 2:
-        raise ConfigurationError(
-            "query: survival(time, event) or survival(time, event, edge, edge, …)"
-        )
-    scope = totals.scope
-    edges = [scope.number(edge) for edge in arguments[2:]]
-    if edges:  # who leaves at an edge leaves at the end of an interval
-        just_after = [float(np.nextafter(edge, np.inf)) for edge in edges[1:]]
-        name = scope.column(arguments[0], number=True)
-        time = Axis(column=name, edges=(edges[0], *just_after))
-    else:
-        time = scope.axis(arguments[0]).model_copy(update={"missing": False})
-    plan = _laid_out(totals, "survival", (*axes, time), *map(str, edges))
-    plan.outputs["leaving"] = totals.rows()
-    plan.outputs["events"] = totals.sum(scope.column(arguments[1], number=True))
-    return plan
-
-
-def _log_rank(totals: Totals, arguments: list[Any], axes: Axes) -> Plan:
-    if len(axes) != 1:
-        raise ConfigurationError("query: log_rank(time, event) compares groups: add GROUP BY")
-    return replace(_survival(totals, arguments, axes), finish="log_rank")
-
-
-#: What plans each function that is a whole answer; those of them that go with GROUP BY, and those
-#: about the rows in which no column is empty.
-_WHOLE: dict[str, Callable[[Totals, list[Any], Axes], Plan]] = {
-    "violations": _violations,
-    "drift": _drift,
-    "histogram": _histogram,
-    "covariance": _covariance,
-    "correlation": _correlation,
-    "triangle": _triangle,
-    "survival": _survival,
-    "log_rank": _log_rank,
-}
-_BY_GROUP = ("survival", "log_rank")
-_OF_COMPLETE_ROWS = ("covariance", "correlation")

@@ -328,6 +328,21 @@ def test_a_quantile_outside_the_range_is_beyond_it(asked: Desk) -> None:
     assert (found["m from"], found["m to"]) == (-np.inf, 5000)
 
 
+def test_a_quantile_of_which_nothing_is_known_is_hidden() -> None:
+    """The middle of the whole range is nobody's median."""
+    frame = policies(33, 2).assign(paid=lambda f: np.linspace(18, 110, len(f)))
+    text = (
+        "select median(paid, 18, 110) a, min(paid, 18, 110) b, max(paid, 18, 110) c from policies"
+    )
+    with desk(dealt(frame), rules=Rules.read()) as opened:
+        found = opened.ask(text)
+    for name in "abc":
+        low, high = found[f"{name} from"][0], found[f"{name} to"][0]
+        assert np.isnan(found[name][0]) == np.isnan(low) == np.isnan(high)
+        assert not (low <= 18 and high > 110)
+    assert found[["a", "b", "c"]].isna().all(axis=None) and found.attrs["hidden"] == 1
+
+
 def test_a_histogram_counts_the_rows_of_each_interval(asked: Desk, rows: pd.DataFrame) -> None:
     found = asked.ask("select histogram(years, 9) from policies")
     counts, edges = np.histogram(rows["years"], 9, (0, 1))
@@ -619,8 +634,8 @@ def test_the_receipt_tells_what_left_each_party_and_no_rows(asked: Desk) -> None
     for line in receipt:
         assert line["rows"] == 0
         assert line["statistic"] == "cells"
-        # Rows, the sum, its sensitivity, parties and vetoes, of each of 9 cells; cells that are left.
-        assert (line["arrays"], line["values"], line["bytes"]) == (6, 46, 368)
+        # Rows, the sum, its sensitivity, parties and vetoes, of each of 9 cells; cells asked for and left.
+        assert (line["arrays"], line["values"], line["bytes"]) == (7, 47, 376)
 
 
 # With the rules that are shipped.
@@ -698,6 +713,16 @@ def test_lab_query_prints_a_table_the_rules_and_what_left(tmp_path: Path) -> Non
     assert "avg(mdvis)" in done.stdout
     assert "Shown where: at least 10 persons" in done.stdout
     assert "IN THE CLEAR" in done.stdout
+
+
+def test_a_question_needs_no_model(monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
+    file = tmp_path / "visits.toml"
+    file.write_text('name = "visits"\n[data]\nsource = "rand_hie"\n[protection]\nsums = "clear"\n')
+    text = "select count(*) from rand_hie"
+    assert typed(monkeypatch, text, "--experiment", file, "--csv", "--runs", tmp_path) == 0
+    assert capsys.readouterr().out.split() == ["count(*)", "20190.0"]
+    with Desk.on(file, runs=None) as opened:
+        assert opened.ask(text)["count(*)"].tolist() == [20190]
 
 
 def test_lab_query_json_is_one_object(monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:

@@ -133,9 +133,15 @@ def test_the_same_question_before_and_after_one_row_does_not_tell_it(tmp_path: P
 
 def test_an_answer_tells_how_much_is_left() -> None:
     with desk() as asked:
-        first = asked.ask(COUNT).attrs["left"]
+        answer = asked.ask(COUNT)
+        first = answer.attrs["left"]
+        assert answer.attrs["asked"] == 1
+        assert answer.attrs["hidden_by"] == ("persons", "parties", "earlier answers")
         rows = np.array([len(table) for table in sites().values()])
         assert 0.9 * rows.mean() / 10 < first <= rows.mean() / 10
+        sums = asked.ask("select year, sum(bill) from visits group by year")
+        assert sums.attrs["asked"] == 1 + len(sums)
+        assert sums.attrs["hidden_by"][2:] == ("amounts", "margins", "earlier answers")
         asked.ask("select histogram(bill, 0, 1, 20, 40, 80, 160, 320) from visits")
         assert asked.ask(COUNT).attrs["left"] <= first
 

@@ -102,6 +102,42 @@ def test_more_ages_than_origins_make_a_triangle_too() -> None:
     assert found.standard_error > 0
 
 
+def test_lags_may_start_at_any_number(taylor_ashe: actuarial.Triangle) -> None:
+    table = cells(TAYLOR_ASHE).assign(development=lambda t: t["development"] + 1)
+    found = actuarial.triangle(table)
+    pd.testing.assert_frame_equal(found.ultimates, taylor_ashe.ultimates)
+    assert found.factors.index.tolist() == list(range(1, 10))
+    assert found.latest == taylor_ashe.latest
+    assert found.standard_error == taylor_ashe.standard_error
+
+
+def test_factors_are_the_librarys_where_no_total_is_0(taylor_ashe: actuarial.Triangle) -> None:
+    library = actuarial._chain_ladder(taylor_ashe.cumulative, taylor_ashe.latest)
+    factors = actuarial._estimates(library, "ldf_")[0, :9]
+    np.testing.assert_allclose(taylor_ashe.factors["factor"], factors, rtol=1e-12)
+    ultimates = actuarial._estimates(library, "ultimate_")[:10, -1]
+    np.testing.assert_allclose(taylor_ashe.ultimates["ultimate"], ultimates, rtol=1e-12)
+
+
+def test_an_origin_may_start_at_0() -> None:
+    """Its payments count in the factors; the library leaves them out, and with them the reserve."""
+    found = actuarial.triangle(cells("\n0 50 5\n80 60 10\n90 30\n40\n"))
+    first, second = (50 + 140 + 120) / (0 + 80 + 90), (55 + 150) / (50 + 140)
+    assert found.factors["factor"].tolist() == pytest.approx([first, second])
+    assert found.ultimates["ultimate"].tolist() == pytest.approx(
+        [55, 150, 120 * second, 40 * first * second]
+    )
+    assert found.ultimates["standard_error"].isna().all() and np.isnan(found.standard_error)
+
+
+def test_an_origin_of_which_nothing_is_paid_yet_has_no_reserve() -> None:
+    found = actuarial.triangle(cells("\n0 50 5\n0 60 10\n0 30\n0\n"))
+    assert found.unpaid == (1975,)
+    assert found.ultimates["ultimate"].tolist()[:3] == pytest.approx([55, 70, 30 * 125 / 110])
+    assert np.isnan(found.ultimates.loc[1975, "reserve"])
+    assert found.reserve == pytest.approx(30 * 15 / 110)
+
+
 def test_an_error_that_cannot_be_estimated_is_nan_and_not_0() -> None:
     found = actuarial.triangle(cells("\n100 50 5\n80 60\n90\n"))
     assert found.reserve > 0
@@ -120,7 +156,8 @@ def test_a_hidden_cell_of_a_triangle_is_refused_by_name(missing: bool) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("\n0 50 5\n80 60\n90\n", "0 or less up to origin 1972 age 0"),
+        ("\n0 50 5\n80 -90\n90\n", "below 0 up to origin 1973 age 1"),
+        ("\n0 50 5\n0 60\n90\n", "no factor leads on from origin 1974"),
         ("\n100\n80\n", "only one age"),
         ("\n0 0\n0\n", "every cell"),
         ("\n5" + 600 * " 5" + "\n", "at most 500 periods, got 601"),

@@ -12,10 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lab.errors import ConfigurationError
+from lab.models.design import Feature
+from lab.queries.formulas import Formula
 from lab.queries.questions import ROWS, Axis, Question, Total
-from lab.queries.sql_functions import Formula, Rung
-from lab.queries.sql_plan import Plan
+from lab.queries.sql_functions import Rung
 from lab.queries.sql_plan import compile as read
+from lab.queries.whole_answers import Plan
 from lab.tables.contracts import Contract
 
 CONTRACT = Contract.model_validate(
@@ -149,7 +151,11 @@ def test_many_conditions_side_by_side_are_one_and_not_a_deep_one() -> None:
     [
         ("select count(*) from policies join sites on 1 = 1", "JOIN needs rows of two tables"),
         ("select count(*) from policies, sites", "JOIN needs rows of two tables"),
-        ("select sum(paid) from policies having sum(paid) > 1", "HAVING looks at totals before"),
+        ("select sum(paid) from policies having paid > 1", "'paid' is none; conditions on rows"),
+        ("select count(*) from policies group by region having region = 'north'", "go into WHERE"),
+        ("select count(*) from policies having count(*)", "cannot be written as sums"),
+        ("select median(claims) m from policies having m > 1", "HAVING compares sums, and 'm'"),
+        ("select histogram(claims, 3) from policies having count(*) > 1", "stands alone"),
         ("select (select 1) from policies", "a subquery makes a table of rows"),
         ("select count(*) from (select * from policies)", "say FROM policies"),
         ("select count(*) from policies where paid in (select 1)", "cannot be written as sums"),
@@ -171,7 +177,9 @@ def test_many_conditions_side_by_side_are_one_and_not_a_deep_one() -> None:
         ("select sum(paid * years * age) from policies", "a column or a product of two"),
         ("select sum(2) from policies", "a column or a product of two"),
         ("select sum(payd) from policies", "no column 'payd'; did you mean 'paid'"),
-        ("select sum(Paid) from policies", "no column 'Paid'; did you mean 'paid'"),
+        ("select round(sum(paid), 0.5) from policies", "whole digits, 12 at most"),
+        ("select round(sum(paid), 99) from policies", "whole digits, 12 at most"),
+        ("select round(median(claims)) from policies", r"median\(\) stands alone"),
         ("select sum(zzzz) from policies", "no column 'zzzz'$"),
         ("select summ(paid) from policies", r"did you mean sum\(\)\?"),
         ("select stdev(paid) from policies", r"did you mean stddev\(\)\?"),
@@ -197,8 +205,11 @@ def test_many_conditions_side_by_side_are_one_and_not_a_deep_one() -> None:
         ("select count(*) from policies where region like 'n%'", "LIKE is not answered; list"),
         ("select count(*) from policies where region not like 'n%'", "LIKE is not answered"),
         ("select count(*) from policies where paid = '1'", "'paid' is compared with a number"),
-        ("select count(*) from policies where region = 1", "'region' is compared with text alone"),
-        ("select count(*) from policies where region in ('north', 1)", "'region' is compared"),
+        (
+            "select count(*) from policies where region = 1",
+            "'region' is text and has no level 1; put a level in quotes",
+        ),
+        ("select count(*) from policies where region in ('north', -1)", "has no level -1"),
         ("select count(*) from policies where region < 'north'", "not <"),
         ("select count(*) from policies where paid = income", "column with a number or a text"),
         ("select count(*) from policies where paid = null", "column with a number or a text"),
@@ -217,7 +228,11 @@ def test_many_conditions_side_by_side_are_one_and_not_a_deep_one() -> None:
         ("select count(*) from policies group by cut(region, 0, 1)", "'region' is text"),
         ("select count(*) from policies group by claims, claims", "a column groups twice"),
         ("select count(*) from policies group by claims, cut(claims, 0, 4)", "groups twice"),
-        ("select count(*) from policies group by 1", "cannot be written as sums"),
+        ("select count(*) from policies group by 1", r"group by columns or cut\(.*, not COUNT"),
+        ("select count(*) from policies group by 2", "2 is no place of an output; there are 1"),
+        ("select count(*) from policies order by 0", "0 is no place of an output; there are 1"),
+        ("select claims a, region a, count(*) from policies group by 1, 2", "two groups have one"),
+        ("select claims n, count(*) n from policies group by claims", "'n' is a group"),
         (
             "select count(*) from policies group by claims, region, use, cut(paid, 0, 1)",
             "at most 3 grouping columns, not 4",
@@ -474,7 +489,7 @@ def test_whole_numbers_group_by_their_range() -> None:
 def test_cut_groups_by_intervals() -> None:
     assert axis("cut(paid, -1, 0, 2.5)") == Axis(column="paid", edges=(-1.0, 0.0, 2.5))
     shown = [str(name) for name in axis("cut(paid, -1, 0, 2.5)").names]
-    assert shown == ["[-1.0, 0.0)", "[0.0, 2.5]"]
+    assert shown == ["[-1.0, 0.0]", "(0.0, 2.5]"]
 
 
 @pytest.mark.parametrize("grouping", ["use", "delay", "cut(income, 0, 1, 2)"])
@@ -491,10 +506,25 @@ def test_a_nullable_column_has_a_cell_for_missing_values(grouping: str) -> None:
 
 def test_a_value_in_no_level_and_no_interval_is_in_no_cell() -> None:
     cut = axis("cut(paid, 0, 1, 2)").codes(pd.Series([-1.0, 0.0, 1.0, 2.0, 2.1, np.nan]))
-    assert cut.tolist() == [-1, 0, 1, 1, -1, -1]
+    assert cut.tolist() == [-1, 0, 0, 1, -1, -1]
     assert axis("claims").codes(pd.Series([4.0, 5.0, 0.5, np.nan])).tolist() == [4, -1, -1, -1]
     words = pd.Series(["o'er", "east", None], dtype="category")
     assert axis("region").codes(words).tolist() == [2, -1, -1]
+
+
+def test_a_cut_is_closed_where_an_experiments_cut_is() -> None:
+    """A value on an edge is in the same interval in a question and in a model."""
+    frame = pd.DataFrame({"age": [19.0, 20.5, 25.0, 25.5, 30.0, 31.0]})
+    own = axis("cut(age, 20, 25, 30)")
+    places = own.codes(frame["age"]).tolist()
+    assert places == [-1, 0, 0, 1, 1, -1]
+    model = Feature(column="age", cut=(20.0, 25.0, 30.0)).texts(frame)
+    names = ["20-25", "25-30"]
+    assert [names.index(level) if level in names else -1 for level in model] == places
+    for place in (0, 1):
+        cell = Question(table="policies", where=own.condition(place)).rows(frame)
+        assert cell.tolist() == [p == place for p in places]
+        assert [value in own.names[place] for value in frame["age"]] == cell.tolist()
 
 
 def test_a_total_is_asked_for_once_however_often_it_is_used() -> None:
