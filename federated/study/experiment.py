@@ -95,7 +95,10 @@ class Data(Strict):
         lt=1,
         description="Share of rows kept for testing; 0 fits on every row and scores in sample.",
     )
-    test_rows: str | None = Field(None, description="A file of zero-based numbers of test rows.")
+    test_rows: str | None = Field(
+        None,
+        description="A file of zero-based numbers of test rows, counted in the table as it lies there: rows dropped for missing values keep their numbers.",
+    )
     test_column: str | None = Field(
         None, description="Test rows are those where this column has test_value."
     )

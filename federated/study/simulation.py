@@ -58,7 +58,7 @@ class SimulatedMarket:
         self.contract = profiled(table.contract, experiment.profile)
         self.rules = Rules.read(_path(experiment.protection.disclosure))
         self.features = {t: experiment.features(self.contract, t) for t in experiment.tasks()}
-        frame, _ = usable(experiment, self.features, table)
+        frame, row_numbers = usable(experiment, self.features, table)
         split, partition = (
             np.random.default_rng(child)
             for child in np.random.SeedSequence(experiment.seed).spawn(2)
@@ -72,6 +72,8 @@ class SimulatedMarket:
             person=data.person,
             rng=split,
             together=data.group_by_person,
+            row_numbers=row_numbers,
+            total=len(table.frame),
         )
         if test.all():
             raise ConfigurationError("data.test: no training rows are left")
@@ -228,8 +230,8 @@ def _cells(profile: Profiling, contract: Contract, register: Path | None) -> Pro
 
 
 @lru_cache(2)
-def market_of(experiment: str) -> SimulatedMarket:
-    """The market of an experiment given as JSON; one for each process."""
+def market_of(experiment: str, run: str) -> SimulatedMarket:
+    """The market of an experiment given as JSON; read once in each process for a run of this name."""
     return SimulatedMarket(Experiment.model_validate_json(experiment))
 
 
