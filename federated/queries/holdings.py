@@ -17,7 +17,8 @@ from federated.study.experiment import Experiment
 from lab.errors import ConfigurationError, ContractError
 from lab.privacy.disclosure import Rules
 from lab.queries.query_table import Budget, QueryTable
-from lab.tables.contracts import Contract, check
+from lab.tables.checks import check
+from lab.tables.contracts import Contract
 from lab.tables.partition import deal
 from lab.tables.sources import unchecked
 

@@ -15,7 +15,7 @@ from lab.queries import sql_plan as sql
 from lab.queries.questions import ROWS, Question
 from lab.queries.sql_functions import Formula
 from lab.sums import Floats
-from lab.tables.contracts import broken
+from lab.tables.checks import broken
 
 #: Draws of the noise behind an interval, and cells times draws held at once.
 DRAWS, HELD = 2_000, 4_000_000

@@ -52,7 +52,7 @@ class Data(Strict):
     )
     path: str | None = Field(
         None,
-        description="A CSV (.gz; UTF-8 or GBK) or Parquet file, a folder for sources of several files, or a SQLAlchemy URL with table or query.",
+        description="A CSV (.gz) or Parquet file, a folder for sources of several files, or a SQLAlchemy URL with table or query.",
     )
     market: MarketSettings | None = Field(
         None,
@@ -61,6 +61,9 @@ class Data(Strict):
     contract: str | None = Field(
         None,
         description="A contract file, or the name of a built-in contract. Without one the columns have types only.",
+    )
+    encoding: str | None = Field(
+        None, description="Encoding of a CSV that is not UTF-8, as gb18030 or cp1252."
     )
     table: str | None = Field(None, description="The table to read where path is a database.")
     query: str | None = Field(None, description="Rows to read where path is a database: SQL.")

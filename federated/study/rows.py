@@ -134,3 +134,12 @@ def wanted_columns(experiment: Experiment, contract: Contract | None) -> list[st
     extra = [experiment.parties.column] if experiment.parties.column else []
     extra += experiment.detection.columns() if experiment.detection else []
     return list(dict.fromkeys([*experiment.columns_besides_features(), *extra, *columns]))
+
+
+def declared_categories(experiment: Experiment) -> list[str]:
+    """The columns whose values the experiment takes as levels, which are read as they are written."""
+    features = [*(experiment.data.features or ())]
+    if isinstance(experiment.model, GLMSettings) and experiment.model.severity:
+        features += experiment.model.severity.features or ()
+    features += experiment.detection.groups if experiment.detection else ()
+    return [f.column for f in features if isinstance(f, Feature) and (f.category or f.ordinal)]

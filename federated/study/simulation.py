@@ -21,7 +21,7 @@ from federated.party.party import Party, Policy, numbered
 from federated.solvers.encoding import is_category
 from federated.study.experiment import Data, Experiment, ProtectionSettings
 from federated.study.plan import StudyPlan
-from federated.study.rows import sifted, usable, wanted_columns
+from federated.study.rows import declared_categories, sifted, usable, wanted_columns
 from federated.transport import in_process as grid
 from lab.errors import ConfigurationError
 from lab.market.make import make
@@ -46,7 +46,13 @@ class SimulatedMarket:
         columns = wanted_columns(experiment, public_contract)
         with _place(data) as path:
             table = load(
-                data.source, path, contract=own, table=data.table, query=data.query, columns=columns
+                *(data.source, path),
+                contract=own,
+                table=data.table,
+                query=data.query,
+                columns=columns,
+                texts=declared_categories(experiment),
+                encoding=data.encoding,
             )
             self.left_out: dict[str, str] = {}  # columns that are no features by default, and why
             if public_contract is None:

@@ -21,7 +21,7 @@ from lab.errors import ConfigurationError, ContractError
 from lab.privacy.joining import PERSONS, RARE, in_order, persons_by
 from lab.records import Strict
 from lab.sums import COUNT, FLAG, MOMENT, Floats, Sums
-from lab.tables.contracts import level_of
+from lab.tables.values import level_of
 
 #: Rows handled at once: a block of the design stays in the processor's cache.
 BLOCK = 4096
@@ -94,8 +94,9 @@ class Feature(Strict):
     def intervals(self) -> tuple[str, ...]:
         """Names of the cut's intervals, in order."""
         cut = self.cut or ()
-        inner = [f"{low:g}-{high:g}" for low, high in itertools.pairwise(cut)]
-        return (f"<={cut[0]:g}", *inner, f">{cut[-1]:g}")
+        ends = [level_of(end) for end in cut]
+        inner = [f"{low}-{high}" for low, high in itertools.pairwise(ends)]
+        return (f"<={ends[0]}", *inner, f">{ends[-1]}")
 
 
 class Number(Strict):

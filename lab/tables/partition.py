@@ -17,7 +17,7 @@ from pydantic import Field
 
 from lab.errors import ConfigurationError
 from lab.records import Strict
-from lab.tables.contracts import level_of
+from lab.tables.values import level_of
 
 Rows = NDArray[np.int64]
 
