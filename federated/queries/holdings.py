@@ -81,7 +81,11 @@ class Holdings:
         data, protection = experiment.data, experiment.protection
         own = Contract.read(Path(data.contract)) if data.contract else None
         raw, contract, origin = unchecked(
-            data.source, data.path, contract=own, table=data.table, query=data.query
+            *(data.source, data.path),
+            contract=own,
+            table=data.table,
+            query=data.query,
+            encoding=data.encoding,
         )
         if raw.empty:
             raise ContractError(f"{origin}: the table has no rows")

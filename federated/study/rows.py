@@ -99,6 +99,12 @@ def usable(
             near = nearest(name, list(frame.columns))
             hint = f"; did you mean '{near}'?" if near else ""
             raise ConfigurationError(f"{table.origin}: there is no column '{name}'{hint}")
+    for key, name in _numeric(experiment):
+        if not pd.api.types.is_numeric_dtype(frame[name]):
+            raise ConfigurationError(
+                f"{key}: '{name}' holds text, not numbers; write numbers in the table, 1 and 0 for "
+                "yes and no"
+            )
     for name, limit in data.cap.items():
         if name not in frame.columns or not pd.api.types.is_numeric_dtype(frame[name]):
             raise ConfigurationError(f"data.cap: '{name}' is not a numeric column")
@@ -121,6 +127,22 @@ def usable(
     for task in experiment.tasks().values():  # here, where rows may be named
         Response(task.rows(frame), task)
     return frame, row_numbers
+
+
+def _numeric(experiment: Experiment) -> list[tuple[str, str]]:
+    """The columns that must hold numbers, each with the key that names it."""
+    data, detection = experiment.data, experiment.detection
+    places = {"target": data.target, "exposure": data.exposure, "weight": data.weight}
+    pairs = [(f"data.{key}", name) for key, name in (places | {"per": data.per}).items()]
+    if isinstance(experiment.model, GLMSettings) and experiment.model.severity:
+        severity = experiment.model.severity
+        pairs += [
+            ("model.severity.target", severity.target),
+            ("model.severity.per", severity.per),
+        ]
+    if detection is not None:
+        pairs += [("detection.truth", detection.truth), ("detection.amount", detection.amount)]
+    return [(key, name) for key, name in pairs if name is not None]
 
 
 def wanted_columns(experiment: Experiment, contract: Contract | None) -> list[str] | None:

@@ -316,6 +316,7 @@ def check_features(frame: pd.DataFrame, features: tuple[Feature, ...], missing: 
                 f"feature '{feature.column}' is missing in {int(empty.sum())} rows (first: {rows}); "
                 "set data.missing = 'drop' to leave these rows out, or 'keep' for trees"
                 + (", or 'mean' to fill in the mean" if takes_mean else "")
+                + ("" if number else "; where NA or None is a level, list it in a contract")
             )
         if feature.ordinal and number:
             raise ConfigurationError(

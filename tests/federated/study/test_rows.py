@@ -12,7 +12,7 @@ import pytest
 from federated.study.arms import BoundParties, perform
 from federated.study.experiment import Experiment
 from federated.study.simulation import SimulatedMarket
-from lab.errors import ConfigurationError
+from lab.errors import ConfigurationError, LabError
 
 
 def experiment(path: Path, data: dict[str, Any] | None = None) -> Experiment:
@@ -66,3 +66,64 @@ def test_a_table_that_changes_during_a_run_ends_it(tmp_path: Path) -> None:
     parties = BoundParties(text, "run", market.digest, binding=None)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="changed during the run"):
         parties(0)
+
+
+def test_files_are_looked_for_beside_the_experiment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "study"
+    place.mkdir()
+    table().to_csv(place / "t.csv", index=False)
+    (place / "c.toml").write_text(
+        'name = "c"\n[columns]\nclaims = { type = "integer" }\nage = { type = "integer" }\n'
+    )
+    (place / "e.toml").write_text(
+        'name = "t"\n[data]\npath = "t.csv"\ncontract = "c.toml"\ntarget = "claims"\n'
+        '[model]\nfamily = "poisson"\n[protection]\nsums = "clear"\n'
+        '[arms]\nrun = ["federated"]\nreplicates = 0\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    beside = perform(Experiment.read("study/e.toml"))
+    assert beside.market.contract.name == "c"
+    monkeypatch.chdir(place)
+    assert perform(Experiment.read("e.toml")).market.digest == beside.market.digest
+    with pytest.raises(LabError, match="no such file"):
+        perform(Experiment.read("e.toml", {"data.path": "u.csv"}))
+
+
+@pytest.mark.parametrize("key", ["target", "exposure", "weight"])
+def test_text_where_numbers_must_be_is_refused_without_a_value(key: str, tmp_path: Path) -> None:
+    table().assign(smoker=np.tile(["Y", "N"], 150)).to_csv(tmp_path / "t.csv", index=False)
+    study = experiment(tmp_path / "t.csv", {key: "smoker"})
+    with pytest.raises(ConfigurationError, match=f"data.{key}: 'smoker' holds text, not numbers"):
+        perform(study)
+
+
+def test_true_and_false_are_a_target_also_where_some_are_missing(tmp_path: Path) -> None:
+    frame = table()
+    frame["claims"] = np.where(frame["claims"] > 0, "True", "False")
+    whole, gaps = tmp_path / "t.csv", tmp_path / "gaps.csv"
+    frame.iloc[10:].to_csv(whole, index=False)
+    frame.loc[:9, "claims"] = None
+    frame.to_csv(gaps, index=False)
+    fits = [
+        perform(experiment(path, {"missing": "drop"})).fits("model")["federated"]
+        for path in (whole, gaps)
+    ]
+    np.testing.assert_allclose(fits[0].model.beta, fits[1].model.beta)
+
+
+def test_words_for_missing_values_are_explained_where_they_are_refused(tmp_path: Path) -> None:
+    frame = table().assign(plan=np.tile(["NA", "basic", "full"], 100))
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(LabError, match="where NA or None is a level, list it in a contract"):
+        perform(experiment(tmp_path / "t.csv", {"features": ["age", "plan"]}))
+
+
+def test_a_column_that_is_read_as_levels_is_read_as_it_is_written(tmp_path: Path) -> None:
+    rows = table().assign(icd=np.tile(["01882", "1882", "1E3"], 100))
+    rows.to_csv(tmp_path / "t.csv", index=False)
+    feature = {"column": "icd", "category": True}
+    study = perform(experiment(tmp_path / "t.csv", {"features": [feature]}))
+    levels = study.market.parties[0].train["icd"].cat.categories
+    assert list(levels) == ["01882", "1882", "1E3"]
