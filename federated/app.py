@@ -1,4 +1,4 @@
-"""The Flower apps: a client app that stands before one party, a server app that runs one study.
+"""The Flower apps: a client app in front of one party, a server app that runs one study.
 
 Both are the same under the in-process grid, Flower's simulation engine and in deployment.
 """
@@ -120,7 +120,9 @@ def answer(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
         case "paillier":
             return encrypted.answer_encrypted(holder, memory, message)
         case _:
-            raise PeerError("request: is hidden in no way that takes one message")
+            raise PeerError(
+                "request: hiding must be clear or paillier here; masks take several messages"
+            )
 
 
 def hello(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:

@@ -123,7 +123,9 @@ class Federation:
         deadline = time.monotonic() + patience
         while len(nodes := list(self.grid.get_node_ids())) < parties:
             if time.monotonic() > deadline:
-                raise PeerError(f"{len(nodes)} of {parties} nodes came within {patience:.0f} s")
+                raise PeerError(
+                    f"{len(nodes)} of {parties} nodes connected within {patience:.0f} s"
+                )
             time.sleep(0.1)
         members = []
         for node, answer in self._exchange(MessageKind.HELLO, dict.fromkeys(nodes, RecordDict())):

@@ -17,8 +17,8 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from lab.errors import TRAVELLING, LabError, PeerError
-from lab.sums import COUNT, Floats, Limit, Sums
+from lab.errors import TRAVELLING, LabError, ModelError, PeerError
+from lab.sums import COUNT, FLAG, Floats, Limit, Sums
 from lab.text import printable
 
 Hiding = Literal["clear", "paillier", "masks"]
@@ -84,8 +84,8 @@ class Request:
             header = record.config_records["request"]
             hiding = str(header["hiding"])
             if hiding not in get_args(Hiding):
-                allowed = ", ".join(get_args(Hiding))
-                raise PeerError(f"request: hiding must be one of {allowed}, got {hiding!r}")
+                choices = ", ".join(get_args(Hiding))
+                raise PeerError(f"request: hiding must be one of {choices}, got {hiding!r}")
             parties, arguments = header["parties"], json.loads(str(header["arguments"]))
             if not isinstance(parties, list) or not isinstance(arguments, dict):
                 raise PeerError("request: parties must be a list of names, arguments an object")
@@ -145,7 +145,7 @@ class Reply:
         except UNREADABLE as error:
             raise PeerError(f"reply: not readable: {type(error).__name__}") from None
         if not 0 <= reply.rows <= MOST_ROWS:
-            raise PeerError(f"{reply.party}: rows must be 0 or more, and no more than there can be")
+            raise PeerError(f"{reply.party}: rows must be 0 to {MOST_ROWS:,}")
         if reply.clear is not None and {n: a.shape for n, a in reply.clear.items()} != {
             n: shape for n, (shape, _) in form.items()
         }:
@@ -189,9 +189,11 @@ def one_form(replies: Mapping[str, Reply]) -> Form:
     """The form that all replies have; all of them are hidden. Raises :class:`PeerError`."""
     for name, reply in replies.items():
         if reply.hidden is None:
-            raise PeerError(f"{name}: answered in the clear where a hidden answer was asked", name)
+            raise PeerError(
+                f"{name}: answered in the clear where a hidden answer was asked for", name
+            )
     form = agreed_form(replies)
-    if ROWS not in form:
+    if not CARRIED.keys() <= form.keys():
         raise PeerError("all parties: their sums do not carry the rows behind them")
     return form
 
@@ -207,23 +209,35 @@ def agreed_form(replies: Mapping[str, Reply]) -> Form:
     raise PeerError("the parties' sums are of different forms; no form is that of more than half")
 
 
-#: The array in which the number of rows travels where sums are hidden.
-ROWS = "rows behind"
+#: The arrays in which the number of rows travels where sums are hidden, and whether a party's sums
+#: are beyond their bounds: whoever refused would tell it of itself.
+ROWS, BEYOND = "rows behind", "sums beyond their bounds"
+CARRIED = {ROWS: COUNT, BEYOND: FLAG}
 
 
 def with_rows(sums: Sums) -> Sums:
-    """Sums that carry the number of rows behind them inside, as it is to be hidden too."""
-    rows = {ROWS: np.array([float(sums.rows)])}
-    return Sums({**sums.arrays, **rows}, {**sums.limits, ROWS: COUNT}, 0)
+    """Sums that carry what is to be hidden with them; those beyond a bound are 0, and say so."""
+    beyond = any(np.abs(a).max(initial=0.0) > sums.limits[k].bound for k, a in sums.arrays.items())
+    arrays = {k: np.zeros_like(a) if beyond else a for k, a in sums.arrays.items()}
+    carried = {ROWS: np.array([float(sums.rows)]), BEYOND: np.array([float(beyond)])}
+    return Sums({**arrays, **carried}, {**sums.limits, **CARRIED}, 0)
 
 
 def opened(form: Form, arrays: list[Floats]) -> Sums:
-    """The total of sums `with_rows`, in the shapes of its form."""
+    """The total of sums `with_rows`, in the shapes of its form.
+
+    Raises :class:`ModelError` where a party's are beyond their bounds; nobody can tell whose.
+    """
     shaped = {
         name: array.reshape(shape)
         for (name, (shape, _)), array in zip(form.items(), arrays, strict=True)
     }
-    limits = {name: limit for name, (_, limit) in form.items() if name != ROWS}
+    if shaped[BEYOND].any():
+        raise ModelError(
+            "some party's sums are beyond the bounds that follow from all rows, and nobody can tell "
+            "whose: cap the values that are far larger than all others, or give them in another unit"
+        )
+    limits = {name: limit for name, (_, limit) in form.items() if name not in CARRIED}
     return Sums({name: shaped[name] for name in limits}, limits, round(float(shaped[ROWS][0])))
 
 
@@ -279,9 +293,9 @@ def from_arrays(record: ArrayRecord) -> dict[str, Floats]:
     return arrays
 
 
-def blobs(**named: bytes) -> ArrayRecord:
+def blobs(**parts: bytes) -> ArrayRecord:
     """Bytes by name, in a record that Flower sends in pieces."""
-    return ArrayRecord({k: Array("bytes", (len(v),), BYTES, v) for k, v in named.items()})
+    return ArrayRecord({k: Array("bytes", (len(v),), BYTES, v) for k, v in parts.items()})
 
 
 def unblob(record: ArrayRecord, name: str) -> bytes:
@@ -291,9 +305,9 @@ def unblob(record: ArrayRecord, name: str) -> bytes:
     return bytes(record[name].data)
 
 
-def message_of(**named: bytes) -> RecordDict:
+def message_of(**parts: bytes) -> RecordDict:
     """A message of bytes by name, for the steps of a protocol."""
-    return RecordDict({"message": blobs(**named)})
+    return RecordDict({"message": blobs(**parts)})
 
 
 def read(message: RecordDict, name: str) -> bytes:

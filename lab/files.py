@@ -8,7 +8,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from lab.errors import ConfigurationError
+from lab.errors import ConfigurationError, LogError
 
 LARGEST_JSON_BYTES = 2**20
 
@@ -40,6 +40,43 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def add_line(path: Path, content: object) -> None:
+    """Add a line of JSON to a file that only grows, on disk when this returns; no new file is made.
+
+    Raises :class:`LogError`, and leaves the file as it was.
+    """
+    try:
+        with path.open("r+b") as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                file.write(json.dumps(content).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                os.truncate(path, end)
+                raise
+    except OSError as error:
+        raise LogError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def added_lines(path: Path) -> list[Any]:
+    """What :func:`add_line` wrote. A last line that was cut off is taken off: nothing followed it.
+
+    Raises :class:`ConfigurationError` where the file cannot be read, ValueError where it is damaged.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
+    whole = data[: data.rfind(b"\n") + 1]
+    if whole != data:
+        write_whole(path, whole, 0o600)
+    try:
+        return [json.loads(line) for line in whole.splitlines()]
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

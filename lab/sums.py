@@ -25,10 +25,19 @@ class Limit:
     resolution: float
 
 
-#: Formats by what is summed: counts, curvature entries, what needs every digit, scores, moments.
+#: Binary digits from a bound down to its grid: as many as float64 has, so that no party's numbers
+#: stand apart in the last digits of a total (`lab.models.magnitudes`).
+DIGITS = 52
+
+
+def limit_of(most: float) -> Limit:
+    """The format of sums of at most this magnitude at a party."""
+    bound = 2.0 ** float(np.ceil(np.log2(most)))
+    return Limit(bound, bound * 2.0**-DIGITS)
+
+
+#: Formats of counts, and of amounts that nobody sees but whoever opens them.
 COUNT = Limit(bound=2.0**40, resolution=1.0)
-CURVATURE = Limit(bound=2.0**34, resolution=2.0**-26)  # in units of one row
-PRECISE = Limit(bound=2.0**60, resolution=2.0**-60)
 SCORE = Limit(bound=2.0**48, resolution=2.0**-30)
 MOMENT = Limit(bound=2.0**100, resolution=2.0**-60)
 #: Formats of an answer's cells: heads and rows, yes or no, amounts, products of two amounts.

@@ -8,6 +8,7 @@ room by itself. Every import counts: at the top of a file, inside a function, an
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -266,3 +267,9 @@ def test_test_folders_mirror_the_packages() -> None:
         if not (ROOT / folder.relative_to(ROOT / "tests")).is_dir()
     ]
     assert not culprits, listing(culprits)
+
+
+def test_every_test_that_the_readme_names_is_there() -> None:
+    names = re.findall(r"`(\S+/test_\w+\.py)`", (ROOT / "README.md").read_text())
+    assert len(names) > 20
+    assert [name for name in names if not (ROOT / "tests" / name).is_file()] == []

@@ -75,7 +75,7 @@ def _ours(place: Path, rounds: int) -> dict[str, float]:
             task = experiment.tasks()["model"]
 
             def total() -> Sums:
-                return federation.sum("totals", task=task, part="test")
+                return federation.sum("totals", task=task, part="test", most=(2.0**40,) * 4)
 
             total()  # the first one makes tables for the key
             sums = [timed(total)[0] for _ in range(rounds)]

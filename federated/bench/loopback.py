@@ -33,7 +33,8 @@ class LoopbackExchange:
     """An exchange, its insurers and a supervisor in folders below ``root``.
 
     tables: each insurer's table and its contract file, by its name; contracts: data contracts in
-    force; split: whether the insurers open totals together, instead of the supervisor.
+    force; split: whether the insurers open totals together, instead of the supervisor;
+    parties_may_leave: of the charter.
     """
 
     def __init__(
@@ -47,9 +48,11 @@ class LoopbackExchange:
         contracts: Mapping[str, int],
         hiding: str = "paillier",
         split: bool = False,
+        parties_may_leave: bool = False,
     ) -> None:
         self.root, self.port, self.exchange = root, free_port(), root / EXCHANGE
         self.hiding, self.split, self._passphrase = hiding, split, passphrase
+        self._parties_may_leave = parties_may_leave
         self.insurers = tuple(tables)
         self.names = (*self.insurers, SUPERVISOR)
         exchange.init(self.exchange, EXCHANGE, f"127.0.0.1:{self.port}", "127.0.0.1")
@@ -74,6 +77,7 @@ class LoopbackExchange:
             self.enrolment(self.exchange),
             analyses=analyses,
             contracts=contracts,
+            parties_may_leave=self._parties_may_leave,
             limits=charters.CharterLimits(key_bits=key.public.bits),
         )
         for name in self.names:

@@ -62,6 +62,11 @@ def charter() -> None:
     help="What may be computed; may be repeated.",
 )
 @click.option("--minimum-parties", type=int, default=3, show_default=True)
+@click.option(
+    "--parties-may-leave",
+    is_flag=True,
+    help="Runs go on without a party; totals with it and without it may show its own sums.",
+)
 @click.option("--minimum-rows", type=int, default=10, show_default=True)
 @click.option("--key-bits", type=int, default=3072, show_default=True)
 @click.option("--epsilon", type=float, default=0.0, help="Privacy budget of each party, for ever.")
@@ -73,6 +78,7 @@ def init(
     contracts: tuple[str, ...],
     analyses: tuple[str, ...],
     minimum_parties: int,
+    parties_may_leave: bool,
     **limits: Any,
 ) -> None:
     """Write a charter whose only member is its coordinator.
@@ -93,6 +99,7 @@ def init(
         analyses=analyses,
         contracts=dict(map(_contract, contracts)),
         minimum_parties=minimum_parties,
+        parties_may_leave=parties_may_leave,
         limits=parse(charters.CharterLimits, limits, where="limits"),
     )
     charters.write(file, new_charter, {})
@@ -219,7 +226,7 @@ def show(file: Path, as_json: bool) -> None:
     contracts = ", ".join(f"{k} version {v}" for k, v in charter.contracts.items())
     for label, text in (
         ("totals", _opens(charter)),
-        ("parties", f"{charter.minimum_parties} or more behind a sum"),
+        ("parties", charter.parties_line),
         ("rows", f"{limits.minimum_rows} or more behind a party's sum"),
         ("analyses", ", ".join(charter.analyses)),
         ("contracts", contracts),

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,11 @@ def say(text: str = "", *, mark: str = "", err: bool = False, **style: Any) -> N
 
     line = printable(text)
     click.echo(mark + (click.style(line, **style) if style else line), err=err)
+
+
+def say_with_time(text: str) -> None:
+    """Print one line of a process that stays, after the time."""
+    say(f"{datetime.now():%H:%M:%S}  {text}")
 
 
 def say_lines(text: str) -> None:

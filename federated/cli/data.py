@@ -85,6 +85,9 @@ def deal_data(experiment: Path, folder: Path, changes: tuple[str, ...]) -> None:
         options.append(f"--person {shlex.quote(settings.data.person or '')}")
     column, value = settings.data.test_column or MARK, settings.data.test_value
     options.append(f"--test {column}={1 if value is None else value}")
+    options += [
+        f"--cap {shlex.quote(f'{name}={limit:.12g}')}" for name, limit in settings.data.cap.items()
+    ]
     say(f"for lab node init: {' '.join(options)}")
 
 

@@ -1,29 +1,16 @@
-"""`lab exchange`, `lab node`, `lab keys` and `lab holder`: parties that run processes of their own."""
+"""`lab exchange` and `lab node`: parties that run processes of their own."""
 
 from __future__ import annotations
 
-import os
+from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from federated.cli.charter import AnalysisName
-from federated.cli.console import plain_table, print_heading, say, screen
-
-if TYPE_CHECKING:
-    from secure_agg.keys import PrivateKey
-
-FOLDER = click.Path(path_type=Path, file_okay=False)
-FILE = click.Path(path_type=Path, dir_okay=False)
-ENVIRONMENT = "LAB_KEY_PASSPHRASE"
-
-
-def _echo_with_time(text: str) -> None:
-    from datetime import datetime
-
-    say(f"{datetime.now():%H:%M:%S}  {text}")
-
+from federated.cli.console import plain_table, print_heading, say, say_with_time, screen
+from federated.cli.keys import FILE, FOLDER, unlock
 
 # The coordinator.
 
@@ -120,8 +107,8 @@ def serve_exchange(folder: Path) -> None:
     """
     from federated.deployment.coordinator import exchange as places
 
-    places.serve(folder, lambda address: _echo_with_time(f"exchange is open at {address}"))
-    _echo_with_time("exchange closed")
+    places.serve(folder, lambda address: say_with_time(f"exchange is open at {address}"))
+    say_with_time("exchange closed")
 
 
 @exchange.command("status")
@@ -172,6 +159,13 @@ def node() -> None:
 @click.option("--person", help='The column of who a row belongs to; "" if each row is a person\'s.')
 @click.option("--test", metavar="COLUMN=VALUE", help="The mark of rows for testing.")
 @click.option(
+    "--cap",
+    "caps",
+    metavar="COLUMN=LIMIT",
+    multiple=True,
+    help="Larger values are lowered to it in every model; may be repeated.",
+)
+@click.option(
     "--analysis",
     "analyses",
     type=AnalysisName(),
@@ -188,6 +182,7 @@ def init_node(
     contract: str | None,
     person: str | None,
     test: str | None,
+    caps: tuple[str, ...],
     analyses: tuple[str, ...],
 ) -> None:
     """Make a node: keys, a commented node.toml, the enrolment to hand over.
@@ -212,11 +207,32 @@ def init_node(
             raise ConfigurationError(f"--test {test}: needs the form COLUMN=VALUE, as held_out=1")
         mark = column, int(value) if value.lstrip("-").isdigit() else value
     enrolment = node_folder.init(
-        folder, name, role, path, contract, person=person, test=mark, analyses=analyses
+        folder,
+        name,
+        role,
+        path,
+        contract,
+        person=person,
+        test=mark,
+        caps=dict(map(_cap, caps)),
+        analyses=analyses,
     )
     say(f"{folder}: node of {name}, fingerprint {enrolment.member.fingerprint}")
     say(f"hand {folder}/enrolment.json to the coordinator")
     say(f"put into {folder}: charter.json, charter.signatures.json, admission.json")
+
+
+def _cap(text: str) -> tuple[str, float]:
+    """A column and its largest value."""
+    from lab.errors import ConfigurationError
+
+    column, _, limit = text.rpartition("=")
+    try:
+        if column and isfinite(float(limit)):
+            return column, float(limit)
+    except ValueError:
+        pass
+    raise ConfigurationError(f"--cap {text}: needs the form COLUMN=LIMIT, as amount=50000")
 
 
 @node.command("check")
@@ -250,8 +266,8 @@ def join_node(folder: Path) -> None:
     """
     from federated.deployment.node.process import Node
 
-    Node(folder, _echo_with_time, lambda: _unlock(folder)).serve()
-    _echo_with_time("stopped")
+    Node(folder, say_with_time, lambda: unlock(folder)).serve()
+    say_with_time("stopped")
 
 
 @node.command("requests")
@@ -290,71 +306,3 @@ def approve_request(folder: Path, digest: str, by: str) -> None:
     from federated.deployment.node.approval import approve
 
     say(f"approved {approve(folder, digest, by)}")
-
-
-# Keys and their holders.
-
-
-@click.group()
-def keys() -> None:
-    """The Paillier key: who may open totals."""
-
-
-@keys.command("deal")
-@click.argument("folder", type=FOLDER)
-@click.option("--charter", "charter_file", required=True, type=FILE)
-@click.option("--bits", type=int, default=3072, show_default=True)
-@click.option("--split", is_flag=True, help="Cut it among all insurers, who open together.")
-def deal_key(folder: Path, charter_file: Path, bits: int, split: bool) -> None:
-    """Make the key: a supervisor's own, or cut among the insurers and forgotten.
-
-    FOLDER is the supervisor's, or with --split a new one for the sealed shares. The charter gets
-    the key, and all members sign it anew.
-
-    \b
-    lab keys deal supervisor --charter charter.json
-    lab keys deal shares --charter charter.json --split
-    """
-    from federated.deployment.node import supervisor
-
-    if split:
-        new_charter = supervisor.deal_shares(charter_file, folder, bits)
-        say(f"{folder}: one file for each insurer, to be its share.json; the key is forgotten")
-        say("the exchange needs any one of them, for the part that is public")
-    else:
-        new_charter = supervisor.deal_authority(folder, charter_file, bits, _passphrase(new=True))
-        say(f"{folder}: key of {bits} bits")
-    say(f"charter version {new_charter.version}, {new_charter.digest}: all members sign it now")
-
-
-@click.group()
-def holder() -> None:
-    """A supervisor's process: opens totals by the rule."""
-
-
-@holder.command("serve")
-@click.argument("folder", type=FOLDER)
-def serve_holder(folder: Path) -> None:
-    """Open totals until Ctrl-C or SIGTERM.
-
-    \b
-    lab holder serve supervisor
-    """
-    from federated.deployment.node.process import Node
-
-    Node(folder, _echo_with_time, lambda: _unlock(folder)).serve()
-    _echo_with_time("stopped")
-
-
-def _unlock(folder: Path) -> PrivateKey:
-    from federated.deployment.node.supervisor import unlocked
-
-    return unlocked(folder, _passphrase(new=False))
-
-
-def _passphrase(new: bool) -> str:
-    """From the environment, or asked for; it never stands on a command line."""
-    passphrase = os.environ.get(ENVIRONMENT)
-    if passphrase:
-        return passphrase
-    return str(click.prompt("passphrase of the key", hide_input=True, confirmation_prompt=new))

@@ -13,6 +13,7 @@ from federated.cli import charter as cli_charter
 from federated.cli import config, queries, runs
 from federated.cli import data as cli_data
 from federated.cli import exchange as cli_exchange
+from federated.cli import keys as cli_keys
 from federated.cli.console import say, say_error
 
 
@@ -33,8 +34,8 @@ for _command in (
     cli_data.market,
     cli_data.score,
     cli_exchange.exchange,
-    cli_exchange.holder,
-    cli_exchange.keys,
+    cli_keys.holder,
+    cli_keys.keys,
     cli_exchange.node,
     config.config,
     queries.query,

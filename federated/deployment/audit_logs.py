@@ -118,7 +118,9 @@ def _verify(
         beside = audit.known_head(path)
     except LogError as error:
         return CheckedLog(path, Verdict(party, fault=str(error)), bool(key), True, len(witnesses))
-    verdict = audit.verify(audit.read_lines(path), check, key=key, known=[*beside, *witnesses])
+    verdict = audit.verify(
+        audit.read_lines(path), check, key=key, checkpoints=[*beside, *witnesses]
+    )
     if keys and not key and not verdict.fault:
         verdict.fault = f"{party} is not a member of the charter"
     if not verdict.lines and not verdict.fault:

@@ -68,7 +68,7 @@ class Key(Strict):
         except InvalidKey as error:
             raise ValueError(f"modulus: {error}") from None
         if (self.opens == "split") != bool(self.split):
-            raise ValueError("split is the digest of a split key, and stands for one alone")
+            raise ValueError("split is the digest of a split key; leave it out for any other key")
         return self
 
     @cached_property
@@ -92,7 +92,8 @@ class CharterLimits(Strict):
 class Charter(Strict):
     """What the parties agreed on. Members stand in seat order; names and keys occur once.
 
-    contracts: names of data contracts and the version in force.
+    contracts: names of data contracts and the version in force; parties_may_leave: whether runs go on
+    without a party, although totals with it and without it may show its own sums.
     """
 
     format: Literal["insurance-privacy-lab charter 1"] = "insurance-privacy-lab charter 1"
@@ -102,6 +103,7 @@ class Charter(Strict):
     members: tuple[Member, ...]
     key: Key | None = None
     minimum_parties: int = Field(default=FEWEST, ge=FEWEST)
+    parties_may_leave: bool = False
     analyses: tuple[Analysis, ...] = Field(min_length=1)
     contracts: dict[str, int] = Field(min_length=1)
     limits: CharterLimits = CharterLimits()
@@ -110,7 +112,7 @@ class Charter(Strict):
     def _members_fit_together(self) -> Self:
         for name in (self.name, *self.contracts):
             if not name.isprintable():
-                raise ValueError(f"{name!r} must be printable, for people read it")
+                raise ValueError(f"{name!r} must be printable: people read it")
         by_name = {member.name: member for member in self.members}
         kinds = {
             "name": [m.name for m in self.members],
@@ -142,6 +144,14 @@ class Charter(Strict):
         content = canonical(self.model_dump(mode="json"))
         preimage = DOMAIN + struct.pack(">Q", len(content)) + content
         return hashlib.sha256(preimage).hexdigest()
+
+    @property
+    def parties_line(self) -> str:
+        """How many parties are behind a sum, for people."""
+        least = f"{self.minimum_parties} or more behind a sum"
+        if self.parties_may_leave:
+            return f"{least}; they may leave, and sums of their own may follow"
+        return f"{least}, the same behind all sums"
 
     @property
     def roster(self) -> Roster:
@@ -180,6 +190,7 @@ def new(
     analyses: Iterable[str],
     contracts: Mapping[str, int],
     minimum_parties: int = FEWEST,
+    parties_may_leave: bool = False,
     limits: CharterLimits | None = None,
 ) -> Charter:
     """A charter whose only member is its coordinator. Raises ConfigurationError, PeerError."""
@@ -192,6 +203,7 @@ def new(
             "analyses": list(analyses),
             "contracts": dict(contracts),
             "minimum_parties": minimum_parties,
+            "parties_may_leave": parties_may_leave,
             "limits": (limits or CharterLimits()).model_dump(),
         }
     )
@@ -319,7 +331,7 @@ def read_signed(path: Path) -> Charter:
     if absent:
         lines = "".join(f"\n  {name}: {reason}" for name, reason in absent.items())
         raise ConfigurationError(
-            f"{path}: nobody may go by a charter that not all members signed{lines}"
+            f"{path}: nobody may use a charter that some members did not sign{lines}"
         )
     insurers, least = len(charter.roster.cards), charter.minimum_parties
     if insurers < least:

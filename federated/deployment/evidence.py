@@ -77,7 +77,7 @@ def export(
     if unexpected:
         raise ConfigurationError(
             f"run {run}: no log of {', '.join(unexpected)}; ask for an extract "
-            f"(lab audit extract LOG --run {run}), or leave it out by --without"
+            f"(lab audit extract LOG --run {run}), or leave it out with --without"
         )
     files = {
         CHARTER: charter_file.read_bytes(),

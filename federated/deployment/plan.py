@@ -49,8 +49,8 @@ def _with_features(experiment: Experiment, features: Features) -> Experiment:
 def questions_of(experiment: Experiment) -> StudyPlan:
     """The plan of an experiment's questions: their texts, and no model's features."""
     plan = _public(experiment.model_copy(update={"profile": (), "detection": None}))
-    asked = plan.experiment.model_copy(update={"query": experiment.query})
-    return plan.model_copy(update={"experiment": asked})
+    with_questions = plan.experiment.model_copy(update={"query": experiment.query})
+    return plan.model_copy(update={"experiment": with_questions})
 
 
 def _public(experiment: Experiment) -> StudyPlan:

@@ -88,10 +88,10 @@ class _Seated:
         parts = [self.terms.query.encode(), self.terms.question, seat.to_bytes()]
         self.memory.keep(MASKS, wire.join(KEPT, parts))
 
-    def note(self, sent: int) -> None:
+    def note(self, size: int) -> None:
         """A line of the receipt for what goes along with a masked vector."""
         what = "keys and shares of masks"
-        self.memory.note(Released(self.terms.query, what, MASKS, 0, 0, sent, 0, 0))
+        self.memory.note(Released(self.terms.query, what, MASKS, 0, 0, size, 0, 0))
 
 
 def _terms(query: str, question: bytes, roster: Roster) -> MaskTerms:
@@ -149,10 +149,10 @@ def mask(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
         [hidden[name].ravel() for name in form],
     )
     seated.keep(seat)
-    sent = masks.signed(memory.identity(), terms, MASKED, vector)
-    note(holder, memory, request, sums, len(vector) + len(sent.signature))
+    envelope = masks.signed(memory.identity(), terms, MASKED, vector)
+    note(holder, memory, request, sums, len(vector) + len(envelope.signature))
     reply = Reply.of(holder.name, hidden, vector).to_record()
-    reply["message"] = blobs(signature=sent.signature)
+    reply["message"] = blobs(signature=envelope.signature)
     return reply
 
 
@@ -161,7 +161,7 @@ def confirm(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict
     seated = _seated(memory)
     present = list(map(wire.text, wire.split(NAMES, read(message, "present"), 0, wire.MOST_PARTS)))
     seat, signature = masks.confirm(memory.identity(), seated.terms, seated.seat, present)
-    holder.masked_sets.allow(seated.terms.question, present, memory.minimum_parties)
+    holder.party_sets.allow(seated.terms.question, present, memory.minimum_parties)
     seated.keep(seat)
     seated.note(len(signature))
     return message_of(signature=signature)
@@ -174,9 +174,9 @@ def reveal(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
     seat, shares = masks.reveal(memory.identity(), seated.terms, seated.seat, confirmations)
     seated.keep(seat)
     data = shares.to_bytes()
-    sent = masks.signed(memory.identity(), seated.terms, REVEALED, data)
-    seated.note(len(data) + len(sent.signature))
-    return message_of(revealed=data, signature=sent.signature)
+    envelope = masks.signed(memory.identity(), seated.terms, REVEALED, data)
+    seated.note(len(data) + len(envelope.signature))
+    return message_of(revealed=data, signature=envelope.signature)
 
 
 def proven(memory: NodeState, question: bytes, proof: RecordDict) -> Sums:
@@ -227,8 +227,8 @@ class Masks:
             )
             for name, answer in answers.items()
         }
-        shown = {name: key.to_bytes() for name, key in keys.items()}
-        message = message_of(keys=pairs_out(shown))
+        public_keys = {name: key.to_bytes() for name, key in keys.items()}
+        message = message_of(keys=pairs_out(public_keys))
         answers = self._ask(talk, MessageKind.SHARE, dict.fromkeys(keys, message))
         sealed = {n: decoded(n, pairs_in, read(answer, "sealed")) for n, answer in answers.items()}
         questions = {name: _question(request, sealed, name) for name in sealed}
@@ -252,7 +252,7 @@ class Masks:
         revealed = {
             n: Signed(read(a, "revealed"), read(a, "signature")) for n, a in answers.items()
         }
-        opening = Opening(shown, tuple(sealed), vectors, revealed)
+        opening = Opening(public_keys, tuple(sealed), vectors, revealed)
         total = opened(form, opening.total(terms, fields_of(form)))
         self.proof = message_of(
             query=request.query.encode(),

@@ -93,6 +93,8 @@ def give_part(holder: Party, memory: NodeState, message: RecordDict) -> RecordDi
             "protection.key = 'authority'",
             "cells",
         )
+    terms = transcript.terms
+    holder.party_sets.allow(terms.question, terms.parties, memory.minimum_parties)
     _, part = shares.give_part(share, roster, memory.answered(), transcript, workers=holder.workers)
     data = part.to_bytes(share.split)
     memory.answer(query)
@@ -184,11 +186,11 @@ class KeyAuthority:
     everybody = False
 
     def __init__(
-        self, private: PrivateKey, rules: Rules | None = None, answered: Iterable[str] = ()
+        self, private: PrivateKey, rules: Rules | None = None, queries: Iterable[str] = ()
     ) -> None:
         self._private, self._rules = private, rules or Rules.read()
         self._roster: Roster | None = None
-        self._answered: set[str] = set(answered)
+        self._answered: set[str] = set(queries)
         self.proof = RecordDict()  # nobody else can open
 
     @classmethod
@@ -246,10 +248,10 @@ class KeyHolders:
         )
         if request.statistic in RELEASED:
             sealed = {f"sealed {name}": read(a, "sealed") for name, a in answers.items()}
-            asked = message_of(transcript=data, **sealed)
-            asked.update(request.to_record())
+            question = message_of(transcript=data, **sealed)
+            question.update(request.to_record())
             name = releaser(self._roster)
-            answer = talk.ask(MessageKind.RELEASE, {name: asked})[name]
+            answer = talk.ask(MessageKind.RELEASE, {name: question})[name]
             self.proof = answer
             return named_reply(name, answer).sums
         parts = {name: read(answer, "part") for name, answer in answers.items()}

@@ -97,7 +97,7 @@ class Clear:
 def _clear(name: str, reply: Reply) -> Sums:
     """A readable contribution, if it is one. Raises :class:`PeerError`."""
     if reply.clear is None:
-        raise PeerError(f"{name}: answered hidden where clear was asked", name)
+        raise PeerError(f"{name}: hid its answer where an answer in the clear was asked for", name)
     for key, (_, limit) in reply.form.items():
         if not np.all(np.abs(reply.clear[key]) <= limit.bound):  # what is no number is not either
             raise PeerError(f"{name}: sent a number that is not finite or beyond its bound", name)

@@ -19,7 +19,7 @@ from pydantic import Field
 from federated.messages import Request
 from federated.party import statistics
 from federated.party.binding import Binding
-from federated.party.masked_sets import MaskedSets
+from federated.party.party_sets import PartySets
 from lab.errors import PeerError, PolicyError
 from lab.models.glm import Task
 from lab.models.profile import Profile
@@ -55,7 +55,7 @@ class Party:
     query_table: QueryTable | None = None  # what questions are answered from
     profiles: dict[str, Profile] = field(default_factory=dict)  # released, by digest
     finished: dict[str, Any] = field(default_factory=dict)  # trees, as lab.trees.Finished
-    masked_sets: MaskedSets = field(default_factory=MaskedSets)  # of parties, by question
+    party_sets: PartySets = field(default_factory=PartySets)  # behind totals that all see
     binding: Binding | None = None  # the plan whose questions it answers; None: it asks itself
 
     @property
@@ -87,7 +87,7 @@ class Party:
         """As the rows alone: what is at hand can be made again where the party is sent."""
         data = (self.name, self.train, self.test, self.person, self.policy, self.workers)
         drawing = (self.secret, self.rows_secret)
-        return Party, (*data, *drawing, self.query_table, {}, {}, MaskedSets(), self.binding)
+        return Party, (*data, *drawing, self.query_table, {}, {}, PartySets(), self.binding)
 
     def _frame(self, part: Part) -> pd.DataFrame:
         return self.train if part == "train" else self.test

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 
-from federated.messages import ROWS, Form, Request
+from federated.messages import CARRIED, Form, Request
 from federated.party.statistics import RELEASED as RELEASED
 from lab.errors import PeerError, PolicyError
 from lab.models import profile
 from lab.privacy.disclosure import Rules
 from lab.queries import cells
 from lab.queries.questions import Question
-from lab.sums import COUNT, Sums
+from lab.sums import Sums
 
 
 def release(request: Request, totals: Sums, rules: Rules) -> Sums:
@@ -40,7 +40,7 @@ def release(request: Request, totals: Sums, rules: Rules) -> Sums:
             return cells.release_flags(rules, totals)
         case "drift":
             return cells.release_drift(rules, totals)
-    raise PeerError(f"no release of '{request.statistic}'")
+    raise PeerError(f"'{request.statistic}' is not released by rules")
 
 
 def expected(request: Request) -> Form:
@@ -59,5 +59,5 @@ def expected(request: Request) -> Form:
             sizes = cells.form(Question.model_validate(request.arguments["question"]))
     form = {name: ((size,), limit) for name, (size, limit) in sizes.items()}
     if request.hiding != "clear":
-        form[ROWS] = ((1,), COUNT)
+        form |= {name: ((1,), limit) for name, limit in CARRIED.items()}
     return {name: form[name] for name in sorted(form)}

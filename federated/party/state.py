@@ -82,11 +82,15 @@ class NodeState:
         values = {"roster": roster, "key": key, "split": split, "sealed": sealed_share}
         if former := self._get("enrolled", "roster"):
             if former != roster or any(self._get("enrolled", k) != v for k, v in values.items()):
-                raise PolicyError("this node is enrolled under another roster or key; it keeps it")
+                raise PolicyError(
+                    "this node is enrolled under another roster or key, and keeps those"
+                )
             return
         members = _roster(roster)
         if len(members.cards) < FEWEST:
-            raise PolicyError(f"a roster of {len(members.cards)} parties hides nobody")
+            raise PolicyError(
+                f"a roster of {len(members.cards)} parties hides nobody, at least {FEWEST} do"
+            )
         if key:
             _public(key)
         own = self.identity()
@@ -176,8 +180,8 @@ class NodeState:
 
     def announce(self, names: Mapping[str, Sequence[str]]) -> None:
         """Note the names of levels by column that this node made known."""
-        known = json.loads(self._get("levels", "announced") or b"{}")
-        self._set("levels", announced=json.dumps(known | dict(names)).encode())
+        earlier = json.loads(self._get("levels", "announced") or b"{}")
+        self._set("levels", announced=json.dumps(earlier | dict(names)).encode())
 
     def agree(self, levels: str) -> None:
         """Take up the names of levels that all parties have together, once.
@@ -185,15 +189,15 @@ class NodeState:
         Raises :class:`PeerError` where a name that this node made known was left out, which would
         leave out its rows.
         """
-        announced = self._get("levels", "announced") or b"{}"
-        own, together = json.loads(announced), json.loads(levels)
+        data = self._get("levels", "announced") or b"{}"
+        own, together = json.loads(data), json.loads(levels)
         if self._get("levels", "agreed") not in (b"", levels.encode()):
-            raise PeerError("coordinator: names of levels were agreed on before, and others")
+            raise PeerError("coordinator: other names of levels were agreed on before")
         if own.keys() != together.keys():
             raise PeerError("coordinator: agrees on levels of other columns than were announced")
         if any(not set(names) <= set(together[column]) for column, names in own.items()):
             raise PeerError("coordinator: leaves out a level that this party has")
-        self._set("levels", announced=announced, agreed=levels.encode())
+        self._set("levels", announced=data, agreed=levels.encode())
 
     def keep_profile(self, digest: str, data: bytes) -> None:
         """Keep a released profile."""

@@ -15,8 +15,9 @@ import pandas as pd
 
 from federated.messages import Hiding, Request
 from lab.errors import PeerError, PolicyError
-from lab.models import design, glm, profile
+from lab.models import design, glm, magnitudes, profile
 from lab.models.design import Design, Encoding, Levels, Number, codes_of
+from lab.models.families import Scale
 from lab.models.files import KINDS, from_json, statistics_of
 from lab.models.glm import Response, Task
 from lab.privacy.disclosure import Rules
@@ -32,6 +33,12 @@ from lab.sums import Floats, Sums
 class OfNumbers(Strict):
     task: Task
     features: tuple[Number, ...]
+
+
+class OfMoments(OfNumbers):
+    """most: a bound of the sums, in units of the features' scales."""
+
+    most: float
 
 
 class OfLevels(Strict):
@@ -52,14 +59,17 @@ class OfHistogram(OfNumbers):
 
 
 class OfTask(Strict):
+    """most: bounds of the sums, as `lab.models.glm.SUMMED`."""
+
     task: Task
     part: Part
+    most: tuple[float, float, float, float]
 
 
 class OfFit(Strict):
     model: str
     task: Task
-    constant: float
+    scale: Scale
     replicates: int
     seed: int
 
@@ -151,8 +161,8 @@ def _judged(holding: Holding, a: OfRanking | OfGroups) -> tuple[Floats, Floats]:
 # Functions.
 
 
-def _moments(holding: Holding, a: OfNumbers, arrays: Arrays) -> Sums:
-    return design.moments(holding.rows(a.task, "train"), a.features)
+def _moments(holding: Holding, a: OfMoments, arrays: Arrays) -> Sums:
+    return design.moments(holding.rows(a.task, "train"), a.features, a.most)
 
 
 def _level_counts(holding: Holding, a: OfLevels, arrays: Arrays) -> Sums:
@@ -171,14 +181,14 @@ def _histogram(holding: Holding, a: OfHistogram, arrays: Arrays) -> Sums:
 
 
 def _totals(holding: Holding, a: OfTask, arrays: Arrays) -> Sums:
-    return glm.totals(holding.once(response, a.task, a.part))
+    return glm.totals(holding.once(response, a.task, a.part), a.most)
 
 
 def _score_fit(holding: Holding, a: OfFit, arrays: Arrays) -> Sums:
     return accuracy.fit_sums(
         holding.once(scored, a.model, a.task),
         family=a.task.law,
-        constant=a.constant,
+        scale=a.scale,
         replicates=a.replicates,
         seed=_resampling(holding, a.seed),
     )
@@ -270,7 +280,8 @@ def _by_rules(name: str, arguments: type[Strict], function: Any, *arrays: str) -
 COMMON: Mapping[str, Statistic] = {
     row.name: row
     for row in (
-        _any_model("moments", OfNumbers, _moments),
+        _any_model("magnitudes", magnitudes.OfMagnitudes, magnitudes.of_party),
+        _any_model("moments", OfMoments, _moments),
         _by_cell("level_counts", OfLevels, _level_counts),
         _any_model("level_parties", OfPresence, _level_parties),
         _any_model("totals", OfTask, _totals),

@@ -31,6 +31,7 @@ from lab.errors import ConfigurationError, ContractError
 from lab.models.design import Feature
 from lab.models.glm import Task
 from lab.privacy.disclosure import Rules, words
+from lab.privacy.joining import Opened, by_statistic
 from lab.privacy.noise import Noise
 from lab.queries import cells
 from lab.queries import sql_plan as sql
@@ -62,6 +63,7 @@ class Desk:
         self.federation, self.contract, self.rules = federation, contract, rules
         self.person, self._fault, self._grid = person, fault, grid
         self._left: int | None = None
+        self._opened: list[Opened] = []
 
     @classmethod
     def simulated(
@@ -123,11 +125,11 @@ class Desk:
 
         Its ``attrs`` tell ``hidden`` and ``cells``, ``rules`` in words, ``hiding``, ``noise``,
         ``seconds``, ``left``: how many more cells a party can answer, at most and on average, None
-        under noise, and ``receipt``: what left each party for this question.
+        under noise, ``opened``: what was told of the totals, and ``receipt``: what left each party for this question.
         """
         started = time.perf_counter()
         before = {party: len(lines) for party, lines in self.federation.receipts().items()}
-        self._left = None
+        self._left, self._opened = None, []
         plan = self._plan(text, noise)
         if self._fault is not None and plan.finish != "violations":
             raise self._fault
@@ -142,6 +144,7 @@ class Desk:
             "noise": noise.model_dump() if noise else None,
             "seconds": seconds,
             "left": self._left,
+            "opened": [vars(line) for line in by_statistic(self._opened)],
             "receipt": [
                 {"party": party, **asdict(line)}
                 for party, lines in self.federation.receipts().items()
@@ -200,7 +203,14 @@ class Desk:
 
     def sum(self, statistic: str, question: Question, arrays: Any = None, **more: Any) -> Sums:
         """What is released of a statistic of a question."""
-        return self.federation.sum(statistic, arrays, question=question, rules=self.rules, **more)
+        released = self.federation.sum(
+            statistic, arrays, question=question, rules=self.rules, **more
+        )
+        if "shown" in released.arrays:
+            numbers = int(released["shown"].sum()) * max(len(question.totals), 1)
+            fewest = int(released.total("fewest")) if "fewest" in released.arrays else 0
+            self._opened.append(Opened(statistic, numbers, fewest or None))
+        return released
 
     def totals(self, question: Question) -> tuple[Any, list[Floats]]:
         """Which cells are shown, and each total in them (0 where hidden)."""

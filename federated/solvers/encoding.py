@@ -8,9 +8,13 @@ from federated.federation import ModelTotals
 from lab.errors import ConfigurationError, ModelError
 from lab.models.design import Encoding, Feature, Levels, Number
 from lab.models.glm import Task
+from lab.models.magnitudes import bounds
 from lab.privacy.joining import PERSONS, RARE, Opened
-from lab.sums import Floats
+from lab.sums import Floats, Sums
 from lab.tables.contracts import Contract
+
+#: About what rounding to the grid can add to a sum of squares whose largest is 1.
+ROUNDED = 2.0**-44
 
 
 def agree(
@@ -59,17 +63,21 @@ def _standardised(
 ) -> tuple[Number, ...]:
     if not features:
         return ()
+    # 1. In what power of two the parties' sums lie: a scale on which no sum is above 1.
     terms = tuple(
         Number(feature=f, mean=0.0, scale=1.0, levels=contract.columns[f.column].levels or ())
         for f in features
     )
-    around_zero = _moments(federation, task, terms)
+    largest = magnitudes(federation, task, terms)[0]
+    # 2. The mean, and a scale on which the squares around it sum up to the rows at most.
+    around_zero = _moments(federation, task, _around(terms, 0 * largest, largest), 1.0)
     count = np.maximum(around_zero["count"], 1)
-    means = around_zero["first"] / count
-    terms = tuple(
-        t.model_copy(update={"mean": float(m)}) for t, m in zip(terms, means, strict=True)
-    )
-    spread = np.sqrt(_moments(federation, task, terms)["second"] / count)
+    means = largest * around_zero["first"] / count
+    square = largest**2 * around_zero["second"] / count
+    guess = np.sqrt(np.maximum(square - means**2, 0) + largest**2 * ROUNDED / count)
+    # 3. The deviation from the mean, to every digit.
+    terms, most = _around(terms, means, guess), 4.0 * float(count.max())
+    spread = guess * np.sqrt(_moments(federation, task, terms, most)["second"] / count)
     numbers = []
     for term, mean, scale in zip(terms, means, spread, strict=True):
         if scale > 1e-9 * abs(mean):
@@ -89,10 +97,33 @@ def _leave_out(feature: Feature, left_out: list[str] | None) -> None:
     left_out.append(feature.name)
 
 
+def _around(terms: tuple[Number, ...], means: Floats, scales: Floats) -> tuple[Number, ...]:
+    return tuple(
+        term.model_copy(update={"mean": float(mean), "scale": float(scale)})
+        for term, mean, scale in zip(terms, means, scales, strict=True)
+    )
+
+
 def _moments(
-    federation: ModelTotals, task: Task, terms: tuple[Number, ...]
-) -> dict[str, np.ndarray]:
-    return dict(federation.sum("moments", task=task, features=terms).arrays)
+    federation: ModelTotals, task: Task, terms: tuple[Number, ...], most: float
+) -> dict[str, Floats]:
+    return dict(federation.sum("moments", task=task, features=terms, most=most).arrays)
+
+
+def magnitudes(
+    federation: ModelTotals, task: Task, terms: tuple[Number, ...] = ()
+) -> tuple[Floats, tuple[float, ...]]:
+    """What no party's sum of magnitudes reaches: of each number (terms,), and of each of
+    `lab.models.glm.SUMMED`."""
+    parties = federation.sum("magnitudes", task=task, features=terms)
+    of_terms = bounds(parties["features"]) if terms else np.zeros(0)
+    return of_terms, tuple(bounds(parties["task"]).tolist())
+
+
+def totals_of(federation: ModelTotals, task: Task) -> Sums:
+    """The ``totals`` of a task's training rows, on a grid that fits them."""
+    most = magnitudes(federation, task)[1]
+    return federation.sum("totals", task=task, part="train", most=most)
 
 
 def levelled(

@@ -16,12 +16,12 @@ from pydantic import Field
 from scipy import stats
 
 from federated.federation import ModelTotals
-from federated.solvers.encoding import agree
+from federated.solvers.encoding import agree, magnitudes
 from federated.solvers.solution import ModelSettings, Solution, Watch
 from lab.errors import ModelError, PeerError
 from lab.models.design import Encoding, Feature
-from lab.models.families import Family, FamilyName, LinkName
-from lab.models.glm import GLM, Task
+from lab.models.families import Family, FamilyName, LinkName, Scale
+from lab.models.glm import GLM, REACH, Task
 from lab.privacy.joining import Opened
 from lab.records import Strict
 from lab.sums import Floats, Sums
@@ -29,9 +29,14 @@ from lab.tables.contracts import Contract
 
 MAX_STEPS = 60
 MAX_HALVINGS = 25
-#: A step this small, in standard deviations of each column, is the last; the sums at its start
-#: differ from those at its end by less than float64 shows in a standard error.
-STEP_TOLERANCE = 1e-9
+#: A step this small, in standard errors, is the last; the sums at its start differ from those at its
+#: end by less than float64 shows in a standard error.
+STEP_TOLERANCE = 1e-8
+#: What parties' rounding to the grid of the score may add up to, in its resolution.
+ROUNDING = 64
+#: Steps that gain less than this part of what chance gains while they still are long: the
+#: coefficient goes to infinity.
+NO_GAIN = 1e-3
 #: On the log and logit links one step changes no coefficient by more: a factor of 4.5.
 LONGEST_STEP = 1.5
 #: Smallest eigenvalue of the scaled curvature, below which columns count as collinear.
@@ -54,6 +59,7 @@ class Fit:
     null_deviance: float
     log_likelihood: float
     dispersion: float
+    scale: Scale
     errors: Floats
     trace: tuple[tuple[float, float], ...]  # (deviance, largest step) after each step
 
@@ -96,30 +102,35 @@ def solve(
 ) -> Solution:
     """The exact fit, with its coefficient table. There is nothing to draw, so ``seed`` is not used."""
     encoding = agree(federation, task, features, contract, settings.min_persons, left_out)
-    fitted = fit(federation, task, encoding, settings.ridge)
+    fitted = fit(federation, task, encoding, settings.ridge, settings.min_persons)
     steps = pd.DataFrame(fitted.trace, columns=["deviance", "largest_step"])
     return Solution(fitted.model, steps.rename_axis("step").reset_index(), fitted)
 
 
-def fit(federation: ModelTotals, task: Task, encoding: Encoding, ridge: float = 0.0) -> Fit:
+def fit(
+    federation: ModelTotals, task: Task, encoding: Encoding, ridge: float = 0.0, least: int = 1
+) -> Fit:
     """The maximum-likelihood fit, or with ``ridge`` the minimum of
     mean half deviance + ridge / 2 * |beta|^2 over standardised columns, intercept left free.
 
     Raises :class:`ModelError` for collinear columns, separation and non-convergence, each with
-    the columns concerned.
+    the columns concerned, and for coefficients of levels that fewer than about ``least`` persons
+    tell apart from all others.
     """
-    totals = federation.sum("totals", task=task, part="train")
+    # 1. The constant model, from which bounds of all later sums follow.
+    totals = _start(federation, task, encoding, least)
     rows = round(totals.total("rows"))
     if rows <= encoding.width:
         raise ModelError(f"{rows} training rows cannot carry {encoding.width} coefficients")
-    start = constant_predictor(task.law, totals)
-    unit = row_curvature(task.law, totals, rows)
-    problem = _Problem(federation, task, encoding, rows, unit, ridge * totals.total("weight"))
+    start, scale = constant_predictor(task.law, totals), Scale.of(totals)
+    # 2. Fisher scoring from there.
+    problem = _Problem(federation, task, encoding, scale, ridge * totals.total("weight"))
     beta, state, matrix, trace = _scoring(problem, start)
     null_deviance = trace[0][0]  # the iteration starts from the constant model
     if task.exposure is not None and task.law.name != "poisson":  # where its mean is not a ratio
-        empty = _Problem(federation, task, Encoding(), rows, unit, 0.0)
+        empty = _Problem(federation, task, Encoding(), scale, 0.0)
         null_deviance = _scoring(empty, start)[1].total("deviance")
+    # 3. What is printed beside the coefficients.
     dispersion = state.total("pearson") / (rows - encoding.width) if task.law.dispersed else 1.0
     profiled = task.law.name == "gaussian" and task.law.link == "identity"
     likelihood = federation.sum(
@@ -128,6 +139,7 @@ def fit(federation: ModelTotals, task: Task, encoding: Encoding, ridge: float = 
         task=task,
         encoding=encoding,
         dispersion=state.total("deviance") / rows if profiled else dispersion,
+        scale=scale,
     )
     transform = encoding.raw_transform()
     covariance = dispersion * transform @ np.linalg.inv(matrix) @ transform.T
@@ -142,9 +154,48 @@ def fit(federation: ModelTotals, task: Task, encoding: Encoding, ridge: float = 
         null_deviance=null_deviance,
         log_likelihood=likelihood.total("log_likelihood"),
         dispersion=dispersion,
+        scale=scale,
         errors=np.sqrt(np.diag(covariance)),
         trace=tuple(trace),
     )
+
+
+def _start(federation: ModelTotals, task: Task, encoding: Encoding, least: int) -> Sums:
+    """The totals of the training rows. Raises :class:`ModelError` where coefficients would show few
+    persons; where everybody sees the totals, cells of two levels are not asked for."""
+    terms = tuple(t.model_copy(update={"mean": 0.0, "scale": 1.0}) for t in encoding.numbers)
+    most = magnitudes(federation, task, terms)[1]
+    if federation.everybody or least <= 1 or not encoding.categories:
+        return federation.sum("totals", task=task, part="train", most=most)
+    totals = federation.sum("glm_start", task=task, encoding=encoding, most=most)
+    _refuse_few(totals["persons"], encoding, least)
+    return totals
+
+
+def _refuse_few(persons: Floats, encoding: Encoding, least: int) -> None:
+    """Refuse levels that few persons tell from all other columns together.
+
+    A combination of levels with whole coefficients that is not 0 for k persons alone shows their
+    targets. By Cauchy and Schwarz each coefficient in it then has at most the information of k
+    persons, given all others: 1 / (X'X)^-1[j, j]. A level of ``least`` persons beside a base of n
+    has 1 / (1 / least + 1 / n), and may lose a fifth of that to other columns.
+    """
+    matrix = np.zeros((encoding.width, encoding.width))
+    matrix[encoding.pairs] = persons
+    matrix += np.triu(matrix, 1).T
+    inverse = np.diag(np.linalg.pinv(matrix, hermitian=True))
+    at, few = 1 + len(encoding.numbers), []
+    for term in encoding.categories:
+        end = at + len(term.levels) - 1
+        base = matrix[0, 0] - np.diag(matrix)[at:end].sum()
+        enough = 0.8 / (1 / least + 1 / max(base, 1.0))
+        few += [encoding.names[j] for j in range(at, end) if inverse[j] * enough > 1]
+        at = end
+    if few:
+        raise ModelError(
+            f"fewer than {least} persons tell {', '.join(few)} from the other columns together, so "
+            "that the coefficients would show their targets; join levels or leave a feature out"
+        )
 
 
 def constant_predictor(family: Family, totals: Sums) -> float:
@@ -161,14 +212,6 @@ def constant_predictor(family: Family, totals: Sums) -> float:
     return family.eta(mean)
 
 
-def row_curvature(family: Family, totals: Sums, rows: int) -> float:
-    """About what one row adds to the intercept's curvature, a power of two: a public unit."""
-    mean = np.array([totals.total("target") / totals.total("weight")])
-    eta = np.array([family.eta(float(mean[0]))])
-    row = family.slope(eta, mean) ** 2 / family.variance(mean) * totals.total("weight") / rows
-    return float(2.0 ** np.round(np.log2(row[0])))
-
-
 @dataclass(frozen=True)
 class _Problem:
     """What Fisher scoring minimises: deviance + penalty * |beta|^2 without the intercept."""
@@ -176,8 +219,7 @@ class _Problem:
     federation: ModelTotals
     task: Task
     encoding: Encoding
-    rows: int
-    unit: float
+    scale: Scale
     penalty: float
 
     def at(self, beta: Floats) -> Sums:
@@ -187,18 +229,19 @@ class _Problem:
             {"beta": beta},
             task=self.task,
             encoding=self.encoding,
-            unit=self.unit,
+            scale=self.scale,
         )
-        if sums.rows != self.rows:
+        if sums.rows != self.scale.rows:
             raise PeerError(
-                f"a fit began over {self.rows:,} rows and is now over {sums.rows:,}: a party left "
+                f"a fit began over {self.scale.rows:,} rows and is now over {sums.rows:,}: a party left "
                 "or came back. All steps of a fit need the same parties; run it again"
             )
         return sums
 
     def curvature(self, sums: Sums) -> Floats:
         matrix = np.zeros((self.encoding.width, self.encoding.width))
-        matrix[self.encoding.pairs] = self.unit * sums["curvature"]
+        unit = self.scale.curvature(self.task.law)
+        matrix[self.encoding.pairs] = unit * sums["curvature"]
         matrix += np.triu(matrix, 1).T
         matrix[np.diag_indices_from(matrix)] += self.penalties
         return matrix
@@ -207,9 +250,18 @@ class _Problem:
         return sums["score"] - self.penalties * beta
 
     def value(self, beta: Floats, sums: Sums) -> float:
-        if sums.total("valid") < self.rows:
+        if sums.total("valid") < self.scale.rows:
             return float("inf")
         return sums.total("deviance") + float(self.penalties @ beta**2)
+
+    def is_last(self, move: Floats, matrix: Floats, sums: Sums, dispersion: float) -> bool:
+        """Whether a step is small against standard errors, or against rounding. A standard error is
+        at least the root of dispersion / curvature, whatever the units."""
+        information = np.sqrt(np.diag(matrix))
+        rounding = ROUNDING * sums.limits["score"].resolution / information
+        return bool(
+            (np.abs(move) * information <= STEP_TOLERANCE * np.sqrt(dispersion) + rounding).all()
+        )
 
     @property
     def penalties(self) -> Floats:
@@ -224,6 +276,11 @@ def _scoring(
     beta = np.zeros(problem.encoding.width)
     beta[0] = intercept
     state = problem.at(beta)
+    if state.total("valid") < problem.scale.rows:
+        raise ModelError(
+            f"some rows weigh more than {REACH} times all rows of an average model: cap the target "
+            "or the weight, or take the logarithm of a feature"
+        )
     _refuse_collinear(problem.curvature(state), names)
     trace: list[tuple[float, float]] = []
     drifting = 0
@@ -235,10 +292,11 @@ def _scoring(
             raise _diverged(names, gradient) from None
         largest = float(np.abs(move).max())
         trace.append((state.total("deviance"), largest))
-        if largest <= STEP_TOLERANCE * (1 + float(np.abs(beta).max())):
+        dispersion = state.total("pearson") / problem.scale.rows
+        if problem.is_last(np.asarray(move), matrix, state, dispersion):
             return beta + move, state, matrix, trace
         before, gain = problem.value(beta, state), float(gradient @ move)
-        drifting = drifting + 1 if gain < 1e-4 * abs(before) and largest > 0.3 else 0
+        drifting = drifting + 1 if gain < NO_GAIN * dispersion and largest > 0.3 else 0
         if drifting >= 4:
             raise _diverged(names, move)
         if problem.task.law.link in ("log", "logit"):  # longer steps overshoot, and cost a round
@@ -246,7 +304,7 @@ def _scoring(
         for _ in range(MAX_HALVINGS):
             trial = beta + move
             reached = problem.at(trial)
-            if problem.value(trial, reached) <= before + 1e-10 * (1 + abs(before)):
+            if problem.value(trial, reached) <= before + 1e-10 * trace[0][0]:
                 break
             move = move / 2
         else:

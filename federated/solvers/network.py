@@ -18,12 +18,13 @@ from pydantic import Field, model_validator
 
 from federated.federation import ModelTotals
 from federated.party.party import Party
-from federated.solvers.encoding import agree
+from federated.solvers.encoding import agree, totals_of
 from federated.solvers.glm import constant_predictor
 from federated.solvers.solution import ModelSettings, Solution, Watch
 from federated.transport.in_process import identify_once
 from lab.errors import ConfigurationError
 from lab.models.design import Encoding, Feature
+from lab.models.families import Scale
 from lab.models.glm import Task
 from lab.privacy.joining import Opened
 from lab.records import Strict
@@ -53,7 +54,7 @@ def train(
     network_model.single_threaded()
     # 1. What all parties agree on: the knots of each number, the intercept, first weights.
     bends = network_model.Bends(knots=_knots(federation, task, encoding, settings))
-    totals = federation.sum("totals", task=task, part="train")
+    totals = totals_of(federation, task)
     recipe = network_model.NetworkRecipe(
         intercept=constant_predictor(task.law, totals),
         **settings.model_dump(include=set(network_model.NetworkRecipe.model_fields)),
@@ -73,6 +74,7 @@ def train(
             proximal_mu=_proximal_mu(strategy, weights, at),
             round=at,
             seed=seed,
+            scale=Scale.of(totals),
         )
         weights = _combined(strategy, weights, total, at)
         trace.append({"step": at, "loss": total.total("loss") / total.total("rows")})

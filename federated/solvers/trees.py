@@ -18,12 +18,13 @@ from pydantic import Field
 
 from federated.federation import ModelTotals
 from federated.solvers.bins import agree_cuts
-from federated.solvers.glm import constant_predictor, row_curvature
+from federated.solvers.encoding import totals_of
+from federated.solvers.glm import constant_predictor
 from federated.solvers.growth import Growth
 from federated.solvers.solution import ModelSettings, Solution, Watch
 from lab.errors import ConfigurationError, ModelError
 from lab.models.design import Feature, Number
-from lab.models.families import FamilyName
+from lab.models.families import FamilyName, Scale
 from lab.models.glm import Task
 from lab.models.tree_model import LEAF, Cuts, Tree, Trees
 from lab.models.trees import MOST_ROWS, REACH, Ask, Place, TreesRecipe
@@ -116,7 +117,7 @@ def train(
 ) -> tuple[Trees, pd.DataFrame]:
     """(model, losses by step). Same seed and same rows give the same bits, for any split of rows."""
     # 1. What is fixed before the first tree.
-    totals = federation.sum("totals", task=task, part="train")
+    totals = totals_of(federation, task)
     cuts = agree_cuts(
         federation,
         task,
@@ -222,16 +223,17 @@ def _recipe(
         raise ModelError(f"{rows:,} rows are more than the {MOST_ROWS:,} that trees are exact for")
     start = constant_predictor(law, totals)
     if law.name == "gaussian":  # the other families have a scale of their own
-        term = Number(feature=Feature(column=task.target), mean=start, scale=1.0)
-        moments = federation.sum("moments", task=task, features=(term,))
-        spread = float(moments["second"][0]) / rows
+        size = float(np.sqrt(totals.total("square") / totals.total("weight")))
+        term = Number(feature=Feature(column=task.target), mean=start, scale=size or 1.0)
+        moments = federation.sum("moments", task=task, features=(term,), most=4.0 * rows)
+        spread = size**2 * float(moments["second"][0]) / rows
         if spread <= 1e-24 * start**2:
             raise ModelError("the target is the same in every training row")
         step = 2.0 ** round(np.log2(spread) / 2)
     return TreesRecipe(
         intercept=round(start / step * COARSE) / COARSE * step,
         step=step,
-        unit=row_curvature(law, totals, rows),
+        unit=Scale.of(totals).curvature(law),
         rows=rows,
         validation_share=settings.validation_share,
     )

@@ -63,7 +63,7 @@ def agreed_levels(plan: StudyPlan, federation: Parties) -> dict[str, tuple[str, 
     if not features:
         return {}
     names = federation.levels(task, features)
-    levels = {f.column: found for f, found in zip(features, names, strict=True)}
+    levels = {f.column: own for f, own in zip(features, names, strict=True)}
     federation.agree(levels)
     return levels
 

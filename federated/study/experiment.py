@@ -294,7 +294,7 @@ class Experiment(Strict):
         )
         if data.missing in ("mean", "keep") and data.missing != model.missing:
             raise ConfigurationError(
-                f"data.missing = '{data.missing}' is not for {model.kind}: trees keep missing values "
+                f"data.missing = '{data.missing}' does not fit {model.kind}: trees keep missing values "
                 "in a bin of their own ('keep'), other models fill in the mean ('mean')"
             )
         link = family.law.link
@@ -354,11 +354,11 @@ class Experiment(Strict):
 
     def _check_person(self) -> None:
         """Refuse the person as a source of anything that a model is made of or compared by."""
-        read = [column for profile in self.profile for column in profile.reads()]
-        read += self.detection.columns() if self.detection else []
-        if self.data.person in read:
+        columns = [column for profile in self.profile for column in profile.reads()]
+        columns += self.detection.columns() if self.detection else []
+        if self.data.person in columns:
             raise ConfigurationError(
-                f"data.person: '{self.data.person}' says whose row it is; leave it out of profiles "
+                f"data.person: '{self.data.person}' names the person of a row; leave it out of profiles "
                 "and of detection"
             )
 

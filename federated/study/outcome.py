@@ -12,6 +12,7 @@ import pandas as pd
 from pydantic import BeforeValidator, TypeAdapter
 
 from federated.federation import ModelTotals
+from federated.solvers.encoding import totals_of
 from federated.solvers.glm import Fit
 from federated.solvers.kinds import SOLVERS
 from federated.solvers.solution import Solution, Watch
@@ -20,11 +21,12 @@ from federated.study.plan import StudyPlan
 from federated.study.result import Fitted
 from federated.study.rows import Features
 from federated.study.run_folder import plain
-from federated.study.scoring import ByLevel, Detected, Evaluation, Scorer, mean_of, scored
+from federated.study.scoring import ByLevel, Detected, Evaluation, Scorer, scored
 from federated.study.steps import near
 from lab.errors import ConfigurationError, PeerError
 from lab.files import canonical
 from lab.models import files as models
+from lab.models.families import Scale
 from lab.models.glm import Product
 from lab.models.profile import Profile
 from lab.privacy.joining import PERSONS, Opened, by_statistic
@@ -39,7 +41,7 @@ class Outcome:
     was opened for all of it."""
 
     models: dict[str, Fitted]
-    constants: dict[str, float]
+    constants: dict[str, Scale]
     evaluations: dict[str, Evaluation]
     scores: dict[str, dict[str, Any]]
     opened: tuple[Opened, ...] = ()
@@ -63,7 +65,7 @@ class Outcome:
         return (
             texts.keys() == others.keys()
             and all(near(json.loads(texts[part]), json.loads(others[part])) for part in texts)
-            and near(self.constants, other.constants)
+            and near(_constants_out(self.constants), _constants_out(other.constants))
             and near(self.scores, other.scores)
             and self.opened == other.opened
         )
@@ -73,7 +75,7 @@ class Outcome:
         return canonical(
             {
                 "models": [[part, _fitted_out(fitted)] for part, fitted in self.models.items()],
-                "constants": list(self.constants.items()),
+                "constants": _constants_out(self.constants),
                 "evaluations": [[k, _evaluation_out(v)] for k, v in self.evaluations.items()],
                 "scores": self.scores,
                 "opened": [list(vars(one).values()) for one in self.opened],
@@ -87,7 +89,7 @@ class Outcome:
             told = json.loads(data)
             return cls(
                 {part: _fitted_in(each) for part, each in told["models"]},
-                {part: float(mean) for part, mean in told["constants"]},
+                {part: Scale.model_validate(each) for part, each in told["constants"].items()},
                 {part: _evaluation_in(each) for part, each in told["evaluations"]},
                 {str(part): dict(each) for part, each in told["scores"].items()},
                 tuple(_OPENED.validate_python(told["opened"])),
@@ -112,8 +114,9 @@ def carry_out(plan: StudyPlan, federation: ModelTotals, watch: Watch | None = No
     fitted = fit_models(
         experiment, plan.features, plan.joined, federation, watch, profiles=profiles
     )
+    fits = {part: each.fit for part, each in fitted.items() if each.fit is not None}
     constants = {
-        part: mean_of(federation.sum("totals", task=task, part="train"))
+        part: fits[part].scale if part in fits else Scale.of(totals_of(federation, task))
         for part, task in experiment.all_tasks().items()
     }
     least = plan.rules.minimum_count.persons
@@ -122,10 +125,14 @@ def carry_out(plan: StudyPlan, federation: ModelTotals, watch: Watch | None = No
     evaluations = {part: each["all"] for part, each in scorer.shared(texts, federation).items()}
     scores = {part: plain(scored(experiment, each)) for part, each in evaluations.items()}
     if not federation.everybody:
-        federation.opened.append(Opened("totals", len(constants)))
+        federation.opened.append(Opened("totals", 5 * len(constants)))
         for evaluation in evaluations.values():
             federation.opened.extend(_told(evaluation))
     return Outcome(fitted, constants, evaluations, scores, tuple(by_statistic(federation.opened)))
+
+
+def _constants_out(constants: Mapping[str, Scale]) -> dict[str, Any]:
+    return {part: each.model_dump() for part, each in constants.items()}
 
 
 def _told(evaluation: Evaluation) -> Iterator[Opened]:
@@ -188,7 +195,7 @@ def _fitted_out(fitted: Fitted) -> dict[str, Any]:
     fit = fitted.fit
     told = {name: value for name, value in vars(fit).items() if name != "model"} if fit else None
     if told is not None:
-        told["errors"] = told["errors"].tolist()
+        told |= {"errors": told["errors"].tolist(), "scale": told["scale"].model_dump()}
     trace = fitted.trace.replace({np.nan: None}).astype(object)
     return {
         "file": fitted.file,
@@ -205,7 +212,8 @@ def _fitted_in(told: Mapping[str, Any]) -> Fitted:
     if fit is not None:
         steps = tuple((float(deviance), float(step)) for deviance, step in fit["trace"])
         errors = np.array(fit["errors"], dtype=np.float64)
-        fit = Fit(model=model, **{**fit, "errors": errors, "trace": steps})
+        scale = Scale.model_validate(fit["scale"])
+        fit = Fit(model=model, **{**fit, "errors": errors, "trace": steps, "scale": scale})
     trace = pd.DataFrame(told["trace"]["rows"], columns=told["trace"]["columns"])
     return Fitted(model, fit, trace.apply(pd.to_numeric), tuple(profiles))
 

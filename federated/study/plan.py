@@ -70,8 +70,8 @@ class StudyPlan(Strict):
     @property
     def features(self) -> Features:
         """The features of each task."""
-        joined = self.joined
-        return {task: self.experiment.features(joined, task) for task in self.experiment.tasks()}
+        contract = self.joined
+        return {task: self.experiment.features(contract, task) for task in self.experiment.tasks()}
 
     def to_json(self) -> str:
         """Its one canonical encoding."""
@@ -94,10 +94,12 @@ class StudyPlan(Strict):
     @property
     def unlisted(self) -> dict[str, Feature]:
         """Features whose levels the contract does not list, by column: parties announce them."""
-        joined = self.joined
+        contract = self.joined
         features = [f for task in self.features.values() for f in task]
         return {
             f.column: f
             for f in features
-            if is_category(f, joined) and f.cut is None and joined.columns[f.column].levels is None
+            if is_category(f, contract)
+            and f.cut is None
+            and contract.columns[f.column].levels is None
         }

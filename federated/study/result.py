@@ -190,7 +190,7 @@ class Study:
         """What of the totals was told to others than whoever opens them: of models, then of
         questions."""
         models = self.arms["federated"].opened if "federated" in self.arms else ()
-        questions = [line for _, answer in self.answers for line in answer.attrs.get("opened", [])]
+        questions = [line for _, answer in self.answers for line in answer.attrs["opened"]]
         return [*models, *by_statistic(Opened(**line) for line in questions)]
 
     @property

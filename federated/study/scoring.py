@@ -17,6 +17,7 @@ from federated.study.rows import Features
 from federated.study.simulation import SimulatedMarket
 from lab.models import files as models
 from lab.models.design import Feature, Levels
+from lab.models.families import Scale
 from lab.models.glm import Task
 from lab.privacy import joining
 from lab.privacy.joining import PERSONS
@@ -27,6 +28,8 @@ from lab.tables.contracts import Contract
 
 #: Where numeric features are cut for the table of actual against expected, in standard deviations.
 CUTS = (-1.5, -0.5, 0.5, 1.5)
+#: A bound of sums that stay where they are.
+MOST = 2.0**300
 Ask = Callable[..., Sums]
 
 
@@ -81,17 +84,12 @@ def _cuts(values: pd.Series) -> tuple[float, ...]:
     return tuple(sorted(c for c in cuts if low < c < high)) or (mean,)
 
 
-def mean_of(totals: Sums) -> float:
-    """The target for one unit of exposure: the model that explains nothing."""
-    return totals.total("target") / totals.total("exposure")
-
-
 class Scorer:
     """Scores models on test rows: a party's own rows are scored at that party, in the clear and
     for itself; the whole market's totals go through the federation where there is one.
 
-    constants: the mean of all training rows for one unit of exposure, by part: the model that
-    explains nothing; by_level: what actual and expected are compared by; groups: who is compared
+    constants: what all training rows are like, by part, and with it the model that explains
+    nothing; by_level: what actual and expected are compared by; groups: who is compared
     for fairness; alone: a federation of each party whose rows are here; least: persons behind
     each cell of what is told of several parties' rows, at least: cells of fewer are joined.
     """
@@ -99,7 +97,7 @@ class Scorer:
     def __init__(
         self,
         experiment: Experiment,
-        constants: Mapping[str, float],
+        constants: Mapping[str, Scale],
         by_level: Mapping[str, tuple[Levels, ...]],
         groups: tuple[Levels, ...],
         alone: Mapping[str, Parties],
@@ -180,7 +178,7 @@ class Scorer:
         experiment = self.experiment
         fit = ask(
             "score_fit",
-            constant=self.constants[part],
+            scale=self.constants[part],
             replicates=experiment.arms.replicates,
             seed=experiment.seed,
         )
@@ -264,12 +262,16 @@ def simulated_scorer(
 ) -> Scorer:
     """For parties whose rows are here, each of which is scored by itself."""
     constants = {
-        part: mean_of(
-            combine([one.sum("totals", task=task, part="train") for one in alone.values()])
-        )
+        part: Scale.of(combine(_totals_of_each(alone, task)))
         for part, task in experiment.all_tasks().items()
     }
     return Scorer(experiment, constants, *comparisons, alone, least)
+
+
+def _totals_of_each(alone: Mapping[str, Parties], task: Task) -> list[Sums]:
+    """Of parties whose rows are here: nothing is hidden, and one bound does for all."""
+    most = (MOST, MOST, MOST, MOST)
+    return [one.sum("totals", task=task, part="train", most=most) for one in alone.values()]
 
 
 def _groups(experiment: Experiment) -> tuple[Feature, ...]:

@@ -36,6 +36,10 @@ Levels = Mapping[str, tuple[str, ...]]
 TOLERANCE = 1e-9
 
 
+#: Statistics of which solvers ask the same again; the others' totals are not kept.
+ASKED_TWICE = ("magnitudes", "totals")
+
+
 class Ended(BaseException):
     """Nobody waits for this solver any more."""
 
@@ -46,26 +50,30 @@ class Questioner:
     def __init__(self, levels: Levels, hiding: Hiding, everybody: bool, charter: str) -> None:
         self._levels, self._hiding, self._charter = levels, hiding, charter
         self.everybody, self.opened = everybody, list[Opened]()
+        self._past: dict[bytes, Sums] = {}
         self.questions: SimpleQueue[Request | None] = SimpleQueue()
         self.totals: SimpleQueue[Sums | None] = SimpleQueue()
 
     def sum(
         self, statistic: str, arrays: Mapping[str, Floats] | None = None, **arguments: Any
     ) -> Sums:
-        """The total of a statistic over all parties."""
-        self.questions.put(
-            statistics.request(
-                statistic,
-                arguments,
-                arrays or {},
-                query="",
-                hiding=self._hiding,
-                charter=self._charter,
-            )
+        """The total of a statistic over all parties; a question that was put before is not put again."""
+        request = statistics.request(
+            statistic,
+            arguments,
+            arrays or {},
+            query="",
+            hiding=self._hiding,
+            charter=self._charter,
         )
+        if request.question in self._past:
+            return self._past[request.question]
+        self.questions.put(request)
         total = self.totals.get()
         if total is None:
             raise Ended
+        if statistic in ASKED_TWICE:
+            self._past[request.question] = total
         if self.everybody:
             numbers = sum(array.size for array in total.arrays.values())
             self.opened.append(Opened(statistic, numbers))

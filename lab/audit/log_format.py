@@ -9,16 +9,16 @@ with H = SHA-256 over parts with their lengths. Every so often the party signs t
 (a checkpoint, Ed25519), in a line of its own and in a small file beside the log. What that proves:
 
 * whoever alters the log and does not hold the party's key is found out, up to the last checkpoint;
-* lines after the last checkpoint are chained but not signed: cut off at the end, they are missed by
-  nobody, so a checkpoint is made at every stop and whenever a reply should be vouched for;
+* lines after the last checkpoint are chained but not signed: nobody notices if they are cut off, so
+  a checkpoint is made at every stop and whenever a reply should be vouched for;
 * an extract shows lines of other runs as digests alone; lines of a run are numbered within it, so
   that one that is hidden among them is found out, though not one behind the last that is shown;
 * whoever cuts the log *and* the file beside it back to an older checkpoint, or holds the key and
   writes the log anew, is found out by checkpoints that others keep. So parties give each other
   their checkpoints, and note those of others as lines of kind ``witness``.
 
-A line is on disk before what it tells of leaves: after a power loss the log may tell of a release
-that did not happen, and never the other way round. The content carries a random salt, so that an
+A line is on disk before what it records leaves: after a power loss the log may show a release that
+did not happen, and never lack one that did. The content carries a random salt, so that an
 extract can show a line as its digest alone and betray nothing (`extract`).
 
 Chained logs: Schneier and Kelsey, "Secure audit logs to support computer forensics", ACM TISSEC 2,
@@ -40,7 +40,7 @@ from typing import Any
 from lab.errors import ConfigurationError, LogError
 from lab.files import canonical, read_json
 
-#: What a line of each kind tells at least. A party's values are never among it.
+#: What a line of each kind tells at least. A party's values are never among them.
 KINDS: Mapping[str, tuple[str, ...]] = {
     "start": ("party", "key", "version"),
     "stop": ("reason",),
@@ -119,26 +119,26 @@ class Checkpoint:
 
     def message(self) -> bytes:
         """What is signed."""
-        told = {name: value for name, value in vars(self).items() if name != "signature"}
-        return _hash(b"checkpoint", canonical(told))
+        content = {name: value for name, value in vars(self).items() if name != "signature"}
+        return _hash(b"checkpoint", canonical(content))
 
     def entry(self) -> Entry:
         """Its line in the party's own log, unchained; nothing in it is left unsigned."""
-        told = {"signature": self.signature}
-        return Entry(self.seq + 1, self.time, "checkpoint", "", "", "", told, "")
+        details = {"signature": self.signature}
+        return Entry(self.seq + 1, self.time, "checkpoint", "", "", "", details, "")
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Checkpoint:
         """A checkpoint of JSON's values. Raises :class:`LogError` if it can't be one."""
         try:
-            made = cls(**{name: values[name] for name in KINDS["witness"]})
-            sizes = len(bytes.fromhex(made.head)), len(bytes.fromhex(made.signature))
-            if sizes != (32, 64) or type(made.seq) is not int or made.seq < 0:
+            checkpoint = cls(**{name: values[name] for name in KINDS["witness"]})
+            sizes = len(bytes.fromhex(checkpoint.head)), len(bytes.fromhex(checkpoint.signature))
+            if sizes != (32, 64) or type(checkpoint.seq) is not int or checkpoint.seq < 0:
                 raise ValueError
-            made.message()
+            checkpoint.message()
         except (KeyError, TypeError, ValueError):
             raise LogError("a checkpoint is not readable") from None
-        return made
+        return checkpoint
 
 
 def head_file(log: Path) -> Path:
@@ -183,9 +183,9 @@ def entries(lines: Iterable[bytes]) -> Iterator[Entry]:
     """The lines that can be read, unverified; what was omitted or torn is left out."""
     for line in lines:
         with suppress(LogError):
-            found = parsed(line)
-            if isinstance(found, Entry):
-                yield found
+            entry = parsed(line)
+            if isinstance(entry, Entry):
+                yield entry
 
 
 def known_head(log: Path) -> list[Checkpoint]:
@@ -200,33 +200,37 @@ def known_head(log: Path) -> list[Checkpoint]:
 
 
 def verify(
-    lines: Iterable[bytes], check: Check, *, key: bytes = b"", known: Iterable[Checkpoint] = ()
+    lines: Iterable[bytes],
+    check: Check,
+    *,
+    key: bytes = b"",
+    checkpoints: Iterable[Checkpoint] = (),
 ) -> Verdict:
     """Whether a log or an extract holds together, and which line is the first that does not.
 
     key: the party's public key by another way; without it the log's own word is taken for it.
-    known: checkpoints of this party that others keep, or that stand beside the log: the log must
+    checkpoints: of this party that others keep, or that stand beside the log: the log must
     agree with each of them and reach as far.
     """
-    found = Verdict(key=key)
+    verdict = Verdict(key=key)
     for line in lines:
         if not line.endswith(b"\n"):
-            found.torn = line
-            found.fault = (
-                f"line {found.lines + 1} is cut off in the middle: by a power loss, or by hand"
+            verdict.torn = line
+            verdict.fault = (
+                f"line {verdict.lines + 1} is cut off in the middle: by a power loss, or by hand"
             )
             break
         try:
-            _take(found, parsed(line), check)
+            _take(verdict, parsed(line), check)
         except LogError as error:
-            found.fault = f"line {found.lines + 1}: {error}"
+            verdict.fault = f"line {verdict.lines + 1}: {error}"
             break
-    if not found.fault or found.torn:
-        for checkpoint in known:
-            if reason := _disagrees(found, checkpoint, check):
-                found.fault, found.torn = reason, b""
+    if not verdict.fault or verdict.torn:
+        for checkpoint in checkpoints:
+            if reason := _disagrees(verdict, checkpoint, check):
+                verdict.fault, verdict.torn = reason, b""
                 break
-    return found
+    return verdict
 
 
 def parsed(line: bytes) -> Entry | bytes:
@@ -253,51 +257,51 @@ def _digest_of(content: Mapping[str, Any]) -> bytes:
     return digest
 
 
-def _take(found: Verdict, item: Entry | bytes, check: Check) -> None:
+def _take(verdict: Verdict, item: Entry | bytes, check: Check) -> None:
     """Check the next line against what was found before it. Raises :class:`LogError`."""
-    chain = chained(found.chain, item if isinstance(item, bytes) else item.digest)
+    chain = chained(verdict.chain, item if isinstance(item, bytes) else item.digest)
     if isinstance(item, Entry):
-        if item.seq != found.lines:
-            raise LogError(f"has number {item.seq} where {found.lines} belongs")
+        if item.seq != verdict.lines:
+            raise LogError(f"has number {item.seq} where {verdict.lines} belongs")
         if item.chain != chain.hex():
             raise LogError("does not follow from the line before: one of the two was changed")
-        _check_entry(found, item, check)
-    elif not found.lines:
+        _check_entry(verdict, item, check)
+    elif not verdict.lines:
         raise LogError("the first line must be there: it names the party and its key")
-    found.lines += 1
-    found.chain = chain
-    found.heads.append(chain)
-    found.omitted += isinstance(item, bytes)
+    verdict.lines += 1
+    verdict.chain = chain
+    verdict.heads.append(chain)
+    verdict.omitted += isinstance(item, bytes)
     signed = isinstance(item, Entry) and item.kind == "checkpoint"
-    found.unsigned = 0 if signed else found.unsigned + 1
-    found.checkpoints += signed
+    verdict.unsigned = 0 if signed else verdict.unsigned + 1
+    verdict.checkpoints += signed
 
 
-def _check_entry(found: Verdict, entry: Entry, check: Check) -> None:
+def _check_entry(verdict: Verdict, entry: Entry, check: Check) -> None:
     if any(name not in entry.told for name in KINDS.get(entry.kind, ("",))):
-        raise LogError("is of no known kind, or does not tell what its kind must")
+        raise LogError("is of no known kind, or lacks a field of its kind")
     if entry.kind == "start":
         party, key = str(entry.told["party"]), str(entry.told["key"])
-        if found.key and key != found.key.hex():
-            raise LogError(f"is by another key than {found.key.hex()[:16]}…")
-        if found.lines and party != found.party:
-            raise LogError(f"is of {party}, the lines before are of {found.party}")
+        if verdict.key and key != verdict.key.hex():
+            raise LogError(f"names another key than {verdict.key.hex()[:16]}…")
+        if verdict.lines and party != verdict.party:
+            raise LogError(f"is of {party}, the lines before are of {verdict.party}")
         try:
-            found.party, found.key = party, bytes.fromhex(key)
+            verdict.party, verdict.key = party, bytes.fromhex(key)
         except ValueError:
             raise LogError("names no key") from None
-    elif not found.lines:
+    elif not verdict.lines:
         raise LogError("a log begins with a start, which names the party and its key")
     if entry.kind == "checkpoint":
-        head = {"party": found.party, "seq": found.lines - 1, "head": found.chain.hex()}
-        told = {"time": entry.time, "signature": entry.told["signature"]}
-        checkpoint = Checkpoint.of(head | told)
-        _check_signature(found, checkpoint, check)
+        head = {"party": verdict.party, "seq": verdict.lines - 1, "head": verdict.chain.hex()}
+        details = {"time": entry.time, "signature": entry.told["signature"]}
+        checkpoint = Checkpoint.of(head | details)
+        _check_signature(verdict, checkpoint, check)
         if checkpoint.entry().digest != entry.digest:
-            raise LogError("a checkpoint tells more than is signed")
+            raise LogError("a checkpoint holds more than what is signed")
     if entry.run:
-        found.lines_of_run[entry.run] += 1
-        number, place = entry.told.get(LINE_OF_RUN), found.lines_of_run[entry.run]
+        verdict.lines_of_run[entry.run] += 1
+        number, place = entry.told.get(LINE_OF_RUN), verdict.lines_of_run[entry.run]
         if number != place:
             raise LogError(
                 f"is number {number} of run {entry.run} where {place} belongs: a line of it is "
@@ -305,25 +309,25 @@ def _check_entry(found: Verdict, entry: Entry, check: Check) -> None:
             )
 
 
-def _check_signature(found: Verdict, checkpoint: Checkpoint, check: Check) -> None:
-    if not check(found.key, checkpoint.message(), bytes.fromhex(checkpoint.signature)):
+def _check_signature(verdict: Verdict, checkpoint: Checkpoint, check: Check) -> None:
+    if not check(verdict.key, checkpoint.message(), bytes.fromhex(checkpoint.signature)):
         raise LogError(
             f"a checkpoint after line {checkpoint.seq + 1} is not signed by the party's key"
         )
 
 
-def _disagrees(found: Verdict, checkpoint: Checkpoint, check: Check) -> str:
+def _disagrees(verdict: Verdict, checkpoint: Checkpoint, check: Check) -> str:
     """Why a checkpoint from elsewhere and this log do not go together; empty if they do."""
     try:
-        _check_signature(found, checkpoint, check)
+        _check_signature(verdict, checkpoint, check)
     except LogError as error:
         return f"kept elsewhere: {error}"
-    if checkpoint.seq + 1 >= found.lines:  # its own line follows it
+    if checkpoint.seq + 1 >= verdict.lines:  # its own line follows it
         return (
-            f"line {found.lines + 1} and what follows are gone: a checkpoint kept elsewhere was made "
+            f"line {verdict.lines + 1} and what follows are gone: a checkpoint kept elsewhere was made "
             f"after line {checkpoint.seq + 1}"
         )
-    if found.heads[checkpoint.seq].hex() != checkpoint.head:
+    if verdict.heads[checkpoint.seq].hex() != checkpoint.head:
         return (
             f"line {checkpoint.seq + 1} or one before was changed and signed anew: a checkpoint kept "
             "elsewhere says otherwise"
@@ -338,26 +342,26 @@ def extract(lines: Iterable[bytes], run: str) -> list[bytes]:
     ends with the first checkpoint after the run's last line. Raises :class:`LogError` for a log
     without a line of the run, or without a checkpoint after its last.
     """
-    shown: list[bytes] = []
+    selection: list[bytes] = []
     end = 0
     last = -1
     for line in lines:
         entry = parsed(line)
         if isinstance(entry, bytes):
-            shown.append(line)
+            selection.append(line)
             continue
         proves = entry.kind in ("start", "checkpoint")
         whole = proves or entry.run == run
         digest = {"seq": entry.seq, "digest": entry.digest.hex()}
-        shown.append(line if whole else canonical(digest) + b"\n")
+        selection.append(line if whole else canonical(digest) + b"\n")
         if entry.run == run and not proves:
-            last = len(shown)
+            last = len(selection)
         if entry.kind == "checkpoint" and end < last:
-            end = len(shown)
+            end = len(selection)
     if last < 0:
         raise LogError(f"no line of run {run} in this log")
     if end < last:
         raise LogError(
             f"the last lines of run {run} are not signed yet; stop the party or checkpoint"
         )
-    return shown[:end]
+    return selection[:end]

@@ -1,4 +1,4 @@
-"""A party's log on disk, open for writing: `lab.audit.log_format` says what its lines are and what they prove."""
+"""A party's log on disk, open for writing. `lab.audit.log_format` says what its lines prove."""
 
 from __future__ import annotations
 
@@ -91,40 +91,40 @@ class Log:
 
     def _take_up(self, key: bytes, check: Check) -> dict[str, Any]:
         """Go on where the file ends; returns what to tell of a torn last line, if there is one."""
-        found = verify(read_lines(self.path), check, key=key, known=known_head(self.path))
-        if found.fault and not found.torn:
+        verdict = verify(read_lines(self.path), check, key=key, checkpoints=known_head(self.path))
+        if verdict.fault and not verdict.torn:
             raise LogError(
-                f"{self.path}: {found.fault}; nothing leaves without a log that holds together: "
+                f"{self.path}: {verdict.fault}; nothing leaves without a log that holds together: "
                 "look into it, move it away with its head file, and start a new one"
             )
-        if found.lines and found.party != self.party:
-            raise LogError(f"{self.path}: is the log of {found.party}, not of {self.party}")
-        self._seq, self._chain, self._unsigned = found.lines, found.chain, found.unsigned
+        if verdict.lines and verdict.party != self.party:
+            raise LogError(f"{self.path}: is the log of {verdict.party}, not of {self.party}")
+        self._seq, self._chain, self._unsigned = verdict.lines, verdict.chain, verdict.unsigned
         self._lines_of_run = Counter(e.run for e in entries(read_lines(self.path)) if e.run)
-        self._size = os.fstat(self._file).st_size - len(found.torn)
-        if not found.torn:
+        self._size = os.fstat(self._file).st_size - len(verdict.torn)
+        if not verdict.torn:
             return {}
-        sha = hashlib.sha256(found.torn).hexdigest()
-        aside = self.path.with_name(f"{self.path.stem}.torn-{found.lines + 1}-{sha[:8]}")
-        write_whole(aside, found.torn, 0o600)
+        sha = hashlib.sha256(verdict.torn).hexdigest()
+        aside = self.path.with_name(f"{self.path.stem}.torn-{verdict.lines + 1}-{sha[:8]}")
+        write_whole(aside, verdict.torn, 0o600)
         os.ftruncate(self._file, self._size)
         os.fsync(self._file)
-        what = f"line {found.lines + 1} was cut off in the middle and is kept in {aside.name}"
-        return {"what": what, "bytes": len(found.torn), "sha256": sha}
+        what = f"line {verdict.lines + 1} was cut off in the middle and is kept in {aside.name}"
+        return {"what": what, "bytes": len(verdict.torn), "sha256": sha}
 
-    def append(self, kind: str, /, *, run: str = "", query: str = "", **told: Any) -> Entry:
+    def append(self, kind: str, /, *, run: str = "", query: str = "", **details: Any) -> Entry:
         """Write a line, on disk when this returns.
 
         kind: one of `KINDS`, with what it tells at least. A line of a run is numbered within it, so
         that an extract that hides one is found out. Raises :class:`LogError` if the line is not
         known to be on disk: then nothing it tells of may happen.
         """
-        lacking = [name for name in KINDS.get(kind, ("a known kind",)) if name not in told]
+        lacking = [name for name in KINDS.get(kind, ("a known kind",)) if name not in details]
         if lacking:
             raise LogError(f"a line of kind {kind} must tell {', '.join(lacking)}")
         with self._turn:
             if run:
-                told[LINE_OF_RUN] = self._lines_of_run[run] + 1
+                details[LINE_OF_RUN] = self._lines_of_run[run] + 1
             entry = Entry(
                 self._seq,
                 self._time(),
@@ -132,7 +132,7 @@ class Log:
                 self.charter,
                 run,
                 query,
-                told,
+                details,
                 secrets.token_hex(16),
             )
             entry = self._write(entry)
@@ -148,14 +148,14 @@ class Log:
         Raises :class:`LogError`.
         """
         with self._turn:
-            made = Checkpoint(self.party, self._seq - 1, self._chain.hex(), self._time(), "")
-            made = replace(made, signature=self._sign(made.message()).hex())
-            self._write(made.entry())
+            checkpoint = Checkpoint(self.party, self._seq - 1, self._chain.hex(), self._time(), "")
+            checkpoint = replace(checkpoint, signature=self._sign(checkpoint.message()).hex())
+            self._write(checkpoint.entry())
             try:
-                write_whole(head_file(self.path), canonical(asdict(made)) + b"\n", 0o600)
+                write_whole(head_file(self.path), canonical(asdict(checkpoint)) + b"\n", 0o600)
             except ConfigurationError as error:
                 raise LogError(f"log of {self.party}: {error}") from None
-            return made
+            return checkpoint
 
     def witness(self, checkpoint: Checkpoint, *, run: str = "") -> None:
         """Note another party's checkpoint, which the caller has verified."""
@@ -170,7 +170,7 @@ class Log:
         try:
             chain = chained(self._chain, blank.digest)
         except (TypeError, ValueError):
-            raise LogError(f"a line of kind {blank.kind} tells what is not JSON") from None
+            raise LogError(f"a line of kind {blank.kind} holds what is not JSON") from None
         entry = replace(blank, chain=chain.hex())
         line = entry.line() + b"\n"
         if len(line) > LONGEST_LINE:

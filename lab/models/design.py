@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from lab.errors import ConfigurationError, ContractError
 from lab.privacy.joining import PERSONS, RARE, in_order, persons_by
 from lab.records import Strict
-from lab.sums import COUNT, FLAG, MOMENT, Floats, Sums
+from lab.sums import COUNT, FLAG, Floats, Sums, limit_of
 from lab.tables.values import level_of
 
 #: Rows handled at once: a block of the design stays in the processor's cache.
@@ -244,15 +244,17 @@ def seen_levels(
     return sorted({str(name) if n >= minimum else RARE for name, n in counts if n > 0})
 
 
-def moments(frame: pd.DataFrame, features: tuple[Number, ...]) -> Sums:
-    """Count, sum and sum of squares of each numeric feature around a public ``mean``."""
+def moments(frame: pd.DataFrame, features: tuple[Number, ...], most: float) -> Sums:
+    """Count, sum and sum of squares of each numeric feature around a public ``mean``, in units of a
+    public ``scale``. most: a bound of the sums."""
     count, first, second = (np.zeros(len(features)) for _ in range(3))
     for j, term in enumerate(features):
         values = (term.feature.numbers(frame, term.levels) - term.mean) / term.scale
         values = values[~np.isnan(values)]
         count[j], first[j], second[j] = len(values), values.sum(), (values**2).sum()
     arrays = {"count": count, "first": first, "second": second}
-    return Sums(arrays, {"count": COUNT, "first": MOMENT, "second": MOMENT}, len(frame))
+    limit = limit_of(most)
+    return Sums(arrays, {"count": COUNT, "first": limit, "second": limit}, len(frame))
 
 
 def histogram(

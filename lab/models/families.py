@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from pydantic import Field
 from scipy import special
 
 from lab.errors import ConfigurationError
-from lab.sums import Floats
+from lab.records import Strict
+from lab.sums import Floats, Sums
 
 FamilyName = Literal["gaussian", "poisson", "gamma", "tweedie", "binomial"]
 LinkName = Literal["canonical", "log"]
@@ -195,3 +197,53 @@ class Family:
                 series = special.log_wright_bessel(alpha, 0.0, np.exp(log_t))
                 density[positive] += series - np.log(y[positive])
         return density
+
+
+#: How far sums of a model may be beyond those of the constant model, before they are cut off.
+FAR = 2.0**20
+
+
+class Scale(Strict):
+    """What a row of a task is like on average over all parties: means of weight, of weighted
+    exposure, target and squared target."""
+
+    rows: int = Field(gt=0)
+    weight: float
+    exposure: float
+    target: float
+    square: float
+
+    @classmethod
+    def of(cls, totals: Sums) -> Scale:
+        """From the opened ``totals`` of the training rows."""
+        rows = round(totals.total("rows"))
+        means = {name: totals.total(name) / rows for name in ("weight", "exposure", "target")}
+        return cls(rows=rows, square=totals.total("square") / rows, **means)
+
+    @property
+    def rate(self) -> float:
+        """The target for one unit of exposure: the model that explains nothing."""
+        return self.target / self.exposure
+
+    def curvature(self, law: Family) -> float:
+        """About what one row adds to the intercept's curvature, a power of two: a public unit."""
+        mean = np.array([self.target / self.weight])
+        slope = law.slope(np.array([law.eta(float(mean[0]))]), mean)
+        row = slope**2 / law.variance(mean) * self.weight
+        return float(2.0 ** np.round(np.log2(row[0])))
+
+    def score(self, law: Family) -> float:
+        """About the magnitude of what one row adds to a score."""
+        mean = np.array([self.target / self.weight])
+        slope = law.slope(np.array([law.eta(float(mean[0]))]), mean)
+        spread = np.sqrt(self.square / self.weight)
+        return float(self.weight * spread * np.abs(slope / law.variance(mean))[0])
+
+    def deviance(self, law: Family) -> float:
+        """About the magnitude of what one row adds to a deviance, or to Pearson's statistic."""
+        mean = np.array([self.target / self.weight])
+        return float(self.square / law.variance(mean)[0])
+
+    def likelihood(self, law: Family, dispersion: float) -> float:
+        """About the magnitude of what one row adds to a log-likelihood."""
+        return max(64.0, 64.0 * self.weight, self.deviance(law) / dispersion)

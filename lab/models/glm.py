@@ -14,10 +14,15 @@ from pydantic import model_validator
 
 from lab.errors import ContractError
 from lab.models.design import Design, Encoding
-from lab.models.families import Family, FamilyName, LinkName
+from lab.models.families import Family, FamilyName, LinkName, Scale
 from lab.records import Strict
 from lab.statistics import Arrays, Holding, Statistic
-from lab.sums import COUNT, CURVATURE, PRECISE, Floats, Limit, Sums
+from lab.sums import COUNT, Floats, Limit, Sums, limit_of
+
+#: How far sums at other coefficients may be beyond those of the constant model.
+REACH = 2**8
+#: Persons with a pair of columns, a fraction of them where a person has many rows.
+PERSON_PAIRS = Limit(bound=2.0**40, resolution=2.0**-12)
 
 
 class Task(Strict):
@@ -86,27 +91,43 @@ def _positive(frame: pd.DataFrame, name: str) -> Floats:
     return values
 
 
-def totals(response: Response) -> Sums:
-    """Rows, total weight, weighted target, weighted exposure: what the constant model needs."""
+#: What :func:`totals` sums beside the numbers of rows, in the order of their bounds.
+SUMMED = ("weight", "target", "exposure", "square")
+
+
+def totals(response: Response, most: tuple[float, ...]) -> Sums:
+    """Rows, total weight, weighted target, exposure and squared target: what the constant model and
+    the bounds of all later sums need. most: a bound for each of :data:`SUMMED`."""
     r = response
-    arrays = {
+    sums = (r.weight.sum(), r.weight @ r.y, r.weight @ r.exposure, r.weight @ r.y**2)
+    arrays = {name: np.array([float(value)]) for name, value in zip(SUMMED, sums, strict=True)}
+    limits = {name: limit_of(bound) for name, bound in zip(SUMMED, most, strict=True)}
+    arrays |= {
         "rows": np.array([float(len(r.y))]),
-        "weight": np.array([r.weight.sum()]),
-        "target": np.array([r.weight @ r.y]),
-        "exposure": np.array([r.weight @ r.exposure]),
         "positive": np.array([float((r.y > 0).sum())]),
     }
-    limits = dict.fromkeys(arrays, PRECISE) | {"rows": COUNT, "positive": COUNT}
-    return Sums(arrays, limits, len(r.y))
+    return Sums(arrays, limits | {"rows": COUNT, "positive": COUNT}, len(r.y))
 
 
-def step(design: Design, response: Response, *, family: Family, beta: Floats, unit: float) -> Sums:
+def start(design: Design, response: Response, owners: Floats, most: tuple[float, ...]) -> Sums:
+    """:func:`totals`, and in ``persons`` X'X over the design, in which every person counts for one
+    however many rows are hers. owners: (rows,) who each row belongs to."""
+    rows = totals(response, most)
+    _, person, count = np.unique(owners, return_inverse=True, return_counts=True)
+    matrix = np.zeros((design.width, design.width))
+    for part, x in design.blocks():
+        matrix += (x / count[person[part]][:, None]).T @ x
+    arrays = {**rows.arrays, "persons": matrix[design.pairs]}
+    return Sums(arrays, {**rows.limits, "persons": PERSON_PAIRS}, rows.rows)
+
+
+def step(design: Design, response: Response, *, family: Family, beta: Floats, scale: Scale) -> Sums:
     """Deviance, score and curvature at ``beta`` (shape (p,), standardised columns).
 
-    ``curvature`` holds the entries of X'WX that can differ from zero (``Encoding.pairs``), in the
-    public ``unit`` of an average row, so that its fixed-point format fits any scale of weights;
-    ``score`` is X'W(z - eta), p values; ``deviance`` and ``pearson`` are weighted totals.
-    ``valid`` is the number of rows whose mean lies within the family's range.
+    ``curvature`` holds the entries of X'WX that can differ from zero (``Encoding.pairs``), in units
+    of an average row; ``score`` is X'W(z - eta), p values; ``deviance`` and ``pearson`` are weighted
+    totals. ``valid`` is the number of rows whose mean lies within the family's range: none where a
+    sum is beyond its bound, which is :data:`REACH` times that of the constant model.
     """
     p = design.width
     hessian, score = np.zeros((p, p)), np.zeros(p)
@@ -138,13 +159,29 @@ def step(design: Design, response: Response, *, family: Family, beta: Floats, un
         "pearson": np.array([pearson]),
         "valid": np.array([valid]),
     }
-    limits: dict[str, Limit] = dict.fromkeys(arrays, PRECISE) | {"valid": COUNT}
-    arrays["curvature"], limits["curvature"] = hessian[design.pairs] / unit, CURVATURE
+    arrays["curvature"] = hessian[design.pairs] / scale.curvature(family)
+    reach = float(scale.rows * REACH)
+    size = limit_of(reach * scale.deviance(family))
+    limits = {
+        "score": limit_of(reach * scale.score(family)),
+        "deviance": size,
+        "pearson": size,
+        "valid": COUNT,
+        "curvature": limit_of(reach),
+    }
+    if any(not np.all(np.abs(array) <= limits[name].bound) for name, array in arrays.items()):
+        arrays = {name: np.zeros_like(array) for name, array in arrays.items()}
     return Sums(arrays, limits, design.rows)
 
 
 def likelihood(
-    design: Design, response: Response, *, family: Family, beta: Floats, dispersion: float
+    design: Design,
+    response: Response,
+    *,
+    family: Family,
+    beta: Floats,
+    dispersion: float,
+    scale: Scale,
 ) -> Sums:
     """The log-likelihood at ``beta`` for a known dispersion."""
     total = 0.0
@@ -152,7 +189,16 @@ def likelihood(
         mu = family.mean(x @ beta + response.offset[part])
         terms = family.log_likelihood(response.y[part], mu, response.weight[part], dispersion)
         total += float(terms.sum())
-    return Sums({"log_likelihood": np.array([total])}, {"log_likelihood": PRECISE}, design.rows)
+    limit = limit_of(scale.rows * REACH * scale.likelihood(family, dispersion))
+    return Sums({"log_likelihood": np.array([total])}, {"log_likelihood": limit}, design.rows)
+
+
+class OfStart(Strict):
+    """Arguments of :func:`start`."""
+
+    task: Task
+    encoding: Encoding
+    most: tuple[float, float, float, float]
 
 
 class OfStep(Strict):
@@ -160,7 +206,7 @@ class OfStep(Strict):
 
     task: Task
     encoding: Encoding
-    unit: float
+    scale: Scale
 
 
 class OfLikelihood(Strict):
@@ -169,6 +215,7 @@ class OfLikelihood(Strict):
     task: Task
     encoding: Encoding
     dispersion: float
+    scale: Scale
 
 
 def _design(holding: Holding, encoding: Encoding, task: Task) -> Design:
@@ -182,7 +229,7 @@ def _response(holding: Holding, task: Task) -> Response:
 def _step(holding: Holding, a: OfStep, arrays: Arrays) -> Sums:
     design = holding.once(_design, a.encoding, a.task)
     response = holding.once(_response, a.task)
-    return step(design, response, family=a.task.law, beta=arrays["beta"], unit=a.unit)
+    return step(design, response, family=a.task.law, beta=arrays["beta"], scale=a.scale)
 
 
 def _likelihood(holding: Holding, a: OfLikelihood, arrays: Arrays) -> Sums:
@@ -192,10 +239,18 @@ def _likelihood(holding: Holding, a: OfLikelihood, arrays: Arrays) -> Sums:
         family=a.task.law,
         beta=arrays["beta"],
         dispersion=a.dispersion,
+        scale=a.scale,
     )
 
 
+def _start(holding: Holding, a: OfStart, arrays: Arrays) -> Sums:
+    owners = np.asarray(pd.factorize(holding.owners(a.task, "train"))[0], dtype=np.float64)
+    design = holding.once(_design, a.encoding, a.task)
+    return start(design, holding.once(_response, a.task), owners, a.most)
+
+
 STATISTICS = (
+    Statistic("glm_start", OfStart, _start, "glm", cells=True),
     Statistic("glm_step", OfStep, _step, "glm", ("beta",)),
     Statistic("glm_likelihood", OfLikelihood, _likelihood, "glm", ("beta",)),
 )

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lab.models.design import Encoding
+from lab.models.families import FAR, Scale
 from lab.models.glm import Response, Task
 from lab.models.network_model import (
     Bends,
@@ -35,10 +36,10 @@ from lab.models.network_model import (
 )
 from lab.records import Strict
 from lab.statistics import Arrays, Holding, Statistic
-from lab.sums import COUNT, PRECISE, Floats, Limit, Sums
+from lab.sums import COUNT, Floats, Limit, Sums, limit_of
 
-#: Format of a weighted parameter change: |change| * rows below 2**34, kept to 2**-30.
-CHANGE = Limit(bound=2.0**32, resolution=2.0**-26)
+#: Format of a weighted parameter change: |change| * rows below 2**28, kept to 2**-24.
+CHANGE = Limit(bound=2.0**28, resolution=2.0**-24)
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,11 @@ def update(
     learning_rate: float,
     proximal_mu: float,
     seed: int,
+    most: float,
 ) -> Sums:
     """Local training from ``start``: the change of each weight times the rows, the rows, the loss.
 
-    With ``proximal_mu`` the loss gets mu / 2 |w - start|^2 (Li et al., "Federated optimization in
+    most: a bound of the loss, at which it is cut off. With ``proximal_mu`` the loss gets mu / 2 |w - start|^2 (Li et al., "Federated optimization in
     heterogeneous networks", 2020).
     """
     n = len(rows.y)
@@ -108,8 +110,10 @@ def update(
     )
     arrays = {k: n * (weights[k] - start[k]) for k in sorted(weights)}
     limits: dict[str, Limit] = dict.fromkeys(arrays, CHANGE)
-    arrays |= {"rows": np.array([float(n)]), "loss": np.array([n * mean_loss])}
-    return Sums(arrays, limits | {"rows": COUNT, "loss": PRECISE}, n)
+    loss = limit_of(most)
+    total_loss = np.clip([n * mean_loss], -loss.bound, loss.bound)
+    arrays |= {"rows": np.array([float(n)]), "loss": total_loss}
+    return Sums(arrays, limits | {"rows": COUNT, "loss": loss}, n)
 
 
 class OfUpdate(Strict):
@@ -123,6 +127,7 @@ class OfUpdate(Strict):
     proximal_mu: float
     round: int
     seed: int
+    scale: Scale
 
 
 def tensors_of(holding: Holding, encoding: Encoding, bends: Bends, task: Task) -> Tensors:
@@ -147,6 +152,7 @@ def _update(holding: Holding, a: OfUpdate, arrays: Arrays) -> Sums:
         learning_rate=a.learning_rate,
         proximal_mu=a.proximal_mu,
         seed=_own_seed(holding, a.seed, a.round),
+        most=FAR * a.scale.rows * a.scale.deviance(a.task.law),
     )
 
 

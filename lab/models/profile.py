@@ -93,7 +93,7 @@ class Profiling(Strict):
         for column in self.reads():
             if column not in contract.columns or contract.columns[column].role == "never_leaves":
                 raise ConfigurationError(
-                    f"{where}: contract {contract.name} has no column '{column}' to look at"
+                    f"{where}: contract {contract.name} has no column '{column}' that a profile may read"
                 )
         day = contract.columns[self.day]
         if day.type != "integer" or day.minimum is None or day.maximum is None:
@@ -119,7 +119,7 @@ class ProfileCells(Strict):
     @model_validator(mode="after")
     def _whole(self) -> ProfileCells:
         if sorted(set(self.numbers)) != list(self.numbers):
-            raise ValueError("numbers must rise")
+            raise ValueError("numbers must be strictly increasing")
         if not 0 < self.count <= MOST_CELLS:
             raise ValueError(f"{self.count:,} cells; there must be 1 to {MOST_CELLS:,}")
         return self
@@ -131,25 +131,25 @@ class ProfileCells(Strict):
     def cell(self, frame: pd.DataFrame) -> NDArray[np.int64]:
         """The cell of each row, -1 for a provider that is not registered or a day outside."""
         number = frame[self.asked.by].to_numpy(dtype=np.float64)
-        known = np.array(self.numbers, dtype=np.float64)
-        at = np.searchsorted(known, number).clip(max=len(known) - 1)
+        numbers = np.array(self.numbers, dtype=np.float64)
+        at = np.searchsorted(numbers, number).clip(max=len(numbers) - 1)
         days = frame[self.asked.day].to_numpy(dtype=np.float64) - self.first
         period = np.nan_to_num(days // self.asked.every, nan=-1).astype(np.int64)
-        inside = (known[at] == number) & (period >= 0) & (period < self.periods)
+        inside = (numbers[at] == number) & (period >= 0) & (period < self.periods)
         return np.where(inside, at * self.periods + period, -1)
 
     def form(self) -> dict[str, tuple[int, Limit]]:
         """(values, format) of each sum, by name; it follows from the question alone."""
-        asked = self.asked
-        groups = [*GROUPS, *(("others",) if asked.where is not None else ())]
-        groups += [f"{side} {column}" for column in asked.means for side in ("with", "without")]
-        patterns = range(2 ** len(asked.shares)) if asked.shares else ()
+        profiling = self.asked
+        groups = [*GROUPS, *(("others",) if profiling.where is not None else ())]
+        groups += [f"{side} {column}" for column in profiling.means for side in ("with", "without")]
+        patterns = range(2 ** len(profiling.shares)) if profiling.shares else ()
         groups += [f"pattern {pattern}" for pattern in patterns]
-        counts = ["claims", *(f"of {column}" for column in asked.means)]
+        counts = ["claims", *(f"of {column}" for column in profiling.means)]
         counts += [f"claims {pattern}" for pattern in patterns]
-        agreed = dict.fromkeys((*groups, *counts), (self.count, COUNT))
-        agreed |= dict.fromkeys((f"parties {group}" for group in groups), (self.count, FLAG))
-        return agreed | {f"sum {column}": (self.count, AMOUNT) for column in asked.means}
+        form = dict.fromkeys((*groups, *counts), (self.count, COUNT))
+        form |= dict.fromkeys((f"parties {group}" for group in groups), (self.count, FLAG))
+        return form | {f"sum {column}": (self.count, AMOUNT) for column in profiling.means}
 
 
 #: Persons of a cell: all patients; those with a claim that is meant; of these, who came again, or once.
@@ -157,29 +157,29 @@ GROUPS = ("population", "persons", "returning", "single")
 PARTIES = {"parties": "parties persons", "returning_parties": "parties returning"}
 
 
-def cells_of(asked: Profiling, contract: Contract, numbers: Iterable[int]) -> ProfileCells:
+def cells_of(profiling: Profiling, contract: Contract, numbers: Iterable[int]) -> ProfileCells:
     """The cells over these providers; periods follow from the contract.
 
     Where the register lies is nobody's but the coordinator's. Raises :class:`ConfigurationError`.
     """
-    asked.check(contract)
-    day = contract.columns[asked.day]
+    profiling.check(contract)
+    day = contract.columns[profiling.day]
     assert day.minimum is not None and day.maximum is not None  # checked with the contract
     return parse(
         ProfileCells,
         {
-            "asked": asked.model_copy(update={"register_file": None}),
+            "asked": profiling.model_copy(update={"register_file": None}),
             "numbers": tuple(numbers),
             "first": int(day.minimum),
-            "periods": int((day.maximum - day.minimum) // asked.every) + 1,
+            "periods": int((day.maximum - day.minimum) // profiling.every) + 1,
         },
-        where=f"profile '{asked.name}'",
+        where=f"profile '{profiling.name}'",
     )
 
 
 def sums(frame: pd.DataFrame, cells: ProfileCells, person: str) -> Sums:
     """One party's sums by cell, in the `form` of the cells."""
-    asked, arrays = cells.asked, dict[str, Floats]()
+    profiling, arrays = cells.asked, dict[str, Floats]()
     cell = cells.cell(frame)
     frame, cell = frame[cell >= 0], cell[cell >= 0]
 
@@ -196,10 +196,10 @@ def sums(frame: pd.DataFrame, cells: ProfileCells, person: str) -> Sums:
 
     # 1. All patients, and those that `where` leaves out.
     group("population", persons(np.ones(len(frame), dtype=bool)))
-    if asked.where is not None:
-        meant = _holds(asked.where, frame)
-        group("others", persons(~meant))
-        frame, cell = frame[meant], cell[meant]
+    if profiling.where is not None:
+        subject = _holds(profiling.where, frame)
+        group("others", persons(~subject))
+        frame, cell = frame[subject], cell[subject]
     # 2. Claims and patients, by how often they came.
     visits = _visits(cell, frame[person])
     again = (visits["count"] > 1).to_numpy()
@@ -208,16 +208,16 @@ def sums(frame: pd.DataFrame, cells: ProfileCells, person: str) -> Sums:
     group("returning", visits["cell"].to_numpy()[again])
     group("single", visits["cell"].to_numpy()[~again])
     # 3. Each claim has a pattern of shares that hold; a patient counts for that of its first claim.
-    if asked.shares:
+    if profiling.shares:
         pattern = np.zeros(len(frame), dtype=np.int64)
-        for k, condition in enumerate(asked.shares.values()):
+        for k, condition in enumerate(profiling.shares.values()):
             pattern += _holds(condition, frame) * 2**k
         once = pd.DataFrame({"cell": cell, "person": frame[person].to_numpy()}).duplicated()
-        for k in range(2 ** len(asked.shares)):
+        for k in range(2 ** len(profiling.shares)):
             arrays[f"claims {k}"] = counted(cell[pattern == k])
             group(f"pattern {k}", cell[(pattern == k) & ~once.to_numpy()])
     # 4. Columns that are averaged, over claims that have a value.
-    for column in asked.means:
+    for column in profiling.means:
         value = frame[column].to_numpy(dtype=np.float64)
         there = ~np.isnan(value)
         arrays[f"sum {column}"] = counted(cell[there], value[there])
@@ -249,54 +249,56 @@ def release(cells: ProfileCells, rules: Rules, totals: Sums) -> Sums:
         parties = totals[f"parties {group}"] >= rules.minimum_parties.parties
         return np.asarray((totals[group] >= rules.minimum_count.persons) & parties)
 
-    asked = cells.asked
+    profiling = cells.asked
     whole = enough("population")
-    if asked.where is not None:
+    if profiling.where is not None:
         whole &= enough("persons") & (enough("others") | (totals["others"] == 0))
     again = whole & enough("returning") & enough("single")
-    arrays, shown = dict[str, Floats](), dict[str, NDArray[np.bool_]]()
+    arrays, visible = dict[str, Floats](), dict[str, NDArray[np.bool_]]()
     for measure in get_args(Measure):
         values = totals[PARTIES.get(measure, measure)]
-        shown[measure] = again if measure.startswith("returning") else whole
-        arrays[measure] = np.where(shown[measure], values, 0.0)
-    for name, (told, claims) in (_shares(asked, rules, totals) if asked.shares else {}).items():
-        shown[name] = told & whole
-        arrays[f"share {name}"] = np.where(shown[name], claims, 0.0)
-    for column in asked.means:
+        visible[measure] = again if measure.startswith("returning") else whole
+        arrays[measure] = np.where(visible[measure], values, 0.0)
+    for name, (mask, claims) in (
+        _shares(profiling, rules, totals) if profiling.shares else {}
+    ).items():
+        visible[name] = mask & whole
+        arrays[f"share {name}"] = np.where(visible[name], claims, 0.0)
+    for column in profiling.means:
         without = enough(f"without {column}") | (totals[f"without {column}"] == 0)
-        shown[f"mean_{column}"] = told = whole & enough(f"with {column}") & without
+        visible[f"mean_{column}"] = mask = whole & enough(f"with {column}") & without
         for part in (f"sum {column}", f"of {column}"):
-            arrays[part] = np.where(told, totals[part], 0.0)
-    arrays |= {f"shown {name}": told.astype(np.float64) for name, told in shown.items()}
+            arrays[part] = np.where(mask, totals[part], 0.0)
+    arrays |= {f"shown {name}": mask.astype(np.float64) for name, mask in visible.items()}
     arrays["shown"] = whole.astype(np.float64)
     return Sums(arrays, dict.fromkeys(arrays, AMOUNT), 0)
 
 
 def _shares(
-    asked: Profiling, rules: Rules, totals: Sums
+    profiling: Profiling, rules: Rules, totals: Sums
 ) -> dict[str, tuple[NDArray[np.bool_], Floats]]:
     """Of each share the cells in which it may be told, and the claims for which it holds.
 
     It may where all that it tells apart, with the shares that are told already, are enough persons
     of enough parties: then so is whatever any combination of them is about.
     """
-    patterns = np.arange(2 ** len(asked.shares))
+    patterns = np.arange(2 ** len(profiling.shares))
     claims, persons, parties = (
         np.stack([totals[f"{name} {k}"] for k in patterns])
         for name in ("claims", "pattern", "parties pattern")
     )
     bits = np.zeros(claims.shape[1], dtype=np.int64)  # shares that are told, of each cell
     result = {}
-    for k, name in enumerate(asked.shares):
+    for k, name in enumerate(profiling.shares):
         holds = patterns & 2**k > 0
-        told = (claims[holds].sum(axis=0) > 0) & (claims[~holds].sum(axis=0) > 0)
+        mask = (claims[holds].sum(axis=0) > 0) & (claims[~holds].sum(axis=0) > 0)
         for pattern in patterns:
             alike = ((patterns[:, None] ^ pattern) & (bits | 2**k)) == 0
             few = (persons * alike).sum(axis=0) < rules.minimum_count.persons
             few |= (parties * alike).max(axis=0) < rules.minimum_parties.parties
-            told &= ~few | ((claims * alike).sum(axis=0) == 0)
-        bits |= told * 2**k
-        result[name] = told, claims[holds].sum(axis=0)
+            mask &= ~few | ((claims * alike).sum(axis=0) == 0)
+        bits |= mask * 2**k
+        result[name] = mask, claims[holds].sum(axis=0)
     return result
 
 
@@ -309,7 +311,7 @@ class Profile(Strict):
     @model_validator(mode="after")
     def _complete(self) -> Profile:
         if list(self.columns) != self.cells.asked.columns():
-            raise ValueError("columns must be those of the profile that was asked")
+            raise ValueError("columns must be those that the profile asks for")
         if any(len(values) != self.cells.count for values in self.columns.values()):
             raise ValueError(f"each column must have {self.cells.count:,} values")
         return self
@@ -317,19 +319,19 @@ class Profile(Strict):
     @classmethod
     def of(cls, cells: ProfileCells, totals: Sums) -> Profile:
         """From what was released."""
-        asked = cells.asked
-        found = {"claims": totals["claims"] / asked.every}
-        found |= {name: totals[name] for name in get_args(Measure)[1:]}
+        profiling = cells.asked
+        measures = {"claims": totals["claims"] / profiling.every}
+        measures |= {name: totals[name] for name in get_args(Measure)[1:]}
         claims = np.maximum(totals["claims"], 1)
-        found |= {name: totals[f"share {name}"] / claims for name in asked.shares}
-        for column in asked.means:
+        measures |= {name: totals[f"share {name}"] / claims for name in profiling.shares}
+        for column in profiling.means:
             there = totals[f"of {column}"]
             mean = totals[f"sum {column}"] / np.maximum(there, 1)
-            found[f"mean_{column}"] = np.where(there > 0, mean, np.nan)
+            measures[f"mean_{column}"] = np.where(there > 0, mean, np.nan)
         columns = {}
-        for name in asked.columns():
-            measure = name.removeprefix(f"{asked.name}_")
-            values = np.where(totals[f"shown {measure}"] > 0, found[measure], np.nan)
+        for name in profiling.columns():
+            measure = name.removeprefix(f"{profiling.name}_")
+            values = np.where(totals[f"shown {measure}"] > 0, measures[measure], np.nan)
             columns[name] = tuple(None if v != v else float(v) for v in values)
         return cls(cells=cells, columns=columns)
 
@@ -375,14 +377,14 @@ class Profiled(Strict):
         return np.asarray(inner.predict(frame))
 
 
-def profiled(contract: Contract, asked: tuple[Profiling, ...]) -> Contract:
+def profiled(contract: Contract, profilings: tuple[Profiling, ...]) -> Contract:
     """The contract with the columns that profiles add."""
-    added = dict(_columns(asked))
+    added = dict(_columns(profilings))
     return contract.model_copy(update={"columns": contract.columns | added})
 
 
-def _columns(asked: tuple[Profiling, ...]) -> Iterator[tuple[str, Column]]:
-    for one in asked:
+def _columns(profilings: tuple[Profiling, ...]) -> Iterator[tuple[str, Column]]:
+    for one in profilings:
         for name in one.columns():
             yield (
                 name,

@@ -24,7 +24,7 @@ from lab.privacy.noise import KINDS, LARGEST_DELTA, ORDERS, Event, Release, _rho
 
 
 def event(release: Release) -> Event:
-    """What the ledger keeps of a release: nothing of the rows."""
+    """What the budget keeps of a release: nothing of the rows."""
     return {"mechanism": release.mechanism, KINDS[release.mechanism]: float(release.cost)}
 
 
@@ -65,7 +65,7 @@ def _loss(event: Event) -> tuple[str, float]:
         alike = event == {"mechanism": mechanism, kind: cost}
         if alike and isinstance(cost, float) and 0 < cost < math.inf:
             return mechanism, cost
-    raise ConfigurationError(f"unknown kind of release {event!r}; what it costs is not known")
+    raise ConfigurationError(f"unknown kind of release {event!r}; its cost cannot be computed")
 
 
 @lru_cache(1024)
@@ -116,7 +116,7 @@ class PrivacyBudget:
     admitted while costs of laplace add up within it, or by a Rényi filter at one order fixed in
     advance (Feldman, Zrnic 2021); the best order afterwards would not be sound there.
 
-    Raises :class:`ConfigurationError` for a file that is damaged or no ledger.
+    Raises :class:`ConfigurationError` for a file that is damaged or is no privacy budget.
     """
 
     def __init__(self, path: Path, epsilon: float, delta: float = 0.0) -> None:
@@ -129,22 +129,23 @@ class PrivacyBudget:
         if not path.exists():
             _create(path, self.epsilon, self.delta)
         with self._transaction() as db:
-            made, _ = self._read(db)
-        if self.epsilon > made[0] or self.delta > made[1]:
+            budget, _ = self._read(db)
+        if self.epsilon > budget[0] or self.delta > budget[1]:
             raise ConfigurationError(
-                f"{path}: the ledger was made with epsilon {made[0]:g} and delta {made[1]:g}; a "
-                f"budget is never raised, and epsilon {epsilon:g} and delta {delta:g} would be more"
+                f"{path}: this privacy budget was created with epsilon {budget[0]:g} and delta "
+                f"{budget[1]:g}; it is never raised, and epsilon {epsilon:g} and delta {delta:g} "
+                "would be more"
             )
 
     def charge(self, question: str, events: Sequence[Event]) -> float:
-        """Charge releases before they are made; returns epsilon spent since the ledger was made.
+        """Charge releases before they are made; returns epsilon spent since the file was made.
 
         Raises :class:`BudgetError`, and charges nothing, if they do not fit into the budget. The
         same question again is charged again.
         """
         events = list(events)
         with self._transaction() as db:
-            made, entries = self._read(db)
+            budget, entries = self._read(db)
             before = _events(entries)
             after = [*before, *events]
             order = _order(self.epsilon, self.delta) if self.delta else slice(None)
@@ -158,7 +159,7 @@ class PrivacyBudget:
             now = datetime.now(UTC).isoformat(timespec="seconds")
             entry = Charge(len(entries) + 1, now, question, json.dumps(events))
             db.execute("INSERT INTO entries VALUES (?, ?, ?, ?)", entry)
-            db.execute("UPDATE budget SET digest = ?", (_digest(made, [*entries, entry]),))
+            db.execute("UPDATE budget SET digest = ?", (_digest(budget, [*entries, entry]),))
         return spent(after, self.delta)
 
     def spent(self) -> float:
@@ -190,28 +191,28 @@ class PrivacyBudget:
 
     def _read(self, db: sqlite3.Connection) -> tuple[tuple[float, float], list[Charge]]:
         """The budget the file was made with and all entries, checked."""
-        if (found := db.execute("PRAGMA quick_check").fetchone()) != ("ok",):
-            raise self._unusable(str(found[0]))
+        if (state := db.execute("PRAGMA quick_check").fetchone()) != ("ok",):
+            raise self._unusable(str(state[0]))
         try:
-            ((*made, digest),) = db.execute("SELECT epsilon, delta, digest FROM budget")
+            ((*budget, digest),) = db.execute("SELECT epsilon, delta, digest FROM budget")
             rows = db.execute("SELECT number, at, question, events FROM entries ORDER BY number")
             entries = [Charge(*row) for row in rows]
-            intact = digest == _digest((made[0], made[1]), entries)
+            intact = digest == _digest((budget[0], budget[1]), entries)
         except (ValueError, TypeError):  # no budget or several, no text, no JSON
             intact = False
         if not intact:
             raise self._unusable("its entries do not match its digest")
-        return (made[0], made[1]), entries
+        return (budget[0], budget[1]), entries
 
     def _unusable(self, why: str) -> ConfigurationError:
         return ConfigurationError(
-            f"{self.path}: the ledger cannot be used: {why}; nothing is released without it. If "
+            f"{self.path}: the privacy budget cannot be used: {why}; nothing is released without it. If "
             "it stays so, restore its latest copy and charge what was released since"
         )
 
 
 def _create(path: Path, epsilon: float, delta: float) -> None:
-    """Make a ledger beside its place and link it there whole, unless another process was first."""
+    """Make a budget's file beside its place and link it there whole, unless another process was first."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with closing(sqlite3.connect(draft)) as db:
@@ -220,8 +221,8 @@ def _create(path: Path, epsilon: float, delta: float) -> None:
                 "CREATE TABLE budget (epsilon REAL, delta REAL, digest TEXT);"
                 "CREATE TABLE entries (number INTEGER, at TEXT, question TEXT, events TEXT);"
             )
-            made = (epsilon, delta)
-            db.execute("INSERT INTO budget VALUES (?, ?, ?)", (*made, _digest(made, [])))
+            budget = (epsilon, delta)
+            db.execute("INSERT INTO budget VALUES (?, ?, ?)", (*budget, _digest(budget, [])))
             db.commit()
         with suppress(FileExistsError):
             os.link(draft, path)
@@ -230,11 +231,13 @@ def _create(path: Path, epsilon: float, delta: float) -> None:
         os.fsync(folder)
         os.close(folder)
     except (sqlite3.Error, OSError) as error:
-        raise ConfigurationError(f"{path}: a ledger cannot be made here: {error}") from None
+        raise ConfigurationError(
+            f"{path}: a privacy budget cannot be created here: {error}"
+        ) from None
 
 
-def _digest(made: tuple[float, float], entries: Sequence[Charge]) -> str:
-    return sha256(json.dumps([made, entries]).encode()).hexdigest()
+def _digest(budget: tuple[float, float], entries: Sequence[Charge]) -> str:
+    return sha256(json.dumps([budget, entries]).encode()).hexdigest()
 
 
 def _events(entries: Sequence[Charge]) -> list[Event]:

@@ -157,8 +157,10 @@ class Cells:
     sensitivity: Mapping[str, Floats]
 
     def __post_init__(self) -> None:
-        named = [*self.amounts.values(), *self.sensitivity.values()]
-        if {array.shape for array in (self.parties, self.vetoes, *named)} != {self.persons.shape}:
+        measures = [*self.amounts.values(), *self.sensitivity.values()]
+        if {array.shape for array in (self.parties, self.vetoes, *measures)} != {
+            self.persons.shape
+        }:
             raise ValueError("cells of different shape")
         if self.persons.ndim > 3:
             raise ValueError(f"a table has at most 3 grouping columns, not {self.persons.ndim}")

@@ -59,7 +59,7 @@ class Echelon:
     index: Ints
     value: Ints
     rank: int = 0
-    used: int = 0
+    length: int = 0
     steps: int = 0
 
     @classmethod
@@ -68,7 +68,7 @@ class Echelon:
         return cls(places, places.copy(), np.zeros(1024, np.int64), np.zeros(1024, np.int64))
 
     def grown(
-        self, elements: Elements, order: Ints, prime: int, wanted: int | None = None
+        self, elements: Elements, order: Ints, prime: int, target: int | None = None
     ) -> tuple[Self, Ints]:
         """This with the rows of elements in this order, until a rank is reached; and the elements
         that raised it.
@@ -78,34 +78,34 @@ class Echelon:
         are left out on which a random combination is 0 that is 0 on all rows so far: but once in
         the prime they raise no rank.
         """
-        grown, groups = self, [np.zeros(0, np.int64)]
-        wanted = elements.size if wanted is None else wanted
+        echelon, groups = self, [np.zeros(0, np.int64)]
+        target = elements.size if target is None else target
         most = int(np.diff(elements.piece_ends)[order].max(initial=1))
         for gain in range(min(most, MOST_GAIN), 0, -1):
             rest, size = order, elements.size + 64
-            while len(rest) and grown.rank < wanted and not grown.exhausted:
+            while len(rest) and echelon.rank < target and not echelon.exhausted:
                 part, rest = rest[:size], rest[size:]
-                grown, group = grown._with(elements, part, prime, wanted, gain)
+                echelon, group = echelon._with(elements, part, prime, target, gain)
                 groups.append(group)
                 if len(rest) and len(group):
-                    rest = rest[grown._touched(elements, rest, prime)]
-            order = order[grown._touched(elements, order, prime)] if gain > 1 else order
-        return grown, np.concatenate(groups)
+                    rest = rest[echelon._touched(elements, rest, prime)]
+            order = order[echelon._touched(elements, order, prime)] if gain > 1 else order
+        return echelon, np.concatenate(groups)
 
     def _with(
-        self, elements: Elements, order: Ints, prime: int, wanted: int, gain: int
+        self, elements: Elements, order: Ints, prime: int, target: int, gain: int
     ) -> tuple[Self, Ints]:
-        chosen = np.zeros(len(order), dtype=np.bool_)
+        members = np.zeros(len(order), dtype=np.bool_)
         first, last = self.first.copy(), self.last.copy()
-        index, value, rank, used, steps = _grow(
-            *(elements.arrays, order, chosen, (first, last, self.index, self.value)),
-            *((self.rank, self.used, self.steps), (wanted, gain, prime, MOST_STEPS)),
+        index, value, rank, length, steps = _grow(
+            *(elements.arrays, order, members, (first, last, self.index, self.value)),
+            *((self.rank, self.length, self.steps), (target, gain, prime, MOST_STEPS)),
         )
         return replace(
             self,
             **{"first": first, "last": last, "index": index, "value": value},
-            **{"rank": rank, "used": used, "steps": steps},
-        ), order[chosen]
+            **{"rank": rank, "length": length, "steps": steps},
+        ), order[members]
 
     def _touched(self, elements: Elements, order: Ints, prime: int) -> NDArray[np.bool_]:
         """Elements that may raise the rank."""
@@ -145,18 +145,18 @@ def _inverse(number: int, prime: int) -> int:  # pragma: no cover
 
 @_compiled
 def _grow(
-    elements: Any, order: Any, chosen: Any, rows: Any, counts: Any, limits: Any
+    elements: Any, order: Any, members: Any, rows: Any, counts: Any, limits: Any
 ) -> Any:  # pragma: no cover
     piece_ends, pieces, cell_ends, cells = elements
     first, last, index, value = rows
-    rank, used, steps = counts
-    wanted, gain, prime, most = limits
+    rank, length, steps = counts
+    target, gain, prime, most = limits
     size = len(first)
     work, pivots = np.zeros(size, np.int64), np.zeros(size, np.int64)
     for place in range(len(order)):
-        if rank >= wanted or steps > most:
+        if rank >= target or steps > most:
             break
-        element, before, mark = order[place], rank, used
+        element, before, mark = order[place], rank, length
         for at in range(piece_ends[element], piece_ends[element + 1]):
             piece, cell = pieces[at], size
             for k in range(cell_ends[piece], cell_ends[piece + 1]):
@@ -173,24 +173,24 @@ def _grow(
             if cell == size:
                 continue
             # 2. What is left is a row with a new pivot.
-            if used + size - cell > len(index):
+            if length + size - cell > len(index):
                 index = np.concatenate((index, np.zeros(len(index) + size, np.int64)))
                 value = np.concatenate((value, np.zeros(len(value) + size, np.int64)))
-            factor, first[cell] = _inverse(work[cell], prime), used
+            factor, first[cell] = _inverse(work[cell], prime), length
             for k in range(cell, size):
                 if work[k] != 0:
-                    index[used], value[used] = k, work[k] * factor % prime
-                    used += 1
+                    index[length], value[length] = k, work[k] * factor % prime
+                    length += 1
                     work[k] = 0
-            last[cell], pivots[rank - before] = used, cell
+            last[cell], pivots[rank - before] = length, cell
             rank += 1
         # 3. It stays if it raises the rank enough.
         if rank - before >= gain:
-            chosen[place] = True
+            members[place] = True
         else:
             first[pivots[: rank - before]] = last[pivots[: rank - before]] = -1
-            rank, used = before, mark
-    return index, value, rank, used, steps
+            rank, length = before, mark
+    return index, value, rank, length, steps
 
 
 @_compiled

@@ -34,7 +34,7 @@ from lab.errors import ConfigurationError, PolicyError
 from lab.privacy.query_audit import (
     NOBODY,
     OUTSIDE,
-    Asked,
+    Answers,
     Ints,
     Mask,
     admit,
@@ -100,10 +100,10 @@ class Columns:
         """These with the rows of another state of the table. Raises :class:`PolicyError` where
         nobody can say which rows changed."""
         places = self.places(rows)
-        new, seen = np.flatnonzero(places == OUTSIDE), places[places != OUTSIDE]
+        new, old = np.flatnonzero(places == OUTSIDE), places[places != OUTSIDE]
         if not len(new):
             return self
-        vanished = np.setdiff1d(self.base, self.base[seen])
+        vanished = np.setdiff1d(self.base, self.base[old])
         before = self._before(rows, new, vanished)
         width = len(self.owner)
         fresh = before == OUTSIDE
@@ -151,11 +151,11 @@ class _Record:
     """What is kept: the columns, and what answers tell apart of them."""
 
     columns: Columns
-    asked: Asked
+    answers: Answers
 
     @classmethod
     def first(cls, rows: TableRows) -> Self:
-        return cls(Columns.first(rows), Asked.nothing(len(rows.key)))
+        return cls(Columns.first(rows), Answers.nothing(len(rows.key)))
 
     def with_rows(self, rows: TableRows) -> Self:
         columns = self.columns.with_rows(rows)
@@ -164,14 +164,14 @@ class _Record:
         return replace(
             self,
             columns=columns,
-            asked=self.asked.with_rows(len(columns.owner) - len(self.columns.owner)),
+            answers=self.answers.with_rows(len(columns.owner) - len(self.columns.owner)),
         )
 
     @property
     def blobs(self) -> tuple[bytes, ...]:
         """Key, base, change, owner, piece, cells."""
         arrays = (self.columns.key.astype("<u8"), self.columns.base, self.columns.change)
-        more = (self.columns.owner, self.asked.piece, self.asked.cells)
+        more = (self.columns.owner, self.answers.piece, self.answers.cells)
         return arrays[0].tobytes(), *(a.astype("<i8").tobytes() for a in (*arrays[1:], *more))
 
     @classmethod
@@ -179,7 +179,7 @@ class _Record:
         key = np.frombuffer(blobs[0], "<u8")
         base, change, owner, piece, cells = (np.frombuffer(blob, "<i8") for blob in blobs[1:])
         table = cells.reshape(int(piece.max(initial=0)) + 1, -1)
-        return cls(Columns(key, base, change, owner), Asked(piece, table))
+        return cls(Columns(key, base, change, owner), Answers(piece, table))
 
 
 @dataclass(frozen=True)
@@ -231,19 +231,19 @@ class History:
         spread = [replace(one, part=columns.codes(self._rows, one.part)) for one in splits]
         vetoed, before = np.zeros(cells, dtype=bool), None
         while before is None or (vetoed != before).any():
-            before, asked = vetoed.copy(), record.asked
+            before, answers = vetoed.copy(), record.answers
             for split in spread:
                 parts = len(split.cell)
-                own, asked = admit(asked, split.without(before), max(parts, 1), owner, minimum)
+                own, answers = admit(answers, split.without(before), max(parts, 1), owner, minimum)
                 vetoed[split.cell[own[:parts]]] = True
-        return vetoed, record if asked is record.asked else replace(record, asked=asked)
+        return vetoed, record if answers is record.answers else replace(record, answers=answers)
 
     def left(self, minimum: int) -> int:
         """Independent cells that may still be answered, at most: one for every ``minimum`` rows,
         less those that were."""
         record = self._record or _Record.first(self._rows)
         rows = int((record.columns.owner != NOBODY).sum())
-        return max(rows // minimum - independent_cells(record.asked), 0)
+        return max(rows // minimum - independent_cells(record.answers), 0)
 
     def once(self, codes: Ints, value: str) -> bool:
         """Whether a split of the rows is asked about for the first time, or with the same value as

@@ -41,10 +41,10 @@ class Opened:
         return cls(statistic, numbers, int(filled.min()) if len(filled) else None)
 
 
-def by_statistic(opened: Iterable[Opened]) -> list[Opened]:
+def by_statistic(openings: Iterable[Opened]) -> list[Opened]:
     """One line for each statistic, in order of their names."""
     lines: dict[str, Opened] = {}
-    for one in opened:
+    for one in openings:
         before = lines.get(one.statistic, Opened(one.statistic, 0))
         fewest = [n for n in (before.fewest_persons, one.fewest_persons) if n is not None]
         numbers = before.numbers + one.numbers
@@ -67,15 +67,15 @@ def in_order(persons: Floats, least: int) -> Indices:
     >>> in_order(np.array([3.0, 8, 0, 20, 2]), 10).tolist()
     [0, 0, 1, 1, 1]
     """
-    joined, at, behind = np.empty(len(persons), dtype=np.int64), 0, 0.0
+    group, at, behind = np.empty(len(persons), dtype=np.int64), 0, 0.0
     for k, number in enumerate(persons):
         if behind >= least:
             at, behind = at + 1, 0.0
-        joined[k] = at
+        group[k] = at
         behind += number
     if behind < least and at:
-        joined[joined == at] = at - 1
-    return joined
+        group[group == at] = at - 1
+    return group
 
 
 def of_levels(persons: Floats, names: Sequence[str], least: int) -> tuple[Indices, tuple[str, ...]]:
@@ -93,18 +93,18 @@ def of_levels(persons: Floats, names: Sequence[str], least: int) -> tuple[Indice
         few[level] |= persons[level] > 0
     if not few.any():
         return np.arange(len(names)), tuple(names)
-    kept = np.flatnonzero(~few)
-    joined = np.full(len(names), len(kept), dtype=np.int64)
-    joined[kept] = np.arange(len(kept))
-    return joined, (*(names[int(k)] for k in kept), RARE)
+    frequent = np.flatnonzero(~few)
+    group = np.full(len(names), len(frequent), dtype=np.int64)
+    group[frequent] = np.arange(len(frequent))
+    return group, (*(names[int(k)] for k in frequent), RARE)
 
 
-def apply(sums: Sums, joined: Indices) -> Sums:
+def apply(sums: Sums, group: Indices) -> Sums:
     """Sums whose arrays have one number for each cell along their last axis, joined."""
-    count = int(joined.max(initial=-1)) + 1
+    count = int(group.max(initial=-1)) + 1
     arrays = {}
     for name, array in sums.arrays.items():
         total = np.zeros((count, *array.shape[:-1]))
-        np.add.at(total, joined, np.moveaxis(array, -1, 0))
+        np.add.at(total, group, np.moveaxis(array, -1, 0))
         arrays[name] = np.moveaxis(total, 0, -1)
     return Sums(arrays, sums.limits, sums.rows)

@@ -26,7 +26,7 @@ from lab.records import Strict
 
 Integers = NDArray[np.int64]
 Mechanism = Literal["laplace", "gaussian"]
-#: One release as the ledger keeps it: ``{"mechanism": "laplace", "epsilon": 0.5}`` or
+#: One release as the privacy budget keeps it: ``{"mechanism": "laplace", "epsilon": 0.5}`` or
 #: ``{"mechanism": "gaussian", "rho": 0.01}``.
 Event = dict[str, Any]
 #: What a release of each mechanism costs: epsilon, or the rho of zero-concentrated privacy.
@@ -77,9 +77,9 @@ def bounded(persons: ArrayLike | None, rows_per_person: int, rows: int) -> NDArr
     order = np.argsort(codes, kind="stable")
     ranked, place = codes[order], np.arange(rows)
     first = np.r_[True, ranked[1:] != ranked[:-1]][:rows]
-    kept = np.empty(rows, dtype=np.bool_)
-    kept[order] = place - np.maximum.accumulate(np.where(first, place, 0)) < rows_per_person
-    return kept & (codes >= 0)
+    selection = np.empty(rows, dtype=np.bool_)
+    selection[order] = place - np.maximum.accumulate(np.where(first, place, 0)) < rows_per_person
+    return selection & (codes >= 0)
 
 
 def grid(low: float, high: float) -> float:
@@ -107,7 +107,9 @@ def sensitivity(rows_per_person: int, low: float, high: float, step: float) -> i
     In L1 and in L2 alike: each row counts in one cell, and all rows of a person may be in one.
     """
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ConfigurationError(f"bounds must be finite and rise, got [{low}, {high}]")
+        raise ConfigurationError(
+            f"bounds must be finite, the first below the second, got [{low}, {high}]"
+        )
     if not (step > 0 and math.isfinite(step) and math.frexp(step)[0] == 0.5):
         raise ConfigurationError(f"the spacing of a grid is a power of two, got {step}")
     reach = round(max(abs(low), abs(high)) / step)

@@ -14,10 +14,10 @@ need not be, and none passes that should not. The work is sparse elimination
 (`lab.privacy.elimination`): thousands of cells take seconds.
 
 The sum over the whole table, as it was first asked about, is taken as known from the start, so what
-all shown cells leave over is guarded like a cell. Later states are `lab.privacy.history`. A cell that breaks the rule is vetoed and counts as not asked, smallest first,
-until the rule holds: an auditor of sum queries (Chin and Özsoyoğlu, "Auditing and inference
-control in statistical databases", IEEE TSE 1982) whose unit is not one person but the minimum. It
-follows that a party answers at most one independent cell for every k rows. Each party keeps its own
+all shown cells leave over is guarded like a cell; `lab.privacy.history` follows the table's later
+states. A cell that breaks the rule is vetoed and counts as not asked, smallest first, until the
+rule holds: an auditor of sum queries (Chin and Özsoyoğlu, "Auditing and inference control in
+statistical databases", IEEE TSE 1982) whose unit is not one person but the minimum. It follows that a party answers at most one independent cell for every k rows. Each party keeps its own
 history and knows no other's: the rule holds at every party for its own persons, whoever asks
 and through whichever coordinator.
 
@@ -46,7 +46,7 @@ OUTSIDE = NOBODY = -1
 
 
 @dataclass(frozen=True)
-class Asked:
+class Answers:
     """What answers so far can tell apart.
 
     piece: (rows,) the piece of each row, from 0. cells: (pieces, questions) the cell of each piece
@@ -57,14 +57,14 @@ class Asked:
     cells: Ints
 
     @classmethod
-    def nothing(cls, rows: int) -> Asked:
+    def nothing(cls, rows: int) -> Answers:
         return cls(np.zeros(rows, dtype=np.int64), np.zeros((1, 1), dtype=np.int64))
 
-    def with_rows(self, count: int) -> Asked:
+    def with_rows(self, count: int) -> Answers:
         """This with rows that no answer was about."""
         place = np.full(count, len(self.cells))
         cells = np.vstack([self.cells, np.full((1, self.cells.shape[1]), OUTSIDE)])
-        return Asked(np.concatenate([self.piece, place]), cells)
+        return Answers(np.concatenate([self.piece, place]), cells)
 
 
 @dataclass(frozen=True)
@@ -86,26 +86,26 @@ class _Kinds:
 
 
 def admit(
-    asked: Asked, codes: Ints, cells: int, persons: Ints | None, minimum: int
-) -> tuple[Mask, Asked]:
+    answers: Answers, codes: Ints, cells: int, persons: Ints | None, minimum: int
+) -> tuple[Mask, Answers]:
     """The vetoed cells of a question, and what answers tell apart once the others are answered.
 
     codes: (rows,) the cell of each row, `OUTSIDE` for none; persons: who each row belongs to, from
     0, `NOBODY` for one that counts for none (None: each row is a person). Returns bool (cells,).
     """
-    pieces, place = _split(asked, codes, cells)
+    pieces, place = _split(answers, codes, cells)
     kinds = _kinds(place, persons)
     vetoed = np.zeros(cells, dtype=bool)
     if (kinds.persons < minimum).any():
         heads = _persons(codes, cells, persons)
-        vetoed = _vetoed(asked, pieces, kinds, heads, minimum)
-    shown = np.where(vetoed[codes] & (codes != OUTSIDE), OUTSIDE, codes)
-    return vetoed, _told_apart(asked, shown, cells)
+        vetoed = _vetoed(answers, pieces, kinds, heads, minimum)
+    visible = np.where(vetoed[codes] & (codes != OUTSIDE), OUTSIDE, codes)
+    return vetoed, _with_answer(answers, visible, cells)
 
 
-def _split(asked: Asked, codes: Ints, cells: int) -> tuple[_Pieces, Ints]:
+def _split(answers: Answers, codes: Ints, cells: int) -> tuple[_Pieces, Ints]:
     """The pieces that a question would make, and the piece of each row."""
-    place, keys = pd.factorize(asked.piece * (cells + 1) + codes + 1)
+    place, keys = pd.factorize(answers.piece * (cells + 1) + codes + 1)
     old, cell = np.divmod(np.asarray(keys), cells + 1)
     rows = np.bincount(place, minlength=len(keys))
     return _Pieces(old, cell - 1, rows), np.asarray(place, dtype=np.int64)
@@ -144,44 +144,44 @@ def _kinds(place: Ints, persons: Ints | None) -> _Kinds:
     return _Kinds(np.concatenate(ends), np.concatenate(sets), np.concatenate(counts))
 
 
-def _told_apart(asked: Asked, codes: Ints, cells: int) -> Asked:
+def _with_answer(answers: Answers, codes: Ints, cells: int) -> Answers:
     """The history with one more question answered; one that says nothing new leaves it as it is."""
-    pieces, place = _split(asked, codes, cells)
-    known = _known(asked, pieces, cells)
-    if known[np.unique(codes[codes != OUTSIDE])].all():
-        return asked
-    return Asked(place, np.column_stack([asked.cells[pieces.old], pieces.cell]))
+    pieces, place = _split(answers, codes, cells)
+    repeats = _repeats(answers, pieces, cells)
+    if repeats[np.unique(codes[codes != OUTSIDE])].all():
+        return answers
+    return Answers(place, np.column_stack([answers.cells[pieces.old], pieces.cell]))
 
 
-def _known(asked: Asked, pieces: _Pieces, cells: int) -> Mask:
+def _repeats(answers: Answers, pieces: _Pieces, cells: int) -> Mask:
     """Cells of a question that were answered before: the same rows are a cell of an old question."""
-    known = np.zeros(cells, dtype=bool)
+    repeats = np.zeros(cells, dtype=bool)
     inside = pieces.cell != OUTSIDE
     total = np.bincount(pieces.cell[inside], pieces.rows[inside], cells)
-    for column in asked.cells.T:
+    for column in answers.cells.T:
         code = column[pieces.old]
         width = int(code.max(initial=0)) + 1
-        answered = code != OUTSIDE
-        whole = np.bincount(code[answered], pieces.rows[answered], width)
-        both = answered & inside
+        within = code != OUTSIDE
+        whole = np.bincount(code[within], pieces.rows[within], width)
+        both = within & inside
         pair, keys = pd.factorize(pieces.cell[both] * width + code[both])
         shared = np.bincount(pair, pieces.rows[both], len(keys))
         cell, old = np.divmod(np.asarray(keys), width)
-        known[cell[(shared == total[cell]) & (shared == whole[old])]] = True
-    return known
+        repeats[cell[(shared == total[cell]) & (shared == whole[old])]] = True
+    return repeats
 
 
-def _vetoed(asked: Asked, pieces: _Pieces, kinds: _Kinds, heads: Ints, minimum: int) -> Mask:
+def _vetoed(answers: Answers, pieces: _Pieces, kinds: _Kinds, heads: Ints, minimum: int) -> Mask:
     """The cells that may not be answered beside the history. heads: (cells,) persons in each."""
     cells = len(heads)
-    known = _known(asked, pieces, cells)
-    vetoed = (heads > 0) & (heads < minimum) & ~known
-    row_of, count = _numbered(asked)
+    repeats = _repeats(answers, pieces, cells)
+    vetoed = (heads > 0) & (heads < minimum) & ~repeats
+    row_of, count = _numbered(answers)
     while True:
-        shown = np.append(~(vetoed | known), False)[pieces.cell]  # OUTSIDE is the last
-        if not shown.any():
+        visible = np.append(~(vetoed | repeats), False)[pieces.cell]  # OUTSIDE is the last
+        if not visible.any():
             return vetoed
-        new = np.where(shown, pieces.cell + count, OUTSIDE)
+        new = np.where(visible, pieces.cell + count, OUTSIDE)
         table = np.column_stack([row_of[pieces.old], new])
         combinations = _harmful(table, count + cells, kinds, minimum)
         if combinations is None:
@@ -189,17 +189,17 @@ def _vetoed(asked: Asked, pieces: _Pieces, kinds: _Kinds, heads: Ints, minimum: 
         sets = [np.flatnonzero(weights[count:]) for weights in combinations]
         smallest = [min(own, key=lambda c: (heads[c], c)) for own in sets if len(own)]
         if not smallest:  # too much to compute, or the history alone is not seen to keep the rule
-            return (heads > 0) & ~known
+            return (heads > 0) & ~repeats
         vetoed[smallest] = True
 
 
-def _numbered(asked: Asked) -> tuple[Ints, int]:
+def _numbered(answers: Answers) -> tuple[Ints, int]:
     """(pieces, questions) the number of each old cell among all, `OUTSIDE` for none; how many."""
-    numbers, start = np.full(asked.cells.shape, OUTSIDE), 0
-    for k, column in enumerate(asked.cells.T):
-        answered = column != OUTSIDE
-        place, values = pd.factorize(column[answered])
-        numbers[answered, k] = place + start
+    numbers, start = np.full(answers.cells.shape, OUTSIDE), 0
+    for k, column in enumerate(answers.cells.T):
+        within = column != OUTSIDE
+        place, values = pd.factorize(column[within])
+        numbers[within, k] = place + start
         start += len(values)
     return numbers, start
 
@@ -220,30 +220,30 @@ def _harmful(table: Ints, size: int, kinds: _Kinds, minimum: int) -> list[Ints] 
     # 1. Who is in every group; then everybody, which is the first group and has the rank.
     common, _ = Echelon.empty(size).grown(elements, big, prime)
     whole, group = common.grown(elements, few, prime)
-    left, groups = kinds.persons.copy(), 0
+    supply, groups = kinds.persons.copy(), 0
     while not whole.exhausted:
         # 2. A group counts as often as its rarest kind is left.
-        times = min(int(left[group].min(initial=minimum)), minimum - groups)
-        left[group] -= times
+        times = min(int(supply[group].min(initial=minimum)), minimum - groups)
+        supply[group] -= times
         groups += times
         if groups == minimum or not len(group):
             return None
         # 3. The next one, of those who are left, the most numerous kinds first.
-        order = few[np.argsort(-left[few], kind="stable")]
+        order = few[np.argsort(-supply[few], kind="stable")]
         spent = replace(common, steps=whole.steps)
-        found, group = spent.grown(elements, order[left[order] > 0], prime, whole.rank)
-        if found.rank < whole.rank:
-            return _combinations(found, elements, few, prime, name)
-        whole = replace(whole, steps=found.steps)
+        echelon, group = spent.grown(elements, order[supply[order] > 0], prime, whole.rank)
+        if echelon.rank < whole.rank:
+            return _combinations(echelon, elements, few, prime, name)
+        whole = replace(whole, steps=echelon.steps)
     return []
 
 
 def _combinations(
-    found: Echelon, elements: Elements, few: Ints, prime: int, name: Ints
+    echelon: Echelon, elements: Elements, few: Ints, prime: int, name: Ints
 ) -> list[Ints]:
     """Combinations that are 0 on a group and not on everybody."""
-    full, _ = found.grown(elements, few, prime)
-    fresh = np.flatnonzero((full.first >= 0) & (found.first < 0))
+    full, _ = echelon.grown(elements, few, prime)
+    fresh = np.flatnonzero((full.first >= 0) & (echelon.first < 0))
     fresh = fresh[np.argsort(full.first[fresh])]
     return [full.combination(int(cell), fresh[k:], prime)[name] for k, cell in enumerate(fresh)]
 
@@ -260,11 +260,11 @@ def _elements(table: Ints, size: int, kinds: _Kinds) -> tuple[Elements, Ints]:
     return Elements(kinds.ends, kinds.pieces, ends, name[table[inside]], size), name
 
 
-def independent_cells(asked: Asked) -> int:
+def independent_cells(answers: Answers) -> int:
     """How many answered cells are no combination of the others."""
     from lab.privacy.elimination import Echelon
 
-    table, size = _numbered(asked)
+    table, size = _numbered(answers)
     pieces = np.arange(len(table))
     every = _Kinds(np.arange(len(table) + 1), pieces, np.ones_like(pieces))
     elements, _ = _elements(table, size, every)

@@ -11,8 +11,8 @@ table last (HiTaS: de Wolf, LNCS 2316, 2002).
 *How a cell is protected*: the corners of a box of hidden cells can be raised and lowered by turns
 and no total changes; so far the reader cannot tell (the hypercube method: Giessing & Repsilber,
 "Tools and strategies to protect multiple tables with the GHQUAR cell suppression engine", LNCS
-2316, 2002). Where few cells need protection, or no box is wide enough, linear programming finds a cheap
-move of any form. Both hide more than the least that would do, never too little.
+2316, 2002). Where few cells need protection, or no box is wide enough, linear programming finds a
+cheap move of any form. Both hide more than the least that would do, never too little.
 
 *What is not seen from here*: a person in two cells or at two parties counts twice; a party that
 takes its own rows off the totals knows more than a reader, so cells that it knows protect last; a
@@ -106,14 +106,14 @@ def _fill_lines(cells: Cells, hidden: Bools, axis: int, rules: Rules) -> None:
     hidden = np.moveaxis(hidden, axis, -1)
     filled, helps = cells.persons > 0, cells.vetoes <= 0
     order = np.argsort(np.where(hidden, np.inf, cells.persons), axis=-1, kind="stable")
-    shown = np.take_along_axis(~hidden, order, -1)
+    visible = np.take_along_axis(~hidden, order, -1)
 
     # 2. What bounds the hidden ones together, with none more hidden, with one more, and so on.
     def growing(array: Floats, merge: np.ufunc) -> Floats:
         start = merge.reduce(
             np.where(hidden & filled, array, 0.0), axis=-1, keepdims=True, initial=0.0
         )
-        more = np.where(shown, np.take_along_axis(array, order, -1), 0.0)
+        more = np.where(visible, np.take_along_axis(array, order, -1), 0.0)
         return np.asarray(merge.accumulate(np.concatenate([start, more], -1), axis=-1))
 
     safe = growing(cells.persons * helps, np.add) >= rules.minimum_count.persons

@@ -171,7 +171,9 @@ def release(question: Question, rules: Rules, totals: Sums) -> Sums:
     )
     released = {"shown": (~hidden).astype(float)}
     if question.noise is None:
-        released["left"] = totals["left"]
+        persons = totals["persons" if question.person is not None else names[0]][~hidden]
+        released |= {"left": totals["left"], "fewest": np.array([persons.min(initial=np.inf)])}
+        released["fewest"][np.isinf(released["fewest"])] = 0.0
     for name, total in zip(names, question.totals, strict=True):
         values = rounded(totals[name], rules) if total.kind == "count" else totals[name]
         released[name] = np.where(hidden, 0.0, values)

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lab.models.families import Family
+from lab.models.families import FAR, Family, Scale
 from lab.privacy.joining import PERSONS, persons_by
-from lab.sums import COUNT, SCORE, Floats, Sums
+from lab.sums import COUNT, SCORE, Floats, Limit, Sums, limit_of
 
 Codes = NDArray[np.int64]
 #: Bins of the predicted rate: a coarse grid first, then as many of about equal exposure.
@@ -41,7 +41,7 @@ class Scored:
 
 
 def fit_sums(
-    rows: Scored, *, family: Family, constant: float, replicates: int, seed: list[int]
+    rows: Scored, *, family: Family, scale: Scale, replicates: int, seed: list[int]
 ) -> Sums:
     """Deviance of the model and of the constant rate, actual and expected, with bootstrap replicates.
 
@@ -56,7 +56,9 @@ def fit_sums(
     >>> def party(y: list[float], rate: list[float]) -> Sums:
     ...     ones = np.ones(len(y))
     ...     rows = Scored(np.array(y), np.array(rate), ones, ones, np.arange(len(y)))
-    ...     return fit_sums(rows, family=Family.make("poisson"), constant=0.75, replicates=0, seed=[1])
+    ...     scale = Scale(rows=4, weight=1, exposure=1, target=0.75, square=1.25)
+    ...     law = Family.make("poisson")
+    ...     return fit_sums(rows, family=law, scale=scale, replicates=0, seed=[1])
     >>> one, other = party([0, 1], [0.2, 0.6]), party([0, 2], [0.3, 1.5])
     >>> both = party([0, 1, 0, 2], [0.2, 0.6, 0.3, 1.5])
     >>> round(scores(combine([one, other])).deviance_explained, 4)
@@ -68,7 +70,7 @@ def fit_sums(
     columns = np.column_stack(
         [
             rows.weight * family.deviance(rows.y, expected),
-            rows.weight * family.deviance(rows.y, constant * rows.exposure),
+            rows.weight * family.deviance(rows.y, scale.rate * rows.exposure),
             rows.weight * rows.y,
             rows.weight * expected,
             rows.size,
@@ -86,8 +88,26 @@ def fit_sums(
     names = ("deviance", "null_deviance", "actual", "expected", "size")
     arrays = {name: totals[:, j].copy() for j, name in enumerate(names)}
     arrays["rows"] = np.array([float(len(rows.y))])
-    limits = dict.fromkeys(arrays, SCORE) | {"rows": COUNT}
+    limits = _limits(family, scale)
+    arrays = {k: np.clip(v, -limits[k].bound, limits[k].bound) for k, v in arrays.items()}
     return Sums(arrays, limits, len(rows.y))
+
+
+def _limits(family: Family, scale: Scale) -> dict[str, Limit]:
+    """The formats of :func:`fit_sums`: a model that is further off than :data:`FAR` has scores
+    that say nothing, and its sums are cut off."""
+    reach = FAR * scale.rows
+    deviance = limit_of(reach * scale.deviance(family))
+    target = limit_of(reach * np.sqrt(scale.square * scale.weight))
+    size = limit_of(reach * scale.exposure)
+    return {
+        "deviance": deviance,
+        "null_deviance": deviance,
+        "actual": target,
+        "expected": target,
+        "size": size,
+        "rows": COUNT,
+    }
 
 
 def lorenz_sums(rows: Scored, *, edges: Floats) -> Sums:

@@ -23,7 +23,7 @@ from federated.solvers.trees import TreesSettings
 from federated.study.outcome import fit_models
 from federated.study.plan import StudyPlan
 from lab.models.design import Encoding, Feature, Number
-from lab.models.families import Family
+from lab.models.families import Family, Scale
 from lab.models.glm import Task
 from lab.models.network import _own_seed
 from lab.models.network_model import Bends, NetworkRecipe
@@ -131,12 +131,45 @@ def test_where_caps_are_free_halving_finds_the_largest_claim(
 ) -> None:
     """The unprotected twin."""
     monkeypatch.setattr(policy, "MOST_VARIANTS", 1_000)
+    monkeypatch.setattr(InsurerPolicy, "_check_caps", lambda node, caps, columns: None)
     training = [node.party(plan_of(trial, test=0.2), node.settings.name.encode()) for node in nodes]
     assert largest(nodes, trial) == max(party.train["y0"].max() for party in training)
 
 
-def test_an_insurer_caps_its_rows_in_few_ways(trial: Trial, nodes: list[InsurerPolicy]) -> None:
-    with pytest.raises(Refusal, match=r"\[rows\] .* 5 variants of data.cap and data.missing, ever"):
+def largest_of_two_runs(nodes: list[InsurerPolicy], trial: Trial, cap: float) -> float:
+    """The largest x1 in training rows, by a cap between the two largest values and by none."""
+
+    def total(cap: dict[str, float]) -> float:
+        data = {"test": 0.2, "target": "x1", "features": ("x2",), "cap": cap}
+        outcome = outcome_of(nodes, plan_of(trial, **data))
+        return float(outcome.constants["model"].rate * outcome.models["model"].fit.rows)
+
+    return cap + total({}) - total({"x1": cap})
+
+
+def two_largest(nodes: list[InsurerPolicy], trial: Trial) -> tuple[float, float]:
+    """Of x1 in training rows, the largest first."""
+    parties = [node.party(plan_of(trial, test=0.2), node.settings.name.encode()) for node in nodes]
+    second, first = sorted(value for party in parties for value in party.train["x1"])[-2:]
+    return first, second
+
+
+def test_where_caps_are_free_two_runs_read_the_largest_value(
+    trial: Trial, nodes: list[InsurerPolicy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The unprotected twin: few ways of capping are too many."""
+    monkeypatch.setattr(InsurerPolicy, "_check_caps", lambda node, caps, columns: None)
+    first, second = two_largest(nodes, trial)
+    assert largest_of_two_runs(nodes, trial, (first + second) / 2) == pytest.approx(first)
+
+
+def test_an_insurer_takes_part_at_its_own_caps_alone(
+    trial: Trial, nodes: list[InsurerPolicy]
+) -> None:
+    words = r"\[rows\] the plan has 'x1' capped at .*; this party's node.toml allows no cap of 'x1'"
+    with pytest.raises(Refusal, match=words):
+        largest_of_two_runs(nodes, trial, sum(two_largest(nodes, trial)) / 2)
+    with pytest.raises(Refusal, match=r"\[rows\] the plan has 'y0' capped at 1000000"):
         largest(nodes, trial)
 
 
@@ -244,6 +277,7 @@ def claims_by_dropout(insurer: int, place: int, secret: bytes) -> float:
         "proximal_mu": 0.0,
         "round": 0,
         "seed": seed,
+        "scale": Scale(rows=400, weight=1, exposure=1, target=1, square=2),
     }
     with federation_of(drawing_by(secret)) as federation:
         loss = federation.sum("network_update", WEIGHTS, **arguments).total("loss")

@@ -33,7 +33,7 @@ def own_sums(word: dict[str, Any]) -> Sums:
         return None if message.metadata.dst_node_id in silent else message
 
     def work(federation: Federation) -> Sums:
-        arguments = {"task": TASK, "part": "train"}
+        arguments = {"task": TASK, "part": "train", "most": (2.0**40,) * 4}
         question = statistics.request("totals", arguments, {}, query="", hiding="masks")
         everybody = federation.total(question)
         silent.append(federation.members[-1].node)
@@ -68,5 +68,5 @@ def test_a_word_that_nobody_knows_is_refused() -> None:
 
 
 def test_without_it_the_question_is_the_same_and_has_one_set_of_parties() -> None:
-    with pytest.raises(PolicyError, match="asked of other parties before"):
+    with pytest.raises(PolicyError, match="would show insurer 5's own sum"):
         own_sums({})

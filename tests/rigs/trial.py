@@ -113,6 +113,7 @@ class Trial(LoopbackExchange):
         rows: int = 150,
         hiding: str = "paillier",
         split: bool = False,
+        parties_may_leave: bool = False,
     ) -> None:
         self.root, self.network = root, ""
         self.processes: dict[str, Any] = {}
@@ -125,6 +126,7 @@ class Trial(LoopbackExchange):
             contracts={"trial": 1},
             hiding=hiding,
             split=split,
+            parties_may_leave=parties_may_leave,
         )
         self.settings(answer_seconds=30.0, gather_seconds=20.0)
 

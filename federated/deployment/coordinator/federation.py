@@ -2,8 +2,8 @@
 
 Solvers ask through ``sum`` as they do in a simulation. A party that does not answer in time, sends
 an unusable answer or refuses by a rule is left out of the rest of the run, by name and with the
-reason, as long as the charter's minimum of parties remains. Below the minimum the run ends with the
-reason; started again, it resumes after its last total.
+reason, where the charter says that parties may leave and as long as its minimum of parties remains.
+Else the run ends with the reason; started again, it resumes after its last total.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ class DeployedFederation:
         self._since: dict[str, str] = {}
         self._delivery = Delivery(grid, folder, charter, identity, resumable_run, log)
         split = charter.key is not None and charter.key.opens == "split"
-        self._together, self._everyone = plan.kind == "questions", insurers
-        self._least = charter.minimum_parties
+        self._together = plan.kind == "questions" or not charter.parties_may_leave
+        self._everyone, self._least = insurers, charter.minimum_parties
         if split or self._together:
             self._least = max(len(charter.roster.names) if split else insurers, self._least)
         opens = charter.key.by if charter.key and charter.key.opens == "authority" else ()
@@ -147,11 +147,12 @@ class DeployedFederation:
         remainder = {c.name for c in self.charter.roster.cards if c.name in among} - set(reasons)
         if len(remainder) < self._least:
             summary = in_one_line({**self.resumable_run.absent, **reasons})
-            advice = (
-                "All insurers answer a question, or none; --without NAME leaves one out of all"
-                if self._together
-                else "Start the run again to resume it after its last total"
-            )
+            advice = "Start the run again to resume it after its last total"
+            if self._together:
+                advice += (
+                    " (lab run --fresh begins anew); totals are of all insurers that are asked, or "
+                    "of none, and --without NAME leaves out who was in no total before"
+                )
             raise PeerError(
                 f"{len(remainder)} parties are left and {self._least} are required: {summary}. "
                 f"{advice}"
@@ -186,7 +187,7 @@ class DeployedFederation:
         """Send each party its message; the answers by name, in seat order.
 
         Raises :class:`Absent` with the reason for each party that did not answer, answered what
-        cannot be used, or refused; with ``patient`` only for refusals.
+        cannot be used, or refused; with ``patient``, where parties may leave, only for refusals.
         """
         here = {*self.names, *self._holders}
         messages = self._delivery.messages(
@@ -202,7 +203,7 @@ class DeployedFederation:
                 answers[name] = self._delivery.answer(name, messages[name], replies[name])
             except Silent:
                 self.silent.append((name, action))
-                if not patient:
+                if not patient or (self._together and name in here):
                     seconds = self._settings.answer_seconds
                     reasons[name] = f"{name}: did not answer within {seconds:g} s"
             except ModelError:
@@ -303,8 +304,7 @@ class DeployedFederation:
         if statistic in RELEASED and len(set(self.names) - set(absent)) < self._everyone:
             summary = in_one_line({**self.resumable_run.absent, **absent})
             raise PeerError(
-                f"'{statistic}' is of all parties or of none: {summary}. "
-                "--without NAME leaves one out"
+                f"'{statistic}' needs all parties: {summary}. --without NAME leaves one out"
             )
 
     def join(self, profiles: Sequence[Profile]) -> None:

@@ -1,4 +1,4 @@
-"""What a person approves before this party takes part: a plan, and all of it is shown.
+"""A person approves a plan before this party takes part, and is shown all of it.
 
 A node refuses a plan that waits for approval and keeps it in a file; the person sees every field of
 it, approves it by its digest, and the coordinator asks again.
@@ -33,7 +33,9 @@ def waiting(folder: Path) -> dict[str, StudyPlan]:
         if not (folder / APPROVED / path.stem).exists():
             plan = StudyPlan.from_json(path.read_text(encoding="utf-8"))
             if plan.digest != path.stem:
-                raise ConfigurationError(f"{path}: holds another plan than was asked; remove it")
+                raise ConfigurationError(
+                    f"{path}: holds another plan than its name says; remove it"
+                )
             plans[path.stem] = plan
     return plans
 
@@ -43,8 +45,8 @@ def approve(folder: Path, digest: str, who: str) -> str:
     matches = [full for full in waiting(folder) if full.startswith(digest)]
     if len(matches) != 1 or len(digest) < 8:
         raise ConfigurationError(
-            f"{digest}: {len(matches)} waiting experiments begin so; give 8 or more first digits of "
-            "one that lab node requests lists"
+            f"{digest}: {len(matches)} waiting plans have a digest that begins so; give at least its "
+            "first 8 digits; lab node requests lists them"
         )
     approval: dict[str, Any] = {"by": who, "experiment": matches[0]}
     write_whole(folder / APPROVED / matches[0], canonical(approval), 0o600)
@@ -57,8 +59,7 @@ def request_lines(plan: StudyPlan, charter: Charter) -> list[str]:
     return [
         f"{digest[:12]}  {plan.title}  ({', '.join(plan.kinds)})",
         f"  asked by   {charter.coordinator}, under charter {charter.digest[:12]}",
-        f"  parties    {', '.join(charter.roster.names)}; "
-        f"{charter.minimum_parties} or more behind a sum",
+        f"  parties    {', '.join(charter.roster.names)}; {charter.parties_line}",
         f"  persons    {plan.rules.minimum_count.persons} or more behind every cell that is told",
         f"  totals     {_opening(plan, charter)}",
         f"  digest     {digest}",

@@ -13,6 +13,8 @@ from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from pandas.api.types import is_numeric_dtype
+
 from federated.deployment import certificates
 from federated.deployment.audit_logs import LOG_NAME, verify_together
 from federated.deployment.enrolment import INSURERS
@@ -96,7 +98,7 @@ class _Checks:
         self._node_settings = NodeSettings.read(self._folder)
         if identity_of(self._folder).card.name != self._node_settings.name:
             raise PeerError(
-                f"node.toml is of {self._node_settings.name}, identity.json of another party; "
+                f"node.toml names {self._node_settings.name}, identity.json another party; "
                 "correct the name"
             )
         return f"{self._node_settings.name}, {self._node_settings.role}"
@@ -146,10 +148,17 @@ class _Checks:
                 f"contract {contract.name} version {contract.version} is not one of the charter's: "
                 + ", ".join(f"{k} version {v}" for k, v in charter.contracts.items())
             )
+        for name in insurer.data.caps:
+            if name not in table.frame or not is_numeric_dtype(table.frame[name]):
+                raise PeerError(
+                    f"data.caps of node.toml: '{name}' is no numeric column of the table; correct it"
+                )
         belong = {None: "", "": ", each of another person"}.get(
             insurer.data.person, f" and belong to {insurer.data.person}"
         )
-        return f"{len(table.frame):,} rows keep contract {contract.name}{belong}"
+        caps = ", ".join(f"{name} at {limit:.12g}" for name, limit in insurer.data.caps.items())
+        capped = f"; capped: {caps}" if caps else ""
+        return f"{len(table.frame):,} rows keep contract {contract.name}{belong}{capped}"
 
     def log(self) -> str:
         path = self._folder / LOG_NAME

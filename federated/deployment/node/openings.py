@@ -1,32 +1,46 @@
 """What a supervisor opened so far, for ever: a file that only grows, and outlasts the audit log.
 
-Two totals of one question over sets of parties that differ by one show that party's own sum. So all
-openings are remembered, whatever becomes of the log: it may be moved away when it has grown long.
+Totals over sets of parties that differ by one show that party's own sum (`federated.party.party_sets`).
+So all openings are remembered, whatever becomes of the log: it may be moved away when it has grown
+long.
 """
 
 from __future__ import annotations
 
-import json
-import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-
-import numpy as np
+from typing import NamedTuple
 
 from federated.deployment.audit_logs import LOG_NAME
+from federated.deployment.charter import Charter
+from federated.party.party_sets import check_apart
 from federated.party.release import RELEASED
 from lab.audit import log_format as audit
-from lab.errors import ConfigurationError, LogError, PolicyError
-from lab.files import write_whole
-from secure_agg.identity import Roster
+from lab.errors import ConfigurationError, PolicyError
+from lab.files import add_line, added_lines, write_whole
+from secure_agg.errors import FaultyParty
 
 OPENINGS = "openings.jsonl"
-#: What all openings are about, to the rule of sets, that only a release answers.
+#: What all openings are about that only a release answers, where parties may leave.
 RELEASE = "released"
 #: What a query is about that nobody could open.
 UNOPENED = "unopened"
-#: Run, query, subject, parties.
-Opening = tuple[str, str, str, tuple[str, ...]]
+#: What a line is about by which a party is let in again.
+READMISSION = "readmission"
+#: A naming is one bit about a number, of whoever's making: a coordinator could give a party another's
+#: ciphertext, changed, to sign. So there are few for each party, over all runs.
+MOST_NAMINGS = 3
+
+
+class OpeningLine(NamedTuple):
+    """One line of the file. named: parties that left the layout, so that nothing was opened."""
+
+    run: str
+    query: str
+    subject: str
+    parties: tuple[str, ...]
+    named: tuple[str, ...] = ()
 
 
 class Openings:
@@ -39,8 +53,9 @@ class Openings:
     def __init__(self, folder: Path) -> None:
         self.queries: set[str] = set()
         self._path = folder / OPENINGS
-        self._sets: dict[str, list[frozenset[str]]] = {}
+        self._sets: dict[str, set[frozenset[str]]] = {}
         self._runs: dict[str, frozenset[str]] = {}
+        self._namings = Counter[str]()
         log = folder / LOG_NAME
         if self._path.exists():
             for opening in _read(self._path):
@@ -52,9 +67,9 @@ class Openings:
                 "lab keys deal"
             )
         self.begin(folder)
-        for run, query, subject, parties in _logged(log) if log.exists() else ():
-            if query not in self.queries:
-                self.note(run, query, subject, frozenset(parties))
+        for opening in _logged(log) if log.exists() else ():
+            if opening.query not in self.queries:
+                self._note(opening)
 
     @staticmethod
     def begin(folder: Path) -> None:
@@ -64,86 +79,87 @@ class Openings:
 
     def note(self, run: str, query: str, subject: str, parties: frozenset[str]) -> None:
         """Remember an opening, on disk when this returns. Raises :class:`LogError`."""
-        opening = (run, query, subject, tuple(sorted(parties)))
-        try:
-            with self._path.open("r+b") as file:  # which makes no new file where this one is gone
-                end = file.seek(0, os.SEEK_END)
-                try:
-                    file.write(json.dumps(opening).encode() + b"\n")
-                    file.flush()
-                    os.fsync(file.fileno())
-                except OSError:
-                    os.truncate(self._path, end)
-                    raise
-        except OSError as error:
-            raise LogError(f"{self._path}: cannot be written: {error.strerror}") from None
+        self._note(OpeningLine(run, query, subject, tuple(sorted(parties))))
+
+    def _note(self, opening: OpeningLine) -> None:
+        add_line(self._path, opening)
         self._remember(opening)
 
-    def note_fault(self, run: str, query: str, parties: frozenset[str]) -> None:
-        """A query that was not opened, and the parties that kept to its layout: a run goes on with
-        them alone."""
-        self.note(run, query, UNOPENED, parties)
+    def note_fault(
+        self, run: str, query: str, parties: frozenset[str], named: Iterable[str]
+    ) -> None:
+        """A query that was not opened, the parties that kept to its layout, with whom alone a run
+        goes on, and those that did not."""
+        self._note(OpeningLine(run, query, UNOPENED, tuple(sorted(parties)), tuple(sorted(named))))
 
-    def _remember(self, opening: Opening) -> None:
-        run, query, subject, names = opening
-        parties = frozenset(names)
-        self.queries.add(query)
-        self._sets.setdefault(subject, []).append(parties)
-        self._runs[run] = parties
+    def readmit(self, name: str) -> None:
+        """Forget how often a party was named."""
+        self._note(OpeningLine("", "", READMISSION, (name,)))
 
-    def check(self, run: str, subject: str, parties: frozenset[str], roster: Roster) -> None:
-        """Raises :class:`PolicyError` where this opening, with those before, would show a party."""
-        if not parties <= self._runs.get(run, parties):
-            raise PolicyError("a party that left this run may not come back into it", "parties")
-        rows = [*self._sets.get(subject, []), parties]
-        names = [name for name in roster.names if not shown_alone([name], rows, roster)]
-        if len(names) < len(roster.names):
-            alone = next(name for name in roster.names if name not in names)
-            raise PolicyError(
-                f"with what was opened before, this total would show {alone}'s own sum", "parties"
+    def _remember(self, opening: OpeningLine) -> None:
+        if opening.subject == READMISSION:
+            self._namings[opening.parties[0]] = 0
+            return
+        parties = frozenset(opening.parties)
+        self.queries.add(opening.query)
+        self._sets.setdefault(opening.subject, set()).add(parties)
+        self._runs[opening.run] = parties
+        self._namings.update(opening.named)
+
+    def _check_namings(self, parties: Iterable[str]) -> None:
+        names = sorted(name for name in parties if self._namings[name] >= MOST_NAMINGS)
+        if names:
+            raise FaultyParty(
+                f"{', '.join(names)}: named {MOST_NAMINGS} times for encrypted numbers that are not "
+                "of the form all agreed on, and in no total any more; once it is repaired, stop the "
+                f"supervisor and run lab holder readmit FOLDER '{names[0]}' --by NAME",
+                *names,
             )
 
+    def check(self, run: str, subject: str, parties: frozenset[str], charter: Charter) -> None:
+        """Raises :class:`PolicyError` where this opening, with those before, would show a party,
+        :class:`FaultyParty` for a party that was named too often.
 
-def _read(path: Path) -> list[Opening]:
-    """The openings of a file. A last line that was cut off told of a total that never left, and is
-    taken off. Raises :class:`ConfigurationError`."""
+        All openings count as one question's, whatever their contract: the rows are the same. Where
+        the charter lets parties leave, those of one subject do.
+        """
+        if not parties <= self._runs.get(run, parties):
+            raise PolicyError(
+                "a party that left this run may not come back into it; begin anew with --fresh",
+                "parties",
+            )
+        subjects = {subject} if charter.parties_may_leave else self._sets.keys() - {UNOPENED}
+        self._check_namings(parties)
+        before = set[frozenset[str]]().union(*(self._sets.get(each, ()) for each in subjects))
+        check_apart(before, parties, charter.minimum_parties)
+
+
+def _read(path: Path) -> list[OpeningLine]:
+    """The openings of a file. Raises :class:`ConfigurationError`."""
     try:
-        data = path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if whole != data:
-            write_whole(path, whole, 0o600)
         openings = []
-        for line in whole.splitlines():
-            run, query, subject, parties = json.loads(line)
-            openings.append((str(run), str(query), str(subject), tuple(map(str, parties))))
+        for run, query, subject, *names in added_lines(path):
+            parties, named = (tuple(map(str, each)) for each in (*names, ())[:2])
+            openings.append(OpeningLine(str(run), str(query), str(subject), parties, named))
         return openings
-    except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError):
         raise ConfigurationError(
             f"{path}: is damaged, so that nobody knows what was opened before; put a whole copy "
             "back, or make a new key with: lab keys deal"
         ) from None
 
 
-def _logged(log: Path) -> Iterable[Opening]:
+def _logged(log: Path) -> Iterable[OpeningLine]:
     for entry in audit.entries(audit.read_lines(log)):
         if entry.kind == "fault" and "parties" in entry.told:
-            yield entry.run, entry.query, UNOPENED, tuple(entry.told["parties"])
+            parties, named = (tuple(entry.told.get(key, ())) for key in ("parties", "named"))
+            yield OpeningLine(entry.run, entry.query, UNOPENED, parties, named)
         if entry.kind == "release" and "question" in entry.told:
             subject = subject_of(entry.told["statistic"], entry.told["question"])
-            yield entry.run, entry.query, subject, tuple(entry.told["parties"])
+            yield OpeningLine(entry.run, entry.query, subject, tuple(entry.told["parties"]))
 
 
 def subject_of(statistic: str, question: str) -> str:
-    """What an opening is about, to the rule of sets: the question; all that are released count as
-    one, for the margins of one may be another."""
+    """What an opening is about: the question; all that are released count as one, for the margins
+    of one may be another."""
     return RELEASE if statistic in RELEASED else question
-
-
-def shown_alone(names: list[str], sets: Iterable[frozenset[str]], roster: Roster) -> bool:
-    """Whether the sum over these parties follows from sums of one question over these sets."""
-    rows = [[float(name in members) for name in roster.names] for members in set(sets)]
-    target = [float(name in names) for name in roster.names]
-    rank = np.linalg.matrix_rank(np.array(rows))
-    return bool(np.linalg.matrix_rank(np.array([*rows, target])) == rank)

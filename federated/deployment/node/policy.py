@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,8 @@ class InsurerPolicy:
                 "never_leaves", f"{', '.join(withheld)} may not be used in any study at this party"
             )
         self._check_contract(study, columns)
+        if study.kind != "questions":
+            self._check_caps(experiment.data.cap, columns)
         if experiment.protection.sums != self.limits.hiding:
             raise Refusal("hiding", f"this party's sums must be hidden by '{self.limits.hiding}'")
         if (
@@ -238,6 +241,20 @@ class InsurerPolicy:
                 "rows",
                 f"data.validation_share of node.toml is {own.validation_share:g}; "
                 f"the plan has model.validation_share = {share:g}",
+            )
+
+    def _check_caps(self, caps: Mapping[str, float], columns: set[str]) -> None:
+        """Caps are fixed here: a cap between the two largest values shows the largest, in the
+        difference to a total with another cap or none."""
+        own = self.data.caps
+        for name in sorted(columns | set(caps)):
+            here, there = own.get(name), caps.get(name)
+            if here == there or (there is None and name not in columns):
+                continue
+            raise Refusal(
+                "rows",
+                f"the plan has {_cap_of(name, there)} in data.cap; this party's node.toml allows "
+                f"{_cap_of(name, here)} in data.caps",
             )
 
     def _note_variants(self, experiment: Experiment) -> None:
@@ -358,6 +375,10 @@ class InsurerPolicy:
             return mask
         who = pd.Series(np.arange(len(frame))) if data.person is None else frame[data.person]
         return drawn(who, self.data.test_share, secret, "for testing")
+
+
+def _cap_of(name: str, limit: float | None) -> str:
+    return f"no cap of '{name}'" if limit is None else f"'{name}' capped at {limit:.12g}"
 
 
 def _equal(column: pd.Series[Any], value: str) -> NDArray[np.bool_]:

@@ -77,7 +77,7 @@ class Node:
         name = self.settings.name
         if self.identity.card.name != name:
             raise ConfigurationError(
-                f"{folder}: node.toml is of {name}, identity.json of another party"
+                f"{folder}: node.toml names {name}, identity.json another party"
             )
         self.charter = charter_of(folder, name)
         self.admission = admission_of(folder, name)

@@ -26,8 +26,8 @@ from federated.deployment.totals import TotalsOnDisk
 from federated.message_kinds import MessageKind
 from federated.messages import Reply, Request, read
 from federated.party.binding import Binding, SignedSteps
-from federated.party.masked_sets import MaskedSets
 from federated.party.party import Party
+from federated.party.party_sets import PartySets
 from federated.party.state import NodeState
 from federated.party.statistics import RELEASED
 from federated.study.outcome import Outcome
@@ -74,7 +74,11 @@ class InsurerRole:
         self._folder, self._insurer, self._seed, self._tell = folder, insurer, seed, tell
         self._charter, self._name = insurer.charter, insurer.settings.name
         self._parties: dict[str, Party] = {}
-        self._masked_sets = MaskedSets(folder / STATE / "masked_sets.jsonl")
+        self._party_sets = PartySets(
+            folder / STATE / "party_sets.jsonl",
+            apart=insurer.minimum_parties,
+            by_question=self._charter.parties_may_leave,
+        )
         self._now = ""
         self._app = client_app(lambda seat: self._parties[self._now], insurer.limits.hiding)
 
@@ -86,7 +90,7 @@ class InsurerRole:
     def _take_up(self, run_state: RunState, study: StudyPlan) -> None:
         party = self._insurer.party(study, rows_secret(self._seed))
         self._parties[run_state.run] = party
-        party.masked_sets = self._masked_sets
+        party.party_sets = self._party_sets
         party.profiles |= profiles.load_profiles(self._folder / STATE, run_state.run)
         if study.kind != QUESTIONS:  # each of which is announced by its text
             party.binding = self._binding(run_state.run, study)
@@ -297,15 +301,15 @@ class SupervisorRole:
             levels = read(message.content, "levels").decode()
             record = run_state.records.config_records.setdefault("levels", ConfigRecord())
             if record.setdefault("agreed", levels) != levels:
-                raise PeerError("coordinator: names of levels were agreed on before, and others")
+                raise PeerError("coordinator: other names of levels were agreed on before")
             return self._next(run, study, self._solver(run_state, study), log)
         steps, request = self._solver(run_state, study), Request.from_record(message.content)
         steps.check(request)
         reply = self._opened(run_state, run, message.content, log)
         total = Reply.from_record(reply)
         steps.give(total.sums)
-        shown = total.sums if request.statistic in RELEASED else solver.NOTHING
-        answer = Reply.of(total.party, shown, None).to_record()
+        sums = total.sums if request.statistic in RELEASED else solver.NOTHING
+        answer = Reply.of(total.party, sums, None).to_record()
         answer["opened"] = ConfigRecord(dict(volume_of(total.sums)))
         answer.update(self._next(run, study, steps, log))
         return answer

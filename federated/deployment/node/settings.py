@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 
 from federated.deployment import certificates
 from federated.deployment.charter import Analysis
@@ -38,6 +39,7 @@ class OwnData(Strict):
     person: the column that says who a row belongs to, "" where each row is a person of its own;
     test_share: of persons whose rows are for testing, where no column marks them; validation_share:
     of those left, who judge a model while it is fitted. Both are drawn with a key of this node's.
+    caps: the largest value by column, to which larger ones are lowered in every model.
     """
 
     path: str | None = None
@@ -51,6 +53,7 @@ class OwnData(Strict):
     test_value: str | int | None = None
     test_share: float = Field(default=0.2, ge=0, lt=1)
     validation_share: float = Field(default=0.2, gt=0, lt=1)
+    caps: dict[str, FiniteFloat] = Field(default_factory=dict)
 
 
 class NodeLimits(Strict):
@@ -108,6 +111,8 @@ role = {role}
 {test_value:<31}# without it they are drawn with a key of this node's:
 test_share = 0.2               # this share of persons, whatever a plan says
 validation_share = 0.2         # of the others: who judge a model while it is fitted
+{caps:<31}# larger values of these columns are lowered to this in
+                               # every model, and of others in none
 
 [limits]
 {analyses:<31}# of: glm, network, trees, questions, profiles
@@ -138,12 +143,13 @@ def init(
     *,
     person: str | None = None,
     test: tuple[str, str | int] | None = None,
+    caps: Mapping[str, float] | None = None,
     analyses: tuple[str, ...] = ("glm",),
 ) -> Enrolment:
     """A new node in a new folder: keys, a commented node.toml, the enrolment to hand over.
 
     person: the column of who a row belongs to, "" where each is a person's; test: the column and
-    the value that mark rows for testing.
+    the value that mark rows for testing; caps: the largest value by column.
     """
     make_folder(folder)
     for subfolder in (REQUESTS, APPROVED, STATE):
@@ -165,6 +171,7 @@ def init(
             "test_column": f"{'# ' * (test is None)}test_column = {_toml(column)} ",
             "test_value": f"{'# ' * (test is None)}test_value = {_toml(value)} ",
             "analyses": f"analyses = {_toml(list(analyses))} ",
+            "caps": f"caps = {{{', '.join(f'{_toml(k)} = {_toml(v)}' for k, v in (caps or {}).items())}}} ",
             "data": "\n".join(f"{key} = {_toml(v)}" for key, v in data.items() if v),
         }
         text = TEMPLATE.format(**names, **fields)

@@ -186,7 +186,7 @@ def total_of(content: RecordDict, own: Request, party: Party, memory: NodeState)
     contributions, a total is its word. Raises what is wrong with the total.
     """
     standing = memory.standing()
-    asked = standing.question if standing.step == own.step else own.question
+    question = standing.question if standing.step == own.step else own.question
     if own.statistic in RELEASED:
         total = Reply.from_record(content).sums
         cells = ProfileCells.model_validate(own.arguments["cells"])
@@ -195,8 +195,8 @@ def total_of(content: RecordDict, own: Request, party: Party, memory: NodeState)
         return total
     match own.hiding:
         case "masks":
-            return masks.proven(memory, asked, content)
+            return masks.proven(memory, question, content)
         case "paillier":
-            return paillier.proven(memory, asked, content)
+            return paillier.proven(memory, question, content)
         case "clear":
             return Reply.from_record(content).sums

@@ -1,11 +1,11 @@
 """The supervisor: it opens one total at a time, by the rules of the key authority and the charter.
 
 Beyond the checks of `secure_agg.transcript.examine` it enforces the charter: a minimum of parties, a
-party that left a run stays out of it, and no question is opened for sets of parties from which the
-sum of a single party would follow (`openings`). What it opened is on disk before a total leaves.
+party that left a run or was named too often stays out of it, and nothing is opened for sets of parties from which the sum of
+fewer than that minimum would follow (`openings`). What it opened is on disk before a total leaves.
 
-What that does not stop: two nearly identical questions, with and without a party, nearly show that
-party's sum. Members who do not accept that set minimum_parties to the number of insurers.
+Where the charter says that parties may leave, that holds for each question by itself, and two nearly
+identical questions, with and without a party, nearly show that party's sum.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from flwr.app import RecordDict
 
 from federated.deployment.audit_logs import LOG_NAME, open_log
 from federated.deployment.charter import Charter, with_key, write
-from federated.deployment.folders import identity_of
+from federated.deployment.folders import charter_of, identity_of
 from federated.deployment.node.openings import Openings, subject_of
 from federated.hiding.paillier import KeyAuthority
 from federated.hiding.protocol import fields_of
@@ -70,20 +70,39 @@ def opened_total(
         raise PeerError("coordinator: sends another form of the total than the parties packed")
     parties = frozenset(terms.parties)
     subject = subject_of(request.statistic, terms.question.hex())
-    openings.check(run, subject, parties, roster)
+    openings.check(run, subject, parties, charter)
     authority = KeyAuthority(private, rules, openings.queries)
     authority.enrol(roster)
     try:
         total = authority.open(None, transcript, request, form)
     except FaultyParty as error:
         others = parties - set(error.culprits)
-        log.append("fault", run=run, query=terms.query, what=str(error), parties=sorted(others))
-        openings.note_fault(run, terms.query, others)
+        blame = {"parties": sorted(others), "named": sorted(error.culprits)}
+        log.append("fault", run=run, query=terms.query, what=str(error), **blame)
+        openings.note_fault(run, terms.query, others, error.culprits)
         raise
     reply = Reply.of(charter.key.by[0] if charter.key else "", total, None).to_record()
     log_opened(log, run, transcript, request.statistic, total)
     openings.note(run, terms.query, subject, parties)
     return reply
+
+
+def readmit(folder: Path, name: str, who: str) -> None:
+    """Let a party into totals again that was named too often. who: lets it in, for the log.
+
+    Raises :class:`ConfigurationError` for a name that is no insurer's, :class:`LogError` while the
+    supervisor's process runs.
+    """
+    identity = identity_of(folder)
+    charter = charter_of(folder, identity.card.name)
+    if name not in charter.roster.names:
+        raise ConfigurationError(
+            f"{name}: is no insurer; the charter's insurers are {', '.join(charter.roster.names)}"
+        )
+    with open_log(folder / LOG_NAME, identity, charter=charter.digest) as log:
+        openings = Openings(folder)
+        log.append("approval", statistic=f"readmission of {name}", by=who)
+        openings.readmit(name)
 
 
 def log_opened(log: Log, run: str, transcript: Transcript, statistic: str, total: Sums) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from federated.deployment.node.settings import NodeSettings
 from federated.run import run
 from federated.study.run_folder import log
 from lab.report import tracking
@@ -249,3 +250,14 @@ def test_a_market_is_made_described_and_never_made_over(tmp_path: Path) -> None:
     again = lab("market", "make", folder)
     assert (again.returncode, again.stdout) == (2, "")
     assert again.stderr == f"lab: {folder}: is not empty; name a new folder\n"
+
+
+def test_a_node_s_caps_stand_in_its_settings(tmp_path: Path) -> None:
+    common = ("--name", "ping-an", "--role", "commercial", "--data", "rand_hie", "--cap")
+    done = lab("node", "init", tmp_path / "node", *common, "mdvis=50", "--cap", "income=1000000.5")
+    assert done.returncode == 0, done.stderr
+    data = NodeSettings.read(tmp_path / "node").data
+    assert data is not None and data.caps == {"mdvis": 50.0, "income": 1000000.5}
+    for cap in ("mdvis", "mdvis=few", "mdvis=inf"):
+        done = lab("node", "init", tmp_path / "another", *common, cap)
+        assert done.returncode == 2 and "needs the form COLUMN=LIMIT" in done.stderr

@@ -104,7 +104,7 @@ def test_what_a_person_asks_about_a_plan_stands_in_words(
     five, plan = members(tmp_path, authority_key.public), rich_plan()
     text = "\n".join(request_lines(plan, five.charter))
     for shown in (
-        "city fund, ping-an, 太保; 3 or more behind a sum",
+        "city fund, ping-an, 太保; 3 or more behind a sum, the same behind all sums",
         "10 or more behind every cell",
         "opened by supervisor, who keeps those of models",
         "asked by   exchange",
@@ -171,6 +171,6 @@ def test_a_request_whose_plan_was_changed_on_disk_is_not_shown(
     asked_of(folder, five, plan)
     other = canonical(plan_of("trees").model_dump(mode="json"))
     (folder / REQUESTS / f"{plan.digest}.json").write_bytes(other)
-    with pytest.raises(ConfigurationError, match="holds another plan than was asked"):
+    with pytest.raises(ConfigurationError, match="holds another plan than its name says"):
         waiting(folder)
     assert charters.read_signed(folder / CHARTER) == five.charter

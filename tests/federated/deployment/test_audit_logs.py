@@ -55,7 +55,7 @@ def signed(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
 
 
 def fault(lines: list[bytes], *known: Checkpoint, key: bytes = KEY) -> str:
-    return audit.verify(lines, check, key=key, known=known).fault
+    return audit.verify(lines, check, key=key, checkpoints=known).fault
 
 
 def last_word(lines: list[bytes]) -> Checkpoint:
@@ -86,7 +86,7 @@ def altered(line: bytes, **told: Any) -> bytes:
 
 
 def test_a_log_that_nobody_touched_holds(signed: list[bytes]) -> None:
-    verdict = audit.verify(signed, check, key=KEY, known=[last_word(signed)])
+    verdict = audit.verify(signed, check, key=KEY, checkpoints=[last_word(signed)])
     assert not verdict.fault
     assert (verdict.party, verdict.unsigned) == ("ping-an", 0)
     assert verdict.lines == len(signed)
@@ -167,12 +167,12 @@ def test_a_checkpoint_tells_nothing_that_is_not_signed(signed: list[bytes]) -> N
     entry = audit.parsed(signed[-1])
     assert isinstance(entry, Entry)
     loaded = replace(entry, run="r1").line() + b"\n"
-    assert "tells more than is signed" in fault(sealed_anew([*signed[:-1], loaded]))
+    assert "holds more than what is signed" in fault(sealed_anew([*signed[:-1], loaded]))
 
 
 def test_a_log_under_another_key_is_refused(signed: list[bytes]) -> None:
     other = Identity.generate("ping-an").card.verifying
-    assert "is by another key" in fault(signed, key=other)
+    assert "names another key" in fault(signed, key=other)
 
 
 def test_a_cut_to_an_older_checkpoint_is_found_by_what_others_keep(

@@ -33,7 +33,7 @@ def lines() -> dict[str, Faults]:
 
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory: Any, authority_key: Any, lines: dict[str, Faults]) -> Iterator[Trial]:
-    made = Trial(tmp_path_factory.mktemp("faulty"), authority_key)
+    made = Trial(tmp_path_factory.mktemp("faulty"), authority_key, parties_may_leave=True)
     for name in made.names:
         lines[name] = Faults(made.port)
         made.reroute(name, lines[name].port)

@@ -182,21 +182,34 @@ def test_which_rows_are_held_out_is_the_nodes_own_and_no_file_moves_a_person(
         node.consider(changed(1, test=0.20125))
 
 
-def test_rows_are_capped_in_few_ways(trial: Trial) -> None:
+def test_rows_are_capped_as_node_toml_says(trial: Trial) -> None:
     """The largest claim of the market was found by bisection over caps, from 56 totals."""
     folder = trial.root / "insurer 2"
-    node = insurer.InsurerPolicy(folder, node_folder.NodeSettings.read(folder), trial.charter)
+    settings = node_folder.NodeSettings.read(folder)
+    assert settings.data is not None
 
-    def capped(at: float) -> StudyPlan:
+    def node(**caps: float) -> insurer.InsurerPolicy:
+        data = settings.data.model_copy(update={"caps": caps})  # type: ignore[union-attr]
+        own = settings.model_copy(update={"data": data})
+        return insurer.InsurerPolicy(folder, own, trial.charter)
+
+    def plan_with(**caps: float) -> StudyPlan:
         told = trial.experiment(0)
-        data = told.data.model_copy(update={"cap": {"x1": at}})
+        data = told.data.model_copy(update={"cap": caps})
         return plan.announced(told.model_copy(update={"data": data}))
 
-    for at in range(insurer.MOST_VARIANTS):
-        node.consider(capped(1.0 + at))
-        node.consider(capped(1.0))
+    node(x1=1.0, y5=9.0).consider(plan_with(x1=1.0))  # y5 has no part in this plan
+    for own, theirs, words in (
+        ({"x1": 1.0}, {"x1": 1.5}, r"plan has 'x1' capped at 1.5 .* allows 'x1' capped at 1 in"),
+        ({"x1": 1.0}, {}, r"plan has no cap of 'x1' .* allows 'x1' capped at 1 in data.caps"),
+        ({}, {"y5": 9.0}, r"plan has 'y5' capped at 9 .* allows no cap of 'y5' in data.caps"),
+    ):
+        with pytest.raises(Refusal, match=rf"\[rows\] the {words}"):
+            node(**own).consider(plan_with(**theirs))
+    for cap in range(2, insurer.MOST_VARIANTS + 1):
+        node(x1=cap).consider(plan_with(x1=cap))
     with pytest.raises(Refusal, match=r"\[rows\] .* 5 variants of data.cap and data.missing, ever"):
-        node.consider(capped(0.5))
+        node(x1=0.5).consider(plan_with(x1=0.5))
 
 
 def test_profiles_are_answered_in_few_variants(trial: Trial) -> None:
@@ -280,7 +293,11 @@ def test_with_a_split_key_nobody_opens_a_question_as_a_sum_of_a_model(
         experiment = made.experiment(0)
         task = experiment.tasks()["model"].model_dump(mode="json")
         with conduct.gathered(experiment, plan.announced(experiment), made.exchange) as other:
-            model = replace(request, statistic="totals", arguments={"task": task, "part": "train"})
+            model = replace(
+                request,
+                statistic="totals",
+                arguments={"task": task, "part": "train", "most": [2.0**40] * 4},
+            )
             with pytest.raises(PeerError, match="sends a query of another run"):
                 stolen(other, model, transcript)
 
@@ -341,7 +358,7 @@ def test_one_insurer_does_not_end_all_profiles_for_good(tmp_path: Path, authorit
     with started(made):
         made.kill("payer b", signal.SIGTERM)
         made.start("payer b", gives_no_profile)
-        with pytest.raises(PeerError, match=r"'profile' is of all parties or of none: payer b"):
+        with pytest.raises(PeerError, match=r"'profile' needs all parties: payer b"):
             made.run(profiled(made.root))
         made.kill("payer b", signal.SIGTERM)
         made.start("payer b")

@@ -33,7 +33,9 @@ from tests.rigs.trial import Trial, hash_of, started
 
 @pytest.fixture(scope="session")
 def trial(tmp_path_factory: Any, authority_key: Any) -> Iterator[Trial]:
-    with started(Trial(tmp_path_factory.mktemp("trial"), authority_key)) as made:
+    with started(
+        Trial(tmp_path_factory.mktemp("trial"), authority_key, parties_may_leave=True)
+    ) as made:
         yield made
 
 

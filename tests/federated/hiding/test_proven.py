@@ -27,6 +27,7 @@ from tests.conftest import federate, split
 from tests.federated.solvers.test_glm import table
 
 TASK = Task(target="y", exposure="years")
+MOST = (2.0**40,) * 4
 REFUSED = (LabError, SecureAggError)
 
 
@@ -36,10 +37,10 @@ def total_of(protection: Any, part: str = "train") -> tuple[Sums, bytes, RecordD
 
     def work(federation: Federation) -> Sums:
         rosters.append(Roster(tuple(member.card for member in federation.members)))
-        return federation.sum("totals", task=TASK, part=part)
+        return federation.sum("totals", task=TASK, part=part, most=MOST)
 
     total = federate(split(table("poisson"), 4), work, protection)
-    arguments = {"task": TASK, "part": part}
+    arguments = {"task": TASK, "part": part, "most": MOST}
     asked = statistics.request("totals", arguments, {}, query="", hiding=protection.hiding)
     return total, asked.question, protection.proof, rosters[0]
 

@@ -165,9 +165,9 @@ OUTPUTS = [
     Asked("avg(income)", lambda f: f["income"].mean()),
     Asked("mean(delay)", lambda f: f["delay"].mean(), lambda f: 1.0),
     Asked("var_samp(paid)", lambda f: f["paid"].var(), lambda f: spread(f, "paid", "paid")),
-    Asked("variance(income)", lambda f: f["income"].var()),
-    Asked("var_pop(income)", lambda f: f["income"].var(ddof=0)),
-    Asked("stddev(income)", lambda f: f["income"].std()),
+    Asked("variance(income)", lambda f: f["income"].var(), lambda f: 1.0),
+    Asked("var_pop(income)", lambda f: f["income"].var(ddof=0), lambda f: 1.0),
+    Asked("stddev(income)", lambda f: f["income"].std(), lambda f: 1.0),
     Asked("stddev_pop(years)", lambda f: f["years"].std(ddof=0)),
     Asked(
         "covar_samp(paid, years)",
@@ -751,3 +751,14 @@ def test_what_is_no_select_is_refused_in_one_line_of_a_real_process(tmp_path: Pa
     done = lab("query", "explain select 1", *CLEAR, "--runs", tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "lab: query: one SELECT is answered, and nothing else\n"
+
+
+def test_an_answer_says_how_much_was_opened_and_of_how_many_persons() -> None:
+    rules = Rules.read()
+    frame = policies(600, seed=2)
+    with desk(dealt(frame), rules=rules) as guarded:
+        answer = guarded.ask("select region, count(*), sum(claims) from policies group by region")
+    (line,) = answer.attrs["opened"]
+    shown = int(answer["count(*)"].notna().sum())
+    assert line["statistic"] == "cells" and line["numbers"] == 2 * shown > 0
+    assert line["fewest_persons"] == answer["count(*)"].min() >= rules.minimum_count.persons

@@ -24,6 +24,7 @@ from federated.queries.holdings import Holdings
 from federated.transport.in_process import run_in_process
 from lab.errors import BudgetError, ConfigurationError, PeerError, PolicyError
 from lab.models.design import Encoding
+from lab.models.families import Scale
 from lab.models.glm import Task
 from lab.privacy.disclosure import MinimumPersons, Rules
 from lab.privacy.noise import Noise
@@ -174,15 +175,18 @@ def test_a_desk_does_not_ask_under_masks(tmp_path: Path) -> None:
         Desk.on(file, {"protection.sums": "masks"}, runs=None)
 
 
+SCALE = Scale(rows=60, weight=1, exposure=1, target=1, square=2)
+
+
 @pytest.mark.parametrize("statistic", ["totals", "moments", "histogram", "glm_step"])
 def test_a_node_for_questions_takes_no_statistic_of_a_model(statistic: str) -> None:
     def fit(federation: Federation) -> Any:
         task = Task(target="paid")
         arguments: dict[str, dict[str, Any]] = {
-            "totals": {"part": "train"},
-            "moments": {"features": ()},
+            "totals": {"part": "train", "most": (2.0**40,) * 4},
+            "moments": {"features": (), "most": 1.0},
             "histogram": {"features": (), "least": 10},
-            "glm_step": {"encoding": Encoding(), "unit": 1.0},
+            "glm_step": {"encoding": Encoding(), "scale": SCALE},
         }
         arrays = {"histogram": {"edges": np.zeros(1)}, "glm_step": {"beta": np.zeros(1)}}
         return federation.sum(statistic, arrays.get(statistic), task=task, **arguments[statistic])

@@ -229,3 +229,44 @@ def test_transforms_make_the_columns_they_name() -> None:
         ours.coefficients()["estimate"], theirs.fit(tol=1e-14).params, rtol=1e-8
     )
     assert list(ours.coefficients()["name"])[1:] == ["log(income)", "age[T.30-60]", "age[T.>60]"]
+
+
+UNITS = [("gaussian", None), ("gamma", "log"), ("gamma", "canonical"), ("tweedie", None)]
+
+
+@pytest.mark.parametrize(("family", "link"), UNITS)
+@pytest.mark.parametrize("unit", [1e-9, 9e8])
+def test_a_target_in_another_unit_is_the_same_fit_in_that_unit(
+    family: str, link: str | None, unit: float
+) -> None:
+    power = 1.5 if family == "tweedie" else None
+    task = Task(target="y", family=family, link=link, power=power)
+    one = fit_glm(split(table(family), 3), task, ["age", "region"])
+    other = fit_glm(split(table(family).assign(y=lambda t: t.y * unit), 3), task, ["age", "region"])
+    assert other.deviance_explained == pytest.approx(one.deviance_explained, rel=1e-7)
+    np.testing.assert_allclose(
+        other.coefficients()["z"][1:], one.coefficients()["z"][1:], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("family", ["gaussian", "poisson", "gamma", "binomial"])
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+def test_weights_and_features_in_another_unit_change_no_estimate(family: str, unit: float) -> None:
+    frame = table(family)
+    changed = frame.assign(size=frame["size"] * unit, income=frame["income"] * unit)
+    task = Task(target="y", family=family, weight="size")
+    one, other = (fit_glm(split(f, 3), task, ["age", "income"]) for f in (frame, changed))
+    estimates = other.coefficients()["estimate"] * [1, 1, unit]
+    np.testing.assert_allclose(estimates, one.coefficients()["estimate"], rtol=1e-8)
+
+
+def test_a_level_of_few_events_among_many_rows_converges() -> None:
+    rng = np.random.default_rng(5)
+    rare = np.repeat([0.0, 1.0], [36_000, 4_000])
+    y = np.concatenate([rng.poisson(0.5, 36_000), np.repeat([1.0, 0.0], [3, 3_997])])
+    frame = pd.DataFrame({"rare": pd.Categorical(np.where(rare, "yes", "no")), "y": y})
+    fit = fit_glm(split(frame, 3), Task(target="y"), ["rare"])
+    right = sm.GLM(y, sm.add_constant(rare), family=sm.families.Poisson()).fit(tol=1e-14)
+    estimate, error = fit.coefficients().loc[1, ["estimate", "standard_error"]]
+    assert estimate == pytest.approx(right.params[1], rel=1e-8)
+    assert error == pytest.approx(right.bse[1], rel=1e-7)

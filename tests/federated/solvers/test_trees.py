@@ -371,7 +371,7 @@ def test_kept_missing_values_are_for_trees_and_means_for_the_others(tmp_path: Pa
     for missing, kind in (("keep", "glm"), ("keep", "network"), ("mean", "trees")):
         (tmp_path / "x.toml").write_text(text.format(missing, kind))
         with pytest.raises(
-            ConfigurationError, match=f"data.missing = '{missing}' is not for {kind}"
+            ConfigurationError, match=f"data.missing = '{missing}' does not fit {kind}"
         ):
             Experiment.read(tmp_path / "x.toml")
     (tmp_path / "x.toml").write_text(text.format("keep", "trees"))

@@ -379,3 +379,12 @@ def test_an_outcome_comes_back_from_its_bytes() -> None:
         )
     with pytest.raises(PeerError, match="not readable"):
         Outcome.from_bytes(b"{}")
+
+
+def test_an_outcome_holds_errors_of_coefficients_and_no_covariances() -> None:
+    rig = Rig(plan_of("glm"), Clear(), replayed=False)
+    with closing(rig):
+        fit = json.loads(carried_out(rig.steps(), rig.answer).to_bytes())["models"][0][1]["fit"]
+    assert {name for name, value in fit.items() if isinstance(value, list)} == {"errors", "trace"}
+    assert np.shape(fit["errors"]) == (3,)
+    assert all(len(step) == 2 for step in fit["trace"])

@@ -167,6 +167,6 @@ def test_the_person_is_no_source_of_features(tmp_path: Path, more: dict[str, Any
     )
     asked = experiment(tmp_path, {"person": "patient_id", "features": ["age"]}, **more)
     with pytest.raises(
-        ConfigurationError, match=r"data\.person: 'patient_id' says whose row it is"
+        ConfigurationError, match=r"data\.person: 'patient_id' names the person of a row"
     ):
         asked.features(contract, "model")

@@ -32,7 +32,7 @@ from federated.deployment.coordinator import exchange
 from federated.deployment.enrolment import Admission
 from federated.deployment.node import settings as node_folder
 from federated.deployment.node.checks import examine
-from federated.deployment.node.settings import AUTHORITY, CERTIFICATE, KEY, admission_of
+from federated.deployment.node.settings import AUTHORITY, CERTIFICATE, KEY, SETTINGS, admission_of
 from federated.transport.connections import MOST_LINES
 from federated.transport.node_line import LineError, NodeLine
 from lab.audit import log_format as audit
@@ -453,6 +453,18 @@ def test_nothing_but_tls_is_on_the_loopback_of_a_run_and_no_canary(
 def test_node_check_finds_what_is_wrong_and_says_what_to_do(loopback: Trial) -> None:
     folder = loopback.root / "insurer 2"
     assert all(finding.good for finding in examine(folder)), examine(folder)
+    settings = (folder / SETTINGS).read_text()
+    for caps, text in (
+        ("{ x1 = 1.5 }", "; capped: x1 at 1.5"),
+        (
+            "{ x9 = 1 }",
+            "data.caps of node.toml: 'x9' is no numeric column of the table; correct it",
+        ),
+    ):
+        (folder / SETTINGS).write_text(settings.replace("caps = {}", f"caps = {caps}"))
+        (data,) = (f for f in examine(folder) if f.what == "data")
+        assert data.text.endswith(text) and data.good == ("x1" in caps)
+    (folder / SETTINGS).write_text(settings)
     (folder / KEY).chmod(0o644)
     try:
         found = {f.what: f for f in examine(folder)}
@@ -466,6 +478,6 @@ def test_node_check_finds_what_is_wrong_and_says_what_to_do(loopback: Trial) -> 
         found = {f.what: f for f in examine(folder)}
     finally:
         charter.write_text(kept)
-    assert not found["charter"].good and "not all members signed" in found["charter"].text
+    assert not found["charter"].good and "some members did not sign" in found["charter"].text
     gone = {f.what: f for f in examine(loopback.root / "insurer 3")}
     assert "revoked" in gone["registration"].text or gone["registration"].good

@@ -92,7 +92,9 @@ def test_a_defect_at_a_node_leaves_as_its_type_alone() -> None:
     party = Party("insurer 1", frame, frame)
     task = Task(target="y")
     app = server_app(
-        lambda nodes: Federation(nodes, Clear(), 1).sum("totals", task=task, part="train")
+        lambda nodes: Federation(nodes, Clear(), 1).sum(
+            "totals", task=task, part="train", most=(2.0**40,) * 4
+        )
     )
     with pytest.raises(PeerError, match=r"^insurer 1: failed with ValueError$"):
         run_in_process(app, client_app(lambda k: party, "clear"), 1, 1)

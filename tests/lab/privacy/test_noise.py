@@ -484,7 +484,7 @@ def test_a_budget_that_limits_nothing_is_refused(
 
 
 def test_a_ledger_needs_a_folder_and_leaves_only_itself_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="cannot be made"):
+    with pytest.raises(ConfigurationError, match="cannot be created"):
         PrivacyBudget(tmp_path / "no" / "ledger", 1.0)
     PrivacyBudget(tmp_path / "led ger?#%41", 1.0).charge("q", [laplace(0.5)])
     assert [p.name for p in tmp_path.iterdir()] == ["led ger?#%41"]

@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lab.privacy import elimination
-from lab.privacy.query_audit import OUTSIDE, Asked, admit, independent_cells
+from lab.privacy.query_audit import OUTSIDE, Answers, admit, independent_cells
 
 Ints = np.ndarray
 Rows = list[list[Fraction]]
@@ -157,7 +157,7 @@ def test_no_combination_of_answers_is_about_fewer_persons_than_the_minimum(
         persons = np.random.default_rng(seed).integers(0, 2 * rows // 3, rows)
         persons = np.unique(persons, return_inverse=True)[1]
     assume(persons.max() + 1 >= minimum)  # else the total itself is about too few
-    known, answered = Asked.nothing(rows), [np.ones(rows, dtype=bool)]
+    known, answered = Answers.nothing(rows), [np.ones(rows, dtype=bool)]
     for codes in questions(seed, kinds, rows):
         cells = int(codes.max(initial=0)) + 1
         vetoed, known = admit(known, codes, cells, persons if several else None, minimum)
@@ -185,7 +185,7 @@ def test_a_repeated_question_is_answered_again_and_what_is_the_same_adds_nothing
     asked: tuple[int, list[int], int, int],
 ) -> None:
     seed, kinds, rows, minimum = asked
-    known = Asked.nothing(rows)
+    known = Answers.nothing(rows)
     for codes in questions(seed, kinds, rows):
         cells = int(codes.max(initial=0)) + 1
         vetoed, known = admit(known, codes, cells, None, minimum)
@@ -195,16 +195,16 @@ def test_a_repeated_question_is_answered_again_and_what_is_the_same_adds_nothing
 
 
 def test_large_cells_are_all_answered() -> None:
-    known, codes = Asked.nothing(60), np.arange(60) % 6
+    known, codes = Answers.nothing(60), np.arange(60) % 6
     for step in (1, 2, 3):
         vetoed, known = admit(known, codes // step, 6, None, 10)
         assert not vetoed.any()
 
 
 def test_empty_cells_are_not_vetoed() -> None:
-    vetoed, _ = admit(Asked.nothing(20), np.full(20, OUTSIDE), 3, None, 5)
+    vetoed, _ = admit(Answers.nothing(20), np.full(20, OUTSIDE), 3, None, 5)
     assert not vetoed.any()
-    vetoed, _ = admit(Asked.nothing(20), np.zeros(20, dtype=np.int64), 3, None, 5)
+    vetoed, _ = admit(Answers.nothing(20), np.zeros(20, dtype=np.int64), 3, None, 5)
     assert not vetoed.any()
 
 
@@ -212,7 +212,7 @@ def test_a_tracker_is_stopped() -> None:
     """x + A + B, A + C, B + C and C are large, and the first less (second + third - 2 fourth) is x."""
     x, a, b, c = (np.isin(np.arange(40) // 10, group) for group in (0, 1, 2, 3))
     x &= np.arange(40) == 0  # one person; the other nine of its ten are in no filter
-    known, answered = Asked.nothing(40), []
+    known, answered = Answers.nothing(40), []
     for rows in (x | a | b, a | c, b | c, c):
         vetoed, known = admit(known, np.where(rows, 0, OUTSIDE), 1, None, 5)
         answered.append(not vetoed[0])
@@ -224,7 +224,7 @@ def test_a_difference_of_few_persons_is_stopped_from_both_sides(persons: Ints | 
     for less in (1, 4):
         inner, outer = np.arange(30) < 15, np.arange(30) < 15 + less
         for first, second in ((inner, outer), (outer, inner)):
-            known = Asked.nothing(30)
+            known = Answers.nothing(30)
             vetoed, known = admit(known, np.where(first, 0, OUTSIDE), 1, persons, 5)
             assert not vetoed[0]
             vetoed, after = admit(known, np.where(second, 0, OUTSIDE), 1, persons, 5)
@@ -234,22 +234,22 @@ def test_a_difference_of_few_persons_is_stopped_from_both_sides(persons: Ints | 
 
 def test_with_the_total_known_a_small_cell_takes_another_with_it() -> None:
     codes = np.repeat([0, 1, 2], [1, 5, 20])
-    vetoed, known = admit(Asked.nothing(26), codes, 3, None, 3)
+    vetoed, known = admit(Answers.nothing(26), codes, 3, None, 3)
     assert vetoed.tolist() == [True, True, False]
     vetoed, _ = admit(known, np.where(codes == 2, OUTSIDE, 0), 1, None, 3)
     assert not vetoed[0]  # the two together are what is left of the total
 
 
 def test_the_complement_of_a_small_cell_is_vetoed() -> None:
-    vetoed, _ = admit(Asked.nothing(30), np.where(np.arange(30) < 28, 0, OUTSIDE), 1, None, 3)
+    vetoed, _ = admit(Answers.nothing(30), np.where(np.arange(30) < 28, 0, OUTSIDE), 1, None, 3)
     assert vetoed[0]
 
 
 def test_a_person_with_several_rows_counts_once() -> None:
     persons = np.array([0, 0, 0, 0, 0, 0, *range(1, 15)])
     codes = np.where(np.arange(20) < 6, 0, 1)  # six rows of one person
-    assert admit(Asked.nothing(20), codes, 2, persons, 3)[0].tolist() == [True, True]
-    assert admit(Asked.nothing(20), codes, 2, None, 3)[0].tolist() == [False, False]
+    assert admit(Answers.nothing(20), codes, 2, persons, 3)[0].tolist() == [True, True]
+    assert admit(Answers.nothing(20), codes, 2, None, 3)[0].tolist() == [False, False]
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -259,7 +259,7 @@ def test_a_histogram_of_601_bins_leaves_later_questions_answerable(several: bool
     persons = rng.integers(0, 60_000, size) if several else None
     paid = np.minimum(rng.gamma(2.0, 60.0, size).astype(np.int64), 600)
     sex, region = rng.integers(0, 2, size), rng.integers(0, 8, size)
-    known, start = Asked.nothing(size), time.process_time()
+    known, start = Answers.nothing(size), time.process_time()
     vetoed, known = admit(known, paid, 601, persons, 10)
     assert 0 < vetoed.sum() < 150  # those of few persons
     for codes, cells in ((sex, 2), (region, 8), (sex * 8 + region, 16), (paid // 20, 31)):
@@ -273,7 +273,7 @@ def test_a_histogram_of_601_bins_leaves_later_questions_answerable(several: bool
 
 def test_where_too_much_is_known_what_is_new_is_vetoed(monkeypatch: pytest.MonkeyPatch) -> None:
     codes = np.arange(20) % 2
-    _, known = admit(Asked.nothing(20), codes, 2, None, 3)
+    _, known = admit(Answers.nothing(20), codes, 2, None, 3)
     monkeypatch.setattr(elimination, "MOST_STEPS", -1)
     vetoed, after = admit(known, np.where(np.arange(20) < 5, 0, OUTSIDE), 1, None, 3)
     assert vetoed[0]

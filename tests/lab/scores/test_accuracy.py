@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import d2_tweedie_score, mean_poisson_deviance
 
-from lab.models.families import Family
+from lab.models.families import Family, Scale
 from lab.scores import accuracy as scoring
 from lab.scores.accuracy import Scored
 from lab.sums import combine
@@ -22,12 +22,21 @@ def rows(n: int = 4000, seed: int = 0) -> Scored:
     return Scored(y, rate, exposure, np.ones(n), np.arange(n, dtype=float))
 
 
+SCALE = Scale(rows=4000, weight=1, exposure=1, target=0.2, square=0.3)
+
+
 def part(r: Scored, keep: object) -> Scored:
     return Scored(*(getattr(r, f)[keep] for f in ("y", "rate", "exposure", "weight", "unit")))
 
 
 def fit(r: Scored, replicates: int = 0, constant: float = 0.2) -> scoring.Sums:
-    return scoring.fit_sums(r, family=FAMILY, constant=constant, replicates=replicates, seed=[1, 2])
+    return scoring.fit_sums(
+        r,
+        family=FAMILY,
+        scale=SCALE.model_copy(update={"target": constant}),
+        replicates=replicates,
+        seed=[1, 2],
+    )
 
 
 def test_deviance_is_the_exposure_weighted_one_of_scikit_learn() -> None:
