@@ -7,7 +7,7 @@ over parties: Wu et al., "Grid Binary LOgistic REgression", 2012).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -126,10 +126,6 @@ def fit(
     # 2. Fisher scoring from there.
     problem = _Problem(federation, task, encoding, scale, ridge * totals.total("weight"))
     beta, state, matrix, trace = _scoring(problem, start)
-    null_deviance = trace[0][0]  # the iteration starts from the constant model
-    if task.exposure is not None and task.law.name != "poisson":  # where its mean is not a ratio
-        empty = _Problem(federation, task, Encoding(), scale, 0.0)
-        null_deviance = _scoring(empty, start)[1].total("deviance")
     # 3. What is printed beside the coefficients.
     dispersion = state.total("pearson") / (rows - encoding.width) if task.law.dispersed else 1.0
     profiled = task.law.name == "gaussian" and task.law.link == "identity"
@@ -151,13 +147,22 @@ def fit(
         rows=rows,
         ridge=ridge,
         deviance=state.total("deviance"),
-        null_deviance=null_deviance,
+        null_deviance=_null_deviance(problem, start, trace[0][0]),
         log_likelihood=likelihood.total("log_likelihood"),
         dispersion=dispersion,
         scale=scale,
         errors=np.sqrt(np.diag(covariance)),
         trace=tuple(trace),
     )
+
+
+def _null_deviance(problem: _Problem, start: float, first: float) -> float:
+    """The deviance of the constant model. first: that from which the iteration started, which is the
+    one where its mean is a ratio."""
+    if problem.task.exposure is None or problem.task.law.name == "poisson":
+        return first
+    empty = replace(problem, encoding=Encoding(), penalty=0.0)
+    return _scoring(empty, start)[1].total("deviance")
 
 
 def _start(federation: ModelTotals, task: Task, encoding: Encoding, least: int) -> Sums:

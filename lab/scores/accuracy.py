@@ -76,21 +76,27 @@ def fit_sums(
             rows.size,
         ]
     )
-    totals = np.zeros((replicates + 1, columns.shape[1]))
-    totals[0] = columns.sum(axis=0)
-    if replicates and len(columns):
-        _, unit = np.unique(rows.unit, return_inverse=True)
-        by_unit = np.zeros((int(unit.max()) + 1, columns.shape[1]))
-        np.add.at(by_unit, unit, columns)
-        rng = np.random.default_rng(seed)
-        for b in range(1, replicates + 1):
-            totals[b] = rng.poisson(1.0, len(by_unit)).astype(float) @ by_unit
+    totals = _resampled(columns, rows.unit, replicates, seed)
     names = ("deviance", "null_deviance", "actual", "expected", "size")
     arrays = {name: totals[:, j].copy() for j, name in enumerate(names)}
     arrays["rows"] = np.array([float(len(rows.y))])
     limits = _limits(family, scale)
     arrays = {k: np.clip(v, -limits[k].bound, limits[k].bound) for k, v in arrays.items()}
     return Sums(arrays, limits, len(rows.y))
+
+
+def _resampled(columns: Floats, units: Floats, replicates: int, seed: list[int]) -> Floats:
+    """(replicates + 1, columns) sums of the sample itself, then of resamples by unit."""
+    totals = np.zeros((replicates + 1, columns.shape[1]))
+    totals[0] = columns.sum(axis=0)
+    if replicates and len(columns):
+        _, unit = np.unique(units, return_inverse=True)
+        by_unit = np.zeros((int(unit.max()) + 1, columns.shape[1]))
+        np.add.at(by_unit, unit, columns)
+        rng = np.random.default_rng(seed)
+        for b in range(1, replicates + 1):
+            totals[b] = rng.poisson(1.0, len(by_unit)).astype(float) @ by_unit
+    return totals
 
 
 def _limits(family: Family, scale: Scale) -> dict[str, Limit]:
