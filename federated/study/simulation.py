@@ -31,7 +31,7 @@ from lab.privacy.disclosure import Rules
 from lab.tables.contracts import Column, Contract
 from lab.tables.market_folder import REGISTER
 from lab.tables.partition import deal, test_mask
-from lab.tables.sources import built_in, load, read_file
+from lab.tables.sources import Table, built_in, load, read_file
 from secure_agg.keys import generate
 
 
@@ -43,17 +43,8 @@ class SimulatedMarket:
         data = experiment.data
         own = Contract.read(Path(data.contract)) if data.contract else None
         public_contract = own or (built_in(data.source) if data.source else None)
-        columns = wanted_columns(experiment, public_contract)
         with _place(data) as path:
-            table = load(
-                *(data.source, path),
-                contract=own,
-                table=data.table,
-                query=data.query,
-                columns=columns,
-                texts=declared_categories(experiment),
-                encoding=data.encoding,
-            )
+            table = _table(experiment, path, own, public_contract)
             self.left_out: dict[str, str] = {}  # columns that are no features by default, and why
             if public_contract is None:
                 table, self.left_out = sifted(experiment, table)
@@ -176,6 +167,22 @@ class SimulatedMarket:
     def _rows_secret(self) -> bytes:
         """One for all simulated parties, so that the pool holds out the rows that they do."""
         return f"rows {self.experiment.seed}".encode()
+
+
+def _table(
+    experiment: Experiment, path: str | None, own: Contract | None, public: Contract | None
+) -> Table:
+    """The table of an experiment, checked; own: the contract it names, public: that or its source's."""
+    data = experiment.data
+    return load(
+        *(data.source, path),
+        contract=own,
+        table=data.table,
+        query=data.query,
+        columns=wanted_columns(experiment, public),
+        texts=declared_categories(experiment),
+        encoding=data.encoding,
+    )
 
 
 def _path(text: str | None) -> Path | None:
