@@ -16,7 +16,7 @@ from federated.queries.desk import Desk
 from federated.study.arms import perform
 from federated.study.experiment import Experiment, Query
 from federated.study.result import Study
-from federated.study.run_folder import keep
+from federated.study.run_folder import keep, try_folder
 from lab.errors import LabError
 from lab.privacy.noise import Noise
 
@@ -44,6 +44,7 @@ def run(
     ``receipt`` are DataFrames. Raises :class:`~lab.errors.LabError` for all that can be explained.
     """
     experiment = path if isinstance(path, Experiment) else Experiment.read(path, changes)
+    try_folder(Path(runs))
     if exchange is None:
         answers = _simulated_answers(experiment, Path(runs))
         study = perform(experiment, engine=engine, workers=workers, progress=progress)

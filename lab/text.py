@@ -6,6 +6,8 @@ or are not seen at all: what a person reads must be what stands there.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -36,3 +38,30 @@ def printable_content(content: Any) -> Any:
             return [printable_content(each) for each in content]
         case _:
             return content
+
+
+#: Characters of a name in a file's name or a metric's.
+LONGEST_SLUG = 80
+
+
+def slug(text: str) -> str:
+    """A text as a part of a file's name or a metric's: letters, digits, ``_``, ``.`` and ``-``.
+
+    >>> slug("Müller & Söhne / Kfz")
+    'Müller-Söhne-Kfz'
+    """
+    return re.sub(r"[^\w.]+", "-", text).strip("-.")[:LONGEST_SLUG] or "unnamed"
+
+
+def slugs(texts: Iterable[str]) -> dict[str, str]:
+    """A slug of its own for each text, in any case of its letters."""
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for text in dict.fromkeys(texts):
+        name, number = slug(text), 1
+        while name.lower() in taken:
+            number += 1
+            name = f"{slug(text)}-{number}"
+        names[text] = name
+        taken.add(name.lower())
+    return names

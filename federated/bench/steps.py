@@ -53,10 +53,10 @@ def _cost(experiment: Experiment, private: PrivateKey) -> Row:
     from federated.study.simulation import market_of
     from secure_agg.identity import Identity
 
-    text = experiment.model_dump_json()
-    market = market_of(text)
+    text, name = experiment.model_dump_json(), secrets.token_hex(8)
+    market = market_of(text, name)
     plan = market.plan(*simulated_comparisons(experiment, market))
-    study = SignedStudy(plan, Identity.generate("releaser"), secrets.token_hex(8))
+    study = SignedStudy(plan, Identity.generate("releaser"), name)
     run = partial(_carried_out, private, len(market.parties))
 
     def unbound() -> Outcome:
@@ -64,7 +64,7 @@ def _cost(experiment: Experiment, private: PrivateKey) -> Row:
         return run(parties.__getitem__, lambda federation: carry_out(plan, federation))
 
     def bound() -> Outcome:
-        return run(BoundParties(text, study.binding), study.carried_out)
+        return run(BoundParties(text, name, market.digest, study.binding), study.carried_out)
 
     unbound()  # warm: tables for the key, compiled code
     theirs, other = timed(unbound)

@@ -98,7 +98,10 @@ def deal_data(experiment: Path, folder: Path, changes: tuple[str, ...]) -> None:
 )
 @click.option("--table", help="The table, where FILE is the address of a database.")
 @click.option("--query", help="Or a query.")
-def check(file: str, contract: str, table: str | None, query: str | None) -> None:
+@click.option("--encoding", help="Of a CSV that is not UTF-8, as gb18030 or cp1252.")
+def check(
+    file: str, contract: str, table: str | None, query: str | None, encoding: str | None
+) -> None:
     """Check a table against a contract; every violation is listed.
 
     \b
@@ -108,7 +111,7 @@ def check(file: str, contract: str, table: str | None, query: str | None) -> Non
     from lab.tables.sources import load
 
     rules = _contract(contract)
-    source = load(path=file, contract=rules, table=table, query=query)
+    source = load(path=file, contract=rules, table=table, query=query, encoding=encoding)
     say(f"{source.origin}: {len(source.frame):,} rows keep contract {rules.name}")
 
 
@@ -184,8 +187,14 @@ def _contract(name: str) -> Contract:
 @click.option("--out", type=click.Path(path_type=Path), help="A .csv, .csv.gz or .parquet file.")
 @click.option("--contract", help="Check the table against this contract, or built-in source.")
 @click.option("--query", help="Rows to read where the table is a database: SQL.")
+@click.option("--encoding", help="Of a CSV that is not UTF-8, as gb18030 or cp1252.")
 def score(
-    model: Path, table: str, out: Path | None, contract: str | None, query: str | None
+    model: Path,
+    table: str,
+    out: Path | None,
+    contract: str | None,
+    query: str | None,
+    encoding: str | None,
 ) -> None:
     """Score a table: its rows with a column "prediction", as CSV unless --out says otherwise.
 
@@ -199,7 +208,7 @@ def score(
     if out is not None:
         check_ending(out)
     rules = _contract(contract) if contract else None
-    frame, notes = predict(model, table, contract=rules, query=query)
+    frame, notes = predict(model, table, contract=rules, query=query, encoding=encoding)
     if out is None:
         say_table(frame.to_csv(index=False))
     else:

@@ -94,8 +94,12 @@ def _explain(error: Exception) -> int:
     if isinstance(error, LabError | SecureAggError):
         say_error(f"lab: {error}")
         return error.exit_code if isinstance(error, LabError) else 1
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        say_error(f"lab: {os.fsdecode(error.filename)}: {error.strerror.lower()}")
+        return 2
+    # what such an error says may be a person's value
     say(
-        f"lab: {type(error).__name__}: {error}; this is a defect, LAB_TRACEBACK=1 shows where",
+        f"lab: {type(error).__name__}: this is a defect, LAB_TRACEBACK=1 shows what and where",
         err=True,
     )
     return 1

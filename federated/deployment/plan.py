@@ -68,7 +68,7 @@ def _public(experiment: Experiment) -> StudyPlan:
         )
     for profile in experiment.profile:
         profile.check(contract)
-    nowhere = dict.fromkeys(("source", "contract", "table", "query", "market"))
+    nowhere = dict.fromkeys(("source", "contract", "encoding", "table", "query", "market"))
     public = data.model_copy(update={**nowhere, "path": "at the parties"})
     arm = experiment.arms.model_copy(update={"run": ("federated",)})
     public_experiment = experiment.model_copy(

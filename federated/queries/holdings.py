@@ -19,7 +19,8 @@ from lab.errors import ConfigurationError, ContractError
 from lab.privacy.disclosure import Rules
 from lab.queries.query_table import Budget, QueryTable
 from lab.records import read_toml
-from lab.tables.contracts import Contract, check
+from lab.tables.checks import check
+from lab.tables.contracts import Contract
 from lab.tables.partition import deal
 from lab.tables.sources import unchecked
 
@@ -99,7 +100,11 @@ class Holdings:
         data, protection = experiment.data, experiment.protection
         own = Contract.read(Path(data.contract)) if data.contract else None
         raw, contract, origin = unchecked(
-            data.source, data.path, contract=own, table=data.table, query=data.query
+            *(data.source, data.path),
+            contract=own,
+            table=data.table,
+            query=data.query,
+            encoding=data.encoding,
         )
         if raw.empty:
             raise ContractError(f"{origin}: the table has no rows")

@@ -16,7 +16,7 @@ from lab.queries.formulas import Formula
 from lab.queries.questions import ROWS, Question
 from lab.queries.whole_answers import CURVES, Plan, is_calendar
 from lab.sums import Floats
-from lab.tables.contracts import broken
+from lab.tables.checks import broken
 
 #: Draws of the noise behind an interval, and cells times draws held at once.
 DRAWS, HELD = 2_000, 4_000_000

@@ -32,7 +32,7 @@ from federated.study.result import ArmResult, Fitted, Study
 from federated.study.scoring import Scorer, simulated_comparisons, simulated_scorer
 from federated.study.simulation import SimulatedMarket, in_process, market_of, protected
 from federated.transport.in_process import ENGINES
-from lab.errors import ModelError
+from lab.errors import ConfigurationError, ModelError
 from lab.models.profile import Profile
 from lab.privacy.disclosure import Rules
 from secure_agg.identity import Identity
@@ -51,6 +51,7 @@ class Stage:
 
     study: Study
     market: SimulatedMarket
+    run: str
     plan: StudyPlan
     scorer: Scorer
     alone: dict[str, Federation]
@@ -74,7 +75,8 @@ def perform(
     """Run the arms of an experiment and score every model on every party's test rows."""
     tell = progress or (lambda arm, what, step, of: None)
     start = time.perf_counter()
-    market = market_of(experiment.model_dump_json())
+    run = secrets.token_hex(8)
+    market = market_of(experiment.model_dump_json(), run)
     study = Study(experiment, market, {}, {}, {"data": time.perf_counter() - start})
     protection, own = _key(study, market.rules, tell), Rules.of_own_rows()
     with single_threaded_blas(), ExitStack() as stack:
@@ -85,7 +87,7 @@ def perform(
         least = market.rules.minimum_count.persons
         scorer = simulated_scorer(experiment, comparisons, alone, least)
         plan, cores = market.plan(*comparisons), workers or os.cpu_count() or 1
-        stage = Stage(study, market, plan, scorer, alone, protection, own, engine, cores)
+        stage = Stage(study, market, run, plan, scorer, alone, protection, own, engine, cores)
         for arm in experiment.arms.run:
             result = study.arms[arm] = ArmResult(arm)
             start = time.perf_counter()
@@ -135,7 +137,7 @@ def _federated(stage: Stage, result: ArmResult, watch: Watch) -> None:
     """All parties, through Flower's apps and under the experiment's protection, bound to the plan."""
     study, market, scorer = stage.study, stage.market, stage.scorer
     text = study.experiment.model_dump_json()
-    bound = SignedStudy(stage.plan, Identity.generate("releaser"), secrets.token_hex(8))
+    bound = SignedStudy(stage.plan, Identity.generate("releaser"), stage.run)
     outcomes: list[Outcome] = []
 
     def coordinate(nodes: Grid) -> None:
@@ -148,7 +150,10 @@ def _federated(stage: Stage, result: ArmResult, watch: Watch) -> None:
         outcomes.append(bound.carried_out(federation, watch))
         study.receipts, study.silent = federation.receipts(), federation.silent
 
-    node = client_app(BoundParties(text, bound.binding), study.experiment.protection.sums)
+    node = client_app(
+        BoundParties(text, stage.run, market.digest, bound.binding),
+        study.experiment.protection.sums,
+    )
     ENGINES[stage.engine](server_app(coordinate), node, len(market.parties), stage.workers)
     (outcome,) = outcomes
     result.models["all"], result.opened = outcome.models, outcome.opened
@@ -161,18 +166,21 @@ def _federated(stage: Stage, result: ArmResult, watch: Watch) -> None:
 class BoundParties:
     """The parties of a market by seat, bound to a plan; made anew wherever the app is sent."""
 
-    def __init__(self, experiment: str, binding: Binding) -> None:
-        self._experiment, self._binding = experiment, binding
+    def __init__(self, experiment: str, run: str, digest: str, binding: Binding) -> None:
+        """digest: of the table that the run began with."""
+        self._source, self._digest, self._binding = (experiment, run), digest, binding
         self._parties: dict[int, Party] = {}
 
     def __call__(self, seat: int) -> Party:
         if seat not in self._parties:
-            party = market_of(self._experiment).parties[seat]
-            self._parties[seat] = replace(party, binding=self._binding)
+            market = market_of(*self._source)
+            if market.digest != self._digest:
+                raise ConfigurationError("data: the table has changed during the run; run it again")
+            self._parties[seat] = replace(market.parties[seat], binding=self._binding)
         return self._parties[seat]
 
-    def __reduce__(self) -> tuple[type[BoundParties], tuple[str, Binding]]:
-        return BoundParties, (self._experiment, self._binding)
+    def __reduce__(self) -> tuple[type[BoundParties], tuple[str, str, str, Binding]]:
+        return BoundParties, (*self._source, self._digest, self._binding)
 
 
 def _personal(stage: Stage, result: ArmResult, watch: Watch) -> None:

@@ -8,8 +8,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -17,6 +15,7 @@ from pydantic import Field, model_validator
 
 from federated.solvers.glm import GLMSettings
 from federated.solvers.kinds import AnySettings
+from federated.study.experiment_file import look_beside, set_key
 from lab.errors import ConfigurationError
 from lab.models.design import Feature
 from lab.models.families import Family
@@ -52,7 +51,7 @@ class Data(Strict):
     )
     path: str | None = Field(
         None,
-        description="A CSV (.gz; UTF-8 or GBK) or Parquet file, a folder for sources of several files, or a SQLAlchemy URL with table or query.",
+        description="A CSV (.gz) or Parquet file, a folder for sources of several files, or a SQLAlchemy URL with table or query.",
     )
     market: MarketSettings | None = Field(
         None,
@@ -61,6 +60,9 @@ class Data(Strict):
     contract: str | None = Field(
         None,
         description="A contract file, or the name of a built-in contract. Without one the columns have types only.",
+    )
+    encoding: str | None = Field(
+        None, description="Encoding of a CSV that is not UTF-8, as gb18030 or cp1252."
     )
     table: str | None = Field(None, description="The table to read where path is a database.")
     query: str | None = Field(None, description="Rows to read where path is a database: SQL.")
@@ -95,7 +97,10 @@ class Data(Strict):
         lt=1,
         description="Share of rows kept for testing; 0 fits on every row and scores in sample.",
     )
-    test_rows: str | None = Field(None, description="A file of zero-based numbers of test rows.")
+    test_rows: str | None = Field(
+        None,
+        description="A file of zero-based numbers of test rows, counted in the table as it lies there: rows dropped for missing values keep their numbers.",
+    )
     test_column: str | None = Field(
         None, description="Test rows are those where this column has test_value."
     )
@@ -231,10 +236,15 @@ class Experiment(Strict):
 
     @classmethod
     def read(cls, path: str | Path, changes: dict[str, Any] | None = None) -> Experiment:
-        """Read an experiment file; ``changes`` are dotted keys, as ``--set`` on the command line."""
+        """Read an experiment file; ``changes`` are dotted keys, as ``--set`` on the command line.
+
+        A relative path in the file is looked for beside the file, then where the program runs; one
+        in ``changes`` only there.
+        """
         values = read_toml(Path(path))
+        look_beside(values, Path(path).parent)
         for key, value in (changes or {}).items():
-            _set(values, key, value)
+            set_key(values, key, value)
         if isinstance(values.get("model"), dict):
             values["model"].setdefault("kind", "glm")
         experiment = parse(cls, values, where=str(path))
@@ -381,16 +391,3 @@ class Experiment(Strict):
         if self.detection is not None:
             columns += [self.detection.truth, self.detection.typology]
         return [name for name in columns if name is not None]
-
-
-def _set(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key in nested tables; text that is TOML is read as TOML."""
-    if isinstance(value, str):
-        with contextlib.suppress(tomllib.TOMLDecodeError):
-            value = tomllib.loads(f"x = {value}")["x"]
-    *path, last = key.split(".")
-    for part in path:
-        values = values.setdefault(part, {})
-        if not isinstance(values, dict):
-            raise ConfigurationError(f"--set {key}: '{part}' is not a table")
-    values[last] = value

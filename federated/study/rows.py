@@ -99,6 +99,12 @@ def usable(
             near = nearest(name, list(frame.columns))
             hint = f"; did you mean '{near}'?" if near else ""
             raise ConfigurationError(f"{table.origin}: there is no column '{name}'{hint}")
+    for key, name in _numeric(experiment):
+        if not pd.api.types.is_numeric_dtype(frame[name]):
+            raise ConfigurationError(
+                f"{key}: '{name}' holds text, not numbers; write numbers in the table, 1 and 0 for "
+                "yes and no"
+            )
     for name, limit in data.cap.items():
         if name not in frame.columns or not pd.api.types.is_numeric_dtype(frame[name]):
             raise ConfigurationError(f"data.cap: '{name}' is not a numeric column")
@@ -123,6 +129,22 @@ def usable(
     return frame, row_numbers
 
 
+def _numeric(experiment: Experiment) -> list[tuple[str, str]]:
+    """The columns that must hold numbers, each with the key that names it."""
+    data, detection = experiment.data, experiment.detection
+    places = {"target": data.target, "exposure": data.exposure, "weight": data.weight}
+    pairs = [(f"data.{key}", name) for key, name in (places | {"per": data.per}).items()]
+    if isinstance(experiment.model, GLMSettings) and experiment.model.severity:
+        severity = experiment.model.severity
+        pairs += [
+            ("model.severity.target", severity.target),
+            ("model.severity.per", severity.per),
+        ]
+    if detection is not None:
+        pairs += [("detection.truth", detection.truth), ("detection.amount", detection.amount)]
+    return [(key, name) for key, name in pairs if name is not None]
+
+
 def wanted_columns(experiment: Experiment, contract: Contract | None) -> list[str] | None:
     """The columns to read of a table without a contract: those the experiment names."""
     if contract is not None or experiment.data.features is None:
@@ -134,3 +156,12 @@ def wanted_columns(experiment: Experiment, contract: Contract | None) -> list[st
     extra = [experiment.parties.column] if experiment.parties.column else []
     extra += experiment.detection.columns() if experiment.detection else []
     return list(dict.fromkeys([*experiment.columns_besides_features(), *extra, *columns]))
+
+
+def declared_categories(experiment: Experiment) -> list[str]:
+    """The columns whose values the experiment takes as levels, which are read as they are written."""
+    features = [*(experiment.data.features or ())]
+    if isinstance(experiment.model, GLMSettings) and experiment.model.severity:
+        features += experiment.model.severity.features or ()
+    features += experiment.detection.groups if experiment.detection else ()
+    return [f.column for f in features if isinstance(f, Feature) and (f.category or f.ordinal)]

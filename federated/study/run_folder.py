@@ -22,6 +22,7 @@ from lab.report import page as report
 from lab.report import tracking
 from lab.scores import accuracy as scoring
 from lab.scores import detection
+from lab.text import slugs
 
 if TYPE_CHECKING:
     from federated.study.experiment import Query
@@ -40,6 +41,18 @@ PACKAGES = (
 )
 #: A file of this name in a run's folder holds the id of its MLflow run.
 LOGGED = "mlflow_run_id"
+
+
+def try_folder(runs: Path) -> None:
+    """Raises ConfigurationError unless a run can be written here, before there is one to lose."""
+    trial = runs / f".{secrets.token_hex(4)}"
+    try:
+        trial.mkdir(parents=True)
+        trial.rmdir()
+    except OSError as error:
+        raise ConfigurationError(
+            f"{runs}: a run cannot be written there: {error.strerror}; choose another folder"
+        ) from None
 
 
 def keep(study: Study, runs: Path, *, tracking_uri: str | None, track: bool) -> None:
@@ -79,11 +92,11 @@ def _public(uri: str) -> str:
 
 def _write(folder: Path, study: Study, result: dict[str, Any]) -> None:
     for arm in study.arms.values():
+        names = slugs(holder for holder in arm.models if holder != "all")
         for holder, parts in arm.models.items():
-            for part, fitted in parts.items():
-                if part == study.part:
-                    name = arm.name if holder == "all" else f"{arm.name}-{holder}"
-                    (folder / "models" / f"{name}.json".replace(" ", "-")).write_text(fitted.file)
+            if study.part in parts:
+                name = arm.name if holder == "all" else f"{arm.name}-{names[holder]}"
+                (folder / "models" / f"{name}.json").write_text(parts[study.part].file)
     text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
     (folder / "result.json").write_text(text, encoding="utf-8")
     for name, data in study.evidence.items():

@@ -21,7 +21,7 @@ from federated.party.party import Party, Policy, numbered
 from federated.solvers.encoding import is_category
 from federated.study.experiment import Data, Experiment, ProtectionSettings
 from federated.study.plan import StudyPlan
-from federated.study.rows import sifted, usable, wanted_columns
+from federated.study.rows import declared_categories, sifted, usable, wanted_columns
 from federated.transport import in_process as grid
 from lab.errors import ConfigurationError
 from lab.market.make import make
@@ -31,7 +31,7 @@ from lab.privacy.disclosure import Rules
 from lab.tables.contracts import Column, Contract
 from lab.tables.market_folder import REGISTER
 from lab.tables.partition import deal, test_mask
-from lab.tables.sources import built_in, load, read_file
+from lab.tables.sources import Table, built_in, load, read_file
 from secure_agg.keys import generate
 
 
@@ -43,11 +43,8 @@ class SimulatedMarket:
         data = experiment.data
         own = Contract.read(Path(data.contract)) if data.contract else None
         public_contract = own or (built_in(data.source) if data.source else None)
-        columns = wanted_columns(experiment, public_contract)
         with _place(data) as path:
-            table = load(
-                data.source, path, contract=own, table=data.table, query=data.query, columns=columns
-            )
+            table = _table(experiment, path, own, public_contract)
             self.left_out: dict[str, str] = {}  # columns that are no features by default, and why
             if public_contract is None:
                 table, self.left_out = sifted(experiment, table)
@@ -58,7 +55,7 @@ class SimulatedMarket:
         self.contract = profiled(table.contract, experiment.profile)
         self.rules = Rules.read(_path(experiment.protection.disclosure))
         self.features = {t: experiment.features(self.contract, t) for t in experiment.tasks()}
-        frame, _ = usable(experiment, self.features, table)
+        frame, row_numbers = usable(experiment, self.features, table)
         split, partition = (
             np.random.default_rng(child)
             for child in np.random.SeedSequence(experiment.seed).spawn(2)
@@ -72,6 +69,8 @@ class SimulatedMarket:
             person=data.person,
             rng=split,
             together=data.group_by_person,
+            row_numbers=row_numbers,
+            total=len(table.frame),
         )
         if test.all():
             raise ConfigurationError("data.test: no training rows are left")
@@ -170,6 +169,22 @@ class SimulatedMarket:
         return f"rows {self.experiment.seed}".encode()
 
 
+def _table(
+    experiment: Experiment, path: str | None, own: Contract | None, public: Contract | None
+) -> Table:
+    """The table of an experiment, checked; own: the contract it names, public: that or its source's."""
+    data = experiment.data
+    return load(
+        *(data.source, path),
+        contract=own,
+        table=data.table,
+        query=data.query,
+        columns=wanted_columns(experiment, public),
+        texts=declared_categories(experiment),
+        encoding=data.encoding,
+    )
+
+
 def _path(text: str | None) -> Path | None:
     return None if text is None else Path(text)
 
@@ -228,8 +243,8 @@ def _cells(profile: Profiling, contract: Contract, register: Path | None) -> Pro
 
 
 @lru_cache(2)
-def market_of(experiment: str) -> SimulatedMarket:
-    """The market of an experiment given as JSON; one for each process."""
+def market_of(experiment: str, run: str) -> SimulatedMarket:
+    """The market of an experiment given as JSON; read once in each process for a run of this name."""
     return SimulatedMarket(Experiment.model_validate_json(experiment))
 
 

@@ -21,7 +21,7 @@ from lab.errors import ConfigurationError, ContractError
 from lab.privacy.joining import PERSONS, RARE, in_order, persons_by
 from lab.records import Strict
 from lab.sums import COUNT, FLAG, Floats, Sums, limit_of
-from lab.tables.contracts import level_of
+from lab.tables.values import level_of
 
 #: Rows handled at once: a block of the design stays in the processor's cache.
 BLOCK = 4096
@@ -94,8 +94,9 @@ class Feature(Strict):
     def intervals(self) -> tuple[str, ...]:
         """Names of the cut's intervals, in order."""
         cut = self.cut or ()
-        inner = [f"{low:g}-{high:g}" for low, high in itertools.pairwise(cut)]
-        return (f"<={cut[0]:g}", *inner, f">{cut[-1]:g}")
+        ends = [level_of(end) for end in cut]
+        inner = [f"{low}-{high}" for low, high in itertools.pairwise(ends)]
+        return (f"<={ends[0]}", *inner, f">{ends[-1]}")
 
 
 class Number(Strict):
@@ -317,6 +318,7 @@ def check_features(frame: pd.DataFrame, features: tuple[Feature, ...], missing: 
                 f"feature '{feature.column}' is missing in {int(empty.sum())} rows (first: {rows}); "
                 "set data.missing = 'drop' to leave these rows out, or 'keep' for trees"
                 + (", or 'mean' to fill in the mean" if takes_mean else "")
+                + ("" if number else "; where NA or None is a level, list it in a contract")
             )
         if feature.ordinal and number:
             raise ConfigurationError(

@@ -16,7 +16,9 @@ from lab.models.design import Feature
 from lab.models.glm import Product
 from lab.models.profile import Profiled
 from lab.tables import sources
-from lab.tables.contracts import Column, Contract, check, level_of
+from lab.tables.checks import check
+from lab.tables.contracts import Column, Contract
+from lab.tables.values import code, level_of, normal
 
 if TYPE_CHECKING:
     from lab.models.files import Model
@@ -27,29 +29,37 @@ SHOWN = 5
 
 
 def predict(
-    model: Path, table: str, *, contract: Contract | None = None, query: str | None = None
+    model: Path,
+    table: str,
+    *,
+    contract: Contract | None = None,
+    query: str | None = None,
+    encoding: str | None = None,
 ) -> tuple[pd.DataFrame, list[str]]:
     """(the table's rows as they came, with the column ``prediction``; notes that explain it).
 
     model: a model's file or a run's folder. table: a CSV or Parquet file, or with ``query`` the
-    address of a database. Rows keep ``contract`` if one is given, and the model's columns anyway.
+    address of a database; ``encoding``: of a CSV that is not UTF-8. Rows keep ``contract`` if one is given, and the model's columns anyway.
     Raises :class:`ContractError` with every violation, :class:`ModelError` where a row has no
     finite prediction, :class:`ConfigurationError` for files that cannot be read.
     """
     predictor = models.read(model)
     texts = [f.column for f, levels, _ in _terms(predictor) if any(map(_is_code, levels))]
-    frame, _, origin = sources.unchecked(path=table, contract=contract, query=query, texts=texts)
+    frame, _, origin = sources.unchecked(
+        path=table, contract=contract, query=query, texts=texts, encoding=encoding
+    )
     if PREDICTION in frame.columns:
         raise ContractError(f"{origin}: has a column '{PREDICTION}' already; rename or drop it")
     if contract is not None:
         check(frame, contract, where=origin)
-    kinds = {feature.column: "category" for feature, _, text in _terms(predictor) if text}
-    kinds |= {feature.column: "number" for feature, _, text in _terms(predictor) if not text}
-    columns = {name: Column(type=kind, nullable=True) for name, kind in kinds.items()}
+    columns = {
+        feature.column: _input(levels if text else None)
+        for feature, levels, text in sorted(_terms(predictor), key=lambda term: not term[2])
+    }
     rows = frame
     if columns:
         inputs = Contract(name=f"inputs of {Path(model).name}", columns=columns)
-        rows = check(frame, inputs, where=origin)
+        rows = check(frame, inputs, where=origin, open_lists=True)
     with np.errstate(all="ignore"):
         values = predictor.predict(rows)
     wrong = np.flatnonzero(~np.isfinite(values))
@@ -60,8 +70,21 @@ def predict(
             f"{first}); look there for values far outside what it was trained on"
         )
     if Path(table).name.removesuffix(".gz").endswith(".csv"):  # numbers as they are written there
-        frame = sources.read_file(Path(table), as_text=True)
+        frame = sources.read_file(Path(table), as_text=True, encoding=encoding)
     return frame.assign(**{PREDICTION: values}), [_meaning(predictor), *_unknown(predictor, rows)]
+
+
+def _input(levels: tuple[str, ...] | None) -> Column:
+    """What a model reads of a column: numbers, or levels in the spelling it was trained on."""
+    if levels is None:
+        return Column(type="number", nullable=True)
+    plain = len({code(level) for level in levels}) == len(levels) == sum(map(_is_normal, levels))
+    spelling = "normal" if plain else "exact"
+    return Column(type="category", nullable=True, levels=levels, spelling=spelling)
+
+
+def _is_normal(level: str) -> bool:
+    return normal(level) == level
 
 
 def _is_code(level: str) -> bool:

@@ -28,7 +28,8 @@ from lab.queries.parts import by_value
 from lab.queries.questions import Question, check
 from lab.records import Strict
 from lab.sums import HEADS, Floats, Sums
-from lab.tables.contracts import Contract, broken
+from lab.tables.checks import broken
+from lab.tables.contracts import Contract
 
 #: The file of counters, and the refusals that are no rule's, over all runs, after which a party
 #: answers no more: each can tell a bit of the rows.

@@ -18,13 +18,30 @@ MOST_COEFFICIENTS = 40
 
 
 def figures(result: Result) -> list[dict[str, str]]:
-    """Each figure: title, what it shows, svg."""
-    sections = []
+    """Each figure: title, what it shows, svg; one that cannot be drawn says so in its place."""
+    sections, result = [], _literal(result)
     for title, text, draw in _detector(result) if result["experiment"]["detection"] else _RATES:
-        svg = _figure(result, draw)
+        try:
+            svg = _figure(result, draw)
+        except Exception as error:  # whatever the drawing does, the run is kept
+            text, svg = f"This figure could not be drawn ({type(error).__name__}).", ""
+            sections.append({"title": title, "text": text, "svg": svg})
         if svg:
             sections.append({"title": title, "text": text, "svg": svg})
     return sections
+
+
+def _literal(content: Any) -> Any:
+    """The result with every dollar sign as it is: matplotlib takes two for a formula."""
+    match content:
+        case str():
+            return content.replace("$", r"\$")
+        case dict():
+            return {_literal(k): _literal(v) for k, v in content.items()}
+        case list():
+            return [_literal(each) for each in content]
+        case _:
+            return content
 
 
 def _detector(result: Result) -> list[tuple[str, str, Draw]]:

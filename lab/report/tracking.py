@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lab.report.style import Result
+from lab.text import slugs
 
 if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
@@ -86,7 +87,9 @@ def _log_parameters(client: MlflowClient, run: str, experiment: dict[str, Any]) 
     """The experiment's settings, in batches of MLflow's size."""
     from mlflow.entities import Param
 
-    params = [Param(k, str(v)[:LONGEST_PARAM]) for k, v in flatten(experiment).items()]
+    values = flatten(experiment)
+    names = slugs(values)
+    params = [Param(names[k], str(v)[:LONGEST_PARAM]) for k, v in values.items()]
     for at in range(0, len(params), PARAMS_AT_ONCE):
         client.log_batch(run, params=params[at : at + PARAMS_AT_ONCE])
 
@@ -173,16 +176,18 @@ def _log_model(folder: Path, result: Result, uri: str, parent: str) -> ModelInfo
 
 
 def arm_metrics(arm: str, values: dict[str, Any], result: Result) -> list[tuple[str, float, int]]:
-    """(name, value, step): scores of each party, and the deviance or loss after each round."""
+    """(name, value, step): scores of each party, and the deviance or loss after each round; a
+    party's name as far as MLflow takes it."""
+    parties = slugs(["all", *values["scores"], *(line["holder"] for line in result["convergence"])])
     out = [
-        (f"{party}.{name}".replace("=", " "), float(value), 0)
+        (f"{parties[party]}.{name}".replace("=", " "), float(value), 0)
         for party, scores in values["scores"].items()
         for name, value in scores.items()
         if isinstance(value, int | float)
     ]
     for line in result["convergence"]:
         if line["arm"] == arm:
-            series = f"{line['part']}.{line['holder']}"
+            series = f"{line['part']}.{parties[line['holder']]}"
             out += [
                 (f"{series}.{key}", float(line[key]), int(line["step"]))
                 for key in ("deviance", "loss")

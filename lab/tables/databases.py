@@ -24,7 +24,8 @@ ROWS = 20_000
 def parts(
     address: str, table: str | None, query: str | None, columns: list[str] | None = None
 ) -> Iterator[pd.DataFrame]:
-    """The rows of a table, in the order of its primary key, or of a query, in the order it gives.
+    """The rows of a table, in the order of its primary key, or of a query, in the order it gives:
+    values as the driver gives them, so that no whole number becomes a floating one beside a gap.
 
     table: a name, or schema.name; columns: those wanted of a table, None for all. Raises
     :class:`ConfigurationError` of one line that holds no password.
@@ -44,8 +45,14 @@ def parts(
                 reading["postgresql_readonly"] = True
             connection = connection.execution_options(**reading)
             statement = sa.text(query) if query is not None else _rows(connection, table, columns)
-            yield from pd.read_sql(statement, connection, chunksize=ROWS)
-    except (sa.exc.SQLAlchemyError, pd.errors.DatabaseError, ImportError) as error:
+            rows = connection.execute(statement)
+            names, empty = list(rows.keys()), True
+            for part in rows.partitions(ROWS):
+                yield pd.DataFrame(map(tuple, part), columns=names, dtype=object)
+                empty = False
+            if empty:
+                yield pd.DataFrame(columns=names, dtype=object)
+    except (sa.exc.SQLAlchemyError, ImportError) as error:
         raise ConfigurationError(
             f"data.path: the database cannot be read: {_why(error, url)}"
         ) from None
@@ -102,8 +109,6 @@ def _rows(
 
 def _why(error: Exception, url: sa.URL) -> str:
     """The first line of a driver's error, without the password."""
-    if isinstance(error, pd.errors.DatabaseError):
-        error = error.__cause__ if isinstance(error.__cause__, Exception) else error
     cause = getattr(error, "orig", None) or error
     reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
     if isinstance(error, ImportError) and "psycopg" in reason:

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from lab.errors import ConfigurationError
 from lab.records import Strict
+from lab.tables.values import level_of
 
 Rows = NDArray[np.int64]
 
@@ -100,7 +101,7 @@ def deal(
 
 def _codes(column: pd.Series) -> tuple[NDArray[np.int64], list[str]]:
     codes, values = pd.factorize(column, sort=True)
-    names = [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
+    names = [level_of(v) if isinstance(v, float) else str(v) for v in values]
     return np.asarray(codes, dtype=np.int64), names
 
 
@@ -158,10 +159,17 @@ def test_mask(
     person: str | None,
     rng: np.random.Generator,
     together: bool = True,
+    row_numbers: Rows | None = None,
+    total: int | None = None,
 ) -> NDArray[np.bool_]:
-    """True for the rows kept for testing, by whole persons where there is a person column."""
+    """True for the rows kept for testing, by whole persons where there is a person column.
+
+    ``rows_file`` numbers the rows of the table as it was read, of which there are ``total``;
+    ``row_numbers`` says which of them are left in ``frame``, all of them if none are given.
+    """
     if rows_file is not None:
-        mask = _listed(rows_file, len(frame))
+        numbers = np.arange(len(frame)) if row_numbers is None else row_numbers
+        mask = _listed(rows_file, len(frame) if total is None else total)[numbers]
     elif column is not None:
         mask = _equal(frame[column], str(value))
         if not mask.any():
@@ -195,7 +203,8 @@ def _listed(path: str, total: int) -> NDArray[np.bool_]:
     from lab.tables.sources import read_file
 
     numbers = read_file(Path(path)).iloc[:, 0].to_numpy()
-    if not np.issubdtype(numbers.dtype, np.integer) or numbers.min() < 0 or numbers.max() >= total:
+    whole = len(numbers) > 0 and np.issubdtype(numbers.dtype, np.integer)
+    if not whole or numbers.min() < 0 or numbers.max() >= total:
         raise ConfigurationError(
             f"{path}: needs one column of zero-based row numbers below {total}, with a header"
         )

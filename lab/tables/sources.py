@@ -12,8 +12,10 @@ import pandas as pd
 from lab.errors import ConfigurationError, ContractError
 from lab.records import nearest
 from lab.tables import databases, market_folder
-from lab.tables.contracts import Checker, Contract, check, draft
+from lab.tables.checks import Checker, check
+from lab.tables.contracts import Contract, draft
 from lab.tables.delimited import Delimited
+from lab.tables.values import frame_of, typed_objects
 
 TABLES = Path(__file__).with_name("published")
 #: Rows that are looked at together.
@@ -38,23 +40,32 @@ def load(
     table: str | None = None,
     query: str | None = None,
     columns: list[str] | None = None,
+    texts: Collection[str] = (),
+    encoding: str | None = None,
 ) -> Table:
     """Read a table and check it against its contract, in parts where it has one.
 
-    ``columns`` limits a table without a contract to what a study uses. Raises
+    ``columns`` limits a table without a contract to what a study uses, ``texts`` are those of its
+    columns whose values are codes; ``encoding``: of a CSV that is not UTF-8. Raises
     :class:`ContractError` with every violation, :class:`ConfigurationError` for a source or a
     path that cannot be read.
     """
     contract = contract or (built_in(source) if source else None)
     if contract is None or path is None or source not in (None, *ONE_FILE):
         frame, contract, origin = unchecked(
-            source, path, contract=contract, table=table, query=query, columns=columns
+            *(source, path),
+            contract=contract,
+            table=table,
+            query=query,
+            columns=columns,
+            texts=texts,
+            encoding=encoding,
         )
         frame = check(frame, contract, where=origin)
     else:
         origin = _origin(source, path)
         checker = Checker(contract, origin)
-        for part in _parts(path, list(contract.columns), table, query):
+        for part in _parts(path, list(contract.columns), table, query, encoding):
             checker.add(part)
         frame = checker.table()
     return Table(frame, contract, origin, digest(frame))
@@ -69,6 +80,7 @@ def unchecked(
     query: str | None = None,
     columns: list[str] | None = None,
     texts: Collection[str] = (),
+    encoding: str | None = None,
 ) -> tuple[pd.DataFrame, Contract, str]:
     """The rows as they come, the contract they should keep, and where they are from.
 
@@ -82,9 +94,9 @@ def unchecked(
         if "://" in path:
             frame = read_sql(path, table, query)
         else:
-            frame = read_file(Path(path), _codes(contract) or texts)
+            frame = read_file(Path(path), _codes(contract) or texts, encoding=encoding)
         origin = _origin(None, path)
-        contract = contract or draft(_selection(frame, columns, origin), Path(origin).name)
+        contract = contract or draft(_selection(frame, columns, origin), Path(origin).name, texts)
     else:
         raise ConfigurationError("data: name a source or a path")
     return frame, contract, origin
@@ -99,17 +111,18 @@ def _origin(source: str | None, path: str | None) -> str:
 
 
 def _parts(
-    path: str, columns: list[str], table: str | None, query: str | None
+    path: str, columns: list[str], table: str | None, query: str | None, encoding: str | None
 ) -> Iterator[pd.DataFrame]:
     """The rows in parts: those of ``columns`` that the table has."""
     if "://" in path:
-        return databases.parts(path, table, query, columns)
+        parts = databases.parts(path, table, query, columns)
+        return (part.apply(typed_objects) for part in parts)
     file = Path(path)
     if not file.is_file():
         raise ConfigurationError(f"{path}: no such file")
     if file.suffix == ".parquet":
         return _parquet_parts(file, columns)
-    return Delimited.file(file).parts(columns)
+    return Delimited.file(file, encoding).parts(columns)
 
 
 def _parquet_parts(path: Path, columns: list[str]) -> Iterator[pd.DataFrame]:
@@ -121,7 +134,7 @@ def _parquet_parts(path: Path, columns: list[str]) -> Iterator[pd.DataFrame]:
             names = file.schema_arrow.names
             selection = [name for name in names if name in columns] or names[:1]
             for batch in file.iter_batches(PART_ROWS, columns=selection):
-                yield batch.to_pandas(ignore_metadata=True)
+                yield frame_of(pa.Table.from_batches([batch]))
     except (OSError, pa.ArrowException) as error:
         raise ContractError(f"{path.name}: cannot be read: {error}") from None
 
@@ -232,18 +245,28 @@ SOURCES = tuple(_READERS)
 ONE_FILE = ("rand_hie", "rand_hie_full", "fremtpl2_freq")
 
 
-def read_file(path: Path, texts: Collection[str] = (), *, as_text: bool = False) -> pd.DataFrame:
-    """A CSV (optionally .gz; UTF-8 with or without a mark, or GB18030/GBK) or a Parquet file.
+def read_file(
+    path: Path,
+    texts: Collection[str] = (),
+    *,
+    as_text: bool = False,
+    encoding: str | None = None,
+) -> pd.DataFrame:
+    """A CSV (optionally .gz; in UTF-8 unless ``encoding`` says otherwise) or a Parquet file.
 
     texts: columns of a CSV whose values are codes and stay as they are written; ``as_text``: all.
     """
+    import pyarrow as pa
+    from pyarrow import parquet
+
     if not path.is_file():
         raise ConfigurationError(f"{path}: no such file")
     if path.suffix != ".parquet":
-        return Delimited.file(path).whole(texts, as_written=as_text)
+        return Delimited.file(path, encoding).whole(texts, as_written=as_text)
     try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
+        frame = frame_of(parquet.ParquetFile(path).read())
+        return frame.loc[:, ~frame.columns.str.startswith("__index_level_")]
+    except (OSError, pa.ArrowException) as error:
         raise ContractError(f"{path.name}: cannot be read: {error}") from None
 
 
@@ -253,11 +276,12 @@ def _codes(contract: Contract | None) -> list[str]:
     return [name for name, column in columns if column.type == "category"]
 
 
-def read_csv(data: bytes, where: str) -> pd.DataFrame:
+def read_csv(data: bytes, where: str, encoding: str | None = None) -> pd.DataFrame:
     """The table of a CSV's bytes, as `lab.tables.delimited` reads it."""
-    return Delimited.data(data, where).whole()
+    return Delimited.data(data, where, encoding).whole()
 
 
 def read_sql(url: str, table: str | None, query: str | None) -> pd.DataFrame:
     """The rows of a table or a query of any database that SQLAlchemy reaches."""
-    return pd.concat(databases.parts(url, table, query), ignore_index=True)
+    frame = pd.concat(databases.parts(url, table, query), ignore_index=True)
+    return frame.apply(typed_objects)

@@ -80,6 +80,7 @@ class InsurerPolicy:
             contract=self.contract(),
             table=self.data.table,
             query=self.data.query,
+            encoding=self.data.encoding,
         )
 
     def contract(self) -> Contract:

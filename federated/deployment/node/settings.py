@@ -35,6 +35,7 @@ QUESTIONS = "questions"
 class OwnData(Strict):
     """``[data]``: where the rows are, who they belong to, and which are for testing.
 
+    encoding: of a CSV that is not UTF-8;
     person: the column that says who a row belongs to, "" where each row is a person of its own;
     test_share: of persons whose rows are for testing, where no column marks them; validation_share:
     of those left, who judge a model while it is fitted. Both are drawn with a key of this node's.
@@ -46,6 +47,7 @@ class OwnData(Strict):
     table: str | None = None
     query: str | None = None
     contract: str | None = None
+    encoding: str | None = None
     person: str | None = None
     test_column: str | None = None
     test_value: str | int | None = None

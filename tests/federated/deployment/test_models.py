@@ -25,7 +25,7 @@ from federated.message_kinds import MessageKind
 from federated.messages import Reply, Request
 from federated.study import arms, result
 from federated.study.experiment import Experiment
-from federated.study.simulation import deal_tables, market_of
+from federated.study.simulation import SimulatedMarket, deal_tables
 from lab.audit import log_format as audit
 from lab.errors import ConfigurationError, PeerError, PolicyError
 from lab.files import read_json
@@ -154,7 +154,7 @@ def payers(tmp_path_factory: Any, authority_key: Any) -> Iterator[Payers]:
 
 def simulated(experiment: Experiment, made: Payers) -> result.Study:
     """The same file without an exchange, its parties with the secrets that real ones draw rows by."""
-    for party in market_of(experiment.model_dump_json()).parties:
+    for party in SimulatedMarket(experiment).parties:
         party.secret = rows_secret(seed_of(made.root / party.name))
         party.rows_secret = hmac.digest(party.secret, b"rows", "sha256")
     return arms.perform(experiment)

@@ -25,7 +25,8 @@ from lab.privacy.disclosure import Rules
 from lab.queries import actuarial
 from lab.queries import sql_plan as sql
 from lab.queries.questions import Axis, Compare, Every, Question, Total
-from lab.tables.contracts import Contract, broken
+from lab.tables.checks import broken
+from lab.tables.contracts import Contract
 from tests.conftest import split
 from tests.federated.cli.test_main import RAND, lab
 

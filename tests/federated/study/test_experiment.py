@@ -15,7 +15,7 @@ from federated.run import run
 from federated.study.arms import perform
 from federated.study.experiment import Experiment
 from federated.study.result import Study
-from federated.study.simulation import SimulatedMarket, market_of
+from federated.study.simulation import SimulatedMarket
 from lab.errors import ConfigurationError, ContractError, PolicyError
 
 EXPERIMENTS = Path(__file__).parents[3] / "experiments"
@@ -73,7 +73,6 @@ def test_a_run_in_the_clear_says_so_in_large_letters(tmp_path: Path) -> None:
 
 def test_same_seed_same_model_and_another_seed_another_split(tmp_path: Path) -> None:
     def digest(**changes: object) -> str:
-        market_of.cache_clear()
         study = perform(Experiment.read(RAND, CLEAR | changes), workers=changes.pop("w", None))
         return study.arms["federated"].models["all"]["model"].hash
 
@@ -268,7 +267,6 @@ def test_noll_split_gives_the_published_deviances(published) -> None:
         **CLEAR,
     }
     study = perform(Experiment.read(EXPERIMENTS / "fremtpl2_frequency.toml", changes))
-    market_of.cache_clear()
     fit = study.fits("model")["federated"]
     test = study.arms["federated"].evaluations["model"]["all"].fit
     rows = test.total("rows")

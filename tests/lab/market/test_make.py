@@ -13,7 +13,7 @@ from lab.errors import ConfigurationError
 from lab.market.assumptions import SHIPPED, TYPOLOGIES, Assumptions
 from lab.market.facts import describe, measures
 from lab.market.make import make
-from lab.tables.contracts import check
+from lab.tables.checks import check
 from lab.tables.market_folder import contract, payers, pool
 from lab.tables.sources import load
 

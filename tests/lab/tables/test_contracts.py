@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from lab.errors import ConfigurationError, ContractError
-from lab.tables.contracts import Column, Contract, check, draft, identifying, unsuited
+from lab.tables.checks import check
+from lab.tables.contracts import Column, Contract, draft, identifying, unsuited
 
 CONTRACT = Contract(
     name="claims-v1",

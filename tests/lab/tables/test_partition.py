@@ -51,6 +51,12 @@ def test_a_column_makes_a_party_of_each_value() -> None:
     assert list(parties) == ["site 0", "site 1", "site 2"]
 
 
+def test_values_that_share_six_digits_are_different_parties() -> None:
+    days = pd.DataFrame({"day": np.repeat([20190107.0, 20190114.0], 5)})
+    parties = deal(days, Split(split="column", column="day"), None, np.random.default_rng(0))
+    assert list(parties) == ["day 20190107", "day 20190114"]
+
+
 def test_a_column_that_tears_persons_apart_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="persons at more than one party"):
         deal(frame(), Split(split="column", column="y"), "person", np.random.default_rng(0))

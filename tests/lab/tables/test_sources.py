@@ -26,9 +26,10 @@ def test_every_source_states_provenance_and_licence(source: str) -> None:
     assert contract.licence
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gbk"])
-def test_encodings_insurers_send_are_read(encoding: str) -> None:
-    frame = read_csv("地区,件数\n上海,3\n北京,5\n".encode(encoding), "t.csv")
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gbk", "gb18030"])
+def test_encodings_insurers_send_are_read_where_they_are_stated(encoding: str) -> None:
+    stated = None if encoding.startswith("utf-8") else encoding
+    frame = read_csv("地区,件数\n上海,3\n北京,5\n".encode(encoding), "t.csv", stated)
     assert list(frame.columns) == ["地区", "件数"]
     assert frame["地区"].tolist() == ["上海", "北京"]
 
@@ -44,7 +45,8 @@ def test_ragged_rows_are_named() -> None:
         (b"a,b\n1,\x002\n", "row 1: holds a NUL byte"),
         (b"a,a\n1,2\n", "column 'a' appears twice"),
         (b"", "no header"),
-        (b"\xff\xfe\x81\n", "neither UTF-8 nor GB18030"),
+        (b"\x81\xff\n", "is not UTF-8 text; save it as UTF-8, or state its encoding"),
+        ("a,b\n".encode("utf-16"), "is UTF-16 text"),
     ],
 )
 def test_damaged_files_are_refused(data: bytes, words: str) -> None:
