@@ -242,26 +242,30 @@ def release(cells: ProfileCells, rules: Rules, totals: Sums) -> Sums:
     """What the columns of a profile are made of, each with ``shown`` and its name: 1 where it is
     shown; 0 elsewhere.
 
-    Concentration rules are not applied: a mean over ten persons can be mostly one of theirs.
+    Of those who came again and those who came once, few are joined to the others. Concentration
+    rules are not applied: a mean over ten persons can be mostly one of theirs.
     """
 
+    least = (rules.minimum_count.persons, rules.minimum_parties.parties)
+
     def enough(group: str) -> NDArray[np.bool_]:
-        parties = totals[f"parties {group}"] >= rules.minimum_parties.parties
-        return np.asarray((totals[group] >= rules.minimum_count.persons) & parties)
+        return np.asarray((totals[group] >= least[0]) & (totals[f"parties {group}"] >= least[1]))
 
     profiling = cells.asked
     whole = enough("population")
     if profiling.where is not None:
         whole &= enough("persons") & (enough("others") | (totals["others"] == 0))
-    again = whole & enough("returning") & enough("single")
+    again, once = enough("returning"), enough("single")
     arrays, visible = dict[str, Floats](), dict[str, NDArray[np.bool_]]()
     for measure in get_args(Measure):
-        values = totals[PARTIES.get(measure, measure)]
-        visible[measure] = again if measure.startswith("returning") else whole
+        values, visible[measure] = totals[PARTIES.get(measure, measure)], whole
+        if measure.startswith("returning"):
+            everybody = totals["parties persons" if measure in PARTIES else "persons"]
+            values = np.where(again, np.where(once, values, everybody), 0.0)
+            visible[measure] = whole & (again | once)
         arrays[measure] = np.where(visible[measure], values, 0.0)
-    for name, (mask, claims) in (
-        _shares(profiling, rules, totals) if profiling.shares else {}
-    ).items():
+    shares = _shares(profiling, rules, totals) if profiling.shares else {}
+    for name, (mask, claims) in shares.items():
         visible[name] = mask & whole
         arrays[f"share {name}"] = np.where(visible[name], claims, 0.0)
     for column in profiling.means:
@@ -373,8 +377,7 @@ class Profiled(Strict):
         """The prediction of the model, one for each row."""
         for profile in self.profiles:
             frame = profile.join(frame)
-        inner: Any = self.model
-        return np.asarray(inner.predict(frame))
+        return np.asarray(self.model.predict(frame))  # type: ignore[attr-defined]
 
 
 def profiled(contract: Contract, profilings: tuple[Profiling, ...]) -> Contract:
@@ -385,11 +388,8 @@ def profiled(contract: Contract, profilings: tuple[Profiling, ...]) -> Contract:
 
 def _columns(profilings: tuple[Profiling, ...]) -> Iterator[tuple[str, Column]]:
     for one in profilings:
-        for name in one.columns():
-            yield (
-                name,
-                Column(type="number", nullable=True, description=f"of {one.by}, all parties"),
-            )
+        column = Column(type="number", nullable=True, description=f"of {one.by}, all parties")
+        yield from ((name, column) for name in one.columns())
 
 
 def read(data: bytes) -> Profile:
