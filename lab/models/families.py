@@ -200,7 +200,7 @@ class Family:
 
 
 #: How far sums of a model may be beyond those of the constant model, before they are cut off.
-FAR = 2.0**20
+FAR = 2.0**12
 
 
 class Scale(Strict):
