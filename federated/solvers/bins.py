@@ -56,10 +56,10 @@ def agree_cuts(
             cuts[levels.feature] = Cuts(feature=levels.feature, levels=levels_kept)
     numbers = [f for f in features if f not in categories]
     cuts |= _cut_numbers(federation, task, numbers, contract, rows, bins, monotone)
-    chosen = _of_enough(federation, task, tuple(cuts[f] for f in features if f in cuts), least)
-    if not chosen:
+    final = _of_enough(federation, task, tuple(cuts[f] for f in features if f in cuts), least)
+    if not final:
         raise ModelError("every feature is the same in all training rows; there is nothing to cut")
-    return chosen
+    return final
 
 
 def _cut_numbers(
@@ -104,7 +104,7 @@ def _of_enough(
         return cuts
     persons = federation.sum("trees_persons", {}, task=task, cuts=cuts)[PERSONS]
     ends = np.cumsum([cut.bins for cut in cuts])
-    joined = []
+    final = []
     for cut, each in zip(cuts, np.split(persons, ends[:-1]), strict=True):
         if cut.edges is None:
             levels = tuple(n for n, p in zip(cut.levels, each[:-1], strict=True) if p >= least)
@@ -112,13 +112,13 @@ def _of_enough(
             behind = each[:-1][each[:-1] >= least]
         else:
             place = in_order(each[:-1], least)
-            kept = np.array(cut.edges)[np.diff(place) > 0]
+            edges = np.array(cut.edges)[np.diff(place) > 0]
             behind = np.bincount(place, each[:-1]).astype(np.float64)
-            one = cut.model_copy(update={"edges": tuple(kept.tolist())})
+            one = cut.model_copy(update={"edges": tuple(edges.tolist())})
         if one.bins - 1 + (each[-1] > 0 or one.bins < cut.bins) > 1:
-            joined.append(one)
+            final.append(one)
             federation.opened.append(Opened.cells("trees_persons", one.bins - 1, behind))
-    return tuple(joined)
+    return tuple(final)
 
 
 def _check_monotone(

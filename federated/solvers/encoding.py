@@ -156,7 +156,7 @@ def _counted(
 ) -> list[Levels]:
     """By the persons at each level, which whoever opens totals keeps to itself."""
     totals = federation.sum("level_counts", task=task, features=terms)
-    joined = []
+    categories = []
     for term, rows, persons in zip(
         terms, _by_term(terms, totals["count"]), _by_term(terms, totals[PERSONS]), strict=True
     ):
@@ -166,8 +166,8 @@ def _counted(
         levels = (*names[~few & (rows > 0)], *rare)
         behind = np.append(persons[~few], persons[few].sum() if rare else 0)
         federation.opened.append(Opened.cells("level_counts", len(levels), behind))
-        joined.append(term.model_copy(update={"levels": levels}))
-    return joined
+        categories.append(term.model_copy(update={"levels": levels}))
+    return categories
 
 
 def _present(
@@ -218,10 +218,12 @@ def _named_levels(
     federation: ModelTotals, task: Task, features: list[Feature], contract: Contract
 ) -> tuple[Levels, ...]:
     """Each feature with the names of its levels, of the contract or announced."""
-    listed = [f.intervals() if f.cut else contract.columns[f.column].levels for f in features]
-    unknown = tuple(f for f, levels in zip(features, listed, strict=True) if levels is None)
-    announced = dict(zip(unknown, federation.levels(task, unknown), strict=True)) if unknown else {}
+    of_contract = [f.intervals() if f.cut else contract.columns[f.column].levels for f in features]
+    unknown = tuple(f for f, levels in zip(features, of_contract, strict=True) if levels is None)
+    of_parties = (
+        dict(zip(unknown, federation.levels(task, unknown), strict=True)) if unknown else {}
+    )
     return tuple(
-        Levels(feature=f, levels=announced[f] if levels is None else levels)
-        for f, levels in zip(features, listed, strict=True)
+        Levels(feature=f, levels=of_parties[f] if levels is None else levels)
+        for f, levels in zip(features, of_contract, strict=True)
     )

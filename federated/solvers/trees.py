@@ -194,14 +194,14 @@ def _of_enough(
     while True:
         shape = tree.model_copy(update={"value": (0.0,) * len(tree.value)})
         persons = ask.persons(place.model_copy(update={"growing": shape}))
-        joined, values = tree.joined(persons, settings.min_persons, values)
-        if len(joined.feature) in (1, len(tree.feature)):
-            leaves = np.array(joined.feature) == LEAF
-            if len(joined.feature) > 1:  # a lone root stands on all rows
+        smaller, values = tree.joined(persons, settings.min_persons, values)
+        if len(smaller.feature) in (1, len(tree.feature)):
+            leaves = np.array(smaller.feature) == LEAF
+            if len(smaller.feature) > 1:  # a lone root stands on all rows
                 behind = persons[leaves]
                 ask.federation.opened.append(Opened.cells("trees_leaves", len(behind), behind))
-            return joined
-        tree = joined
+            return smaller
+        tree = smaller
 
 
 def _losses(root: Sums, settings: TreesSettings, recipe: TreesRecipe) -> dict[str, float]:

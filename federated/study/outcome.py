@@ -55,8 +55,8 @@ class Outcome:
     def scorecard(self) -> bytes:
         """The hash of each part's model, its scores, and what was opened: what logs vouch for."""
         hashes = {part: fitted.hash for part, fitted in self.models.items()}
-        opened = [vars(line) for line in self.opened]
-        return canonical({"models": hashes, "scores": self.scores, "opened": opened})
+        openings = [vars(line) for line in self.opened]
+        return canonical({"models": hashes, "scores": self.scores, "opened": openings})
 
     def agrees_with(self, other: Outcome) -> bool:
         """Whether both have the same models, means and scores of the same openings, but for what
@@ -86,13 +86,13 @@ class Outcome:
     def from_bytes(cls, data: bytes) -> Outcome:
         """Raises :class:`PeerError` for what is no outcome."""
         try:
-            told = json.loads(data)
+            record = json.loads(data)
             return cls(
-                {part: _fitted_in(each) for part, each in told["models"]},
-                {part: Scale.model_validate(each) for part, each in told["constants"].items()},
-                {part: _evaluation_in(each) for part, each in told["evaluations"]},
-                {str(part): dict(each) for part, each in told["scores"].items()},
-                tuple(_OPENED.validate_python(told["opened"])),
+                {part: _fitted_in(each) for part, each in record["models"]},
+                {part: Scale.model_validate(each) for part, each in record["constants"].items()},
+                {part: _evaluation_in(each) for part, each in record["evaluations"]},
+                {str(part): dict(each) for part, each in record["scores"].items()},
+                tuple(_OPENED.validate_python(record["opened"])),
             )
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise PeerError(f"the outcome is not readable: {type(error).__name__}") from None
@@ -193,28 +193,28 @@ def fit_models(
 
 def _fitted_out(fitted: Fitted) -> dict[str, Any]:
     fit = fitted.fit
-    told = {name: value for name, value in vars(fit).items() if name != "model"} if fit else None
-    if told is not None:
-        told |= {"errors": told["errors"].tolist(), "scale": told["scale"].model_dump()}
+    record = {name: value for name, value in vars(fit).items() if name != "model"} if fit else None
+    if record is not None:
+        record |= {"errors": record["errors"].tolist(), "scale": record["scale"].model_dump()}
     trace = fitted.trace.replace({np.nan: None}).astype(object)
     return {
         "file": fitted.file,
-        "fit": told,
+        "fit": record,
         "trace": {"columns": list(trace.columns), "rows": trace.to_numpy().tolist()},
     }
 
 
-def _fitted_in(told: Mapping[str, Any]) -> Fitted:
-    whole: Any = models.from_json(told["file"])
+def _fitted_in(record: Mapping[str, Any]) -> Fitted:
+    whole: Any = models.from_json(record["file"])
     profiles = getattr(whole, "profiles", ())
     model = whole.model if profiles else whole
-    fit = told["fit"]
+    fit = record["fit"]
     if fit is not None:
         steps = tuple((float(deviance), float(step)) for deviance, step in fit["trace"])
         errors = np.array(fit["errors"], dtype=np.float64)
         scale = Scale.model_validate(fit["scale"])
         fit = Fit(model=model, **{**fit, "errors": errors, "trace": steps, "scale": scale})
-    trace = pd.DataFrame(told["trace"]["rows"], columns=told["trace"]["columns"])
+    trace = pd.DataFrame(record["trace"]["rows"], columns=record["trace"]["columns"])
     return Fitted(model, fit, trace.apply(pd.to_numeric), tuple(profiles))
 
 
@@ -224,21 +224,21 @@ def _sums_out(sums: Sums) -> dict[str, Any]:
     return {"arrays": arrays, "limits": limits, "rows": sums.rows}
 
 
-def _sums_in(told: Mapping[str, Any]) -> Sums:
+def _sums_in(record: Mapping[str, Any]) -> Sums:
     arrays = {
         name: np.array(values, dtype=np.float64).reshape(shape)
-        for name, (shape, values) in told["arrays"].items()
+        for name, (shape, values) in record["arrays"].items()
     }
-    limits = {name: Limit(*pair) for name, pair in told["limits"].items()}
-    return Sums(arrays, limits, int(told["rows"]))
+    limits = {name: Limit(*pair) for name, pair in record["limits"].items()}
+    return Sums(arrays, limits, int(record["rows"]))
 
 
 def _levels_out(levels: ByLevel) -> list[Any]:
     return [[name, list(names), _sums_out(sums)] for name, (names, sums) in levels.items()]
 
 
-def _levels_in(told: Sequence[Any]) -> ByLevel:
-    return {name: (tuple(map(str, names)), _sums_in(sums)) for name, names, sums in told}
+def _levels_in(lines: Sequence[Any]) -> ByLevel:
+    return {name: (tuple(map(str, names)), _sums_in(sums)) for name, names, sums in lines}
 
 
 _OPENED = TypeAdapter(list[Annotated[Opened, BeforeValidator(lambda line: Opened(*line))]])
@@ -255,11 +255,11 @@ def _evaluation_out(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _evaluation_in(told: Mapping[str, Any]) -> Evaluation:
-    detected = told["detected"]
+def _evaluation_in(record: Mapping[str, Any]) -> Evaluation:
+    detected = record["detected"]
     return Evaluation(
-        _sums_in(told["fit"]),
-        told["lorenz"] and _sums_in(told["lorenz"]),
-        _levels_in(told["levels"]),
+        _sums_in(record["fit"]),
+        record["lorenz"] and _sums_in(record["lorenz"]),
+        _levels_in(record["levels"]),
         detected and Detected(_sums_in(detected["rank"]), _levels_in(detected["groups"])),
     )

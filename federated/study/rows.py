@@ -44,28 +44,28 @@ def sifted(experiment: Experiment, table: Table) -> tuple[Table, dict[str, str]]
     """A table without a contract, in whose draft only what may be a feature has that role; and why
     each of the other columns has not. Raises ConfigurationError for one that is listed nevertheless.
     """
-    listed, data = _listed(experiment), experiment.data
-    read = {*experiment.columns_besides_features(), experiment.parties.column}
+    features, data = _listed(experiment), experiment.data
+    inputs = {*experiment.columns_besides_features(), experiment.parties.column}
     besides = experiment.detection.columns() if experiment.detection else []
     owners = table.frame.get(data.person) if data.person else None
     columns, left_out = dict(table.contract.columns), {}
-    for name in [name for name in columns if name not in read]:
+    for name in [name for name in columns if name not in inputs]:
         values = table.frame[name]
         reason = identifying(name, values, owners)
-        if reason is not None and name in listed:
+        if reason is not None and name in features:
             raise ConfigurationError(
-                f"{listed[name]}: '{name}' {reason}, and what tells rows or persons apart is no "
+                f"{features[name]}: '{name}' {reason}, and what tells rows or persons apart is no "
                 "feature; leave it out, or describe it in a contract with role = 'feature' and give "
                 "that as data.contract"
             )
-        why = reason or (None if name in listed else unsuited(name, values))
+        why = reason or (None if name in features else unsuited(name, values))
         if why is not None:
             role = "identifier" if reason or name not in besides else "target"
             columns[name] = columns[name].model_copy(update={"role": role})
             left_out[name] = why
     if data.features is not None:
         left_out = {}
-    elif left_out and not any(c.role == "feature" for n, c in columns.items() if n not in read):
+    elif left_out and not any(c.role == "feature" for n, c in columns.items() if n not in inputs):
         reasons = ", ".join(f"'{name}' {why}" for name, why in left_out.items())
         raise ConfigurationError(
             f"data.features: no column is taken as a feature unless it is listed: {reasons}"

@@ -208,8 +208,8 @@ class Scorer:
         coarse = ask("detection_rank", whole, **columns, replicates=0, seed=0)
         edges = detection.ranking_edges(coarse, detection.GRID)
         rank = ask("detection_rank", {"edges": edges}, **columns, **resampling)
-        joined = joining.in_order(rank[PERSONS], least)
-        rank, edges = joining.apply(rank, joined), edges[np.diff(joined) > 0]
+        places = joining.in_order(rank[PERSONS], least)
+        rank, edges = joining.apply(rank, places), edges[np.diff(places) > 0]
         threshold = detection.threshold_at(rank, edges, settings.budget)
         groups = {
             group.feature.column: _of_enough(
@@ -222,8 +222,8 @@ class Scorer:
 
 def _of_enough(term: Levels, sums: Sums, least: int) -> tuple[tuple[str, ...], Sums]:
     """The levels of a term and their sums, those of few persons joined."""
-    joined, names = joining.of_levels(sums[PERSONS], term.levels, least)
-    return names, joining.apply(sums, joined)
+    places, names = joining.of_levels(sums[PERSONS], term.levels, least)
+    return names, joining.apply(sums, places)
 
 
 # What a scorer compares by.

@@ -84,10 +84,10 @@ class SimulatedMarket:
     def _check_judged(self, frame: pd.DataFrame, test: Any) -> None:
         """Refuse a share for testing in which fewer persons are judged than the rules show."""
         person, least = self.experiment.data.person, self.rules.minimum_count.persons
-        judged = int(test.sum()) if person is None else frame.loc[test, person].nunique()
-        if not self.in_sample and judged < least:
+        persons = int(test.sum()) if person is None else frame.loc[test, person].nunique()
+        if not self.in_sample and persons < least:
             raise ConfigurationError(
-                f"data.test: {judged} persons would be judged and the rules of disclosure ask for "
+                f"data.test: {persons} persons would be judged and the rules of disclosure ask for "
                 f"{least}; keep a larger share for testing, or 0 to score in sample"
             )
 

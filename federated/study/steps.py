@@ -83,8 +83,8 @@ class Questioner:
         """What the rules leave of the parties' sums by provider and period."""
         total = self.sum("profile", cells=cells, rules=rules)
         if not self.everybody:
-            shown = [array.sum() for name, array in total.arrays.items() if "shown " in name]
-            self.opened.append(Opened.cells("profile", int(sum(shown)), total["persons"]))
+            visible = [array.sum() for name, array in total.arrays.items() if "shown " in name]
+            self.opened.append(Opened.cells("profile", int(sum(visible)), total["persons"]))
         return Profile.of(cells, total)
 
     def join(self, profiles: Sequence[Profile]) -> None:

@@ -178,12 +178,12 @@ class _Levels(_Column):
         self.codes: list[NDArray[np.int32]] = []
         self.levels: list[str] = []
         self.exact = column.spelling == "exact"
-        listed = column.levels or ()
-        self.listed = {code(level, exact=self.exact): level for level in listed}
-        numbers = [code(Decimal(level)) for level in listed if DECIMAL.fullmatch(level)]
+        names = column.levels or ()
+        self.listed = {code(level, exact=self.exact): level for level in names}
+        numbers = [code(Decimal(level)) for level in names if DECIMAL.fullmatch(level)]
         self.by_number = {
             code(Decimal(level)): level
-            for level in listed
+            for level in names
             if DECIMAL.fullmatch(level) and numbers.count(code(Decimal(level))) == 1
         }
 
@@ -206,9 +206,9 @@ class _Levels(_Column):
     def add(self, part: pd.Series, start: int) -> None:
         codes, values = factorized(part)
         levels = [self.level(value) for value in values]
-        allowed = {None, *(levels if self.open else self.column.levels or ())}
+        names = {None, *(levels if self.open else self.column.levels or ())}
         empty = np.array([*(level is None for level in levels), True])[codes]
-        wrong = np.array([*(level not in allowed for level in levels), False])[codes]
+        wrong = np.array([*(level not in names for level in levels), False])[codes]
         blurred = np.array([*map(_blurred, values), False])[codes]
         if not self.column.nullable:
             self.note(0, EMPTY, empty, start, part)
