@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -154,10 +155,12 @@ def payers(tmp_path_factory: Any, authority_key: Any) -> Iterator[Payers]:
 
 def simulated(experiment: Experiment, made: Payers) -> result.Study:
     """The same file without an exchange, its parties with the secrets that real ones draw rows by."""
-    for party in SimulatedMarket(experiment).parties:
+    market = SimulatedMarket(experiment)
+    for party in market.parties:
         party.secret = rows_secret(seed_of(made.root / party.name))
         party.rows_secret = hmac.digest(party.secret, b"rows", "sha256")
-    return arms.perform(experiment)
+    with patch.object(arms, "market_of", lambda text, run: market):
+        return arms.perform(experiment)
 
 
 @pytest.mark.parametrize(
