@@ -157,13 +157,10 @@ def _log_model(folder: Path, result: Result, uri: str, parent: str) -> ModelInfo
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
-    from mlflow.types.schema import AnyType
 
-    inputs = Schema(  # a level may come as text or as the number it is written as
-        [
-            ColSpec(AnyType() if kind == "category" else "double", name)
-            for name, kind in result["data"]["inputs"].items()
-        ]
+    kinds = {"category": "string"}
+    inputs = Schema(
+        [ColSpec(kinds.get(t, "double"), n) for n, t in result["data"]["inputs"].items()]
     )
     mlflow.set_tracking_uri(uri)
     with mlflow.start_run(run_id=parent):

@@ -308,7 +308,7 @@ def test_a_registered_model_scores_in_a_fresh_process_as_lab_score_does(
     code = (
         "import mlflow, sys, pandas as pd; mlflow.set_tracking_uri(sys.argv[1]);"
         "model = mlflow.pyfunc.load_model('models:/n-network/1');"
-        "rows = pd.read_csv(sys.argv[2]).astype({'age': float});"
+        "rows = pd.read_csv(sys.argv[2], dtype={'share': str}).astype({'age': float});"
         "found = model.predict(rows[model.metadata.get_input_schema().input_names()]);"
         "print(found.to_numpy().tobytes().hex());"
         "tags = mlflow.MlflowClient().get_model_version('n-network', '1').tags;"
