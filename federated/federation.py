@@ -52,6 +52,14 @@ class ModelTotals(Protocol):
     opened: list[Opened]
 
     @property
+    def alone(self) -> bool:
+        """Whether all rows are one party's, so that nothing is told of them to another."""
+
+    @property
+    def openings(self) -> list[Opened]:
+        """What others than whoever opens totals have seen of them."""
+
+    @property
     def everybody(self) -> bool:
         """Whether all parties see every total, so that nothing is asked for whose cells may stand
         on few persons."""
@@ -103,7 +111,7 @@ class Federation:
         self.grid, self.protection, self._progress = grid, protection, progress
         self.run, self._sums = secrets.token_hex(8), 0
         self.silent: list[tuple[str, str]] = []  # (party, message) left unanswered
-        self.opened: list[Opened] = []
+        self.opened = self.openings = list[Opened]()
         self.members = self._gather(parties)
         protection.check_parties(parties)
         protection.enrol(self, Roster(tuple(member.card for member in self.members)))
@@ -117,6 +125,11 @@ class Federation:
     def everybody(self) -> bool:
         """Whether all parties see every total."""
         return self.protection.everybody
+
+    @property
+    def alone(self) -> bool:
+        """Whether all rows are one party's, so that nothing is told of them to another."""
+        return len(self.members) == 1
 
     def _gather(self, parties: int, patience: float = 60.0) -> tuple[Participant, ...]:
         """Wait until so many nodes are here, and ask each who it is."""

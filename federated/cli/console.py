@@ -252,6 +252,8 @@ def _opened_line(openings: Sequence[Opened]) -> str:
     """What was told of the totals, and the smallest cell among it."""
     fewest = [line.fewest_persons for line in openings if line.fewest_persons is not None]
     cells = f"none of fewer than {min(fewest):,} persons" if fewest else "each over all rows"
+    if fewest and min(fewest) == 1:
+        cells = "some perhaps of one person"
     return f"opened: {sum(line.numbers for line in openings):,} numbers, {cells}"
 
 

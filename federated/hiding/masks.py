@@ -17,6 +17,7 @@ from flwr.app import RecordDict
 from federated.hiding.protocol import (
     Talk,
     check_enough,
+    check_run,
     decoded,
     fields_of,
     named_reply,
@@ -179,12 +180,14 @@ def reveal(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
     return message_of(revealed=data, signature=envelope.signature)
 
 
-def proven(memory: NodeState, question: bytes, proof: RecordDict) -> Sums:
-    """The total of a question, added up from what its parties signed.
+def proven(memory: NodeState, run: str, question: bytes, proof: RecordDict) -> Sums:
+    """The total of a question, added up from what its parties signed in this run.
 
     question: the digest of what this node was asked. Raises what the sum is not with.
     """
-    terms = _terms(wire.text(read(proof, "query")), question, memory.roster())
+    query = wire.text(read(proof, "query"))
+    check_run(query, run)
+    terms = _terms(query, question, memory.roster())
     form = form_from_json(read(proof, "form").decode())
     opening = Opening.from_bytes(read(proof, "opening"))
     return opened(form, opening.total(terms, fields_of(form)))
@@ -201,7 +204,16 @@ class Masks:
 
     def __init__(self) -> None:
         self._roster: Roster | None = None
-        self.proof = RecordDict()
+        self._opened: tuple[str, Form, Opening] | None = None
+
+    @property
+    def proof(self) -> RecordDict:
+        if self._opened is None:
+            return RecordDict()
+        query, form, opening = self._opened
+        return message_of(
+            query=query.encode(), form=form_to_json(form).encode(), opening=opening.to_bytes()
+        )
 
     def check_parties(self, parties: int) -> None:
         check_enough(self.hiding, parties)
@@ -254,11 +266,7 @@ class Masks:
         }
         opening = Opening(public_keys, tuple(sealed), vectors, revealed)
         total = opened(form, opening.total(terms, fields_of(form)))
-        self.proof = message_of(
-            query=request.query.encode(),
-            form=form_to_json(form).encode(),
-            opening=opening.to_bytes(),
-        )
+        self._opened = (request.query, form, opening)
         return total
 
     def _ask(

@@ -17,6 +17,7 @@ from federated.hiding.protocol import (
     Talk,
     ask_sums,
     check_enough,
+    check_run,
     decoded,
     fields_of,
     named_reply,
@@ -273,12 +274,13 @@ def _combined(
     return shares.combine(split, roster, transcript, readable)
 
 
-def proven(memory: NodeState, question: bytes, proof: RecordDict) -> Sums:
-    """The total of a question, opened from the parts that all holders gave.
+def proven(memory: NodeState, run: str, question: bytes, proof: RecordDict) -> Sums:
+    """The total of a question, opened from the parts that all holders gave in this run.
 
     question: the digest of what this node was asked. Raises what the parts do not open with.
     """
     transcript = Transcript.from_bytes(read(proof, "transcript"))
+    check_run(transcript.terms.query, run)
     if transcript.terms.question != question:
         raise PeerError("coordinator: shows the total of another question than it asked")
     form = form_from_json(read(proof, "form").decode())

@@ -76,7 +76,11 @@ class Clear:
 
     def __init__(self, rules: Rules | None = None) -> None:
         self.rules = rules or Rules.read()
-        self.proof = RecordDict()
+        self._total: Sums | None = None
+
+    @property
+    def proof(self) -> RecordDict:
+        return RecordDict() if self._total is None else Reply.of("", self._total, None).to_record()
 
     def check_parties(self, parties: int) -> None:
         return
@@ -90,7 +94,7 @@ class Clear:
         total = combine([_clear(name, reply) for name, reply in replies.items()])
         if request.statistic in RELEASED:
             total = release(request, total, self.rules)
-        self.proof = Reply.of("", total, None).to_record()
+        self._total = total
         return total
 
 
@@ -103,6 +107,13 @@ def _clear(name: str, reply: Reply) -> Sums:
             raise PeerError(f"{name}: sent a number that is not finite or beyond its bound", name)
     limits = {key: limit for key, (_, limit) in reply.form.items()}
     return Sums(reply.clear, limits, reply.rows)
+
+
+def check_run(query: str, run: str) -> None:
+    """Raises :class:`PeerError` for a query of another run: the same question may have had another
+    total there."""
+    if not query.startswith(f"{run}-"):
+        raise PeerError("coordinator: shows a total of another run")
 
 
 def check_enough(hiding: Hiding, parties: int) -> None:

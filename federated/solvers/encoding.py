@@ -29,9 +29,9 @@ def agree(
 
     Levels come from the contract; where it lists none, every party announces the names of the
     levels it holds (names, no counts). A level without a training row is left out, levels of fewer
-    than ``least`` persons become one. Means and scales are exact for any split of the rows. Raises :class:`ModelError` for a column that is
-    the same in every training row; given a list ``left_out``, such a column is left out instead
-    and its name noted there.
+    than ``least`` persons become one. Means and scales are exact for any split of the rows. Raises
+    :class:`ModelError` for a column that is the same in every training row; given a list
+    ``left_out``, such a column is left out instead and its name noted there.
     """
     for feature in features:
         if feature.ordinal and contract.columns[feature.column].levels is None:
@@ -84,8 +84,7 @@ def _standardised(
             numbers.append(term.model_copy(update={"scale": float(scale)}))
         else:
             _leave_out(term.feature, left_out)
-    if not federation.everybody:
-        federation.opened.append(Opened("moments", 2 * len(numbers)))
+    federation.opened.append(Opened("moments", 2 * len(numbers)))
     return tuple(numbers)
 
 

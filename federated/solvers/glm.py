@@ -139,9 +139,9 @@ def fit(
     )
     transform = encoding.raw_transform()
     covariance = dispersion * transform @ np.linalg.inv(matrix) @ transform.T
-    if not federation.everybody:  # coefficients after each step, their errors, what the fit prints
-        federation.opened.append(Opened("glm_step", (len(trace) + 1) * len(beta) + 2 * len(trace)))
-        federation.opened.append(Opened("glm_likelihood", 5))
+    # Coefficients after each step, their errors, and what the fit prints.
+    federation.opened.append(Opened("glm_step", (len(trace) + 1) * len(beta) + 2 * len(trace)))
+    federation.opened.append(Opened("glm_likelihood", 5))
     return Fit(
         model=GLM(task=task, encoding=encoding, beta=tuple(beta.tolist())),
         rows=rows,
@@ -167,10 +167,10 @@ def _null_deviance(problem: _Problem, start: float, first: float) -> float:
 
 def _start(federation: ModelTotals, task: Task, encoding: Encoding, least: int) -> Sums:
     """The totals of the training rows. Raises :class:`ModelError` where coefficients would show few
-    persons; where everybody sees the totals, cells of two levels are not asked for."""
+    persons to others; where everybody sees the totals, cells of two levels are not asked for."""
     terms = tuple(t.model_copy(update={"mean": 0.0, "scale": 1.0}) for t in encoding.numbers)
     most = magnitudes(federation, task, terms)[1]
-    if federation.everybody or least <= 1 or not encoding.categories:
+    if federation.alone or federation.everybody or least <= 1 or not encoding.categories:
         return federation.sum("totals", task=task, part="train", most=most)
     totals = federation.sum("glm_start", task=task, encoding=encoding, most=most)
     _refuse_few(totals["persons"], encoding, least)

@@ -78,9 +78,8 @@ def train(
         )
         weights = _combined(strategy, weights, total, at)
         trace.append({"step": at, "loss": total.total("loss") / total.total("rows")})
-    if not federation.everybody:  # the weights after each round, and its loss
-        numbers = 1 + sum(array.size for array in weights.values())
-        federation.opened.append(Opened("network_update", settings.rounds * numbers))
+    numbers = 1 + sum(array.size for array in weights.values())  # after each round, and its loss
+    federation.opened.append(Opened("network_update", settings.rounds * numbers))
     model = network_model.Network(**parts, safetensors=network_model.Network.pack(weights))
     return model, pd.DataFrame(trace)
 
@@ -176,8 +175,7 @@ def _knots(
         features=encoding.numbers,
         least=settings.min_persons,
     )["count"]
-    if not federation.everybody:
-        federation.opened.append(Opened("histogram", len(counts) * settings.knots))
+    federation.opened.append(Opened("histogram", len(counts) * settings.knots))
     return tuple(_placed(row, edges, settings.knots) for row in counts)
 
 

@@ -124,11 +124,10 @@ def carry_out(plan: StudyPlan, federation: ModelTotals, watch: Watch | None = No
     texts = {part: each.json for part, each in fitted.items()}
     evaluations = {part: each["all"] for part, each in scorer.shared(texts, federation).items()}
     scores = {part: plain(scored(experiment, each)) for part, each in evaluations.items()}
-    if not federation.everybody:
-        federation.opened.append(Opened("totals", 5 * len(constants)))
-        for evaluation in evaluations.values():
-            federation.opened.extend(_told(evaluation))
-    return Outcome(fitted, constants, evaluations, scores, tuple(by_statistic(federation.opened)))
+    federation.opened.append(Opened("totals", 5 * len(constants)))
+    for evaluation in evaluations.values():
+        federation.opened.extend(_told(evaluation))
+    return Outcome(fitted, constants, evaluations, scores, tuple(by_statistic(federation.openings)))
 
 
 def _constants_out(constants: Mapping[str, Scale]) -> dict[str, Any]:

@@ -119,8 +119,9 @@ def usable(
     for name in experiment.columns_besides_features():
         if frame[name].isna().any():
             raise ContractError(
-                f"{table.origin}: column '{name}' is missing in {int(frame[name].isna().sum())} "
-                "rows; set data.missing = 'drop' to leave them out"
+                f"{table.origin}: column '{name}' is missing in some rows; set data.missing = "
+                "'drop' to leave them out",
+                (f"missing in {int(frame[name].isna().sum())} rows",),  # for the party's own eyes
             )
     own = _own(experiment, features)
     check_features(frame, tuple(sorted(own, key=str)), data.missing)

@@ -50,9 +50,21 @@ class Questioner:
     def __init__(self, levels: Levels, hiding: Hiding, everybody: bool, charter: str) -> None:
         self._levels, self._hiding, self._charter = levels, hiding, charter
         self.everybody, self.opened = everybody, list[Opened]()
+        self._seen: list[Opened] | None = [] if everybody or hiding == "clear" else None
         self._past: dict[bytes, Sums] = {}
         self.questions: SimpleQueue[Request | None] = SimpleQueue()
         self.totals: SimpleQueue[Sums | None] = SimpleQueue()
+
+    @property
+    def alone(self) -> bool:
+        """A plan is for parties that see what comes out of each other's rows."""
+        return False
+
+    @property
+    def openings(self) -> list[Opened]:
+        """What the solver tells; where totals are seen by others, all of them, whatever it tells, and
+        of their cells that each may stand on one person."""
+        return self.opened if self._seen is None else self._seen
 
     def sum(
         self, statistic: str, arrays: Mapping[str, Floats] | None = None, **arguments: Any
@@ -74,17 +86,17 @@ class Questioner:
             raise Ended
         if statistic in ASKED_TWICE:
             self._past[request.question] = total
-        if self.everybody:
+        row = statistics.find(statistic)
+        if self._seen is not None and not row.released:
             numbers = sum(array.size for array in total.arrays.values())
-            self.opened.append(Opened(statistic, numbers))
+            self._seen.append(Opened(statistic, numbers, 1 if row.cells else None))
         return total
 
     def profile(self, cells: ProfileCells, rules: Rules) -> Profile:
         """What the rules leave of the parties' sums by provider and period."""
         total = self.sum("profile", cells=cells, rules=rules)
-        if not self.everybody:
-            visible = [array.sum() for name, array in total.arrays.items() if "shown " in name]
-            self.opened.append(Opened.cells("profile", int(sum(visible)), total["persons"]))
+        visible = [array.sum() for name, array in total.arrays.items() if "shown " in name]
+        self.openings.append(Opened.cells("profile", int(sum(visible)), total["persons"]))
         return Profile.of(cells, total)
 
     def join(self, profiles: Sequence[Profile]) -> None:
@@ -99,7 +111,8 @@ class Steps(Generic[Result]):
     """A plan that is carried out step by step.
 
     ``question`` is the one that the solver stands at, None once it is done; ``give`` hands it the
-    opened total, which all parties see where ``everybody`` does. ``result`` raises what the solver raised. To be closed: the thread ends with it.
+    opened total, which all parties see where ``everybody`` does. ``result`` raises what the solver
+    raised. To be closed: the thread ends with it.
     """
 
     def __init__(

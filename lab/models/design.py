@@ -315,10 +315,13 @@ def check_features(frame: pd.DataFrame, features: tuple[Feature, ...], missing: 
         if empty.any() and missing != "keep" and (missing == "refuse" or not takes_mean):
             rows = ", ".join(str(i + 1) for i in empty.to_numpy().nonzero()[0][:5])
             raise ContractError(
-                f"feature '{feature.column}' is missing in {int(empty.sum())} rows (first: {rows}); "
+                f"feature '{feature.column}' is missing in some rows; "
                 "set data.missing = 'drop' to leave these rows out, or 'keep' for trees"
                 + (", or 'mean' to fill in the mean" if takes_mean else "")
-                + ("" if number else "; where NA or None is a level, list it in a contract")
+                + ("" if number else "; where NA or None is a level, list it in a contract"),
+                (
+                    f"missing in {int(empty.sum())} rows (first: {rows})",
+                ),  # for the party's own eyes
             )
         if feature.ordinal and number:
             raise ConfigurationError(

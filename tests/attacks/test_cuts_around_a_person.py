@@ -60,3 +60,14 @@ def test_cuts_between_which_enough_persons_are_pass() -> None:
     wide = (Feature(column="age", cut=(20.0,)), Feature(column="age", cut=(23.0,)))
     beside = Feature(column="region", category=True)
     assert fitted((*wide, beside), least=10).model.encoding.width == 4
+
+
+def test_a_party_that_fits_alone_is_told_of_its_own_rows() -> None:
+    frame = claims()
+
+    def fit(federation: Federation) -> glm.Fit:
+        encoding = agree(federation, TASK, AROUND_HER, draft(frame, "t"), 10)
+        return glm.fit(federation, TASK, encoding, least=10)
+
+    alone: glm.Fit = federate([frame], fit)
+    assert alone.model.beta[0] + alone.model.beta[1] == pytest.approx(HER.paid, rel=1e-9)

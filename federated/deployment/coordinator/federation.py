@@ -67,6 +67,8 @@ from secure_agg.identity import Identity
 class DeployedFederation:
     """All parties of a run, reached by signed messages; what solvers see is a `Parties`."""
 
+    alone = False
+
     def __init__(
         self,
         grid: ExchangeGrid,
@@ -86,7 +88,7 @@ class DeployedFederation:
         self.charter, self.resumable_run, self._log = charter, resumable_run, log
         self._run, self._sums = resumable_run.run, 0
         self.silent: list[tuple[str, str]] = []
-        self.opened: list[Opened] = []
+        self.opened = self.openings = list[Opened]()
         self.checkpoints: dict[str, Checkpoint] = {}
         self._since: dict[str, str] = {}
         self._delivery = Delivery(grid, folder, charter, identity, resumable_run, log)

@@ -131,7 +131,7 @@ class InsurerRole:
         own = party.binding.steps(levels).question
         if own is not None and own.step == solver.step_of(content):
             try:
-                total = solver.total_of(content, own, party, state)
+                total = solver.total_of(content, run, own, party, state)
             except SecureAggError as error:
                 raise PeerError(f"coordinator: shows a total that does not open: {error}") from None
             self._totals(run).write(own.step, own.question.hex(), total)

@@ -179,7 +179,7 @@ def step_of(content: RecordDict) -> int:
     return number
 
 
-def total_of(content: RecordDict, own: Request, party: Party, memory: NodeState) -> Sums:
+def total_of(content: RecordDict, run: str, own: Request, party: Party, memory: NodeState) -> Sums:
     """The total of a `total_message`, as this insurer opens it.
 
     own: the question that its own solver asks. In the clear, where the coordinator alone sees the
@@ -195,8 +195,8 @@ def total_of(content: RecordDict, own: Request, party: Party, memory: NodeState)
         return total
     match own.hiding:
         case "masks":
-            return masks.proven(memory, question, content)
+            return masks.proven(memory, run, question, content)
         case "paillier":
-            return paillier.proven(memory, question, content)
+            return paillier.proven(memory, run, question, content)
         case "clear":
             return Reply.from_record(content).sums

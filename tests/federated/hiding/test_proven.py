@@ -16,7 +16,7 @@ from federated.hiding.masks import Masks
 from federated.hiding.paillier import Dealer, Paillier
 from federated.messages import form_from_json, form_to_json, message_of, read
 from federated.party import statistics
-from lab.errors import LabError
+from lab.errors import LabError, PeerError
 from lab.models.glm import Task
 from lab.sums import Limit, Sums
 from secure_agg.errors import SecureAggError
@@ -31,18 +31,20 @@ MOST = (2.0**40,) * 4
 REFUSED = (LabError, SecureAggError)
 
 
-def total_of(protection: Any, part: str = "train") -> tuple[Sums, bytes, RecordDict, Roster]:
-    """A total as the coordinator has it, the digest of its question, its proof, and the roster."""
+def total_of(protection: Any, part: str = "train") -> tuple[Sums, str, bytes, RecordDict, Roster]:
+    """A total as the coordinator has it, its run, its question, its proof, and the roster."""
     rosters: list[Roster] = []
+    runs: list[str] = []
 
     def work(federation: Federation) -> Sums:
+        runs.append(federation.run)
         rosters.append(Roster(tuple(member.card for member in federation.members)))
         return federation.sum("totals", task=TASK, part=part, most=MOST)
 
     total = federate(split(table("poisson"), 4), work, protection)
     arguments = {"task": TASK, "part": part, "most": MOST}
     asked = statistics.request("totals", arguments, {}, query="", hiding=protection.hiding)
-    return total, asked.question, protection.proof, rosters[0]
+    return total, runs[0], asked.question, protection.proof, rosters[0]
 
 
 def changed(proof: RecordDict, **parts: bytes) -> RecordDict:
@@ -60,9 +62,9 @@ def renamed_form(proof: RecordDict) -> bytes:
 
 
 def test_a_masked_total_follows_from_what_its_parties_signed() -> None:
-    total, question, proof, roster = total_of(Masks())
+    total, run, question, proof, roster = total_of(Masks())
     memory: Any = SimpleNamespace(roster=lambda: roster)
-    own = masks.proven(memory, question, proof)
+    own = masks.proven(memory, run, question, proof)
     assert own.rows == total.rows
     assert all(np.array_equal(own[name], total[name]) for name in total.arrays)
 
@@ -90,26 +92,28 @@ def _stranger(opening: Opening) -> Opening:
 
 @pytest.mark.parametrize("lie", [_vector, _left_out, _share, _stranger])
 def test_another_masked_total_does_not_open(lie: Any) -> None:
-    _, question, proof, roster = total_of(Masks())
+    _, run, question, proof, roster = total_of(Masks())
     memory: Any = SimpleNamespace(roster=lambda: roster)
     opening = lie(Opening.from_bytes(read(proof, "opening")))
     with pytest.raises(REFUSED):
-        masks.proven(memory, question, changed(proof, opening=opening.to_bytes()))
+        masks.proven(memory, run, question, changed(proof, opening=opening.to_bytes()))
     with pytest.raises(REFUSED):  # nor of another sum, question or form
-        masks.proven(memory, question, changed(proof, query=b"0-9"))
+        masks.proven(memory, run, question, changed(proof, query=b"0-9"))
+    with pytest.raises(PeerError, match="of another run"):
+        masks.proven(memory, "ab" * 8, question, proof)
     with pytest.raises(REFUSED):
-        masks.proven(memory, bytes(32), proof)
+        masks.proven(memory, run, bytes(32), proof)
     with pytest.raises(REFUSED):
-        masks.proven(memory, question, changed(proof, form=renamed_form(proof)))
+        masks.proven(memory, run, question, changed(proof, form=renamed_form(proof)))
 
 
 def test_a_total_under_a_split_key_follows_from_all_parts(authority_key: Any) -> None:
     dealer = Dealer(authority_key)
-    total, question, proof, roster = total_of(Paillier(dealer))
+    total, run, question, proof, roster = total_of(Paillier(dealer))
     assert dealer._holders is not None
     share = SimpleNamespace(split=dealer._holders._split)
     memory: Any = SimpleNamespace(roster=lambda: roster, key_share=lambda: share)
-    own = paillier.proven(memory, question, proof)
+    own = paillier.proven(memory, run, question, proof)
     assert all(np.array_equal(own[name], total[name]) for name in total.arrays)
 
     parts = pairs_in(read(proof, "parts"))
@@ -123,6 +127,8 @@ def test_a_total_under_a_split_key_follows_from_all_parts(authority_key: Any) ->
         changed(proof, form=renamed_form(proof)),
     ):
         with pytest.raises(REFUSED):
-            paillier.proven(memory, question, lie)
+            paillier.proven(memory, run, question, lie)
+    with pytest.raises(PeerError, match="of another run"):
+        paillier.proven(memory, "ab" * 8, question, proof)
     with pytest.raises(REFUSED):
-        paillier.proven(memory, bytes(32), proof)
+        paillier.proven(memory, run, bytes(32), proof)

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import statsmodels.api as sm
 
+from federated.messages import refuse
 from federated.run import run
 from federated.study.arms import perform
 from federated.study.experiment import Experiment
@@ -178,8 +179,11 @@ def test_a_missing_feature_is_refused_or_treated_as_the_file_says(tmp_path: Path
     x = np.linspace(0, 1, 60)
     x[5] = np.nan
     values = user_table(tmp_path, x=x)
-    with pytest.raises(ContractError, match="feature 'x' is missing in 1 rows"):
+    with pytest.raises(ContractError, match="feature 'x' is missing in some rows") as refusal:
         SimulatedMarket(Experiment.model_validate(values))
+    assert refusal.value.violations == ("missing in 1 rows (first: 6)",)
+    left = refuse(refusal.value, "insurer 1").config_records["refusal"]["text"]
+    assert "in 1 rows" not in str(left) and "6" not in str(left)
     for way, rows in (("drop", 59), ("mean", 60)):
         values["data"]["missing"] = way
         market = SimulatedMarket(Experiment.model_validate(values))
@@ -316,5 +320,7 @@ def test_under_masks_each_number_that_was_opened_is_over_all_rows(tmp_path: Path
     few = {"parties.count": 3, "arms.run": '["federated"]', "arms.replicates": 0}
     study = perform(Experiment.read(RAND, {**few, "protection.sums": "masks"}))
     assert {line.fewest_persons for line in study.opened} == {None}
+    clear = perform(Experiment.read(RAND, {**few, "protection.sums": "clear"}))
+    assert min(line.fewest_persons for line in clear.opened if line.fewest_persons) == 1
     assert {"moments", "glm_step", "level_parties"} & {line.statistic for line in study.opened}
     assert study.arms["federated"].evaluations["model"]["all"].lorenz is None
