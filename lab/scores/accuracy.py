@@ -80,7 +80,7 @@ def fit_sums(
     names = ("deviance", "null_deviance", "actual", "expected", "size")
     arrays = {name: totals[:, j].copy() for j, name in enumerate(names)}
     arrays["rows"] = np.array([float(len(rows.y))])
-    limits = _limits(family, scale)
+    limits = limits_of(family, scale)
     arrays = {k: np.clip(v, -limits[k].bound, limits[k].bound) for k, v in arrays.items()}
     return Sums(arrays, limits, len(rows.y))
 
@@ -99,7 +99,7 @@ def _resampled(columns: Floats, units: Floats, replicates: int, seed: list[int])
     return totals
 
 
-def _limits(family: Family, scale: Scale) -> dict[str, Limit]:
+def limits_of(family: Family, scale: Scale) -> dict[str, Limit]:
     """The formats of :func:`fit_sums`: a model that is further off than :data:`FAR` has scores
     that say nothing, and its sums are cut off."""
     reach = FAR * scale.rows
@@ -139,8 +139,13 @@ def _by_group(rows: Scored, group: Codes, count: int) -> Sums:
     arrays = {
         name: np.bincount(group, value, count).astype(np.float64) for name, value in values.items()
     }
-    limits = dict.fromkeys(arrays, SCORE) | {PERSONS: COUNT}
-    return Sums(arrays | {PERSONS: persons_by(group, rows.unit, count)}, limits, len(rows.y))
+    persons = persons_by(group, rows.unit, count)
+    return Sums(arrays | {PERSONS: persons}, level_limits(), len(rows.y))
+
+
+def level_limits() -> dict[str, Limit]:
+    """The formats of sums by bin or level."""
+    return dict.fromkeys(("size", "actual", "expected"), SCORE) | {PERSONS: COUNT}
 
 
 def finer_edges(coarse: Sums, edges: Floats, bins: int = BINS) -> Floats:
