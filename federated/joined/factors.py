@@ -141,4 +141,4 @@ class Halves:
 def indicators(frame: pd.DataFrame, feature: Any, levels: tuple[str, ...]) -> Floats:
     """(rows, levels) 1 where a row has a level."""
     codes = codes_of(feature.texts(frame), levels)
-    return (codes[:, None] == np.arange(len(levels))).astype(np.float64)
+    return np.asarray(codes[:, None] == np.arange(len(levels)), dtype=np.float64)

@@ -26,9 +26,10 @@ from lab.models.design import Number
 from lab.models.families import Family, Scale
 from lab.models.files import from_json
 from lab.models.glm import GLM, PERSON_PAIRS, SUMMED, Response
+from lab.models.magnitudes import CLASSES, OfMagnitudes, magnitudes, of_features
 from lab.privacy.joining import PERSONS
 from lab.scores import accuracy
-from lab.sums import COUNT, Floats, Sums, limit_of
+from lab.sums import COUNT, FLAG, Floats, Sums, limit_of
 from secure_agg.arithmetic.ring import Integers
 
 #: No row: what names the terms of a law.
@@ -578,6 +579,22 @@ class ByLevel:
         return Sums(arrays, accuracy.level_limits(), rows)
 
 
+def _magnitudes(side: Any, a: OfMagnitudes) -> Sums:
+    """1 for each size that the sums of a side's own columns reach; of the others it knows nothing."""
+    rows, insurer = side.rows(a.task, "train"), side.role == "insurer"
+    sizes = {"features": np.zeros((len(a.features), len(CLASSES)))} if a.features else {}
+    sizes["task"] = np.zeros((len(SUMMED), len(CLASSES)))
+    own = [k for k, term in enumerate(a.features) if side.owner(term.feature.column) == side.role]
+    if own:
+        chosen = tuple(a.features[k] for k in own)
+        sizes["features"][own] = of_features(rows, chosen)
+    if insurer:
+        sizes["task"] = magnitudes(rows, Response(rows, a.task), ())["task"]
+    return Sums(sizes, dict.fromkeys(sizes, FLAG), 0)
+
+
+#: What each side answers for its own columns, without the other: public sizes, no sums.
+LOCAL: Mapping[str, Callable[[Any, Any], Sums]] = {"magnitudes": _magnitudes}
 #: What can be asked of joined rows, by the name of the statistic.
 JOINED: Mapping[str, Callable[[Any, Mapping[str, Floats], Owner], JoinedSum]] = {
     "glm_start": Totals,
