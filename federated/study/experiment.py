@@ -307,6 +307,11 @@ class Experiment(Strict):
             model.check()
             return {"model": family}
         severity = model.severity
+        if severity.per != data.target:
+            raise ConfigurationError(
+                f"model.severity.per: '{severity.per}' counts other claims than data.target, "
+                f"'{data.target}'; a pure premium is of one count of claims: give one column for both"
+            )
         amount = Task(
             target=severity.target,
             per=severity.per,

@@ -113,7 +113,7 @@ def usable(
     row_numbers = np.arange(len(frame))
     if data.missing == "drop":
         row_numbers = np.flatnonzero(frame.notna().all(axis=1))
-        frame = frame.iloc[row_numbers].reset_index(drop=True)
+        frame = frame.iloc[row_numbers]  # which rows of the file they are stands in the index
         if frame.empty:
             raise ContractError(f"{table.origin}: no row is left after dropping missing values")
     for name in experiment.columns_besides_features():
@@ -126,8 +126,9 @@ def usable(
     own = _own(experiment, features)
     check_features(frame, tuple(sorted(own, key=str)), data.missing)
     for task in experiment.tasks().values():  # here, where rows may be named
+        task.check_claims(frame)
         Response(task.rows(frame), task)
-    return frame, row_numbers
+    return frame.reset_index(drop=True), row_numbers
 
 
 def _numeric(experiment: Experiment) -> list[tuple[str, str]]:

@@ -52,9 +52,26 @@ class Task(Strict):
 
     def rows(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The rows this task is about."""
+        return frame if self.per is None else frame[frame[self.per] > 0]
+
+    def check_claims(self, frame: pd.DataFrame) -> None:
+        """Refuse rows whose amount and number of claims do not go together, and claims without an
+        amount where the family takes none: a frequency would count what a severity leaves out."""
         if self.per is None:
-            return frame
-        return frame[(frame[self.per] > 0) & (frame[self.target] > 0)]
+            return
+        claims, amount = frame[self.per], frame[self.target]
+        _refuse_rows(
+            (claims < 0) | ((claims == 0) & (amount != 0)),
+            f"column '{self.per}' must count the claims behind '{self.target}': 0 or more, and not 0 "
+            "where there is an amount",
+        )
+        if self.family == "gamma":
+            _refuse_rows(
+                (claims > 0) & (amount == 0),
+                f"'{self.target}' is 0 for claims of '{self.per}', which no gamma model takes: fit a "
+                f"family that does (tweedie), or let '{self.per}' count paid claims alone, here and "
+                "as the target of a frequency",
+            )
 
 
 class Response:
@@ -79,16 +96,21 @@ class Response:
 
 
 def _positive(frame: pd.DataFrame, name: str) -> Floats:
-    values = frame[name].to_numpy(dtype=np.float64)
-    bad = np.flatnonzero(~(values > 0))
-    if len(bad):
-        rows = ", ".join(str(i + 1) for i in bad[:5])
-        raise ContractError(
-            f"column '{name}' must be above 0 to be an exposure or a weight; "
-            "leave out the other rows",
-            (f"{len(bad)} rows are not (first: {rows})",),  # for the party's own eyes
-        )
-    return values
+    values = frame[name]
+    _refuse_rows(
+        ~(values > 0),
+        f"column '{name}' must be above 0 to be an exposure or a weight; leave out the other rows",
+    )
+    return np.asarray(values, dtype=np.float64)
+
+
+def _refuse_rows(wrong: pd.Series, rule: str) -> None:
+    """Raises ContractError where rows break a rule; how many and which, by the numbers in the
+    index, are for the party's own eyes."""
+    rows = wrong.index[wrong]
+    if len(rows):
+        first = ", ".join(str(row + 1) for row in rows[:5])
+        raise ContractError(rule, (f"{len(rows):,} of {len(wrong):,} rows (first: {first})",))
 
 
 #: What :func:`totals` sums beside the numbers of rows, in the order of their bounds.
