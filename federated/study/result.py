@@ -10,9 +10,10 @@ import pandas as pd
 
 from federated.party.state import Released
 from federated.solvers import glm
-from federated.study.experiment import Arm, Experiment, Query
+from federated.study.experiment import Experiment
 from federated.study.market import StudiedMarket
 from federated.study.scoring import Evaluation, scored
+from federated.study.settings import Arm, Query
 from lab.models.files import digest
 from lab.models.profile import Profile, Profiled
 from lab.privacy.joining import Opened, by_statistic

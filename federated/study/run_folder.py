@@ -25,9 +25,9 @@ from lab.scores import detection
 from lab.text import slugs
 
 if TYPE_CHECKING:
-    from federated.study.experiment import Query
     from federated.study.result import Study
     from federated.study.scoring import Detected
+    from federated.study.settings import Query
 
 PACKAGES = (
     "insurance-privacy-lab",

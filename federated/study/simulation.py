@@ -19,9 +19,10 @@ from federated.hiding.paillier import Dealer, KeyAuthority, Paillier
 from federated.hiding.protocol import Clear, Protection
 from federated.party.party import Party, Policy, numbered
 from federated.solvers.encoding import is_category
-from federated.study.experiment import Data, Experiment, ProtectionSettings
+from federated.study.experiment import Experiment
 from federated.study.plan import StudyPlan
 from federated.study.rows import declared_categories, sifted, usable, wanted_columns
+from federated.study.settings import Data, ProtectionSettings
 from federated.transport import in_process as grid
 from lab.errors import ConfigurationError
 from lab.market.make import make
