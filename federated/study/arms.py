@@ -78,6 +78,7 @@ def perform(
     start = time.perf_counter()
     run = secrets.token_hex(8)
     market = market_of(experiment.model_dump_json(), run)
+    experiment = market.experiment  # with what its contract says of it
     study = Study(experiment, market, {}, {}, {"data": time.perf_counter() - start})
     protection, own = _key(study, market.rules, tell), Rules.of_own_rows()
     with single_threaded_blas(), ExitStack() as stack:

@@ -23,7 +23,7 @@ from lab.models.families import Family
 from lab.models.glm import Task
 from lab.models.profile import Profiling
 from lab.records import Strict, nearest, parse, read_toml
-from lab.tables.contracts import Contract
+from lab.tables.contracts import Column, Contract
 from lab.tables.partition import Split
 
 
@@ -118,8 +118,9 @@ class Experiment(Strict):
         data, model = self.data, self.model
         family = Task(
             target=data.target,
-            exposure=data.exposure,
-            weight=data.weight,
+            exposure=data.exposure or None,
+            exposure_as=data.exposure_as,
+            weight=data.weight or None,
             per=data.per,
             **model.law(),
         )
@@ -128,11 +129,12 @@ class Experiment(Strict):
                 f"data.missing = '{data.missing}' does not fit {model.kind}: trees keep missing values "
                 "in a bin of their own ('keep'), other models fill in the mean ('mean')"
             )
-        link = family.law.link
-        if data.exposure is not None and link != "log":
+        law = family.law
+        if data.exposure and not self._takes_exposure(law):
             raise ConfigurationError(
                 f"data.exposure enters as a log offset and needs the log link; {model.family} has "
-                f"'{link}' here: set model.link = 'log' or use data.weight"
+                f"'{law.link}' here: set model.link = 'log', or data.exposure_as = 'weight' for "
+                "amounts for one unit of exposure"
             )
         if not isinstance(model, GLMSettings) or model.severity is None:
             model.check()
@@ -163,10 +165,62 @@ class Experiment(Strict):
         assert isinstance(self.model, GLMSettings) and self.model.severity is not None
         return Task(
             target=self.model.severity.target,
-            exposure=self.data.exposure,
+            exposure=self.data.exposure or None,
+            exposure_as=self.data.exposure_as,
             family="tweedie",
             power=1.5,
         )
+
+    def under(self, contract: Contract) -> tuple[Experiment, tuple[str, ...]]:
+        """The experiment with the exposure and the weight that its contract names where it names
+        none itself, and what was taken from there, in words.
+
+        Raises ConfigurationError where it names other columns than the contract has for a role.
+        """
+        taken = {}
+        for role in ("target", "exposure", "weight"):
+            columns = [name for name, column in contract.columns.items() if column.role == role]
+            named = getattr(self.data, role)
+            if named is None and columns and not (role == "exposure" and self.data.per):
+                taken[role] = self._only(role, columns, contract)
+            elif (
+                named in contract.columns
+                and columns
+                and not self._may_be(role, contract.columns[named])
+            ):
+                raise ConfigurationError(
+                    f"data.{role}: '{named}' has another role in contract {contract.name}, where "
+                    f"{' or '.join(map(repr, columns))} is the {role}; name that, or change the contract"
+                )
+        if not taken:
+            return self, ()
+        data = self.data.model_copy(update=taken)
+        words = [f"{role} {name}, by contract {contract.name}" for role, name in taken.items()]
+        return self.model_copy(update={"data": data}), tuple(words)
+
+    def _may_be(self, role: str, column: Column) -> bool:
+        """Whether a column may play a role: its own, and what is a feature may be modelled."""
+        return column.role == role or (role == "target" and column.role == "feature")
+
+    def _only(self, role: str, columns: list[str], contract: Contract) -> str:
+        """The one column that a contract has for a role, if it can play it here."""
+        where = (
+            f"data.{role}: contract {contract.name} has {' and '.join(map(repr, columns))} for it"
+        )
+        leave_out = f"set data.{role} = '' to leave it out"
+        if role == "exposure" and not self._takes_exposure(
+            Task(target=self.data.target, **self.model.law()).law
+        ):
+            raise ConfigurationError(
+                f"{where}, which this model takes neither as an offset nor as a weight; {leave_out}"
+            )
+        if len(columns) > 1:
+            raise ConfigurationError(f"{where}; name one of them, or {leave_out}")
+        return columns[0]
+
+    def _takes_exposure(self, law: Family) -> bool:
+        """Whether a column of exposure can enter the model as the experiment says it enters."""
+        return law.name != "binomial" and (law.link == "log" or self.data.exposure_as == "weight")
 
     def features(self, contract: Contract, task: str) -> tuple[Feature, ...]:
         """The features of a task; without a list, every feature column of the contract."""
@@ -174,6 +228,10 @@ class Experiment(Strict):
         if task == "severity" and isinstance(self.model, GLMSettings) and self.model.severity:
             choice = self.model.severity.features or choice
         self._check_person()
+        if self.data.exposure_as == "weight" and not self.data.exposure:
+            raise ConfigurationError(
+                "data.exposure_as = 'weight' needs a column: set data.exposure"
+            )
         other_roles = set(self.columns_besides_features())
         if choice is None:
             choice = tuple(
@@ -209,7 +267,7 @@ class Experiment(Strict):
             raise ConfigurationError(
                 f"data.features: '{name}' is the target, exposure, weight or person and cannot be a feature"
             )
-        if column.role in ("identifier", "never_leaves"):
+        if column.role != "feature":
             raise ConfigurationError(
                 f"data.features: '{name}' has the role '{column.role}' in contract {contract.name}"
             )
@@ -226,4 +284,4 @@ class Experiment(Strict):
             columns += [self.model.severity.target, self.model.severity.per]
         if self.detection is not None:
             columns += [self.detection.truth, self.detection.typology]
-        return [name for name in columns if name is not None]
+        return [name for name in columns if name]

@@ -52,9 +52,17 @@ class Data(Strict):
     query: str | None = Field(None, description="Rows to read where path is a database: SQL.")
     target: str = Field(description="The column that is modelled.")
     exposure: str | None = Field(
-        None, description="Exposure column, in years: enters as a log offset."
+        None,
+        description="Exposure column, in years; default: the contract's, '' for none.",
     )
-    weight: str | None = Field(None, description="Weight column: divides the dispersion.")
+    exposure_as: Literal["offset", "weight"] = Field(
+        "offset",
+        description="offset: its logarithm is added to the linear predictor. weight: the model is of target / exposure, weighted by exposure (log link not needed).",
+    )
+    weight: str | None = Field(
+        None,
+        description="Weight column: divides the dispersion; default: the contract's, '' for none.",
+    )
     per: str | None = Field(
         None,
         description="The target is the total of so many claims (a column of counts): models the amount per claim.",

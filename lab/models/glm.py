@@ -26,7 +26,8 @@ PERSON_PAIRS = Limit(bound=2.0**40, resolution=2.0**-12)
 
 
 class Task(Strict):
-    """What is modelled: ``target`` in ``family``, on the log link with ``exposure`` as offset.
+    """What is modelled: ``target`` in ``family``, on the log link with ``exposure`` as offset, or,
+    where ``exposure_as`` says so, ``target / exposure`` with exposure as a weight.
 
     ``per``: the target is the total of so many claims; the model is of the amount per claim,
     weighted by their number, over the rows that have any. ``profiles``: digests of the profiles
@@ -35,6 +36,7 @@ class Task(Strict):
 
     target: str
     exposure: str | None = None
+    exposure_as: Literal["offset", "weight"] = "offset"
     weight: str | None = None
     per: str | None = None
     family: FamilyName = "poisson"
@@ -77,8 +79,8 @@ class Task(Strict):
 class Response:
     """Per row: y (a rate or a mean amount for one unit of weight), weight, and log exposure.
 
-    With exposure the mean of the target is exposure * exp(eta); ``y`` stays the target and
-    ``offset`` is log(exposure).
+    With exposure as offset the mean of the target is exposure * exp(eta); ``y`` stays the target and
+    ``offset`` is log(exposure). With exposure as weight ``y`` is the target for one unit of it.
     """
 
     def __init__(self, frame: pd.DataFrame, task: Task) -> None:
@@ -87,12 +89,18 @@ class Response:
         self.weight = _positive(frame, task.weight) if task.weight else ones
         self.exposure = _positive(frame, task.exposure) if task.exposure else ones
         if task.per:
-            claims = _positive(frame, task.per)
-            self.y, self.weight = self.y / claims, self.weight * claims
+            self._divide(_positive(frame, task.per))
+        if task.exposure_as == "weight":
+            self._divide(self.exposure)
+            self.exposure = ones
         self.offset: Floats = np.log(self.exposure)
         wrong = task.law.check_target(self.y)
         if wrong:
             raise ContractError(f"target '{task.target}' {wrong}")
+
+    def _divide(self, units: Floats) -> None:
+        """Let y be for one unit, and the row weigh as much as it has of them."""
+        self.y, self.weight = self.y / units, self.weight * units
 
 
 def _positive(frame: pd.DataFrame, name: str) -> Floats:
