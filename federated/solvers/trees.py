@@ -18,7 +18,7 @@ from pydantic import Field
 
 from federated.federation import ModelTotals
 from federated.solvers.bins import agree_cuts
-from federated.solvers.encoding import totals_of
+from federated.solvers.encoding import leave_out, totals_of
 from federated.solvers.glm import constant_predictor
 from federated.solvers.growth import Growth
 from federated.solvers.solution import ModelSettings, Solution, Watch
@@ -92,9 +92,10 @@ def solve(
     watch: Watch | None = None,
     left_out: list[str] | None = None,
 ) -> Solution:
-    """The trees, and their losses by step. What never varies gets no bins, so nothing is left out.
+    """The trees, and their losses by step; what never varies gets no bins.
 
-    Raises :class:`ConfigurationError` where everybody sees the totals.
+    Raises :class:`ConfigurationError` where everybody sees the totals, :class:`ModelError` for a
+    feature that never varies unless there is a list ``left_out``.
     """
     if federation.everybody:
         raise ConfigurationError(
@@ -103,6 +104,9 @@ def solve(
             "model.kind = 'glm' or 'network'"
         )
     model, losses = train(federation, task, features, contract, settings, seed, watch)
+    used = {cut.feature for cut in model.cuts}
+    for feature in (f for f in features if f not in used):
+        leave_out(feature, left_out)
     return Solution(model, losses)
 
 

@@ -118,6 +118,10 @@ def _alone(stage: Stage, result: ArmResult, watch: Watch) -> None:
         watch(name, at, len(stage.alone))
         profiles = stage.profiles_of(federation, stage.own)
         _fit_for(stage.study, result, name, federation, profiles)
+    if (without := len(result.failures)) and len(result.models) > 1:
+        result.notes["whole market"] = (
+            f"scored over the {len(result.models)} parties that have a model; without one: {without}"
+        )
     result.evaluations = stage.scorer.alone(_texts(result))
 
 

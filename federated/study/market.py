@@ -42,9 +42,9 @@ class RemoteMarket:
     origin, digest = "each party's own table", ""
 
     def __init__(self, experiment: Experiment, contract: Contract, features: Features) -> None:
+        experiment, self.by_contract = experiment.under(contract)
         self.experiment, self.contract, self.features = experiment, contract, features
         self.in_sample = experiment.data.test == 0 and experiment.data.test_column is None
-        self.by_contract: tuple[str, ...] = ()
         self.unused = unused(experiment, contract, features, {})
         self.sizes: dict[str, dict[str, int | None]] = {}
 

@@ -149,9 +149,14 @@ def summary(study: Study) -> dict[str, Any]:
             "contract": study.market.contract.name,
             "in_sample": study.market.in_sample,
             "inputs": inputs,
+            "features": {
+                part: [f.name for f in each] for part, each in study.market.features.items()
+            },
+            "unused": study.market.unused,
             "parties": study.market.sizes,
         },
         "headline": study.headline,
+        "notices": study.notices,
         **({"run": study.run, "outlook": list(map(vars, study.outlook))} if study.run else {}),
         "arms": arms,
         "differences": _records(study.differences),

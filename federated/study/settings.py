@@ -83,6 +83,10 @@ class Data(Strict):
         "refuse",
         description="Rows with missing values: refuse the table, drop the rows, fill in the training mean (not for trees), or keep them in a bin of their own (trees only).",
     )
+    constant: Literal["drop", "refuse"] = Field(
+        "drop",
+        description="A feature that is the same in every training row of all parties: leave it out and say so, or refuse it.",
+    )
     test: float = Field(
         0.2,
         ge=0,

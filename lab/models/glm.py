@@ -48,6 +48,11 @@ class Task(Strict):
     def law(self) -> Family:
         return Family.make(self.family, self.link, self.power)
 
+    @property
+    def counts_with_exposure(self) -> bool:
+        """Whether the target counts events over an exposure that rows differ in."""
+        return self.family == "poisson" and bool(self.exposure) and self.exposure_as == "offset"
+
     def columns(self) -> list[str]:
         columns = [self.target, self.exposure, self.weight, self.per]
         return [name for name in columns if name is not None]
