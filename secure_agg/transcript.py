@@ -42,7 +42,8 @@ from secure_agg.keys import PrivateKey, PublicKey
 from secure_agg.packing import Layout
 from secure_agg.paillier import Batch
 
-TERMS, CONTRIBUTION, TRANSCRIPT = b"SAGGTE02", b"SAGGCO01", b"SAGGTR01"
+TERMS, CONTRIBUTION, TRANSCRIPT = b"SAGGTE01", b"SAGGCO01", b"SAGGTR01"
+TERMS_OF_SHARES = b"SAGGTS01"
 PURPOSE = b"contribution"
 #: With two contributors, the total minus one's own is the other's secret.
 FEWEST = 3
@@ -104,23 +105,22 @@ class Terms:
     def to_bytes(self) -> bytes:
         layout = json.dumps(self.layout.to_dict(), sort_keys=True, separators=(",", ":"))
         names = [name.encode() for name in self.parties]
-        kind = b"shares" if self.of_shares else b"sums"
-        head = [self.query.encode(), self.question, self.roster, self.key.encode(), kind]
-        return wire.join(TERMS, [*head, layout.encode(), *names])
+        kind = TERMS_OF_SHARES if self.of_shares else TERMS
+        head = [self.query.encode(), self.question, self.roster, self.key.encode()]
+        return wire.join(kind, [*head, layout.encode(), *names])
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Terms:
         """The terms that `to_bytes` wrote. Raises MalformedMessage and what the class raises."""
-        query, question, roster, key, kind, layout, *parties = wire.split(
-            TERMS, data, 6, wire.MOST_PARTS
-        )
+        of_shares = data[:6] == TERMS_OF_SHARES[:6]
+        kind = TERMS_OF_SHARES if of_shares else TERMS
+        query, question, roster, key, layout, *parties = wire.split(kind, data, 5, wire.MOST_PARTS)
         try:
             form = json.loads(wire.text(layout))
         except (ValueError, RecursionError):
             raise MalformedMessage("terms: the layout is not JSON") from None
         names = tuple(map(wire.text, parties))
         agreed = Layout.from_dict(form)
-        of_shares = kind == b"shares"
         terms = cls(wire.text(query), question, roster, names, wire.text(key), agreed, of_shares)
         if terms.to_bytes() != data:
             raise MalformedMessage("terms: not in canonical encoding")

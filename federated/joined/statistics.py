@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from scipy import special
 
 from federated.joined.factors import (
     Groups,
@@ -422,13 +423,19 @@ class Fit:
         law = self._law
         return [*_names(law.deviance(NONE)), *_names(law.mean(NONE)), "one", "one", "one"]
 
+    @property
+    def _counts(self) -> bool:
+        return bool(self.a.task.counts_with_exposure)
+
     def products(self) -> Products:
-        return [(("terms", "here"), ("loss", "here"))]
+        return [(("terms", "weighted", "here"), ("loss", "here"))]
 
     def widths(self) -> Widths:
         ones = {"here": 1, "valid": 1}
         terms = len(self._names) * (BAGS if self.a.replicates else 1)
-        return {"terms": terms} | ones, {"loss": len(self._law.loss_rights)} | ones
+        weighted = len(self._law.deviance(NONE)) + 2 if self._counts else 0
+        left = {"terms": terms, "weighted": weighted} | ones
+        return left, {"loss": len(self._law.loss_rights)} | ones
 
     def left(self, side: Side) -> Groups:
         task, scale = self.a.task, self.a.scale
@@ -445,7 +452,16 @@ class Fit:
         if self.a.replicates:
             bags = _bags(side, task, self.a.seed)
             terms = (bags[:, :, None] * terms[:, None, :]).reshape(len(rows), -1)
-        return within({"terms": terms}, len(rows))
+        return within({"terms": terms, "weighted": self._weighted(known, r)}, len(rows))
+
+    def _weighted(self, known: Rows, r: Response) -> Floats:
+        """Each row weighing as much as its exposure; see `lab.scores.accuracy.counts_explained`."""
+        if not self._counts:
+            return np.zeros((len(r.y), 0))
+        size, unit = r.weight * r.exposure, self._law.unit("mean")
+        deviance = _columns(self._law.deviance(Rows(r.y, size, known.own)))
+        logarithm = size * special.xlogy(r.y, r.y)
+        return np.column_stack([deviance, size * r.y / unit, logarithm / unit])
 
     def right(self, side: Side) -> Groups:
         rows, halves = side.rows(self.a.task, "test"), self._halves
@@ -469,17 +485,25 @@ class Fit:
             for name, rights in lists.items():
                 values[name][bag] = _picked(shares, "terms", law, rights, at)
                 at += len(rights)
+        if self._counts:
+            names = _names(law.deviance(NONE))
+            ends = {"weighted_actual": len(names), "weighted_logarithm": len(names) + 1}
+            values["weighted_deviance"] = _picked(shares, "weighted", law, names).reshape(1)
+            for name, at in ends.items():
+                values[name] = _picked(shares, "weighted", law, ["one"], at).reshape(1)
         return values
 
     def opened(self, values: Mapping[str, Floats], rows: int) -> Sums:
         law, scale = self._law, self.a.scale
-        units = {"deviance": "deviance", "null_deviance": "deviance"}
+        units = dict.fromkeys(("deviance", "null_deviance", "weighted_deviance"), "deviance")
         limits = accuracy.limits_of(self._family, scale)
+        if self._counts:
+            limits |= accuracy.weighted_limits(self._family, scale)
         draws = np.random.default_rng(self.a.seed).poisson(1.0, (self.a.replicates, BAGS))
         arrays = {"rows": np.array([float(rows)])}
         for name, by_bag in values.items():
             unit = _size_unit(scale) if name == "size" else law.unit(units.get(name, "mean"))
-            resampled = draws @ by_bag if self.a.replicates else np.zeros(0)
+            resampled = draws @ by_bag if self.a.replicates and len(by_bag) > 1 else np.zeros(0)
             total = np.concatenate([[by_bag.sum()], resampled]) * unit
             arrays[name] = np.clip(total, -limits[name].bound, limits[name].bound)
         return Sums(arrays, limits, rows)
