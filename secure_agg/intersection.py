@@ -89,7 +89,7 @@ NO_ELEMENT = "sent what is no element of the group, or the neutral one"
 
 
 @dataclass(frozen=True)
-class Terms:
+class AlignmentTerms:
     """What one alignment is about; commitments and hashes are bound to it.
 
     sides: names of the two
@@ -151,7 +151,7 @@ class Alignment:
 
 
 @dataclass(frozen=True)
-class Side:
+class AlignmentSide:
     """What one side remembers between the steps of one alignment. Secret; never shown.
 
     rows: number of own rows
@@ -163,7 +163,7 @@ class Side:
     result: what was learned; there when all steps are done
     """
 
-    terms: Terms
+    terms: AlignmentTerms
     name: str
     seed: bytes
     rows: int
@@ -177,7 +177,7 @@ class Side:
     result: Alignment | None = None
 
     def __repr__(self) -> str:
-        return f"Side({self.name}, before step {self.step})"
+        return f"AlignmentSide({self.name}, before step {self.step})"
 
     @property
     def peer(self) -> str:
@@ -196,7 +196,9 @@ class Side:
         return np.argsort(np.frombuffer(self.stream(use, 8 * size), dtype="<u8"), kind="stable")
 
 
-def start(terms: Terms, name: str, texts: Sequence[bytes], seed: bytes) -> tuple[Side, Message]:
+def start(
+    terms: AlignmentTerms, name: str, texts: Sequence[bytes], seed: bytes
+) -> tuple[AlignmentSide, Message]:
     """Step 0: the commitment to one's own set.
 
     texts: own identifiers, each once, at most as many as the cap
@@ -213,7 +215,7 @@ def start(terms: Terms, name: str, texts: Sequence[bytes], seed: bytes) -> tuple
         )
     if len(set(texts)) < len(texts):
         raise LayoutMismatch(f"{name}: {len(texts) - len(set(texts)):,} identifiers are repeated")
-    side = Side(terms, name, seed, len(texts))
+    side = AlignmentSide(terms, name, seed, len(texts))
     padding = side.stream(b"padding", WIDE * (terms.cap - len(texts)))
     drawn = mapped(np.frombuffer(padding, dtype=np.uint8).reshape(-1, WIDE))
     elements = np.concatenate([hashed(texts), drawn])[side.shuffled(b"own", terms.cap)]
@@ -222,7 +224,7 @@ def start(terms: Terms, name: str, texts: Sequence[bytes], seed: bytes) -> tuple
     return replace(side, own=own, commitments={name: commitment}), {"commitment": commitment}
 
 
-def advance(side: Side, message: Message) -> tuple[Side, Message]:
+def advance(side: AlignmentSide, message: Message) -> tuple[AlignmentSide, Message]:
     """The next step: what a side remembers now, and what it sends, from what the other sent.
 
     Done when `side.result` is there. Raises FaultyParty, which names the other side, and
@@ -236,7 +238,7 @@ def advance(side: Side, message: Message) -> tuple[Side, Message]:
 
 
 def run(
-    terms: Terms, texts: Mapping[str, Sequence[bytes]], seeds: Mapping[str, bytes]
+    terms: AlignmentTerms, texts: Mapping[str, Sequence[bytes]], seeds: Mapping[str, bytes]
 ) -> dict[str, Alignment]:
     """All steps of both sides in order, as a reference: what each learns."""
     first, second = terms.sides
@@ -253,7 +255,7 @@ def run(
 # The steps that all ways have in common.
 
 
-def _reveal(side: Side, message: Message) -> tuple[Side, Message]:
+def _reveal(side: AlignmentSide, message: Message) -> tuple[AlignmentSide, Message]:
     commitment = message.get("commitment", b"")
     if set(message) != {"commitment"} or len(commitment) != 32:
         raise _faulty(side, "sent no commitment of 32 bytes")
@@ -261,7 +263,7 @@ def _reveal(side: Side, message: Message) -> tuple[Side, Message]:
     return replace(side, commitments=commitments), _pieces("elements", side.own)
 
 
-def _crossed(side: Side, message: Message) -> Elements:
+def _crossed(side: AlignmentSide, message: Message) -> Elements:
     """The other side's set times one's own secret, if it is the one committed to."""
     theirs = _received(side, message, elements=side.terms.cap)["elements"]
     if _commitment(side.terms, side.peer, theirs) != side.commitments[side.peer]:
@@ -269,7 +271,7 @@ def _crossed(side: Side, message: Message) -> Elements:
     return _times(side, b"blinding", theirs)
 
 
-def _confirm(side: Side, message: Message) -> tuple[Side, Message]:
+def _confirm(side: AlignmentSide, message: Message) -> tuple[AlignmentSide, Message]:
     assert side.spine is not None
     digest, result = side.spine
     if message != {"spine": digest}:
@@ -280,14 +282,14 @@ def _confirm(side: Side, message: Message) -> tuple[Side, Message]:
 # `both` and `size`.
 
 
-def _cross(side: Side, message: Message) -> tuple[Side, Message]:
+def _cross(side: AlignmentSide, message: Message) -> tuple[AlignmentSide, Message]:
     theirs = _crossed(side, message)
     order = side.shuffled(b"theirs", len(theirs))
     sent = theirs[order] if side.terms.learns == "size" else theirs
     return replace(side, theirs=theirs), _pieces("crossed", sent)
 
 
-def _match(side: Side, message: Message) -> tuple[Side, Message]:
+def _match(side: AlignmentSide, message: Message) -> tuple[AlignmentSide, Message]:
     crossed = _received(side, message, crossed=side.terms.cap)["crossed"]
     own = _ids(_checked(side, crossed))
     spine = np.intersect1d(own, _ids(side.theirs), assume_unique=True)
@@ -300,7 +302,7 @@ def _match(side: Side, message: Message) -> tuple[Side, Message]:
 # A spine of the union.
 
 
-def _multiply(side: Side, message: Message) -> tuple[Side, Message]:
+def _multiply(side: AlignmentSide, message: Message) -> tuple[AlignmentSide, Message]:
     theirs = _crossed(side, message)
     sent = _pieces("placed", _times(side, b"spine", theirs))
     if side.leads:
@@ -310,7 +312,7 @@ def _multiply(side: Side, message: Message) -> tuple[Side, Message]:
     return side, {**sent, **_pieces("crossed", theirs)}
 
 
-def _divide(side: Side, message: Message) -> tuple[Side, Message]:
+def _divide(side: AlignmentSide, message: Message) -> tuple[AlignmentSide, Message]:
     cap = side.terms.cap
     if not side.leads:
         placed = _received(side, message, placed=cap)["placed"]
@@ -328,7 +330,7 @@ def _divide(side: Side, message: Message) -> tuple[Side, Message]:
     return replace(side, own=own, theirs=others, common=common), sent
 
 
-def _exchange(side: Side, message: Message) -> tuple[Side, Message]:
+def _exchange(side: AlignmentSide, message: Message) -> tuple[AlignmentSide, Message]:
     if side.leads:
         _received(side, message)
         return side, {}
@@ -338,7 +340,7 @@ def _exchange(side: Side, message: Message) -> tuple[Side, Message]:
     return replace(side, rest=rest), _pieces("others", _times(side, b"spine", arrays["others"]))
 
 
-def _unite(side: Side, message: Message) -> tuple[Side, Message]:
+def _unite(side: AlignmentSide, message: Message) -> tuple[AlignmentSide, Message]:
     rest = side.rest
     if side.leads:
         others = _received(side, message, others=len(side.theirs))["others"]
@@ -352,7 +354,7 @@ def _unite(side: Side, message: Message) -> tuple[Side, Message]:
     return _at_spine(side, spine, _by_row(side, _found(spine, own)), side.common)
 
 
-STEPS: dict[bool, tuple[Callable[[Side, Message], tuple[Side, Message]], ...]] = {
+STEPS: dict[bool, tuple[Callable[[AlignmentSide, Message], tuple[AlignmentSide, Message]], ...]] = {
     False: (_reveal, _cross, _match, _confirm),
     True: (_reveal, _multiply, _divide, _exchange, _unite, _confirm),
 }
@@ -362,11 +364,11 @@ STEPS: dict[bool, tuple[Callable[[Side, Message], tuple[Side, Message]], ...]] =
 
 
 def _at_spine(
-    side: Side,
+    side: AlignmentSide,
     spine: Ids,
     place: npt.NDArray[np.int64],
     common: npt.NDArray[np.bool_] | None,
-) -> tuple[Side, Message]:
+) -> tuple[AlignmentSide, Message]:
     digest = wire.digest(SET, [side.terms.digest, spine.tobytes()])
     record = {
         "learns": side.terms.learns,
@@ -379,7 +381,7 @@ def _at_spine(
     return replace(side, spine=(digest, result)), {"spine": digest}
 
 
-def _received(side: Side, message: Message, **counts: int) -> dict[str, Elements]:
+def _received(side: AlignmentSide, message: Message, **counts: int) -> dict[str, Elements]:
     """The arrays of a message, each of so many elements, none twice. Raises FaultyParty."""
     sizes = {
         f"{name}/{at // CHUNK}": SIZE * min(CHUNK, count - at)
@@ -405,21 +407,21 @@ def _pieces(name: str, elements: Elements) -> dict[str, bytes]:
     }
 
 
-def _times(side: Side, use: bytes, elements: Elements) -> Elements:
+def _times(side: AlignmentSide, use: bytes, elements: Elements) -> Elements:
     try:
         return multiplied(_key(side, use), elements)
     except InvalidElement:
         raise _faulty(side, NO_ELEMENT) from None
 
 
-def _checked(side: Side, elements: Elements) -> Elements:
+def _checked(side: AlignmentSide, elements: Elements) -> Elements:
     try:
         return checked(elements)
     except InvalidElement:
         raise _faulty(side, NO_ELEMENT) from None
 
 
-def _key(side: Side, use: bytes) -> bytes:
+def _key(side: AlignmentSide, use: bytes) -> bytes:
     return derived_key(side.seed, side.terms.digest + use)
 
 
@@ -436,16 +438,16 @@ def _found(spine: Ids, ids: Ids) -> npt.NDArray[np.int64]:
     return np.where(spine[rows] == ids, rows, -1).astype(np.int64)
 
 
-def _by_row(side: Side, values: npt.NDArray[Number]) -> npt.NDArray[Number]:
+def _by_row(side: AlignmentSide, values: npt.NDArray[Number]) -> npt.NDArray[Number]:
     """Values in the order that own elements were shuffled to, for each own row."""
     by_row = np.empty_like(values)
     by_row[side.shuffled(b"own", len(values))] = values
     return by_row[: side.rows]
 
 
-def _commitment(terms: Terms, name: str, elements: Elements) -> bytes:
+def _commitment(terms: AlignmentTerms, name: str, elements: Elements) -> bytes:
     return wire.digest(SET, [terms.digest, name.encode(), elements.tobytes()])
 
 
-def _faulty(side: Side, deed: str) -> FaultyParty:
+def _faulty(side: AlignmentSide, deed: str) -> FaultyParty:
     return FaultyParty(f"{side.peer}: {deed}", side.peer)

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from secure_agg import intersection, ristretto
 from secure_agg.errors import FaultyParty, LayoutMismatch, MalformedMessage
-from secure_agg.intersection import Alignment, Message, Side, Terms, advance, run, start
+from secure_agg.intersection import (
+    Alignment,
+    Message,
+    AlignmentSide,
+    AlignmentTerms,
+    advance,
+    run,
+    start,
+)
 from secure_agg.ristretto import ORDER, SIZE, encoded, multiplied
 
 LEFT, RIGHT = "left", "right"
@@ -21,8 +29,8 @@ WAYS = ("both", "size", "hidden", LEFT, RIGHT)
 SEEDS = {name: hashlib.sha256(name.encode()).digest() for name in (LEFT, RIGHT)}
 
 
-def terms_of(learns: str, cap: int = 12) -> Terms:
-    return Terms((LEFT, RIGHT), learns, cap, bytes(32))
+def terms_of(learns: str, cap: int = 12) -> AlignmentTerms:
+    return AlignmentTerms((LEFT, RIGHT), learns, cap, bytes(32))
 
 
 def texts(*names: str) -> list[bytes]:
@@ -91,7 +99,7 @@ def test_another_session_gives_another_spine() -> None:
     left = texts("a", "b", "c", "d", "e", "f")
     results = [
         run(
-            Terms((LEFT, RIGHT), "hidden", 6, bytes([session]) * 32),
+            AlignmentTerms((LEFT, RIGHT), "hidden", 6, bytes([session]) * 32),
             {LEFT: left, RIGHT: left},
             SEEDS,
         )[LEFT].place.tolist()
@@ -107,9 +115,9 @@ def play(
     learns: str,
     left: list[bytes],
     right: list[bytes],
-    change: Callable[[int, Side, Message], Message] = lambda step, side, message: message,
+    change: Callable[[int, AlignmentSide, Message], Message] = lambda step, side, message: message,
     cap: int = 12,
-) -> tuple[list[tuple[Message, Message]], Side, Side]:
+) -> tuple[list[tuple[Message, Message]], AlignmentSide, AlignmentSide]:
     """All that is said, where what the right side says is changed before it arrives."""
     terms, said = terms_of(learns, cap), []
     one, forth = start(terms, LEFT, left, SEEDS[LEFT])
@@ -171,7 +179,7 @@ def test_under_size_crossed_elements_come_in_another_order() -> None:
 
 # Deviations.
 
-Change = Callable[[int, Side, Message], Message]
+Change = Callable[[int, AlignmentSide, Message], Message]
 
 
 def at(step: int, change: Callable[[Message], Message]) -> Change:
@@ -248,7 +256,7 @@ def test_a_side_that_deviates_is_named_with_what_it_did(
 def test_own_rows_sent_back_as_the_others_are_refused() -> None:
     """A leader that says that common rows are its own alone would make two rows of one person."""
 
-    def lie(step: int, side: Side, message: Message) -> Message:
+    def lie(step: int, side: AlignmentSide, message: Message) -> Message:
         if step != 3 or "alone/0" not in message:
             return message
         count = len(message["alone/0"]) // SIZE
@@ -257,7 +265,7 @@ def test_own_rows_sent_back_as_the_others_are_refused() -> None:
         honest, _ = side_before(4)
         return {**message, "alone/0": multiplied(inverse, honest.own[:count]).tobytes()}
 
-    def side_before(step: int) -> tuple[Side, Side]:
+    def side_before(step: int) -> tuple[AlignmentSide, AlignmentSide]:
         terms = terms_of(RIGHT)
         one, forth = start(terms, LEFT, texts(*"abcd"), SEEDS[LEFT])
         two, back = start(terms, RIGHT, texts(*"cdef"), SEEDS[RIGHT])
@@ -308,7 +316,7 @@ def test_an_alignment_that_is_over_takes_no_message() -> None:
 
 def test_a_side_shows_none_of_its_secrets() -> None:
     side, _ = start(terms_of("both"), LEFT, texts("a"), SEEDS[LEFT])
-    assert repr(side) == "Side(left, before step 1)"
+    assert repr(side) == "AlignmentSide(left, before step 1)"
 
 
 def test_a_record_for_the_log_holds_both_commitments_and_no_row() -> None:
