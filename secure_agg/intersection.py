@@ -210,11 +210,10 @@ def start(
         raise LayoutMismatch(f"'{name}' is no side of this alignment, or its seed not of 32 bytes")
     if len(texts) > terms.cap:
         raise LayoutMismatch(
-            f"{name} has {len(texts):,} identifiers and the cap is {terms.cap:,}; "
-            "agree on a higher one"
+            f"{name} has more identifiers than the cap of {terms.cap:,}; agree on a higher one"
         )
     if len(set(texts)) < len(texts):
-        raise LayoutMismatch(f"{name}: {len(texts) - len(set(texts)):,} identifiers are repeated")
+        raise LayoutMismatch(f"{name}: identifiers are repeated; each may stand there once")
     side = AlignmentSide(terms, name, seed, len(texts))
     padding = side.stream(b"padding", WIDE * (terms.cap - len(texts)))
     drawn = mapped(np.frombuffer(padding, dtype=np.uint8).reshape(-1, WIDE))

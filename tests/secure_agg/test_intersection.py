@@ -299,9 +299,9 @@ def test_terms_that_can_not_be_honoured_are_refused(
 
 
 def test_more_identifiers_than_the_cap_and_repeated_ones_are_refused() -> None:
-    with pytest.raises(LayoutMismatch, match="left has 3 identifiers and the cap is 2"):
+    with pytest.raises(LayoutMismatch, match="left has more identifiers than the cap of 2"):
         start(terms_of("both", 2), LEFT, texts(*"abc"), SEEDS[LEFT])
-    with pytest.raises(LayoutMismatch, match="left: 2 identifiers are repeated") as refusal:
+    with pytest.raises(LayoutMismatch, match="left: identifiers are repeated") as refusal:
         start(terms_of("both"), LEFT, texts(*"abab"), SEEDS[LEFT])
     assert "'a'" not in str(refusal.value)
     with pytest.raises(LayoutMismatch, match="is no side"):
