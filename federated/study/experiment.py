@@ -140,6 +140,11 @@ class Experiment(Strict):
             )
         for task in self.tasks().values():
             check_law(task.law)
+            if task.law.name == "binomial" and self.protection.product == "paillier":
+                raise ConfigurationError(
+                    "protection.product: a binomial model over joined sides needs 'triples'; its mean is "
+                    "no product of what the sides know, and Paillier would take hours"
+                )
 
     def check_detection(self) -> None:
         """Refuse ``[detection]`` where the model gives no probability of fraud."""

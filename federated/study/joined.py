@@ -15,6 +15,7 @@ from federated.app import client_app
 from federated.federation import Federation
 from federated.hiding.protocol import Clear, Protection
 from federated.joined.alignment import aligned
+from federated.joined.curves import REACH, error_bound
 from federated.joined.factors import Owner
 from federated.joined.protection import Joined, Pair
 from federated.joined.side import JoinedSide
@@ -107,9 +108,19 @@ def joined_tables(experiment: Experiment, texts: Sequence[str]) -> JoinedTables:
             *notes,
             f"joined by {' and '.join(blocks[0].keys)}: {len(own):,} persons of the insurers, {len(theirs):,} "
             f"of the fund, {len(whole):,} of both, which {LEARNS[experiment.alignment.learns]}",
+            *_approximations(experiment),
         ),
         drafted=any(block.contract is None and block.source is None for block in experiment.joined),
     )
+
+
+def _approximations(experiment: Experiment) -> Iterator[str]:
+    """What is not exact, and by how much."""
+    if experiment.model.family == "binomial":
+        yield (
+            f"each row's mean is right to {error_bound():.0e}, for parts of the fund's columns within "
+            f"{REACH:g} on the logit scale"
+        )
 
 
 def _read(block: JoinedTable, texts: Sequence[str]) -> tuple[Table, KeyTexts]:

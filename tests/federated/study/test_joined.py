@@ -36,6 +36,7 @@ def persons() -> pd.DataFrame:
         -0.5 + 0.01 * (frame.age - 50) + 0.5 * frame.stays + 0.4 * (frame.chronic == "yes")
     )
     frame["claims"] = rng.poisson(frame.years * rate)
+    frame["any"] = (frame.claims > 0).astype(int)
     frame["paid"] = (frame.claims > 0) * rng.gamma(2.0, 300.0, n).round(2)
     return frame
 
@@ -43,7 +44,7 @@ def persons() -> pd.DataFrame:
 def written(folder: Path, insurers: int = 1) -> dict[str, Any]:
     """The tables of both sides as files, and an experiment over them."""
     frame = persons()
-    own = frame[["person", "claims", "paid", "years", "age", "region"]].iloc[: BOTH + OURS]
+    own = frame[["person", "claims", "any", "paid", "years", "age", "region"]].iloc[: BOTH + OURS]
     fund = frame[["person", "stays", "chronic"]].drop(index=range(BOTH, BOTH + OURS))
     fund = fund.sample(frac=1, random_state=3).rename(columns={"person": "card"})
     fund.to_csv(folder / "fund.csv", index=False)
@@ -134,6 +135,23 @@ def test_the_fit_does_not_depend_on_who_learns_whom(tmp_path, learns):
     check_equal(perform(experiment(values, protection={"sums": "clear"})))
 
 
+def test_a_logistic_fit_is_statsmodels_on_the_joined_table(tmp_path):
+    changes = {"target": "any", "exposure": None, "features": ["age", "stays", "chronic"]}
+    study = perform(experiment(written(tmp_path), model={"family": "binomial"}, data=changes))
+    frame = persons().iloc[:BOTH]
+    x = np.column_stack([np.ones(BOTH), frame.age, frame.stays, frame.chronic == "yes"]).astype(
+        float
+    )
+    right = sm.GLM(frame["any"], x, family=sm.families.Binomial()).fit(
+        tol=1e-12, tol_criterion="params"
+    )
+    ours = fitted(study, "federated")
+    np.testing.assert_allclose(ours.coefficients().estimate, right.params, rtol=1e-6)
+    np.testing.assert_allclose(ours.coefficients().standard_error, right.bse, rtol=1e-6)
+    assert ours.log_likelihood == pytest.approx(right.llf, rel=1e-8)
+    assert any("each row's mean is right to 6e-10" in line for line in study.notices)
+
+
 def test_one_fund_joined_to_three_insurers_is_one_fit(tmp_path):
     study = perform(experiment(written(tmp_path, insurers=3)))
     check_equal(study)
@@ -221,8 +239,12 @@ def test_tables_that_can_t_be_joined_are_refused(tmp_path, change, message):
         ({"arms": {"run": ["alone"]}}, "'alone' is not for joined sides"),
         ({"model": {"kind": "trees"}}, "joined sides take 'glm'"),
         (
-            {"model": {"family": "binomial"}, "data": {"exposure": None}},
-            "can't be fitted over joined",
+            {
+                "model": {"family": "binomial"},
+                "data": {"exposure": None},
+                "protection": {"product": "paillier"},
+            },
+            "needs 'triples'",
         ),
         ({"protection": {"sums": "masks"}}, "joined sides take 'paillier' or 'clear'"),
         ({"data": {"path": "x.csv"}}, r"rows come from \[\[joined\]\]"),
