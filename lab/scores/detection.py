@@ -233,7 +233,7 @@ class Investigation:
 def at_budget(sums: Sums, share: float, *, investigation_cost: float) -> Investigation:
     """What comes of investigating the top ``share`` of claims, for ``investigation_cost`` yuan each.
 
-    Where the budget cuts through a bin, the bin counts pro rata: what is expected when its claims
+    Whole claims are investigated: the nearest number to the share, one at least. Where the budget cuts through a bin, the bin counts pro rata: what is expected when its claims
     are taken in random order. Every fraud investigated is taken as proved and its amount as saved.
     Raises :class:`ConfigurationError` unless 0 < share <= 1.
 
@@ -248,13 +248,15 @@ def at_budget(sums: Sums, share: float, *, investigation_cost: float) -> Investi
     """
     if not 0 < share <= 1:
         raise ConfigurationError(f"a budget must be a share above 0 and at most 1, got {share:g}")
-    top = {name: float(values[0]) for name, values in _tops(sums, np.array([share])).items()}
     rows, fraud = float(sums["rows"].sum()), float(sums["fraud"].sum())
-    precision = float(_ratio(top["fraud"], top["rows"]))
-    cost = top["rows"] * investigation_cost
+    investigated = float(min(max(round(share * rows), 1), rows))
+    part = np.array([investigated / rows if rows else 0.0])
+    top = {name: float(values[0]) for name, values in _tops(sums, part).items()}
+    precision = float(_ratio(top["fraud"], investigated))
+    cost = investigated * investigation_cost
     return Investigation(
         share=share,
-        investigated=top["rows"],
+        investigated=investigated,
         found=top["fraud"],
         precision=precision,
         recall=float(_ratio(top["fraud"], fraud)),
@@ -265,8 +267,27 @@ def at_budget(sums: Sums, share: float, *, investigation_cost: float) -> Investi
     )
 
 
+def best_budget(sums: Sums, *, investigation_cost: float) -> tuple[float, float]:
+    """(claims, net yuan): how many claims, from the top down to the end of a bin, save the most for
+    ``investigation_cost`` yuan each; none where no number of them saves more than it costs.
+
+    It is chosen on the rows that it is judged by, and so flatters.
+
+    >>> bins = {"rows": [4, 3, 1], "amount": [0, 300, 700]}
+    >>> arrays = {name: np.array(values, dtype=float) for name, values in bins.items()}
+    >>> sums = Sums(arrays, dict.fromkeys(arrays, SCORE), rows=8)
+    >>> best_budget(sums, investigation_cost=90.0), best_budget(sums, investigation_cost=200.0)
+    ((4.0, 640.0), (1.0, 500.0))
+    """
+    rows = _from_top(sums["rows"])
+    net = _from_top(sums["amount"]) - investigation_cost * rows
+    best = int(np.argmax(net))
+    return float(rows[best]), float(net[best])
+
+
 def scores(sums: Sums, share: float, *, investigation_cost: float) -> dict[str, float]:
     """The headline scores of a ranking by name; see the functions they come from."""
+    claims, net = best_budget(sums, investigation_cost=investigation_cost)
     precision, low, high = interval(sums)
     return {
         "average_precision": precision,
@@ -275,6 +296,8 @@ def scores(sums: Sums, share: float, *, investigation_cost: float) -> dict[str, 
         "roc_auc": roc_auc(sums["rows"], sums["fraud"]),
         "frauds": float(sums["fraud"].sum()),
         "fraud_share": float(_ratio(sums["fraud"].sum(), sums["rows"].sum())),
+        "best_investigated": claims,
+        "best_net": net,
     } | vars(at_budget(sums, share, investigation_cost=investigation_cost))
 
 

@@ -185,7 +185,7 @@ def test_a_larger_budget_finds_no_less_and_the_whole_finds_all(
         detection.at_budget(sums, share, investigation_cost=1.0) for share in (*shares, 1.0)
     )
     assert less.found <= more.found + 1e-9 and less.saved <= more.saved + 1e-9
-    assert less.investigated == pytest.approx(shares[0] * len(listed))
+    assert less.investigated == max(1, round(shares[0] * len(listed)))
     assert (whole.investigated, whole.found) == (len(listed), rows[0].sum())
     assert whole.saved == (rows[0] * rows[2]).sum()
     if whole.found:
@@ -212,6 +212,24 @@ def test_money_of_a_budget_by_hand() -> None:
     assert found.recall == pytest.approx(5 / 8)
     assert found.lift == pytest.approx(0.25 / 0.08)
     assert (found.saved, found.cost, found.net) == (11_000, 6_000, 5_000)
+
+
+def test_a_budget_pays_for_whole_claims() -> None:
+    """168 claims of 16,785 at 300 each cost 50,400, not 50,355."""
+    arrays = {name: np.array([16_785.0]) for name in BINNED.arrays}
+    sums = Sums(arrays, dict(BINNED.limits), 16_785)
+    whole = detection.at_budget(sums, 0.01, investigation_cost=300.0)
+    assert (whole.investigated, whole.cost) == (168, 50_400)
+
+
+@pytest.mark.parametrize(("cost", "claims"), [(0.0, 100), (100.0, 40), (700.0, 10), (801.0, 0)])
+def test_the_best_budget_ends_where_a_bin_saves_less_than_it_costs(
+    cost: float, claims: int
+) -> None:
+    investigated, net = detection.best_budget(BINNED, investigation_cost=cost)
+    assert investigated == claims
+    saved = {0: 0, 10: 8000, 40: 17_000, 100: 17_500}[claims]
+    assert net == saved - claims * cost
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.01, float("nan")])
