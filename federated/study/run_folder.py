@@ -9,6 +9,7 @@ import re
 import secrets
 import shutil
 import time
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from lab.text import slugs
 
 if TYPE_CHECKING:
     from federated.study.experiment import Query
-    from federated.study.result import Study
+    from federated.study.result import ArmResult, Study
     from federated.study.scoring import Detected
 
 PACKAGES = (
@@ -63,7 +64,7 @@ def keep(study: Study, runs: Path, *, tracking_uri: str | None, track: bool) -> 
     draft = folder.with_name(f".{folder.name}")
     try:
         (draft / "models").mkdir(parents=True)
-        result = summary(study)
+        result = summary(study) | {"folder": folder.name, "date": _now()}
         _write(draft, study, result)
         draft.rename(folder)
     except OSError as error:
@@ -72,6 +73,11 @@ def keep(study: Study, runs: Path, *, tracking_uri: str | None, track: bool) -> 
     study.folder = folder
     if track:
         study.tracking = log(folder, tracking.address(runs, tracking_uri))
+
+
+def _now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def log(folder: Path, uri: str) -> str:
@@ -191,8 +197,23 @@ def _models(study: Study, arm: str, part: str) -> dict[str, Any]:
     fits = {h: _fit(m.fit) for h, m in models.items() if m.fit is not None}
     hashes = {h: m.hash for h, m in models.items()}
     if "all" in models:
-        return {"fit": fits.get("all"), "model_hash": hashes["all"]}
+        importance = _importance(study.arms[arm], models["all"].model, part)
+        return {"fit": fits.get("all"), "model_hash": hashes["all"], "importance": importance}
     return {"fits": fits, "model_hashes": hashes}
+
+
+def _importance(arm: ArmResult, model: Any, part: str) -> dict[str, float] | None:
+    """How much the model goes by each column; None for a model that does not say."""
+    if not hasattr(model, "importance"):
+        return None
+    evaluation = arm.evaluations.get(part, {}).get("all")
+    levels = evaluation.levels if evaluation else {}
+    exposures = {
+        column: dict(zip(names, sums["size"].tolist(), strict=True))
+        for column, (names, sums) in levels.items()
+    }
+    sizes: dict[str, float] = model.importance(exposures)
+    return sizes
 
 
 def _fit(fit: Any) -> dict[str, Any]:
