@@ -22,7 +22,7 @@ from lab.models.design import Feature
 from lab.report import page as report
 from lab.report import tracking
 from lab.scores import accuracy as scoring
-from lab.scores import detection
+from lab.scores import detection, groups
 from lab.text import slugs
 
 if TYPE_CHECKING:
@@ -266,12 +266,12 @@ def _detection(study: Study, detected: Detected) -> dict[str, Any]:
         "lift": lift.tolist(),
         "tenths": _records(detection.calibration(detected.rank).reset_index()),
         "typologies": _records(
-            detection.by_typology(detected.groups[kind][1], detected.groups[kind][0]).reset_index()
+            groups.by_typology(detected.groups[kind][1], detected.groups[kind][0]).reset_index()
             if kind in detected.groups
             else pd.DataFrame()
         ),
         "groups": {
-            column: _records(detection.fairness(sums, levels).reset_index())
+            column: _records(groups.fairness(sums, levels).reset_index())
             for column, (levels, sums) in detected.groups.items()
             if column != kind
         },
