@@ -189,12 +189,12 @@ def _in_bins(result: Result) -> dict[str, Any]:
 
 
 def _lorenz(result: Result, axes: Axes) -> str:
-    arms = _in_bins(result)
+    ginis = {arm: result["arms"][arm]["scores"]["all"]["gini"] for arm in _in_bins(result)}
+    arms = {arm: c for arm, c in _in_bins(result).items() if ginis[arm] is not None}
     if not arms:
         return ""
     axes.plot([0, 1], [0, 1], color=LINE, lw=1)
     for arm, curves in arms.items():
-        gini = result["arms"][arm]["scores"]["all"]["gini"]
         style = (0, (2, 3)) if arm == "pooled" else "-"
         axes.plot(
             curves["lorenz"]["exposure"],
@@ -202,12 +202,11 @@ def _lorenz(result: Result, axes: Axes) -> str:
             lw=1.6,
             ls=style,
             color=COLOURS[arm],
-            label=f"{arm}, Gini {gini:.3f}",
+            label=f"{arm}, Gini {ginis[arm]:.3f}",
         )
     axes.set(xlabel="share of exposure", ylabel="share of target", xlim=(0, 1), ylim=(0, 1))
     axes.legend(loc="upper left")
-    ginis = {arm: result["arms"][arm]["scores"]["all"]["gini"] for arm in arms}
-    return "Gini index: " + ", ".join(f"{arm} {number(g, 3)}" for arm, g in ginis.items())
+    return "Gini index: " + ", ".join(f"{arm} {number(ginis[arm], 3)}" for arm in arms)
 
 
 def _tenths(result: Result) -> pd.DataFrame:

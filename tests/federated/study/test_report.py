@@ -81,3 +81,17 @@ def test_a_result_of_before_still_makes_a_page(study: Study) -> None:
         arm.pop("importance", None)
     text = page.render(result)
     assert "seed" in text and "What the model goes by" not in text
+
+
+def test_a_party_where_nothing_happened_has_no_gini_and_costs_no_figure(tmp_path: Path) -> None:
+    frame = table(400).assign(party=np.arange(400) % 4, late=np.arange(400) % 5 == 0)
+    frame.loc[frame["late"], "claims"] = 0
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    data = {"test_column": "late", "test_value": 1}
+    values = experiment(tmp_path / "t.csv", data).model_dump()
+    values |= {"parties": {"split": "column", "column": "party"}, "arms": {"replicates": 5}}
+    study = run(Experiment.model_validate(values), runs=tmp_path / "runs", track=False)
+    result = json.loads((Path(study.folder) / "result.json").read_text())
+    scores = result["arms"]["federated"]["scores"].values()
+    assert {each["gini"] for each in scores} == {each["balance"] for each in scores} == {None}
+    assert "could not be drawn" not in html(study)
