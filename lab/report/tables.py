@@ -84,6 +84,7 @@ def name_of(party: str) -> str:
 #: Scores of the main table: key, name, digits.
 _RATES = (
     ("deviance_explained", "Deviance explained", 4),
+    ("deviance_explained_of_own_rate", "Against own rate", 4),
     ("gini", "Gini", 3),
     ("balance", "Balance", 3),
 )
@@ -123,7 +124,7 @@ def _sizes(result: Result, party: str, title: str) -> tuple[str, ...]:
 
 
 def _score(arm: Result, party: str, key: str, digits: int) -> str:
-    return number(arm["scores"][party][key], digits) if party in arm["scores"] else "no fit"
+    return number(arm["scores"][party].get(key), digits) if party in arm["scores"] else "no fit"
 
 
 def differences(result: Result) -> PageTable | None:

@@ -44,8 +44,8 @@ def _against(result: Result, arm: str) -> tuple[float, float | None, float | Non
             return line["difference"], line["low"], line["high"]
     key, arms = result["headline"], result["arms"]
     ours, theirs = (arms.get(a, {}).get("scores", {}).get("all", {}) for a in ("federated", arm))
-    if ours.get(key) is None or theirs.get(key) is None:
-        return None
+    if None in (ours.get(key), theirs.get(key)) or ours["rows"] != theirs["rows"]:
+        return None  # not run, or some party has no model of its own
     return ours[key] - theirs[key], None, None
 
 
