@@ -20,6 +20,8 @@ INK, PALE, LINE, GRID = "#1f2a33", "#56616a", "#d9dee2", "#eef1f3"
 COLOURS = {
     "alone": "#a6561f",
     "without": "#5c6299",
+    "insurer": "#97456f",
+    "fund": "#2f5f8f",
     "federated": "#0f766e",
     "personal": "#7452b5",
     "pooled": INK,
@@ -34,10 +36,7 @@ THEMES = {
         "grid": GRID,
         "paper": "#fbfbf9",
         "card": "#ffffff",
-        "alone": COLOURS["alone"],
-        "without": COLOURS["without"],
-        "federated": COLOURS["federated"],
-        "personal": COLOURS["personal"],
+        **{arm: colour for arm, colour in COLOURS.items() if arm != "pooled"},
         "sealed": "#eaf5f3",
         "sealed-ink": "#0b5750",
         "clear": "#fdeeea",
@@ -52,6 +51,8 @@ THEMES = {
         "card": "#1a2024",
         "alone": "#e39a69",
         "without": "#a9b0de",
+        "insurer": "#df97bf",
+        "fund": "#86b6e6",
         "federated": "#56c4b5",
         "personal": "#b9a2ee",
         "sealed": "#12302d",
@@ -61,7 +62,15 @@ THEMES = {
     },
 }
 
-MARKS = {"alone": "o", "without": "s", "federated": "D", "personal": "^", "pooled": "|"}
+MARKS = {
+    "alone": "o",
+    "without": "s",
+    "insurer": "o",
+    "fund": "s",
+    "federated": "D",
+    "personal": "^",
+    "pooled": "|",
+}
 
 
 #: Scores that arms are compared by, as people call them.

@@ -6,7 +6,8 @@ from lab.report.style import Result
 
 
 def verdict(result: Result) -> str:
-    """Joining against each party alone, on the whole market; empty where nothing was scored."""
+    """Joining against each party alone, or the better of joined sides, on the whole market; empty
+    where nothing was scored."""
     whole = result["arms"].get("federated", {}).get("scores", {}).get("all", {})
     value = whole.get(result["headline"])
     if value is None:
@@ -14,17 +15,29 @@ def verdict(result: Result) -> str:
     rows = _rows(result, whole)
     if result["data"]["in_sample"]:
         return "No rows were kept for testing, so nothing here says what joining is worth."
-    line = _against(result, "alone")
+    other = _rival(result)
+    line = _against(result, other)
     if line is None:
         return f"The federated model {_level(result, value)}, on {rows}."
     gain, low, high = line
+    than = "alone" if other == "alone" else f"the {other}'s own columns"
     if low is None or high is None:
         return (
-            f"{_gain(result, gain)} than alone, on {rows}. There is no interval without resamples."
+            f"{_gain(result, gain)} than {than}, on {rows}. There is no interval without resamples."
         )
     proof = "that is proved" if low > 0 or high < 0 else "that is not proved"
     interval = f"95 % interval {_signed(result, low)} to {_signed(result, high)}"
-    return f"{_gain(result, gain)} than alone ({interval}); on {rows} {proof}."
+    return f"{_gain(result, gain)} than {than} ({interval}); on {rows} {proof}."
+
+
+def _rival(result: Result) -> str:
+    """The arm without joining: each party alone, or the better of two sides."""
+    scores = {
+        side: result["arms"].get(side, {}).get("scores", {}).get("all", {}).get(result["headline"])
+        for side in ("insurer", "fund")
+    }
+    sides = {side: score for side, score in scores.items() if score is not None}
+    return "alone" if not sides else max(sides, key=lambda side: sides[side])
 
 
 def against_pooled(result: Result) -> str:

@@ -65,6 +65,35 @@ def test_the_verdict_claims_nothing_in_sample_and_names_no_arm_that_did_not_run(
     assert verdict.verdict(result(arms={})) == ""
 
 
+def test_joined_sides_are_compared_with_the_better_of_the_two() -> None:
+    arms = {a: {"scores": {"all": SCORES}} for a in ("federated", "insurer", "fund")}
+    arms["fund"] = {"scores": {"all": SCORES | {"deviance_explained": 0.095}}}
+    lines = [
+        {
+            "against": side,
+            "party": "all",
+            "difference": gain,
+            "low": gain - 0.01,
+            "high": gain + 0.01,
+        }
+        for side, gain in (("insurer", 0.05), ("fund", -0.005))
+    ]
+    assert verdict.verdict(result(arms=arms, differences=lines)) == (
+        "Joining explains 0.50 percentage points less of the deviance than the fund's own columns "
+        "(95 % interval -1.50 to +0.50); on 4,038 test rows that is not proved."
+    )
+
+
+def test_arms_on_different_rows_are_not_compared() -> None:
+    """Where some party has no model of its own, alone is scored on the others' rows."""
+    arms = {
+        "federated": {"scores": {"all": SCORES}},
+        "alone": {"scores": {"all": SCORES | {"rows": 9}}},
+    }
+    sentence = verdict.verdict(result(arms=arms, differences=[]))
+    assert sentence.startswith("The federated model explains")
+
+
 def test_a_party_without_a_fit_is_said_to_have_none() -> None:
     explained, gini, balance = tables.arms(result())
     assert explained.columns == ("party", "test rows", "alone", "federated")
