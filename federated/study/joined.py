@@ -15,6 +15,7 @@ from federated.app import client_app
 from federated.federation import Federation
 from federated.hiding.protocol import Clear, Protection
 from federated.joined.alignment import aligned
+from federated.joined.curves import REACH, error_bound
 from federated.joined.factors import Owner
 from federated.joined.protection import Joined, Pair
 from federated.joined.side import JoinedSide
@@ -27,6 +28,14 @@ from lab.privacy.disclosure import Rules
 from lab.tables.contracts import Column, Contract
 from lab.tables.identifiers import KeyTexts, key_texts
 from lab.tables.sources import Table, load
+
+#: Who is told of the common persons, in words.
+LEARNS = {
+    "hidden": "no side is told",
+    "both": "both sides are told by name",
+    "insurer": "the insurers are told by name",
+    "fund": "the fund is told by name",
+}
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,12 @@ def joined_tables(experiment: Experiment, texts: Sequence[str]) -> JoinedTables:
             f"joined: no person of {fund.origin} is in {', '.join(t.origin for t, _ in insurers)}; "
             "check joined.key, and how both tables spell it"
         )
+    for name in experiment.columns_besides_features():
+        if name in theirs and name != KEY:
+            raise ConfigurationError(
+                f"data: '{name}' stands at the fund; target, exposure, weight, person and the column for "
+                "testing are the insurer's"
+            )
     contract = _contract(blocks[0], insurers[0][0].contract, fund.contract, fund_block)
     digest = hashlib.sha256("".join(table.digest for table, _ in loaded).encode()).hexdigest()
     origin = f"{', '.join(table.origin for table, _ in insurers)} joined to {fund.origin}"
@@ -89,9 +104,23 @@ def joined_tables(experiment: Experiment, texts: Sequence[str]) -> JoinedTables:
         names=tuple(block.name or block.role for block in blocks),
         fund_name=fund_block.name or "fund",
         fund_columns=frozenset(theirs.columns) - {KEY},
-        notes=tuple(notes),
+        notes=(
+            *notes,
+            f"joined by {' and '.join(blocks[0].keys)}: {len(own):,} persons of the insurers, {len(theirs):,} "
+            f"of the fund, {len(whole):,} of both, which {LEARNS[experiment.alignment.learns]}",
+            *_approximations(experiment),
+        ),
         drafted=any(block.contract is None and block.source is None for block in experiment.joined),
     )
+
+
+def _approximations(experiment: Experiment) -> Iterator[str]:
+    """What is not exact, and by how much."""
+    if experiment.model.family == "binomial":
+        yield (
+            f"each row's mean is right to {error_bound():.0e}, for parts of the fund's columns within "
+            f"{REACH:g} on the logit scale"
+        )
 
 
 def _read(block: JoinedTable, texts: Sequence[str]) -> tuple[Table, KeyTexts]:
