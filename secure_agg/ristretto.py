@@ -2,7 +2,9 @@
 
 A group of prime order, in which every element has one encoding of 32 bytes: no small subgroup, no
 twist, nothing to clear or to check but the encoding. libsodium does the arithmetic, in constant
-time, through rbcl, whose calls let go of Python's lock, so that threads use all cores.
+time, through rbcl. Where there are many elements it is done in lanes (`secure_agg.arithmetic.curve`),
+and a row of each chunk compared with libsodium's. Both let go of Python's lock, so that threads
+use all cores.
 
 Elements travel as one array (n, 32) of bytes. The neutral element is none of them.
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,13 +22,15 @@ import numpy as np
 import numpy.typing as npt
 import rbcl
 
-from secure_agg.errors import InvalidElement
+from secure_agg.arithmetic import curve
+from secure_agg.errors import InvalidElement, WrongArithmetic
 
 SIZE = 32  # bytes of an element, and of a scalar
 WIDE = 64  # bytes of a hash that is mapped to the group
 ORDER = 2**252 + 27742317777372353535851937790883648493
 CONTEXT = b"OPRFV1-\x00-ristretto255-SHA512"
 CHUNK = 4096  # elements that a thread works on in one go
+MANY = 20_000  # elements from which on lanes pay; they take a second to be compiled
 
 Elements = npt.NDArray[np.uint8]
 
@@ -45,30 +50,45 @@ def multiplied(scalar: bytes, elements: Elements, workers: int = 2) -> Elements:
 
     scalar: 32 bytes, little endian, between 1 and the order
 
-    Raises InvalidElement with the row of the first that is not an element. Multiplying checks
-    the encoding, so what was multiplied needs no other check.
+    Raises InvalidElement with the row of one that is not an element. Multiplying checks the
+    encoding, so what was multiplied needs no other check.
     """
+    _encoded_by_255_bits(elements)
 
     def times(element: bytes) -> bytes:
         return bytes(rbcl.crypto_scalarmult_ristretto255(scalar, element))
 
-    return _side_by_side(times, elements, workers)
+    def many(rows: Elements) -> Elements:
+        products, good = curve.products(int.from_bytes(scalar, "little"), rows)
+        if not good.all():
+            raise InvalidElement(int(good.argmin()))
+        return products
+
+    return _side_by_side(times, many, elements, workers)
 
 
 def checked(elements: Elements, workers: int = 2) -> Elements:
-    """The elements as they are. Raises InvalidElement with the row of the first that is none."""
+    """The elements as they are. Raises InvalidElement with the row of one that is none."""
+    _encoded_by_255_bits(elements)
 
     def same(element: bytes) -> bytes:
         if not rbcl.crypto_core_ristretto255_is_valid_point(element) or element == bytes(SIZE):
             raise ValueError
         return element
 
-    return _side_by_side(same, elements, workers)
+    def many(rows: Elements) -> Elements:
+        good = curve.are_elements(rows)
+        if not good.all():
+            raise InvalidElement(int(good.argmin()))
+        return rows
+
+    return _side_by_side(same, many, elements, workers)
 
 
 def mapped(digests: npt.NDArray[np.uint8], workers: int = 2) -> Elements:
     """The one-way map of RFC 9496, section 4.3.4: (n, 64) bytes to (n, 32)."""
-    return _side_by_side(rbcl.crypto_core_ristretto255_from_hash, digests, workers)
+    one: Callable[[bytes], bytes] = rbcl.crypto_core_ristretto255_from_hash
+    return _side_by_side(one, curve.mapped, digests, workers)
 
 
 def hashed(texts: Sequence[bytes], context: bytes = CONTEXT, workers: int = 2) -> Elements:
@@ -133,23 +153,63 @@ def finalize(texts: Sequence[bytes], scalar: bytes, evaluated: Elements) -> list
     ]
 
 
+def _encoded_by_255_bits(elements: Elements) -> None:
+    """Refuses a last bit, which libsodium before 1.0.19 overlooks: a second encoding of an element."""
+    above = elements[:, -1] >= 128
+    if above.any():
+        raise InvalidElement(int(above.argmax()))
+
+
 def _side_by_side(
-    work: Callable[[bytes], bytes], rows: npt.NDArray[np.uint8], workers: int
+    one: Callable[[bytes], bytes],
+    many: Callable[[Elements], Elements],
+    rows: npt.NDArray[np.uint8],
+    workers: int,
 ) -> Elements:
-    """The work on each row of bytes. It says by an error that a row is no element."""
+    """The same work on each row of bytes, by libsodium or, on many rows, by lanes.
+
+    one: says by an error of its own that a row is no element; many: by InvalidElement
+    """
+    work = _one_by_one(one) if len(rows) < MANY else _compared(one, many)
     out = np.empty((len(rows), SIZE), dtype=np.uint8)
 
     def chunk(start: int) -> None:
-        width, data = rows.shape[1], rows[start : start + CHUNK].tobytes()
-        results = []
-        for at in range(0, len(data), width):
-            try:
-                results.append(work(data[at : at + width]))
-            except (ValueError, RuntimeError):
-                raise InvalidElement(start + at // width) from None
-        out[start : start + CHUNK] = encoded(*results)
+        try:
+            out[start : start + CHUNK] = work(rows[start : start + CHUNK])
+        except InvalidElement as error:
+            raise InvalidElement(start + error.row) from None
 
     with ThreadPoolExecutor(workers) as pool:
         for _ in pool.map(chunk, range(0, len(rows), CHUNK)):
             pass
     return out
+
+
+def _one_by_one(one: Callable[[bytes], bytes]) -> Callable[[Elements], Elements]:
+    def work(rows: Elements) -> Elements:
+        results = []
+        for row, element in enumerate(rows):
+            try:
+                results.append(one(element.tobytes()))
+            except (ValueError, RuntimeError):
+                raise InvalidElement(row) from None
+        return encoded(*results)
+
+    return work
+
+
+def _compared(
+    one: Callable[[bytes], bytes], many: Callable[[Elements], Elements]
+) -> Callable[[Elements], Elements]:
+    """Lanes, of which a row drawn by chance is compared with libsodium's."""
+
+    def work(rows: Elements) -> Elements:
+        results, row = many(rows), secrets.randbelow(len(rows))
+        if one(rows[row].tobytes()) != results[row].tobytes():
+            raise WrongArithmetic(
+                "this machine's vector arithmetic and libsodium do not agree; "
+                "nothing was sent. Report it with the machine's kind"
+            )
+        return results
+
+    return work

@@ -124,6 +124,16 @@ def test_what_rfc_9496_calls_invalid_is_refused_and_its_row_is_named(bad: str) -
         assert refusal.value.row == 2
 
 
+def test_a_second_encoding_of_an_element_is_refused() -> None:
+    """libsodium before 1.0.19 overlooks the last bit."""
+    rows = np.concatenate([element(MULTIPLES[0]), element(MULTIPLES[0])])
+    rows[1, -1] |= 128
+    for use in (checked, lambda e: multiplied(scalar(7), e)):
+        with pytest.raises(InvalidElement) as refusal:
+            use(rows)
+        assert refusal.value.row == 1
+
+
 def test_a_digest_is_mapped_as_in_rfc_9496() -> None:
     digest = np.frombuffer(bytes.fromhex(DIGEST), dtype=np.uint8).reshape(1, -1)
     assert mapped(digest).tobytes().hex() == MAPPED
