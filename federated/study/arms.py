@@ -25,11 +25,12 @@ from federated.party.binding import Binding
 from federated.party.party import Party
 from federated.solvers.solution import Watch
 from federated.study.bound import SignedStudy
-from federated.study.experiment import Arm, Experiment
+from federated.study.experiment import Experiment
 from federated.study.outcome import Outcome, fit_models
 from federated.study.plan import StudyPlan
 from federated.study.result import ArmResult, Fitted, Study
 from federated.study.scoring import Scorer, simulated_comparisons, simulated_scorer
+from federated.study.settings import Arm
 from federated.study.simulation import SimulatedMarket, in_process, market_of, protected
 from federated.transport.in_process import ENGINES
 from lab.errors import ConfigurationError, ModelError
@@ -77,6 +78,7 @@ def perform(
     start = time.perf_counter()
     run = secrets.token_hex(8)
     market = market_of(experiment.model_dump_json(), run)
+    experiment = market.experiment  # with what its contract says of it
     study = Study(experiment, market, {}, {}, {"data": time.perf_counter() - start})
     protection, own = _key(study, market.rules, tell), Rules.of_own_rows()
     with single_threaded_blas(), ExitStack() as stack:
@@ -116,6 +118,10 @@ def _alone(stage: Stage, result: ArmResult, watch: Watch) -> None:
         watch(name, at, len(stage.alone))
         profiles = stage.profiles_of(federation, stage.own)
         _fit_for(stage.study, result, name, federation, profiles)
+    if (without := len(result.failures)) and len(result.models) > 1:
+        result.notes["whole market"] = (
+            f"scored over the {len(result.models)} parties that have a model; without one: {without}"
+        )
     result.evaluations = stage.scorer.alone(_texts(result))
 
 

@@ -19,9 +19,16 @@ from federated.hiding.paillier import Dealer, KeyAuthority, Paillier
 from federated.hiding.protocol import Clear, Protection
 from federated.party.party import Party, Policy, numbered
 from federated.solvers.encoding import is_category
-from federated.study.experiment import Data, Experiment, ProtectionSettings
+from federated.study.experiment import Experiment
 from federated.study.plan import StudyPlan
-from federated.study.rows import declared_categories, sifted, usable, wanted_columns
+from federated.study.rows import (
+    declared_categories,
+    sifted,
+    unused,
+    usable,
+    wanted_columns,
+)
+from federated.study.settings import Data, ProtectionSettings
 from federated.transport import in_process as grid
 from lab.errors import ConfigurationError
 from lab.market.make import make
@@ -39,15 +46,19 @@ class SimulatedMarket:
     """The rows of an experiment, dealt to parties and split for training and testing."""
 
     def __init__(self, experiment: Experiment) -> None:
-        self.experiment = experiment
         data = experiment.data
         own = Contract.read(Path(data.contract)) if data.contract else None
         public_contract = own or (built_in(data.source) if data.source else None)
+        self.by_contract: tuple[str, ...] = ()
+        if public_contract is not None:
+            experiment, self.by_contract = experiment.under(public_contract)
+            data = experiment.data
+        self.experiment = experiment
         with _place(data) as path:
             table = _table(experiment, path, own, public_contract)
             self.left_out: dict[str, str] = {}  # columns that are no features by default, and why
-            if public_contract is None:
-                table, self.left_out = sifted(experiment, table)
+            if own is not None or public_contract is None:
+                table, self.left_out = sifted(experiment, table, drafted=own is None)
             self.cells = _all_cells(experiment, table.contract, path)
         self.digest = table.digest
         self.origin = _origin(data) or table.origin
@@ -55,6 +66,7 @@ class SimulatedMarket:
         self.contract = profiled(table.contract, experiment.profile)
         self.rules = Rules.read(_path(experiment.protection.disclosure))
         self.features = {t: experiment.features(self.contract, t) for t in experiment.tasks()}
+        self.unused = unused(experiment, self.contract, self.features, self.left_out)
         frame, row_numbers = usable(experiment, self.features, table)
         split, partition = (
             np.random.default_rng(child)
