@@ -17,6 +17,7 @@ from secure_agg import intersection
 from secure_agg.intersection import AlignmentTerms
 
 INSURER, FUND = "insurer", "fund"
+QUICK, FULL = 50_000, 1_000_000
 
 
 def figures(path: Path | None, quick: bool) -> list[Row]:
@@ -25,7 +26,7 @@ def figures(path: Path | None, quick: bool) -> list[Row]:
     start and compiling counted. openmined-psi 2.0 (C++, P-256; its client alone learns who is
     common, exact, no commitments, messages not serialised) uses one core. It pins a protobuf that
     Flower does not take, so it is no extra: pip install --no-deps openmined-psi."""
-    count = 50_000 if quick else 1_000_000
+    count = QUICK if quick else FULL
     size = f"{count:,} x {count:,}"
     both, hidden = _measured("both", count), _measured("hidden", count)
     rows = []
