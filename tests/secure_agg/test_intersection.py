@@ -314,6 +314,18 @@ def test_an_alignment_that_is_over_takes_no_message() -> None:
         advance(one, {})
 
 
+@pytest.mark.parametrize("learns", WAYS)
+def test_a_side_that_starts_again_with_the_messages_it_kept_says_the_same(learns: str) -> None:
+    left, right = texts(*"abcd"), texts(*"cdef")
+    said, one, _ = play(learns, left, right)
+    again, message = start(terms_of(learns), LEFT, left, SEEDS[LEFT])
+    for forth, back in said:
+        assert message == forth
+        again, message = advance(again, back)
+    assert one.result is not None and again.result is not None
+    assert np.array_equal(again.result.place, one.result.place)
+
+
 def test_a_side_shows_none_of_its_secrets() -> None:
     side, _ = start(terms_of("both"), LEFT, texts("a"), SEEDS[LEFT])
     assert repr(side) == "AlignmentSide(left, before step 1)"
