@@ -30,6 +30,7 @@ WIDE = 64  # bytes of a hash that is mapped to the group
 ORDER = 2**252 + 27742317777372353535851937790883648493
 CONTEXT = b"OPRFV1-\x00-ristretto255-SHA512"
 CHUNK = 4096  # elements that a thread works on in one go
+WORKERS = os.cpu_count() or 1
 MANY = 20_000  # elements from which on lanes pay; they take a second to be compiled
 
 Elements = npt.NDArray[np.uint8]
@@ -45,7 +46,7 @@ def encoded(*elements: bytes) -> Elements:
     return np.frombuffer(b"".join(elements), dtype=np.uint8).reshape(-1, SIZE)
 
 
-def multiplied(scalar: bytes, elements: Elements, workers: int = 2) -> Elements:
+def multiplied(scalar: bytes, elements: Elements, workers: int = WORKERS) -> Elements:
     """Each element times a scalar, (n, 32).
 
     scalar: 32 bytes, little endian, between 1 and the order
@@ -67,7 +68,7 @@ def multiplied(scalar: bytes, elements: Elements, workers: int = 2) -> Elements:
     return _side_by_side(times, many, elements, workers)
 
 
-def checked(elements: Elements, workers: int = 2) -> Elements:
+def checked(elements: Elements, workers: int = WORKERS) -> Elements:
     """The elements as they are. Raises InvalidElement with the row of one that is none."""
     _encoded_by_255_bits(elements)
 
@@ -85,13 +86,13 @@ def checked(elements: Elements, workers: int = 2) -> Elements:
     return _side_by_side(same, many, elements, workers)
 
 
-def mapped(digests: npt.NDArray[np.uint8], workers: int = 2) -> Elements:
+def mapped(digests: npt.NDArray[np.uint8], workers: int = WORKERS) -> Elements:
     """The one-way map of RFC 9496, section 4.3.4: (n, 64) bytes to (n, 32)."""
     one: Callable[[bytes], bytes] = rbcl.crypto_core_ristretto255_from_hash
     return _side_by_side(one, curve.mapped, digests, workers)
 
 
-def hashed(texts: Sequence[bytes], context: bytes = CONTEXT, workers: int = 2) -> Elements:
+def hashed(texts: Sequence[bytes], context: bytes = CONTEXT, workers: int = WORKERS) -> Elements:
     """HashToGroup of RFC 9497, section 4.1: n texts to (n, 32).
 
     The discrete logarithm of what comes out is known to nobody.
@@ -154,7 +155,7 @@ def finalize(texts: Sequence[bytes], scalar: bytes, evaluated: Elements) -> list
 
 
 def _encoded_by_255_bits(elements: Elements) -> None:
-    """Refuses a last bit, which libsodium before 1.0.19 overlooks: a second encoding of an element."""
+    """Refuses a last bit, which libsodium 1.0.18 overlooks: a second encoding of an element."""
     above = elements[:, -1] >= 128
     if above.any():
         raise InvalidElement(int(above.argmax()))

@@ -125,7 +125,7 @@ def test_what_rfc_9496_calls_invalid_is_refused_and_its_row_is_named(bad: str) -
 
 
 def test_a_second_encoding_of_an_element_is_refused() -> None:
-    """libsodium before 1.0.19 overlooks the last bit."""
+    """libsodium 1.0.18, which rbcl 1.1.2 brings, overlooks the last bit."""
     rows = np.concatenate([element(MULTIPLES[0]), element(MULTIPLES[0])])
     rows[1, -1] |= 128
     for use in (checked, lambda e: multiplied(scalar(7), e)):
