@@ -55,6 +55,10 @@ class InvalidElement(SecureAggError):
         self.row = row
 
 
+class UnusableLibrary(SecureAggError):
+    """A library that computes for this package is not there or can't be loaded."""
+
+
 class WrongArithmetic(SecureAggError):
     """Two ways to compute the same thing gave different results."""
 

@@ -16,14 +16,15 @@ import os
 import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import rbcl
 
 from secure_agg.arithmetic import curve
-from secure_agg.errors import InvalidElement, WrongArithmetic
+from secure_agg.errors import InvalidElement, UnusableLibrary, WrongArithmetic
 
 SIZE = 32  # bytes of an element, and of a scalar
 WIDE = 64  # bytes of a hash that is mapped to the group
@@ -34,11 +35,6 @@ WORKERS = os.cpu_count() or 1
 MANY = 20_000  # elements from which on lanes pay; they take a second to be compiled
 
 Elements = npt.NDArray[np.uint8]
-
-# rbcl writes libsodium to a file of its own at each import and leaves it there. Loaded, it is not
-# needed any more, and where a system does not let go of it before, it stays.
-if os.name == "posix":
-    Path(rbcl._sodium._name).unlink(missing_ok=True)
 
 
 def encoded(*elements: bytes) -> Elements:
@@ -57,7 +53,7 @@ def multiplied(scalar: bytes, elements: Elements, workers: int = WORKERS) -> Ele
     _encoded_by_255_bits(elements)
 
     def times(element: bytes) -> bytes:
-        return bytes(rbcl.crypto_scalarmult_ristretto255(scalar, element))
+        return bytes(_libsodium().crypto_scalarmult_ristretto255(scalar, element))
 
     def many(rows: Elements) -> Elements:
         products, good = curve.products(int.from_bytes(scalar, "little"), rows)
@@ -73,7 +69,9 @@ def checked(elements: Elements, workers: int = WORKERS) -> Elements:
     _encoded_by_255_bits(elements)
 
     def same(element: bytes) -> bytes:
-        if not rbcl.crypto_core_ristretto255_is_valid_point(element) or element == bytes(SIZE):
+        if not _libsodium().crypto_core_ristretto255_is_valid_point(element) or element == bytes(
+            SIZE
+        ):
             raise ValueError
         return element
 
@@ -88,7 +86,10 @@ def checked(elements: Elements, workers: int = WORKERS) -> Elements:
 
 def mapped(digests: npt.NDArray[np.uint8], workers: int = WORKERS) -> Elements:
     """The one-way map of RFC 9496, section 4.3.4: (n, 64) bytes to (n, 32)."""
-    one: Callable[[bytes], bytes] = rbcl.crypto_core_ristretto255_from_hash
+
+    def one(digest: bytes) -> bytes:
+        return bytes(_libsodium().crypto_core_ristretto255_from_hash(digest))
+
     return _side_by_side(one, curve.mapped, digests, workers)
 
 
@@ -152,6 +153,25 @@ def finalize(texts: Sequence[bytes], scalar: bytes, evaluated: Elements) -> list
         ).digest()
         for text, element in zip(texts, elements, strict=True)
     ]
+
+
+@cache
+def _libsodium() -> Any:
+    """rbcl, when it is first needed: it writes libsodium to a temporary file and leaves that there.
+
+    Loaded, the file is not needed; a system that holds on to it (Windows) keeps it. Raises
+    UnusableLibrary.
+    """
+    try:
+        import rbcl
+    except (ImportError, OSError):
+        raise UnusableLibrary(
+            "libsodium can't be loaded: rbcl is not installed, or files in the folder of temporary "
+            "files may not be executed; set TMPDIR to one where they may"
+        ) from None
+    if os.name == "posix":
+        Path(rbcl._sodium._name).unlink(missing_ok=True)
+    return rbcl
 
 
 def _encoded_by_255_bits(elements: Elements) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from secure_agg.errors import InvalidElement
+from secure_agg import ristretto
+from secure_agg.errors import InvalidElement, UnusableLibrary
 from secure_agg.ristretto import (
     CHUNK,
     CONTEXT,
@@ -174,3 +179,20 @@ def test_multiplications_commute_and_an_inverse_takes_one_back() -> None:
 
 def test_an_empty_array_stays_empty() -> None:
     assert hashed([]).shape == multiplied(scalar(2), hashed([])).shape == (0, SIZE)
+
+
+def test_a_missing_library_is_said_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rbcl", None)
+    ristretto._libsodium.cache_clear()
+    try:
+        with pytest.raises(UnusableLibrary, match="set TMPDIR"):
+            hashed([b"a"])
+    finally:
+        ristretto._libsodium.cache_clear()
+
+
+def test_the_library_leaves_no_file_behind(tmp_path: Path) -> None:
+    command = "from secure_agg import ristretto; ristretto.hashed([b'a'])"
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", command], env=environment, check=True)
+    assert list(tmp_path.iterdir()) == []
