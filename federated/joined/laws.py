@@ -197,12 +197,12 @@ class Law:
         return factor
 
 
-def law_of(family: Family, scale: Scale) -> Law:
+def check_law(family: Family) -> None:
     """Raises :class:`ConfigurationError` for a family whose sums are no inner products."""
     if family.link == "log" and family.name in ("poisson", "gamma", "tweedie", "gaussian"):
-        return Law(family, scale)
+        return
     if family.name == "gaussian" and family.link == "identity":
-        return Law(family, scale)
+        return
     raise ConfigurationError(
         f"model: a {family.name} model with the {family.link} link can't be fitted over joined parties; "
         "gaussian, poisson, gamma and tweedie on the log link can, and gaussian with the identity link"

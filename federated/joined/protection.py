@@ -64,11 +64,8 @@ class Joined:
     ) -> None:
         """owner: who holds a column; least: rows that both sides must have behind a total."""
         self.inner, self.pairs, self._owner = inner, pairs, owner
+        self.hiding: Hiding = inner.hiding
         self._product, self._least, self._dealer = product, least, Dealer()
-
-    @property
-    def hiding(self) -> Hiding:
-        return self.inner.hiding
 
     @property
     def everybody(self) -> bool:

@@ -20,7 +20,7 @@ from federated.joined.factors import (
     indicators,
     within,
 )
-from federated.joined.laws import Law, Rows, Terms, law_of
+from federated.joined.laws import Law, Rows, Terms
 from lab.errors import ConfigurationError
 from lab.models import glm
 from lab.models.design import Number
@@ -69,7 +69,7 @@ class Step:
 
     @property
     def _law(self) -> Law:
-        return law_of(self.a.task.law, self.a.scale)
+        return Law(self.a.task.law, self.a.scale)
 
     def products(self) -> Products:
         scores = tuple(f"score {k}" for k in range(len(self._law.score_rights)))
@@ -174,7 +174,7 @@ class Likelihood:
 
     @property
     def _law(self) -> Law:
-        return law_of(self.a.task.law, self.a.scale)
+        return Law(self.a.task.law, self.a.scale)
 
     def products(self) -> Products:
         return [(("terms", "here"), ("loss", "here"))]
@@ -416,7 +416,7 @@ class Fit:
 
     @property
     def _law(self) -> Law:
-        return law_of(self._family, self.a.scale)
+        return Law(self._family, self.a.scale)
 
     @property
     def _names(self) -> list[str]:
@@ -536,7 +536,7 @@ class ByLevel:
     @property
     def _law(self) -> Law:
         one = Scale(rows=1, weight=1.0, exposure=1.0, target=1.0, square=1.0)
-        return law_of(self.a.task.law, one)
+        return Law(self.a.task.law, one)
 
     def products(self) -> Products:
         return [(("terms", "here", "levels"), ("loss", "here", "levels"))]

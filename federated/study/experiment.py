@@ -13,10 +13,21 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
+from federated.joined.laws import check_law
 from federated.solvers.glm import GLMSettings
 from federated.solvers.kinds import AnySettings
 from federated.study.experiment_file import look_beside, set_key
-from federated.study.settings import Arms, Data, Detection, ProtectionSettings, Query
+from federated.study.settings import (
+    ARMS_OF_SIDES,
+    AlignmentSettings,
+    Arms,
+    Data,
+    Detection,
+    JoinedTable,
+    ProtectionSettings,
+    Query,
+    check_places,
+)
 from lab.errors import ConfigurationError
 from lab.models.design import Feature
 from lab.models.families import Family
@@ -50,6 +61,28 @@ class Experiment(Strict):
     query: tuple[Query, ...] = Field(
         (), description="Questions asked before the arms run; their answers enter the report."
     )
+    joined: tuple[JoinedTable, ...] = Field(
+        (), description="The tables of two sides that know the same persons in other columns."
+    )
+    alignment: AlignmentSettings = Field(
+        AlignmentSettings(), description="Who learns which persons joined sides have in common."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_joined_sides(cls, values: Any) -> Any:
+        """One insurer and the fund, unless the file says more."""
+        if not isinstance(values, dict) or not values.get("joined"):
+            return values
+        arms = values.get("arms", {})
+        if isinstance(arms, dict):
+            arms = {"run": list(ARMS_OF_SIDES)} | arms
+        return {"parties": {"split": "uniform", "count": 1}} | values | {"arms": arms}
+
+    @model_validator(mode="after")
+    def _rows_come_from_one_place(self) -> Self:
+        check_places(self.data, self.joined, self.arms.run)
+        return self
 
     @model_validator(mode="after")
     def _personal_follows_federated(self) -> Self:
@@ -83,7 +116,29 @@ class Experiment(Strict):
         experiment.tasks()
         experiment.check_detection()
         experiment.check_profiles()
+        experiment.check_joined()
         return experiment
+
+    def check_joined(self) -> None:
+        """Refuse what can't be done over joined sides."""
+        if not self.joined:
+            return
+        choices = {
+            "model.kind": (self.model.kind, ("glm",)),
+            "protection.sums": (self.protection.sums, ("paillier", "clear")),
+            "protection.key": (self.protection.key, ("authority",)),
+        }
+        for key, (value, allowed) in choices.items():
+            if value not in allowed:
+                raise ConfigurationError(
+                    f"{key}: joined sides take {' or '.join(map(repr, allowed))}, got '{value}'"
+                )
+        if self.profile or self.detection or self.query or len(self.tasks()) > 1:
+            raise ConfigurationError(
+                "joined: takes one model, without [[profile]], [detection], [[query]] and model.severity"
+            )
+        for task in self.tasks().values():
+            check_law(task.law)
 
     def check_detection(self) -> None:
         """Refuse ``[detection]`` where the model gives no probability of fraud."""

@@ -14,6 +14,7 @@ FILES = {
     "data": ("path", "contract", "test_rows"),
     "protection": ("disclosure",),
     "profile": ("register_file",),
+    "joined": ("path", "contract"),
 }
 
 
