@@ -2,8 +2,8 @@
 
 A group of prime order, in which every element has one encoding of 32 bytes: no small subgroup, no
 twist, nothing to clear or to check but the encoding. libsodium does the arithmetic, in constant
-time, through rbcl. Where there are many elements it is done in lanes (`secure_agg.arithmetic.curve`),
-and a row of each chunk compared with libsodium's. Both let go of Python's lock, so that threads
+time, through rbcl. Where there are many elements it is done eight at a time
+(`secure_agg.arithmetic.curve`), and a row of each chunk compared with libsodium's. Both let go of Python's lock, so that threads
 use all cores.
 
 Elements travel as one array (n, 32) of bytes. The neutral element is none of them.
@@ -32,7 +32,7 @@ ORDER = 2**252 + 27742317777372353535851937790883648493
 CONTEXT = b"OPRFV1-\x00-ristretto255-SHA512"
 CHUNK = 4096  # elements that a thread works on in one go
 WORKERS = os.cpu_count() or 1
-MANY = 20_000  # elements from which on lanes pay; they take a second to be compiled
+MANY = 20_000  # elements from which on vector code pays; it takes a second to be compiled
 
 Elements = npt.NDArray[np.uint8]
 
@@ -187,7 +187,7 @@ def _side_by_side(
     rows: npt.NDArray[np.uint8],
     workers: int,
 ) -> Elements:
-    """The same work on each row of bytes, by libsodium or, on many rows, by lanes.
+    """The same work on each row of bytes, by libsodium or, on many rows, by vector code.
 
     one: says by an error of its own that a row is no element; many: by InvalidElement
     """
@@ -222,7 +222,7 @@ def _one_by_one(one: Callable[[bytes], bytes]) -> Callable[[Elements], Elements]
 def _compared(
     one: Callable[[bytes], bytes], many: Callable[[Elements], Elements]
 ) -> Callable[[Elements], Elements]:
-    """Lanes, of which a row drawn by chance is compared with libsodium's."""
+    """Vector code, of which a row drawn by chance is compared with libsodium's."""
 
     def work(rows: Elements) -> Elements:
         results, row = many(rows), secrets.randbelow(len(rows))

@@ -1,7 +1,7 @@
 """ristretto255 (RFC 9496) for many elements under one scalar, eight side by side.
 
 libsodium multiplies one element after another. Vector units multiply eight numbers of 32 bits at a
-time, so the same formulas are written here over eight lanes (`secure_agg.arithmetic.field`) and
+time, so the same formulas are written here for eight (`secure_agg.arithmetic.field`) and
 compiled for the machine they run on, which is three to four times as fast on one core.
 `secure_agg.ristretto` compares a row of every piece with libsodium's.
 
@@ -26,11 +26,11 @@ from secure_agg.arithmetic.field import (
     BYTE4,
     I32,
     I64,
-    LANES,
     LIMBS,
     POINTER,
     REDUCED,
     SHIFTS,
+    WIDTH,
     WORD,
     P,
     Residues,
@@ -166,7 +166,7 @@ def write_forms(module: Any) -> None:
 
 
 def write_exports(module: Any) -> None:
-    """multiply(out, good, in, digits, blocks); map(out, halves, blocks): each block eight lanes."""
+    """multiply(out, good, in, digits, blocks); map(out, halves, blocks): each block is eight elements."""
     with function(module, "multiply", POINTER, POINTER, POINTER, POINTER, I64) as (code, arguments):
         out, good, encodings, digits, blocks = arguments
         point, chosen = (room(code, 4) for _ in range(2))
@@ -204,11 +204,11 @@ def write_exports(module: Any) -> None:
 
 def selected(code: Any, table: Any, digit: Any) -> list[Residues]:
     """The table's entry for a secret digit from -8 to 8: all are read, and one kept by masks."""
-    lanes = code.sext(code.insert_element(ir.Constant(BYTE4, None), digit, I32(0)), WORD)
-    everywhere = ir.Constant(ir.VectorType(I32, LANES), [0] * LANES)
-    lanes = code.shuffle_vector(lanes, ir.Constant(WORD, ir.Undefined), everywhere)
-    negative = code.icmp_signed("<", lanes, splat(0))
-    size = code.select(negative, code.sub(splat(0), lanes), lanes)
+    digits = code.sext(code.insert_element(ir.Constant(BYTE4, None), digit, I32(0)), WORD)
+    everywhere = ir.Constant(ir.VectorType(I32, WIDTH), [0] * WIDTH)
+    digits = code.shuffle_vector(digits, ir.Constant(WORD, ir.Undefined), everywhere)
+    negative = code.icmp_signed("<", digits, splat(0))
+    size = code.select(negative, code.sub(splat(0), digits), digits)
     first = load(code, table)
     entry = [first.constant(number) for number in (1, 1, 2, 0)]  # the neutral element
     for times in range(1, 9):
@@ -226,7 +226,7 @@ def selected(code: Any, table: Any, digit: Any) -> list[Residues]:
 
 @cache
 def compiled() -> dict[str, Any]:
-    """The functions for this machine, in a few seconds; each lets go of Python's lock."""
+    """The functions for this machine, in a second; each lets go of Python's lock."""
     module = ir.Module("ristretto255")
     for write in (write_powers, write_points, write_forms, write_exports):
         write(module)
@@ -252,7 +252,7 @@ def compiled() -> dict[str, Any]:
 def products(scalar: int, encodings: Bytes) -> tuple[Bytes, npt.NDArray[np.bool_]]:
     """(each element times a scalar below the order, (n, 32); whether each is an element, (n,))."""
     limbs = _packed(encodings)
-    out, good = np.empty_like(limbs), np.empty((len(limbs), LANES), dtype=np.uint32)
+    out, good = np.empty_like(limbs), np.empty((len(limbs), WIDTH), dtype=np.uint32)
     digits = np.array(_digits(scalar), dtype=np.int32)
     arrays = (out, good, limbs, digits)
     _functions()["multiply"](*(array.ctypes.data for array in arrays), len(limbs))
@@ -262,7 +262,7 @@ def products(scalar: int, encodings: Bytes) -> tuple[Bytes, npt.NDArray[np.bool_
 def are_elements(encodings: Bytes) -> npt.NDArray[np.bool_]:
     """Whether each is an element and not the neutral one, (n,)."""
     limbs = _packed(encodings)
-    good = np.empty((len(limbs), LANES), dtype=np.uint32)
+    good = np.empty((len(limbs), WIDTH), dtype=np.uint32)
     _functions()["check"](good.ctypes.data, limbs.ctypes.data, len(limbs))
     return _good(encodings, good)
 
@@ -270,7 +270,7 @@ def are_elements(encodings: Bytes) -> npt.NDArray[np.bool_]:
 def mapped(digests: Bytes) -> Bytes:
     """The one-way map, (n, 64) to (n, 32)."""
     limbs = np.stack([_packed(digests[:, :32]), _packed(digests[:, 32:])], axis=1)
-    out = np.empty((len(limbs), LIMBS, LANES), dtype=np.uint32)
+    out = np.empty((len(limbs), LIMBS, WIDTH), dtype=np.uint32)
     _functions()["map"](out.ctypes.data, limbs.ctypes.data, len(limbs))
     return _unpacked(out)[: len(digests)]
 
@@ -302,21 +302,21 @@ def _digits(scalar: int) -> list[int]:
 
 def _packed(encodings: Bytes) -> npt.NDArray[np.uint32]:
     """(n, 32) bytes as limbs: (blocks, 10, 8), the last block filled up with zeros."""
-    blocks = -(-len(encodings) // LANES)
-    words = np.zeros((blocks * LANES, 4), dtype="<u8")
+    blocks = -(-len(encodings) // WIDTH)
+    words = np.zeros((blocks * WIDTH, 4), dtype="<u8")
     words[: len(encodings)] = np.ascontiguousarray(encodings).view("<u8")
-    limbs = np.empty((blocks, LIMBS, LANES), dtype=np.uint32)
+    limbs = np.empty((blocks, LIMBS, WIDTH), dtype=np.uint32)
     for limb, (shift, bits) in enumerate(zip(SHIFTS, BITS, strict=True)):
         word, low = divmod(shift, 64)
         value = words[:, word] >> np.uint64(low)
         if low + bits > 64:
             value |= words[:, word + 1] << np.uint64(64 - low)
-        limbs[:, limb] = (value & np.uint64((1 << bits) - 1)).reshape(blocks, LANES)
+        limbs[:, limb] = (value & np.uint64((1 << bits) - 1)).reshape(blocks, WIDTH)
     return limbs
 
 
 def _unpacked(limbs: npt.NDArray[np.uint32]) -> Bytes:
-    words = np.zeros((len(limbs) * LANES, 4), dtype="<u8")
+    words = np.zeros((len(limbs) * WIDTH, 4), dtype="<u8")
     for limb, (shift, bits) in enumerate(zip(SHIFTS, BITS, strict=True)):
         value = limbs[:, limb].reshape(-1).astype(np.uint64)
         word, low = divmod(shift, 64)

@@ -4,8 +4,8 @@ A number has ten limbs of 26 and 25 bits in turn. `Residues.weight` bounds them,
 2**26 or 2**25, while the code is written: where a sum would be too large for a product it is carried
 first, so nothing can overflow 64 bits. Nothing branches, and no address depends, on a value.
 
-Code is the same for every machine; LLVM makes of eight lanes what the machine has, vectors of 512,
-256 or 128 bits.
+Code is the same for every machine; LLVM makes of eight numbers side by side what the machine has:
+vectors of 512, 256 or 128 bits.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any
 from llvmlite import ir
 
 P = 2**255 - 19
-LANES, LIMBS = 8, 10
+WIDTH, LIMBS = 8, 10
 BITS = [26 - limb % 2 for limb in range(LIMBS)]
 SHIFTS = [sum(BITS[:limb]) for limb in range(LIMBS)]
 REDUCED, MOST = 1.01, 3.3  # weights: after a carry, and before a product
 
-WORD, BYTE4 = ir.VectorType(ir.IntType(64), LANES), ir.VectorType(ir.IntType(32), LANES)
+WORD, BYTE4 = ir.VectorType(ir.IntType(64), WIDTH), ir.VectorType(ir.IntType(32), WIDTH)
 I32, I64, POINTER = ir.IntType(32), ir.IntType(64), ir.PointerType()
 
 
@@ -32,7 +32,7 @@ def limbs_of(number: int) -> list[int]:
 
 
 def splat(number: int) -> Any:
-    return ir.Constant(WORD, [number] * LANES)
+    return ir.Constant(WORD, [number] * WIDTH)
 
 
 class Residues:
@@ -147,7 +147,7 @@ class Residues:
         return self.code.icmp_unsigned("==", total, splat(0))
 
     def where(self, mask: Any, other: Residues) -> Residues:
-        """These in lanes of the mask, else the other's."""
+        """These where the mask is set, else the other's."""
         pairs = zip(self.limbs, other.limbs, strict=True)
         limbs = [self.code.select(mask, x, y) for x, y in pairs]
         return self.made(limbs, max(self.weight, other.weight))

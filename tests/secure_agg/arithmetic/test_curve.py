@@ -1,4 +1,4 @@
-"""ristretto255 in lanes gives what libsodium and RFC 9496 give, and refuses what they refuse."""
+"""ristretto255 in vector code gives what libsodium and RFC 9496 give, and refuses what they refuse."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_limbs_make_up_the_number(number: int) -> None:
     assert curve._unpacked(curve._packed(row))[0].tobytes() == bytes_of(number)
 
 
-def test_no_elements_need_no_lanes() -> None:
+def test_no_elements_have_no_products() -> None:
     none = encoded()
     assert curve.products(3, none)[0].shape == (0, SIZE)
     assert curve.mapped(np.empty((0, 64), dtype=np.uint8)).shape == (0, SIZE)
@@ -137,12 +137,12 @@ def test_no_elements_need_no_lanes() -> None:
 
 
 @pytest.fixture
-def lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+def vector_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ristretto, "MANY", 1)
 
 
-@pytest.mark.usefixtures("lanes")
-def test_many_elements_are_multiplied_in_lanes_and_a_bad_one_is_named() -> None:
+@pytest.mark.usefixtures("vector_code")
+def test_many_elements_are_multiplied_in_vector_code_and_a_bad_one_is_named() -> None:
     elements = ristretto.mapped(random_bytes("many", CHUNK + 9, 64))
     products = multiplied(bytes_of(77), elements)
     for row in (0, CHUNK - 1, CHUNK, CHUNK + 8):
@@ -155,8 +155,10 @@ def test_many_elements_are_multiplied_in_lanes_and_a_bad_one_is_named() -> None:
         assert refusal.value.row == CHUNK + 3
 
 
-@pytest.mark.usefixtures("lanes")
-def test_a_machine_whose_lanes_are_wrong_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("vector_code")
+def test_a_machine_whose_vector_code_is_wrong_sends_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     elements = ristretto.mapped(random_bytes("wrong", 8, 64))
     monkeypatch.setattr(curve, "products", lambda scalar, rows: (rows, np.ones(len(rows), bool)))
     with pytest.raises(WrongArithmetic, match="do not agree"):
