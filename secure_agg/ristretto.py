@@ -3,8 +3,8 @@
 A group of prime order, in which every element has one encoding of 32 bytes: no small subgroup, no
 twist, nothing to clear or to check but the encoding. libsodium does the arithmetic, in constant
 time, through rbcl. Where there are many elements it is done eight at a time
-(`secure_agg.arithmetic.curve`), and a row of each chunk compared with libsodium's. Both let go of Python's lock, so that threads
-use all cores.
+(`secure_agg.arithmetic.curve`), and a row of each chunk compared with libsodium's. Both let go of
+Python's lock, so that threads use all cores.
 
 Elements travel as one array (n, 32) of bytes. The neutral element is none of them.
 """
