@@ -68,14 +68,7 @@ class SimulatedMarket:
             experiment = experiment.model_copy(update={"data": data})
         self.experiment = experiment
         with _place(data) as path:
-            self.left_out: dict[str, str] = {}  # columns that are no features by default, and why
-            if self.tables is not None:
-                drafted = self.tables.drafted
-                table, self.left_out = sifted(experiment, self.tables.whole, drafted=drafted)
-            else:
-                table = _table(experiment, path, own, public_contract)
-            if self.tables is None and (own is not None or public_contract is None):
-                table, self.left_out = sifted(experiment, table, drafted=own is None)
+            table = self._sifted(path, own, public_contract)
             self.cells = _all_cells(experiment, table.contract, path)
         self.digest = table.digest
         self.origin = _origin(data) or table.origin
@@ -109,6 +102,19 @@ class SimulatedMarket:
             self._party(name, frame, rows, test)
             for name, rows in self._dealt(frame, partition).items()
         ]
+
+    def _sifted(self, path: str | None, own: Contract | None, public: Contract | None) -> Table:
+        """The table, with the roles of its columns; what is no feature by default is noted."""
+        self.left_out: dict[str, str] = {}  # columns that are no features by default, and why
+        drafted = own is None
+        if self.tables is not None:
+            table, drafted = self.tables.whole, self.tables.drafted
+        else:
+            table = _table(self.experiment, path, own, public)
+            if own is None and public is not None:
+                return table
+        table, self.left_out = sifted(self.experiment, table, drafted=drafted)
+        return table
 
     def _dealt(self, frame: pd.DataFrame, rng: np.random.Generator) -> dict[str, Rows]:
         """The rows of each party; a table of its own stays one."""
