@@ -41,11 +41,12 @@ cap, and every message to that many elements. Sealed, messages tell who carries 
 Commitments keep a side from choosing its set after it has seen the other's. Each element that comes
 in is checked.
 
-Threat model: sides are honest but curious. A side that deviates can put identifiers into its set
-that it only guesses, as many as the cap allows: an answer is an answer. What it can't do is change
-its set after it has seen something, repeat an element, or send what is no element: it is named.
-Multiplying by something else spoils the result, and is not proved or always noticed. A side that was
-killed starts again from its seed and the messages it kept, and arrives at the same.
+Threat model: sides are honest but curious, the decisional Diffie-Hellman assumption holds in the
+group, and the hash is a random oracle. A side that deviates can put identifiers into its set that
+it only guesses, as many as the cap allows: an answer is an answer. What it can't do is change its
+set after it has seen something, repeat an element, or send what is no element: it is named.
+Multiplying by something else spoils the result, and is not proved or always noticed. A side that
+was killed starts again from its seed and the messages it kept, and arrives at the same.
 
 Longer than 400 lines because it is one protocol: what is agreed, what a side remembers, and the
 steps in the order in which they are spoken.
