@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -98,18 +98,18 @@ def hashed(texts: Sequence[bytes], context: bytes = CONTEXT, workers: int = WORK
 
     The discrete logarithm of what comes out is known to nobody.
     """
-    tag = b"HashToGroup-" + context
-    digests = np.empty((len(texts), WIDE), dtype=np.uint8)
-    for row, text in enumerate(texts):
-        digests[row] = np.frombuffer(expanded(text, tag), dtype=np.uint8)
-    return mapped(digests, workers)
+    data = b"".join(expanded(texts, b"HashToGroup-" + context))
+    return mapped(np.frombuffer(data, dtype=np.uint8).reshape(-1, WIDE), workers)
 
 
-def expanded(text: bytes, tag: bytes) -> bytes:
-    """64 bytes by expand_message_xmd with SHA-512 (RFC 9380, section 5.3.1)."""
+def expanded(texts: Iterable[bytes], tag: bytes) -> Iterator[bytes]:
+    """64 bytes of each text by expand_message_xmd with SHA-512 (RFC 9380, section 5.3.1)."""
     suffix = tag + bytes([len(tag)])
-    first = hashlib.sha512(bytes(128) + text + WIDE.to_bytes(2, "big") + b"\0" + suffix).digest()
-    return hashlib.sha512(first + b"\1" + suffix).digest()
+    start, middle, end = hashlib.sha512(bytes(128)), b"\0\x40\0" + suffix, b"\1" + suffix
+    for text in texts:
+        first = start.copy()
+        first.update(text + middle)
+        yield hashlib.sha512(first.digest() + end).digest()
 
 
 # The OPRF: who has the text learns a pseudorandom function of it under a key that another has,
@@ -118,10 +118,10 @@ def expanded(text: bytes, tag: bytes) -> bytes:
 
 def derived_key(seed: bytes, info: bytes) -> bytes:
     """A scalar, never zero, from 32 random bytes and a purpose (RFC 9497, section 3.2.1)."""
-    tag = b"DeriveKeyPair" + CONTEXT
-    for counter in range(256):
-        text = seed + len(info).to_bytes(2, "big") + info + bytes([counter])
-        scalar = int.from_bytes(expanded(text, tag), "little") % ORDER
+    prefix = seed + len(info).to_bytes(2, "big") + info
+    texts = (prefix + bytes([counter]) for counter in range(256))
+    for wide in expanded(texts, b"DeriveKeyPair" + CONTEXT):
+        scalar = int.from_bytes(wide, "little") % ORDER
         if scalar:
             return scalar.to_bytes(SIZE, "little")
     raise AssertionError("256 hashes in a row are multiples of the order")

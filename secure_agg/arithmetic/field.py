@@ -51,16 +51,29 @@ class Residues:
     def constant(self, number: int) -> Residues:
         return self.made(map(splat, limbs_of(number % P)), 1)
 
-    def carried(self, times: int = 1) -> Residues:
-        """The same numbers with limbs of their size."""
-        code, limbs = self.code, self.limbs
-        for _ in range(times):
-            over = [code.lshr(x, splat(n)) for x, n in zip(limbs, BITS, strict=True)]
-            kept = [code.and_(x, splat((1 << n) - 1)) for x, n in zip(limbs, BITS, strict=True)]
-            around = code.add(over[-1], code.shl(over[-1], splat(1)))
-            around = code.add(around, code.shl(over[-1], splat(4)))  # 2**255 = 19
-            limbs = [code.add(x, y) for x, y in zip(kept, [around, *over[:-1]], strict=True)]
+    def carried(self) -> Residues:
+        """The same numbers with limbs of their size, where all are below 32 bits."""
+        parts = [self._parted(limb, n) for limb, n in zip(self.limbs, BITS, strict=True)]
+        over = [self._around(parts[-1][0]), *(part[0] for part in parts[:-1])]
+        limbs = [self.code.add(kept, x) for (_, kept), x in zip(parts, over, strict=True)]
         return self.made(limbs, REDUCED)
+
+    def _settled(self) -> Residues:
+        """The same for limbs of up to 63 bits: one carry after another, along two chains."""
+        limbs = list(self.limbs)
+        for limb in (0, 4, 1, 5, 2, 6, 3, 7, 4, 8, 9, 0):
+            over, limbs[limb] = self._parted(limbs[limb], BITS[limb])
+            after = (limb + 1) % LIMBS
+            limbs[after] = self.code.add(limbs[after], over if after else self._around(over))
+        return self.made(limbs, REDUCED)
+
+    def _parted(self, limb: Any, bits: int) -> tuple[Any, Any]:
+        return self.code.lshr(limb, splat(bits)), self.code.and_(limb, splat((1 << bits) - 1))
+
+    def _around(self, over: Any) -> Any:
+        """What a carry out of the last limb is to the first, times 19: 2**255 = 19."""
+        twice, times_16 = self.code.shl(over, splat(1)), self.code.shl(over, splat(4))
+        return self.code.add(self.code.add(over, twice), times_16)
 
     def bounded(self) -> Residues:
         return self if self.weight <= MOST else self.carried()
@@ -114,7 +127,7 @@ class Residues:
                     term = code.mul(one, scaled(1, j, 19 if i + j >= LIMBS else 1))
                     at = (i + j) % LIMBS
                     sums[at] = term if sums[at] is None else code.add(sums[at], term)
-        return self.made(sums, 0).carried(2)
+        return self.made(sums, 0)._settled()
 
     def _called(self, other: Residues) -> Residues:
         store(self.code, self.scratch, self, other)
