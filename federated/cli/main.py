@@ -14,6 +14,7 @@ from federated.cli import config, queries, runs
 from federated.cli import data as cli_data
 from federated.cli import exchange as cli_exchange
 from federated.cli import keys as cli_keys
+from federated.cli import link as cli_link
 from federated.cli.console import say, say_error
 
 
@@ -37,6 +38,7 @@ for _command in (
     cli_keys.holder,
     cli_keys.keys,
     cli_exchange.node,
+    cli_link.link,
     config.config,
     queries.query,
     runs.run,

@@ -153,7 +153,13 @@ class DeskService:
 
     def _release(self, asker: str, number: int) -> None:
         count = self.terms.batches
-        sizes = {"arrays": 1, "values": count, "bytes": 32 * count, "rows": 0, "key_bits": 252}
+        sizes: dict[str, int] = {
+            "arrays": 1,
+            "values": count,
+            "bytes": 32 * count,
+            "rows": 0,
+            "key_bits": 252,
+        }
         told = {"statistic": STATISTIC, "hiding": "ristretto255", **sizes}
         self.log.append("release", by=asker, number=number, **told)
 
@@ -169,7 +175,7 @@ class DeskService:
 
 
 @dataclass(frozen=True)
-class Reply:
+class DeskReply:
     """What a service says to its own desk. error: one line, empty where there is an answer."""
 
     key: str = ""
@@ -224,7 +230,7 @@ def served(service: DeskService) -> ThreadingHTTPServer:
     return ThreadingHTTPServer((host.strip("[]"), int(port)), Handler)
 
 
-def asked(folder: DeskFolder, name: str, claim: Mapping[str, object]) -> Reply:
+def asked(folder: DeskFolder, name: str, claim: Mapping[str, object]) -> DeskReply:
     """One claim, asked through the service of its own folder.
 
     Raises ConfigurationError and PeerError, each with the service's one line.
@@ -233,7 +239,7 @@ def asked(folder: DeskFolder, name: str, claim: Mapping[str, object]) -> Reply:
     password = {"X-Password": folder.secrets.password}
     reply = posted(folder.shared.addresses[name], "/claim", body, name, password)
     values = json.loads(reply)
-    return Reply(values["key"], tuple(values["payers"]))
+    return DeskReply(values["key"], tuple(values["payers"]))
 
 
 def posted(

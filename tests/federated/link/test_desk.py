@@ -20,7 +20,7 @@ from federated.link.desk_folder import DeskFolder, read_desk, write_desk
 from federated.link.letters import Letter, packed, unpacked
 from federated.link.night import desk_of
 from federated.link.ring import COORDINATOR
-from federated.link.service import ASK, DeskService, Reply, asked, posted, served
+from federated.link.service import ASK, DeskReply, DeskService, asked, posted, served
 from lab.audit.log_format import entries, read_lines
 from lab.errors import ConfigurationError, PeerError, PolicyError
 from secure_agg.errors import FaultyParty, MalformedMessage
@@ -81,11 +81,11 @@ def test_a_claim_that_another_paid_is_found_before_it_is_paid_and_others_are_not
 ) -> None:
     folders = night(tmp_path)
     with running(folders):
-        assert asked(folders["fund"], "fund", CLAIM) == Reply("invoice", ("north", "south"))
+        assert asked(folders["fund"], "fund", CLAIM) == DeskReply("invoice", ("north", "south"))
         renumbered = CLAIM | {"invoice": "new"}
-        assert asked(folders["fund"], "fund", renumbered) == Reply("visit", ("north", "south"))
-        assert asked(folders["north"], "north", CLAIM) == Reply("visit", ("south",))
-        assert asked(folders["north"], "north", CLAIM | {"claimed": 1}) == Reply()
+        assert asked(folders["fund"], "fund", renumbered) == DeskReply("visit", ("north", "south"))
+        assert asked(folders["north"], "north", CLAIM) == DeskReply("visit", ("south",))
+        assert asked(folders["north"], "north", CLAIM | {"claimed": 1}) == DeskReply()
     assert [len(lines(folders[name], "request")) for name in IDENTITIES] == [4, 4, 4, 4]
     told = {name for line in lines(folders["south"], "request") for name in line.told}
     assert told == {"statistic", "by", "number"}
@@ -96,7 +96,7 @@ def test_where_the_charter_tells_a_match_alone_the_list_names_nobody(tmp_path: P
     names = folders["fund"].names
     assert names is not None and set(names.owners) <= {0, 1}
     with running(folders):
-        assert asked(folders["fund"], "fund", CLAIM) == Reply("invoice", ())
+        assert asked(folders["fund"], "fund", CLAIM) == DeskReply("invoice", ())
 
 
 def test_every_list_is_as_long_as_the_caps_whatever_is_in_it(tmp_path: Path) -> None:
@@ -235,9 +235,9 @@ def test_a_letter_in_the_name_of_another_is_refused(tmp_path: Path) -> None:
     session = folders["fund"].shared.terms.digest
     forged = Letter(session, FUTURE, "fund", "north", ASK, packed(question(folders, FUTURE)))
     data = forged.sealed(IDENTITIES["south"], IDENTITIES["north"].card)
-    with running(folders) as services:
-        with pytest.raises(FaultyParty, match="fund: a letter in its name was altered, or lacks"):
-            services["north"].help(data)
+    lacking = pytest.raises(FaultyParty, match="fund: a letter in its name was altered, or lacks")
+    with running(folders) as services, lacking:
+        services["north"].help(data)
 
 
 def test_content_that_is_not_readable_names_its_sender() -> None:
