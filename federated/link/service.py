@@ -160,7 +160,7 @@ class DeskService:
             "rows": 0,
             "key_bits": 252,
         }
-        told = {"statistic": STATISTIC, "hiding": "ristretto255", **sizes}
+        told: dict[str, Any] = {"statistic": STATISTIC, "hiding": "ristretto255", **sizes}
         self.log.append("release", by=asker, number=number, **told)
 
     def _next(self) -> int:
