@@ -23,7 +23,7 @@ from datetime import date, timedelta
 import numpy as np
 
 from federated.link.charter import ConditionTerms
-from federated.link.consent import Answer, Consent, Receipt, check_consent, receipt
+from federated.link.consent import Answer, ConsentToken, Receipt, check_consent, receipt
 from federated.link.lookup import (
     LEVELS,
     Condition,
@@ -55,7 +55,7 @@ class Asked:
 
 
 def admitted(
-    consent: Consent,
+    consent: ConsentToken,
     insurer: str,
     terms: ConditionTerms,
     history: Sequence[Asked],
@@ -101,7 +101,7 @@ def admitted(
     return Asked(today, insurer, person, consent.group, consent.number)
 
 
-class Fund:
+class FundSide:
     """The fund's side: records, the key of the look-up, and a log that it counts from.
 
     key: the scalar of the hidden list; secret: 32 bytes, for the handles in its log
@@ -125,7 +125,7 @@ class Fund:
         self._first, self._key, self._secret = earliest(records), key, secret
 
     def answer(
-        self, consent: Consent, insurer: str, today: date, question: bytes = b""
+        self, consent: ConsentToken, insurer: str, today: date, question: bytes = b""
     ) -> tuple[bytes, Receipt]:
         """(what the insurer reads, the fund's receipt).
 
@@ -148,7 +148,10 @@ class Fund:
             reply, said = self._reply(consent, insurer, question)
         except (PolicyError, PeerError) as error:
             rule, text = error.rule, str(error)
-            self.log.append("refusal", statistic=STATISTIC, rule=rule, text=text, by=insurer)
+            day = today.isoformat()
+            self.log.append(
+                "refusal", statistic=STATISTIC, rule=rule, text=text, by=insurer, day=day
+            )
             raise
         told = {"by": insurer, "group": line.group, "purpose": consent.purpose}
         told |= {"person": line.person, "number": line.number, "day": line.day.isoformat()}
@@ -157,7 +160,7 @@ class Fund:
         self.log.append("answer", statistic=STATISTIC, by=insurer, answer=said, number=line.number)
         return reply, receipt(self.identity, consent, today, said)
 
-    def _reply(self, consent: Consent, insurer: str, question: bytes) -> tuple[bytes, Answer]:
+    def _reply(self, consent: ConsentToken, insurer: str, question: bytes) -> tuple[bytes, Answer]:
         if self.terms.look_up == "open":
             first = self._first.get((consent.person, consent.group), date.max)
             said = verdict(first, consent.before, self.terms.refer_days)
@@ -174,7 +177,7 @@ class Fund:
         return hmac.new(self._secret, person.encode(), hashlib.sha256).hexdigest()
 
 
-class Insurer:
+class InsurerSide:
     """The insurer's side: what it asks and reads, each in its log."""
 
     def __init__(
@@ -182,13 +185,18 @@ class Insurer:
     ) -> None:
         self.identity, self.terms, self.log, self.table = identity, terms, log, table
 
-    def asks(self, consent: Consent) -> None:
+    def asks(self, consent: ConsentToken) -> None:
         """Note a question before it leaves."""
         told = {"by": self.identity.card.name, "group": consent.group, "purpose": consent.purpose}
         self.log.append("request", statistic=STATISTIC, consent=consent.digest, **told)
 
     def read(
-        self, consent: Consent, reply: bytes, today: date, person: str = "", blinding: bytes = b""
+        self,
+        consent: ConsentToken,
+        reply: bytes,
+        today: date,
+        person: str = "",
+        blinding: bytes = b"",
     ) -> tuple[Answer, Receipt]:
         """The answer, logged, and a receipt for the person.
 
@@ -208,7 +216,7 @@ class Insurer:
         return answer, receipt(self.identity, consent, today, answer)
 
     def _looked_up(
-        self, consent: Consent, reply: bytes, person: str, blinding: bytes
+        self, consent: ConsentToken, reply: bytes, person: str, blinding: bytes
     ) -> Answer | None:
         if self.table is None or len(reply) != SIZE * LEVELS:
             return None
@@ -232,3 +240,22 @@ def history_of(lines: Sequence[Entry]) -> list[Asked]:
         for line in lines
         if line.kind == "request" and line.told.get("statistic") == STATISTIC
     ]
+
+
+def rates(lines: Sequence[Entry]) -> list[tuple[str, str, int, int, int, int, int]]:
+    """For each insurer and day of a fund's log: questions, persons, groups, refused, of these probing."""
+    days: dict[tuple[str, str], list[Entry]] = {}
+    for line in lines:
+        if line.told.get("statistic") == STATISTIC and line.kind in ("request", "refusal"):
+            day = str(line.told.get("day", line.time[:10]))
+            days.setdefault((str(line.told.get("by")), day), []).append(line)
+    rows = []
+    for (insurer, day), entries in sorted(days.items()):
+        questions = [line for line in entries if line.kind == "request"]
+        refusals = [line for line in entries if line.kind == "refusal"]
+        persons = {line.told["person"] for line in questions}
+        groups = {line.told["group"] for line in questions}
+        probing = sum(line.told["rule"] == "probing" for line in refusals)
+        counts = len(questions), len(persons), len(groups), len(refusals), probing
+        rows.append((insurer, day, *counts))
+    return rows

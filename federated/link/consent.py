@@ -35,7 +35,7 @@ Hex32 = Field(pattern=r"^[0-9a-f]{64}$")
 Hex64 = Field(pattern=r"^[0-9a-f]{128}$")
 
 
-class Consent(Strict):
+class ConsentToken(Strict):
     """One consent, signed.
 
     signer: a desk of the charter, or "the person"; person: its identifier, or a desk's handle
@@ -97,16 +97,16 @@ def consented(
     name: str,
     wanted: Mapping[str, object],
     randomness: Callable[[int], bytes] = secrets.token_bytes,
-) -> Consent:
+) -> ConsentToken:
     """A consent, signed with the person's identity or a desk's.
 
-    name: the signer's in the charter; wanted: the fields of `Consent` but format, number, signature
+    name: the signer's in the charter; wanted: the fields of `ConsentToken` but format, number, signature
 
     Raises ConfigurationError.
     """
     fields = {"signer": name, "number": randomness(32).hex(), **wanted}
     try:
-        draft = Consent.model_validate(fields | {"signature": "0" * 128})
+        draft = ConsentToken.model_validate(fields | {"signature": "0" * 128})
     except ValidationError as error:
         places = ", ".join(".".join(map(str, item["loc"])) for item in error.errors())
         raise ConfigurationError(f"consent: not a valid {places}") from None
@@ -120,10 +120,10 @@ def consented_unseen(
     person: str,
     secret: bytes,
     blinding: bytes,
-) -> tuple[Consent, bytes]:
+) -> tuple[ConsentToken, bytes]:
     """(a desk's consent that hides the person, the blinded question it holds for).
 
-    wanted: the fields of `Consent` but person, question and those that `consented` fills in
+    wanted: the fields of `ConsentToken` but person, question and those that `consented` fills in
     secret: of the desk, for handles; blinding: 32 fresh random bytes, which the insurer gets too
 
     The desk blinds the question itself, so that it signs for this person, group and date and no
@@ -141,7 +141,7 @@ def handle(secret: bytes, person: str, epoch: str) -> str:
     return hmac.new(secret, f"{epoch} {person}".encode(), hashlib.sha256).hexdigest()
 
 
-def receipt(identity: Identity, consent: Consent, day: date, answer: Answer) -> Receipt:
+def receipt(identity: Identity, consent: ConsentToken, day: date, answer: Answer) -> Receipt:
     """What one side says was asked and answered."""
     draft = Receipt(
         consent=consent.digest,
@@ -157,7 +157,7 @@ def receipt(identity: Identity, consent: Consent, day: date, answer: Answer) -> 
 
 
 def check_consent(
-    consent: Consent,
+    consent: ConsentToken,
     terms: ConditionTerms,
     insurer: str,
     today: date,
@@ -192,7 +192,7 @@ def check_consent(
 
 
 def _void(
-    consent: Consent, terms: ConditionTerms, insurer: str, today: date, spent: Container[str]
+    consent: ConsentToken, terms: ConditionTerms, insurer: str, today: date, spent: Container[str]
 ) -> str:
     if (consent.insurer, consent.fund) != (insurer, terms.fund):
         return f"is not for {insurer} to ask {terms.fund}"
@@ -209,7 +209,7 @@ def _void(
     return ""
 
 
-def _unsigned(consent: Consent, terms: ConditionTerms, person_keys: Mapping[str, str]) -> str:
+def _unsigned(consent: ConsentToken, terms: ConditionTerms, person_keys: Mapping[str, str]) -> str:
     if consent.signer == PERSON and terms.look_up == "open":
         key = person_keys.get(consent.person, "")
     else:

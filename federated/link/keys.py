@@ -127,6 +127,16 @@ def one_claim(values: Mapping[str, object], charter: LinkCharter) -> list[bytes]
     return [b.texts[0] for key in charter.key for b in _grids(table, key, columns, whole)]
 
 
+def one_identifier(value: str, rule: str) -> str:
+    """A person's identifier in its spelling. Raises ConfigurationError, without the value."""
+    texts, valid = spellings(pd.Series([value], dtype=object), rule, "the person")
+    if not texts[0] or not valid[0]:
+        raise ConfigurationError(
+            f"the person's identifier is no {rule} number: its form or check digit is wrong"
+        )
+    return texts[0]
+
+
 @dataclass(frozen=True)
 class _ColumnTexts:
     texts: NDArray[np.object_]

@@ -24,7 +24,7 @@ ENDINGS = ("parquet", "csv", "csv.gz")
 
 
 @dataclass(frozen=True)
-class Detection:
+class DetectionScore:
     """How much of one kind of fraud was detected, at one payer or by one key.
 
     claims: that are such fraud; hits: those of them that were reported; false_alarms: others reported
@@ -78,7 +78,7 @@ def is_market(folder: Path) -> bool:
 
 def twice_detected(
     folder: Path, tables: Mapping[str, pd.DataFrame], comparison: Comparison
-) -> list[Detection]:
+) -> list[DetectionScore]:
     """Claims paid twice that were detected: at each insurer, at all, and at all by each key alone.
 
     The public insurer settles the true bill, so nothing is planted in its own claims.
@@ -114,11 +114,11 @@ def detection(
     fraud: NDArray[np.bool_],
     reports: NDArray[np.bool_],
     among: NDArray[np.bool_] | None = None,
-) -> Detection:
+) -> DetectionScore:
     """The score of what was reported, among some claims or all."""
     here = np.ones(len(paid), dtype=bool) if among is None else among
     fraud, reports, yuan = fraud & here, reports & here, paid.to_numpy(dtype=np.float64)
-    return Detection(
+    return DetectionScore(
         name,
         int(fraud.sum()),
         int((fraud & reports).sum()),

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from federated.cli.main import lab
-from lab.errors import ConfigurationError
+from lab.errors import ConfigurationError, PolicyError
 from lab.market.make import make
 
 
@@ -78,3 +78,50 @@ def test_a_table_of_csv_meets_one_of_parquet(terms: Path, tmp_path: Path) -> Non
     pd.DataFrame(rows).to_csv(tmp_path / "two" / "claims.csv", index=False)
     text = run("duplicates", tmp_path, "--charter", terms)
     assert "invoice     0  one, two             1" in text
+
+
+def test_condition_prints_what_is_detected_and_how_many_honest_persons_were_asked_about(
+    terms: Path, tmp_path: Path
+) -> None:
+    logs, market = tmp_path / "logs", make(tmp_path / "m", persons=10_000, seed=3).folder
+    text = run("condition", market, "--charter", terms, "--look-up", "open", "--logs", logs)
+    assert "had concealed nothing" in text and "planted non_disclosure" in text
+    rates = json.loads(run("rates", logs / "public.jsonl", "--json"))["rates"]
+    assert rates and all(line["questions"] >= line["persons"] > 0 for line in rates)
+    with pytest.raises(ConfigurationError, match="exists; name a new folder"):
+        run("condition", market, "--charter", terms, "--logs", logs)
+
+
+def test_one_question_says_what_the_fund_saw(market: Path, terms: Path) -> None:
+    record = pd.read_parquet(market / "public" / "conditions.parquet").iloc[0]
+    question = ["--insurer", "insurer-1", "--person", record["person"], "--before", "2023-12-31"]
+    question += ["--group", record["condition"], "--charter", terms]
+    assert "on record before 2023-12-31: yes" in run("condition", market, *question)
+    content = json.loads(run("condition", market, *question, "--look-up", "open", "--json"))
+    assert content["receipts"]["fund"]["answer"] == content["answer"] == "yes"
+    hidden = json.loads(run("condition", market, *question, "--json"))
+    assert hidden["receipts"]["fund"]["answer"] == "not told"
+    assert str(record["person"]) not in json.dumps(hidden["receipts"]["fund"]["answer"])
+
+
+QUESTION = {"insurer": "insurer-1", "person": "7", "group": "diabetes", "before": "2023-01-01"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"group": "asthma"}, r"\[group\] 'asthma' is no group of the charter"),
+        ({"before": "2025-01-01"}, r"\[consent\] the consent asks about a date in the future"),
+        ({"before": "31.12.2022"}, "needs a day, as 2022-03-01"),
+        ({"insurer": "insurer-9"}, "there are insurer-1, insurer-2"),
+        ({"purpose": "raise the premium"}, r"\[purpose\] the charter refuses the purpose"),
+        ({"person": " "}, "the person's identifier is no"),
+        ({"group": ""}, "one question needs --group too"),
+    ],
+)
+def test_a_question_with_a_mistake_is_refused_in_one_line(
+    market: Path, terms: Path, changes: dict[str, str], words: str
+) -> None:
+    options = [part for k, v in (QUESTION | changes).items() for part in (f"--{k}", v)]
+    with pytest.raises((ConfigurationError, PolicyError), match=words):
+        run("condition", market, "--charter", terms, "--look-up", "open", *options)

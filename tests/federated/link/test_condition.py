@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from federated.link.charter import ConditionTerms
-from federated.link.condition import Fund, Insurer, history_of
+from federated.link.condition import FundSide, InsurerSide, history_of
 from federated.link.consent import (
     PERSON,
-    Consent,
+    ConsentToken,
     consented,
     consented_unseen,
     handle,
@@ -89,10 +89,10 @@ class Both:
         table = hidden_list(
             RECORDS, self.terms.refer_days, self.terms.cap, KEY, lambda n: b"\7" * n
         )
-        self.fund = Fund(
+        self.fund = FundSide(
             FUND, self.terms, RECORDS, KEY, SECRET, self.logs[0], history_of(lines), keys
         )
-        self.insurer = Insurer(NORTH, self.terms, self.logs[1], table)
+        self.insurer = InsurerSide(NORTH, self.terms, self.logs[1], table)
 
     def close(self) -> None:
         for log in self.logs:
@@ -128,7 +128,7 @@ WANTED = {
 }
 
 
-def consent(signer: Identity = DESK, name: str = "desk", **changes: Any) -> Consent:
+def consent(signer: Identity = DESK, name: str = "desk", **changes: Any) -> ConsentToken:
     return consented(signer, name, WANTED | changes)
 
 
@@ -316,7 +316,7 @@ def test_what_is_no_answer_names_the_fund(both: Both, tmp_path: Path) -> None:
     with pytest.raises(PeerError, match="fund: sent what is no answer") as error:
         both.insurer.read(consent(), b"perhaps", TODAY)
     assert error.value.culprits == ("fund",)
-    hidden = Insurer(NORTH, terms_of(look_up="oblivious"), both.logs[1], HiddenList(*_empty()))
+    hidden = InsurerSide(NORTH, terms_of(look_up="oblivious"), both.logs[1], HiddenList(*_empty()))
     for reply in (b"", bytes(SIZE * LEVELS)):
         with pytest.raises(PeerError, match="fund: sent what is no answer"):
             hidden.read(consent(question="0" * 64), reply, TODAY, "anna", BLINDING)
