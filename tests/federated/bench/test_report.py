@@ -6,7 +6,7 @@ from importlib import import_module
 
 import pytest
 
-from federated.bench import alignment, masks
+from federated.bench import alignment, link, masks
 from federated.bench.report import BENCHES, report
 from lab.errors import ConfigurationError
 
@@ -34,3 +34,12 @@ def test_an_alignment_is_measured_with_its_memory(monkeypatch: pytest.MonkeyPatc
     lines = alignment.figures(None, quick=True)
     assert lines[0][0] == "300 x 300, both learn"
     assert {line[0] for line in lines} >= {"both sides' peak memory", "300 x 300, nobody learns"}
+
+
+def test_claims_of_three_payers_are_compared_and_asked_about(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(link, "QUICK", 400)
+    lines = link.figures(None, quick=True)
+    assert [line[0].partition(", ")[0] for line in lines[:2]] == ["3 x 400 invoices"] * 2
+    assert all(float(line[1].removesuffix(" s")) < 1 for line in lines[1:])
