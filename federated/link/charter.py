@@ -105,6 +105,7 @@ class LinkCharter(Strict):
         have many more
     key: tried in this order; the first that matches is reported
     spelling: column to its rule (`lab.tables.identifiers`); columns not named are `normal`
+    numbers: columns that hold numbers: 3896, 3896.00 and "3896" are the same, other texts none
     """
 
     name: str = Field(min_length=1)
@@ -114,6 +115,7 @@ class LinkCharter(Strict):
     rows: LinkedRows
     key: tuple[MatchKey, ...] = Field(min_length=1)
     spelling: dict[str, Spelling] = Field(default_factory=dict)
+    numbers: tuple[str, ...] = ()
     desk: DeskLimits = DeskLimits()
     condition: ConditionTerms | None = None
 

@@ -65,7 +65,7 @@ class PayerClaims:
 def payer_claims(table: pd.DataFrame, charter: LinkCharter, name: str) -> PayerClaims:
     """The texts of a payer's table by every key of the charter.
 
-    Raises ContractError: a column that is not there or can't be banded, more claims than the cap.
+    Raises ContractError: a column that is not there, more claims than the cap.
     """
     _check_columns(table, charter, name)
     paid = pd.to_numeric(table[charter.rows.paid], errors="coerce").fillna(0).to_numpy() > 0
@@ -109,16 +109,15 @@ def one_claim(values: Mapping[str, object], charter: LinkCharter) -> list[bytes]
     mistakes += [f"{n} is missing" for n in names if values.get(n) in (None, "")]
     if not mistakes:
         table = pd.DataFrame({n: [values[n]] for n in names}).astype(object)
-        for banded in {c for key in charter.key for c in key.bands}:
-            if not np.isfinite(pd.to_numeric(table[banded], errors="coerce").iloc[0]):
-                mistakes.append(f"{banded} must be a number")
     if not mistakes:
         columns = _texts(table, charter, "the claim")
         for n, column in columns.items():
             if not column.there[0]:
                 mistakes.append(f"{n} is missing")
-            elif not column.valid[0]:
+            elif not column.valid[0] and n in charter.spelling:
                 mistakes.append(f"{n} is no {charter.spelling[n]} number: its form or check digit")
+            elif not column.valid[0]:
+                mistakes.append(f"{n} must be a number")
     if mistakes:
         raise ConfigurationError(
             f"the claim can't be asked about: {'; '.join(mistakes)}; it needs {', '.join(names)}"
@@ -158,14 +157,29 @@ def _check_columns(table: pd.DataFrame, charter: LinkCharter, name: str) -> None
 def _texts(table: pd.DataFrame, charter: LinkCharter, name: str) -> dict[str, _ColumnTexts]:
     """Every column of a key in its spelling."""
     columns = {}
+    numbers = {*charter.numbers, *(c for key in charter.key for c in key.bands)}
     for column in dict.fromkeys(c for key in charter.key for c in key.columns):
         rule, where = charter.spelling.get(column, "normal"), f"{name} column '{column}'"
         texts, valid = spellings(table[column], rule, where)
+        if column in numbers:
+            texts, valid = _number_texts(texts)
         there = np.array([bool(text) for text in texts], dtype=bool)
         columns[column] = _ColumnTexts(
             np.array(texts, dtype=object), there, np.array(valid, dtype=bool)
         )
     return columns
+
+
+def _number_texts(texts: list[str]) -> tuple[list[str], list[bool]]:
+    """Numbers in one spelling, cents and all; whether each is a number."""
+    values = pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce").to_numpy(np.float64)
+    valid = np.isfinite(values) & (np.abs(values) <= EXACT)
+    whole = valid & (values == np.floor(np.where(valid, values, 0)))
+    written = [
+        str(int(v)) if integral else repr(float(v)) if number else text
+        for v, integral, number, text in zip(values, whole, valid, texts, strict=True)
+    ]
+    return written, [bool(ok) or not text for ok, text in zip(valid, texts, strict=True)]
 
 
 def _grids(
@@ -175,9 +189,7 @@ def _grids(
     part: NDArray[np.bool_],
 ) -> Iterator[KeyBatch]:
     """A batch for each way to shift the grids of the banded columns by none or half a width."""
-    bands = {
-        c: _banded(table[c], width, c, columns[c].there & part) for c, width in key.bands.items()
-    }
+    bands = {c: _banded(table[c], width, columns[c].there & part) for c, width in key.bands.items()}
     for grid in range(key.grids):
         parts = []
         for column in key.columns:
@@ -197,13 +209,9 @@ def _grids(
         yield KeyBatch(key.name, tuple(distinct), place)
 
 
-def _banded(
-    values: pd.Series, width: float, name: str, part: NDArray[np.bool_]
-) -> tuple[Places, Places]:
+def _banded(values: pd.Series, width: float, part: NDArray[np.bool_]) -> tuple[Places, Places]:
     """The band of each value in both grids; 0 where the row takes no part."""
     numbers = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    if not np.isfinite(numbers[part]).all() or (np.abs(numbers[part]) > EXACT).any():
-        raise ContractError(f"column '{name}' is compared by bands, so it must hold numbers alone")
     numbers = np.where(part, numbers, 0)
     plain, shifted = np.floor(numbers / width), np.floor(numbers / width + 0.5)
     return plain.astype(np.int64), shifted.astype(np.int64)

@@ -98,7 +98,9 @@ def twice_detected(
     ]
     rows.append(detection("all insurers", claims["paid"], fraud, reports))
     for key in dict.fromkeys(batch.key for batch in comparison.payers[insurers[0]].claims.batches):
-        rows.append(detection(f"by {key}", claims["paid"], fraud, claims["key"].to_numpy() == key))
+        rows.append(
+            detection(f"first by {key}", claims["paid"], fraud, claims["key"].to_numpy() == key)
+        )
     return rows
 
 

@@ -52,6 +52,8 @@ class DeskService:
             raise ConfigurationError(f"{folder.path}: this identity takes no part in the desk")
         if folder.names is None and self.name != COORDINATOR:
             raise ConfigurationError(f"{folder.path}: holds no list of names")
+        blank = [b""] * self.terms.batches
+        desk.question(self.terms, folder.seed, blank, bytes(32))  # nobody waits for libsodium later
         path, key = folder.path / "log.jsonl", identity.card.verifying
         self.asks = counted(folder) if path.exists() else Counter()
         self.box = LetterBox(identity, self.terms.digest, self.cards, time.time_ns())

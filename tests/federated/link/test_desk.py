@@ -25,10 +25,9 @@ from lab.audit.log_format import entries, read_lines
 from lab.errors import ConfigurationError, PeerError, PolicyError
 from secure_agg.errors import FaultyParty, MalformedMessage
 from secure_agg.identity import Identity
-from tests.federated.link.test_duplicates import BILL, PAYERS, charter, table
+from tests.federated.link.test_duplicates import BILL, CLAIM, PAYERS, charter, table
 
 IDENTITIES = {name: Identity(name, name.encode().ljust(32)) for name in (*PAYERS, COORDINATOR)}
-CLAIM = dict(zip(["person", "invoice", "provider", "day", "claimed"], BILL, strict=True))
 
 
 def addresses() -> dict[str, str]:

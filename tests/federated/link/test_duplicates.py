@@ -44,6 +44,7 @@ def matches(comparison: Comparison, payer: str) -> list[tuple[Any, ...]]:
 
 
 BILL = (7, "A1", "P1", 20, 500)
+CLAIM = dict(zip(["person", "invoice", "provider", "day", "claimed"], BILL, strict=True))
 
 
 def three(**changes: Any) -> Comparison:
@@ -142,6 +143,21 @@ def test_a_single_claim_with_mistakes_is_refused_with_all_of_them_and_no_value()
         ConfigurationError, match=r"no column 'sex' is in a key; invoice is missing"
     ):
         one_claim({k: v for k, v in good.items() if k != "invoice"} | {"sex": "F"}, terms)
+
+
+def test_a_number_is_the_same_however_it_is_written_and_other_texts_are_none() -> None:
+    terms = charter(numbers=["claimed", "day"])
+    texts = {
+        tuple(one_claim(CLAIM | {"claimed": amount, "day": "20"}, terms))
+        for amount in (500, 500.0, "500", "500.00", " 500 ")
+    }
+    assert len(texts) == 1
+    assert one_claim(CLAIM | {"claimed": "500.01"}, terms)[0] not in next(iter(texts))
+    with pytest.raises(ConfigurationError, match="day must be a number") as error:
+        one_claim(CLAIM | {"day": "20 May"}, terms)
+    assert "20 May" not in str(error.value)
+    rows = table(BILL, (7, "A1", "P1", "twenty", 500))
+    assert [c.invalid for c in payer_claims(rows, terms, "north").counts] == [1, 1]
 
 
 @pytest.mark.parametrize(
