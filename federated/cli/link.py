@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from federated.cli import desk
 from federated.cli.console import plain_table, say, say_json, screen
+from federated.cli.desk import CHARTER, FOLDER, charter_of, roles_of
 
 if TYPE_CHECKING:
     from datetime import date
@@ -18,24 +20,14 @@ if TYPE_CHECKING:
     from federated.link.duplicates import Comparison
     from federated.link.planted import DetectionScore
 
-FOLDER = click.Path(path_type=Path, file_okay=False)
-CHARTER = click.option(
-    "--charter",
-    "charter_file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="What the payers signed: keys, caps, groups, rates. Default: that of the simulated market.",
-)
-
 
 @click.group()
 def link() -> None:
     """What payers may tell each other: a claim paid twice, a condition known before."""
 
 
-def _charter(file: Path | None) -> LinkCharter:
-    from federated.link.charter import SHIPPED, LinkCharter
-
-    return LinkCharter.read(file or SHIPPED)
+for _command in (desk.init_desk, desk.night, desk.serve, desk.ask):
+    link.add_command(_command)
 
 
 @link.command()
@@ -64,7 +56,7 @@ def duplicates(
     from federated.link.duplicates import compared
     from federated.link.planted import is_market, payer_tables, twice_detected
 
-    charter, start = _charter(charter_file), time.perf_counter()
+    charter, start = charter_of(charter_file), time.perf_counter()
     tables = payer_tables(folder, charter)
     if desk_folder is None:
         comparison = compared(tables, charter)
@@ -85,17 +77,9 @@ def duplicates(
 
 def _with_desk(tables: Any, charter: LinkCharter, folder: Path, port: int) -> Comparison:
     """The comparison, and a folder for each role, whose identity is made where it has none."""
-    from federated.deployment.enrolment import load_identity, new_identity
     from federated.link.night import desk_of
-    from federated.link.ring import COORDINATOR
 
-    cards, addresses = {}, {}
-    for at, name in enumerate([*tables, COORDINATOR]):
-        home = folder / name
-        home.mkdir(parents=True, exist_ok=True)
-        file = home / "identity.json"
-        identity = load_identity(file) if file.exists() else new_identity(file, name)
-        cards[name], addresses[name] = identity.card, f"127.0.0.1:{port + at}"
+    cards, addresses = roles_of(folder, tuple(tables), port)
     return desk_of(tables, charter, folder, cards, addresses)
 
 
@@ -169,59 +153,6 @@ def _content(comparison: Comparison, scores: Iterable[DetectionScore]) -> dict[s
 
 @link.command()
 @click.argument("folder", type=FOLDER)
-def serve(folder: Path) -> None:
-    """Answer the other payers' questions about single claims, and one's own desk's, until stopped.
-
-    FOLDER is a role's, written by lab link duplicates --desk.
-
-    \b
-    lab link serve desk/insurer-1
-    """
-    from federated.deployment.enrolment import load_identity
-    from federated.link.desk_folder import read_desk
-    from federated.link.service import DeskService, served
-
-    desk, identity = read_desk(folder), load_identity(folder / "identity.json")
-    service = DeskService(desk, identity)
-    with service.log, served(service) as server:
-        say(f"{service.name} answers at {desk.shared.addresses[service.name]}; stop with Ctrl-C")
-        try:
-            server.serve_forever(0.1)
-        except KeyboardInterrupt:
-            say("stopped")
-
-
-@link.command()
-@click.argument("folder", type=FOLDER)
-@click.argument("values", nargs=-1, required=True, metavar="COLUMN=VALUE…")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
-def ask(folder: Path, values: tuple[str, ...], as_json: bool) -> None:
-    """Ask whether another payer has a claim, before it is paid. FOLDER is one's own desk.
-
-    \b
-    lab link ask desk/insurer-1 invoice=A17 provider=1060 admission_day=652 claimed=3896 person=1012
-    """
-    from federated.cli.options import pairs
-    from federated.deployment.enrolment import load_identity
-    from federated.link.desk_folder import read_desk
-    from federated.link.service import asked
-
-    desk = read_desk(folder)
-    name, start = load_identity(folder / "identity.json").card.name, time.perf_counter()
-    reply = asked(desk, name, pairs(values))
-    seconds = time.perf_counter() - start
-    if as_json:
-        say_json({"key": reply.key or None, "payers": reply.payers, "seconds": round(seconds, 4)})
-        return
-    whose = f": {', '.join(reply.payers)}" if reply.payers else ""
-    if reply.key:
-        say(f"another payer has this claim, by key '{reply.key}'{whose} ({seconds:.2f} s)")
-    else:
-        say(f"no other payer has this claim ({seconds:.2f} s)")
-
-
-@link.command()
-@click.argument("folder", type=FOLDER)
 @CHARTER
 @click.option("--insurer", help="Ask one question: who asks.")
 @click.option("--person", help="About whom; the person signs at a desk of this trial.")
@@ -253,7 +184,7 @@ def condition(
 
     from lab.errors import ConfigurationError
 
-    charter = _charter(charter_file)
+    charter = charter_of(charter_file)
     terms = charter.condition
     if terms is None:
         raise ConfigurationError("the charter has no [condition], so nothing may be asked")

@@ -53,8 +53,6 @@ def payer_tables(folder: Path, charter: LinkCharter) -> dict[str, pd.DataFrame]:
 
     Raises ConfigurationError where fewer than two have such a file.
     """
-    banded = {column for key in charter.key for column in key.bands}
-    texts = {column for key in charter.key for column in key.columns} - banded
     files = {}
     for home in (
         sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
@@ -68,7 +66,15 @@ def payer_tables(folder: Path, charter: LinkCharter) -> dict[str, pd.DataFrame]:
             f"{folder}: needs a folder for each payer with its claims.parquet or claims.csv, as "
             "lab market make writes them"
         )
-    return {name: read_file(file, texts=texts) for name, file in files.items()}
+    return {name: claims_of(file, charter) for name, file in files.items()}
+
+
+def claims_of(file: Path, charter: LinkCharter) -> pd.DataFrame:
+    """The claims of one payer; columns of keys are codes, as they are written.
+
+    Raises ConfigurationError and ContractError.
+    """
+    return read_file(file, texts={column for key in charter.key for column in key.columns})
 
 
 def is_market(folder: Path) -> bool:

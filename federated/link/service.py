@@ -178,11 +178,10 @@ class DeskService:
 
 @dataclass(frozen=True)
 class DeskReply:
-    """What a service says to its own desk. error: one line, empty where there is an answer."""
+    """What a service says to its own desk. key: that matches, empty for none."""
 
     key: str = ""
     payers: tuple[str, ...] = ()
-    error: str = ""
 
 
 def counted(folder: DeskFolder) -> Counter[tuple[str, str]]:
