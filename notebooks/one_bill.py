@@ -111,7 +111,6 @@ from federated.link.consent import consented_unseen
 from federated.link.disclosure import DESK, Trial, claims_to_ask_about
 
 logs, stack = home / "logs", ExitStack()
-logs.mkdir()
 trial = Trial(market, charter.condition, logs, stack)
 asked = pd.concat(
     [
@@ -152,7 +151,9 @@ pd.DataFrame([fund_receipt.model_dump(), own_receipt.model_dump()]).set_index("b
 # %%
 from lab.audit.log_format import entries, read_lines
 
-lines = [line for line in entries(read_lines(logs / "public.jsonl")) if line.kind != "start"]
+lines = [
+    line for line in entries(read_lines(logs / "public" / "log.jsonl")) if line.kind != "start"
+]
 pd.DataFrame([{"kind": line.kind} | dict(line.told) for line in lines]).T
 
 # %% [markdown]
@@ -194,4 +195,4 @@ from federated.link.condition import rates
 
 stack.close()
 names = ["insurer", "day", "questions", "persons", "groups", "refused", "probing"]
-pd.DataFrame(rates(list(entries(read_lines(logs / "public.jsonl")))), columns=names)
+pd.DataFrame(rates(list(entries(read_lines(logs / "public" / "log.jsonl")))), columns=names)

@@ -13,8 +13,7 @@ from federated.cli.console import say, say_json
 
 if TYPE_CHECKING:
     from federated.link.charter import LinkCharter
-    from lab.audit.log_writer import Log
-    from secure_agg.identity import Card, Identity
+    from secure_agg.identity import Card
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -92,6 +91,7 @@ def night(folder: Path, post: Path, table: Path | None, patience: float) -> None
     from federated.link.night import NightRole, coordinator_night, payer_night
     from federated.link.planted import claims_of
     from federated.link.ring import COORDINATOR
+    from federated.link.service import party_log
     from lab.errors import ConfigurationError, LabError
     from lab.files import write_whole
     from secure_agg.errors import SecureAggError
@@ -100,7 +100,7 @@ def night(folder: Path, post: Path, table: Path | None, patience: float) -> None
     name = identity.card.name
     if (table is None) != (name == COORDINATOR):
         raise ConfigurationError(f"{name}: a payer needs --table, the coordinator takes none")
-    with _log(identity, folder) as log:
+    with party_log(identity, folder) as log:
         try:
             role = NightRole(folder, identity, post, log, patience)
             if table is None:
@@ -120,12 +120,6 @@ def night(folder: Path, post: Path, table: Path | None, patience: float) -> None
         f"{name}: {len(answer.matches):,} of {answer.claims.rows:,} claims are at another payer too; "
         f"{folder / 'matches.csv'}"
     )
-
-
-def _log(identity: Identity, folder: Path) -> Log:
-    from federated.link.disclosure import party_log
-
-    return party_log(identity, folder / "log.jsonl")
 
 
 @click.command()

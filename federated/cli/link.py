@@ -199,7 +199,7 @@ def condition(
         else:
             _all_questions(folder, terms, place, as_json)
     if logs is not None and not as_json:
-        say(f"logs: lab link rates {logs / terms.fund}.jsonl, and lab audit verify {logs}")
+        say(f"logs: lab link rates {logs / terms.fund}/log.jsonl, and lab audit verify {logs}")
 
 
 def _all_questions(folder: Path, terms: ConditionTerms, logs: Path, as_json: bool) -> None:
@@ -275,7 +275,7 @@ def show_rates(log: Path, as_json: bool) -> None:
     """Who asked a fund how often, by its log: questions, persons, groups, refusals, by day.
 
     \b
-    lab link rates logs/public.jsonl
+    lab link rates logs/public/log.jsonl
     """
     from federated.link.condition import rates
     from lab.audit.log_format import entries, read_lines

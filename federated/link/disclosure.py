@@ -23,11 +23,11 @@ from federated.link.condition import FundSide, InsurerSide
 from federated.link.consent import Answer, Receipt, consented, consented_unseen
 from federated.link.lookup import Condition, HiddenList, hidden_list
 from federated.link.planted import DetectionScore, detection, of_kind
-from lab.audit.log_writer import Log
+from federated.link.service import party_log
 from lab.errors import PolicyError
 from lab.market.assumptions import CHAPTER_OF
 from lab.tables.market_folder import payers
-from secure_agg.identity import Identity, signed_by
+from secure_agg.identity import Identity
 from secure_agg.ristretto import derived_key
 
 KIND = "non_disclosure"
@@ -67,7 +67,7 @@ class Trial:
         scalar = derived_key(secrets.token_bytes(32), b"condition")
         table = self._table(records, scalar)
         log = {
-            name: stack.enter_context(party_log(self.identities[name], logs / f"{name}.jsonl"))
+            name: stack.enter_context(party_log(self.identities[name], logs / name))
             for name in payers(market)
         }
         fund, secret = self.terms.fund, secrets.token_bytes(32)
@@ -110,16 +110,6 @@ class Trial:
         reply, theirs = self.fund.answer(consent, insurer, today, question)
         answer, ours = side.read(consent, reply, today, person, blinding)
         return answer, (theirs, ours)
-
-
-def party_log(identity: Identity, path: Path) -> Log:
-    """A party's log at a path, signed by its own key."""
-
-    def check(key: bytes, message: bytes, signature: bytes) -> bool:
-        return signed_by(key, b"log", message, signature)
-
-    card = identity.card
-    return Log(path, card.name, card.verifying, lambda m: identity.sign(b"log", m), check)
 
 
 def market_records(market: Path) -> list[Condition]:

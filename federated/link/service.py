@@ -15,8 +15,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from hmac import compare_digest
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, NoReturn
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -39,6 +41,7 @@ STATISTIC = "link_ask"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 PATIENCE_SECONDS = 10.0
 LARGEST = 2**16
+LOG = "log.jsonl"
 
 
 class DeskService:
@@ -54,17 +57,10 @@ class DeskService:
             raise ConfigurationError(f"{folder.path}: holds no list of names")
         blank = [b""] * self.terms.batches
         desk.question(self.terms, folder.seed, blank, bytes(32))  # nobody waits for libsodium later
-        path, key = folder.path / "log.jsonl", identity.card.verifying
-        self.asks = counted(folder) if path.exists() else Counter()
+        self.asks = counted(folder) if (folder.path / LOG).exists() else Counter()
         self.box = LetterBox(identity, self.terms.digest, self.cards, time.time_ns())
         self._number, self._turn = time.time_ns(), threading.Lock()
-        self.log = Log(
-            path,
-            self.name,
-            key,
-            lambda message: identity.sign(b"log", message),
-            lambda owner, message, signature: signed_by(owner, b"log", message, signature),
-        )
+        self.log = party_log(identity, folder.path)
 
     def ask(self, claim: Mapping[str, object]) -> DeskAnswer:
         """One claim of its own desk. Raises ConfigurationError, PeerError and PolicyError."""
@@ -184,9 +180,21 @@ class DeskReply:
     payers: tuple[str, ...] = ()
 
 
+def party_log(identity: Identity, folder: Path) -> Log:
+    """A role's log in its folder, signed by its own key, as `lab audit verify` reads it."""
+
+    def check(key: bytes, message: bytes, signature: bytes) -> bool:
+        return signed_by(key, b"log", message, signature)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    card = identity.card
+    sign = partial(identity.sign, b"log")
+    return Log(folder / LOG, card.name, card.verifying, sign, check)
+
+
 def counted(folder: DeskFolder) -> Counter[tuple[str, str]]:
     """How often each payer asked on each day, by a role's log."""
-    lines = entries(read_lines(folder.path / "log.jsonl"))
+    lines = entries(read_lines(folder.path / LOG))
     return Counter(
         (str(line.told["by"]), line.time[:10])
         for line in lines

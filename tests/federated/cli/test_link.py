@@ -86,7 +86,7 @@ def test_condition_prints_what_is_detected_and_how_many_honest_persons_were_aske
     logs, market = tmp_path / "logs", make(tmp_path / "m", persons=10_000, seed=3).folder
     text = run("condition", market, "--charter", terms, "--look-up", "open", "--logs", logs)
     assert "had concealed nothing" in text and "planted non_disclosure" in text
-    rates = json.loads(run("rates", logs / "public.jsonl", "--json"))["rates"]
+    rates = json.loads(run("rates", logs / "public" / "log.jsonl", "--json"))["rates"]
     assert rates and all(line["questions"] >= line["persons"] > 0 for line in rates)
     with pytest.raises(ConfigurationError, match="exists; name a new folder"):
         run("condition", market, "--charter", terms, "--logs", logs)

@@ -19,7 +19,6 @@ import pandas as pd
 import pytest
 
 from federated.link.desk_folder import read_desk
-from federated.link.disclosure import party_log
 from federated.link.night import (
     NightRole,
     agreed_terms,
@@ -27,7 +26,7 @@ from federated.link.night import (
     payer_night,
 )
 from federated.link.ring import COORDINATOR
-from federated.link.service import DeskReply, asked
+from federated.link.service import DeskReply, asked, party_log
 from lab.errors import ConfigurationError, PeerError
 from lab.files import canonical, write_whole
 from secure_agg.errors import FaultyParty
@@ -54,7 +53,7 @@ def homes(folder: Path, **changes: Any) -> Path:
 @contextmanager
 def role(folder: Path, name: str, patience: float = 30.0) -> Iterator[NightRole]:
     identity = IDENTITIES[name]
-    with party_log(identity, folder / name / "log.jsonl") as log:
+    with party_log(identity, folder / name) as log:
         yield NightRole(folder / name, identity, folder / "post", log, patience)
 
 
@@ -179,7 +178,7 @@ def test_an_identity_of_another_is_refused(tmp_path: Path) -> None:
     folder = homes(tmp_path)
     refusal, log_file = (
         pytest.raises(ConfigurationError, match="takes no part"),
-        folder / "log.jsonl",
+        folder / "elsewhere",
     )
     with party_log(IDENTITIES["south"], log_file) as log, refusal:
         NightRole(folder / "south", IDENTITIES["fund"].generate("south"), folder, log, 0)
