@@ -58,7 +58,8 @@ def predict(
     }
     rows = frame
     if columns:
-        inputs = Contract(name=f"inputs of {Path(model).name}", columns=columns)
+        signs = contract.model_dump(include={"decimal", "thousands"}) if contract else {}
+        inputs = Contract(name=f"inputs of {Path(model).name}", columns=columns, **signs)
         rows = check(frame, inputs, where=origin, open_lists=True)
     with np.errstate(all="ignore"):
         values = predictor.predict(rows)
