@@ -195,13 +195,13 @@ def step(design: Design, response: Response, *, family: Family, beta: Floats, sc
         "valid": np.array([valid]),
     }
     arrays["curvature"] = hessian[design.pairs] / scale.curvature(family)
-    limits = _limits(family, scale)
+    limits = limits_of(family, scale)
     if any(not np.all(np.abs(array) <= limits[name].bound) for name, array in arrays.items()):
         arrays = {name: np.zeros_like(array) for name, array in arrays.items()}
     return Sums(arrays, limits, design.rows)
 
 
-def _limits(family: Family, scale: Scale) -> dict[str, Limit]:
+def limits_of(family: Family, scale: Scale) -> dict[str, Limit]:
     """The formats of :func:`step`."""
     reach = float(scale.rows * REACH)
     size = limit_of(reach * scale.deviance(family))

@@ -85,9 +85,9 @@ def fit_sums(
     names = ("deviance", "null_deviance", "actual", "expected", "size")
     arrays = {name: total.copy() for name, total in zip(names, totals, strict=True)}
     arrays["rows"] = np.array([float(len(rows.y))])
-    limits = _limits(family, scale)
+    limits = limits_of(family, scale)
     if counts:
-        arrays, limits = arrays | _weighted(rows, family), limits | _weighted_limits(family, scale)
+        arrays, limits = arrays | _weighted(rows, family), limits | weighted_limits(family, scale)
     arrays = {k: np.clip(v, -limits[k].bound, limits[k].bound) for k, v in arrays.items()}
     return Sums(arrays, limits, len(rows.y))
 
@@ -103,7 +103,7 @@ def _weighted(rows: Scored, family: Family) -> dict[str, Floats]:
     return {name: np.array([float(value)]) for name, value in values.items()}
 
 
-def _weighted_limits(family: Family, scale: Scale) -> dict[str, Limit]:
+def weighted_limits(family: Family, scale: Scale) -> dict[str, Limit]:
     reach = FAR * scale.rows * scale.exposure / scale.weight
     return {
         "weighted_deviance": limit_of(reach * scale.deviance(family)),
@@ -126,7 +126,7 @@ def _resampled(columns: Floats, units: Floats, replicates: int, seed: list[int])
     return totals
 
 
-def _limits(family: Family, scale: Scale) -> dict[str, Limit]:
+def limits_of(family: Family, scale: Scale) -> dict[str, Limit]:
     """The formats of :func:`fit_sums`: a model that is further off than :data:`FAR` has scores
     that say nothing, and its sums are cut off."""
     reach = FAR * scale.rows
@@ -166,8 +166,13 @@ def _by_group(rows: Scored, group: Codes, count: int) -> Sums:
     arrays = {
         name: np.bincount(group, value, count).astype(np.float64) for name, value in values.items()
     }
-    limits = dict.fromkeys(arrays, SCORE) | {PERSONS: COUNT}
-    return Sums(arrays | {PERSONS: persons_by(group, rows.unit, count)}, limits, len(rows.y))
+    persons = persons_by(group, rows.unit, count)
+    return Sums(arrays | {PERSONS: persons}, level_limits(), len(rows.y))
+
+
+def level_limits() -> dict[str, Limit]:
+    """The formats of sums by bin or level."""
+    return dict.fromkeys(("size", "actual", "expected"), SCORE) | {PERSONS: COUNT}
 
 
 def finer_edges(coarse: Sums, edges: Floats, bins: int = BINS) -> Floats:
