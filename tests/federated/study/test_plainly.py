@@ -182,6 +182,19 @@ def test_a_rare_separated_level_is_joined_and_stops_no_run(tmp_path: Path) -> No
     assert "region[T.(rare)]" in coefficients(study).index
 
 
+def test_a_separated_level_that_stops_a_run_is_joined_by_a_higher_least_number(
+    tmp_path: Path,
+) -> None:
+    frame = policies()
+    frame.loc[:29, ["region", "claims"]] = ["d", 0]
+    frame.loc[30:59, "region"] = "e"
+    with pytest.raises(ModelError, match=r"'region\[T.*\]' grows.*a higher model.min_persons"):
+        perform(experiment(tmp_path, frame, FREE | {"features": ["age", "region"]}, None))
+    joined = {"kind": "glm", "min_persons": 40}
+    study = perform(experiment(tmp_path, frame, model=joined))
+    assert "region[T.(rare)]" in coefficients(study).index
+
+
 # The rows of a product.
 
 
