@@ -25,6 +25,10 @@ from secure_agg.arithmetic.ring import Integers
 Role = Literal["insurer", "fund"]
 #: Who holds a column.
 Owner = Callable[[str], Role]
+#: Groups of the insurer's side and of the fund's that are multiplied with each other.
+Multiplied = list[tuple[tuple[str, ...], tuple[str, ...]]]
+#: Columns of each group of either side.
+Widths = tuple[dict[str, int], dict[str, int]]
 #: Columns by group: (rows, columns) each.
 Groups = dict[str, Floats]
 #: The share of a product of two groups, by their names: (left columns, right columns).
@@ -34,7 +38,7 @@ Shares = Callable[[str, str], Integers]
 BOUND, RESOLUTION = 2.0**44, 2.0**-44
 
 
-class Side(Protocol):
+class Half(Protocol):
     """A side's rows of a task."""
 
     role: Role
@@ -51,16 +55,16 @@ class Side(Protocol):
 class JoinedSum(Protocol):
     """One statistic at one set of arguments."""
 
-    def products(self) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    def products(self) -> Multiplied:
         """Groups of the insurer's side and of the fund's that are multiplied with each other."""
 
-    def widths(self) -> tuple[dict[str, int], dict[str, int]]:
+    def widths(self) -> Widths:
         """Columns of each group of either side; both sides know them."""
 
-    def left(self, side: Side) -> Groups:
+    def left(self, side: Half) -> Groups:
         """The insurer's columns."""
 
-    def right(self, side: Side) -> Groups:
+    def right(self, side: Half) -> Groups:
         """The fund's columns."""
 
     def combined(self, shares: Shares) -> dict[str, Integers]:

@@ -20,16 +20,18 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
+from federated.joined.factors import Shares
 from lab.errors import ConfigurationError
 from lab.models.families import Family, Scale
 from lab.sums import Floats
+from secure_agg.arithmetic.ring import Integers
 
 #: A sum of products: for each, the insurer's factor (rows,) and the name of the fund's.
 Terms = list[tuple[Floats, str]]
 
 
 @dataclass(frozen=True)
-class Rows:
+class KnownRows:
     """What the insurer's side knows of rows: target, weight, its part of the linear predictor."""
 
     y: Floats
@@ -89,7 +91,7 @@ class Law:
         """Of deviance, Pearson's statistic, log-likelihood and mean."""
         return ("one", "b", "mean", "e1", "e2", "em") if self.is_log else ("one", "b", "bb")
 
-    def score(self, rows: Rows) -> Terms:
+    def score(self, rows: KnownRows) -> Terms:
         """Derivative of the log-likelihood by the linear predictor, in units of :meth:`unit`."""
         y, w, a = rows.y, rows.weight, rows.own
         if not self.is_log:
@@ -97,13 +99,13 @@ class Law:
             return [(w * (y - a) / unit, "one"), (-w * self._spread / unit, "b")]
         return [(w * y * self._power(a, 1), "e1"), (-w * self._power(a, 2), "e2")]
 
-    def curvature(self, rows: Rows) -> Floats:
+    def curvature(self, rows: KnownRows) -> Floats:
         """The insurer's factor of Fisher's weights; the fund's is :attr:`curvature_right`."""
         if not self.is_log:
             return rows.weight / self.unit("curvature")
         return rows.weight * self._power(rows.own, 2)
 
-    def pearson(self, rows: Rows) -> Terms:
+    def pearson(self, rows: KnownRows) -> Terms:
         y, w, a = rows.y, rows.weight, rows.own
         if not self.is_log:
             return self.deviance(rows)
@@ -113,7 +115,7 @@ class Law:
             (w * self._power(a, 2), "e2"),
         ]
 
-    def deviance(self, rows: Rows) -> Terms:
+    def deviance(self, rows: KnownRows) -> Terms:
         y, w, a, p = rows.y, rows.weight, rows.own, self.power
         unit = self.unit("deviance")
         match self.family.name, self.is_log:
@@ -141,14 +143,14 @@ class Law:
             (2 * w * self._power(a, 2) / (2 - p), "e2"),
         ]
 
-    def log_likelihood(self, rows: Rows, dispersion: float) -> Terms:
+    def log_likelihood(self, rows: KnownRows, dispersion: float) -> Terms:
         """As `lab.models.families.Family.log_likelihood`, in units of the deviance's."""
         y, a, p = rows.y, rows.own, self.power
         phi, unit = dispersion / rows.weight, self.unit("deviance")
         w = 1 / phi
         if self.family.name == "gaussian":
             lone = -0.5 * np.log(2 * np.pi * phi) / unit
-            part = Rows(y, w, a)
+            part = KnownRows(y, w, a)
             return [(lone, "one"), *((-0.5 * left, right) for left, right in self.deviance(part))]
         match self.family.name:
             case "poisson":
@@ -169,7 +171,7 @@ class Law:
             (-w * self._power(a, 2) / (2 - p), "e2"),
         ]
 
-    def mean(self, rows: Rows) -> Terms:
+    def mean(self, rows: KnownRows) -> Terms:
         """Weighted means, in units of ``unit("mean")``."""
         w, a = rows.weight, rows.own
         unit = self.unit("mean")
@@ -197,12 +199,12 @@ class Law:
         return factor
 
 
-def law_of(family: Family, scale: Scale) -> Law:
+def check_law(family: Family) -> None:
     """Raises :class:`ConfigurationError` for a family whose sums are no inner products."""
     if family.link == "log" and family.name in ("poisson", "gamma", "tweedie", "gaussian"):
-        return Law(family, scale)
+        return
     if family.name == "gaussian" and family.link == "identity":
-        return Law(family, scale)
+        return
     raise ConfigurationError(
         f"model: a {family.name} model with the {family.link} link can't be fitted over joined parties; "
         "gaussian, poisson, gamma and tweedie on the log link can, and gaussian with the identity link"
@@ -211,3 +213,21 @@ def law_of(family: Family, scale: Scale) -> Law:
 
 def _power_of_two(value: float) -> float:
     return float(2.0 ** np.round(np.log2(value)))
+
+
+#: No row: what names the terms of a law.
+NONE = KnownRows(np.zeros(0), np.zeros(0), np.zeros(0))
+
+
+def columns_of(terms: Terms) -> Floats:
+    return np.column_stack([left for left, _ in terms])
+
+
+def names_of(terms: Terms) -> list[str]:
+    return [right for _, right in terms]
+
+
+def picked(shares: Shares, group: str, law: Law, names: list[str], at: int = 0) -> Integers:
+    """The sum of a law's terms: each of its columns with the fund's factor of its name."""
+    matrix, rights = shares(group, "loss"), law.loss_rights
+    return np.asarray(sum(matrix[at + k, rights.index(name)] for k, name in enumerate(names)))

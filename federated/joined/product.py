@@ -63,7 +63,7 @@ def joined_sum(request: Request, owner: Owner) -> JoinedSum:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Products:
     """The products of a statistic that have columns on both sides, with their sizes."""
 
     query: str
@@ -140,7 +140,7 @@ def contribution(share: Integers) -> Sums:
 
 def joined_total(total: JoinedSum, sums: Sums, query: str = "total") -> Sums:
     """The statistic's total, of the sum of all sides' contributions. Raises :class:`PeerError`."""
-    sizes = Layout(query, 1, total).sizes()
+    sizes = Products(query, 1, total).sizes()
     pieces = sums[SHARES]
     if pieces.shape != (sum(sizes.values()), PIECES):
         raise PeerError("the sides' shares are not of the form that the question asks for")
@@ -161,7 +161,7 @@ def joined_total(total: JoinedSum, sums: Sums, query: str = "total") -> Sums:
 Talking = Generator[bytes, bytes, list[Integers]]
 
 
-def by_triples(layout: Layout, role: Role, matrices: Sequence[Digits], secret: bytes) -> Talking:
+def by_triples(layout: Products, role: Role, matrices: Sequence[Digits], secret: bytes) -> Talking:
     """With dealt randomness. secret: what the dealer gave this side; what the left side hears ends with
     nothing, what the right one hears with what was dealt for it."""
     products = [terms for _, _, terms in layout.products]
@@ -183,7 +183,7 @@ def by_triples(layout: Layout, role: Role, matrices: Sequence[Digits], secret: b
     ]
 
 
-def deal(layout: Layout, left_secret: bytes, right_secret: bytes) -> list[bytes]:
+def deal(layout: Products, left_secret: bytes, right_secret: bytes) -> list[bytes]:
     """The dealer's part: what the right side needs for each product."""
     products = [terms for _, _, terms in layout.products]
     return [
@@ -192,7 +192,9 @@ def deal(layout: Layout, left_secret: bytes, right_secret: bytes) -> list[bytes]
     ]
 
 
-def by_paillier(layout: Layout, role: Role, matrices: Sequence[Digits], key: PrivateKey) -> Talking:
+def by_paillier(
+    layout: Products, role: Role, matrices: Sequence[Digits], key: PrivateKey
+) -> Talking:
     """With Paillier. key: of this side; in each product the side of fewer columns encrypts."""
     numbers = [RING.signed(RING.integers(m)) for m in matrices]
     products = [terms for _, _, terms in layout.products]

@@ -10,7 +10,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from federated.hiding.protocol import Protection, Talk
 from federated.joined.factors import Owner
-from federated.joined.product import LETTER, TURNS, Layout, deal, joined_sum, joined_total
+from federated.joined.product import LETTER, TURNS, Products, deal, joined_sum, joined_total
 from federated.joined.side import dealt_to
 from federated.joined.statistics import LOCAL
 from federated.message_kinds import MessageKind
@@ -35,7 +35,7 @@ class Pair:
 
 
 @dataclass
-class Dealer:
+class TripleDealer:
     """Deals the randomness of products; it is neither a side nor the coordinator."""
 
     _secrets: dict[str, tuple[bytes, bytes]] = field(default_factory=dict, repr=False)
@@ -46,7 +46,7 @@ class Dealer:
             self._secrets[pair.name] = secrets.token_bytes(32), secrets.token_bytes(32)
         return self._secrets[pair.name]
 
-    def dealt(self, pair: Pair, layout: Layout) -> bytes:
+    def dealt(self, pair: Pair, layout: Products) -> bytes:
         """What the fund's side needs for one sum."""
         return wire.join(LETTER, deal(layout, *self.secrets_of(pair)))
 
@@ -64,11 +64,8 @@ class Joined:
     ) -> None:
         """owner: who holds a column; least: rows that both sides must have behind a total."""
         self.inner, self.pairs, self._owner = inner, pairs, owner
-        self._product, self._least, self._dealer = product, least, Dealer()
-
-    @property
-    def hiding(self) -> Hiding:
-        return self.inner.hiding
+        self.hiding: Hiding = inner.hiding
+        self._product, self._least, self._dealer = product, least, TripleDealer()
 
     @property
     def everybody(self) -> bool:
@@ -106,7 +103,7 @@ class Joined:
         for turn in range(TURNS[self._product] + 1):
             if turn == 1 and self._product == "triples":
                 for pair in self.pairs:
-                    layout = Layout(f"{request.query} {pair.name}", pair.rows, total)
+                    layout = Products(f"{request.query} {pair.name}", pair.rows, total)
                     letters[pair.fund][f"dealt {pair.insurer}"] = self._dealer.dealt(pair, layout)
             answers = talk.ask(MessageKind.PRODUCT, _turn(request, turn, letters))
             letters = self._carried(answers, last=turn == TURNS[self._product])

@@ -13,7 +13,7 @@ from federated.joined.factors import Groups, Role
 from federated.joined.product import (
     LETTER,
     RING,
-    Layout,
+    Products,
     Spine,
     Talking,
     by_paillier,
@@ -41,10 +41,10 @@ OTHER: Mapping[Role, Role] = {"insurer": "fund", "fund": "insurer"}
 
 
 @dataclass(frozen=True)
-class Work:
+class Conversation:
     """A sum that a side is at with one other side."""
 
-    layout: Layout
+    layout: Products
     talk: Talking
 
 
@@ -67,7 +67,7 @@ class JoinedSide(Party):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.work: dict[tuple[str, str], Work] = {}
+        self.work: dict[tuple[str, str], Conversation] = {}
         self.shares: dict[str, Integers] = {}
         self._key: PrivateKey | None = None
 
@@ -105,14 +105,14 @@ class JoinedSide(Party):
         self.shares.pop(request.query, None)
         letters = {}
         for peer in self.places:
-            layout = Layout(f"{request.query} {self._pair(peer)}", self.sizes[peer], total)
+            layout = Products(f"{request.query} {self._pair(peer)}", self.sizes[peer], total)
             matrices = layout.matrices(self.role, groups, self._spine(request, peer))
             talk = (
                 by_triples(layout, self.role, matrices, secrets[peer])
                 if self.product == "triples"
                 else by_paillier(layout, self.role, matrices, self.key)
             )
-            self.work[request.query, peer] = Work(layout, talk)
+            self.work[request.query, peer] = Conversation(layout, talk)
             letters[peer] = next(talk)
         return letters
 

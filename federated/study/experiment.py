@@ -8,15 +8,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import tomllib
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, model_validator
 
+from federated.joined.laws import check_law
 from federated.solvers.glm import GLMSettings
 from federated.solvers.kinds import AnySettings
-from federated.study.experiment_file import look_beside, set_key
-from federated.study.settings import Arms, Data, Detection, ProtectionSettings, Query
+from federated.study.settings import (
+    ARMS_OF_SIDES,
+    AlignmentSettings,
+    Arms,
+    Data,
+    Detection,
+    JoinedTable,
+    ProtectionSettings,
+    Query,
+    check_places,
+)
 from lab.errors import ConfigurationError
 from lab.models.design import Feature
 from lab.models.families import Family
@@ -50,6 +62,28 @@ class Experiment(Strict):
     query: tuple[Query, ...] = Field(
         (), description="Questions asked before the arms run; their answers enter the report."
     )
+    joined: tuple[JoinedTable, ...] = Field(
+        (), description="The tables of two sides that know the same persons in other columns."
+    )
+    alignment: AlignmentSettings = Field(
+        AlignmentSettings(), description="Who learns which persons joined sides have in common."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_joined_sides(cls, values: Any) -> Any:
+        """One insurer and the fund, unless the file says more."""
+        if not isinstance(values, dict) or not values.get("joined"):
+            return values
+        arms = values.get("arms", {})
+        if isinstance(arms, dict):
+            arms = {"run": list(ARMS_OF_SIDES)} | arms
+        return {"parties": {"split": "uniform", "count": 1}} | values | {"arms": arms}
+
+    @model_validator(mode="after")
+    def _rows_come_from_one_place(self) -> Self:
+        check_places(self.data, self.joined, self.arms.run)
+        return self
 
     @model_validator(mode="after")
     def _personal_follows_federated(self) -> Self:
@@ -83,7 +117,29 @@ class Experiment(Strict):
         experiment.tasks()
         experiment.check_detection()
         experiment.check_profiles()
+        experiment.check_joined()
         return experiment
+
+    def check_joined(self) -> None:
+        """Refuse what can't be done over joined sides."""
+        if not self.joined:
+            return
+        choices = {
+            "model.kind": (self.model.kind, ("glm",)),
+            "protection.sums": (self.protection.sums, ("paillier", "clear")),
+            "protection.key": (self.protection.key, ("authority",)),
+        }
+        for key, (value, allowed) in choices.items():
+            if value not in allowed:
+                raise ConfigurationError(
+                    f"{key}: joined sides take {' or '.join(map(repr, allowed))}, got '{value}'"
+                )
+        if self.profile or self.detection or self.query or len(self.tasks()) > 1:
+            raise ConfigurationError(
+                "joined: takes one model, without [[profile]], [detection], [[query]] and model.severity"
+            )
+        for task in self.tasks().values():
+            check_law(task.law)
 
     def check_detection(self) -> None:
         """Refuse ``[detection]`` where the model gives no probability of fraud."""
@@ -285,3 +341,39 @@ class Experiment(Strict):
         if self.detection is not None:
             columns += [self.detection.truth, self.detection.typology]
         return [name for name in columns if name]
+
+
+# What stands in its file.
+
+#: Keys that name files, by the table they stand in.
+FILES = {
+    "data": ("path", "contract", "test_rows"),
+    "protection": ("disclosure",),
+    "profile": ("register_file",),
+    "joined": ("path", "contract"),
+}
+
+
+def look_beside(values: dict[str, Any], folder: Path) -> None:
+    """Let files that lie in the folder of an experiment be named from there."""
+    for name, keys in FILES.items():
+        content = values.get(name)
+        tables = content if isinstance(content, list) else [content]
+        for table in (each for each in tables if isinstance(each, dict)):
+            for key in keys:
+                file = table.get(key)
+                if isinstance(file, str) and "://" not in file and (folder / file).exists():
+                    table[key] = str(folder / file)
+
+
+def set_key(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in nested tables; text that is TOML is read as TOML."""
+    if isinstance(value, str):
+        with contextlib.suppress(tomllib.TOMLDecodeError):
+            value = tomllib.loads(f"x = {value}")["x"]
+    *path, last = key.split(".")
+    for part in path:
+        values = values.setdefault(part, {})
+        if not isinstance(values, dict):
+            raise ConfigurationError(f"--set {key}: '{part}' is not a table")
+    values[last] = value

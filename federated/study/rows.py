@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from federated.solvers.glm import GLMSettings
 from federated.study.experiment import Experiment
+from federated.study.settings import BLOCK, KEY
 from lab.errors import ConfigurationError, ContractError
 from lab.models.design import Feature, check_features
 from lab.models.glm import Response
@@ -30,6 +31,7 @@ def columns_needed(experiment: Experiment, features: Features) -> list[str]:
         *(column for profile in experiment.profile for column in profile.reads()),
         *([experiment.parties.column] if experiment.parties.column else []),
         *detected,
+        *([KEY, BLOCK] if experiment.joined else []),
     ]
     return list(dict.fromkeys(names))
 
@@ -113,7 +115,7 @@ def unused(
     }
     reasons = {}
     for name, column in contract.columns.items():
-        if name in parts:
+        if name in parts or name in (KEY, BLOCK):
             continue
         if name in left_out:
             reasons[name] = left_out[name]

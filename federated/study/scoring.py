@@ -210,15 +210,19 @@ class Scorer:
         )
         if whole:
             return Evaluation(fit, None, {})
-        coarse = ask("score_lorenz", {"edges": scoring.GRID})
-        edges = scoring.finer_edges(coarse, scoring.GRID)
-        lorenz = ask("score_lorenz", {"edges": np.asarray(edges)})
-        lorenz = joining.apply(lorenz, joining.in_order(lorenz[PERSONS], least))
+        lorenz = None if experiment.joined else self._lorenz(ask, least)
         levels = {
             term.feature.column: _of_enough(term, ask("score_levels", feature=term), least)
             for term in self.by_level[part]
         }
         return Evaluation(fit, lorenz, levels, self._detect(ask, least))
+
+    def _lorenz(self, ask: Ask, least: int) -> Sums:
+        """Exposure, actual and expected in bins of the predicted rate."""
+        coarse = ask("score_lorenz", {"edges": scoring.GRID})
+        edges = scoring.finer_edges(coarse, scoring.GRID)
+        lorenz = ask("score_lorenz", {"edges": np.asarray(edges)})
+        return joining.apply(lorenz, joining.in_order(lorenz[PERSONS], least))
 
     def _detect(self, ask: Ask, least: int) -> Detected | None:
         """The ranking in bins that are fine where claims are investigated, then the groups."""

@@ -11,7 +11,16 @@ from lab.privacy.noise import Noise
 from lab.queries.query_table import Budget
 from lab.records import Strict
 
-Arm = Literal["alone", "without", "federated", "personal", "pooled"]
+Arm = Literal["alone", "without", "insurer", "fund", "federated", "personal", "pooled"]
+#: Arms of the columns of one side alone.
+SIDES: tuple[Arm, ...] = ("insurer", "fund")
+#: What the arms are where sides know the same persons: each side's columns alone, both, one table.
+ARMS_OF_SIDES: tuple[Arm, ...] = (*SIDES, "federated", "pooled")
+
+#: The column of a joined table that says whose row it is: the key, in one spelling.
+KEY = "joined key"
+#: The column that says whose insurer's table a row is from.
+BLOCK = "joined table"
 
 
 class MarketSettings(Strict):
@@ -104,8 +113,6 @@ class Data(Strict):
 
     @model_validator(mode="after")
     def _one_place_and_one_split(self) -> Self:
-        if self.source is None and self.path is None:
-            raise ValueError("give source or path")
         if self.market is not None and (self.source != "market" or self.path is not None):
             raise ValueError("market is made where source = 'market' and no path is given")
         if (self.test_column is None) != (self.test_value is None):
@@ -113,6 +120,42 @@ class Data(Strict):
         if self.test_rows is not None and self.test_column is not None:
             raise ValueError("give test_rows or test_column, not both")
         return self
+
+
+class JoinedTable(Strict):
+    """One of ``[[joined]]``: a table of one side, where two sides know the same persons in other columns."""
+
+    role: Literal["insurer", "fund"] = Field(
+        description="Whose table it is: the insurer's, whose rows carry the target, or the fund's."
+    )
+    name: str | None = Field(None, description="The party's name; default: its role.")
+    source: str | None = Field(None, description="A built-in source.")
+    path: str | None = Field(None, description="A CSV (.gz) or Parquet file, or a database's URL.")
+    table: str | None = Field(None, description="The table to read where path is a database.")
+    query: str | None = Field(None, description="Rows to read where path is a database: SQL.")
+    contract: str | None = Field(None, description="A contract file, or a built-in contract.")
+    encoding: str | None = Field(None, description="Encoding of a CSV that is not UTF-8.")
+    key: str | tuple[str, ...] = Field(
+        description="The column, or columns together, that name a person at both sides."
+    )
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key,) if isinstance(self.key, str) else self.key
+
+
+class AlignmentSettings(Strict):
+    """``[alignment]``: who learns which persons two sides have in common."""
+
+    learns: Literal["hidden", "both", "insurer", "fund"] = Field(
+        "hidden",
+        description="hidden: nobody, rows stand on a spine over the union. both: both sides. insurer, fund: that side alone.",
+    )
+    cap: int | None = Field(
+        None,
+        ge=1,
+        description="Rows that each side's set is filled up to, so that no message tells how many it has; default: the larger table's rows, which tells them.",
+    )
 
 
 class ProtectionSettings(Strict):
@@ -137,6 +180,10 @@ class ProtectionSettings(Strict):
         None, description="What each party may ever spend on noised answers."
     )
     noised: bool = Field(False, description="Answer questions with noise alone.")
+    product: Literal["paillier", "triples"] = Field(
+        "triples",
+        description="How joined sides multiply: with randomness that the supervisor deals beforehand (triples), or by Paillier encryption, without a dealer and much slower.",
+    )
 
 
 class Detection(Strict):
@@ -187,6 +234,35 @@ class Arms(Strict):
 
     run: tuple[Arm, ...] = Field(
         ("alone", "federated", "pooled"),
-        description="Arms to run: each party alone, all but one party (without), all of them (federated), federated and then each party's own last layer (personal, networks only), all rows in one place (pooled).",
+        description="Arms to run: each party alone, all but one party (without), all of them (federated), federated and then each party's own last layer (personal, networks only), all rows in one place (pooled). Where sides are joined: insurer and fund, each with its own columns, federated, pooled.",
     )
     replicates: int = Field(200, ge=0, description="Bootstrap resamples behind the intervals.")
+
+
+def check_places(data: Data, joined: tuple[JoinedTable, ...], arms: tuple[Arm, ...]) -> None:
+    """Raises ValueError where rows come from nowhere or from two places, or an arm has no rows."""
+    of_sides = [arm for arm in arms if arm in SIDES]
+    of_parties = [arm for arm in arms if arm in ("alone", "without", "personal")]
+    if not joined:
+        if data.source is None and data.path is None:
+            raise ValueError("data: give source or path")
+        if of_sides:
+            raise ValueError(f"arms.run: '{of_sides[0]}' is for sides that are joined, [[joined]]")
+        return
+    if data.source is not None or data.path is not None:
+        raise ValueError("data: rows come from [[joined]]; drop data.source and data.path")
+    if of_parties:
+        raise ValueError(
+            f"arms.run: '{of_parties[0]}' is not for joined sides; there are "
+            f"{', '.join(ARMS_OF_SIDES)}"
+        )
+    roles = [table.role for table in joined]
+    if roles.count("fund") != 1 or "insurer" not in roles:
+        raise ValueError("joined: needs one table with role = 'fund' and one or more of 'insurer'")
+    if any(table.source is None and table.path is None for table in joined):
+        raise ValueError("joined: give source or path of each table")
+    names = [table.name or table.role for table in joined]
+    if len(set(names)) < len(names):
+        raise ValueError("joined: tables of several insurers need a name each")
+    if len({len(table.keys) for table in joined}) > 1:
+        raise ValueError("joined: the key needs as many columns at each side")

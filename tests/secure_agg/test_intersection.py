@@ -15,9 +15,9 @@ from secure_agg import intersection, ristretto
 from secure_agg.errors import FaultyParty, LayoutMismatch, MalformedMessage
 from secure_agg.intersection import (
     Alignment,
-    Message,
     AlignmentSide,
     AlignmentTerms,
+    Message,
     advance,
     run,
     start,

@@ -13,7 +13,7 @@ import pytest
 
 from federated.joined.factors import Role
 from federated.joined.product import (
-    Layout,
+    Products,
     Spine,
     by_paillier,
     by_triples,
@@ -108,7 +108,7 @@ def by_both(request: Any, frame: pd.DataFrame, way: str, private: PrivateKey) ->
     """The total of a request, made by two sides."""
     halves, spines = sides(frame)
     total = joined_sum(request, owner)
-    layout = Layout("q", spines["fund"].size, total)
+    layout = Products("q", spines["fund"].size, total)
     matrices = {
         role: layout.matrices(
             role, total.left(side) if role == "insurer" else total.right(side), spines[role]

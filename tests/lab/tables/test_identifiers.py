@@ -108,7 +108,7 @@ def test_an_empty_value_takes_no_part_and_is_counted(empty: Any) -> None:
 
 def test_rows_that_share_the_first_key_are_refused_with_their_number_and_no_value() -> None:
     table = pd.DataFrame({"id": ["a-1", "A1 ", "b", "b", "c"]})
-    with pytest.raises(ContractError, match="persons.csv: 2 rows share a value of id") as refusal:
+    with pytest.raises(ContractError, match=r"persons\.csv: 2 rows share a value of id") as refusal:
         key_texts(table, [["id"]], None, "persons.csv")
     assert "'b'" not in str(refusal.value)
 
