@@ -88,7 +88,7 @@ def joined_tables(experiment: Experiment, texts: Sequence[str]) -> JoinedTables:
             "check joined.key, and how both tables spell it"
         )
     for name in experiment.columns_besides_features():
-        if name in theirs:
+        if name in theirs and name != KEY:
             raise ConfigurationError(
                 f"data: '{name}' stands at the fund; target, exposure, weight, person and the column for "
                 "testing are the insurer's"
