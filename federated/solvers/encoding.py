@@ -95,7 +95,7 @@ def leave_out(feature: Feature, left_out: list[str] | None) -> None:
     """Note a feature that never varies. Raises :class:`ModelError` where there is no list for it."""
     if left_out is None:
         raise ModelError(
-            f"feature '{feature.name}' is the same in every training row; leave it out, or set "
+            f"feature '{feature.name}' is the same in every training row but few; leave it out, or set "
             "data.constant = 'drop'"
         )
     left_out.append(feature.name)

@@ -228,7 +228,7 @@ class Study:
                 )
                 if names:
                     lines.append(
-                        f"{name}: constant in all training rows, left out: {_listed(names)}"
+                        f"{name}: left out, the same in all training rows but few: {_listed(names)}"
                     )
         return lines
 

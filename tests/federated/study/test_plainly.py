@@ -169,7 +169,7 @@ def test_a_feature_that_never_varies_is_left_out_with_a_line_or_refused(
     if kind == "trees":
         model["trees"] = 2  # type: ignore[assignment]
     study = perform(experiment(tmp_path, frame, model=model))
-    assert "federated: constant in all training rows, left out: region" in study.notices
+    assert "federated: left out, the same in all training rows but few: region" in study.notices
     with pytest.raises(ModelError, match="'region' is the same in every training row"):
         perform(experiment(tmp_path, frame, model=model, data={"constant": "refuse"}))
 
