@@ -187,13 +187,16 @@ def _multiplied(bases: Sequence[mpz], place: list[int], count: int, modulus: mpz
 def multiplications(rows: int, bits: int) -> int:
     """Modular multiplications of one column's powers, about: exponents of so many bits."""
     window = _window(rows, bits)
-    return -(-bits // window) * (rows + 2 ** (window + 1)) + bits
+    digits: int = -(-bits // window)
+    each: int = rows + 2 ** (window + 1)
+    return digits * each + bits
 
 
 def _window(rows: int, bits: int) -> int:
     """Bits of a digit that cost the fewest multiplications."""
     cost = {w: -(-bits // w) * (rows + 2 ** (w + 1)) for w in range(1, 17)}
-    return min(cost, key=cost.__getitem__)
+    best: int = min(cost, key=cost.__getitem__)
+    return best
 
 
 def _power_product(bases: list[mpz], exponents: list[int], bits: int, modulus: mpz) -> mpz:
