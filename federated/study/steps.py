@@ -50,6 +50,7 @@ class Questioner:
     def __init__(self, levels: Levels, hiding: Hiding, everybody: bool, charter: str) -> None:
         self._levels, self._hiding, self._charter = levels, hiding, charter
         self.everybody, self.opened = everybody, list[Opened]()
+        self.least_parties = 1
         self._seen: list[Opened] | None = [] if everybody or hiding == "clear" else None
         self._past: dict[bytes, Sums] = {}
         self.questions: SimpleQueue[Request | None] = SimpleQueue()
