@@ -73,14 +73,7 @@ def joined_tables(experiment: Experiment, texts: Sequence[str]) -> JoinedTables:
         for block, (_, keys) in zip((*blocks, fund_block), loaded, strict=True)
         for note in _left_out(block, keys)
     ]
-    own = pd.concat(
-        [
-            _keyed(table.frame, keys).assign(**{BLOCK: at})
-            for at, (table, keys) in enumerate(insurers)
-        ],
-        ignore_index=True,
-    )
-    _refuse_twice(own)
+    own = _one_under_the_other(insurers)
     fund, both = _apart(own, fund, fund_block)
     if both:
         notes.append(
@@ -172,13 +165,18 @@ def _left_out(block: JoinedTable, keys: KeyTexts) -> Iterator[str]:
         yield f"{name}: {keys.invalid:,} rows whose {' and '.join(keys.columns)} is wrong take no part"
 
 
-def _refuse_twice(own: pd.DataFrame) -> None:
-    """A person at two insurers."""
+def _one_under_the_other(insurers: Sequence[tuple[Table, KeyTexts]]) -> pd.DataFrame:
+    """All insurers' rows. Raises :class:`ContractError` for a person at two of them."""
+    parts = [
+        _keyed(table.frame, keys).assign(**{BLOCK: at}) for at, (table, keys) in enumerate(insurers)
+    ]
+    own = pd.concat(parts, ignore_index=True)
     if (count := int(own[KEY].duplicated(keep=False).sum())) > 0:
         raise ContractError(
             f"joined: {count:,} rows of the insurers' tables have a key that another insurer's row has; "
             "a person is at one insurer here"
         )
+    return own
 
 
 def _apart(own: pd.DataFrame, theirs: Table, fund: JoinedTable) -> tuple[Table, list[str]]:
