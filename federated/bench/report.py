@@ -13,7 +13,7 @@ from lab.errors import ConfigurationError
 
 #: Each a module beside this one, loaded when it is asked for: ``figures`` are its rows, whose
 #: docstring is printed below them.
-BENCHES = ("paillier", "masks", "glm", "grid", "query", "trees", "steps", "exchange")
+BENCHES = ("paillier", "masks", "alignment", "glm", "grid", "query", "trees", "steps", "exchange")
 
 
 def report(names: tuple[str, ...], path: Path | None, quick: bool) -> None:
