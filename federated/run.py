@@ -61,6 +61,8 @@ def run(
                 )
             except LabError as error:  # the model is there, and is kept
                 study.unanswered = str(error)
+    if progress is not None:
+        progress("report", "writing and logging", 0, None)
     keep(study, Path(runs), tracking_uri=tracking_uri, track=track)
     return study
 

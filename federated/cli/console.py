@@ -4,6 +4,7 @@ works, and the one edge at which a text that others wrote loses what a terminal 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import click
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress as Bars
 
     from federated.study.arms import Progress
     from federated.study.result import Study
@@ -64,8 +66,13 @@ def say_table(text: str) -> None:
         click.echo(text, nl=False)
 
 
+#: Characters of a line in a file or a pipe, which nobody's window cuts.
+UNCUT = 10_000
+
+
 def screen(stderr: bool = False) -> Console:
-    """A console whose texts are one line each, after empty ones, with no markup in it."""
+    """A console whose texts are one line each, after empty ones, with no markup in it; where it is
+    no terminal, no table is wrapped."""
     from rich.console import Console
 
     from lab.text import printable
@@ -79,7 +86,10 @@ def screen(stderr: bool = False) -> Console:
             texts = [line(o) if isinstance(o, str) else o for o in objects]
             super().print(*texts, **options)
 
-    return Screen(stderr=stderr, markup=False)
+    console = Screen(stderr=stderr, markup=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = UNCUT
+    return console
 
 
 def print_heading(console: Console, title: str, rest: str) -> None:
@@ -92,10 +102,10 @@ def print_heading(console: Console, title: str, rest: str) -> None:
 
 
 @contextmanager
-def progress_lines(quiet: bool) -> Iterator[Progress | None]:
+def progress_lines() -> Iterator[Progress | None]:
     """A line for each arm with what it is doing, on standard error, while the work goes on."""
     console = screen(stderr=True)
-    if quiet or not console.is_terminal:
+    if not console.is_terminal:
         yield None
         return
     from rich.progress import (
@@ -107,8 +117,6 @@ def progress_lines(quiet: bool) -> Iterator[Progress | None]:
     )
     from rich.progress import Progress as Bars
 
-    from lab.text import printable
-
     with Bars(
         SpinnerColumn(finished_text="[green]✓"),
         TextColumn("{task.description:<10}"),
@@ -119,18 +127,26 @@ def progress_lines(quiet: bool) -> Iterator[Progress | None]:
         console=console,
         transient=True,
     ) as bars:
-        lines: dict[str, Any] = {}
+        yield arm_lines(bars)
 
-        def tell(arm: str, what: str, step: int, of: int | None) -> None:
-            what = printable(what)
-            for other, line in lines.items():
-                if other != arm:
-                    bars.update(line, total=1, completed=1, what="done")
-            if arm not in lines:
-                lines[arm] = bars.add_task(arm, total=of, what=what)
-            bars.update(lines[arm], total=of, completed=step, what=what)
 
-        yield tell
+def arm_lines(bars: Bars) -> Progress:
+    """What moves a line for each arm: it has its tick when the next one begins, and a step of it
+    counts once it is over."""
+    from lab.text import printable
+
+    lines: dict[str, Any] = {}
+
+    def tell(arm: str, what: str, step: int, of: int | None) -> None:
+        for other, line in lines.items():
+            if other != arm:
+                bars.update(line, total=1, completed=1, what="done")
+        if arm not in lines:
+            lines[arm] = bars.add_task(arm, total=of, what="")
+        over = None if of is None else max(0, step - 1)
+        bars.update(lines[arm], total=of, completed=over, what=printable(what))
+
+    return tell
 
 
 def print_json(study: Study) -> None:

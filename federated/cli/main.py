@@ -14,7 +14,7 @@ from federated.cli import config, queries, runs
 from federated.cli import data as cli_data
 from federated.cli import exchange as cli_exchange
 from federated.cli import keys as cli_keys
-from federated.cli.console import say, say_error
+from federated.cli.console import plain_table, print_heading, say, say_error, screen
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -63,7 +63,19 @@ def bench(names: tuple[str, ...], path: Path | None, quick: bool) -> None:
     """
     from federated.bench.report import report
 
-    report(names, path, quick)
+    console = screen()
+    for result in report(names, path, quick):
+        print_heading(console, result.name, "")
+        table = plain_table("what", "ours", "against", "ratio", numbers=NUMBERS)
+        for row in result.rows:
+            table.add_row(*row)
+        console.print(table)
+        console.print(result.words, style="dim", highlight=False)
+        console.print()
+
+
+#: Columns of a bench's table that stand to the right.
+NUMBERS = ("ours", "against", "ratio")
 
 
 def main() -> None:

@@ -67,7 +67,7 @@ def run(
     settings = Experiment.read(experiment, changed(changes))  # its mistakes come at once
     from federated.run import run as run_experiment
 
-    with progress_lines(quiet=as_json) as progress:
+    with progress_lines() as progress:
         study = run_experiment(
             settings,
             engine=engine,

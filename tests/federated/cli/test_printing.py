@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from flwr.app import ConfigRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.progress import Progress
 
 from federated.cli import console
 from federated.cli.main import _explain, lab
@@ -94,6 +95,34 @@ def test_a_line_a_table_and_json_of_a_hostile_text(capsys: pytest.CaptureFixture
     out = capsys.readouterr().out
     check(out)
     assert json.loads(out) == {HOSTILE: [HOSTILE, 1]}
+
+
+def test_no_table_is_wrapped_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    table = console.plain_table("what", "ratio")
+    table.add_row("x" * 300, "2 x")
+    console.screen().print(table)
+    assert capsys.readouterr().out.splitlines()[1] == "x" * 300 + "  2 x  "
+
+
+def test_an_arm_is_ticked_when_the_next_one_begins_and_not_before() -> None:
+    bars = Progress(disable=True)
+    tell = console.arm_lines(bars)
+
+    def ticked() -> dict[str, bool]:
+        return {task.description: task.finished for task in bars.tasks}
+
+    tell("alone", "insurer 2", 2, 2)
+    assert ticked() == {"alone": False}
+    tell("federated", "glm_start", 40, None)
+    tell("federated", "tree 3 of 3", 3, 3)
+    tell("federated", "tree_leaves", 90, None)
+    assert ticked() == {"alone": True, "federated": False}
+    assert (bars.tasks[1].completed, bars.tasks[1].total) == (2, 3)
+    tell("report", "writing", 0, None)
+    assert ticked() == {"alone": True, "federated": True, "report": False}
 
 
 def test_what_is_decoded_from_others_is_printable() -> None:
