@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def run(
     """
     experiment = path if isinstance(path, Experiment) else Experiment.read(path, changes)
     try_folder(Path(runs))
+    start = time.perf_counter()
     if exchange is None:
         answers = _simulated_answers(experiment, Path(runs))
         study = perform(experiment, engine=engine, workers=workers, progress=progress)
@@ -61,6 +63,7 @@ def run(
                 )
             except LabError as error:  # the model is there, and is kept
                 study.unanswered = str(error)
+    study.seconds["run"] = time.perf_counter() - start
     if progress is not None:
         progress("report", "writing and logging", 0, None)
     keep(study, Path(runs), tracking_uri=tracking_uri, track=track)

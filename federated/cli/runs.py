@@ -123,7 +123,7 @@ def ui(port: int, runs: Path, tracking_uri: str | None) -> None:
     \b
     lab ui --port 5001
     """
-    from lab.report.tracking import serve
+    from lab.report.tracking import page, serve
 
-    say(f"MLflow: http://127.0.0.1:{port}  (Ctrl-C ends it)")
+    say(f"MLflow: {page(runs, tracking_uri, port)}  (Ctrl-C ends it)")
     sys.exit(serve(runs, tracking_uri, port))

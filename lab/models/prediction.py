@@ -52,14 +52,7 @@ def predict(
         raise ContractError(f"{origin}: has a column '{PREDICTION}' already; rename or drop it")
     if contract is not None:
         check(frame, contract, where=origin)
-    columns = {
-        feature.column: _input(levels if text else None)
-        for feature, levels, text in sorted(_terms(predictor), key=lambda term: not term[2])
-    }
-    rows = frame
-    if columns:
-        inputs = Contract(name=f"inputs of {Path(model).name}", columns=columns)
-        rows = check(frame, inputs, where=origin, open_lists=True)
+    rows = input_rows(predictor, frame, where=origin)
     with np.errstate(all="ignore"):
         values = predictor.predict(rows)
     wrong = np.flatnonzero(~np.isfinite(values))
@@ -72,6 +65,21 @@ def predict(
     if Path(table).name.removesuffix(".gz").endswith(".csv"):  # numbers as they are written there
         frame = sources.read_file(Path(table), as_text=True, encoding=encoding)
     return frame.assign(**{PREDICTION: values}), [_meaning(predictor), *_unknown(predictor, rows)]
+
+
+def input_rows(predictor: Model, frame: pd.DataFrame, *, where: str) -> pd.DataFrame:
+    """The rows as the model reads them: numbers, and levels in their spelling, however they are stored.
+
+    where: what the table is called in errors. Raises :class:`ContractError` with every violation.
+    """
+    columns = {
+        feature.column: _input(levels if text else None)
+        for feature, levels, text in sorted(_terms(predictor), key=lambda term: not term[2])
+    }
+    if not columns:
+        return frame
+    inputs = Contract(name="inputs of the model", columns=columns)
+    return check(frame, inputs, where=where, open_lists=True)
 
 
 def _input(levels: tuple[str, ...] | None) -> Column:

@@ -17,6 +17,7 @@ from federated.deployment.node.settings import NodeSettings
 from federated.run import run
 from federated.study.run_folder import log
 from lab.report import tracking
+from lab.tables.sources import load
 
 ROOT = Path(__file__).parents[3]
 RAND = ROOT / "experiments" / "rand_hie.toml"
@@ -126,7 +127,6 @@ def test_a_run_is_logged_listed_and_its_model_loads_from_mlflow(tmp_path: Path) 
     assert loaded.returncode == 0, loaded.stderr
     (folder,) = tmp_path.glob("2*")
     from lab.models.files import read
-    from lab.tables.sources import load
 
     ours = read(folder / "models" / "federated.json").predict(load("rand_hie").frame.head(5))
     assert json.loads(loaded.stdout.splitlines()[-1]) == [round(float(v), 6) for v in ours]
@@ -261,3 +261,15 @@ def test_a_node_s_caps_stand_in_its_settings(tmp_path: Path) -> None:
     for cap in ("mdvis", "mdvis=few", "mdvis=inf"):
         done = lab("node", "init", tmp_path / "another", *common, cap)
         assert done.returncode == 2 and "needs the form COLUMN=LIMIT" in done.stderr
+
+
+def test_a_node_reads_its_csv_in_the_encoding_it_is_given(tmp_path: Path) -> None:
+    table = tmp_path / "claims.csv"
+    table.write_bytes("city,claims\nZürich,1\nBern,0\n".encode("cp1252"))
+    common = ("--name", "css", "--role", "commercial", "--data", table, "--encoding", "cp1252")
+    done = lab("node", "init", tmp_path / "node", *common)
+    assert done.returncode == 0, done.stderr
+    data = NodeSettings.read(tmp_path / "node").data
+    assert data is not None
+    frame = load(data.source, data.path, encoding=data.encoding).frame
+    assert list(frame["city"]) == ["Zürich", "Bern"]
