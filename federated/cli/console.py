@@ -58,6 +58,13 @@ def say_json(content: Any, indent: int | None = None) -> None:
     click.echo(text)
 
 
+def confirmed(text: str) -> bool:
+    """Ask whether to go on; no without an answer."""
+    from lab.text import printable
+
+    return click.confirm(printable(text))
+
+
 def say_table(text: str) -> None:
     """Print a table as CSV: byte for byte to a file or a pipe, line by line printable otherwise."""
     if sys.stdout.isatty():
@@ -177,7 +184,8 @@ def plain_table(*columns: str, numbers: Iterable[str] = ()) -> Any:
     table, right = PlainTable(box=None, pad_edge=False, header_style="dim"), set(numbers)
     for column in columns:
         heading = Text(printable(column))
-        table.add_column(heading, justify="right" if column in right else "left")
+        side: Any = "right" if column in right else "left"
+        table.add_column(heading, justify=side, no_wrap=column in right)  # no number is cut off
     return table
 
 

@@ -16,6 +16,7 @@ from federated.study.scoring import Evaluation, scored
 from lab.models.files import digest
 from lab.models.profile import Profile, Profiled
 from lab.privacy.joining import Opened, by_statistic
+from lab.report import finished_run
 from lab.scores import accuracy as scoring
 from lab.scores import detection
 
@@ -63,7 +64,7 @@ class ArmResult:
     seconds: float = 0.0
 
 
-@dataclass
+@dataclass(repr=False)
 class Study:
     """What a run found. Tables come as DataFrames; ``folder`` and ``tracking`` once it is kept."""
 
@@ -83,6 +84,16 @@ class Study:
     )  # files that real parties' logs bind
     folder: Any = None
     tracking: str | None = None
+
+    def __repr__(self) -> str:
+        return finished_run.line(self)
+
+    def _repr_html_(self) -> str:
+        return finished_run.html(self)
+
+    @property
+    def name(self) -> str:
+        return self.experiment.name
 
     @property
     def part(self) -> str:
