@@ -2,7 +2,7 @@
 A finished run is loaded here too.
 
 >>> from federated.run import run
->>> study = run("experiments/rand_hie.toml", {"model.ridge": 0.1})   # doctest: +SKIP
+>>> study = run("rand_hie", {"model.ridge": 0.1})   # doctest: +SKIP
 >>> study.scores                                                      # doctest: +SKIP
 >>> load(study.folder).scores                                         # doctest: +SKIP
 """

@@ -23,7 +23,7 @@ def lab() -> None:
     """Claims models across insurers that never share a record.
 
     \b
-    Try:  lab run experiments/rand_hie.toml
+    Try:  lab run rand_hie
     """
 
 

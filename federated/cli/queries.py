@@ -15,10 +15,10 @@ from federated.cli.options import RUNS, WITHOUT, changed
 @click.argument("question")
 @click.option(
     "--experiment",
-    default="experiments/rand_hie.toml",
+    default="rand_hie",
     show_default=True,
     type=click.Path(path_type=Path),
-    help="Whose data, parties and protection: an experiment file.",
+    help="Whose data, parties and protection: an experiment file, or the name of a shipped one.",
 )
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Override a key of it.")
 @click.option(

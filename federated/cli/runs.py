@@ -68,9 +68,12 @@ def run(
 ) -> None:
     """Run an experiment: its arms, a report and an MLflow run.
 
+    EXPERIMENT is a TOML file, or the name of a shipped one (`lab config --list`).
+
     \b
-    lab run experiments/rand_hie.toml
-    lab run experiments/rand_hie.toml --set model.ridge=0.1 --json
+    lab run rand_hie
+    lab run mine.toml
+    lab run rand_hie --set model.ridge=0.1 --json
     """
     from federated.study.experiment import Experiment
 

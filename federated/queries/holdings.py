@@ -15,6 +15,7 @@ import pandas as pd
 
 from federated.party.party import Party, Policy
 from federated.study.experiment import Experiment
+from federated.study.experiment_file import experiment_file
 from lab.errors import ConfigurationError, ContractError
 from lab.privacy.disclosure import Rules
 from lab.queries.query_table import Budget, QueryTable
@@ -33,7 +34,7 @@ def experiment_of(path: str | Path, changes: Mapping[str, Any] | None = None) ->
 
     changes: dotted keys, as ``--set``. Raises as :meth:`Experiment.read`.
     """
-    values, more = read_toml(Path(path)), dict(changes or {})
+    values, more = read_toml(experiment_file(path)), dict(changes or {})
     for table, keys in OF_A_MODEL.items():
         part = values.get(table, {})
         for key, value in keys.items():

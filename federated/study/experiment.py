@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from federated.solvers.glm import GLMSettings
 from federated.solvers.kinds import AnySettings
-from federated.study.experiment_file import look_beside, set_key
+from federated.study.experiment_file import experiment_file, look_beside, set_key
 from lab.errors import ConfigurationError
 from lab.models.design import Feature
 from lab.models.families import Family
@@ -236,13 +236,15 @@ class Experiment(Strict):
 
     @classmethod
     def read(cls, path: str | Path, changes: dict[str, Any] | None = None) -> Experiment:
-        """Read an experiment file; ``changes`` are dotted keys, as ``--set`` on the command line.
+        """Read an experiment file, or one that is shipped by its name; ``changes`` are dotted keys,
+        as ``--set`` on the command line.
 
         A relative path in the file is looked for beside the file, then where the program runs; one
         in ``changes`` only there.
         """
-        values = read_toml(Path(path))
-        look_beside(values, Path(path).parent)
+        path = experiment_file(path)
+        values = read_toml(path)
+        look_beside(values, path.parent)
         for key, value in (changes or {}).items():
             set_key(values, key, value)
         if isinstance(values.get("model"), dict):

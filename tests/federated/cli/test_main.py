@@ -17,7 +17,7 @@ from federated.deployment.node.settings import NodeSettings
 from federated.run import run
 from federated.study.run_folder import log
 from lab.report import tracking
-from lab.tables.sources import load
+from lab.tables.sources import SOURCES, load
 
 ROOT = Path(__file__).parents[3]
 RAND = ROOT / "experiments" / "rand_hie.toml"
@@ -179,6 +179,8 @@ def test_describe_and_check_show_a_source_and_every_violation(tmp_path: Path) ->
     shown = lab("data", "describe", "rand_hie").stdout
     for words in ("20,190", "public domain", "mdvis", "statsmodels"):
         assert words in shown
+    listed = lab("data", "describe").stdout
+    assert [line.split()[0] for line in listed.splitlines()] == ["source", *SOURCES]
     contract = tmp_path / "c.toml"
     contract.write_text('name = "c"\n[columns]\nn = { type = "integer", minimum = 0 }\n')
     table = tmp_path / "t.csv"
