@@ -60,6 +60,8 @@ def test_every_command_has_help_with_an_example() -> None:
         ["run"],
         ["data", "describe"],
         ["data", "check"],
+        ["data", "draft"],
+        ["runs", "rm"],
         ["market", "make"],
         ["market", "flags"],
         ["score"],
