@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -189,6 +191,11 @@ def plain_table(*columns: str, numbers: Iterable[str] = ()) -> Any:
     return table
 
 
+def own_command() -> str:
+    """What a user types to start this command line: its name, or its file if no path leads to it."""
+    return "lab" if shutil.which("lab") else sys.argv[0]
+
+
 def print_study(study: Study, runs: Path) -> None:
     """Scores by party and arm, what went wrong, what left the parties, where to look on."""
     from lab.report.page import signed
@@ -216,7 +223,7 @@ def print_study(study: Study, runs: Path) -> None:
                 highlight=False,
             )
     _print_receipt(console, study)
-    command = "lab ui" if str(runs) == "runs" else f"lab ui --runs {runs}"
+    command = f"{own_command()} ui" + (f" --runs {shlex.quote(str(runs))}" * (str(runs) != "runs"))
     for label, text in (
         ("report", study.folder / "report.html"),
         ("tracking", study.tracking or "off"),

@@ -144,6 +144,7 @@ def _counters(asked_cells: int | None, cells_left: int | None) -> list[str]:
     """What the parties have been asked for, and how much more they can answer, in words."""
     if asked_cells is None:
         return []
+    cells = "1 cell" if asked_cells == 1 else f"{asked_cells:,} cells"
     return [
-        f"you have asked each party for {asked_cells:,} cells; it can answer about {cells_left:,} more, at most"
+        f"you have asked each party for {cells}; it can answer about {cells_left:,} more, at most"
     ]
