@@ -4,7 +4,6 @@ works, and the one edge at which a text that others wrote loses what a terminal 
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import sys
@@ -96,7 +95,7 @@ def screen(stderr: bool = False) -> Console:
             super().print(*texts, **options)
 
     console = Screen(stderr=stderr, markup=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
+    if not console.is_terminal:
         console.width = UNCUT
     return console
 
