@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 from federated.hiding import masks as masked
 from federated.hiding import paillier as encrypted
 from federated.hiding.protocol import answer_clear
+from federated.joined import side as joined
 from federated.message_kinds import MessageKind
 from federated.messages import Hiding, message_of, read, refuse
 from federated.party.binding import UnboundQuestion
@@ -136,7 +137,7 @@ def enrol(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
     """Take up the roster and the keys."""
     parts = message.array_records["message"]
     keys = [read(message, name) if name in parts else b"" for name in ("key", "split", "share")]
-    memory.enrol(read(message, "roster"), *keys)
+    memory.enrol(read(message, "roster"), *keys, fewest=holder.fewest)
     return RecordDict()
 
 
@@ -147,7 +148,7 @@ def levels(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
     task = Task.model_validate_json(str(header["task"]))
     features = [Feature.model_validate(f) for f in json.loads(str(header["features"]))]
     for feature in features:
-        if feature.column not in holder.policy.announces:
+        if holder.holds(feature.column) and feature.column not in holder.policy.announces:
             raise PolicyError(f"names of levels of '{feature.column}' do not leave this party")
     table, least = holder.query_table, holder.rules.minimum_count.persons
     owners: pd.Series | None
@@ -155,7 +156,9 @@ def levels(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
         rows, owners = holder.rows(task, "train"), holder.owners(task, "train")
     else:
         rows, owners = table.frame, None if table.persons is None else pd.Series(table.persons)
-    names_by_feature = [seen_levels(rows, feature, owners, least) for feature in features]
+    names_by_feature = [
+        seen_levels(rows, f, owners, least) if holder.holds(f.column) else [] for f in features
+    ]
     if table is not None:
         names_by_feature = [[n for n in names if n != RARE] for names in names_by_feature]
     names, count = json.dumps(names_by_feature), sum(map(len, names_by_feature))
@@ -201,6 +204,8 @@ HANDLERS: Mapping[str, Handler] = {
     MessageKind.AGREED: agree_levels,
     MessageKind.JOIN: join_profile,
     MessageKind.RECEIPT: receipt,
+    MessageKind.PAIR: joined.pair,
+    MessageKind.PRODUCT: joined.answer_product,
     MessageKind.PART: encrypted.give_part,
     MessageKind.RELEASE: encrypted.release_answer,
     MessageKind.ADVERTISE: masked.advertise,

@@ -19,6 +19,10 @@ class MessageKind(StrEnum):
     RECEIPT = "query.receipt"  # what has left the node
     JOIN = "query.profile"  # a profile of providers, to be joined to the node's rows
 
+    # of joined parties
+    PAIR = "query.pair"  # who the other sides are, and what was dealt for products
+    PRODUCT = "query.product"  # letters between sides, a turn of a product
+
     # of a key that is split among the parties
     PART = "query.part"  # the node's part of opening a total
     RELEASE = "query.release"  # open a total by rules, to the first holder

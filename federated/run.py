@@ -17,9 +17,10 @@ import pandas as pd
 
 from federated.queries.desk import Desk
 from federated.study.arms import perform
-from federated.study.experiment import Experiment, Query
+from federated.study.experiment import Experiment
 from federated.study.result import Study
 from federated.study.run_folder import finished, keep, try_folder
+from federated.study.settings import Query
 from lab.errors import LabError
 from lab.privacy.noise import Noise
 from lab.report.finished_run import FinishedRun

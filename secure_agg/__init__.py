@@ -6,15 +6,15 @@ private key opens the product once and sees the total, never a party's own numbe
 
     keys        make, keep and check Paillier keys
     packing     many fixed-point numbers in one plaintext, with room for every party's share
-    blinding    the random factor of a ciphertext, the costly part of an encryption
-    modexp      powers with a secret exponent
     paillier    encrypt, add and decrypt whole batches
     identity    who is who: signing, sealing, the roster of all parties
     transcript  what a key holder checks before it opens anything
     shares      a key that nobody holds alone; the threat model of encrypted sums
     masks       another way: pairwise masks for long vectors; their threat model
-    lanes       the numbers that masks hide
+    triples     shares of a product of two matrices, each at one side, by dealt randomness
+    encrypted_product   the same without a dealer, by Paillier
     wire        how small messages travel
+    arithmetic  powers, random factors of ciphertexts, vectors and matrices modulo powers of two
     bench       all of it measured, as ratios within one run
 
 This package knows nothing of insurance, of networks or of files other than key files, and

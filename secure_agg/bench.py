@@ -24,9 +24,10 @@ import gmpy2
 import numpy as np
 from gmpy2 import mpz
 
-from secure_agg import blinding, paillier, shares
+from secure_agg import paillier, shares
+from secure_agg.arithmetic import blinding
+from secure_agg.arithmetic.modexp import secret_powers
 from secure_agg.keys import PrivateKey, generate
-from secure_agg.modexp import secret_powers
 from secure_agg.packing import Field, Layout
 
 Row = tuple[str, str, str, str]  # what, ours, against, ratio

@@ -44,6 +44,17 @@ class TooManyContributions(SecureAggError):
     """More contributions than the layout has room for."""
 
 
+class InvalidElement(SecureAggError):
+    """Bytes that are no element of the group, or the neutral one.
+
+    row: which of the rows that were handed over is the first such
+    """
+
+    def __init__(self, row: int) -> None:
+        super().__init__(f"row {row} is no element of ristretto255, or the neutral one")
+        self.row = row
+
+
 class InconsistentSum(SecureAggError):
     """An opened total that the stated contributions can't have produced."""
 

@@ -29,7 +29,7 @@ not always named. A sum of three tells two who put their numbers together the th
 that differ by who dropped out tell what that party added, if the question is the same.
 
 Numbers are integers modulo a power of two, so sums are exact, and streams have full 256-bit keys:
-see `secure_agg.lanes`.
+see `secure_agg.arithmetic.lanes`.
 
 Longer than 400 lines because it is one protocol: its messages and the steps of both roles, in the order
 in which they are spoken.
@@ -49,6 +49,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from secure_agg import wire
+from secure_agg.arithmetic.lanes import Lanes, added, apply_streams, decoded, encoded, vector_lanes
 from secure_agg.errors import (
     Blame,
     FaultyCoordinator,
@@ -59,7 +60,6 @@ from secure_agg.errors import (
     TooFewParties,
 )
 from secure_agg.identity import Identity, Roster, check_name, degenerate, derived
-from secure_agg.lanes import Lanes, added, apply_streams, decoded, encoded, vector_lanes
 from secure_agg.packing import Field
 from secure_agg.transcript import FEWEST
 

@@ -32,7 +32,8 @@ import numpy as np
 import numpy.typing as npt
 from gmpy2 import mpz
 
-from secure_agg import blinding
+from secure_agg.arithmetic import blinding
+from secure_agg.arithmetic.modexp import secret_powers
 from secure_agg.errors import (
     InconsistentSum,
     InvalidCiphertext,
@@ -42,7 +43,6 @@ from secure_agg.errors import (
     WrongKey,
 )
 from secure_agg.keys import PrivateKey, PublicKey
-from secure_agg.modexp import secret_powers
 from secure_agg.packing import Layout, checked, packed, unpack
 
 MAGIC = b"SAGGPB01"  # the last two digits are the version

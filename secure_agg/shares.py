@@ -37,7 +37,7 @@ as long; whoever combines raises r to the n-th power once.
 
 Opening r beside m gives nothing away: for two contributions of which the other parties know the
 sum, the second is (1 + n*M) * r**n / c_1 for r chosen by anybody, so the pair can be simulated from
-one ciphertext alone. (For the short exponents of `secure_agg.blinding`: under the assumption made
+one ciphertext alone. (For the short exponents of `secure_agg.arithmetic.blinding`: under the assumption made
 there.)
 
 r**n mod n = c mod n is checked for every ciphertext, so a total that opens is right. If it does not
@@ -71,6 +71,7 @@ import numpy.typing as npt
 from gmpy2 import mpz
 
 from secure_agg import wire
+from secure_agg.arithmetic.modexp import secret_powers
 from secure_agg.errors import (
     FaultyHolder,
     InconsistentSum,
@@ -81,7 +82,6 @@ from secure_agg.errors import (
 )
 from secure_agg.identity import Card, Identity, Roster, check_name
 from secure_agg.keys import PrivateKey, PublicKey, load_secret, save_secret
-from secure_agg.modexp import secret_powers
 from secure_agg.packing import Field, Layout, unpack
 from secure_agg.paillier import encrypt
 from secure_agg.transcript import Terms, Transcript, contribute, examine, received

@@ -43,6 +43,7 @@ from secure_agg.packing import Layout
 from secure_agg.paillier import Batch
 
 TERMS, CONTRIBUTION, TRANSCRIPT = b"SAGGTE01", b"SAGGCO01", b"SAGGTR01"
+TERMS_OF_SHARES = b"SAGGTS01"
 PURPOSE = b"contribution"
 #: With two contributors, the total minus one's own is the other's secret.
 FEWEST = 3
@@ -59,6 +60,7 @@ class Terms:
     parties: names of who contributes, each once, at least three
     key: fingerprint of the Paillier key
     layout: how the batches are packed, for exactly so many parties
+    of_shares: whether a batch alone is uniform whatever its party knows, so that two hide each other
 
     Raises InvalidIdentity, TooFewParties and InvalidLayout.
     """
@@ -69,6 +71,7 @@ class Terms:
     parties: tuple[str, ...]
     key: str
     layout: Layout
+    of_shares: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parties", tuple(self.parties))
@@ -82,10 +85,11 @@ class Terms:
             check_name(name)
         if len(set(self.parties)) != len(self.parties):
             raise InvalidIdentity(f"query {self.query}: a party is named twice")
-        if len(self.parties) < FEWEST:
+        fewest = 2 if self.of_shares else FEWEST
+        if len(self.parties) < fewest:
             raise TooFewParties(
                 f"query {self.query}: a sum of {len(self.parties)} parties hides nobody; at least "
-                f"{FEWEST} are needed"
+                f"{fewest} are needed"
             )
         if self.layout.parties != len(self.parties):
             raise InvalidLayout(
@@ -101,21 +105,23 @@ class Terms:
     def to_bytes(self) -> bytes:
         layout = json.dumps(self.layout.to_dict(), sort_keys=True, separators=(",", ":"))
         names = [name.encode() for name in self.parties]
+        kind = TERMS_OF_SHARES if self.of_shares else TERMS
         head = [self.query.encode(), self.question, self.roster, self.key.encode()]
-        return wire.join(TERMS, [*head, layout.encode(), *names])
+        return wire.join(kind, [*head, layout.encode(), *names])
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Terms:
         """The terms that `to_bytes` wrote. Raises MalformedMessage and what the class raises."""
-        query, question, roster, key, layout, *parties = wire.split(TERMS, data, 5, wire.MOST_PARTS)
+        of_shares = data[:6] == TERMS_OF_SHARES[:6]
+        kind = TERMS_OF_SHARES if of_shares else TERMS
+        query, question, roster, key, layout, *parties = wire.split(kind, data, 5, wire.MOST_PARTS)
         try:
             form = json.loads(wire.text(layout))
         except (ValueError, RecursionError):
             raise MalformedMessage("terms: the layout is not JSON") from None
         names = tuple(map(wire.text, parties))
-        terms = cls(
-            wire.text(query), question, roster, names, wire.text(key), Layout.from_dict(form)
-        )
+        agreed = Layout.from_dict(form)
+        terms = cls(wire.text(query), question, roster, names, wire.text(key), agreed, of_shares)
         if terms.to_bytes() != data:
             raise MalformedMessage("terms: not in canonical encoding")
         return terms

@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("lab", "federated", "secure_agg")
-FLAT_PACKAGES = ("secure_agg",)  # its modules are one room
+FLAT_PACKAGES = ("secure_agg",)  # one room, folders in it counted
 FLOWER_API = {"flwr.app", "flwr.serverapp", "flwr.clientapp"}
 FLOWER_ROOM = "federated.transport"
 
@@ -43,9 +43,9 @@ class Module:
     @property
     def room(self) -> str:
         package, *inner = self.name.split(".")
-        if self.is_package:
-            return self.name
-        if package not in FLAT_PACKAGES and len(inner) == 1:
+        if package in FLAT_PACKAGES:
+            return package
+        if self.is_package or len(inner) == 1:
             return self.name
         return self.name.rpartition(".")[0]
 

@@ -45,7 +45,7 @@ def config(experiment: str | None, as_list: bool, json_schema: bool) -> None:
     if as_list:
         screen().print(_shipped())
     elif experiment is not None:
-        from federated.study.experiment_file import experiment_text
+        from federated.shipped import experiment_text
 
         say_lines(experiment_text(experiment))
     elif json_schema:
@@ -59,8 +59,8 @@ def config(experiment: str | None, as_list: bool, json_schema: bool) -> None:
 
 def _shipped() -> Any:
     """The shipped experiments as a table, with what each needs besides."""
+    from federated.shipped import shipped
     from federated.study.experiment import Experiment
-    from federated.study.experiment_file import shipped
     from lab.tables.sources import INSTALLED
 
     table = plain_table("experiment", "what", "data")

@@ -201,15 +201,13 @@ def print_study(study: Study, runs: Path) -> None:
     from lab.report.style import NAMES
 
     console = screen()
-    print_heading(console, study.experiment.name, f", {NAMES[study.headline]} on test rows")
+    print_heading(console, study.experiment.name, f", {NAMES[study.headline]} {study.judged}")
     console.print()
     console.print(_scores(study))
     if study.outlook:
         _print_outlook(console, study)
-    left_out = getattr(study.market, "left_out", {})
-    if left_out:
-        reasons = "; ".join(f"{name} {why}" for name, why in left_out.items())
-        console.print(f"no features: {reasons}", style="yellow", highlight=False)
+    for notice in study.notices:
+        console.print(notice, highlight=False)
     for result in study.arms.values():
         for holder, reason in [*result.failures.items(), *result.notes.items()]:
             console.print(f"{result.name}, {holder}: {reason}", style="yellow", highlight=False)

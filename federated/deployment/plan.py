@@ -8,7 +8,7 @@ from typing import Any
 from federated.solvers.glm import GLMSettings
 from federated.study.experiment import Experiment
 from federated.study.plan import StudyPlan
-from federated.study.rows import Features
+from federated.study.rows import Features, named_apart
 from federated.study.scoring import public_comparisons
 from federated.study.simulation import public_cells
 from lab.errors import ConfigurationError
@@ -22,6 +22,9 @@ from secure_agg.transcript import FEWEST
 def announced(experiment: Experiment) -> StudyPlan:
     """The plan of an experiment's model, as all parties are told it."""
     plan = _public(experiment)
+    public, _ = plan.experiment.under(plan.contract)
+    contract = named_apart(public, plan.contract)
+    plan = plan.model_copy(update={"experiment": public, "contract": contract})
     features = plan.features
     by_level, groups = public_comparisons(plan.experiment, plan.joined, features)
     return plan.model_copy(

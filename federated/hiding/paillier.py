@@ -53,6 +53,7 @@ from secure_agg.keys import PrivateKey, PublicKey, generate
 from secure_agg.masks import pairs_in, pairs_out
 from secure_agg.packing import Layout
 from secure_agg.transcript import (
+    FEWEST,
     Contribution,
     Terms,
     Transcript,
@@ -74,7 +75,8 @@ def answer_encrypted(holder: Party, memory: NodeState, message: RecordDict) -> R
     sums = taken(holder, memory, request)
     hidden = with_rows(sums)
     form = form_of(hidden)
-    terms = terms_of(request, roster, key, Layout(fields_of(form), len(request.parties), key.bits))
+    layout = Layout(fields_of(form), len(request.parties), key.bits)
+    terms = terms_of(request, roster, key, layout, of_shares=holder.fewest < FEWEST)
     arrays = [hidden[name].ravel() for name in form]
     batch = paillier.encrypt(key, terms.layout, arrays, workers=holder.workers, series=True)
     contribution = contribute(memory.identity(), terms, batch.to_bytes()).to_bytes()
@@ -144,7 +146,9 @@ def _purpose(query: str) -> bytes:
     return b"part of the answer to " + query.encode()
 
 
-def terms_of(request: Request, roster: Roster, key: PublicKey, layout: Layout) -> Terms:
+def terms_of(
+    request: Request, roster: Roster, key: PublicKey, layout: Layout, *, of_shares: bool
+) -> Terms:
     """What everybody signs; computed by each from what it was asked."""
     return Terms(
         request.query,
@@ -153,6 +157,7 @@ def terms_of(request: Request, roster: Roster, key: PublicKey, layout: Layout) -
         request.parties,
         key.fingerprint,
         layout,
+        of_shares,
     )
 
 
@@ -327,8 +332,9 @@ class Paillier:
 
     hiding: Hiding = "paillier"
 
-    def __init__(self, opener: Opener) -> None:
-        self.opener = opener
+    def __init__(self, opener: Opener, *, of_shares: bool = False) -> None:
+        """of_shares: of joined parties, each contribution of which is uniform by itself."""
+        self.opener, self._of_shares = opener, of_shares
         self._roster: Roster | None = None
 
     @property
@@ -355,7 +361,7 @@ class Paillier:
         public, replies = self.opener.public, ask_sums(talk, request)
         form = one_form(replies)
         layout = Layout(fields_of(form), len(replies), public.bits)
-        terms = terms_of(request, self._roster, public, layout)
+        terms = terms_of(request, self._roster, public, layout, of_shares=self._of_shares)
         contributions = tuple(
             decoded(name, Contribution.from_bytes, reply.hidden or b"")
             for name, reply in replies.items()

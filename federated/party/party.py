@@ -28,6 +28,7 @@ from lab.queries.query_table import QueryTable
 from lab.records import Strict
 from lab.statistics import QUESTIONS, Part
 from lab.sums import Sums
+from secure_agg.transcript import FEWEST
 
 
 class Policy(Strict):
@@ -57,6 +58,11 @@ class Party:
     finished: dict[str, Any] = field(default_factory=dict)  # trees, as lab.trees.Finished
     party_sets: PartySets = field(default_factory=PartySets)  # behind totals that all see
     binding: Binding | None = None  # the plan whose questions it answers; None: it asks itself
+    fewest: int = FEWEST  # parties that a sum hides it among, at least
+
+    def holds(self, column: str) -> bool:
+        """Whether a column is this party's; all are, where nobody knows the same persons."""
+        return True
 
     @property
     def rules(self) -> Rules:

@@ -73,11 +73,14 @@ class NodeState:
         self._set("identity", seed=seed)
         return Identity(self._name, seed)
 
-    def enrol(self, roster: bytes, key: bytes, split: bytes, sealed_share: bytes) -> None:
+    def enrol(
+        self, roster: bytes, key: bytes, split: bytes, sealed_share: bytes, *, fewest: int = FEWEST
+    ) -> None:
         """Take up the roster and the keys, once and for all this state is kept.
 
         key: the Paillier modulus, or nothing; split, sealed_share: a split key and this node's
-        share of it, or nothing. Raises :class:`PolicyError` for a second, different enrolment.
+        share of it, or nothing; fewest: parties that hide each other. Raises :class:`PolicyError` for a
+        second, different enrolment.
         """
         values = {"roster": roster, "key": key, "split": split, "sealed": sealed_share}
         if former := self._get("enrolled", "roster"):
@@ -87,9 +90,9 @@ class NodeState:
                 )
             return
         members = _roster(roster)
-        if len(members.cards) < FEWEST:
+        if len(members.cards) < fewest:
             raise PolicyError(
-                f"a roster of {len(members.cards)} parties hides nobody, at least {FEWEST} do"
+                f"a roster of {len(members.cards)} parties hides nobody, at least {fewest} do"
             )
         if key:
             _public(key)
@@ -110,6 +113,32 @@ class NodeState:
         if not cards:
             raise PolicyError("this node is not enrolled; nothing can be hidden without a roster")
         return _roster(cards)
+
+    def pair(self, roster: bytes, dealt: Mapping[str, bytes]) -> None:
+        """Take up the other sides of joined pairs, and what a dealer gave for products with each."""
+        own = _roster(roster)
+        if self._name not in own or own[self._name] != self.identity().card:
+            raise PolicyError("the roster does not carry this node's own keys")
+        self._set("paired", roster=roster, **{f"dealt {peer}": d for peer, d in dealt.items()})
+
+    def paired(self) -> Roster:
+        """All sides. Raises :class:`PolicyError` before they are known."""
+        cards = self._get("paired", "roster")
+        if not cards:
+            raise PolicyError("this node was told of no other side")
+        return _roster(cards)
+
+    def dealt(self, peer: str) -> bytes:
+        """What a dealer gave for products with another side; nothing where none deals."""
+        return self._get("paired", f"dealt {peer}")
+
+    def begin_product(self, query: str) -> None:
+        """Note a product before its first letter leaves: what was dealt for it is used once.
+
+        Raises :class:`PolicyError` for one that was begun before."""
+        if self._get("products", query):
+            raise PolicyError("this product was begun before; ask for it under another name")
+        self._set("products", **{query: b"1"})
 
     def allow_parties(self, parties: tuple[str, ...]) -> None:
         """Raises :class:`PolicyError` unless a sum may be over these parties.

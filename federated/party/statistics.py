@@ -191,6 +191,7 @@ def _score_fit(holding: Holding, a: OfFit, arrays: Arrays) -> Sums:
         scale=a.scale,
         replicates=a.replicates,
         seed=_resampling(holding, a.seed),
+        counts=a.task.counts_with_exposure,
     )
 
 

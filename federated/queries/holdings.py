@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from federated.party.party import Party, Policy
+from federated.shipped import experiment_file
 from federated.study.experiment import Experiment
-from federated.study.experiment_file import experiment_file
 from lab.errors import ConfigurationError, ContractError
 from lab.privacy.disclosure import Rules
 from lab.queries.query_table import Budget, QueryTable

@@ -83,15 +83,17 @@ def _standardised(
         if scale > 1e-9 * abs(mean):
             numbers.append(term.model_copy(update={"scale": float(scale)}))
         else:
-            _leave_out(term.feature, left_out)
+            leave_out(term.feature, left_out)
     federation.opened.append(Opened("moments", 2 * len(numbers)))
     return tuple(numbers)
 
 
-def _leave_out(feature: Feature, left_out: list[str] | None) -> None:
+def leave_out(feature: Feature, left_out: list[str] | None) -> None:
+    """Note a feature that never varies. Raises :class:`ModelError` where there is no list for it."""
     if left_out is None:
         raise ModelError(
-            f"feature '{feature.name}' is the same in every training row; leave it out"
+            f"feature '{feature.name}' is the same in every training row; leave it out, or set "
+            "data.constant = 'drop'"
         )
     left_out.append(feature.name)
 
@@ -144,7 +146,7 @@ def levelled(
     categories = []
     for term in standing(federation, task, terms, least):
         if len(term.levels) < 2:
-            _leave_out(term.feature, left_out)
+            leave_out(term.feature, left_out)
         else:
             categories.append(term)
     return tuple(categories)

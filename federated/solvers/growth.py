@@ -53,7 +53,10 @@ class _Node:
 
 
 class Growth:
-    """One tree while it grows. Derivatives are in units, values in steps of the recipe."""
+    """One tree while it grows. Derivatives are in units, values in steps of the recipe.
+
+    noise: the variance of what an average row says of its linear predictor, in squared steps.
+    """
 
     def __init__(
         self,
@@ -61,7 +64,9 @@ class Growth:
         chosen: list[int],
         settings: GrowthSettings,
         recipe: TreesRecipe,
+        noise: float,
     ) -> None:
+        self.noise = noise
         self.cuts, self.chosen, self.settings, self.recipe = cuts, chosen, settings, recipe
         self.start = np.concatenate([[0], np.cumsum([cuts[j].bins for j in chosen])])
         self.ordered = np.array([cuts[j].edges is not None for j in chosen])
@@ -183,7 +188,7 @@ class Growth:
         g, h, s = node.gradient, node.hessian, self.settings
         if g is None or h is None or not self._can_be_cut(node):
             return None
-        free = (SMOOTH, self.recipe.unit, s.l2, s.min_child_rows, node.low, node.high)
+        free = (SMOOTH, self.noise, s.l2, s.min_child_rows, node.low, node.high)
         gain, cut, missing = kernels.best_cuts(
             g, h, self.start, self.ordered, self.direction, *free
         )

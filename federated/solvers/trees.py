@@ -18,7 +18,7 @@ from pydantic import Field
 
 from federated.federation import ModelTotals
 from federated.solvers.bins import agree_cuts
-from federated.solvers.encoding import totals_of
+from federated.solvers.encoding import leave_out, totals_of
 from federated.solvers.glm import constant_predictor
 from federated.solvers.growth import Growth
 from federated.solvers.solution import ModelSettings, Solution, Watch
@@ -37,8 +37,8 @@ RUN_AWAY = (
     f"a few rows weigh more than {REACH} times all rows of an average model; lower "
     "model.learning_rate, raise model.min_child_rows or model.l2, or cap the target"
 )
-#: The constant model is rounded, so that the last bits of a mean cannot change a tree.
-COARSE = 2.0**10
+#: The constant model and the units are rounded, so that the last bits of a mean cannot change a tree.
+COARSE = 2.0**20
 
 
 class TreesSettings(ModelSettings):
@@ -92,9 +92,10 @@ def solve(
     watch: Watch | None = None,
     left_out: list[str] | None = None,
 ) -> Solution:
-    """The trees, and their losses by step. What never varies gets no bins, so nothing is left out.
+    """The trees, and their losses by step; what never varies gets no bins.
 
-    Raises :class:`ConfigurationError` where everybody sees the totals.
+    Raises :class:`ConfigurationError` where everybody sees the totals, :class:`ModelError` for a
+    feature that never varies unless there is a list ``left_out``.
     """
     if federation.everybody:
         raise ConfigurationError(
@@ -103,6 +104,9 @@ def solve(
             "model.kind = 'glm' or 'network'"
         )
     model, losses = train(federation, task, features, contract, settings, seed, watch)
+    used = {cut.feature for cut in model.cuts}
+    for feature in (f for f in features if f not in used):
+        leave_out(feature, left_out)
     return Solution(model, losses)
 
 
@@ -129,6 +133,7 @@ def train(
         monotone=settings.monotone,
     )
     recipe = _recipe(federation, task, totals, settings)
+    noise = Scale.of(totals).noise(task.law) / recipe.step**2
 
     ask = _Questions(federation, task, cuts, recipe)
     # 2. Tree by tree; the sums at a root tell the loss of the trees before it.
@@ -137,7 +142,8 @@ def train(
     for at in range(settings.trees + 1):
         if watch:
             watch(f"tree {at} of {settings.trees}", at, settings.trees)
-        growth = Growth(cuts, _chosen(len(cuts), settings.features, seed, at), settings, recipe)
+        chosen = _chosen(len(cuts), settings.features, seed, at)
+        growth = Growth(cuts, chosen, settings, recipe, _rounded(noise))
         root = ask.level(growth.first(place))
         trace.append({"step": at, **_losses(root, settings, recipe)})
         best = _best(trace, settings)
@@ -229,14 +235,20 @@ def _recipe(
         spread = size**2 * float(moments["second"][0]) / rows
         if spread <= 1e-24 * start**2:
             raise ModelError("the target is the same in every training row")
-        step = 2.0 ** round(np.log2(spread) / 2)
+        step = _rounded(np.sqrt(spread))
     return TreesRecipe(
         intercept=round(start / step * COARSE) / COARSE * step,
         step=step,
-        unit=Scale.of(totals).curvature(law),
+        unit=_rounded(Scale.of(totals).row_curvature(law)),
         rows=rows,
         validation_share=settings.validation_share,
     )
+
+
+def _rounded(value: float) -> float:
+    """To the digits of :data:`COARSE`, whatever its size."""
+    mantissa, exponent = np.frexp(value)
+    return float(np.ldexp(round(mantissa * COARSE) / COARSE, exponent))
 
 
 def _chosen(count: int, share: float, seed: int, at: int) -> list[int]:

@@ -21,16 +21,19 @@ from flwr.serverapp import Grid
 from federated.app import client_app, server_app
 from federated.federation import Federation, ModelTotals, single_threaded_blas
 from federated.hiding.protocol import Clear, Protection
+from federated.joined.factors import Role
 from federated.party.binding import Binding
 from federated.party.party import Party
 from federated.solvers.solution import Watch
 from federated.study.bound import SignedStudy
-from federated.study.experiment import Arm, Experiment
+from federated.study.experiment import Experiment
+from federated.study.joined import in_the_clear
 from federated.study.outcome import Outcome, fit_models
 from federated.study.plan import StudyPlan
 from federated.study.result import ArmResult, Fitted, Study
 from federated.study.scoring import Scorer, simulated_comparisons, simulated_scorer
-from federated.study.simulation import SimulatedMarket, in_process, market_of, protected
+from federated.study.settings import Arm
+from federated.study.simulation import SimulatedMarket, in_process, market_of
 from federated.transport.in_process import ENGINES
 from lab.errors import ConfigurationError, ModelError
 from lab.models.profile import Profile
@@ -44,6 +47,8 @@ Progress = Callable[[str, str, int, int | None], None]
 @dataclass(frozen=True)
 class Stage:
     """What every arm of one study works with.
+
+    whole: of joined sides, by which every arm's model is scored, so that resamples are the same.
 
     alone: a federation of each party by itself, in the clear and within this process; own: the
     rules a party keeps towards itself, which hide nothing of its own rows.
@@ -59,6 +64,7 @@ class Stage:
     own: Rules
     engine: str
     workers: int
+    whole: Federation | None = None
 
     def profiles_of(self, federation: Federation, rules: Rules) -> list[Profile]:
         """The experiment's profiles, released by these rules."""
@@ -77,17 +83,24 @@ def perform(
     start = time.perf_counter()
     run = secrets.token_hex(8)
     market = market_of(experiment.model_dump_json(), run)
+    experiment = market.experiment  # with what its contract says of it
     study = Study(experiment, market, {}, {}, {"data": time.perf_counter() - start})
-    protection, own = _key(study, market.rules, tell), Rules.of_own_rows()
+    protection, own = _key(study, market, tell), Rules.of_own_rows()
     with single_threaded_blas(), ExitStack() as stack:
         alone = {
             party.name: stack.enter_context(in_process([party], 1, own)) for party in market.parties
         }
+        whole = None
+        if market.tables is not None:
+            sides, owner = market.sides, market.tables.owner()
+            whole = stack.enter_context(in_the_clear(sides, owner, workers or 1, market.rules))
         comparisons = simulated_comparisons(experiment, market)
         least = market.rules.minimum_count.persons
         scorer = simulated_scorer(experiment, comparisons, alone, least)
         plan, cores = market.plan(*comparisons), workers or os.cpu_count() or 1
-        stage = Stage(study, market, run, plan, scorer, alone, protection, own, engine, cores)
+        stage = Stage(
+            study, market, run, plan, scorer, alone, protection, own, engine, cores, whole
+        )
         for arm in experiment.arms.run:
             result = study.arms[arm] = ArmResult(arm)
             start = time.perf_counter()
@@ -96,13 +109,13 @@ def perform(
     return study
 
 
-def _key(study: Study, rules: Rules, tell: Progress) -> Protection:
+def _key(study: Study, market: SimulatedMarket, tell: Progress) -> Protection:
     """The protection of the federated arm, with its key, where there is such an arm."""
     if "federated" not in study.experiment.arms.run:
         return Clear()
     tell("keys", "making keys", 0, None)
     start = time.perf_counter()
-    protection = protected(study.experiment.protection, rules)
+    protection = market.protection()
     study.seconds["key"] = time.perf_counter() - start
     return protection
 
@@ -116,6 +129,10 @@ def _alone(stage: Stage, result: ArmResult, watch: Watch) -> None:
         watch(name, at, len(stage.alone))
         profiles = stage.profiles_of(federation, stage.own)
         _fit_for(stage.study, result, name, federation, profiles)
+    if (without := len(result.failures)) and len(result.models) > 1:
+        result.notes["whole market"] = (
+            f"scored over the {len(result.models)} parties that have a model; without one: {without}"
+        )
     result.evaluations = stage.scorer.alone(_texts(result))
 
 
@@ -144,7 +161,7 @@ def _federated(stage: Stage, result: ArmResult, watch: Watch) -> None:
         federation = Federation(
             nodes,
             stage.protection,
-            len(market.parties),
+            len(market.nodes),
             lambda what, step: watch(what, step, None),
         )
         outcomes.append(bound.carried_out(federation, watch))
@@ -154,7 +171,7 @@ def _federated(stage: Stage, result: ArmResult, watch: Watch) -> None:
         BoundParties(text, stage.run, market.digest, bound.binding),
         study.experiment.protection.sums,
     )
-    ENGINES[stage.engine](server_app(coordinate), node, len(market.parties), stage.workers)
+    ENGINES[stage.engine](server_app(coordinate), node, len(market.nodes), stage.workers)
     (outcome,) = outcomes
     result.models["all"], result.opened = outcome.models, outcome.opened
     _join(stage.alone, outcome.models[study.part].profiles)
@@ -176,7 +193,7 @@ class BoundParties:
             market = market_of(*self._source)
             if market.digest != self._digest:
                 raise ConfigurationError("data: the table has changed during the run; run it again")
-            self._parties[seat] = replace(market.parties[seat], binding=self._binding)
+            self._parties[seat] = replace(market.nodes[seat], binding=self._binding)
         return self._parties[seat]
 
     def __reduce__(self) -> tuple[type[BoundParties], tuple[str, str, str, Binding]]:
@@ -205,12 +222,32 @@ def _pooled(stage: Stage, result: ArmResult, watch: Watch) -> None:
     _join(stage.alone, profiles)
     with in_process([market.pooled()], 1, stage.own) as pool:
         result.models["all"] = _fit(stage.study, pool, watch, profiles=profiles)
-    result.evaluations = stage.scorer.shared(_texts(result)["all"], None)
+    result.evaluations = stage.scorer.shared(_texts(result)["all"], stage.whole)
+
+
+def _one_side(role: Role, stage: Stage, result: ArmResult, watch: Watch) -> None:
+    """The columns of one side alone, over the rows that both have."""
+    watch(f"columns of the {role}", 0, None)
+    market, tables = stage.market, stage.market.tables
+    assert tables is not None  # checked with the experiment
+    owner = tables.owner()
+    features = {
+        part: tuple(f for f in chosen if owner(f.column) == role)
+        for part, chosen in market.features.items()
+    }
+    if not all(features.values()):
+        raise ConfigurationError(f"data.features: the {role} has none; drop '{role}' from arms.run")
+    study = stage.study
+    with in_process([market.pooled()], 1, stage.own) as pool:
+        result.models["all"] = fit_models(study.experiment, features, market.contract, pool, watch)
+    result.evaluations = stage.scorer.shared(_texts(result)["all"], stage.whole)
 
 
 ARMS: Mapping[Arm, Callable[[Stage, ArmResult, Watch], None]] = {
     "alone": _alone,
     "without": _without,
+    "insurer": partial(_one_side, "insurer"),
+    "fund": partial(_one_side, "fund"),
     "federated": _federated,
     "personal": _personal,
     "pooled": _pooled,

@@ -8,192 +8,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
+from federated.joined.laws import check_law
+from federated.shipped import experiment_file
 from federated.solvers.glm import GLMSettings
 from federated.solvers.kinds import AnySettings
-from federated.study.experiment_file import experiment_file, look_beside, set_key
+from federated.study.settings import (
+    ARMS_OF_SIDES,
+    AlignmentSettings,
+    Arms,
+    Data,
+    Detection,
+    JoinedTable,
+    ProtectionSettings,
+    Query,
+    check_places,
+)
 from lab.errors import ConfigurationError
 from lab.models.design import Feature
 from lab.models.families import Family
 from lab.models.glm import Task
 from lab.models.profile import Profiling
-from lab.privacy.noise import Noise
-from lab.queries.query_table import Budget
 from lab.records import Strict, nearest, parse, read_toml
-from lab.tables.contracts import Contract
+from lab.tables.contracts import Column, Contract
 from lab.tables.partition import Split
-
-Arm = Literal["alone", "without", "federated", "personal", "pooled"]
-
-
-class MarketSettings(Strict):
-    """``[data.market]``: a simulated market that is made for the run."""
-
-    persons: int = Field(50_000, description="Persons in the market.")
-    insurers: int = Field(4, description="Commercial insurers beside the public one.")
-    seed: int = Field(0, description="Same seed, same market, bit for bit.")
-
-
-class Data(Strict):
-    """``[data]``: where the rows are, what is modelled, what is kept for testing.
-
-    ``group_by_person``: the rows of a person are at one party and on one side of the split for testing;
-    if not, a person may be at several parties, and before and after a split by time.
-    """
-
-    source: str | None = Field(
-        None,
-        description="A built-in source; `lab data describe SOURCE` says what it holds. One that is not shipped takes its file by path.",
-    )
-    path: str | None = Field(
-        None,
-        description="A CSV (.gz) or Parquet file, a folder for sources of several files, or a SQLAlchemy URL with table or query.",
-    )
-    market: MarketSettings | None = Field(
-        None,
-        description="With source = 'market' and no path: a simulated market, made for the run.",
-    )
-    contract: str | None = Field(
-        None,
-        description="A contract file, or the name of a built-in contract. Without one the columns have types only.",
-    )
-    encoding: str | None = Field(
-        None, description="Encoding of a CSV that is not UTF-8, as gb18030 or cp1252."
-    )
-    table: str | None = Field(None, description="The table to read where path is a database.")
-    query: str | None = Field(None, description="Rows to read where path is a database: SQL.")
-    target: str = Field(description="The column that is modelled.")
-    exposure: str | None = Field(
-        None, description="Exposure column, in years: enters as a log offset."
-    )
-    weight: str | None = Field(None, description="Weight column: divides the dispersion.")
-    per: str | None = Field(
-        None,
-        description="The target is the total of so many claims (a column of counts): models the amount per claim.",
-    )
-    features: tuple[str | Feature, ...] | None = Field(
-        None,
-        description="Column names, or tables such as { column = 'age', cut = [20, 30] }; default: every feature column of the contract; without one, numbers that repeat and short lists of levels.",
-    )
-    person: str | None = Field(None, description="Column that says whose row it is.")
-    group_by_person: bool = Field(
-        True, description="Rows of one person stay at one party and on one side of the test split."
-    )
-    cap: dict[str, float] = Field(
-        default_factory=dict,
-        description="Largest value by column, as { ClaimNb = 4 }: larger values become it.",
-    )
-    missing: Literal["refuse", "drop", "mean", "keep"] = Field(
-        "refuse",
-        description="Rows with missing values: refuse the table, drop the rows, fill in the training mean (not for trees), or keep them in a bin of their own (trees only).",
-    )
-    test: float = Field(
-        0.2,
-        ge=0,
-        lt=1,
-        description="Share of rows kept for testing; 0 fits on every row and scores in sample.",
-    )
-    test_rows: str | None = Field(
-        None,
-        description="A file of zero-based numbers of test rows, counted in the table as it lies there: rows dropped for missing values keep their numbers.",
-    )
-    test_column: str | None = Field(
-        None, description="Test rows are those where this column has test_value."
-    )
-    test_value: str | int | None = Field(None, description="See test_column.")
-
-    @model_validator(mode="after")
-    def _one_place_and_one_split(self) -> Self:
-        if self.source is None and self.path is None:
-            raise ValueError("give source or path")
-        if self.market is not None and (self.source != "market" or self.path is not None):
-            raise ValueError("market is made where source = 'market' and no path is given")
-        if (self.test_column is None) != (self.test_value is None):
-            raise ValueError("test_column and test_value go together")
-        if self.test_rows is not None and self.test_column is not None:
-            raise ValueError("give test_rows or test_column, not both")
-        return self
-
-
-class ProtectionSettings(Strict):
-    """``[protection]``: how contributions are hidden, who can open a total, the least rows a party
-    lets out a sum of; for questions the file of disclosure rules (the lab's own if none), what a
-    party may spend on noised answers, and whether it answers with noise alone."""
-
-    sums: Literal["clear", "paillier", "masks"] = Field(
-        "paillier",
-        description="How contributions are hidden: Paillier encryption, pairwise masks (three parties or more), or not at all.",
-    )
-    key: Literal["authority", "split"] = Field(
-        "authority",
-        description="With paillier, who can open totals: a key authority, or all parties together.",
-    )
-    key_bits: int = Field(3072, ge=2048, description="Length of the Paillier modulus.")
-    minimum_rows: int = Field(1, ge=1, description="The fewest rows a party lets out a sum of.")
-    disclosure: str | None = Field(
-        None, description="A file of disclosure rules for questions; default: the lab's own."
-    )
-    budget: Budget | None = Field(
-        None, description="What each party may ever spend on noised answers."
-    )
-    noised: bool = Field(False, description="Answer questions with noise alone.")
-
-
-class Detection(Strict):
-    """``[detection]``: how a fraud detector is scored.
-
-    ``truth``: the column of 0 and 1 that it is judged by, the target if none. ``typology``: the
-    kind of each fraud. ``amount``: what is saved where a fraud is stopped. ``groups``: who is
-    compared for fairness. ``budget``: the share of claims that can be investigated, each at
-    ``investigation_cost``. The columns named here are read on test rows alone.
-    """
-
-    truth: str | None = Field(
-        None, description="Column of 0 and 1 that the detector is judged by; default: the target."
-    )
-    typology: str | None = Field(None, description="Column that says which kind of fraud a row is.")
-    amount: str | None = Field(
-        None, description="Column of what is saved where a fraud is stopped."
-    )
-    groups: tuple[str | Feature, ...] = Field(
-        (),
-        description="Columns, or features with cut points, whose groups are compared for fairness.",
-    )
-    budget: float = Field(0.01, gt=0, le=1, description="Share of claims that can be investigated.")
-    investigation_cost: float = Field(
-        0.0, ge=0, description="Cost of investigating one claim, in the unit of amount."
-    )
-
-    def columns(self) -> list[str]:
-        """All columns that it reads."""
-        groups = [g if isinstance(g, str) else g.column for g in self.groups]
-        return [c for c in (self.truth, self.typology, self.amount, *groups) if c is not None]
-
-
-class Query(Strict):
-    """One of ``[[query]]``: a question in SQL, with noise if an epsilon is given."""
-
-    sql: str = Field(max_length=20_000, description="The question.")
-    title: str = Field("", description="Its heading in the report.")
-    noise: Noise | None = Field(None, description="Noise that every party adds; default: none.")
-
-
-class Arms(Strict):
-    """``[arms]``: which arms run, and how many bootstrap resamples stand behind the intervals.
-
-    ``without`` leaves one party out at a time: what it gets of the others' model, and what they
-    lose without its rows.
-    """
-
-    run: tuple[Arm, ...] = Field(
-        ("alone", "federated", "pooled"),
-        description="Arms to run: each party alone, all but one party (without), all of them (federated), federated and then each party's own last layer (personal, networks only), all rows in one place (pooled).",
-    )
-    replicates: int = Field(200, ge=0, description="Bootstrap resamples behind the intervals.")
 
 
 class Experiment(Strict):
@@ -219,6 +63,28 @@ class Experiment(Strict):
     query: tuple[Query, ...] = Field(
         (), description="Questions asked before the arms run; their answers enter the report."
     )
+    joined: tuple[JoinedTable, ...] = Field(
+        (), description="The tables of two sides that know the same persons in other columns."
+    )
+    alignment: AlignmentSettings = Field(
+        AlignmentSettings(), description="Who learns which persons joined sides have in common."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_joined_sides(cls, values: Any) -> Any:
+        """One insurer and the fund, unless the file says more."""
+        if not isinstance(values, dict) or not values.get("joined"):
+            return values
+        arms = values.get("arms", {})
+        if isinstance(arms, dict):
+            arms = {"run": list(ARMS_OF_SIDES)} | arms
+        return {"parties": {"split": "uniform", "count": 1}} | values | {"arms": arms}
+
+    @model_validator(mode="after")
+    def _rows_come_from_one_place(self) -> Self:
+        check_places(self.data, self.joined, self.arms.run)
+        return self
 
     @model_validator(mode="after")
     def _personal_follows_federated(self) -> Self:
@@ -254,7 +120,29 @@ class Experiment(Strict):
         experiment.tasks()
         experiment.check_detection()
         experiment.check_profiles()
+        experiment.check_joined()
         return experiment
+
+    def check_joined(self) -> None:
+        """Refuse what can't be done over joined sides."""
+        if not self.joined:
+            return
+        choices = {
+            "model.kind": (self.model.kind, ("glm",)),
+            "protection.sums": (self.protection.sums, ("paillier", "clear")),
+            "protection.key": (self.protection.key, ("authority",)),
+        }
+        for key, (value, allowed) in choices.items():
+            if value not in allowed:
+                raise ConfigurationError(
+                    f"{key}: joined sides take {' or '.join(map(repr, allowed))}, got '{value}'"
+                )
+        if self.profile or self.detection or self.query or len(self.tasks()) > 1:
+            raise ConfigurationError(
+                "joined: takes one model, without [[profile]], [detection], [[query]] and model.severity"
+            )
+        for task in self.tasks().values():
+            check_law(task.law)
 
     def check_detection(self) -> None:
         """Refuse ``[detection]`` where the model gives no probability of fraud."""
@@ -289,8 +177,9 @@ class Experiment(Strict):
         data, model = self.data, self.model
         family = Task(
             target=data.target,
-            exposure=data.exposure,
-            weight=data.weight,
+            exposure=data.exposure or None,
+            exposure_as=data.exposure_as,
+            weight=data.weight or None,
             per=data.per,
             **model.law(),
         )
@@ -299,16 +188,22 @@ class Experiment(Strict):
                 f"data.missing = '{data.missing}' does not fit {model.kind}: trees keep missing values "
                 "in a bin of their own ('keep'), other models fill in the mean ('mean')"
             )
-        link = family.law.link
-        if data.exposure is not None and link != "log":
+        law = family.law
+        if data.exposure and not self._takes_exposure(law):
             raise ConfigurationError(
                 f"data.exposure enters as a log offset and needs the log link; {model.family} has "
-                f"'{link}' here: set model.link = 'log' or use data.weight"
+                f"'{law.link}' here: set model.link = 'log', or data.exposure_as = 'weight' for "
+                "amounts for one unit of exposure"
             )
         if not isinstance(model, GLMSettings) or model.severity is None:
             model.check()
             return {"model": family}
         severity = model.severity
+        if severity.per != data.target:
+            raise ConfigurationError(
+                f"model.severity.per: '{severity.per}' counts other claims than data.target, "
+                f"'{data.target}'; a pure premium is of one count of claims: give one column for both"
+            )
         amount = Task(
             target=severity.target,
             per=severity.per,
@@ -329,10 +224,62 @@ class Experiment(Strict):
         assert isinstance(self.model, GLMSettings) and self.model.severity is not None
         return Task(
             target=self.model.severity.target,
-            exposure=self.data.exposure,
+            exposure=self.data.exposure or None,
+            exposure_as=self.data.exposure_as,
             family="tweedie",
             power=1.5,
         )
+
+    def under(self, contract: Contract) -> tuple[Experiment, tuple[str, ...]]:
+        """The experiment with the exposure and the weight that its contract names where it names
+        none itself, and what was taken from there, in words.
+
+        Raises ConfigurationError where it names other columns than the contract has for a role.
+        """
+        taken = {}
+        for role in ("target", "exposure", "weight"):
+            columns = [name for name, column in contract.columns.items() if column.role == role]
+            named = getattr(self.data, role)
+            if named is None and columns and not (role == "exposure" and self.data.per):
+                taken[role] = self._only(role, columns, contract)
+            elif (
+                named in contract.columns
+                and columns
+                and not self._may_be(role, contract.columns[named])
+            ):
+                raise ConfigurationError(
+                    f"data.{role}: '{named}' has another role in contract {contract.name}, where "
+                    f"{' or '.join(map(repr, columns))} is the {role}; name that, or change the contract"
+                )
+        if not taken:
+            return self, ()
+        data = self.data.model_copy(update=taken)
+        words = [f"{role} {name}, by contract {contract.name}" for role, name in taken.items()]
+        return self.model_copy(update={"data": data}), tuple(words)
+
+    def _may_be(self, role: str, column: Column) -> bool:
+        """Whether a column may play a role: its own, and what is a feature may be modelled."""
+        return column.role == role or (role == "target" and column.role == "feature")
+
+    def _only(self, role: str, columns: list[str], contract: Contract) -> str:
+        """The one column that a contract has for a role, if it can play it here."""
+        where = (
+            f"data.{role}: contract {contract.name} has {' and '.join(map(repr, columns))} for it"
+        )
+        leave_out = f"set data.{role} = '' to leave it out"
+        if role == "exposure" and not self._takes_exposure(
+            Task(target=self.data.target, **self.model.law()).law
+        ):
+            raise ConfigurationError(
+                f"{where}, which this model takes neither as an offset nor as a weight; {leave_out}"
+            )
+        if len(columns) > 1:
+            raise ConfigurationError(f"{where}; name one of them, or {leave_out}")
+        return columns[0]
+
+    def _takes_exposure(self, law: Family) -> bool:
+        """Whether a column of exposure can enter the model as the experiment says it enters."""
+        return law.name != "binomial" and (law.link == "log" or self.data.exposure_as == "weight")
 
     def features(self, contract: Contract, task: str) -> tuple[Feature, ...]:
         """The features of a task; without a list, every feature column of the contract."""
@@ -340,6 +287,10 @@ class Experiment(Strict):
         if task == "severity" and isinstance(self.model, GLMSettings) and self.model.severity:
             choice = self.model.severity.features or choice
         self._check_person()
+        if self.data.exposure_as == "weight" and not self.data.exposure:
+            raise ConfigurationError(
+                "data.exposure_as = 'weight' needs a column: set data.exposure"
+            )
         other_roles = set(self.columns_besides_features())
         if choice is None:
             choice = tuple(
@@ -375,7 +326,7 @@ class Experiment(Strict):
             raise ConfigurationError(
                 f"data.features: '{name}' is the target, exposure, weight or person and cannot be a feature"
             )
-        if column.role in ("identifier", "never_leaves"):
+        if column.role != "feature":
             raise ConfigurationError(
                 f"data.features: '{name}' has the role '{column.role}' in contract {contract.name}"
             )
@@ -392,4 +343,40 @@ class Experiment(Strict):
             columns += [self.model.severity.target, self.model.severity.per]
         if self.detection is not None:
             columns += [self.detection.truth, self.detection.typology]
-        return [name for name in columns if name is not None]
+        return [name for name in columns if name]
+
+
+# What stands in its file.
+
+#: Keys that name files, by the table they stand in.
+FILES = {
+    "data": ("path", "contract", "test_rows"),
+    "protection": ("disclosure",),
+    "profile": ("register_file",),
+    "joined": ("path", "contract"),
+}
+
+
+def look_beside(values: dict[str, Any], folder: Path) -> None:
+    """Let files that lie in the folder of an experiment be named from there."""
+    for name, keys in FILES.items():
+        content = values.get(name)
+        tables = content if isinstance(content, list) else [content]
+        for table in (each for each in tables if isinstance(each, dict)):
+            for key in keys:
+                file = table.get(key)
+                if isinstance(file, str) and "://" not in file and (folder / file).exists():
+                    table[key] = str(folder / file)
+
+
+def set_key(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in nested tables; text that is TOML is read as TOML."""
+    if isinstance(value, str):
+        with contextlib.suppress(tomllib.TOMLDecodeError):
+            value = tomllib.loads(f"x = {value}")["x"]
+    *path, last = key.split(".")
+    for part in path:
+        values = values.setdefault(part, {})
+        if not isinstance(values, dict):
+            raise ConfigurationError(f"--set {key}: '{part}' is not a table")
+    values[last] = value

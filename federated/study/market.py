@@ -5,17 +5,23 @@ from __future__ import annotations
 from typing import Protocol
 
 from federated.study.experiment import Experiment
-from federated.study.rows import Features, columns_needed
+from federated.study.rows import Features, columns_needed, unused
 from lab.tables.contracts import Contract
 
 
 class StudiedMarket(Protocol):
-    """A study's market: where it comes from, its contract, the features and sizes of its parties."""
+    """A study's market: where it comes from, its contract, the features and sizes of its parties.
+
+    by_contract: what the experiment left to the contract, in words; unused: why each other column
+    of the contract is no feature.
+    """
 
     origin: str
     digest: str
     in_sample: bool
     contract: Contract
+    by_contract: tuple[str, ...]
+    unused: dict[str, str]
 
     @property
     def features(self) -> Features:
@@ -36,8 +42,10 @@ class RemoteMarket:
     origin, digest = "each party's own table", ""
 
     def __init__(self, experiment: Experiment, contract: Contract, features: Features) -> None:
+        experiment, self.by_contract = experiment.under(contract)
         self.experiment, self.contract, self.features = experiment, contract, features
         self.in_sample = experiment.data.test == 0 and experiment.data.test_column is None
+        self.unused = unused(experiment, contract, features, {})
         self.sizes: dict[str, dict[str, int | None]] = {}
 
     @property

@@ -163,8 +163,11 @@ def fit_models(
 ) -> dict[str, Fitted]:
     """Fit every part of an experiment's model with this federation.
 
-    A column that never varies is an error, or with ``left_out`` is left out and named there.
+    A column that never varies is left out, and named in ``left_out`` where there is such a list; it
+    is an error where there is none and the experiment refuses such columns.
     """
+    if left_out is None and experiment.data.constant == "drop":
+        left_out = []
     federation.join(profiles)
     digests = tuple(profile.digest for profile in profiles)
     solve: Callable[..., Solution] = SOLVERS[experiment.model.kind].solve

@@ -10,9 +10,11 @@ import pandas as pd
 
 from federated.party.state import Released
 from federated.solvers import glm
-from federated.study.experiment import Arm, Experiment, Query
+from federated.study.experiment import Experiment
 from federated.study.market import StudiedMarket
 from federated.study.scoring import Evaluation, scored
+from federated.study.settings import Arm, Query
+from lab.models.design import Feature
 from lab.models.files import digest
 from lab.models.profile import Profile, Profiled
 from lab.privacy.joining import Opened, by_statistic
@@ -22,6 +24,8 @@ from lab.scores import detection
 
 #: A difference in deviance explained that is rounding, not a difference.
 NOTHING = 1e-12
+#: A model is out of balance beyond this; names of a list that are printed.
+UNBALANCED, SHOWN = 0.05, 12
 
 
 @dataclass(frozen=True)
@@ -164,12 +168,12 @@ class Study:
         """Federated minus the other arms in the headline score, with 95 % bootstrap intervals."""
         rows: list[dict[str, Any]] = []
         ours = self.arms.get("federated")
-        if ours is None or not self.experiment.arms.replicates:
-            return pd.DataFrame(rows)
+        if ours is None or not self.experiment.arms.replicates or self.market.in_sample:
+            return pd.DataFrame(rows)  # rows that both were fitted on judge neither
         for other in self.arms.values():
             for holder, evaluation in other.evaluations.get(self.part, {}).items():
                 mine = ours.evaluations[self.part].get(holder)
-                if other is not ours and mine is not None:
+                if other is not ours and mine is not None and _same_rows(mine, evaluation):
                     interval = _difference(mine, evaluation)
                     change, low, high = (0.0 if abs(v) < NOTHING else v for v in interval)
                     row = {"against": other.name, "party": holder}
@@ -181,7 +185,7 @@ class Study:
         """What each party and the others lose when it stays away: the headline score on its rows
         and on theirs, of the federated model and of the one without it."""
         whole, without = self.arms.get("federated"), self.arms.get("without")
-        if whole is None or without is None:
+        if whole is None or without is None or self.market.in_sample:
             return pd.DataFrame()
         rows = []
         for holder, theirs in without.others.items():
@@ -195,6 +199,63 @@ class Study:
                 row |= {f"{place}_gain": change, f"{place}_low": low, f"{place}_high": high}
             rows.append(row)
         return pd.DataFrame(rows)
+
+    @property
+    def judged(self) -> str:
+        """Which rows the scores are of."""
+        return "in sample" if self.market.in_sample else "on test rows"
+
+    @property
+    def notices(self) -> list[str]:
+        """What is to know beside the scores, a line each, as it is printed."""
+        lines = list(self.market.by_contract)
+        for part, features in self.market.features.items():
+            of = "" if part == "model" else f" of {part}"
+            lines.append(f"features{of}: {_listed([f.name for f in features])}")
+        if self.market.unused:
+            reasons = [f"{_listed(names)} {why}" for why, names in _by_value(self.market.unused)]
+            lines.append(f"not used: {'; '.join(reasons)}")
+        lines += self._dropped()
+        if self.market.in_sample:
+            lines.append("scores are in sample: of the rows that the models were fitted on")
+        for name, arm in self.arms.items():
+            for part, evaluations in arm.evaluations.items():
+                if (text := _unbalanced(evaluations.get("all"))) is not None:
+                    lines.append(
+                        f"{name}{'' if part == 'model' else ', ' + part}: {text} {self.judged}"
+                    )
+        return [*lines, *self._other_measures()]
+
+    def _dropped(self) -> list[str]:
+        """Features of an arm's one model that never vary and were left out."""
+        lines = []
+        for name, arm in self.arms.items():
+            for part, features in self.market.features.items():
+                fitted = arm.models.get("all", {}).get(part)
+                names = (
+                    [f.name for f in features if f not in _terms(fitted.model)] if fitted else []
+                )
+                if names:
+                    lines.append(
+                        f"{name}: constant in all training rows, left out: {_listed(names)}"
+                    )
+        return lines
+
+    def _other_measures(self) -> list[str]:
+        """Scores in the measure in which frequencies are often published."""
+        key = "deviance_explained_of_counts"
+        scored = {
+            name: self.scored(arm.evaluations[part]["all"])
+            for name, arm in self.arms.items()
+            if "all" in arm.evaluations.get(part := self.parts[0], {})
+        }
+        values = [f"{name} {scores[key]:.4f}" for name, scores in scored.items() if key in scores]
+        if not values:
+            return []
+        return [
+            f"deviance of counts explained, exposure as weight, against a constant count "
+            f"(scikit-learn's d2_tweedie_score): {', '.join(values)}"
+        ]
 
     @property
     def opened(self) -> list[Opened]:
@@ -223,6 +284,42 @@ class Study:
             rows=("rows", "max"),
             key_bits=("key_bits", "max"),
         ).reset_index()
+
+
+def _same_rows(one: Evaluation, other: Evaluation) -> bool:
+    return one.fit.total("rows") == other.fit.total("rows")
+
+
+def _unbalanced(evaluation: Evaluation | None) -> str | None:
+    """What to say of a model that expects another total than there was."""
+    if evaluation is None or not evaluation.fit["actual"][0] > 0:
+        return None
+    ratio, low, high = scoring.balance(evaluation.fit)
+    if abs(ratio - 1) <= UNBALANCED:
+        return None
+    interval = f" (95 % interval {low:.3f} to {high:.3f})" if low == low else ""
+    return f"expects {ratio:.3f} times the actual total{interval}"
+
+
+def _terms(model: Any) -> set[Feature]:
+    """The features that a model reads."""
+    if hasattr(model, "cuts"):
+        return {cut.feature for cut in model.cuts}
+    return {term.feature for term in (*model.encoding.numbers, *model.encoding.categories)}
+
+
+def _by_value(reasons: Mapping[str, str]) -> list[tuple[str, list[str]]]:
+    """Names by their reason, in the order in which reasons come."""
+    return [
+        (why, [name for name, each in reasons.items() if each == why])
+        for why in dict.fromkeys(reasons.values())
+    ]
+
+
+def _listed(names: list[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def _difference(model: Evaluation, other: Evaluation) -> tuple[float, float, float]:

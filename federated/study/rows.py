@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from federated.solvers.glm import GLMSettings
 from federated.study.experiment import Experiment
+from federated.study.settings import BLOCK, KEY
 from lab.errors import ConfigurationError, ContractError
 from lab.models.design import Feature, check_features
 from lab.models.glm import Response
 from lab.records import nearest
-from lab.tables.contracts import Contract, identifying, unsuited
+from lab.tables.contracts import Column, Contract, identifying, unsuited
 from lab.tables.sources import Table
 
 Features = Mapping[str, tuple[Feature, ...]]
@@ -30,6 +31,7 @@ def columns_needed(experiment: Experiment, features: Features) -> list[str]:
         *(column for profile in experiment.profile for column in profile.reads()),
         *([experiment.parties.column] if experiment.parties.column else []),
         *detected,
+        *([KEY, BLOCK] if experiment.joined else []),
     ]
     return list(dict.fromkeys(names))
 
@@ -40,25 +42,27 @@ def _own(experiment: Experiment, features: Features) -> set[Feature]:
     return {f for task in features.values() for f in task if f.column not in profile_columns}
 
 
-def sifted(experiment: Experiment, table: Table) -> tuple[Table, dict[str, str]]:
-    """A table without a contract, in whose draft only what may be a feature has that role; and why
-    each of the other columns has not. Raises ConfigurationError for one that is listed nevertheless.
+def sifted(experiment: Experiment, table: Table, *, drafted: bool) -> tuple[Table, dict[str, str]]:
+    """A table in whose contract only what may be a feature has that role, of the columns for which
+    nobody stated one; and why each of the others has not.
+
+    drafted: the contract was drafted from the table; then a column needs more than not to be an
+    identifier. Raises ConfigurationError for an identifier that is listed nevertheless.
     """
     features, data = _listed(experiment), experiment.data
     inputs = {*experiment.columns_besides_features(), experiment.parties.column}
     besides = experiment.detection.columns() if experiment.detection else []
     owners = table.frame.get(data.person) if data.person else None
     columns, left_out = dict(table.contract.columns), {}
-    for name in [name for name in columns if name not in inputs]:
+    open_roles = [n for n, c in columns.items() if n not in inputs and _is_open(c)]
+    for name in open_roles:
         values = table.frame[name]
         reason = identifying(name, values, owners)
         if reason is not None and name in features:
-            raise ConfigurationError(
-                f"{features[name]}: '{name}' {reason}, and what tells rows or persons apart is no "
-                "feature; leave it out, or describe it in a contract with role = 'feature' and give "
-                "that as data.contract"
-            )
-        why = reason or (None if name in features else unsuited(name, values))
+            raise ConfigurationError(_refusal(features[name], name, reason))
+        why = reason
+        if drafted and reason is None and name not in features:
+            why = unsuited(name, values)
         if why is not None:
             role = "identifier" if reason or name not in besides else "target"
             columns[name] = columns[name].model_copy(update={"role": role})
@@ -72,6 +76,56 @@ def sifted(experiment: Experiment, table: Table) -> tuple[Table, dict[str, str]]
         )
     contract = table.contract.model_copy(update={"columns": columns})
     return replace(table, contract=contract), left_out
+
+
+def _is_open(column: Column) -> bool:
+    """Whether nobody stated the column's role."""
+    return "role" not in column.model_fields_set
+
+
+def _refusal(where: str, name: str, reason: str) -> str:
+    return (
+        f"{where}: '{name}' {reason}, and what tells rows or persons apart is no feature; leave it "
+        "out, or describe it in a contract with role = 'feature' and give that as data.contract"
+    )
+
+
+def named_apart(experiment: Experiment, contract: Contract) -> Contract:
+    """A contract whose rows are elsewhere, without the role of a feature where the name of a column
+    for which nobody stated one is that of an identifier. Raises ConfigurationError if it is listed."""
+    features, columns, nothing = _listed(experiment), dict(contract.columns), pd.Series(dtype=float)
+    inputs = experiment.columns_besides_features()
+    for name, column in columns.items():
+        reason = identifying(name, nothing, None)
+        if reason is None or name in inputs or not _is_open(column):
+            continue
+        if name in features:
+            raise ConfigurationError(_refusal(features[name], name, reason))
+        columns[name] = column.model_copy(update={"role": "identifier"})
+    return contract.model_copy(update={"columns": columns})
+
+
+def unused(
+    experiment: Experiment, contract: Contract, features: Features, left_out: Mapping[str, str]
+) -> dict[str, str]:
+    """Why each column of a contract that has no other part in the study is no feature."""
+    parts = {
+        *experiment.columns_besides_features(),
+        *(f.column for t in features.values() for f in t),
+    }
+    reasons = {}
+    for name, column in contract.columns.items():
+        if name in parts:
+            continue
+        if name in left_out:
+            reasons[name] = left_out[name]
+        elif column.role != "feature":
+            reasons[name] = f"has the role '{column.role}'"
+        elif name == experiment.parties.column:
+            reasons[name] = "deals the rows to the parties"
+        else:
+            reasons[name] = "is not listed"
+    return reasons
 
 
 def _listed(experiment: Experiment) -> dict[str, str]:
@@ -113,7 +167,7 @@ def usable(
     row_numbers = np.arange(len(frame))
     if data.missing == "drop":
         row_numbers = np.flatnonzero(frame.notna().all(axis=1))
-        frame = frame.iloc[row_numbers].reset_index(drop=True)
+        frame = frame.iloc[row_numbers]  # which rows of the file they are stands in the index
         if frame.empty:
             raise ContractError(f"{table.origin}: no row is left after dropping missing values")
     for name in experiment.columns_besides_features():
@@ -126,8 +180,9 @@ def usable(
     own = _own(experiment, features)
     check_features(frame, tuple(sorted(own, key=str)), data.missing)
     for task in experiment.tasks().values():  # here, where rows may be named
+        task.check_claims(frame)
         Response(task.rows(frame), task)
-    return frame, row_numbers
+    return frame.reset_index(drop=True), row_numbers
 
 
 def _numeric(experiment: Experiment) -> list[tuple[str, str]]:
@@ -143,7 +198,7 @@ def _numeric(experiment: Experiment) -> list[tuple[str, str]]:
         ]
     if detection is not None:
         pairs += [("detection.truth", detection.truth), ("detection.amount", detection.amount)]
-    return [(key, name) for key, name in pairs if name is not None]
+    return [(key, name) for key, name in pairs if name]
 
 
 def wanted_columns(experiment: Experiment, contract: Contract | None) -> list[str] | None:

@@ -26,9 +26,9 @@ from lab.scores import detection
 from lab.text import slugs
 
 if TYPE_CHECKING:
-    from federated.study.experiment import Query
     from federated.study.result import Study
     from federated.study.scoring import Detected
+    from federated.study.settings import Query
 
 PACKAGES = (
     "insurance-privacy-lab",
@@ -191,9 +191,14 @@ def summary(study: Study) -> dict[str, Any]:
             "contract": study.market.contract.name,
             "in_sample": study.market.in_sample,
             "inputs": inputs,
+            "features": {
+                part: [f.name for f in each] for part, each in study.market.features.items()
+            },
+            "unused": study.market.unused,
             "parties": study.market.sizes,
         },
         "headline": study.headline,
+        "notices": study.notices,
         **({"run": study.run, "outlook": list(map(vars, study.outlook))} if study.run else {}),
         "arms": arms,
         "differences": _records(study.differences),

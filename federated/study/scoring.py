@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -50,7 +50,8 @@ class Detected:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Opened totals of one model on one set of rows; ``detected`` for a fraud detector.
+    """Opened totals of one model on one set of rows; ``detected`` for a fraud detector; ``own_null``
+    is the deviance of a constant model of the training rows of the one party whose rows these are.
 
     ``lorenz`` is None, and ``levels`` are empty, where all parties would see cells of few persons.
     """
@@ -59,6 +60,7 @@ class Evaluation:
     lorenz: Sums | None
     levels: ByLevel
     detected: Detected | None = None
+    own_null: float | None = None
 
     @property
     def scores(self) -> scoring.Scores:
@@ -66,8 +68,16 @@ class Evaluation:
 
 
 def scored(experiment: Experiment, evaluation: Evaluation) -> dict[str, Any]:
-    """All scores of an evaluation by name; those of a detector among them."""
-    scores = dict(vars(evaluation.scores))
+    """All scores of an evaluation by name; those of a detector among them.
+
+    ``deviance_explained`` is against the rate of all training rows, ``…_of_own_rate`` against that of
+    the party's own, ``…_of_counts`` is `lab.scores.accuracy.counts_explained`.
+    """
+    scores, fit = dict(vars(evaluation.scores)), evaluation.fit
+    if evaluation.own_null:
+        scores["deviance_explained_of_own_rate"] = 1 - fit["deviance"][0] / evaluation.own_null
+    if (of_counts := scoring.counts_explained(fit)) is not None:
+        scores["deviance_explained_of_counts"] = of_counts
     if evaluation.detected is not None and (settings := experiment.detection):
         rank, cost = evaluation.detected.rank, settings.investigation_cost
         scores |= detection.scores(rank, settings.budget, investigation_cost=cost)
@@ -88,6 +98,7 @@ class Scorer:
     """Scores models on test rows: a party's own rows are scored at that party, in the clear and
     for itself; the whole market's totals go through the federation where there is one.
 
+    own: what each party's training rows are like, by party and part, where its rows are here;
     constants: what all training rows are like, by part, and with it the model that explains
     nothing; by_level: what actual and expected are compared by; groups: who is compared
     for fairness; alone: a federation of each party whose rows are here; least: persons behind
@@ -102,19 +113,21 @@ class Scorer:
         groups: tuple[Levels, ...],
         alone: Mapping[str, Parties],
         least: int,
+        own: Mapping[str, Mapping[str, Scale]] | None = None,
     ) -> None:
+        self.own: Mapping[str, Mapping[str, Scale]] = own or {}
         self.experiment, self.tasks = experiment, experiment.all_tasks()
         self.constants, self.by_level, self.groups = constants, by_level, groups
         self.ones, self._least = alone, least
 
     def alone(self, models: dict[str, dict[str, str]]) -> dict[str, dict[str, Evaluation]]:
-        """Every party's own model on its own test rows, and all of them together; by part."""
+        """Every party's own model on its own test rows, and all that have one together; by part."""
         evaluations = {}
         for part in self.tasks:
             own = {name: texts[part] for name, texts in models.items()}
             asks = {name: self._ask(part, {name: text}) for name, text in own.items()}
-            evaluations[part] = {name: self._evaluate(part, ask, 1) for name, ask in asks.items()}
-            if len(own) == len(self.ones):
+            evaluations[part] = self._each(part, asks)
+            if len(own) > 1 or len(own) == len(self.ones):
                 everybody = self._evaluate(part, self._ask(part, own), self._least)
                 evaluations[part] = {"all": everybody, **evaluations[part]}
         return evaluations
@@ -141,8 +154,21 @@ class Scorer:
         return {part: {"all": everybody[part], **self._own(part, model)} for part in self.tasks}
 
     def _own(self, part: str, model: dict[str, str]) -> dict[str, Evaluation]:
-        asks = {name: self._ask(part, {name: model[part]}) for name in self.ones}
-        return {name: self._evaluate(part, ask, 1) for name, ask in asks.items()}
+        return self._each(part, {name: self._ask(part, {name: model[part]}) for name in self.ones})
+
+    def _each(self, part: str, asks: Mapping[str, Ask]) -> dict[str, Evaluation]:
+        """Each party by itself, against the market's rate and against its own."""
+        evaluations = {}
+        for name, ask in asks.items():
+            own = self.own.get(name, {}).get(part)
+            null = (
+                ask("score_fit", scale=own, replicates=0, seed=0)["null_deviance"] if own else None
+            )
+            evaluation = self._evaluate(part, ask, 1)
+            evaluations[name] = replace(
+                evaluation, own_null=None if null is None else float(null[0])
+            )
+        return evaluations
 
     def others(self, models: dict[str, dict[str, str]]) -> dict[str, Evaluation]:
         """The model of each holder on all test rows but the holder's own, for the headline part."""
@@ -184,15 +210,19 @@ class Scorer:
         )
         if whole:
             return Evaluation(fit, None, {})
-        coarse = ask("score_lorenz", {"edges": scoring.GRID})
-        edges = scoring.finer_edges(coarse, scoring.GRID)
-        lorenz = ask("score_lorenz", {"edges": np.asarray(edges)})
-        lorenz = joining.apply(lorenz, joining.in_order(lorenz[PERSONS], least))
+        lorenz = None if experiment.joined else self._lorenz(ask, least)
         levels = {
             term.feature.column: _of_enough(term, ask("score_levels", feature=term), least)
             for term in self.by_level[part]
         }
         return Evaluation(fit, lorenz, levels, self._detect(ask, least))
+
+    def _lorenz(self, ask: Ask, least: int) -> Sums:
+        """Exposure, actual and expected in bins of the predicted rate."""
+        coarse = ask("score_lorenz", {"edges": scoring.GRID})
+        edges = scoring.finer_edges(coarse, scoring.GRID)
+        lorenz = ask("score_lorenz", {"edges": np.asarray(edges)})
+        return joining.apply(lorenz, joining.in_order(lorenz[PERSONS], least))
 
     def _detect(self, ask: Ask, least: int) -> Detected | None:
         """The ranking in bins that are fine where claims are investigated, then the groups."""
@@ -261,17 +291,25 @@ def simulated_scorer(
     experiment: Experiment, comparisons: Comparisons, alone: Mapping[str, Parties], least: int
 ) -> Scorer:
     """For parties whose rows are here, each of which is scored by itself."""
-    constants = {
-        part: Scale.of(combine(_totals_of_each(alone, task)))
-        for part, task in experiment.all_tasks().items()
+    totals = {part: _totals_of_each(alone, task) for part, task in experiment.all_tasks().items()}
+    constants = {part: Scale.of(combine(list(each.values()))) for part, each in totals.items()}
+    own = {
+        name: {
+            part: Scale.of(each[name])
+            for part, each in totals.items()
+            if each[name].rows and each[name].total("target") > 0
+        }
+        for name in alone
     }
-    return Scorer(experiment, constants, *comparisons, alone, least)
+    return Scorer(experiment, constants, *comparisons, alone, least, own)
 
 
-def _totals_of_each(alone: Mapping[str, Parties], task: Task) -> list[Sums]:
+def _totals_of_each(alone: Mapping[str, Parties], task: Task) -> dict[str, Sums]:
     """Of parties whose rows are here: nothing is hidden, and one bound does for all."""
     most = (MOST, MOST, MOST, MOST)
-    return [one.sum("totals", task=task, part="train", most=most) for one in alone.values()]
+    return {
+        name: one.sum("totals", task=task, part="train", most=most) for name, one in alone.items()
+    }
 
 
 def _groups(experiment: Experiment) -> tuple[Feature, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,11 +17,26 @@ from federated.federation import Federation
 from federated.hiding.masks import Masks
 from federated.hiding.paillier import Dealer, KeyAuthority, Paillier
 from federated.hiding.protocol import Clear, Protection
+from federated.joined.side import JoinedSide
 from federated.party.party import Party, Policy, numbered
 from federated.solvers.encoding import is_category
-from federated.study.experiment import Data, Experiment, ProtectionSettings
+from federated.study.experiment import Experiment
+from federated.study.joined import (
+    JoinedTables,
+    dealt_blocks,
+    joined_protection,
+    joined_tables,
+    sides_of,
+)
 from federated.study.plan import StudyPlan
-from federated.study.rows import declared_categories, sifted, usable, wanted_columns
+from federated.study.rows import (
+    declared_categories,
+    sifted,
+    unused,
+    usable,
+    wanted_columns,
+)
+from federated.study.settings import KEY, Data, ProtectionSettings
 from federated.transport import in_process as grid
 from lab.errors import ConfigurationError
 from lab.market.make import make
@@ -30,7 +45,7 @@ from lab.models.profile import ProfileCells, Profiling, cells_of, profiled
 from lab.privacy.disclosure import Rules
 from lab.tables.contracts import Column, Contract
 from lab.tables.market_folder import REGISTER
-from lab.tables.partition import deal, test_mask
+from lab.tables.partition import Rows, deal, test_mask
 from lab.tables.sources import Table, built_in, load, read_file
 from secure_agg.keys import generate
 
@@ -39,15 +54,21 @@ class SimulatedMarket:
     """The rows of an experiment, dealt to parties and split for training and testing."""
 
     def __init__(self, experiment: Experiment) -> None:
-        self.experiment = experiment
         data = experiment.data
         own = Contract.read(Path(data.contract)) if data.contract else None
         public_contract = own or (built_in(data.source) if data.source else None)
+        self.by_contract: tuple[str, ...] = ()
+        if public_contract is not None:
+            experiment, self.by_contract = experiment.under(public_contract)
+            data = experiment.data
+        self.tables: JoinedTables | None = None
+        if experiment.joined:
+            self.tables = joined_tables(experiment, declared_categories(experiment))
+            data = data.model_copy(update={"person": data.person or KEY})
+            experiment = experiment.model_copy(update={"data": data})
+        self.experiment = experiment
         with _place(data) as path:
-            table = _table(experiment, path, own, public_contract)
-            self.left_out: dict[str, str] = {}  # columns that are no features by default, and why
-            if public_contract is None:
-                table, self.left_out = sifted(experiment, table)
+            table = self._sifted(path, own, public_contract)
             self.cells = _all_cells(experiment, table.contract, path)
         self.digest = table.digest
         self.origin = _origin(data) or table.origin
@@ -55,6 +76,7 @@ class SimulatedMarket:
         self.contract = profiled(table.contract, experiment.profile)
         self.rules = Rules.read(_path(experiment.protection.disclosure))
         self.features = {t: experiment.features(self.contract, t) for t in experiment.tasks()}
+        self.unused = unused(experiment, self.contract, self.features, self.left_out)
         frame, row_numbers = usable(experiment, self.features, table)
         split, partition = (
             np.random.default_rng(child)
@@ -76,10 +98,54 @@ class SimulatedMarket:
             raise ConfigurationError("data.test: no training rows are left")
         self.in_sample = not test.any()
         self._check_judged(frame, test)
-        owners = deal(
-            frame, experiment.parties, data.person, partition, together=data.group_by_person
-        )
-        self.parties = [self._party(name, frame, rows, test) for name, rows in owners.items()]
+        self.parties = [
+            self._party(name, frame, rows, test)
+            for name, rows in self._dealt(frame, partition).items()
+        ]
+
+    def _sifted(self, path: str | None, own: Contract | None, public: Contract | None) -> Table:
+        """The table, with the roles of its columns; what is no feature by default is noted."""
+        self.left_out: dict[str, str] = {}  # columns that are no features by default, and why
+        drafted = own is None
+        if self.tables is not None:
+            table, drafted = self.tables.whole, self.tables.drafted
+        else:
+            table = _table(self.experiment, path, own, public)
+            if own is None and public is not None:
+                return table
+        table, self.left_out = sifted(self.experiment, table, drafted=drafted)
+        return table
+
+    def _dealt(self, frame: pd.DataFrame, rng: np.random.Generator) -> dict[str, Rows]:
+        """The rows of each party; a table of its own stays one."""
+        data, tables, parties = self.experiment.data, self.tables, self.experiment.parties
+        if tables is not None and (len(tables.names) > 1 or parties.count == 1):
+            return dealt_blocks(frame, tables)
+        return deal(frame, parties, data.person, rng, together=data.group_by_person)
+
+    @cached_property
+    def nodes(self) -> Sequence[Party]:
+        """Who takes part in the federated arm: the parties, or the sides that they are joined from."""
+        if self.tables is None:
+            return self.parties
+        return sides_of(self.experiment, self.tables, self.parties)
+
+    def protection(self) -> Protection:
+        """The coordinator's side of the federated arm's way of hiding."""
+        settings, least = self.experiment.protection, self.rules.minimum_count.persons
+        if self.tables is None:
+            return protected(settings, self.rules)
+        inner: Protection = Clear(self.rules)
+        if settings.sums == "paillier":
+            authority = KeyAuthority.with_new_key(settings.key_bits, self.rules)
+            inner = Paillier(authority, of_shares=True)
+        owner, sides = self.tables.owner(), self.sides
+        return joined_protection(inner, sides, owner, settings.product, least)
+
+    @property
+    def sides(self) -> list[JoinedSide]:
+        """The nodes of a joined market."""
+        return [node for node in self.nodes if isinstance(node, JoinedSide)]
 
     def _check_judged(self, frame: pd.DataFrame, test: Any) -> None:
         """Refuse a share for testing in which fewer persons are judged than the rules show."""

@@ -313,7 +313,7 @@ def check_features(frame: pd.DataFrame, features: tuple[Feature, ...], missing: 
         number = pd.api.types.is_numeric_dtype(frame[feature.column])
         takes_mean = number and not (feature.category or feature.cut)
         if empty.any() and missing != "keep" and (missing == "refuse" or not takes_mean):
-            rows = ", ".join(str(i + 1) for i in empty.to_numpy().nonzero()[0][:5])
+            rows = ", ".join(str(i + 1) for i in frame.index[empty][:5])
             raise ContractError(
                 f"feature '{feature.column}' is missing in some rows; "
                 "set data.missing = 'drop' to leave these rows out, or 'keep' for trees"

@@ -225,24 +225,37 @@ class Scale(Strict):
         """The target for one unit of exposure: the model that explains nothing."""
         return self.target / self.exposure
 
+    def row_curvature(self, law: Family) -> float:
+        """About what one row adds to the intercept's curvature."""
+        slope, variance = self._at_mean(law)
+        return slope**2 / variance * self.weight
+
     def curvature(self, law: Family) -> float:
-        """About what one row adds to the intercept's curvature, a power of two: a public unit."""
+        """:meth:`row_curvature` as a power of two: a public unit."""
+        return float(2.0 ** np.round(np.log2(self.row_curvature(law))))
+
+    def noise(self, law: Family) -> float:
+        """About the variance of what one row of average weight says of its linear predictor: of its
+        target if the dispersion is estimated, else of the family, over the squared slope."""
+        slope, variance = self._at_mean(law)
+        if law.dispersed:
+            variance = self.square / self.weight - (self.target / self.weight) ** 2
+        return variance / slope**2
+
+    def _at_mean(self, law: Family) -> tuple[float, float]:
+        """Slope and variance function at the mean target."""
         mean = np.array([self.target / self.weight])
         slope = law.slope(np.array([law.eta(float(mean[0]))]), mean)
-        row = slope**2 / law.variance(mean) * self.weight
-        return float(2.0 ** np.round(np.log2(row[0])))
+        return float(slope[0]), float(law.variance(mean)[0])
 
     def score(self, law: Family) -> float:
         """About the magnitude of what one row adds to a score."""
-        mean = np.array([self.target / self.weight])
-        slope = law.slope(np.array([law.eta(float(mean[0]))]), mean)
-        spread = np.sqrt(self.square / self.weight)
-        return float(self.weight * spread * np.abs(slope / law.variance(mean))[0])
+        slope, variance = self._at_mean(law)
+        return float(self.weight * np.sqrt(self.square / self.weight) * abs(slope / variance))
 
     def deviance(self, law: Family) -> float:
         """About the magnitude of what one row adds to a deviance, or to Pearson's statistic."""
-        mean = np.array([self.target / self.weight])
-        return float(self.square / law.variance(mean)[0])
+        return self.square / self._at_mean(law)[1]
 
     def likelihood(self, law: Family, dispersion: float) -> float:
         """About the magnitude of what one row adds to a log-likelihood."""

@@ -26,7 +26,8 @@ PERSON_PAIRS = Limit(bound=2.0**40, resolution=2.0**-12)
 
 
 class Task(Strict):
-    """What is modelled: ``target`` in ``family``, on the log link with ``exposure`` as offset.
+    """What is modelled: ``target`` in ``family``, on the log link with ``exposure`` as offset, or,
+    where ``exposure_as`` says so, ``target / exposure`` with exposure as a weight.
 
     ``per``: the target is the total of so many claims; the model is of the amount per claim,
     weighted by their number, over the rows that have any. ``profiles``: digests of the profiles
@@ -35,6 +36,7 @@ class Task(Strict):
 
     target: str
     exposure: str | None = None
+    exposure_as: Literal["offset", "weight"] = "offset"
     weight: str | None = None
     per: str | None = None
     family: FamilyName = "poisson"
@@ -46,22 +48,44 @@ class Task(Strict):
     def law(self) -> Family:
         return Family.make(self.family, self.link, self.power)
 
+    @property
+    def counts_with_exposure(self) -> bool:
+        """Whether the target counts events over an exposure that rows differ in."""
+        return self.family == "poisson" and bool(self.exposure) and self.exposure_as == "offset"
+
     def columns(self) -> list[str]:
         columns = [self.target, self.exposure, self.weight, self.per]
         return [name for name in columns if name is not None]
 
     def rows(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The rows this task is about."""
+        return frame if self.per is None else frame[frame[self.per] > 0]
+
+    def check_claims(self, frame: pd.DataFrame) -> None:
+        """Refuse rows whose amount and number of claims do not go together, and claims without an
+        amount where the family takes none: a frequency would count what a severity leaves out."""
         if self.per is None:
-            return frame
-        return frame[(frame[self.per] > 0) & (frame[self.target] > 0)]
+            return
+        claims, amount = frame[self.per], frame[self.target]
+        _refuse_rows(
+            (claims < 0) | ((claims == 0) & (amount != 0)),
+            f"column '{self.per}' must count the claims behind '{self.target}': 0 or more, and not 0 "
+            "where there is an amount",
+        )
+        if self.family == "gamma":
+            _refuse_rows(
+                (claims > 0) & (amount == 0),
+                f"'{self.target}' is 0 for claims of '{self.per}', which no gamma model takes: fit a "
+                f"family that does (tweedie), or let '{self.per}' count paid claims alone, here and "
+                "as the target of a frequency",
+            )
 
 
 class Response:
     """Per row: y (a rate or a mean amount for one unit of weight), weight, and log exposure.
 
-    With exposure the mean of the target is exposure * exp(eta); ``y`` stays the target and
-    ``offset`` is log(exposure).
+    With exposure as offset the mean of the target is exposure * exp(eta); ``y`` stays the target and
+    ``offset`` is log(exposure). With exposure as weight ``y`` is the target for one unit of it.
     """
 
     def __init__(self, frame: pd.DataFrame, task: Task) -> None:
@@ -70,25 +94,36 @@ class Response:
         self.weight = _positive(frame, task.weight) if task.weight else ones
         self.exposure = _positive(frame, task.exposure) if task.exposure else ones
         if task.per:
-            claims = _positive(frame, task.per)
-            self.y, self.weight = self.y / claims, self.weight * claims
+            self._divide(_positive(frame, task.per))
+        if task.exposure_as == "weight":
+            self._divide(self.exposure)
+            self.exposure = ones
         self.offset: Floats = np.log(self.exposure)
         wrong = task.law.check_target(self.y)
         if wrong:
             raise ContractError(f"target '{task.target}' {wrong}")
 
+    def _divide(self, units: Floats) -> None:
+        """Let y be for one unit, and the row weigh as much as it has of them."""
+        self.y, self.weight = self.y / units, self.weight * units
+
 
 def _positive(frame: pd.DataFrame, name: str) -> Floats:
-    values = frame[name].to_numpy(dtype=np.float64)
-    bad = np.flatnonzero(~(values > 0))
-    if len(bad):
-        rows = ", ".join(str(i + 1) for i in bad[:5])
-        raise ContractError(
-            f"column '{name}' must be above 0 to be an exposure or a weight; "
-            "leave out the other rows",
-            (f"{len(bad)} rows are not (first: {rows})",),  # for the party's own eyes
-        )
-    return values
+    values = frame[name]
+    _refuse_rows(
+        ~(values > 0),
+        f"column '{name}' must be above 0 to be an exposure or a weight; leave out the other rows",
+    )
+    return np.asarray(values, dtype=np.float64)
+
+
+def _refuse_rows(wrong: pd.Series, rule: str) -> None:
+    """Raises ContractError where rows break a rule; how many and which, by the numbers in the
+    index, are for the party's own eyes."""
+    rows = wrong.index[wrong]
+    if len(rows):
+        first = ", ".join(str(row + 1) for row in rows[:5])
+        raise ContractError(rule, (f"{len(rows):,} of {len(wrong):,} rows (first: {first})",))
 
 
 #: What :func:`totals` sums beside the numbers of rows, in the order of their bounds.
@@ -160,13 +195,13 @@ def step(design: Design, response: Response, *, family: Family, beta: Floats, sc
         "valid": np.array([valid]),
     }
     arrays["curvature"] = hessian[design.pairs] / scale.curvature(family)
-    limits = _limits(family, scale)
+    limits = limits_of(family, scale)
     if any(not np.all(np.abs(array) <= limits[name].bound) for name, array in arrays.items()):
         arrays = {name: np.zeros_like(array) for name, array in arrays.items()}
     return Sums(arrays, limits, design.rows)
 
 
-def _limits(family: Family, scale: Scale) -> dict[str, Limit]:
+def limits_of(family: Family, scale: Scale) -> dict[str, Limit]:
     """The formats of :func:`step`."""
     reach = float(scale.rows * REACH)
     size = limit_of(reach * scale.deviance(family))

@@ -191,7 +191,7 @@ def best_cuts(
     is_number: Bools,
     direction: Ints,
     smooth: float,
-    unit: float,
+    noise: float,
     l2: float,
     least: float,
     low: float,
@@ -218,7 +218,7 @@ def best_cuts(
         first, last = start[k], start[k + 1] - 1
         order, luck = np.arange(last - first), 0.0
         if not is_number[k]:
-            order, luck = _risk_order(g[first : last + 1], h[first : last + 1], smooth, h_all, unit)
+            order, luck = _by_risk(g[first : last + 1], h[first : last + 1], smooth, h_all, noise)
         # 3. Every cut in this order; of numbers with missing values, on the right and on the left.
         ways = 2 if is_number[k] and (h[last] != 0.0 or g[last] != 0.0) else 1
         for way in range(ways):
@@ -237,19 +237,19 @@ def best_cuts(
 
 
 @compiled
-def _risk_order(
-    g: Floats, h: Floats, smooth: float, h_all: float, unit: float
+def _by_risk(
+    g: Floats, h: Floats, smooth: float, h_all: float, noise: float
 ) -> tuple[Ints, float]:  # pragma: no cover
     """The bins of a category by rising g / (h + smooth), and what their order gains by chance.
 
-    Levels without effect have g of mean 0 and variance h (in the loss's own units, of which
-    ``unit`` makes an average row). The best of their cuts in this order divides them by the sign
-    of g, for a gain of 2/pi (sum of roots of h)^2 / sum of h.
+    Levels without effect have g of mean 0 and variance ``noise`` times h. The best of their cuts in
+    this order divides them by the sign of g, for a gain of noise times 2/pi (sum of roots of h)^2 /
+    sum of h.
     """
     roots = 0.0
     for b in range(h.shape[0]):
         roots += np.sqrt(h[b])
-    luck = max(2.0 / np.pi * roots * roots / h_all - 1.0, 0.0) / unit
+    luck = max(2.0 / np.pi * roots * roots / h_all - 1.0, 0.0) * noise
     return np.argsort(g / (h + smooth), kind="mergesort"), luck
 
 

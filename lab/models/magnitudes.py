@@ -28,14 +28,20 @@ def magnitudes(frame: pd.DataFrame, response: Response, features: tuple[Number, 
     """1 for each size that this party's sums reach: ``features`` (features, sizes) of the magnitudes
     of each number, ``task`` (4, sizes) of weights, targets, exposures and squared targets."""
     r = response
-    numbers = [np.abs(term.feature.numbers(frame, term.levels)) for term in features]
     of_task = [r.weight, r.weight * np.abs(r.y), r.weight * r.exposure, r.weight * r.y**2]
-    arrays = {
-        name: np.array([np.nansum(values) >= CLASSES for values in quantities], dtype=np.float64)
-        for name, quantities in (("features", numbers), ("task", of_task))
-        if quantities
-    }
+    arrays = {"task": _sizes(of_task)}
+    if features:
+        arrays["features"] = of_features(frame, features)
     return Sums(arrays, dict.fromkeys(arrays, FLAG), len(frame))
+
+
+def of_features(frame: pd.DataFrame, features: tuple[Number, ...]) -> Floats:
+    """(features, sizes) 1 for each size that the magnitudes of a number add up to."""
+    return _sizes([np.abs(term.feature.numbers(frame, term.levels)) for term in features])
+
+
+def _sizes(quantities: list[Floats]) -> Floats:
+    return np.array([np.nansum(values) >= CLASSES for values in quantities], dtype=np.float64)
 
 
 def bounds(parties: Floats) -> Floats:

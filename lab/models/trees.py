@@ -60,8 +60,8 @@ def counts(columns: list[Floats], *, edges: Floats, rows: int) -> Sums:
 
 
 class TreesRecipe(Strict):
-    """What is fixed before the first tree. ``step``: by how much linear predictors differ, a power
-    of two; ``unit``: the second derivative of an average row; ``rows``: how many all parties have;
+    """What is fixed before the first tree. ``step``: by how much linear predictors differ;
+    ``unit``: the second derivative of an average row; ``rows``: how many all parties have;
     ``validation_share``: the share of persons (or rows) that no tree is grown from, to judge them by."""
 
     intercept: float

@@ -20,13 +20,23 @@ INK, PALE, LINE = "#1f2a33", "#6b7780", "#d9dee2"
 COLOURS = {
     "alone": "#c2703d",
     "without": "#8a8fb5",
+    "insurer": "#a6561f",
+    "fund": "#2f5f8f",
     "federated": "#0f766e",
     "personal": "#7c5cbf",
     "pooled": "#1f2a33",
 }
 
 
-MARKS = {"alone": "o", "without": "s", "federated": "D", "personal": "^", "pooled": "|"}
+MARKS = {
+    "alone": "o",
+    "without": "s",
+    "insurer": "o",
+    "fund": "s",
+    "federated": "D",
+    "personal": "^",
+    "pooled": "|",
+}
 
 
 #: Scores that arms are compared by, as people call them.

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import special
 
 from lab.models.families import FAR, Family, Scale
 from lab.privacy.joining import PERSONS, persons_by
@@ -41,14 +42,20 @@ class Scored:
 
 
 def fit_sums(
-    rows: Scored, *, family: Family, scale: Scale, replicates: int, seed: list[int]
+    rows: Scored,
+    *,
+    family: Family,
+    scale: Scale,
+    replicates: int,
+    seed: list[int],
+    counts: bool = False,
 ) -> Sums:
-    """Deviance of the model and of the constant rate, actual and expected, with bootstrap replicates.
+    """Deviance of the model and of the constant rate, actual and expected, with replicates.
 
     Index 0 of each array is the sample itself, 1..replicates are resamples; the same seed gives
     the same resamples for every model, so differences between models are paired. ``seed`` holds
     the study's seed and numbers only the party knows: resamples that others could repeat would be
-    equations for single rows.
+    equations for single rows. counts: with the sums of :func:`counts_explained`.
 
     The sums of two parties add up to the sums of all rows, and so do the scores made from them:
 
@@ -61,10 +68,8 @@ def fit_sums(
     ...     return fit_sums(rows, family=law, scale=scale, replicates=0, seed=[1])
     >>> one, other = party([0, 1], [0.2, 0.6]), party([0, 2], [0.3, 1.5])
     >>> both = party([0, 1, 0, 2], [0.2, 0.6, 0.3, 1.5])
-    >>> round(scores(combine([one, other])).deviance_explained, 4)
-    0.6949
-    >>> round(scores(both).deviance_explained, 4)
-    0.6949
+    >>> [round(scores(sums).deviance_explained, 4) for sums in (combine([one, other]), both)]
+    [0.6949, 0.6949]
     """
     expected = rows.rate * rows.exposure
     columns = np.column_stack(
@@ -76,13 +81,35 @@ def fit_sums(
             rows.size,
         ]
     )
-    totals = _resampled(columns, rows.unit, replicates, seed)
+    totals = _resampled(columns, rows.unit, replicates, seed).T
     names = ("deviance", "null_deviance", "actual", "expected", "size")
-    arrays = {name: totals[:, j].copy() for j, name in enumerate(names)}
+    arrays = {name: total.copy() for name, total in zip(names, totals, strict=True)}
     arrays["rows"] = np.array([float(len(rows.y))])
-    limits = _limits(family, scale)
+    limits = limits_of(family, scale)
+    if counts:
+        arrays, limits = arrays | _weighted(rows, family), limits | weighted_limits(family, scale)
     arrays = {k: np.clip(v, -limits[k].bound, limits[k].bound) for k, v in arrays.items()}
     return Sums(arrays, limits, len(rows.y))
+
+
+def _weighted(rows: Scored, family: Family) -> dict[str, Floats]:
+    """What :func:`counts_explained` is made of, each row weighing as much as its exposure."""
+    deviance = family.deviance(rows.y, rows.rate * rows.exposure)
+    values = {
+        "weighted_deviance": rows.size @ deviance,
+        "weighted_actual": rows.size @ rows.y,
+        "weighted_logarithm": rows.size @ special.xlogy(rows.y, rows.y),
+    }
+    return {name: np.array([float(value)]) for name, value in values.items()}
+
+
+def weighted_limits(family: Family, scale: Scale) -> dict[str, Limit]:
+    reach = FAR * scale.rows * scale.exposure / scale.weight
+    return {
+        "weighted_deviance": limit_of(reach * scale.deviance(family)),
+        "weighted_actual": limit_of(reach * np.sqrt(scale.square * scale.weight)),
+        "weighted_logarithm": limit_of(reach * scale.square),
+    }
 
 
 def _resampled(columns: Floats, units: Floats, replicates: int, seed: list[int]) -> Floats:
@@ -99,7 +126,7 @@ def _resampled(columns: Floats, units: Floats, replicates: int, seed: list[int])
     return totals
 
 
-def _limits(family: Family, scale: Scale) -> dict[str, Limit]:
+def limits_of(family: Family, scale: Scale) -> dict[str, Limit]:
     """The formats of :func:`fit_sums`: a model that is further off than :data:`FAR` has scores
     that say nothing, and its sums are cut off."""
     reach = FAR * scale.rows
@@ -139,8 +166,13 @@ def _by_group(rows: Scored, group: Codes, count: int) -> Sums:
     arrays = {
         name: np.bincount(group, value, count).astype(np.float64) for name, value in values.items()
     }
-    limits = dict.fromkeys(arrays, SCORE) | {PERSONS: COUNT}
-    return Sums(arrays | {PERSONS: persons_by(group, rows.unit, count)}, limits, len(rows.y))
+    persons = persons_by(group, rows.unit, count)
+    return Sums(arrays | {PERSONS: persons}, level_limits(), len(rows.y))
+
+
+def level_limits() -> dict[str, Limit]:
+    """The formats of sums by bin or level."""
+    return dict.fromkeys(("size", "actual", "expected"), SCORE) | {PERSONS: COUNT}
 
 
 def finer_edges(coarse: Sums, edges: Floats, bins: int = BINS) -> Floats:
@@ -188,6 +220,35 @@ def scores(fit: Sums, lorenz: Sums | None = None) -> Scores:
         gini=gini(lorenz) if lorenz is not None else None,
         balance=float(fit["expected"][0]) / actual if actual else float("nan"),
     )
+
+
+def counts_explained(fit: Sums) -> float | None:
+    """The deviance of counts that is explained, with exposure as the rows' weight, against the same
+    count for every row: what scikit-learn's ``d2_tweedie_score(y, mean, sample_weight=exposure,
+    power=1)`` is. Published figures of claim frequencies are often in this measure, which is another
+    than ``deviance_explained``: there the rate is constant, and a row weighs by its deviance alone.
+
+    None without the sums for it. The constant is the mean of the rows themselves.
+    """
+    if "weighted_deviance" not in fit.arrays:
+        return None
+    actual, size = fit.total("weighted_actual"), float(fit["size"][0])
+    if not actual > 0:
+        return None
+    constant = 2 * (fit.total("weighted_logarithm") - actual * np.log(actual / size))
+    return 1 - fit.total("weighted_deviance") / constant if constant > 0 else None
+
+
+def balance(fit: Sums, level: float = 0.95) -> tuple[float, float, float]:
+    """(expected over actual, low, high) by bootstrap percentiles; low and high are not numbers
+    without replicates."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = fit["expected"] / fit["actual"]
+    if len(ratios) == 1 or not np.isfinite(ratios).all():
+        return float(ratios[0]), float("nan"), float("nan")
+    tail = (1 - level) / 2
+    low, high = np.quantile(ratios[1:], [tail, 1 - tail])
+    return float(ratios[0]), float(low), float(high)
 
 
 def interval(model: Sums, other: Sums, level: float = 0.95) -> tuple[float, float, float]:

@@ -29,7 +29,7 @@ class Column(Strict):
     """One column. ``minimum`` and ``maximum`` are inclusive, ``above`` is exclusive, in ``unit``.
 
     ``spelling``: texts and levels of a category in one Unicode spelling (`lab.tables.values.normal`),
-    or exactly as they are written.
+    or exactly as they are written; identifiers by further rules (`lab.tables.identifiers`).
     """
 
     type: Literal["integer", "number", "category"]
@@ -39,7 +39,7 @@ class Column(Strict):
     minimum: float | None = None
     maximum: float | None = None
     above: float | None = None
-    spelling: Literal["normal", "exact"] = "normal"
+    spelling: Literal["normal", "exact", "code", "resident"] = "normal"
     levels: tuple[str, ...] | None = None
     nullable: bool = False
     advice: str = ""
@@ -51,6 +51,8 @@ class Column(Strict):
             raise ValueError("a category takes levels, not minimum, maximum or above")
         if self.type != "category" and self.levels is not None:
             raise ValueError("only a category takes levels")
+        if self.spelling in ("code", "resident") and self.role != "identifier":
+            raise ValueError(f'only an identifier is spelled as "{self.spelling}"')
         return self
 
     @field_validator("levels")

@@ -56,7 +56,7 @@ def numbers_in(text: str) -> int:
 @pytest.fixture
 def unsifted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first guard off: whatever stands in a table is a feature."""
-    monkeypatch.setattr(simulation, "sifted", lambda experiment, table: (table, {}))
+    monkeypatch.setattr(simulation, "sifted", lambda experiment, table, drafted: (table, {}))
 
 
 @pytest.mark.usefixtures("unsifted")

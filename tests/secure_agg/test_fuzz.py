@@ -30,7 +30,7 @@ import pytest
 from gmpy2 import mpz
 
 from secure_agg import keys, masks, shares, wire
-from secure_agg.blinding import with_part
+from secure_agg.arithmetic.blinding import with_part
 from secure_agg.errors import FaultyParty, InconsistentSum, MalformedMessage, SecureAggError
 from secure_agg.identity import CARD, Card, Identity, Roster
 from secure_agg.keys import PrivateKey

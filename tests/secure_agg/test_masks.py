@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom, chi2
 
 from secure_agg import masks, wire
+from secure_agg.arithmetic.lanes import added, apply_streams, decoded, encoded, vector_lanes
 from secure_agg.errors import (
     Blame,
     FaultyCoordinator,
@@ -33,7 +34,6 @@ from secure_agg.errors import (
     ValueOutOfBounds,
 )
 from secure_agg.identity import Identity, Roster, derived
-from secure_agg.lanes import added, apply_streams, decoded, encoded, vector_lanes
 from secure_agg.masks import Keys, MaskTerms, Revealed, Seat, majority, run
 from secure_agg.packing import Field, Layout, pack, unpack
 

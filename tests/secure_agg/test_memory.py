@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from gmpy2 import mpz
 
-from secure_agg import blinding
+from secure_agg.arithmetic import blinding
+from secure_agg.arithmetic.lanes import PIECE, apply_streams, vector_lanes
 from secure_agg.keys import PrivateKey
-from secure_agg.lanes import PIECE, apply_streams, vector_lanes
 from secure_agg.packing import Field, Layout
 from secure_agg.paillier import Batch, add, decrypt, encrypt
 from tests.secure_agg.conftest import in_a_child

@@ -94,7 +94,7 @@ def test_we_read_what_phe_writes(private):
 
 
 def test_known_ciphertext_and_known_bytes(private):
-    from secure_agg.blinding import with_part
+    from secure_agg.arithmetic.blinding import with_part
 
     n, n_squared = private.public.n, private.public.n_squared
     plaintext = pack(ONE, [[7, -9]])[0]
@@ -319,7 +319,7 @@ def test_phe_opens_a_hundred_thousand_of_our_values(private):
 
 @pytest.mark.slow
 def test_a_hundred_thousand_plaintexts_are_hidden_as_phe_hides_them(private):
-    from secure_agg.blinding import factors, with_part
+    from secure_agg.arithmetic.blinding import factors, with_part
 
     n, n_squared = private.public.n, private.public.n_squared
     theirs = private.public.to_phe()

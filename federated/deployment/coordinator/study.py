@@ -32,11 +32,12 @@ from federated.deployment.plan import announced, questions_of
 from federated.federation import agreement, single_threaded_blas
 from federated.messages import Request, message_of, read
 from federated.study.bound import agreed_levels, join_released
-from federated.study.experiment import Experiment, Query
+from federated.study.experiment import Experiment
 from federated.study.market import RemoteMarket
 from federated.study.outcome import Outcome, carry_out
 from federated.study.plan import StudyPlan
 from federated.study.result import ArmResult, Study
+from federated.study.settings import Query
 from federated.study.steps import Steps, carried_out
 from federated.transport import node_line as fleet
 from federated.transport.exchange_grid import ExchangeGrid

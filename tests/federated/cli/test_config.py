@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from federated.cli.config import config, experiment_schema, sections
+from federated.shipped import shipped
 from federated.study.experiment import Experiment
-from federated.study.experiment_file import shipped
 from lab.errors import ConfigurationError
 
 ROOT = Path(__file__).parents[3]

@@ -20,8 +20,9 @@ from federated.deployment.node.policy import Refusal
 from federated.hiding.paillier import terms_of
 from federated.hiding.protocol import ask_sums, fields_of
 from federated.messages import Request, message_of, one_form, read
-from federated.study.experiment import Experiment, Query
+from federated.study.experiment import Experiment
 from federated.study.plan import StudyPlan
+from federated.study.settings import Query
 from federated.study.simulation import deal_tables
 from lab.errors import PeerError, PolicyError
 from lab.models import profile

@@ -11,8 +11,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from secure_agg.errors import InconsistentSum, LayoutMismatch, ValueOutOfBounds
-from secure_agg.lanes import (
+from secure_agg.arithmetic.lanes import (
     PIECE,
     added,
     apply_streams,
@@ -21,6 +20,7 @@ from secure_agg.lanes import (
     lanes_of,
     vector_lanes,
 )
+from secure_agg.errors import InconsistentSum, LayoutMismatch, ValueOutOfBounds
 from secure_agg.packing import Field, Layout, pack, unpack
 
 NARROW, DOUBLE, TRIPLE = Field(3, 100.0, 0.25), Field(2, 2.0**70, 1.0), Field(2, 2.0**100, 2.0**-60)

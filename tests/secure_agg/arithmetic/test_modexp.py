@@ -10,8 +10,8 @@ from gmpy2 import mpz
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secure_agg import modexp
-from secure_agg.modexp import secret_powers
+from secure_agg.arithmetic import modexp
+from secure_agg.arithmetic.modexp import secret_powers
 
 SIZES = st.sampled_from([2, 63, 64, 65, 1024, 2048, 2050, 3072])
 

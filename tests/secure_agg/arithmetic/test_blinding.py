@@ -15,8 +15,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secure_agg import blinding
-from secure_agg.blinding import best_window, build, draw, factors, powers, random_base, windows
+from secure_agg.arithmetic import blinding
+from secure_agg.arithmetic.blinding import (
+    best_window,
+    build,
+    draw,
+    factors,
+    powers,
+    random_base,
+    windows,
+)
 
 
 @pytest.fixture
@@ -169,7 +177,7 @@ def test_a_helper_waits_idly_ends_when_told_and_is_replaced(cold, private, monke
 
 
 def test_a_helper_ends_by_itself_when_nobody_reads(private):
-    code = "import secure_agg.blinding as b, sys; b.IDLE_SECONDS = 1; b.serve(*sys.argv[1:])"
+    code = "import secure_agg.arithmetic.blinding as b, sys; b.IDLE_SECONDS = 1; b.serve(*sys.argv[1:])"
     command = [sys.executable, "-c", code, f"{private.public.n:x}", "2"]
     root = Path(blinding.__file__).parents[1]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root) as process:

@@ -1,0 +1,148 @@
+"""What each side adds to a sum over joined rows: columns whose products over all persons are the sum.
+
+A statistic of the joined table is a linear function of ``left.T @ right``, where the insurer's side makes
+``left`` from its columns and the fund's side ``right`` from its own. Columns stand in named groups; a
+statistic says which groups are multiplied, and what is made of the products: each side makes that of its
+share of them, so that nothing is opened but what the statistic tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from lab.models.design import Design, Encoding, codes_of
+from lab.statistics import Part
+from lab.sums import Floats, Sums
+from secure_agg.arithmetic.ring import Integers
+
+Role = Literal["insurer", "fund"]
+#: Who holds a column.
+Owner = Callable[[str], Role]
+#: Groups of the insurer's side and of the fund's that are multiplied with each other.
+Multiplied = list[tuple[tuple[str, ...], tuple[str, ...]]]
+#: Columns of each group of either side.
+Widths = tuple[dict[str, int], dict[str, int]]
+#: Columns by group: (rows, columns) each.
+Groups = dict[str, Floats]
+#: The share of a product of two groups, by their names: (left columns, right columns).
+Shares = Callable[[str, str], Integers]
+
+#: The format of a side's numbers: they are scaled so that an average row's are about 1.
+BOUND, RESOLUTION = 2.0**44, 2.0**-44
+
+
+class Half(Protocol):
+    """A side's rows of a task."""
+
+    role: Role
+
+    def rows(self, task: Any, part: Part) -> pd.DataFrame:
+        """The rows a task is about; at the fund's side all that it has."""
+
+    def owners(self, task: Any, part: Part) -> pd.Series:
+        """Who each of these rows belongs to."""
+
+    secret: bytes
+
+
+class JoinedSum(Protocol):
+    """One statistic at one set of arguments."""
+
+    def products(self) -> Multiplied:
+        """Groups of the insurer's side and of the fund's that are multiplied with each other."""
+
+    def widths(self) -> Widths:
+        """Columns of each group of either side; both sides know them."""
+
+    def left(self, side: Half) -> Groups:
+        """The insurer's columns."""
+
+    def right(self, side: Half) -> Groups:
+        """The fund's columns."""
+
+    def combined(self, shares: Shares) -> dict[str, Integers]:
+        """What a side makes of its shares; linear, with whole coefficients."""
+
+    def opened(self, values: Mapping[str, Floats], rows: int) -> Sums:
+        """The total, of what the shares add up to."""
+
+
+def within(groups: Groups, rows: int) -> Groups:
+    """Groups with ``here``, 1 for each row, and ``valid``, which is 0 where a number is none or beyond
+    its bound; such rows are 0 everywhere else."""
+    inside = np.ones(rows, dtype=bool)
+    for columns in groups.values():
+        inside &= np.all(np.abs(columns) <= BOUND, axis=1)  # what is no number is not either
+    kept = {name: np.where(inside[:, None], columns, 0.0) for name, columns in groups.items()}
+    return {**kept, "valid": inside.astype(np.float64)[:, None], "here": np.ones((rows, 1))}
+
+
+@dataclass(frozen=True)
+class Halves:
+    """An encoding cut by who holds its columns; the intercept is the insurer's."""
+
+    encoding: Encoding
+    owner: Owner
+
+    def _part(self, role: Role) -> Encoding:
+        return Encoding(
+            numbers=tuple(t for t in self.encoding.numbers if self.owner(t.feature.column) == role),
+            categories=tuple(
+                t for t in self.encoding.categories if self.owner(t.feature.column) == role
+            ),
+        )
+
+    @cached_property
+    def places(self) -> dict[Role, NDArray[np.intp]]:
+        """Which columns of the whole design are whose, in the order of the parts."""
+        owners: list[Role] = ["insurer"]
+        owners += [self.owner(t.feature.column) for t in self.encoding.numbers]
+        for term in self.encoding.categories:
+            owners += [self.owner(term.feature.column)] * (len(term.levels) - 1)
+        whose = np.array(owners)
+        return {
+            "insurer": np.flatnonzero(whose == "insurer"),
+            "fund": np.flatnonzero(whose == "fund"),
+        }
+
+    @cached_property
+    def pairs(self) -> dict[tuple[Role, Role], tuple[NDArray[np.intp], Floats]]:
+        """Entries of X'WX by whose columns meet: which of ``encoding.pairs``, and (2, entries) the places
+        of the two columns within their parts; the insurer's first."""
+        within_part = np.empty(self.encoding.width, dtype=np.intp)
+        whose = np.empty(self.encoding.width, dtype=object)
+        for role, places in self.places.items():
+            within_part[places], whose[places] = np.arange(len(places)), role
+        i, j = self.encoding.pairs
+        found = {}
+        for first, second in (("insurer", "insurer"), ("insurer", "fund"), ("fund", "fund")):
+            straight = (whose[i] == first) & (whose[j] == second)
+            turned = (whose[i] == second) & (whose[j] == first) & ~straight
+            at = np.flatnonzero(straight | turned)
+            one = np.where(turned[at], within_part[j[at]], within_part[i[at]])
+            two = np.where(turned[at], within_part[i[at]], within_part[j[at]])
+            found[first, second] = (at, np.array([one, two]))
+        return found  # type: ignore[return-value]
+
+    def matrix(self, role: Role, frame: pd.DataFrame) -> Floats:
+        """(rows, columns) a side's part of the design."""
+        dense: Floats = Design(frame, self._part(role)).matrix()
+        return dense if role == "insurer" else dense[:, 1:]
+
+    def squares(self, role: Role, matrix: Floats) -> Floats:
+        """(rows, entries) products of a side's columns with each other."""
+        _, (one, two) = self.pairs[role, role]
+        return np.asarray(matrix[:, one] * matrix[:, two], dtype=np.float64)
+
+
+def indicators(frame: pd.DataFrame, feature: Any, levels: tuple[str, ...]) -> Floats:
+    """(rows, levels) 1 where a row has a level."""
+    codes = codes_of(feature.texts(frame), levels)
+    return np.asarray(codes[:, None] == np.arange(len(levels)), dtype=np.float64)

@@ -1,0 +1,143 @@
+"""Sums over joined parties, as the coordinator carries them: letters between sides, then their shares."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import ConfigRecord, RecordDict
+
+from federated.hiding.protocol import Protection, Talk
+from federated.joined.factors import Owner
+from federated.joined.product import LETTER, TURNS, Products, deal, joined_sum, joined_total
+from federated.joined.side import dealt_to
+from federated.joined.statistics import LOCAL
+from federated.message_kinds import MessageKind
+from federated.messages import Hiding, Request, message_of, read
+from lab.errors import PeerError, PolicyError
+from lab.sums import Sums
+from secure_agg import wire
+from secure_agg.identity import Roster
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An insurer and the fund, and how many rows their spine has."""
+
+    insurer: str
+    fund: str
+    rows: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.insurer} & {self.fund}"
+
+
+@dataclass
+class TripleDealer:
+    """Deals the randomness of products; it is neither a side nor the coordinator."""
+
+    _secrets: dict[str, tuple[bytes, bytes]] = field(default_factory=dict, repr=False)
+
+    def secrets_of(self, pair: Pair) -> tuple[bytes, bytes]:
+        """What the insurer's side and the fund's side get for a run."""
+        if pair.name not in self._secrets:
+            self._secrets[pair.name] = secrets.token_bytes(32), secrets.token_bytes(32)
+        return self._secrets[pair.name]
+
+    def dealt(self, pair: Pair, layout: Products) -> bytes:
+        """What the fund's side needs for one sum."""
+        return wire.join(LETTER, deal(layout, *self.secrets_of(pair)))
+
+
+class Joined:
+    """A protection of shares: the sides make them between each other, the inner protection adds them."""
+
+    def __init__(
+        self,
+        inner: Protection,
+        pairs: tuple[Pair, ...],
+        owner: Owner,
+        product: str,
+        least: int,
+    ) -> None:
+        """owner: who holds a column; least: rows that both sides must have behind a total."""
+        self.inner, self.pairs, self._owner = inner, pairs, owner
+        self.hiding: Hiding = inner.hiding
+        self._product, self._least, self._dealer = product, least, TripleDealer()
+
+    @property
+    def everybody(self) -> bool:
+        return self.inner.everybody
+
+    @property
+    def proof(self) -> RecordDict:
+        return self.inner.proof
+
+    def check_parties(self, parties: int) -> None:
+        if parties < 2:
+            raise PolicyError("joined parties are two sides at least")
+
+    def enrol(self, talk: Talk, roster: Roster) -> None:
+        self.inner.enrol(talk, roster)
+        parts: dict[str, dict[str, bytes]] = {name: {} for name in roster.names}
+        for pair in self.pairs:
+            left, right = self._dealer.secrets_of(pair)
+            for name, peer, secret in (
+                (pair.insurer, pair.fund, left),
+                (pair.fund, pair.insurer, right),
+            ):
+                parts[name][f"dealt {peer}"] = roster[name].seal(dealt_to(name, peer), secret)
+        data = roster.to_bytes()
+        talk.ask(
+            MessageKind.PAIR, {n: message_of(roster=data, **dealt) for n, dealt in parts.items()}
+        )
+
+    def total(self, talk: Talk, request: Request) -> Sums:
+        """The total over all joined rows. Raises :class:`PolicyError` for fewer rows than the rules say."""
+        if request.statistic in LOCAL:
+            return self.inner.total(talk, request)
+        total = joined_sum(request, self._owner)
+        letters: dict[str, dict[str, bytes]] = {name: {} for name in request.parties}
+        for turn in range(TURNS[self._product] + 1):
+            if turn == 1 and self._product == "triples":
+                for pair in self.pairs:
+                    layout = Products(f"{request.query} {pair.name}", pair.rows, total)
+                    letters[pair.fund][f"dealt {pair.insurer}"] = self._dealer.dealt(pair, layout)
+            answers = talk.ask(MessageKind.PRODUCT, _turn(request, turn, letters))
+            letters = self._carried(answers, last=turn == TURNS[self._product])
+        sums = joined_total(total, self.inner.total(talk, request))
+        if sums.rows < self._least:
+            raise PolicyError(
+                f"{request.statistic}: both sides have fewer than {self._least} rows behind it",
+                "persons",
+            )
+        return sums
+
+    def _carried(
+        self, answers: Mapping[str, RecordDict], *, last: bool
+    ) -> dict[str, dict[str, bytes]]:
+        """Each side's letters, given to whom they are for."""
+        letters: dict[str, dict[str, bytes]] = {name: {} for name in answers}
+        for pair in () if last else self.pairs:
+            for sender, receiver in ((pair.insurer, pair.fund), (pair.fund, pair.insurer)):
+                try:
+                    letter = read(answers[sender], f"to {receiver}")
+                except PeerError as error:
+                    raise PeerError(f"{sender}: {error}", sender) from None
+                letters[receiver][f"from {sender}"] = letter
+        return letters
+
+
+def _turn(
+    request: Request, turn: int, letters: Mapping[str, Mapping[str, bytes]]
+) -> dict[str, RecordDict]:
+    """What each side is sent in a turn."""
+    contents = {}
+    for name, parts in letters.items():
+        record = request.to_record()
+        record.update(message_of(**parts))
+        record["turn"] = ConfigRecord({"turn": turn})
+        contents[name] = record
+    return contents

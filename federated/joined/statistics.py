@@ -1,0 +1,225 @@
+"""What can be asked of joined rows: the table of statistics, and those that every model asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from federated.joined.factors import (
+    Groups,
+    Half,
+    Halves,
+    JoinedSum,
+    Multiplied,
+    Owner,
+    Shares,
+    Widths,
+    indicators,
+    within,
+)
+from federated.joined.glm import Likelihood, Step
+from federated.joined.scores import ByLevel, JoinedFit
+from lab.models.design import Number
+from lab.models.glm import PERSON_PAIRS, SUMMED, Response
+from lab.models.magnitudes import CLASSES, OfMagnitudes, magnitudes, of_features
+from lab.privacy.joining import PERSONS
+from lab.sums import COUNT, FLAG, Floats, Sums, limit_of
+from secure_agg.arithmetic.ring import Integers
+
+
+@dataclass(frozen=True)
+class JoinedTotals:
+    """``totals``: what the constant model needs, over rows that both sides have; with an encoding,
+    ``glm_start``, and the persons behind each pair of columns."""
+
+    a: Any
+    arrays: Mapping[str, Floats]
+    owner: Owner
+
+    @property
+    def _halves(self) -> Halves | None:
+        encoding = getattr(self.a, "encoding", None)
+        return None if encoding is None else Halves(encoding, self.owner)
+
+    def products(self) -> Multiplied:
+        sums: Multiplied = [(("sums", "here"), ("here",))]
+        if self._halves is None:
+            return sums
+        return [*sums, (("xx",), ("here",)), (("here",), ("zz",)), (("x",), ("z",))]
+
+    def widths(self) -> Widths:
+        left, right = {"sums": len(SUMMED) + 2, "here": 1, "valid": 1}, {"here": 1, "valid": 1}
+        if (halves := self._halves) is not None:
+            left["x"], right["z"] = len(halves.places["insurer"]), len(halves.places["fund"])
+            left["xx"] = len(halves.pairs["insurer", "insurer"][0])
+            right["zz"] = len(halves.pairs["fund", "fund"][0])
+        return left, right
+
+    def left(self, side: Half) -> Groups:
+        rows = side.rows(self.a.task, getattr(self.a, "part", "train"))
+        r, most = Response(rows, self.a.task), self.a.most
+        columns = (r.weight, r.weight * r.y, r.weight * r.exposure, r.weight * r.y**2)
+        sums = [column / bound for column, bound in zip(columns, most, strict=True)]
+        groups = {"sums": np.column_stack([*sums, np.ones_like(r.y), (r.y > 0).astype(float)])}
+        if (halves := self._halves) is not None:
+            x = halves.matrix("insurer", rows)
+            groups |= {"x": x, "xx": halves.squares("insurer", x)}
+        return within(groups, len(rows))
+
+    def right(self, side: Half) -> Groups:
+        rows = side.rows(self.a.task, getattr(self.a, "part", "train"))
+        groups: Groups = {}
+        if (halves := self._halves) is not None:
+            z = halves.matrix("fund", rows)
+            groups = {"z": z, "zz": halves.squares("fund", z)}
+        return within(groups, len(rows))
+
+    def combined(self, shares: Shares) -> dict[str, Integers]:
+        sums = shares("sums", "here")[:, 0]
+        names = (*SUMMED, "rows", "positive")
+        values = {name: sums[k : k + 1] for k, name in enumerate(names)}
+        if (halves := self._halves) is not None:
+            persons = np.zeros(len(halves.encoding.pairs[0]), dtype=object)
+            persons[halves.pairs["insurer", "insurer"][0]] = shares("xx", "here")[:, 0]
+            persons[halves.pairs["fund", "fund"][0]] = shares("here", "zz")[0]
+            at, (one, two) = halves.pairs["insurer", "fund"]
+            persons[at] = shares("x", "z")[one, two]
+            values["persons"] = persons
+        return values
+
+    def opened(self, values: Mapping[str, Floats], rows: int) -> Sums:
+        units = dict(zip(SUMMED, self.a.most, strict=True))
+        arrays = {name: np.asarray(value * units.get(name, 1.0)) for name, value in values.items()}
+        limits = {name: limit_of(units[name]) if name in units else COUNT for name in arrays}
+        if "persons" in limits:
+            limits["persons"] = PERSON_PAIRS
+        return Sums(arrays, limits, rows)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """``moments`` of numbers at either side, over rows that both have."""
+
+    a: Any
+    arrays: Mapping[str, Floats]
+    owner: Owner
+
+    def _own(self, role: str) -> list[int]:
+        terms = enumerate(self.a.features)
+        return [k for k, term in terms if self.owner(term.feature.column) == role]
+
+    def products(self) -> Multiplied:
+        return [(("powers", "here"), ("here", "powers"))]
+
+    def widths(self) -> Widths:
+        ones = {"here": 1, "valid": 1}
+        left, right = ({"powers": 3 * len(self._own(role))} for role in ("insurer", "fund"))
+        return left | ones, right | ones
+
+    def _powers(self, side: Half) -> Groups:
+        rows = side.rows(self.a.task, "train")
+        columns = [_powers_of(self.a.features[k], rows) for k in self._own(side.role)]
+        return within({"powers": np.hstack([np.zeros((len(rows), 0)), *columns])}, len(rows))
+
+    left = right = _powers
+
+    def combined(self, shares: Shares) -> dict[str, Integers]:
+        values = {name: np.zeros(len(self.a.features), dtype=object) for name in POWERS}
+        sides = {"insurer": shares("powers", "here")[:, 0], "fund": shares("here", "powers")[0]}
+        for role, own in sides.items():
+            for at, k in enumerate(self._own(role)):
+                for power, name in enumerate(POWERS):
+                    values[name][k] = own[3 * at + power]
+        return values
+
+    def opened(self, values: Mapping[str, Floats], rows: int) -> Sums:
+        limit = limit_of(self.a.most)
+        return Sums(dict(values), {"count": COUNT, "first": limit, "second": limit}, rows)
+
+
+POWERS = ("count", "first", "second")
+
+
+def _powers_of(term: Number, rows: Any) -> Floats:
+    values = (term.feature.numbers(rows, term.levels) - term.mean) / term.scale
+    there = ~np.isnan(values)
+    known = np.where(there, values, 0.0)
+    return np.column_stack([there.astype(float), known, known**2])
+
+
+@dataclass(frozen=True)
+class LevelCounts:
+    """``level_counts``: rows, which are persons here, at each level of features at either side."""
+
+    a: Any
+    arrays: Mapping[str, Floats]
+    owner: Owner
+
+    def _own(self, role: str) -> list[int]:
+        return [k for k, t in enumerate(self.a.features) if self.owner(t.feature.column) == role]
+
+    def products(self) -> Multiplied:
+        return [(("levels", "here"), ("here", "levels"))]
+
+    def widths(self) -> Widths:
+        ones = {"here": 1, "valid": 1}
+        left, right = (
+            {"levels": sum(len(self.a.features[k].levels) for k in self._own(role))}
+            for role in ("insurer", "fund")
+        )
+        return left | ones, right | ones
+
+    def _levels(self, side: Half) -> Groups:
+        rows = side.rows(self.a.task, "train")
+        terms = [self.a.features[k] for k in self._own(side.role)]
+        columns = [indicators(rows, term.feature, term.levels) for term in terms]
+        return within({"levels": np.hstack([np.zeros((len(rows), 0)), *columns])}, len(rows))
+
+    left = right = _levels
+
+    def combined(self, shares: Shares) -> dict[str, Integers]:
+        sides = {"insurer": shares("levels", "here")[:, 0], "fund": shares("here", "levels")[0]}
+        counts: list[Integers] = [np.zeros(0, dtype=object)] * len(self.a.features)
+        for role, own in sides.items():
+            at = 0
+            for k in self._own(role):
+                size = len(self.a.features[k].levels)
+                counts[k] = own[at : at + size]
+                at += size
+        return {"count": np.concatenate(counts)}
+
+    def opened(self, values: Mapping[str, Floats], rows: int) -> Sums:
+        arrays = {"count": values["count"], PERSONS: values["count"]}
+        return Sums(arrays, dict.fromkeys(arrays, COUNT), rows)
+
+
+def _magnitudes(side: Any, a: OfMagnitudes) -> Sums:
+    """1 for each size that the sums of a side's own columns reach; of the others it knows nothing."""
+    rows, insurer = side.rows(a.task, "train"), side.role == "insurer"
+    sizes = {"features": np.zeros((len(a.features), len(CLASSES)))} if a.features else {}
+    sizes["task"] = np.zeros((len(SUMMED), len(CLASSES)))
+    own = [k for k, term in enumerate(a.features) if side.owner(term.feature.column) == side.role]
+    if own:
+        chosen = tuple(a.features[k] for k in own)
+        sizes["features"][own] = of_features(rows, chosen)
+    if insurer:
+        sizes["task"] = magnitudes(rows, Response(rows, a.task), ())["task"]
+    return Sums(sizes, dict.fromkeys(sizes, FLAG), 0)
+
+
+#: What each side answers for its own columns, without the other: public sizes, no sums.
+LOCAL: Mapping[str, Callable[[Any, Any], Sums]] = {"magnitudes": _magnitudes}
+#: What can be asked of joined rows, by the name of the statistic.
+JOINED: Mapping[str, Callable[[Any, Mapping[str, Floats], Owner], JoinedSum]] = {
+    "glm_start": JoinedTotals,
+    "glm_step": Step,
+    "glm_likelihood": Likelihood,
+    "totals": JoinedTotals,
+    "moments": Moments,
+    "level_counts": LevelCounts,
+    "score_fit": JoinedFit,
+    "score_levels": ByLevel,
+}

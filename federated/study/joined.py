@@ -1,0 +1,277 @@
+"""The tables of joined sides in a simulation: the table that must not exist, and each side's part of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from federated.app import client_app
+from federated.federation import Federation
+from federated.hiding.protocol import Clear, Protection
+from federated.joined.alignment import aligned
+from federated.joined.factors import Owner
+from federated.joined.protection import Joined, Pair
+from federated.joined.side import JoinedSide
+from federated.party.party import Party, numbered
+from federated.study.experiment import Experiment
+from federated.study.settings import BLOCK, KEY, JoinedTable
+from federated.transport import in_process as grid
+from lab.errors import ConfigurationError, ContractError
+from lab.privacy.disclosure import Rules
+from lab.tables.contracts import Column, Contract
+from lab.tables.identifiers import KeyTexts, key_texts
+from lab.tables.sources import Table, load
+
+
+@dataclass(frozen=True)
+class JoinedTables:
+    """The tables of both sides, each row with its :data:`KEY`, and their inner join.
+
+    ``insurers``: of all insurers one under the other, with :data:`BLOCK`; ``names``: of the insurers'
+    blocks; ``fund_columns``: those that the fund holds; ``notes``: what took no part, for people.
+    """
+
+    whole: Table
+    insurers: pd.DataFrame
+    fund: pd.DataFrame
+    names: tuple[str, ...]
+    fund_name: str
+    fund_columns: frozenset[str]
+    notes: tuple[str, ...]
+    drafted: bool
+
+    def owner(self) -> Owner:
+        """Who holds a column."""
+        return lambda column: "fund" if column in self.fund_columns else "insurer"
+
+
+def joined_tables(experiment: Experiment, texts: Sequence[str]) -> JoinedTables:
+    """Read both sides and join them by their key. Raises :class:`ContractError` for keys that name two
+    rows of a table, columns of one name at both sides, and sides without a person in common."""
+    blocks = [table for table in experiment.joined if table.role == "insurer"]
+    (fund_block,) = (table for table in experiment.joined if table.role == "fund")
+    loaded = [_read(block, texts) for block in (*blocks, fund_block)]
+    *insurers, (fund, fund_keys) = loaded
+    notes = [
+        note
+        for block, (_, keys) in zip((*blocks, fund_block), loaded, strict=True)
+        for note in _left_out(block, keys)
+    ]
+    own = pd.concat(
+        [
+            _keyed(table.frame, keys).assign(**{BLOCK: at})
+            for at, (table, keys) in enumerate(insurers)
+        ],
+        ignore_index=True,
+    )
+    theirs = _keyed(fund.frame, fund_keys)
+    _refuse_twice(own, theirs, blocks, fund_block)
+    theirs = theirs.drop(columns=[k for k in fund_block.keys if k in theirs])
+    whole = own.merge(theirs, on=KEY, how="inner", sort=False, validate="one_to_one")
+    if whole.empty:
+        raise ContractError(
+            f"joined: no person of {fund.origin} is in {', '.join(t.origin for t, _ in insurers)}; "
+            "check joined.key, and how both tables spell it"
+        )
+    contract = _contract(blocks[0], insurers[0][0].contract, fund.contract, fund_block)
+    digest = hashlib.sha256("".join(table.digest for table, _ in loaded).encode()).hexdigest()
+    origin = f"{', '.join(table.origin for table, _ in insurers)} joined to {fund.origin}"
+    return JoinedTables(
+        whole=Table(whole, contract, origin, digest),
+        insurers=own,
+        fund=theirs,
+        names=tuple(block.name or block.role for block in blocks),
+        fund_name=fund_block.name or "fund",
+        fund_columns=frozenset(theirs.columns) - {KEY},
+        notes=tuple(notes),
+        drafted=any(block.contract is None and block.source is None for block in experiment.joined),
+    )
+
+
+def _read(block: JoinedTable, texts: Sequence[str]) -> tuple[Table, KeyTexts]:
+    contract = Contract.read(Path(block.contract)) if block.contract else None
+    table = load(
+        *(block.source, block.path),
+        contract=contract,
+        table=block.table,
+        query=block.query,
+        texts=[*texts, *block.keys],
+        encoding=block.encoding,
+    )
+    (keys,) = key_texts(table.frame, [block.keys], table.contract, table.origin)
+    return table, keys
+
+
+def _keyed(frame: pd.DataFrame, keys: KeyTexts) -> pd.DataFrame:
+    """The rows that have a key, with it."""
+    named = frame.assign(**{KEY: pd.Series(keys.texts, index=frame.index, dtype="str")})
+    present: pd.DataFrame = named.loc[keys.texts != ""].reset_index(drop=True)
+    return present
+
+
+def _left_out(block: JoinedTable, keys: KeyTexts) -> Iterator[str]:
+    name = block.name or block.role
+    if keys.missing:
+        yield f"{name}: {keys.missing:,} rows without {' and '.join(keys.columns)} take no part"
+    if keys.invalid:
+        yield f"{name}: {keys.invalid:,} rows whose {' and '.join(keys.columns)} is wrong take no part"
+
+
+def _refuse_twice(
+    own: pd.DataFrame, theirs: pd.DataFrame, blocks: Sequence[JoinedTable], fund: JoinedTable
+) -> None:
+    """A person at two insurers, or a column at both sides."""
+    if (count := int(own[KEY].duplicated(keep=False).sum())) > 0:
+        raise ContractError(
+            f"joined: {count:,} rows of the insurers' tables have a key that another insurer's row has; "
+            "a person is at one insurer here"
+        )
+    keys = {*fund.keys, *(k for block in blocks for k in block.keys), KEY, BLOCK}
+    both = sorted(({str(c) for c in own} & {str(c) for c in theirs}) - keys)
+    if both:
+        raise ContractError(
+            f"joined: both sides have a column '{both[0]}'; rename it at one of them, or leave it out"
+        )
+
+
+def _contract(block: JoinedTable, own: Contract, theirs: Contract, fund: JoinedTable) -> Contract:
+    """The columns of both sides; keys are identifiers."""
+    identifier = Column(type="category", role="identifier")
+    columns = {n: identifier if n in block.keys else c for n, c in own.columns.items()}
+    columns |= {n: c for n, c in theirs.columns.items() if n not in fund.keys}
+    columns |= {KEY: identifier, BLOCK: Column(type="integer", role="identifier")}
+    name = f"{own.name} and {theirs.name}"
+    return own.model_copy(update={"name": name, "columns": columns})
+
+
+# The sides.
+
+
+def dealt_blocks(frame: pd.DataFrame, tables: JoinedTables) -> dict[str, np.ndarray]:
+    """The rows of each insurer's table."""
+    rows = {
+        name: np.flatnonzero(frame[BLOCK].to_numpy() == at) for at, name in enumerate(tables.names)
+    }
+    if empty := [name for name, own in rows.items() if not len(own)]:
+        raise ConfigurationError(f"joined: no person of {empty[0]} is at the fund")
+    return rows
+
+
+def sides_of(
+    experiment: Experiment, tables: JoinedTables, parties: Sequence[Party]
+) -> list[JoinedSide]:
+    """Each insurer with its own columns, rows that the fund lacks among them, then the fund.
+
+    parties: the insurers' parts of the joined table, with the columns of both sides.
+    """
+    columns = [c for c in parties[0].train.columns if c not in tables.fund_columns]
+    fund = _fund(experiment, tables, parties)
+    insurers = []
+    alone = _unmatched(experiment, tables, columns, parties)
+    for party, more in zip(parties, alone, strict=True):
+        start = max(party.train.index.max(), party.test.index.max()) + 1
+        more = more.set_axis(pd.RangeIndex(start, start + len(more)), axis="index")
+        train = pd.concat([party.train[columns], more])
+        test = train if party.test is party.train else party.test[columns]
+        side = _side(party, "insurer", train, test, frozenset(columns), experiment)
+        insurers.append(side)
+        _align(experiment, side, fund)
+    return [*insurers, fund]
+
+
+def _side(
+    party: Party,
+    role: str,
+    train: pd.DataFrame,
+    test: pd.DataFrame,
+    columns: frozenset[str],
+    experiment: Experiment,
+) -> JoinedSide:
+    return JoinedSide(
+        party.name,
+        train,
+        test,
+        party.person,
+        party.policy,
+        secret=party.secret,
+        rows_secret=party.rows_secret,
+        role=role,  # type: ignore[arg-type]
+        columns=columns,
+        product=experiment.protection.product,
+        key_bits=experiment.protection.key_bits,
+    )
+
+
+def _fund(experiment: Experiment, tables: JoinedTables, parties: Sequence[Party]) -> JoinedSide:
+    columns = [c for c in parties[0].train.columns if c in tables.fund_columns]
+    frame = tables.fund[[*columns, KEY]].copy()
+    for name, limit in experiment.data.cap.items():
+        if name in columns:
+            frame[name] = frame[name].clip(upper=limit)
+    if experiment.data.missing == "drop":
+        frame = frame[frame.notna().all(axis=1)]
+    frame = numbered(tables.fund_name, frame)
+    secret = f"{experiment.seed} {tables.fund_name}".encode()
+    party = replace(parties[0], name=tables.fund_name, secret=secret, person=KEY)
+    return _side(party, "fund", frame, frame, frozenset(columns), experiment)
+
+
+def _unmatched(
+    experiment: Experiment,
+    tables: JoinedTables,
+    columns: Sequence[str],
+    parties: Sequence[Party],
+) -> list[pd.DataFrame]:
+    """The rows of each insurer whose persons the fund does not know, without gaps."""
+    common = set().union(*(set(p.train[KEY]) | set(p.test[KEY]) for p in parties))
+    rows = tables.insurers[~tables.insurers[KEY].isin(common)]
+    rows = rows[rows[list(columns)].notna().all(axis=1)]
+    of_block = len(tables.names) == len(parties)
+    at = rows[BLOCK].to_numpy() if of_block else np.arange(len(rows)) % len(parties)
+    return [rows[at == k][list(columns)] for k in range(len(parties))]
+
+
+def _align(experiment: Experiment, insurer: JoinedSide, fund: JoinedSide) -> None:
+    """Give both sides their places on a spine, by the protocol that real sides use."""
+    settings = experiment.alignment
+    both = [insurer.train, *([] if insurer.test is insurer.train else [insurer.test])]
+    keys = [pd.concat([part[KEY] for part in both]), fund.train[KEY]]
+    cap = settings.cap or max(map(len, keys))
+    ours, theirs = (k.to_numpy(dtype=object) for k in keys)
+    drawing = np.random.default_rng(
+        [experiment.seed, *insurer.name.encode()]
+    )  # same seed, same spine
+    results = aligned(ours, theirs, settings.learns, cap, drawing.bytes)
+    pairs = ((insurer, fund), (fund, insurer))
+    for (side, peer), own, result in zip(pairs, keys, results, strict=True):
+        side.places[peer.name] = pd.Series(result.place, index=own.index)
+        side.sizes[peer.name] = result.size
+
+
+def joined_protection(
+    inner: Protection, sides: Sequence[JoinedSide], owner: Owner, product: str, least: int
+) -> Joined:
+    """Sums of shares under an inner protection."""
+    *insurers, fund = sides
+    pairs = tuple(Pair(one.name, fund.name, one.sizes[fund.name]) for one in insurers)
+    return Joined(inner, pairs, owner, product, least)
+
+
+@contextmanager
+def in_the_clear(
+    sides: Sequence[JoinedSide], owner: Owner, workers: int, rules: Rules
+) -> Iterator[Federation]:
+    """All sides in this process: what arms are scored by that nobody could run."""
+    here = [replace(side, product="triples", binding=None) for side in sides]
+    nodes = grid.InProcessGrid(client_app(lambda k: here[k], "clear"), len(here), workers)
+    protection = joined_protection(Clear(rules), here, owner, "triples", 1)
+    try:
+        yield Federation(nodes, protection, len(here))
+    finally:
+        nodes.close()

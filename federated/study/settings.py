@@ -1,0 +1,266 @@
+"""The tables of an experiment file besides its model: what each key may be, and what it means."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from lab.models.design import Feature
+from lab.privacy.noise import Noise
+from lab.queries.query_table import Budget
+from lab.records import Strict
+
+Arm = Literal["alone", "without", "insurer", "fund", "federated", "personal", "pooled"]
+#: What the arms are where sides know the same persons: each side's columns alone, both, one table.
+ARMS_OF_SIDES: tuple[Arm, ...] = ("insurer", "fund", "federated", "pooled")
+
+#: The column of a joined table that says whose row it is: the key, in one spelling.
+KEY = "joined key"
+#: The column that says whose insurer's table a row is from.
+BLOCK = "joined table"
+
+
+class MarketSettings(Strict):
+    """``[data.market]``: a simulated market that is made for the run."""
+
+    persons: int = Field(50_000, description="Persons in the market.")
+    insurers: int = Field(4, description="Commercial insurers beside the public one.")
+    seed: int = Field(0, description="Same seed, same market, bit for bit.")
+
+
+class Data(Strict):
+    """``[data]``: where the rows are, what is modelled, what is kept for testing.
+
+    ``group_by_person``: the rows of a person are at one party and on one side of the split for testing;
+    if not, a person may be at several parties, and before and after a split by time.
+    """
+
+    source: str | None = Field(
+        None,
+        description="A built-in source; `lab data describe SOURCE` says what it holds. One that is not shipped takes its file by path.",
+    )
+    path: str | None = Field(
+        None,
+        description="A CSV (.gz) or Parquet file, a folder for sources of several files, or a SQLAlchemy URL with table or query.",
+    )
+    market: MarketSettings | None = Field(
+        None,
+        description="With source = 'market' and no path: a simulated market, made for the run.",
+    )
+    contract: str | None = Field(
+        None,
+        description="A contract file, or the name of a built-in contract. Without one the columns have types only.",
+    )
+    encoding: str | None = Field(
+        None, description="Encoding of a CSV that is not UTF-8, as gb18030 or cp1252."
+    )
+    table: str | None = Field(None, description="The table to read where path is a database.")
+    query: str | None = Field(None, description="Rows to read where path is a database: SQL.")
+    target: str = Field(description="The column that is modelled.")
+    exposure: str | None = Field(
+        None,
+        description="Exposure column, in years; default: the contract's, '' for none.",
+    )
+    exposure_as: Literal["offset", "weight"] = Field(
+        "offset",
+        description="offset: its logarithm is added to the linear predictor. weight: the model is of target / exposure, weighted by exposure (log link not needed).",
+    )
+    weight: str | None = Field(
+        None,
+        description="Weight column: divides the dispersion; default: the contract's, '' for none.",
+    )
+    per: str | None = Field(
+        None,
+        description="The target is the total of so many claims (a column of counts): models the amount per claim.",
+    )
+    features: tuple[str | Feature, ...] | None = Field(
+        None,
+        description="Column names, or tables such as { column = 'age', cut = [20, 30] }; default: every feature column of the contract; without one, numbers that repeat and short lists of levels.",
+    )
+    person: str | None = Field(None, description="Column that says whose row it is.")
+    group_by_person: bool = Field(
+        True, description="Rows of one person stay at one party and on one side of the test split."
+    )
+    cap: dict[str, float] = Field(
+        default_factory=dict,
+        description="Largest value by column, as { ClaimNb = 4 }: larger values become it.",
+    )
+    missing: Literal["refuse", "drop", "mean", "keep"] = Field(
+        "refuse",
+        description="Rows with missing values: refuse the table, drop the rows, fill in the training mean (not for trees), or keep them in a bin of their own (trees only).",
+    )
+    constant: Literal["drop", "refuse"] = Field(
+        "drop",
+        description="A feature that is the same in every training row of all parties: leave it out and say so, or refuse it.",
+    )
+    test: float = Field(
+        0.2,
+        ge=0,
+        lt=1,
+        description="Share of rows kept for testing; 0 fits on every row and scores in sample.",
+    )
+    test_rows: str | None = Field(
+        None,
+        description="A file of zero-based numbers of test rows, counted in the table as it lies there: rows dropped for missing values keep their numbers.",
+    )
+    test_column: str | None = Field(
+        None, description="Test rows are those where this column has test_value."
+    )
+    test_value: str | int | None = Field(None, description="See test_column.")
+
+    @model_validator(mode="after")
+    def _one_place_and_one_split(self) -> Self:
+        if self.market is not None and (self.source != "market" or self.path is not None):
+            raise ValueError("market is made where source = 'market' and no path is given")
+        if (self.test_column is None) != (self.test_value is None):
+            raise ValueError("test_column and test_value go together")
+        if self.test_rows is not None and self.test_column is not None:
+            raise ValueError("give test_rows or test_column, not both")
+        return self
+
+
+class JoinedTable(Strict):
+    """One of ``[[joined]]``: a table of one side, where two sides know the same persons in other columns."""
+
+    role: Literal["insurer", "fund"] = Field(
+        description="Whose table it is: the insurer's, whose rows carry the target, or the fund's."
+    )
+    name: str | None = Field(None, description="The party's name; default: its role.")
+    source: str | None = Field(None, description="A built-in source.")
+    path: str | None = Field(None, description="A CSV (.gz) or Parquet file, or a database's URL.")
+    table: str | None = Field(None, description="The table to read where path is a database.")
+    query: str | None = Field(None, description="Rows to read where path is a database: SQL.")
+    contract: str | None = Field(None, description="A contract file, or a built-in contract.")
+    encoding: str | None = Field(None, description="Encoding of a CSV that is not UTF-8.")
+    key: str | tuple[str, ...] = Field(
+        description="The column, or columns together, that name a person at both sides."
+    )
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key,) if isinstance(self.key, str) else self.key
+
+
+class AlignmentSettings(Strict):
+    """``[alignment]``: who learns which persons two sides have in common."""
+
+    learns: Literal["hidden", "both", "insurer", "fund"] = Field(
+        "hidden",
+        description="hidden: nobody, rows stand on a spine over the union. both: both sides. insurer, fund: that side alone.",
+    )
+    cap: int | None = Field(
+        None,
+        ge=1,
+        description="Rows that each side's set is filled up to, so that no message tells how many it has; default: the larger table's rows, which tells them.",
+    )
+
+
+class ProtectionSettings(Strict):
+    """``[protection]``: how contributions are hidden, who can open a total, the least rows a party
+    lets out a sum of; for questions the file of disclosure rules (the lab's own if none), what a
+    party may spend on noised answers, and whether it answers with noise alone."""
+
+    sums: Literal["clear", "paillier", "masks"] = Field(
+        "paillier",
+        description="How contributions are hidden: Paillier encryption, pairwise masks (three parties or more), or not at all.",
+    )
+    key: Literal["authority", "split"] = Field(
+        "authority",
+        description="With paillier, who can open totals: a key authority, or all parties together.",
+    )
+    key_bits: int = Field(3072, ge=2048, description="Length of the Paillier modulus.")
+    minimum_rows: int = Field(1, ge=1, description="The fewest rows a party lets out a sum of.")
+    disclosure: str | None = Field(
+        None, description="A file of disclosure rules for questions; default: the lab's own."
+    )
+    budget: Budget | None = Field(
+        None, description="What each party may ever spend on noised answers."
+    )
+    noised: bool = Field(False, description="Answer questions with noise alone.")
+    product: Literal["paillier", "triples"] = Field(
+        "triples",
+        description="How joined sides multiply: with randomness that the supervisor deals beforehand (triples), or by Paillier encryption, without a dealer and much slower.",
+    )
+
+
+class Detection(Strict):
+    """``[detection]``: how a fraud detector is scored.
+
+    ``truth``: the column of 0 and 1 that it is judged by, the target if none. ``typology``: the
+    kind of each fraud. ``amount``: what is saved where a fraud is stopped. ``groups``: who is
+    compared for fairness. ``budget``: the share of claims that can be investigated, each at
+    ``investigation_cost``. The columns named here are read on test rows alone.
+    """
+
+    truth: str | None = Field(
+        None, description="Column of 0 and 1 that the detector is judged by; default: the target."
+    )
+    typology: str | None = Field(None, description="Column that says which kind of fraud a row is.")
+    amount: str | None = Field(
+        None, description="Column of what is saved where a fraud is stopped."
+    )
+    groups: tuple[str | Feature, ...] = Field(
+        (),
+        description="Columns, or features with cut points, whose groups are compared for fairness.",
+    )
+    budget: float = Field(0.01, gt=0, le=1, description="Share of claims that can be investigated.")
+    investigation_cost: float = Field(
+        0.0, ge=0, description="Cost of investigating one claim, in the unit of amount."
+    )
+
+    def columns(self) -> list[str]:
+        """All columns that it reads."""
+        groups = [g if isinstance(g, str) else g.column for g in self.groups]
+        return [c for c in (self.truth, self.typology, self.amount, *groups) if c is not None]
+
+
+class Query(Strict):
+    """One of ``[[query]]``: a question in SQL, with noise if an epsilon is given."""
+
+    sql: str = Field(max_length=20_000, description="The question.")
+    title: str = Field("", description="Its heading in the report.")
+    noise: Noise | None = Field(None, description="Noise that every party adds; default: none.")
+
+
+class Arms(Strict):
+    """``[arms]``: which arms run, and how many bootstrap resamples stand behind the intervals.
+
+    ``without`` leaves one party out at a time: what it gets of the others' model, and what they
+    lose without its rows.
+    """
+
+    run: tuple[Arm, ...] = Field(
+        ("alone", "federated", "pooled"),
+        description="Arms to run: each party alone, all but one party (without), all of them (federated), federated and then each party's own last layer (personal, networks only), all rows in one place (pooled). Where sides are joined: insurer and fund, each with its own columns, federated, pooled.",
+    )
+    replicates: int = Field(200, ge=0, description="Bootstrap resamples behind the intervals.")
+
+
+def check_places(data: Data, joined: tuple[JoinedTable, ...], arms: tuple[Arm, ...]) -> None:
+    """Raises ValueError where rows come from nowhere or from two places, or an arm has no rows."""
+    of_sides = [arm for arm in arms if arm in ("insurer", "fund")]
+    of_parties = [arm for arm in arms if arm in ("alone", "without", "personal")]
+    if not joined:
+        if data.source is None and data.path is None:
+            raise ValueError("data: give source or path")
+        if of_sides:
+            raise ValueError(f"arms.run: '{of_sides[0]}' is for sides that are joined, [[joined]]")
+        return
+    if data.source is not None or data.path is not None:
+        raise ValueError("data: rows come from [[joined]]; drop data.source and data.path")
+    if of_parties:
+        raise ValueError(
+            f"arms.run: '{of_parties[0]}' is not for joined sides; there are "
+            f"{', '.join(ARMS_OF_SIDES)}"
+        )
+    roles = [table.role for table in joined]
+    if roles.count("fund") != 1 or "insurer" not in roles:
+        raise ValueError("joined: needs one table with role = 'fund' and one or more of 'insurer'")
+    if any(table.source is None and table.path is None for table in joined):
+        raise ValueError("joined: give source or path of each table")
+    names = [table.name or table.role for table in joined]
+    if len(set(names)) < len(names):
+        raise ValueError("joined: tables of several insurers need a name each")
+    if len({len(table.keys) for table in joined}) > 1:
+        raise ValueError("joined: the key needs as many columns at each side")

@@ -1,0 +1,237 @@
+"""A statistic over joined rows equals that of the table that nobody has."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from federated.joined.factors import Role
+from federated.joined.product import (
+    Products,
+    Spine,
+    by_paillier,
+    by_triples,
+    contribution,
+    deal,
+    joined_sum,
+    joined_total,
+)
+from federated.party import statistics
+from federated.party.party import Party
+from lab.models.design import Encoding, Feature, Levels, Number
+from lab.models.families import Scale
+from lab.models.glm import GLM, Task
+from lab.sums import Sums, combine
+from secure_agg import wire
+from secure_agg.keys import PrivateKey, generate
+
+OURS, THEIRS = ("y", "years", "w", "age", "region"), ("stays", "chronic", "dose")
+
+
+def table(n: int = 400, seed: int = 1) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    return pd.DataFrame(
+        {
+            "y": rng.poisson(1.3, n).astype(float),
+            "years": rng.uniform(0.2, 1.0, n),
+            "w": rng.uniform(0.5, 2.0, n),
+            "age": rng.normal(50, 12, n),
+            "region": pd.Categorical(rng.choice(["east", "north", "west"], n)),
+            "stays": rng.poisson(0.4, n).astype(float),
+            "chronic": pd.Categorical(rng.choice(["no", "yes"], n)),
+            "dose": rng.normal(3, 1, n),
+        }
+    )
+
+
+@dataclass
+class HalfTable:
+    """One side's rows, in an order of its own, beside rows that the other side lacks."""
+
+    role: Role
+    frame: pd.DataFrame
+    secret: bytes = b"secret"
+
+    def rows(self, task: Any, part: str) -> pd.DataFrame:
+        return self.frame
+
+    def owners(self, task: Any, part: str) -> pd.Series:
+        return self.frame.index.to_series()
+
+
+def owner(column: str) -> Role:
+    return "insurer" if column in OURS else "fund"
+
+
+def sides(frame: pd.DataFrame, seed: int = 5) -> tuple[dict[Role, HalfTable], dict[Role, Spine]]:
+    """The two halves, each with 50 rows more than the common ones, and places on a spine of all."""
+    rng, n = np.random.default_rng(seed), len(frame)
+    more = table(100, seed=9).assign(y=1.5)
+    own, theirs = pd.concat([frame, more[:50]]), pd.concat([frame, more[50:]])
+    halves: dict[Role, HalfTable] = {}
+    spines: dict[Role, Spine] = {}
+    at = rng.permutation(n + 100)
+    for role, part, columns, rest in (
+        ("insurer", own, OURS, at[n : n + 50]),
+        ("fund", theirs, THEIRS, at[n + 50 :]),
+    ):
+        place = np.concatenate([at[:n], rest])
+        order = rng.permutation(len(part))
+        halves[role] = HalfTable(role, part[list(columns)].iloc[order].reset_index(drop=True))
+        spines[role] = Spine(place[order], n + 100)
+    return halves, spines
+
+
+def numbers(frame: pd.DataFrame, *names: str) -> tuple[Number, ...]:
+    return tuple(
+        Number(feature=Feature(column=c), mean=frame[c].mean(), scale=frame[c].std()) for c in names
+    )
+
+
+def encoding(frame: pd.DataFrame) -> Encoding:
+    return Encoding(
+        numbers=numbers(frame, "age", "stays", "dose"),
+        categories=(
+            Levels(feature=Feature(column="chronic"), levels=("no", "yes")),
+            Levels(feature=Feature(column="region"), levels=("east", "north", "west")),
+        ),
+    )
+
+
+def by_both(request: Any, frame: pd.DataFrame, way: str, private: PrivateKey) -> Sums:
+    """The total of a request, made by two sides."""
+    halves, spines = sides(frame)
+    total = joined_sum(request, owner)
+    layout = Products("q", spines["fund"].size, total)
+    matrices = {
+        role: layout.matrices(
+            role, total.left(side) if role == "insurer" else total.right(side), spines[role]
+        )
+        for role, side in halves.items()
+    }
+    left, right = (secrets.token_bytes(32) for _ in range(2))
+    if way == "triples":
+        talk = {
+            "insurer": by_triples(layout, "insurer", matrices["insurer"], left),
+            "fund": by_triples(layout, "fund", matrices["fund"], right),
+        }
+    else:
+        talk = {role: by_paillier(layout, role, m, private) for role, m in matrices.items()}  # type: ignore[arg-type]
+    letters = {role: next(side) for role, side in talk.items()}
+    shares: dict[str, Any] = {}
+    while len(shares) < 2:
+        heard = {"insurer": letters["fund"], "fund": letters["insurer"]}
+        if way == "triples":
+            parts = wire.split(b"SAGGJL01", heard["fund"], 0, 99)
+            heard["fund"] = wire.join(b"SAGGJL01", [*parts, *deal(layout, left, right)])
+        for role, side in talk.items():
+            try:
+                letters[role] = side.send(heard[role])
+            except StopIteration as end:
+                shares[role] = layout.shared(end.value)
+    return joined_total(total, combine([contribution(share) for share in shares.values()]))
+
+
+TASKS = {
+    "poisson": Task(target="y", exposure="years", weight="w"),
+    "gaussian": Task(target="y", weight="w", family="gaussian"),
+    "gaussian on the log link": Task(target="y", exposure="years", family="gaussian", link="log"),
+    "gamma": Task(target="y", exposure="years", weight="w", family="gamma"),
+    "tweedie": Task(target="y", exposure="years", weight="w", family="tweedie", power=1.6),
+}
+
+
+def questions(frame: pd.DataFrame, task: Task) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Everything that a fit asks: statistic, arguments, arrays."""
+    design, rng = encoding(frame), np.random.default_rng(3)
+    beta = rng.normal(0, 0.15, design.width)
+    ones = np.ones(len(frame))
+    w = frame[task.weight] if task.weight else ones
+    e = frame[task.exposure] if task.exposure else ones
+    scale = Scale(
+        rows=len(frame),
+        weight=float(np.mean(w)),
+        exposure=float(np.mean(w * e)),
+        target=float(np.mean(w * frame.y)),
+        square=float(np.mean(w * frame.y**2)),
+    )
+    most = (2.0**12, 2.0**12, 2.0**12, 2.0**14)
+    of = {"task": task, "encoding": design}
+    model = GLM(task=task, encoding=design, beta=tuple(beta)).model_dump_json()
+    by = [
+        Levels(feature=Feature(column="chronic"), levels=("no", "yes")),
+        Levels(feature=Feature(column="age", cut=(40.0, 60.0)), levels=("<=40", "40-60", ">60")),
+    ]
+    return [
+        ("totals", {"task": task, "part": "train", "most": most}, {}),
+        ("glm_start", {**of, "most": most}, {}),
+        ("moments", {"task": task, "features": design.numbers, "most": 2.0**12}, {}),
+        ("level_counts", {"task": task, "features": design.categories}, {}),
+        ("glm_step", {**of, "scale": scale}, {"beta": beta}),
+        ("glm_likelihood", {**of, "dispersion": 1.3, "scale": scale}, {"beta": beta}),
+        *(("score_levels", {"model": model, "task": task, "feature": f}, {}) for f in by),
+        (
+            "score_fit",
+            {"model": model, "task": task, "scale": scale, "replicates": 0, "seed": 1},
+            {},
+        ),
+    ]
+
+
+def compared(task: Task, way: str, private: PrivateKey, rows: int, only: tuple[str, ...]) -> None:
+    frame = table(rows)
+    if task.family == "gamma":
+        frame["y"] += 0.5
+    pool = Party("pool", frame, frame)
+    for name, arguments, arrays in questions(frame, task):
+        if only and name not in only:
+            continue
+        request = statistics.request(name, arguments, arrays, query="", hiding="clear")
+        right, ours = pool.take(request), by_both(request, frame, way, private)
+        assert ours.rows == rows
+        assert ours.limits == right.limits, name
+        for key, value in right.arrays.items():
+            size = max(1.0, np.abs(value).max())
+            np.testing.assert_allclose(
+                ours[key], value, rtol=0, atol=1e-11 * size, err_msg=f"{name} {key}"
+            )
+
+
+@pytest.fixture(scope="module")
+def private() -> PrivateKey:
+    return generate(2048)
+
+
+@pytest.mark.parametrize("family", TASKS)
+def test_sums_by_triples_are_those_of_the_joined_table(family, private):
+    compared(TASKS[family], "triples", private, 400, ())
+
+
+def test_sums_by_paillier_are_those_of_the_joined_table(private):
+    compared(TASKS["poisson"], "paillier", private, 12, ("glm_step", "moments"))
+
+
+def test_a_row_beyond_all_bounds_is_not_valid_and_changes_no_other(private):
+    frame, task = table(60), TASKS["poisson"]
+    (request,) = (
+        statistics.request(
+            name, arguments, {"beta": arrays["beta"] + [900, *[0.0] * 6]}, query="", hiding="clear"
+        )
+        for name, arguments, arrays in questions(frame, task)
+        if name == "glm_step"
+    )
+    total = by_both(request, frame, "triples", private)
+    assert total.total("valid") == 0 and total.rows == 60
+
+
+def test_what_no_side_knows_is_refused():
+    from lab.errors import PeerError
+
+    with pytest.raises(PeerError, match="can't be asked of joined parties"):
+        joined_sum(SimpleNamespace(statistic="trees_level"), owner)  # type: ignore[arg-type]
