@@ -6,11 +6,15 @@ import json
 import shutil
 import textwrap
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from federated.cli.console import plain_table, say, say_json, say_lines, screen
+
+if TYPE_CHECKING:
+    from federated.study.experiment import Experiment
 
 Node = dict[str, Any]
 
@@ -61,16 +65,24 @@ def _shipped() -> Any:
     """The shipped experiments as a table, with what each needs besides."""
     from federated.shipped import shipped
     from federated.study.experiment import Experiment
-    from lab.tables.sources import INSTALLED
 
     table = plain_table("experiment", "what", "data")
     for name, path in shipped().items():
         settings = Experiment.read(path)
-        data = settings.data
-        source = data.source or ""
-        here = data.market is not None or source in INSTALLED
-        table.add_row(name, settings.name, source if here else f"{source}, by --set data.path=…")
+        table.add_row(name, settings.name, _rows_of(settings))
     return table
+
+
+def _rows_of(experiment: Experiment) -> str:
+    """Where an experiment's rows come from, in a few words."""
+    from lab.tables.sources import INSTALLED
+
+    data = experiment.data
+    if experiment.joined:
+        return f"{', '.join(Path(side.path or '').name for side in experiment.joined)}, beside it"
+    if data.market is not None or data.source in INSTALLED:
+        return str(data.source)
+    return f"{data.source}, by --set data.path=…"
 
 
 def experiment_schema() -> Node:
