@@ -110,6 +110,9 @@ def _explain(error: Exception) -> int:
     if isinstance(error, OSError) and error.filename and error.strerror:
         say_error(f"lab: {os.fsdecode(error.filename)}: {error.strerror.lower()}")
         return 2
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        say_error(f"lab: the package '{error.name}' is not installed; install this one again")
+        return 2
     # what such an error says may be a person's value
     say(
         f"lab: {type(error).__name__}: this is a defect, LAB_TRACEBACK=1 shows what and where",

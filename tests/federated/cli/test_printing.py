@@ -56,6 +56,11 @@ def printed_error(error: Any) -> str:
         return output.getvalue().decode()
 
 
+def test_a_package_that_is_missing_is_named() -> None:
+    told = printed_error(ModuleNotFoundError("No module named 'rbcl.x'", name="rbcl.x"))
+    assert told == "lab: the package 'rbcl.x' is not installed; install this one again\n"
+
+
 def check(text: str) -> None:
     assert all(line.isprintable() for line in text.split("\n")), repr(text)
     assert not any(line.startswith("ok   all well") for line in text.split("\n"))
