@@ -48,9 +48,8 @@ Progress = Callable[[str, str, int, int | None], None]
 class Stage:
     """What every arm of one study works with.
 
-    whole: of joined sides, by which every arm's model is scored, so that resamples are the same.
-
-    alone: a federation of each party by itself, in the clear and within this process; own: the
+    text: the experiment as it was given, by which every thread knows the market; whole: of joined sides,
+    by which every arm's model is scored, so that resamples are the same; alone: a federation of each party by itself, in the clear and within this process; own: the
     rules a party keeps towards itself, which hide nothing of its own rows.
     """
 
@@ -64,6 +63,7 @@ class Stage:
     own: Rules
     engine: str
     workers: int
+    text: str
     whole: Federation | None = None
 
     def profiles_of(self, federation: Federation, rules: Rules) -> list[Profile]:
@@ -82,7 +82,8 @@ def perform(
     tell = progress or (lambda arm, what, step, of: None)
     start = time.perf_counter()
     run = secrets.token_hex(8)
-    market = market_of(experiment.model_dump_json(), run)
+    text = experiment.model_dump_json()
+    market = market_of(text, run)
     experiment = market.experiment  # with what its contract says of it
     study = Study(experiment, market, {}, {}, {"data": time.perf_counter() - start})
     protection, own = _key(study, market, tell), Rules.of_own_rows()
@@ -99,7 +100,7 @@ def perform(
         scorer = simulated_scorer(experiment, comparisons, alone, least)
         plan, cores = market.plan(*comparisons), workers or os.cpu_count() or 1
         stage = Stage(
-            study, market, run, plan, scorer, alone, protection, own, engine, cores, whole
+            study, market, run, plan, scorer, alone, protection, own, engine, cores, text, whole
         )
         for arm in experiment.arms.run:
             result = study.arms[arm] = ArmResult(arm)
@@ -153,7 +154,6 @@ def _without(stage: Stage, result: ArmResult, watch: Watch) -> None:
 def _federated(stage: Stage, result: ArmResult, watch: Watch) -> None:
     """All parties, through Flower's apps and under the experiment's protection, bound to the plan."""
     study, market, scorer = stage.study, stage.market, stage.scorer
-    text = study.experiment.model_dump_json()
     bound = SignedStudy(stage.plan, Identity.generate("releaser"), stage.run)
     outcomes: list[Outcome] = []
 
@@ -168,7 +168,7 @@ def _federated(stage: Stage, result: ArmResult, watch: Watch) -> None:
         study.receipts, study.silent = federation.receipts(), federation.silent
 
     node = client_app(
-        BoundParties(text, stage.run, market.digest, bound.binding),
+        BoundParties(stage.text, stage.run, market.digest, bound.binding),
         study.experiment.protection.sums,
     )
     ENGINES[stage.engine](server_app(coordinate), node, len(market.nodes), stage.workers)

@@ -28,6 +28,14 @@ from lab.tables.contracts import Column, Contract
 from lab.tables.identifiers import KeyTexts, key_texts
 from lab.tables.sources import Table, load
 
+#: Who is told of the common persons, in words.
+LEARNS = {
+    "hidden": "no side is told",
+    "both": "both sides are told by name",
+    "insurer": "the insurers are told by name",
+    "fund": "the fund is told by name",
+}
+
 
 @dataclass(frozen=True)
 class JoinedTables:
@@ -79,6 +87,12 @@ def joined_tables(experiment: Experiment, texts: Sequence[str]) -> JoinedTables:
             f"joined: no person of {fund.origin} is in {', '.join(t.origin for t, _ in insurers)}; "
             "check joined.key, and how both tables spell it"
         )
+    for name in experiment.columns_besides_features():
+        if name in theirs and name != KEY:
+            raise ConfigurationError(
+                f"data: '{name}' stands at the fund; target, exposure, weight, person and the column for "
+                "testing are the insurer's"
+            )
     contract = _contract(blocks[0], insurers[0][0].contract, fund.contract, fund_block)
     digest = hashlib.sha256("".join(table.digest for table, _ in loaded).encode()).hexdigest()
     origin = f"{', '.join(table.origin for table, _ in insurers)} joined to {fund.origin}"
@@ -89,7 +103,11 @@ def joined_tables(experiment: Experiment, texts: Sequence[str]) -> JoinedTables:
         names=tuple(block.name or block.role for block in blocks),
         fund_name=fund_block.name or "fund",
         fund_columns=frozenset(theirs.columns) - {KEY},
-        notes=tuple(notes),
+        notes=(
+            *notes,
+            f"joined by {' and '.join(blocks[0].keys)}: {len(own):,} persons of the insurers, {len(theirs):,} "
+            f"of the fund, {len(whole):,} of both, which {LEARNS[experiment.alignment.learns]}",
+        ),
         drafted=any(block.contract is None and block.source is None for block in experiment.joined),
     )
 

@@ -13,7 +13,7 @@ from federated.solvers import glm
 from federated.study.experiment import Experiment
 from federated.study.market import StudiedMarket
 from federated.study.scoring import Evaluation, scored
-from federated.study.settings import Arm, Query
+from federated.study.settings import SIDES, Arm, Query
 from lab.models.design import Feature
 from lab.models.files import digest
 from lab.models.profile import Profile, Profiled
@@ -230,6 +230,8 @@ class Study:
         """Features of an arm's one model that never vary and were left out."""
         lines = []
         for name, arm in self.arms.items():
+            if name in SIDES:  # which have their own columns alone
+                continue
             for part, features in self.market.features.items():
                 fitted = arm.models.get("all", {}).get(part)
                 names = (

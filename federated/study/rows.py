@@ -115,7 +115,7 @@ def unused(
     }
     reasons = {}
     for name, column in contract.columns.items():
-        if name in parts:
+        if name in parts or name in (KEY, BLOCK):
             continue
         if name in left_out:
             reasons[name] = left_out[name]

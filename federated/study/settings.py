@@ -12,8 +12,10 @@ from lab.queries.query_table import Budget
 from lab.records import Strict
 
 Arm = Literal["alone", "without", "insurer", "fund", "federated", "personal", "pooled"]
+#: Arms of the columns of one side alone.
+SIDES: tuple[Arm, ...] = ("insurer", "fund")
 #: What the arms are where sides know the same persons: each side's columns alone, both, one table.
-ARMS_OF_SIDES: tuple[Arm, ...] = ("insurer", "fund", "federated", "pooled")
+ARMS_OF_SIDES: tuple[Arm, ...] = (*SIDES, "federated", "pooled")
 
 #: The column of a joined table that says whose row it is: the key, in one spelling.
 KEY = "joined key"
@@ -239,7 +241,7 @@ class Arms(Strict):
 
 def check_places(data: Data, joined: tuple[JoinedTable, ...], arms: tuple[Arm, ...]) -> None:
     """Raises ValueError where rows come from nowhere or from two places, or an arm has no rows."""
-    of_sides = [arm for arm in arms if arm in ("insurer", "fund")]
+    of_sides = [arm for arm in arms if arm in SIDES]
     of_parties = [arm for arm in arms if arm in ("alone", "without", "personal")]
     if not joined:
         if data.source is None and data.path is None:

@@ -64,6 +64,7 @@ class SimulatedMarket:
         self.tables: JoinedTables | None = None
         if experiment.joined:
             self.tables = joined_tables(experiment, declared_categories(experiment))
+            self.by_contract = self.tables.notes
             data = data.model_copy(update={"person": data.person or KEY})
             experiment = experiment.model_copy(update={"data": data})
         self.experiment = experiment
