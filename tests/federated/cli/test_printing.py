@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,16 @@ def test_no_table_is_wrapped_where_there_is_no_terminal(
     table.add_row("x" * 300, "2 x")
     console.screen().print(table)
     assert capsys.readouterr().out.splitlines()[1] == "x" * 300 + "  2 x  "
+
+
+def test_a_command_to_go_on_with_works_where_lab_is_on_no_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", [".venv/bin/lab", "run"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert console.own_command() == ".venv/bin/lab"
+    (tmp_path / "lab").touch(mode=0o755)
+    assert console.own_command() == "lab"
 
 
 def test_an_arm_is_ticked_when_the_next_one_begins_and_not_before() -> None:
