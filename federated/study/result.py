@@ -116,7 +116,7 @@ class Study:
             for arm in self.arms.values()
             for holder, evaluation in arm.evaluations.get(part or self.part, {}).items()
         ]
-        return pd.DataFrame(rows).set_index(["arm", "party"])
+        return finished_run.indexed(rows)
 
     def scored(self, evaluation: Evaluation) -> dict[str, Any]:
         """All scores of an evaluation by name; those of a detector among them."""

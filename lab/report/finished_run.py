@@ -45,7 +45,7 @@ class FinishedRun:
             for arm, entry in self.result["arms"].items()
             for party, scores in entry["scores"].items()
         ]
-        return pd.DataFrame(rows).set_index(["arm", "party"])
+        return indexed(rows)
 
     @property
     def coefficients(self) -> pd.DataFrame:
@@ -120,6 +120,12 @@ class FinishedRun:
         return html(self)
 
 
+def indexed(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Scores by arm and party, of which there may be none."""
+    index = ["arm", "party"]
+    return pd.DataFrame(rows, columns=None if rows else index).set_index(index)
+
+
 class ScoredStudy(Protocol):
     """A study, or a finished run."""
 
@@ -140,7 +146,9 @@ class ScoredStudy(Protocol):
 
 def by_party(study: ScoredStudy) -> pd.DataFrame:
     """The headline score, a row for each party and a column for each arm, as they come."""
-    scores = study.scores[study.headline]
+    scores = study.scores.get(study.headline)
+    if scores is None:
+        return pd.DataFrame()
     arms, parties = (scores.index.unique(level) for level in ("arm", "party"))
     return pd.DataFrame({arm: scores.loc[arm] for arm in arms}).reindex(parties)
 

@@ -116,5 +116,7 @@ def test_a_study_and_a_finished_run_are_one_line_and_one_table(study: Study) -> 
     assert repr(study).startswith("<visits, RAND HIE: deviance explained alone 0.0")
     assert finished._repr_html_() == study._repr_html_()
     assert study._repr_html_().count("<tr>") == len(study.market.sizes) + 1
+    finished.result["arms"] = {}
+    assert "not told" in repr(finished) and "<table" in finished._repr_html_()
     finished.name = "<script>"
     assert "<script>" not in finished._repr_html_()
