@@ -10,7 +10,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from federated.hiding.protocol import Protection, Talk
 from federated.joined.factors import Owner
-from federated.joined.product import LETTER, TURNS, Products, deal, joined_sum, joined_total
+from federated.joined.product import LETTER, Products, deal, joined_sum, joined_total, turns
 from federated.joined.side import dealt_to
 from federated.joined.statistics import LOCAL
 from federated.message_kinds import MessageKind
@@ -46,9 +46,9 @@ class TripleDealer:
             self._secrets[pair.name] = secrets.token_bytes(32), secrets.token_bytes(32)
         return self._secrets[pair.name]
 
-    def dealt(self, pair: Pair, layout: Products) -> bytes:
-        """What the fund's side needs for one sum."""
-        return wire.join(LETTER, deal(layout, *self.secrets_of(pair)))
+    def dealt(self, pair: Pair, layout: Products, turn: int) -> bytes:
+        """What the fund's side needs for one turn of a sum."""
+        return wire.join(LETTER, deal(layout, turn, *self.secrets_of(pair)))
 
 
 class Joined:
@@ -100,13 +100,15 @@ class Joined:
             return self.inner.total(talk, request)
         total = joined_sum(request, self._owner)
         letters: dict[str, dict[str, bytes]] = {name: {} for name in request.parties}
-        for turn in range(TURNS[self._product] + 1):
-            if turn == 1 and self._product == "triples":
+        last = turns(total, self._product)
+        for turn in range(last + 1):
+            if turn and self._product == "triples":
                 for pair in self.pairs:
                     layout = Products(f"{request.query} {pair.name}", pair.rows, total)
-                    letters[pair.fund][f"dealt {pair.insurer}"] = self._dealer.dealt(pair, layout)
+                    dealt = self._dealer.dealt(pair, layout, turn)
+                    letters[pair.fund][f"dealt {pair.insurer}"] = dealt
             answers = talk.ask(MessageKind.PRODUCT, _turn(request, turn, letters))
-            letters = self._carried(answers, last=turn == TURNS[self._product])
+            letters = self._carried(answers, last=turn == last)
         sums = joined_total(total, self.inner.total(talk, request))
         if sums.rows < self._least:
             raise PolicyError(
