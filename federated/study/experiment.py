@@ -102,14 +102,11 @@ class Experiment(Strict):
 
     @classmethod
     def read(cls, path: str | Path, changes: dict[str, Any] | None = None) -> Experiment:
-        """Read an experiment file, or one that is shipped by its name; ``changes`` are dotted keys,
-        as ``--set`` on the command line.
+        """Read an experiment file, or a shipped one by name; ``changes``: dotted keys, as ``--set``.
 
-        A relative path in the file is looked for beside the file, then where the program runs; one
-        in ``changes`` only there.
+        A relative path is looked for beside the file, then here; one of ``changes`` only here.
         """
-        path = experiment_file(path)
-        values = read_toml(path)
+        values = read_toml(path := experiment_file(path))
         look_beside(values, path.parent)
         for key, value in (changes or {}).items():
             set_key(values, key, value)
