@@ -115,7 +115,7 @@ def _key(study: Study, market: SimulatedMarket, tell: Progress) -> Protection:
     """The protection of the federated arm, with its key, where there is such an arm."""
     if "federated" not in study.experiment.arms.run:
         return Clear()
-    tell("federated", "making keys", 0, None)
+    tell("keys", "making keys", 0, None)
     start = time.perf_counter()
     protection = market.protection()
     study.seconds["key"] = time.perf_counter() - start
