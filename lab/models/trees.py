@@ -367,12 +367,8 @@ def _growing(holding: Holding, cuts: tuple[Cuts, ...], task: Task, recipe: Trees
     holding.forget(_sorted)  # bins are agreed by now
     rows, owners = holding.rows(task, "train"), holding.owners(task, "train")
     response, drawing = holding.once(_response, task), holding.rows_secret
-    numbers = holding.units(task, "train")
-    return Rows(
-        *(rows, response, owners, cuts, task, recipe, holding.finished),
-        units=numbers,
-        secret=drawing,
-    )
+    units, known = holding.units(task, "train"), (task, recipe, holding.finished)
+    return Rows(rows, response, owners, cuts, *known, units=units, secret=drawing)
 
 
 def _bins(holding: Holding, a: OfBins, arrays: Arrays) -> Sums:

@@ -61,11 +61,8 @@ def check_disclosure(study: StudyPlan, rules: Rules) -> None:
         )
     parties = rules.minimum_parties.parties
     if study.least_parties < parties and not study.experiment.joined:
-        raise Refusal(
-            "disclosure",
-            f"the plan lets a cell of a model stand on {study.least_parties} parties and this party's "
-            f"rules ask for {parties}",
-        )
+        few = f"the plan lets a cell of a model stand on {study.least_parties} parties"
+        raise Refusal("disclosure", f"{few} and this party's rules ask for {parties}")
 
 
 class InsurerPolicy:
