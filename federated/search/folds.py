@@ -50,7 +50,7 @@ def fold_fit(
     market: whose rows they are; workers: threads. Raises :class:`LabError`.
     """
     start = time.perf_counter()
-    by_level: dict[str, tuple[Levels, ...]] = {part: () for part in trial.all_tasks()}
+    by_level: dict[str, tuple[Levels, ...]] = dict.fromkeys(trial.all_tasks(), ())
     plan = market.plan(by_level, ()).model_copy(update={"experiment": trial})
     bound = SignedStudy(plan, Identity.generate("releaser"), secrets.token_hex(8))
     nodes = [replace(party, binding=bound.binding) for party in parties]
@@ -103,7 +103,9 @@ def _part(party: Party, count: int, at: int, purpose: str) -> Party:
     )
 
 
-def check_folds(market: SimulatedMarket, parties: Sequence[Party], count: int, purpose: str) -> None:
+def check_folds(
+    market: SimulatedMarket, parties: Sequence[Party], count: int, purpose: str
+) -> None:
     """Refuse folds in which fewer persons are judged than the rules show, or none are fitted."""
     least = market.rules.minimum_count.persons
     for at in range(count):

@@ -187,9 +187,7 @@ def over_apps(
     outcomes, tell = [], watch or (lambda what, step, of: None)
 
     def coordinate(grid: Grid) -> None:
-        federation = Federation(
-            grid, protection, count, lambda what, step: tell(what, step, None)
-        )
+        federation = Federation(grid, protection, count, lambda what, step: tell(what, step, None))
         outcome = bound.carried_out(federation, watch)
         outcomes.append((outcome, federation.receipts(), federation.silent))
 

@@ -278,9 +278,7 @@ class Tune(Strict):
     trials: int | None = Field(
         None, ge=1, description="Draws of random and tpe, 20 unless said; a grid needs none."
     )
-    folds: int = Field(
-        5, ge=2, le=100, description="Folds of the training rows, by whole persons."
-    )
+    folds: int = Field(5, ge=2, le=100, description="Folds of the training rows, by whole persons.")
     outer: int | None = Field(
         None,
         ge=2,
