@@ -87,7 +87,7 @@ def _foreseen(tune: Tune, seed: int) -> Iterator[Settings]:
         yield from (first | {key: value} for value in values)
 
 
-def _measure(experiment: Experiment) -> list[tuple[str, str, str, float]]:
+def _measure(experiment: Experiment) -> list[tuple[str, ...]]:
     """What the scores of an experiment are of."""
     laws = {part: (task.target, task.law) for part, task in experiment.all_tasks().items()}
-    return [(part, target, law.name, law.power) for part, (target, law) in laws.items()]
+    return [(part, target, law.name, f"{law.power}") for part, (target, law) in laws.items()]
