@@ -46,8 +46,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 def set_key(values: dict[str, Any], key: str, value: Any) -> None:
     """Set a dotted key in nested tables; text that is TOML is read as TOML."""
     if isinstance(value, str):
-        with contextlib.suppress(tomllib.TOMLDecodeError):
-            value = tomllib.loads(f"x = {value}")["x"]
+        value = toml_value(value)
     *path, last = key.split(".")
     for part in path:
         if isinstance(values, list):
@@ -61,6 +60,17 @@ def set_key(values: dict[str, Any], key: str, value: Any) -> None:
             f"--set {key}: name a key of one of its tables, as {path[0]}.0.path"
         )
     values[last] = value
+
+
+def toml_value(text: str) -> Any:
+    """The value that a text is in TOML; the text itself where it is none.
+
+    >>> toml_value("[3, 6]"), toml_value("clear")
+    ([3, 6], 'clear')
+    """
+    with contextlib.suppress(tomllib.TOMLDecodeError):
+        return tomllib.loads(f"x = {text}")["x"]
+    return text
 
 
 def _numbered(tables: list[Any], number: str, key: str) -> Any:

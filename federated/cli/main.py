@@ -42,6 +42,7 @@ for _command in (
     runs.run,
     runs.runs,
     runs.ui,
+    search.sweep,
     search.tune,
 ):
     lab.add_command(_command)

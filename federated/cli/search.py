@@ -1,4 +1,4 @@
-"""`lab tune`: what was tried, what it came to, and the best settings to paste."""
+"""`lab tune` and `lab sweep`: what was tried, what it came to, and the best settings to paste."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from federated.cli.options import RUNS, TRACKING, changed
 
 if TYPE_CHECKING:
     from federated.search.cross_validation import Cost, Trial
+    from federated.search.sweep import Swept
     from federated.search.tune import Tuned
 
 
@@ -179,3 +180,102 @@ def _worth(tuned: Tuned) -> str:
         f"on rows that it has not seen the procedure scores {tuned.nested_score:.4f}: "
         f"{len(tuned.nested)} outer folds, {chosen}"
     )
+
+
+@click.command()
+@click.argument("experiment", type=click.Path(path_type=Path))
+@click.option(
+    "--seeds",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Seeds, from the experiment's own on: who holds which rows, which are for testing.",
+)
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key, or run each of KEY=[VALUE, ...]; may be repeated.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+@click.option("--workers", type=click.IntRange(1), help="Threads; default: the machine's cores.")
+@click.option("--no-track", is_flag=True, help="Keep the sweep's folder, log nothing to MLflow.")
+@RUNS
+@TRACKING
+def sweep(
+    experiment: Path,
+    seeds: int,
+    changes: tuple[str, ...],
+    as_json: bool,
+    workers: int | None,
+    no_track: bool,
+    runs: Path,
+    tracking_uri: str | None,
+) -> None:
+    """Run EXPERIMENT over seeds and settings: one table and one figure, with intervals.
+
+    Every combination of listed values runs under every seed, with all arms of the experiment. A key
+    whose own value is a list takes a list of lists. A sweep that ended early goes on where it was.
+
+    \b
+    lab sweep rand_hie --seeds 5
+    lab sweep rand_hie --set "parties.count=[3, 6, 12]" --set protection.sums=clear
+    """
+    from federated.study.experiment import Experiment
+    from lab.records import toml_value
+
+    vary: dict[str, list[Any]] = {}
+    fixed: dict[str, Any] = {}
+    for key, text in changed(changes).items():
+        value = toml_value(text)
+        if isinstance(value, list):
+            vary[key] = value
+        else:
+            fixed[key] = value
+    settings = Experiment.read(experiment, fixed)  # its mistakes come at once
+    from federated.search.sweep import sweep as run_all
+
+    with progress_lines() as progress:
+        swept = run_all(settings, vary, seeds=seeds, runs=runs, workers=workers, progress=progress)
+    tracking = "off" if no_track else swept.log(runs, tracking_uri)
+    if as_json:
+        paths = {"folder": str(swept.folder), "tracking": tracking}
+        say_json(swept.result() | {"paths": paths})
+    else:
+        _print_sweep(swept, tracking)
+
+
+def _print_sweep(swept: Swept, tracking: str) -> None:
+    from federated.search.trials import words
+    from lab.report.style import NAMES
+    from lab.report.tables import signed
+
+    console = screen()
+    title = f", {NAMES[swept.headline]} on test rows over seeds, 95 % intervals of the mean"
+    print_heading(console, swept.experiment.name, title)
+    console.print()
+    numbers = ("seeds", "mean", "spread", "low", "high")
+    table = plain_table("settings", "arm", *numbers, numbers=numbers)
+    for row in swept.table.to_dict("records"):
+        difference = "minus" in row["arm"]
+        values = [
+            ""
+            if row[n] != row[n]
+            else signed(row[n], 5)
+            if difference and n != "spread"
+            else f"{row[n]:.4f}"
+            for n in numbers[1:]
+        ]
+        table.add_row(row["settings"], row["arm"], str(row["seeds"]), *values)
+    console.print(table)
+    for run in swept.runs:
+        if run.reason:
+            where = words({"seed": run.seed} | run.settings)
+            console.print(f"{where}: {run.reason}", style="yellow", highlight=False)
+    console.print(
+        "intervals are of splits of this one table, and say nothing of another's rows",
+        highlight=False,
+    )
+    for label, text in (("figure", swept.folder / "figure.svg"), ("tracking", tracking)):
+        console.print(f"{label:<8} {text}", highlight=False, soft_wrap=True)

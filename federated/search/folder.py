@@ -66,10 +66,14 @@ class SearchFolder:
             write_whole(path, text.encode())
         return path
 
+    def replace(self, name: str, text: str) -> None:
+        """Write a file in place of what is there."""
+        write_whole(self.path / name, text.encode())
+
     def finish(self, result: dict[str, Any]) -> None:
         """Write what the search came to."""
         text = json.dumps(plain(result), indent=1, ensure_ascii=False, allow_nan=False)
-        write_whole(self.path / "result.json", text.encode())
+        self.replace("result.json", text)
 
     def log(self, uri: str) -> str:
         """Log the result to MLflow, once for each number of trials; returns what to tell."""
