@@ -252,7 +252,7 @@ def _print_sweep(swept: Swept, tracking: str) -> None:
     from lab.report.tables import signed
 
     console = screen()
-    title = f", {NAMES[swept.headline]} on test rows over seeds, 95 % intervals of the mean"
+    title = f", {NAMES[swept.headline]} {swept.judged} over seeds, 95 % intervals of the mean"
     print_heading(console, swept.experiment.name, title)
     console.print()
     numbers = ("seeds", "mean", "spread", "low", "high")

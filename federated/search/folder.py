@@ -72,7 +72,7 @@ class SearchFolder:
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write what the search came to."""
-        text = json.dumps(plain(result), indent=1, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
         self.replace("result.json", text)
 
     def log(self, uri: str) -> str:

@@ -24,7 +24,7 @@ from federated.search.trials import varied, words, written
 from federated.study.arms import Progress, perform
 from federated.study.experiment import Experiment
 from federated.study.result import NOTHING
-from federated.study.run_folder import try_folder
+from federated.study.run_folder import plain, try_folder
 from federated.study.simulation import SimulatedMarket
 from lab.errors import ConfigurationError, LabError, ModelError
 from lab.report.figures_search import spread
@@ -55,6 +55,13 @@ class Swept:
     headline: str
     runs: list[SweptRun]
     kept: SearchFolder
+
+    @property
+    def judged(self) -> str:
+        """Which rows the scores are of."""
+        data = self.experiment.data
+        held_out = data.test or data.test_rows or data.test_column
+        return "on test rows" if held_out else "in sample"
 
     @property
     def folder(self) -> Path:
@@ -89,10 +96,11 @@ class Swept:
     def result(self) -> dict[str, Any]:
         """As ``result.json``: rows for each run, the table, metrics of the whole."""
         table = self.table.to_dict("records")
-        return {
+        result = {
             "kind": "sweep",
             "experiment": self.experiment.model_dump(mode="json"),
             "headline": self.headline,
+            "judged": self.judged,
             "table": table,
             "rows": [
                 {
@@ -108,6 +116,7 @@ class Swept:
             },
             "files": ["figure.svg"],
         }
+        return plain(result)  # type: ignore[no-any-return]
 
 
 def _distinct(runs: Sequence[SweptRun]) -> list[Settings]:

@@ -26,7 +26,7 @@ from federated.search.folder import SearchFolder
 from federated.search.trials import check_trials, words, written
 from federated.study.arms import Progress
 from federated.study.experiment import Experiment
-from federated.study.run_folder import try_folder
+from federated.study.run_folder import plain, try_folder
 from federated.study.settings import Tune
 from federated.study.simulation import SimulatedMarket
 from lab.errors import ConfigurationError
@@ -80,7 +80,7 @@ class Tuned:
         """As ``result.json``: rows for each trial, and metrics of the whole."""
         best = self.trials[self.best]
         metrics = {"best": best.score, "own": self.trials[0].score, "nested": self.nested_score}
-        return {
+        result = {
             "kind": "tune",
             "experiment": self.experiment.model_dump(mode="json"),
             "data": self.origin,
@@ -98,6 +98,7 @@ class Tuned:
             },
             "files": [self.file.name],
         }
+        return plain(result)  # type: ignore[no-any-return]
 
 
 def _row(name: str, trial: Trial) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def _means(result: Result, axes: Axes) -> str:
     middle = APART * (len(arms) - 1) / 2
     names = [each or "as it stands" for each in settings]
     axes.set_yticks([k + middle for k in range(len(settings))], names)
-    axes.invert_yaxis()
+    axes.set_ylim(len(settings) - 1 + 2 * middle + APART, -APART)
     for line in range(1, len(settings)):
         axes.axhline(line - (1 - 2 * middle) / 2, color=LINE, lw=1)
     axes.set_xlabel(f"{NAMES[result['headline']]}, mean over seeds, 95 % interval")
