@@ -10,7 +10,7 @@ import click
 
 from federated.cli import audit as cli_audit
 from federated.cli import charter as cli_charter
-from federated.cli import config, drafts, queries, runs
+from federated.cli import config, drafts, queries, runs, search
 from federated.cli import data as cli_data
 from federated.cli import exchange as cli_exchange
 from federated.cli import keys as cli_keys
@@ -44,6 +44,8 @@ for _command in (
     runs.run,
     runs.runs,
     runs.ui,
+    search.sweep,
+    search.tune,
 ):
     lab.add_command(_command)
 cli_data.data.add_command(drafts.draft)
