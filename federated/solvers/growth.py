@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from lab.models import kernels
 from lab.models.tree_model import LEAF, Cuts, Tree
-from lab.models.trees import GRAIN, Ask, Place, TreesRecipe
+from lab.models.tree_rows import GRAIN, Place, TreesRecipe
+from lab.models.trees import Ask
 from lab.sums import Floats, Sums
 
 #: Average rows that pull the order of a category's levels towards the node's mean.

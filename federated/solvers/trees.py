@@ -27,7 +27,8 @@ from lab.models.design import Feature, Number
 from lab.models.families import FamilyName, Scale
 from lab.models.glm import Task
 from lab.models.tree_model import LEAF, Cuts, Tree, Trees
-from lab.models.trees import MOST_ROWS, REACH, Ask, Place, TreesRecipe
+from lab.models.tree_rows import MOST_ROWS, REACH, Place, TreesRecipe
+from lab.models.trees import Ask
 from lab.privacy.joining import Opened, by_parties
 from lab.sums import Floats, Sums
 from lab.tables.contracts import Contract
