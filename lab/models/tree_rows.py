@@ -23,6 +23,8 @@ from lab.tables.partition import drawn
 GRAIN, REACH = 2.0**-10, 64
 #: Losses, in the same unit, are larger for each row.
 LOSS = Limit(bound=2.0**34, resolution=2.0**-16)
+#: The smallest share of persons that a tree is grown from.
+LEAST_DRAWN = 0.1
 #: Rows of all parties: their sums of derivatives are exact in float64.
 MOST_ROWS = 2**31
 
@@ -30,13 +32,15 @@ MOST_ROWS = 2**31
 class TreesRecipe(Strict):
     """What is fixed before the first tree. ``step``: by how much linear predictors differ;
     ``unit``: the second derivative of an average row; ``rows``: how many all parties have;
-    ``validation_share``: the share of persons (or rows) that no tree is grown from, to judge them by."""
+    ``validation_share``: the share of persons (or rows) that no tree is grown from, to judge them by;
+    ``drawn_share``: the share of the others that each tree is grown from."""
 
     intercept: float
     step: float = Field(1.0, gt=0)
     unit: float = Field(gt=0)
     rows: int = Field(gt=0, le=MOST_ROWS)
     validation_share: float = Field(0.0, ge=0, lt=1)
+    drawn_share: float = Field(1.0, ge=LEAST_DRAWN, le=1)
 
     @property
     def most(self) -> float:
@@ -120,9 +124,9 @@ class Side:
 class Rows:
     """A party's rows while trees grow.
 
-    keys: (rows,) of persons or rows, by which the validation share is drawn with a secret of the
-    party's: nobody who asks can choose it. units: (rows,) the same as numbers. finished: the trees so far, which are followed
-    anew where the rows come from a restart.
+    keys: (rows,) of persons or rows, by which the validation share, and the share of each tree, are
+    drawn with a secret of the party's: nobody who asks can choose them. units: (rows,) the same as
+    numbers. finished: the trees so far, which are followed anew where the rows come from a restart.
     """
 
     def __init__(
@@ -149,6 +153,8 @@ class Rows:
         self.validation = self._side(codes, response, apart)
         units = pd.factorize(keys)[0].astype(np.float64) if units is None else units
         self.persons = units[~apart]
+        self._keys, self._secret = keys[~apart], secret
+        self.in_tree = np.ones(len(self.persons), dtype=bool)  # rows that the tree is grown from
         self._features: tuple[int, ...] = ()
         self._codes = self.training.codes[:, :0]
         self._restart()
@@ -167,7 +173,17 @@ class Rows:
         self.training.node[:] = 0
         for side in (self.training, self.validation):
             side.derive(self.law, self.recipe)
+        self._draw(chain)
         self.chain = chain
+
+    def _draw(self, chain: str) -> None:
+        """Draw the rows of the tree after these, anew for each share: rows that two shares differ by
+        would show in two totals."""
+        share = self.recipe.drawn_share
+        if share < 1:
+            purpose = f"{share} of rows after {chain}"
+            self.in_tree = drawn(self._keys, share, self._secret, purpose)
+            self.training.derivatives[~self.in_tree] = 0
 
     def follow(self, place: Place) -> None:
         """Bring the rows to where the trees stand. Raises :class:`PeerError` if no way is known."""

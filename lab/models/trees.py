@@ -114,13 +114,14 @@ def level(rows: Rows, ask: Ask) -> Sums:
 
 
 def persons_at(rows: Rows, place: Place) -> Sums:
-    """Distinct persons, within the party, at each node of the tree that was grown: (nodes,).
+    """Distinct persons, within the party, at each node of the tree that was grown, of those that it
+    was grown from: (nodes,).
 
     Raises :class:`PeerError` where the way to the tree is unknown.
     """
     rows.follow(place)
-    nodes = rows.training.node.astype(np.int64)
-    persons = behind(nodes, rows.persons, len(place.growing.feature))
+    nodes = rows.training.node[rows.in_tree].astype(np.int64)
+    persons = behind(nodes, rows.persons[rows.in_tree], len(place.growing.feature))
     return Sums(
         persons, dict.fromkeys(persons, HEADS), len(rows.training.y) + len(rows.validation.y)
     )

@@ -165,7 +165,7 @@ def test_a_file_that_is_no_tree_is_refused(changes: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    "cuts", [{"levels": [f"{k}" for k in range(255)]}, {"edges": [1.0, 1.0]}, {"edges": [2.0, 1.0]}]
+    "cuts", [{"levels": [f"{k}" for k in range(256)]}, {"edges": [1.0, 1.0]}, {"edges": [2.0, 1.0]}]
 )
 def test_cuts_that_do_not_fit_a_byte_or_do_not_rise_are_refused(cuts: dict) -> None:
     values = {"feature": {"column": "x"}, **cuts}
@@ -324,7 +324,9 @@ def test_kernels_compile_where_nothing_can_be_kept(tmp_path: Path) -> None:
     """A file where numba would make a folder: as in an installation nobody may write to."""
     (tmp_path / "taken").write_text("")
     here = Path(trees.__file__).parents[2]
-    code = "from lab.models import kernels; print(kernels._leaf(1.0, 2.0, -9.0, 9.0))"
+    code = (
+        "from lab.models import kernels; print(kernels.leaf_value(1.0, 2.0, (0.0,) * 4, -9.0, 9.0))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ
