@@ -288,8 +288,9 @@ def test_the_leaf_of_most_gain_is_cut_first(leaves: int) -> None:
     """One question for each level gives the tree of one question for each cut."""
     frame = claims("poisson", 900, 3)
     few = {"trees": 1, "depth": 6, "min_child_rows": 1.0, "min_persons": 1}
-    model, _ = grow(split(frame, 3), task_of("poisson"), leaves=leaves, **few)
-    (whole,), (tree,) = grow([frame], task_of("poisson"), **few)[0].trees, model.trees
+    numbers = ("age", "paid", "day")
+    model, _ = grow(split(frame, 3), task_of("poisson"), numbers, leaves=leaves, **few)
+    (whole,), (tree,) = grow([frame], task_of("poisson"), numbers, **few)[0].trees, model.trees
     gain = gains_of(whole, frame, model)
     cut, frontier = [], [0]
     while len(cut) < leaves - 1:
