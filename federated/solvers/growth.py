@@ -74,7 +74,8 @@ class _Node:
 class Growth:
     """One tree while it grows. Derivatives are in units, values in steps of the recipe.
 
-    noise: the variance of what an average row says of its linear predictor, in squared steps.
+    noise: the variance of what an average row says of its linear predictor, in squared steps: so
+    many rows are a unit of evidence, and so much does chance alone add to the gain of a cut.
     """
 
     def __init__(
@@ -175,11 +176,17 @@ class Growth:
         return node, left, right
 
     def _leaf(self, node: _Node) -> float:
-        (g, h), s = node.sums, self.settings
+        g, h = node.sums
         if h <= 0:
             return float(np.clip(0.0, node.low, node.high))
-        pull = (s.l1, s.l2, 0.0 if node.parent is None else s.smoothing, node.parent or 0.0)
+        pull = self._pull(node.parent)
         return float(kernels.leaf_value(g, h, pull, node.low, node.high))
+
+    def _pull(self, parent: float | None) -> kernels.Pull:
+        """What draws a leaf's value, in average rows."""
+        s = self.settings
+        smoothing = 0.0 if parent is None else s.smoothing * self.noise
+        return s.l1 * self.noise, s.l2 * self.noise, smoothing, parent or 0.0
 
     def _settle(self, node: _Node) -> None:
         self.value[node.number] = self.settings.learning_rate * self._leaf(node)
@@ -224,13 +231,13 @@ class Growth:
         g, h, s = node.gradient, node.hessian, self.settings
         if g is None or h is None or not self._can_be_cut(node):
             return None
-        pull = (s.l1, s.l2, s.smoothing, self._leaf(node))
+        pull = self._pull(self._leaf(node))
         free = (SMOOTH, self.noise, s.min_child_rows, pull, node.low, node.high)
         gain, cut, missing = kernels.best_cuts(
             g, h, self.start, self.ordered, self.direction, *free
         )
         k = int(gain.argmax())
-        if gain[k] <= s.min_gain:
+        if gain[k] <= s.min_gain * self.noise:
             return None
         part = slice(self.start[k], self.start[k + 1])
         left, sums = self._sides(node, k, g[part], h[part], int(cut[k]), bool(missing[k]))

@@ -44,9 +44,12 @@ COARSE = 2.0**20
 class TreesSettings(ModelSettings):
     """``[model] kind = "trees"``: gradient-boosted trees, the leaf of most gain cut first.
 
-    ``l1``, ``l2``, ``smoothing`` and ``min_child_rows`` are in average rows: what is taken from a
-    leaf's sum, what pulls it towards 0, what pulls it towards its parent, and what must stand on
-    either side of a cut. ``leaves = 2**depth`` cuts every level in full. ``rows``, ``features``: the
+    ``l1``, ``l2`` and ``smoothing`` are in units of evidence: what is taken from a leaf's sum, what
+    pulls it towards 0, what pulls it towards its parent. A unit is as many average rows as tell the
+    linear predictor with a standard error of 1: a claim, or 20 rows where one in 20 has a claim,
+    and more where amounts vary much; so leaves are drawn further where rows tell little.
+    ``min_gain`` is in what chance alone adds to the gain of a cut, ``min_child_rows``, on either side
+    of it, in average rows. ``leaves = 2**depth`` cuts every level in full. ``rows``, ``features``: the
     shares of persons and of features drawn for each tree. ``validation_share``: the share of persons
     that judge when to stop, after ``patience`` trees without gain; with ``refit`` so many trees are
     then grown from all rows. ``monotone``: 1 or -1 for features in which the model must rise or fall.
@@ -66,15 +69,21 @@ class TreesSettings(ModelSettings):
         0.05, gt=0, le=1, description="Share of a leaf's value that is added."
     )
     bins: int = Field(64, ge=2, le=MOST_BINS, description="Bins of a number.")
-    l1: float = Field(0.0, ge=0, description="Average rows taken from a leaf's sum.")
-    l2: float = Field(1.0, ge=0, description="Average rows that pull a leaf towards 0.")
+    l1: float = Field(0.0, ge=0, description="Units of evidence taken from a leaf's sum.")
+    l2: float = Field(
+        1.0,
+        ge=0,
+        description="Units of evidence that pull a leaf towards 0; a unit is about one claim.",
+    )
     smoothing: float = Field(
-        0.0, ge=0, description="Average rows that pull a leaf towards its parent."
+        0.0, ge=0, description="Units of evidence that pull a leaf towards its parent."
     )
     min_child_rows: float = Field(
         20.0, gt=0, description="Average rows on either side of a cut, at least."
     )
-    min_gain: float = Field(0.0, ge=0, description="Gain of a cut, at least.")
+    min_gain: float = Field(
+        0.0, ge=0, description="Gain of a cut, at least, in what chance alone adds to it."
+    )
     rows: float = Field(
         1.0, ge=LEAST_DRAWN, le=1, description="Share of persons drawn for each tree."
     )
