@@ -56,7 +56,7 @@ cli_data.data.add_command(drafts.draft)
 @click.option(
     "--path",
     type=click.Path(path_type=Path),
-    help="freMTPL2freq.csv(.gz), for the freMTPL2 figures.",
+    help="freMTPL2freq.csv(.gz), for the freMTPL2 figures; of quality also a folder of tables or an experiment.",
 )
 @click.option("--quick", is_flag=True, help="Smaller jobs: a minute instead of several.")
 def bench(names: tuple[str, ...], path: Path | None, quick: bool) -> None:
