@@ -12,16 +12,28 @@ learns their sizes.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from federated.joined.curves import TERMS
-from federated.joined.factors import CurvedSum, Format, Groups, Half, JoinedSum, Owner, Role, Shares
-from federated.joined.statistics import JOINED
+from federated.joined.factors import (
+    BOTH,
+    CurvedSum,
+    Format,
+    Groups,
+    Half,
+    JoinedSum,
+    Owner,
+    Role,
+    Shares,
+    TellingSum,
+)
+from federated.joined.statistics import JOINED, Answer, alone
 from federated.messages import Request
 from federated.party import statistics
 from lab.errors import PeerError
@@ -30,22 +42,15 @@ from secure_agg import encrypted_product, triples, wire
 from secure_agg.arithmetic.ring import Digits, Integers, Ring
 from secure_agg.encrypted_product import Packing
 from secure_agg.errors import MalformedMessage, SecureAggError
-from secure_agg.identity import Card, Identity
+from secure_agg.identity import Card, Identity, derived
 from secure_agg.keys import PrivateKey, PublicKey
 from secure_agg.triples import ProductTerms
 
-#: Numbers of either side below 2**44 on a grid of 2**-44, products of up to 2**30 rows: 89 bits each and
-#: 30 bits more.
-RING = Ring(208)
-NUMBER_BITS = 90
 #: A share as float64 numbers, lowest first; sums of them over 2**27 sides are exact.
-PIECE_BITS, PIECES = 26, 8
+PIECE_BITS = 26
 PIECE = Limit(bound=2.0**PIECE_BITS, resolution=1.0)
 SHARES = "shares"
 LETTER, ENCRYPTED = b"SAGGJL01", b"SAGGJE01"
-#: The total of rows that both sides have; every statistic opens it.
-BOTH = "both sides' rows"
-
 
 @dataclass(frozen=True)
 class Spine:
@@ -64,6 +69,17 @@ def joined_sum(request: Request, owner: Owner) -> JoinedSum:
     return make(row.read(request.arguments, request.arrays), request.arrays, owner)
 
 
+def answer_alone(request: Request, owner: Owner) -> tuple[Answer | None, Any]:
+    """How a side answers a request by itself, if it does, and the arguments."""
+    a = statistics.find(request.statistic).read(request.arguments, request.arrays)
+    return alone(request.statistic, a, owner), a
+
+
+def is_alone(request: Request, owner: Owner) -> bool:
+    """Whether each side answers a request by itself."""
+    return answer_alone(request, owner)[0] is not None
+
+
 @dataclass(frozen=True)
 class Products:
     """The products of a statistic that have columns on both sides, with their sizes."""
@@ -73,6 +89,15 @@ class Products:
     total: JoinedSum
 
     @property
+    def ring(self) -> Ring:
+        return self.total.form.ring
+
+    @property
+    def tells(self) -> bool:
+        """Whether the fund's side tells something before the products."""
+        return isinstance(self.total, TellingSum)
+
+    @property
     def products(self) -> list[tuple[tuple[str, ...], tuple[str, ...], ProductTerms]]:
         """Groups of the left side, groups of the right side, terms."""
         left, right = self.total.widths()
@@ -80,7 +105,7 @@ class Products:
         for at, (ours, theirs) in enumerate(self.total.products()):
             a, b = sum(left[g] for g in ours), sum(right[g] for g in theirs)
             if a and b:
-                terms = ProductTerms(f"{self.query}/{at}", self.rows, a, b, RING)
+                terms = ProductTerms(f"{self.query}/{at}", self.rows, a, b, self.ring)
                 found.append((ours, theirs, terms))
         return found
 
@@ -108,15 +133,24 @@ class Products:
                     blocks[g, h] = part
                     column += right[h]
                 row += left[g]
-        shares = Shares(RING, (left, right), blocks, own)
+        shares = Shares(self.ring, (left, right), blocks, own)
         values = self.total.combined(shares)
         parts = [values[name].ravel() for name in sorted(values)]
         both = shares("here", "here").ravel()
-        return np.asarray(np.concatenate([*parts, both]) % RING.modulus, dtype=object)
+        return np.asarray(np.concatenate([*parts, both]) % self.ring.modulus, dtype=object)
+
+    def joined(self, values: Mapping[str, Integers]) -> Integers:
+        """Arrays by name as one vector, in the order of :meth:`shared`; what is not named is 0."""
+        none = np.zeros(0, dtype=object)
+        parts = [
+            own if len(own := values.get(name, none).ravel()) else np.zeros(size, dtype=object)
+            for name, size in self.sizes().items()
+        ]
+        return np.concatenate(parts)
 
     def sizes(self) -> dict[str, int]:
         """The numbers of each array that is opened, in their order."""
-        values = self.total.combined(Shares(RING, self.total.widths(), {}, {}))
+        values = self.total.combined(Shares(self.ring, self.total.widths(), {}, {}))
         return {name: values[name].size for name in sorted(values)} | {BOTH: 1}
 
     @property
@@ -126,36 +160,41 @@ class Products:
         if not total.curves:
             return None
         return ProductTerms(
-            f"{self.query}/curves", self.rows, len(total.curves) * TERMS, TERMS, RING
+            f"{self.query}/curves", self.rows, len(total.curves) * TERMS, TERMS, self.ring
         )
 
 
 def _placed(columns: Floats, spine: Spine, form: Format) -> Digits:
     there = spine.place >= 0
-    matrix = np.zeros((spine.size, columns.shape[1], RING.digits), dtype=np.uint16)
-    matrix[spine.place[there]] = RING.encoded(columns[there], form.bound, form.resolution)
+    ring = form.ring
+    matrix = np.zeros((spine.size, columns.shape[1], ring.digits), dtype=np.uint16)
+    matrix[spine.place[there]] = ring.encoded(columns[there], form.bound, form.resolution)
     return matrix
 
 
 # Shares as contributions.
 
 
-def contribution(share: Integers) -> Sums:
+def pieces_of(ring: Ring) -> int:
+    return -(-ring.bits // PIECE_BITS)
+
+
+def contribution(share: Integers, ring: Ring) -> Sums:
     """A share as sums: (numbers, pieces) of whole numbers below 2**26. Of rows it tells nothing."""
-    pieces = np.zeros((len(share), PIECES))
-    for k in range(PIECES):
+    pieces = np.zeros((len(share), pieces_of(ring)))
+    for k in range(pieces.shape[1]):
         pieces[:, k] = [float(v >> (PIECE_BITS * k) & (2**PIECE_BITS - 1)) for v in share]
     return Sums({SHARES: pieces}, {SHARES: PIECE}, 0)
 
 
 def joined_total(total: JoinedSum, sums: Sums, query: str = "total") -> Sums:
     """The statistic's total, of the sum of all sides' contributions. Raises :class:`PeerError`."""
-    sizes = Products(query, 1, total).sizes()
+    sizes, ring = Products(query, 1, total).sizes(), total.form.ring
     pieces = sums[SHARES]
-    if pieces.shape != (sum(sizes.values()), PIECES):
+    if pieces.shape != (sum(sizes.values()), pieces_of(ring)):
         raise PeerError("the sides' shares are not of the form that the question asks for")
     whole = [sum(int(v) << (PIECE_BITS * k) for k, v in enumerate(row)) for row in pieces]
-    numbers = RING.signed(np.array(whole, dtype=object) % RING.modulus)
+    numbers = ring.signed(np.array(whole, dtype=object) % ring.modulus)
     values, at = {}, 0
     for name, size in sizes.items():
         part = numbers[at : at + size]
@@ -169,6 +208,25 @@ def joined_total(total: JoinedSum, sums: Sums, query: str = "total") -> Sums:
 # returns its share of the sum.
 
 Talking = Generator[bytes, bytes, Integers]
+
+
+def telling(layout: Products, half: Half, peer: str, talk: Talking) -> Talking:
+    """A conversation with peer, with its turn of telling first, where it has one: what the insurer's side adds by
+    itself is hidden by a number that the fund's side takes off again."""
+    total, ring = layout.total, layout.ring
+    if not isinstance(total, TellingSum):
+        return (yield from talk)
+    insurer = half.role == "insurer"
+    own = secrets.token_bytes(32) if insurer else total.told(half, peer)
+    heard = yield wire.join(LETTER, [own])
+    (theirs,) = wire.split(LETTER, heard, 1)
+    if insurer:
+        total.hear(half, theirs)
+    share = yield from talk
+    parts = ring.stream(derived(own if insurer else theirs, b"alone"), (len(share), 1))
+    mask = ring.integers(np.concatenate([digits for _, digits in parts]))[:, 0]
+    whole = share + layout.joined(total.alone(half)) + mask if insurer else share - mask
+    return np.asarray(whole % ring.modulus, dtype=object)
 
 
 def by_triples(layout: Products, half: Half, spine: Spine, secret: bytes) -> Talking:
@@ -227,12 +285,14 @@ def _groups(total: JoinedSum, half: Half) -> Groups:
 def _with_curves(total: JoinedSum, own: dict[str, Digits], share: Digits) -> dict[str, Digits]:
     """A side's groups, with its shares of the curves as columns of their names."""
     columns = {name: share[:, k : k + 1] for k, name in enumerate(total.curves)}
-    return cast(CurvedSum, total).with_curves(RING, {**own, **columns})
+    return cast(CurvedSum, total).with_curves(total.form.ring, {**own, **columns})
 
 
 def deal(layout: Products, turn: int, left_secret: bytes, right_secret: bytes) -> list[bytes]:
     """The dealer's part: what the right side needs beside the letter that it hears in a turn."""
-    curves = layout.curves
+    curves, turn = layout.curves, turn - layout.tells
+    if turn == 0:
+        return []
     if curves is not None and turn == 1:
         seeds = [triples.seed_of(s, curves) for s in (left_secret, right_secret)]
         return [triples.deal_rows(curves, *seeds)]
@@ -250,10 +310,13 @@ def by_paillier(layout: Products, half: Half, spine: Spine, key: PrivateKey) -> 
     role = half.role
     own_groups = layout.on_spine(_groups(layout.total, half), spine)
     matrices = layout.matrices(role, own_groups)
-    numbers = [RING.signed(RING.integers(m)) for m in matrices]
+    form, ring = layout.total.form, layout.ring
+    adds = form.indicators and role == "fund"
+    numbers = [m[..., 0] if adds else ring.signed(ring.integers(m)) for m in matrices]
     products = [terms for _, _, terms in layout.products]
-    encrypts = [(t.left <= t.right) == (role == "insurer") for t in products]
-    packings = [_packing(t, key.public.bits) for t in products]
+    lefts = [form.indicators or t.left <= t.right for t in products]  # whether the insurer encrypts
+    encrypts = [left == (role == "insurer") for left in lefts]
+    packings = [_packing(t, form, left, key.public.bits) for t, left in zip(products, lefts, strict=True)]
     rows = [
         encrypted_product.encrypted_rows(p, key.public, n) if own else b""
         for p, n, own in zip(packings, numbers, encrypts, strict=True)
@@ -282,18 +345,18 @@ def by_paillier(layout: Products, half: Half, spine: Spine, key: PrivateKey) -> 
             messages,
             shares,
             products,
-            (t.left <= t.right for t in products),
+            lefts,
             strict=True,
         )
     ]
     return layout.shared(made, own_groups)
 
 
-def _packing(terms: ProductTerms, key_bits: int) -> Packing:
-    """The side that encrypts stands on the left of a packing."""
-    if terms.left > terms.right:
+def _packing(terms: ProductTerms, form: Format, left: bool, key_bits: int) -> Packing:
+    """The side that encrypts stands on the left of a packing; left: whether the insurer's does."""
+    if not left:
         terms = ProductTerms(terms.query, terms.rows, terms.right, terms.left, terms.ring)
-    return Packing(terms, NUMBER_BITS, key_bits)
+    return Packing(terms, form.bits, key_bits, form.indicators)
 
 
 def _turned(share: Integers, terms: ProductTerms, left_encrypts: bool) -> Integers:
@@ -331,4 +394,5 @@ def purpose(query: str, phase: int, sender: str, receiver: str) -> bytes:
 
 def turns(total: JoinedSum, product: str) -> int:
     """Turns in which letters go to and fro, by the way of making products."""
-    return {"triples": 1, "paillier": 2}[product] + bool(total.curves)
+    before = bool(total.curves) + isinstance(total, TellingSum)
+    return {"triples": 1, "paillier": 2}[product] + before

@@ -10,7 +10,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -93,8 +93,7 @@ def perform(
         }
         whole = None
         if market.tables is not None:
-            sides, owner = market.sides, market.tables.owner()
-            whole = stack.enter_context(in_the_clear(sides, owner, workers or 1, market.rules))
+            whole = stack.enter_context(_all_sides(market, workers or 1))
         comparisons = simulated_comparisons(experiment, market)
         least = market.rules.minimum_count.persons
         scorer = simulated_scorer(experiment, comparisons, alone, least)
@@ -108,6 +107,15 @@ def perform(
             ARMS[arm](stage, result, partial(tell, arm))
             result.seconds = time.perf_counter() - start
     return study
+
+
+def _all_sides(market: SimulatedMarket, workers: int) -> AbstractContextManager[Federation]:
+    """All joined rows in this process. Of trees the insurers know each row's score, as if they had both
+    sides' columns."""
+    if market.experiment.model.kind == "trees":
+        return in_process(market.parties, workers, market.rules)
+    assert market.tables is not None
+    return in_the_clear(market.sides, market.tables.owner(), workers, market.rules)
 
 
 def _key(study: Study, market: SimulatedMarket, tell: Progress) -> Protection:

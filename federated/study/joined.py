@@ -252,6 +252,7 @@ def _side(
         role=role,  # type: ignore[arg-type]
         columns=columns,
         product=experiment.protection.product,
+        tells_cuts=experiment.protection.cuts == "told",
         key_bits=experiment.protection.key_bits,
     )
 
@@ -300,6 +301,11 @@ def _align(experiment: Experiment, insurer: JoinedSide, fund: JoinedSide) -> Non
     for (side, peer), own, result in zip(pairs, keys, results, strict=True):
         side.places[peer.name] = pd.Series(result.place, index=own.index)
         side.sizes[peer.name] = result.size
+    if experiment.model.kind == "trees":  # where both know who is common
+        place, training = results[0].place, np.zeros(results[0].size, dtype=bool)
+        training[place[: len(insurer.train)][place[: len(insurer.train)] >= 0]] = True
+        there = results[1].place
+        fund.trained[insurer.name] = keys[1].index[(there >= 0) & training[there]]
 
 
 def joined_protection(

@@ -203,6 +203,7 @@ class Rows:
                 f"model.link: trees fit {task.family} on its default link alone; drop the key"
             )
         codes, apart = binned(frame, cuts), drawn(keys, recipe.validation_share, secret, "held out")
+        self.apart = apart
         self.training = self._side(codes, response, ~apart)
         self.validation = self._side(codes, response, apart)
         self.persons = pd.factorize(keys[~apart])[0].astype(np.float64)
@@ -213,6 +214,11 @@ class Rows:
     def _side(self, codes: NDArray[np.uint8], r: Response, part: NDArray[np.bool_]) -> Side:
         start = np.full(int(part.sum()), self.recipe.intercept)
         return Side(codes[part], r.y[part], r.weight[part], r.offset[part], start)
+
+    def recode(self, feature: int, codes: NDArray[np.uint8]) -> None:
+        """Put all rows, in the order of their frame, into other bins of a feature."""
+        self.training.codes[:, feature] = codes[~self.apart]
+        self.validation.codes[:, feature] = codes[self.apart]
 
     def _restart(self) -> None:
         for side in (self.training, self.validation):
@@ -358,7 +364,7 @@ def _sorted(holding: Holding, task: Task, cuts: tuple[Cuts, ...]) -> list[Floats
     return in_order(holding.rows(task, "train"), cuts)
 
 
-def _growing(holding: Holding, cuts: tuple[Cuts, ...], task: Task, recipe: TreesRecipe) -> Rows:
+def growing_rows(holding: Holding, cuts: tuple[Cuts, ...], task: Task, recipe: TreesRecipe) -> Rows:
     """Rows that trees grow from; which are held out goes by their owner."""
     holding.forget(_sorted)  # bins are agreed by now
     rows, owners = holding.rows(task, "train"), holding.owners(task, "train")
@@ -376,11 +382,11 @@ def _persons(holding: Holding, a: OfBins, arrays: Arrays) -> Sums:
 
 
 def _level(holding: Holding, a: OfLevel, arrays: Arrays) -> Sums:
-    return level(holding.once(_growing, a.cuts, a.task, a.recipe, at_hand=1), a.ask)
+    return level(holding.once(growing_rows, a.cuts, a.task, a.recipe, at_hand=1), a.ask)
 
 
 def _leaves(holding: Holding, a: OfLeaves, arrays: Arrays) -> Sums:
-    return persons_at(holding.once(_growing, a.cuts, a.task, a.recipe, at_hand=1), a.place)
+    return persons_at(holding.once(growing_rows, a.cuts, a.task, a.recipe, at_hand=1), a.place)
 
 
 STATISTICS = (
