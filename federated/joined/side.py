@@ -29,7 +29,7 @@ from federated.joined.told import CommonRows, Cut
 from federated.joined.trees import refuse_untold
 from federated.messages import Request, message_of, read
 from federated.party.party import Party
-from federated.party.state import NodeState
+from federated.party.state import NodeState, Released
 from lab.errors import PeerError, PolicyError
 from lab.models.glm import Task
 from lab.models.tree_model import Cuts
@@ -39,6 +39,8 @@ from secure_agg import wire
 from secure_agg.arithmetic.ring import Integers, Ring
 from secure_agg.keys import PrivateKey, generate
 
+#: What a receipt calls cuts that were told.
+CUTS = "trees_cuts"
 OTHER: Mapping[Role, Role] = {"insurer": "fund", "fund": "insurer"}
 
 
@@ -223,7 +225,10 @@ def answer_product(holder: Party, memory: NodeState, message: RecordDict) -> Rec
             holder.binding.check(request, memory.standing())
         memory.begin_product(request.query)
         dealt = {peer: memory.dealt(peer) for peer in holder.places}
+        before = len(holder.cuts_told)
         letters: dict[str, bytes | None] = dict(holder.begin(request, dealt))
+        if (new := len(holder.cuts_told) - before) > 0:
+            memory.note(_of_cuts(holder, request, new))
     else:
         letters = {}
         for peer in holder.places:
@@ -241,6 +246,13 @@ def answer_product(holder: Party, memory: NodeState, message: RecordDict) -> Rec
         if letter is not None
     }
     return message_of(**parts)
+
+
+def _of_cuts(fund: JoinedSide, request: Request, cuts: int) -> Released:
+    """The receipt's line of cuts told: a bit for each person that an insurer has in common."""
+    persons = sum(int((place >= 0).sum()) for place in fund.places.values())
+    size = cuts * sum(-(-size // 8) for size in fund.sizes.values())
+    return Released(request.query, CUTS, "told", cuts, cuts * persons, size, persons, 0)
 
 
 def pair(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:

@@ -73,6 +73,11 @@ class TreesSettings(ModelSettings):
         0.0, ge=0, lt=1, description="Share of persons that judge when to stop."
     )
     patience: int = Field(20, ge=1, description="Trees without gain after which to stop.")
+    own_trees: int = Field(
+        0,
+        ge=0,
+        description="First trees that cut the insurer's own columns alone, where sides are joined: what they explain, later cuts on the fund's columns do not tell.",
+    )
     monotone: dict[str, Literal[-1, 1]] = Field(
         default_factory=dict,
         description="As { age = 1 }: the prediction must not fall as age rises; -1: must not rise.",
@@ -142,7 +147,7 @@ def train(
     for at in range(settings.trees + 1):
         if watch:
             watch(f"tree {at} of {settings.trees}", at, settings.trees)
-        chosen = _chosen(len(cuts), settings.features, seed, at)
+        chosen = _chosen(cuts, contract, settings, seed, at)
         growth = Growth(cuts, chosen, settings, recipe, _rounded(noise))
         root = ask.level(growth.first(place))
         trace.append({"step": at, **_losses(root, settings, recipe)})
@@ -268,13 +273,21 @@ def _rounded(value: float) -> float:
     return float(np.ldexp(round(mantissa * COARSE) / COARSE, exponent))
 
 
-def _chosen(count: int, share: float, seed: int, at: int) -> list[int]:
-    """The features that a tree may use."""
-    if share == 1.0:
-        return list(range(count))
-    rng = np.random.default_rng([seed, at])
-    features = rng.choice(count, max(1, round(share * count)), replace=False)
-    return sorted(int(j) for j in features)
+def _chosen(
+    cuts: tuple[Cuts, ...], contract: Contract, settings: TreesSettings, seed: int, at: int
+) -> list[int]:
+    """The features that a tree may use; the root behind the last tree tells the loss alone."""
+    allowed = list(range(len(cuts)))
+    if at < settings.own_trees:
+        holders = [contract.columns[cut.feature.column].holder for cut in cuts]
+        allowed = [j for j in allowed if holders[j] != "fund"]
+        if not allowed:
+            raise ModelError("model.own_trees: the insurer has no feature that varies")
+    if settings.features == 1.0 or not at < settings.trees:
+        return allowed if at < settings.trees else allowed[:1]
+    count = max(1, round(settings.features * len(allowed)))
+    chosen = np.random.default_rng([seed, at]).choice(len(allowed), count, replace=False)
+    return sorted(allowed[int(k)] for k in chosen)
 
 
 def _best(trace: list[dict[str, float]], settings: TreesSettings) -> int:

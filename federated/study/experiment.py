@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from federated.joined.laws import check_law
 from federated.solvers.glm import GLMSettings
 from federated.solvers.kinds import AnySettings
+from federated.solvers.trees import TreesSettings
 from federated.study.settings import (
     ARMS_OF_SIDES,
     AlignmentSettings,
@@ -121,8 +122,10 @@ class Experiment(Strict):
         return experiment
 
     def check_joined(self) -> None:
-        """Refuse what can't be done over joined sides."""
+        """Refuse what can't be done over joined sides, or over no others."""
         if not self.joined:
+            if getattr(self.model, "own_trees", 0):
+                raise ConfigurationError("model.own_trees: is for joined sides; drop it")
             return
         choices = {
             "model.kind": (self.model.kind, ("glm", "trees")),
@@ -155,6 +158,12 @@ class Experiment(Strict):
                 )
 
     def _check_joined_trees(self) -> None:
+        """Refuse what trees can't do over joined sides."""
+        assert isinstance(self.model, TreesSettings)
+        if (own := self.model.own_trees) > self.model.trees:
+            raise ConfigurationError(
+                f"model.own_trees: at most model.trees, {self.model.trees}, got {own}"
+            )
         if self.alignment.learns != "both":
             raise ConfigurationError(
                 f"alignment.learns: trees over joined sides need 'both', got '{self.alignment.learns}': the "

@@ -21,6 +21,7 @@ from federated.joined.protection import Joined, Pair
 from federated.joined.side import JoinedSide
 from federated.party.party import Party, numbered
 from federated.study.experiment import Experiment
+from federated.study.rows import Features
 from federated.study.settings import BLOCK, KEY, JoinedTable
 from federated.transport import in_process as grid
 from lab.errors import ConfigurationError, ContractError
@@ -59,6 +60,24 @@ class JoinedTables:
     def owner(self) -> Owner:
         """Who holds a column."""
         return lambda column: "fund" if column in self.fund_columns else "insurer"
+
+    def check(self, experiment: Experiment, features: Features) -> None:
+        """Refuse trees that would tell what the plan refuses to tell, or need what the insurer lacks."""
+        if experiment.model.kind != "trees":
+            return
+        at_fund = [f.name for own in features.values() for f in own if f.column in self.fund_columns]
+        if at_fund and experiment.protection.cuts == "refused":
+            raise ConfigurationError(
+                f"protection.cuts: is 'refused', and trees on {at_fund[0]} would tell cuts on a column of the "
+                "fund; drop the fund's columns from data.features, or set 'told'"
+            )
+        detection = experiment.detection
+        columns = detection.columns() if detection else []
+        if theirs := [c for c in columns if c in self.fund_columns]:
+            raise ConfigurationError(
+                f"detection.groups: '{theirs[0]}' stands at the fund; groups, amounts and kinds of joined sides "
+                "are columns of the insurer"
+            )
 
 
 def joined_tables(experiment: Experiment, texts: Sequence[str]) -> JoinedTables:
@@ -192,7 +211,11 @@ def _contract(block: JoinedTable, own: Contract, theirs: Contract, fund: JoinedT
     """The columns of both sides; keys are identifiers."""
     identifier = Column(type="category", role="identifier")
     columns = {n: identifier if n in block.keys else c for n, c in own.columns.items()}
-    columns |= {n: c for n, c in theirs.columns.items() if n not in fund.keys}
+    columns |= {
+        n: c.model_copy(update={"holder": "fund"})
+        for n, c in theirs.columns.items()
+        if n not in fund.keys
+    }
     columns |= {KEY: identifier, BLOCK: Column(type="integer", role="identifier")}
     name = f"{own.name} and {theirs.name}"
     return own.model_copy(update={"name": name, "columns": columns})
