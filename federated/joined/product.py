@@ -33,6 +33,7 @@ from federated.joined.factors import (
     Shares,
     TellingSum,
 )
+from federated.joined.letters import LETTER
 from federated.joined.statistics import JOINED, Answer, alone
 from federated.messages import Request
 from federated.party import statistics
@@ -41,8 +42,8 @@ from lab.sums import Floats, Limit, Sums
 from secure_agg import encrypted_product, triples, wire
 from secure_agg.arithmetic.ring import Digits, Integers, Ring
 from secure_agg.encrypted_product import Packing
-from secure_agg.errors import MalformedMessage, SecureAggError
-from secure_agg.identity import Card, Identity, derived
+from secure_agg.errors import MalformedMessage
+from secure_agg.identity import derived
 from secure_agg.keys import PrivateKey, PublicKey
 from secure_agg.triples import ProductTerms
 
@@ -50,7 +51,8 @@ from secure_agg.triples import ProductTerms
 PIECE_BITS = 26
 PIECE = Limit(bound=2.0**PIECE_BITS, resolution=1.0)
 SHARES = "shares"
-LETTER, ENCRYPTED = b"SAGGJL01", b"SAGGJE01"
+ENCRYPTED = b"SAGGJE01"
+
 
 @dataclass(frozen=True)
 class Spine:
@@ -312,11 +314,13 @@ def by_paillier(layout: Products, half: Half, spine: Spine, key: PrivateKey) -> 
     matrices = layout.matrices(role, own_groups)
     form, ring = layout.total.form, layout.ring
     adds = form.indicators and role == "fund"
-    numbers = [m[..., 0] if adds else ring.signed(ring.integers(m)) for m in matrices]
+    numbers: list[Any] = [m[..., 0] if adds else ring.signed(ring.integers(m)) for m in matrices]
     products = [terms for _, _, terms in layout.products]
     lefts = [form.indicators or t.left <= t.right for t in products]  # whether the insurer encrypts
     encrypts = [left == (role == "insurer") for left in lefts]
-    packings = [_packing(t, form, left, key.public.bits) for t, left in zip(products, lefts, strict=True)]
+    packings = [
+        _packing(t, form, left, key.public.bits) for t, left in zip(products, lefts, strict=True)
+    ]
     rows = [
         encrypted_product.encrypted_rows(p, key.public, n) if own else b""
         for p, n, own in zip(packings, numbers, encrypts, strict=True)
@@ -361,35 +365,6 @@ def _packing(terms: ProductTerms, form: Format, left: bool, key_bits: int) -> Pa
 
 def _turned(share: Integers, terms: ProductTerms, left_encrypts: bool) -> Integers:
     return share if left_encrypts else share.T
-
-
-# Letters.
-
-
-def sealed(identity: Identity, to: Card, purpose: bytes, letter: bytes) -> bytes:
-    """A letter for one side's eyes, signed by the one that wrote it."""
-    secret = to.seal(purpose, letter)
-    return wire.join(LETTER, [secret, identity.sign(purpose, secret)])
-
-
-def unsealed(identity: Identity, sender: Card, purpose: bytes, data: bytes) -> bytes:
-    """Raises :class:`PeerError` that blames the sender, or whoever passed it on."""
-    try:
-        secret, signature = wire.split(LETTER, data, 2)
-        if not sender.signed(purpose, secret, signature):
-            raise PeerError(f"coordinator: passed on a letter that {sender.name} did not sign")
-        return identity.unseal(purpose, secret)
-    except SecureAggError as error:
-        raise PeerError(
-            f"{sender.name}: its letter is not readable: {error}", sender.name
-        ) from None
-
-
-def purpose(query: str, phase: int, sender: str, receiver: str) -> bytes:
-    """What a letter is for; worthless for anything else."""
-    return wire.join(
-        LETTER, [b"product", query.encode(), bytes([phase]), sender.encode(), receiver.encode()]
-    )
 
 
 def turns(total: JoinedSum, product: str) -> int:

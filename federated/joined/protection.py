@@ -10,8 +10,8 @@ from flwr.app import ConfigRecord, RecordDict
 
 from federated.hiding.protocol import Protection, Talk
 from federated.joined.factors import Owner
+from federated.joined.letters import LETTER
 from federated.joined.product import (
-    LETTER,
     Products,
     deal,
     is_alone,

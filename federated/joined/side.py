@@ -10,8 +10,8 @@ import pandas as pd
 from flwr.app import RecordDict
 
 from federated.joined.factors import Groups, Role
+from federated.joined.letters import LETTER, purpose, sealed, unsealed
 from federated.joined.product import (
-    LETTER,
     Products,
     Spine,
     Talking,
@@ -20,10 +20,7 @@ from federated.joined.product import (
     by_triples,
     contribution,
     joined_sum,
-    purpose,
-    sealed,
     telling,
-    unsealed,
 )
 from federated.joined.told import CommonRows, Cut
 from federated.joined.trees import refuse_untold
@@ -131,7 +128,8 @@ class JoinedSide(Party):
         """The rows that trees are grown from, as a party."""
         if self.role == "insurer":
             return self.common.party
-        return self.once(_trained)
+        party: Party = self.once(_trained)
+        return party
 
     @property
     def spine_size(self) -> int:

@@ -25,6 +25,7 @@ from federated.joined.factors import Role
 from federated.party.binding import Binding
 from federated.party.party import Party
 from federated.solvers.solution import Watch
+from federated.solvers.trees import TreesSettings
 from federated.study.bound import SignedStudy
 from federated.study.experiment import Experiment
 from federated.study.joined import in_the_clear
@@ -245,9 +246,12 @@ def _one_side(role: Role, stage: Stage, result: ArmResult, watch: Watch) -> None
     }
     if not all(features.values()):
         raise ConfigurationError(f"data.features: the {role} has none; drop '{role}' from arms.run")
-    study = stage.study
+    experiment = stage.study.experiment
+    if isinstance(experiment.model, TreesSettings):  # one side alone has no first trees of its own
+        model = experiment.model.model_copy(update={"own_trees": 0})
+        experiment = experiment.model_copy(update={"model": model})
     with in_process([market.pooled()], 1, stage.own) as pool:
-        result.models["all"] = fit_models(study.experiment, features, market.contract, pool, watch)
+        result.models["all"] = fit_models(experiment, features, market.contract, pool, watch)
     result.evaluations = stage.scorer.shared(_texts(result)["all"], stage.whole)
 
 

@@ -65,7 +65,9 @@ class JoinedTables:
         """Refuse trees that would tell what the plan refuses to tell, or need what the insurer lacks."""
         if experiment.model.kind != "trees":
             return
-        at_fund = [f.name for own in features.values() for f in own if f.column in self.fund_columns]
+        at_fund = [
+            f.name for own in features.values() for f in own if f.column in self.fund_columns
+        ]
         if at_fund and experiment.protection.cuts == "refused":
             raise ConfigurationError(
                 f"protection.cuts: is 'refused', and trees on {at_fund[0]} would tell cuts on a column of the "
@@ -134,7 +136,7 @@ def joined_tables(experiment: Experiment, texts: Sequence[str]) -> JoinedTables:
 
 def _approximations(experiment: Experiment) -> Iterator[str]:
     """What is not exact, and by how much."""
-    if experiment.model.family == "binomial":
+    if experiment.model.family == "binomial" and experiment.model.kind == "glm":
         yield (
             f"each row's mean is right to {error_bound():.0e}, for parts of the fund's columns within "
             f"{REACH:g} on the logit scale"

@@ -45,7 +45,9 @@ def persons() -> pd.DataFrame:
 def written(folder: Path, insurers: int = 1) -> dict[str, Any]:
     """The tables of both sides as files, and an experiment over them."""
     frame = persons()
-    own = frame[["person", "claims", "any", "paid", "size", "years", "age", "region"]].iloc[: BOTH + OURS]
+    own = frame[["person", "claims", "any", "paid", "size", "years", "age", "region"]].iloc[
+        : BOTH + OURS
+    ]
     fund = frame[["person", "stays", "chronic"]].drop(index=range(BOTH, BOTH + OURS))
     fund = fund.sample(frac=1, random_state=3).rename(columns={"person": "card"})
     fund.to_csv(folder / "fund.csv", index=False)

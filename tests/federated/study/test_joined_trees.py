@@ -113,12 +113,15 @@ def test_what_cuts_told_is_in_the_funds_receipt_and_printed(tmp_path):
     assert line["rows"] == BOTH and line["arrays"] >= len(chosen)
     assert line["values"] == line["arrays"] * BOTH
     (text,) = (text for text in study.notices if "cuts" in text)
-    assert f"{line['arrays']} cuts on the fund's columns" in text and f"{line['values']:,} bits" in text
+    assert (
+        f"{line['arrays']} cuts on the fund's columns" in text
+        and f"{line['values']:,} bits" in text
+    )
 
 
 def test_a_plan_that_refuses_cuts_takes_none_of_the_funds_columns(tmp_path):
     refused = {"cuts": "refused"}
-    with pytest.raises(ConfigurationError, match="protection.cuts"):
+    with pytest.raises(ConfigurationError, match=r"protection\.cuts"):
         perform(trees(tmp_path, protection=refused))
     own = {"features": ["age", "region"]}
     study = perform(trees(tmp_path, protection=refused, data=own))
@@ -133,7 +136,7 @@ def test_a_detector_of_joined_sides_is_judged_as_the_pooled_one(tmp_path):
     one, other = (study.scores.loc[(arm, "all")] for arm in ("federated", "pooled"))
     for name in ("average_precision", "recall"):
         assert one[name] == pytest.approx(other[name], rel=1e-9)
-    with pytest.raises(ConfigurationError, match="detection.groups"):
+    with pytest.raises(ConfigurationError, match=r"detection\.groups"):
         perform(trees(tmp_path, detection={"groups": ["chronic"]}, **tables))
 
 
