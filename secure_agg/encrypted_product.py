@@ -43,13 +43,11 @@ MASK_BITS = 40
 @dataclass(frozen=True)
 class Packing:
     """How rows are packed. terms: left is the side that encrypts; bits: of a number of each side with
-    its sign, so that magnitudes stay below ``2**(bits - 1)``; indicators: the evaluating side's numbers
-    are 0 or 1, so that it adds rows up and raises none. Raises InvalidLayout."""
+    its sign, so that magnitudes stay below ``2**(bits - 1)``. Raises InvalidLayout."""
 
     terms: ProductTerms
     bits: int
     key_bits: int
-    indicators: bool = False
 
     def __post_init__(self) -> None:
         if self.slot + 1 >= self.key_bits:
@@ -64,8 +62,7 @@ class Packing:
     @property
     def range(self) -> int:
         """Bits of a sum of all rows, after the shift."""
-        exponent = 1 if self.indicators else self.bits
-        return self.bits + exponent + self.terms.rows.bit_length()
+        return 2 * self.bits + self.terms.rows.bit_length()
 
     @property
     def slot(self) -> int:
@@ -85,10 +82,6 @@ class Packing:
     def shift(self) -> int:
         return 1 << (self.bits - 1)
 
-    @property
-    def exponent_shift(self) -> int:
-        return 0 if self.indicators else self.shift
-
     def shifted(self, matrix: Integers, columns: int) -> Integers:
         if matrix.shape != (self.terms.rows, columns):
             raise InvalidLayout("the matrix is not of the shape that was agreed on")
@@ -107,7 +100,7 @@ def encrypted_rows(
         for row in numbers.tolist()
         for at in range(0, packing.terms.left, width)
     ]
-    return wire.join(ROWS, [packing.terms.digest, _ciphertexts(public, plaintexts, workers)])
+    return wire.join(ROWS, [packing.terms.digest, ciphertexts_of(public, plaintexts, workers)])
 
 
 def raised(
@@ -115,26 +108,28 @@ def raised(
 ) -> tuple[bytes, Integers]:
     """Step 2: what goes back, and the evaluating side's share, (left, right).
 
-    matrix: (rows, right), of indicators any kind of number. message: of step 1. Raises MalformedMessage and InvalidCiphertext.
+    matrix: (rows, right). message: of step 1. Raises MalformedMessage and InvalidCiphertext.
     """
-    terms, groups, n_squared = packing.terms, packing.groups, public.n_squared
-    ciphertexts = _read(ROWS, packing, public, message, terms.rows * groups)
-    if packing.indicators:
-        exponents = _indicators(packing, matrix)
-        powers = _added(packing, exponents, ciphertexts, n_squared)
-    else:
-        exponents = packing.shifted(matrix, terms.right)
-        powers = _raised(packing, exponents, ciphertexts, n_squared)
-    masks = []
+    terms, groups = packing.terms, packing.groups
+    exponents = packing.shifted(matrix, terms.right)
+    ciphertexts = read_ciphertexts(ROWS, terms, public, message, terms.rows * groups)
+    firsts, place = _groups(exponents)
+    n_squared = public.n_squared
+    masks, powers = [], []
+    for group in range(groups):
+        bases = _multiplied(ciphertexts[group::groups], place, len(firsts), n_squared)
+        powers += [
+            _power_product(bases, exponents[firsts, j].tolist(), packing.bits, n_squared)
+            for j in range(terms.right)
+        ]
     for group in range(groups):
         width = min(packing.slots, terms.left - group * packing.slots)
         for _ in range(terms.right):
             masks.append([secrets.randbits(packing.range + MASK_BITS) for _ in range(width)])
     plaintexts = [gmpy2.pack([mpz(v) for v in mask], packing.slot) for mask in masks]
-    fresh = _read_all(public, _ciphertexts(public, plaintexts, workers))
+    fresh = read_all(public, ciphertexts_of(public, plaintexts, workers))
     answers = [a * b % n_squared for a, b in zip(powers, fresh, strict=True)]
-    totals = exponents.sum(axis=0).astype(object)
-    share = -_matrix(packing, masks) - packing.shift * totals[None, :]
+    share = -_matrix(packing, masks) - packing.shift * exponents.sum(axis=0)[None, :]
     answer = wire.join(RAISED, [terms.digest, _bytes(public, answers)])
     return answer, np.asarray(share % terms.ring.modulus, dtype=object)
 
@@ -142,7 +137,7 @@ def raised(
 def opened(packing: Packing, private: PrivateKey, matrix: Integers, message: bytes) -> Integers:
     """Step 3: the encrypting side's share, (left, right). Raises MalformedMessage, InvalidCiphertext."""
     terms, count = packing.terms, packing.groups * packing.terms.right
-    ciphertexts = _read(RAISED, packing, private.public, message, count)
+    ciphertexts = read_ciphertexts(RAISED, terms, private.public, message, count)
     slots = []
     for at, plaintext in enumerate(decrypt_raw(private, ciphertexts)):
         group = at // terms.right
@@ -152,9 +147,8 @@ def opened(packing: Packing, private: PrivateKey, matrix: Integers, message: byt
         values = [int(v) for v in gmpy2.unpack(plaintext, packing.slot)]
         slots.append(values + [0] * (width - len(values)))
     shifted = packing.shifted(matrix, terms.left)
-    other = packing.exponent_shift
-    both = terms.rows * packing.shift * other
-    share = _matrix(packing, slots) - other * shifted.sum(axis=0)[:, None] + both
+    both = terms.rows * packing.shift**2
+    share = _matrix(packing, slots) - packing.shift * shifted.sum(axis=0)[:, None] + both
     return np.asarray(share % terms.ring.modulus, dtype=object)
 
 
@@ -166,45 +160,6 @@ def _matrix(packing: Packing, slots: Sequence[Sequence[int]]) -> Integers:
         for j in range(right)
     ]
     return np.array(columns, dtype=object).T
-
-
-def _indicators(packing: Packing, matrix: Integers) -> Integers:
-    if matrix.shape != (packing.terms.rows, packing.terms.right):
-        raise InvalidLayout("the matrix is not of the shape that was agreed on")
-    if not np.isin(matrix, (0, 1)).all():
-        raise InvalidLayout("an indicator is neither 0 nor 1")
-    return np.asarray(matrix.astype(np.int64))
-
-
-def _added(
-    packing: Packing, indicators: Integers, ciphertexts: list[mpz], modulus: mpz
-) -> list[mpz]:
-    """The encrypted sum of the rows of each column, group by group."""
-    powers = []
-    for group in range(packing.groups):
-        own = ciphertexts[group :: packing.groups]
-        for column in indicators.T:
-            total = mpz(1)
-            for row in np.flatnonzero(column).tolist():
-                total = total * own[row] % modulus
-            powers.append(total)
-    return powers
-
-
-def _raised(
-    packing: Packing, exponents: Integers, ciphertexts: list[mpz], modulus: mpz
-) -> list[mpz]:
-    """The encrypted sum of rows times numbers of each column, group by group."""
-    firsts, place = _groups(exponents)
-    powers = []
-    for group in range(packing.groups):
-        own = ciphertexts[group :: packing.groups]
-        bases = _multiplied(own, place, len(firsts), modulus)
-        powers += [
-            _power_product(bases, exponents[firsts, j].tolist(), packing.bits, modulus)
-            for j in range(packing.terms.right)
-        ]
-    return powers
 
 
 def _groups(exponents: Integers) -> tuple[list[int], list[int]]:
@@ -265,7 +220,7 @@ def _power_product(bases: list[mpz], exponents: list[int], bits: int, modulus: m
     return total
 
 
-def _ciphertexts(public: PublicKey, plaintexts: list[mpz], workers: int) -> bytes:
+def ciphertexts_of(public: PublicKey, plaintexts: list[mpz], workers: int) -> bytes:
     n, n_squared = public.n, public.n_squared
     with closing(blinding.factors(n, len(plaintexts), workers)) as factors:
         pairs = zip(plaintexts, factors, strict=True)
@@ -276,20 +231,21 @@ def _bytes(public: PublicKey, ciphertexts: Sequence[mpz]) -> bytes:
     return b"".join(c.to_bytes(public.ciphertext_bytes, "big") for c in ciphertexts)
 
 
-def _read_all(public: PublicKey, data: bytes) -> list[mpz]:
+def read_all(public: PublicKey, data: bytes) -> list[mpz]:
     size = public.ciphertext_bytes
     return [mpz.from_bytes(data[at : at + size], "big") for at in range(0, len(data), size)]
 
 
-def _read(
-    kind: bytes, packing: Packing, public: PublicKey, message: bytes, count: int
+def read_ciphertexts(
+    kind: bytes, terms: ProductTerms, public: PublicKey, message: bytes, count: int
 ) -> list[mpz]:
+    """The ciphertexts of a message. Raises MalformedMessage and InvalidCiphertext."""
     digest, data = wire.split(kind, message, 2)
-    if digest != packing.terms.digest:
+    if digest != terms.digest:
         raise MalformedMessage("a product's message is of another product")
     if len(data) != count * public.ciphertext_bytes:
         raise MalformedMessage("a product's message does not have the ciphertexts it should have")
-    ciphertexts = _read_all(public, data)
+    ciphertexts = read_all(public, data)
     try:
         check_ciphertexts(public, ciphertexts)
     except InvalidCiphertext as error:

@@ -13,7 +13,18 @@ from lab.errors import ConfigurationError
 
 #: Each a module beside this one, loaded when it is asked for: ``figures`` are its rows, whose
 #: docstring is printed below them.
-BENCHES = ("paillier", "masks", "glm", "grid", "query", "trees", "steps", "exchange")
+BENCHES = (
+    "paillier",
+    "masks",
+    "glm",
+    "grid",
+    "query",
+    "trees",
+    "steps",
+    "exchange",
+    "product",
+    "joined-trees",
+)
 
 
 def report(names: tuple[str, ...], path: Path | None, quick: bool) -> None:
@@ -27,7 +38,7 @@ def report(names: tuple[str, ...], path: Path | None, quick: bool) -> None:
         raise ConfigurationError(f"no bench '{unknown[0]}'; there are {', '.join(BENCHES)}")
     console = Console()
     for name in names or BENCHES:
-        figures = import_module(f"federated.bench.{name}").figures
+        figures = import_module(f"federated.bench.{name.replace('-', '_')}").figures
         table = Table(
             title=name, title_justify="left", box=None, pad_edge=False, header_style="dim"
         )

@@ -39,9 +39,10 @@ from federated.messages import Request
 from federated.party import statistics
 from lab.errors import PeerError
 from lab.sums import Floats, Limit, Sums
-from secure_agg import encrypted_product, triples, wire
+from secure_agg import encrypted_product, encrypted_sums, triples, wire
 from secure_agg.arithmetic.ring import Digits, Integers, Ring
 from secure_agg.encrypted_product import Packing
+from secure_agg.encrypted_sums import Blocks
 from secure_agg.errors import MalformedMessage
 from secure_agg.identity import derived
 from secure_agg.keys import PrivateKey, PublicKey
@@ -309,62 +310,79 @@ def by_paillier(layout: Products, half: Half, spine: Spine, key: PrivateKey) -> 
     """With Paillier. key: of this side; in each product the side of fewer columns encrypts."""
     if layout.curves is not None:
         raise PeerError("a binomial model over joined sides needs protection.product = 'triples'")
-    role = half.role
-    own_groups = layout.on_spine(_groups(layout.total, half), spine)
-    matrices = layout.matrices(role, own_groups)
-    form, ring = layout.total.form, layout.ring
-    adds = form.indicators and role == "fund"
-    numbers: list[Any] = [m[..., 0] if adds else ring.signed(ring.integers(m)) for m in matrices]
-    products = [terms for _, _, terms in layout.products]
-    lefts = [form.indicators or t.left <= t.right for t in products]  # whether the insurer encrypts
-    encrypts = [left == (role == "insurer") for left in lefts]
-    packings = [
-        _packing(t, form, left, key.public.bits) for t, left in zip(products, lefts, strict=True)
+    own = layout.on_spine(_groups(layout.total, half), spine)
+    matrices, ring = layout.matrices(half.role, own), layout.ring
+    ways = [_way(layout.total.form, terms, key) for _, _, terms in layout.products]
+    encrypts = [way.left == (half.role == "insurer") for way in ways]
+    numbers = [
+        ring.signed(ring.integers(m)) if ours or not way.adds else m[..., 0].astype(object)
+        for m, way, ours in zip(matrices, ways, encrypts, strict=True)
     ]
     rows = [
-        encrypted_product.encrypted_rows(p, key.public, n) if own else b""
-        for p, n, own in zip(packings, numbers, encrypts, strict=True)
+        way.encrypted(n) if ours else b""
+        for way, n, ours in zip(ways, numbers, encrypts, strict=True)
     ]
     modulus = int(key.public.n).to_bytes(key.public.bits // 8, "big")
     heard = yield wire.join(ENCRYPTED, [modulus, *rows])
-    theirs, *asked = wire.split(ENCRYPTED, heard, 1 + len(products))
+    theirs, *asked = wire.split(ENCRYPTED, heard, 1 + len(ways))
     public = PublicKey(wire.number(theirs))
     if public.bits != key.public.bits:
         raise MalformedMessage("the other side's key is of another length than the plan's")
     answers, shares = [], []
-    for p, n, own, message in zip(packings, numbers, encrypts, asked, strict=True):
-        answer, share = (b"", n) if own else encrypted_product.raised(p, public, n, message)
+    for way, n, ours, message in zip(ways, numbers, encrypts, asked, strict=True):
+        answer, share = (b"", n) if ours else way.evaluated(public, n, message)
         answers.append(answer)
         shares.append(share)
     heard = yield wire.join(LETTER, answers)
-    messages = wire.split(LETTER, heard, len(products))
+    messages = wire.split(LETTER, heard, len(ways))
     made = [
-        _turned(
-            encrypted_product.opened(p, key, n, message) if own else share, terms, left_encrypts
-        )
-        for p, n, own, message, share, terms, left_encrypts in zip(
-            packings,
-            numbers,
-            encrypts,
-            messages,
-            shares,
-            products,
-            lefts,
-            strict=True,
+        way.opened(n, message) if ours else share
+        for way, n, ours, message, share in zip(
+            ways, numbers, encrypts, messages, shares, strict=True
         )
     ]
-    return layout.shared(made, own_groups)
+    turned = [m if way.left else m.T for way, m in zip(ways, made, strict=True)]
+    return layout.shared(turned, own)
 
 
-def _packing(terms: ProductTerms, form: Format, left: bool, key_bits: int) -> Packing:
-    """The side that encrypts stands on the left of a packing; left: whether the insurer's does."""
+@dataclass(frozen=True)
+class _Way:
+    """How one product is made with Paillier. left: whether the insurer's side encrypts; how: its rows'
+    packing, of sums where the fund's numbers are 0 or 1; key: of this side."""
+
+    left: bool
+    how: Packing | Blocks
+    key: PrivateKey
+
+    @property
+    def adds(self) -> bool:
+        return isinstance(self.how, Blocks)
+
+    def encrypted(self, numbers: Integers) -> bytes:
+        if isinstance(self.how, Blocks):
+            return encrypted_sums.encrypted_rows(self.how, self.key.public, numbers)
+        return encrypted_product.encrypted_rows(self.how, self.key.public, numbers)
+
+    def evaluated(
+        self, public: PublicKey, numbers: Integers, message: bytes
+    ) -> tuple[bytes, Integers]:
+        if isinstance(self.how, Blocks):
+            return encrypted_sums.added(self.how, public, numbers, message)
+        return encrypted_product.raised(self.how, public, numbers, message)
+
+    def opened(self, numbers: Integers, message: bytes) -> Integers:
+        if isinstance(self.how, Blocks):
+            return encrypted_sums.opened(self.how, self.key, message)
+        return encrypted_product.opened(self.how, self.key, numbers, message)
+
+
+def _way(form: Format, terms: ProductTerms, key: PrivateKey) -> _Way:
+    """The side of fewer columns encrypts; of indicators, the insurer's. It stands on the left."""
+    left, bits = form.indicators or terms.left <= terms.right, key.public.bits
     if not left:
         terms = ProductTerms(terms.query, terms.rows, terms.right, terms.left, terms.ring)
-    return Packing(terms, form.bits, key_bits, form.indicators)
-
-
-def _turned(share: Integers, terms: ProductTerms, left_encrypts: bool) -> Integers:
-    return share if left_encrypts else share.T
+    make = Blocks if form.indicators else Packing
+    return _Way(left, make(terms, form.bits, bits), key)
 
 
 def turns(total: JoinedSum, product: str) -> int:

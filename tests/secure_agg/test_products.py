@@ -80,22 +80,6 @@ def test_in_a_ring_of_machine_words_shares_add_up_as_well(rows, a, b, seed):
     assert (difference % words.modulus == 0).all()
 
 
-@settings(max_examples=15)
-@given(st.integers(1, 9), st.integers(1, 20), st.integers(1, 3), st.integers(0, 9))
-def test_encrypted_rows_are_added_up_where_indicators_say(private, rows, a, b, seed):
-    left, right = matrices(rows, a, b, bits=30, seed=seed)
-    packing = Packing(ProductTerms("q", rows, a, b, Ring(64)), 31, 2048, indicators=True)
-    shares = by_paillier(packing, private, left, right % 2)
-    assert (Ring(64).signed(sum(shares)) == left.T @ (right % 2)).all()
-
-
-def test_an_indicator_of_another_value_is_refused(private):
-    left, right = matrices(3, 1, 1, bits=8)
-    packing = Packing(ProductTerms("q", 3, 1, 1, Ring(64)), 8, 2048, indicators=True)
-    with pytest.raises(InvalidLayout, match="neither 0 nor 1"):
-        by_paillier(packing, private, left, right * 0 + 2)
-
-
 def test_a_share_and_a_message_alone_are_uniform():
     left, right = matrices(1, 1, 1)
     terms = ProductTerms("q", 1, 1, 1, RING)

@@ -129,7 +129,7 @@ def by_both(request: Any, frame: pd.DataFrame, way: str, private: PrivateKey) ->
                 letters[role] = side.send(heard[role])
             except StopIteration as end:
                 shares[role] = end.value
-    return joined_total(total, combine([contribution(share) for share in shares.values()]))
+    return joined_total(total, combine([contribution(share, total.form.ring) for share in shares.values()]))
 
 
 TASKS = {
@@ -232,4 +232,4 @@ def test_what_no_side_knows_is_refused():
     from lab.errors import PeerError
 
     with pytest.raises(PeerError, match="can't be asked of joined parties"):
-        joined_sum(SimpleNamespace(statistic="trees_level"), owner)  # type: ignore[arg-type]
+        joined_sum(SimpleNamespace(statistic="drift"), owner)  # type: ignore[arg-type]
