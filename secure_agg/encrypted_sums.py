@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import gmpy2
 import numpy as np
 from gmpy2 import mpz
+from numpy.typing import NDArray
 
 from secure_agg import wire
 from secure_agg.arithmetic.ring import Integers
@@ -115,7 +116,8 @@ def added(
         raise InvalidLayout("an indicator is neither 0 nor 1")
     count = blocks.ciphertexts
     rows = read_ciphertexts(ROWS, terms, public, message, count)
-    sums = [_sum(blocks, rows, column, public.n_squared) for column in matrix.T]
+    columns = np.ascontiguousarray(matrix.T, dtype=np.uint8)
+    sums = [_sum(blocks, rows, column, public.n_squared) for column in columns]
     masks = [_mask(blocks) for _ in sums]
     plaintexts = [gmpy2.pack(mask, blocks.slot) for mask in masks]
     fresh = read_all(public, ciphertexts_of(public, plaintexts, workers))
@@ -125,7 +127,7 @@ def added(
     return wire.join(ADDED, [terms.digest, data]), np.asarray(share % terms.ring.modulus)
 
 
-def _sum(blocks: Blocks, rows: list[mpz], column: Integers, modulus: mpz) -> mpz:
+def _sum(blocks: Blocks, rows: list[mpz], column: NDArray[np.uint8], modulus: mpz) -> mpz:
     """The encrypted sum of a column's rows, in the block that counts."""
     total = mpz(1)
     for place in range(blocks.rows):

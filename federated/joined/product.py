@@ -72,15 +72,15 @@ def joined_sum(request: Request, owner: Owner) -> JoinedSum:
     return make(row.read(request.arguments, request.arrays), request.arrays, owner)
 
 
-def answer_alone(request: Request, owner: Owner) -> tuple[Answer | None, Any]:
+def answer_alone(request: Request, owner: Owner, known: bool) -> tuple[Answer | None, Any]:
     """How a side answers a request by itself, if it does, and the arguments."""
     a = statistics.find(request.statistic).read(request.arguments, request.arrays)
-    return alone(request.statistic, a, owner), a
+    return alone(request.statistic, a, owner, known), a
 
 
-def is_alone(request: Request, owner: Owner) -> bool:
+def is_alone(request: Request, owner: Owner, known: bool) -> bool:
     """Whether each side answers a request by itself."""
-    return answer_alone(request, owner)[0] is not None
+    return answer_alone(request, owner, known)[0] is not None
 
 
 @dataclass(frozen=True)
@@ -314,8 +314,8 @@ def by_paillier(layout: Products, half: Half, spine: Spine, key: PrivateKey) -> 
     matrices, ring = layout.matrices(half.role, own), layout.ring
     ways = [_way(layout.total.form, terms, key) for _, _, terms in layout.products]
     encrypts = [way.left == (half.role == "insurer") for way in ways]
-    numbers = [
-        ring.signed(ring.integers(m)) if ours or not way.adds else m[..., 0].astype(object)
+    numbers: list[Any] = [
+        ring.signed(ring.integers(m)) if ours or not way.adds else m[..., 0]
         for m, way, ours in zip(matrices, ways, encrypts, strict=True)
     ]
     rows = [

@@ -68,11 +68,14 @@ class Joined:
         owner: Owner,
         product: str,
         least: int,
+        known: bool = False,
     ) -> None:
-        """owner: who holds a column; least: rows that both sides must have behind a total."""
+        """owner: who holds a column; least: rows that both sides must have behind a total; known:
+        whether both know who is common."""
         self.inner, self.pairs, self._owner = inner, pairs, owner
         self.hiding: Hiding = inner.hiding
         self._product, self._least, self._dealer = product, least, TripleDealer()
+        self._known = known
 
     @property
     def everybody(self) -> bool:
@@ -103,7 +106,7 @@ class Joined:
 
     def total(self, talk: Talk, request: Request) -> Sums:
         """The total over all joined rows. Raises :class:`PolicyError` for fewer rows than the rules say."""
-        if is_alone(request, self._owner):
+        if is_alone(request, self._owner, self._known):
             return self.inner.total(talk, request)
         total = joined_sum(request, self._owner)
         letters: dict[str, dict[str, bytes]] = {name: {} for name in request.parties}

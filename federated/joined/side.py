@@ -65,7 +65,7 @@ class JoinedSide(Party):
     ``columns``: those that it holds; ``places``: for each other side the rows of their spine, by the
     label of an own row, and ``sizes``, how many the spine has; ``key_bits``: of its own key for products.
     The fund's rows are all there for training and for testing: which count is the insurer's to say.
-    ``trained``: where trees are grown, the labels of the fund's rows that an insurer trains with;
+    ``known``: whether both know who is common; ``trained``: where trees are grown, the labels of the fund's rows that an insurer trains with;
     ``tells_cuts``: whether the fund tells an insurer who is on which side of a cut on its columns.
     """
 
@@ -74,6 +74,7 @@ class JoinedSide(Party):
     places: dict[str, pd.Series] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     trained: dict[str, pd.Index] = field(default_factory=dict)
+    known: bool = False
     tells_cuts: bool = True
     product: str = "paillier"
     key_bits: int = 3072
@@ -189,7 +190,7 @@ class JoinedSide(Party):
 
     def take(self, request: Request) -> Sums:
         """The side's share of a sum that was made with the others, once; it can't be read alone."""
-        answer, arguments = answer_alone(request, self.owner)
+        answer, arguments = answer_alone(request, self.owner, self.known)
         if answer is not None:
             return answer(self, arguments, request.arrays)
         share = self.shares.pop(request.query, None)

@@ -226,8 +226,13 @@ def _magnitudes(side: Any, a: OfMagnitudes) -> Sums:
 Answer = Callable[[Any, Any, Mapping[str, Floats]], Sums]
 
 
-def alone(name: str, a: Any, owner: Owner) -> Answer | None:
-    """How each side answers for its own columns or rows by itself; None where it takes both sides."""
+def alone(name: str, a: Any, owner: Owner, known: bool) -> Answer | None:
+    """How each side answers for its own columns or rows by itself; None where it takes both sides.
+
+    known: whether both know who is common, and the fund who is for training.
+    """
+    if name == "totals" and known:
+        return trees.totals_alone
     if name == "magnitudes":  # public sizes, no sums
         return lambda side, a, arrays: _magnitudes(side, a)
     if name in trees.ALONE:

@@ -9,7 +9,7 @@ are for training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -33,6 +33,7 @@ from federated.party import statistics
 from federated.party.party import Party
 from lab.errors import PeerError, PolicyError
 from lab.models.files import from_json
+from lab.models.glm import Task
 from lab.models.tree_model import Cuts, Trees, binned
 from lab.models.trees import GRAIN, LOSS, OfLeaves, OfLevel, Place, growing_rows, level, persons_at
 from lab.privacy.joining import PERSONS
@@ -315,6 +316,14 @@ def persons_alone(side: Any, a: Any, arrays: Mapping[str, Floats]) -> Sums:
     return Sums({PERSONS: np.concatenate(parts)}, {PERSONS: HEADS}, _rows_of(side, party))
 
 
+def totals_alone(side: Any, a: Any, arrays: Mapping[str, Floats]) -> Sums:
+    """``totals`` of common rows, which the insurer's side knows by itself."""
+    row = statistics.find("totals")
+    if side.role == "insurer":
+        return row.function(side.common.party, a, arrays)
+    return row.function(_nobody(side, a.task), a, arrays)
+
+
 def scored_alone(name: str) -> Callable[[Any, Any, Mapping[str, Floats]], Sums]:
     """A score of trees: the insurer's side knows the leaves of its rows, so all of it."""
     row = statistics.find(name)
@@ -323,19 +332,19 @@ def scored_alone(name: str) -> Callable[[Any, Any, Mapping[str, Floats]], Sums]:
         if side.role == "insurer":
             model = told_model(side, a.model)
             return row.function(side.common.party, a.model_copy(update={"model": model}), arrays)
-        return row.function(_nobody(side, a), a, arrays)
+        names = [cut.feature.column for cut in _trees(a.model).cuts]
+        names += [getattr(a, "truth", None), getattr(a, "amount", None)]
+        groups = [getattr(a, name, None) for name in ("group", "feature")]
+        names += [levels.feature.column for levels in groups if levels is not None]
+        return row.function(_nobody(side, a.task, names), a, arrays)
 
     return of_side
 
 
-def _nobody(side: Any, a: Any) -> Party:
+def _nobody(side: Any, task: Task, names: Sequence[str | None] = ()) -> Party:
     """A party without rows, whose sums have the form of any other's."""
-    task, model = a.task, _trees(a.model)
-    names = [task.target, task.exposure, task.weight, *(c.feature.column for c in model.cuts)]
-    names += [getattr(a, "truth", None), getattr(a, "amount", None)]
-    groups = [getattr(a, name, None) for name in ("group", "feature")]
-    names += [levels.feature.column for levels in groups if levels is not None]
-    columns = {name: pd.Series(dtype=np.float64) for name in names if name is not None}
+    every: tuple[str | None, ...] = (task.target, task.exposure, task.weight, *names)
+    columns = {name: pd.Series(dtype=np.float64) for name in every if name is not None}
     empty = pd.DataFrame(columns)
     return Party(side.name, empty, empty)
 

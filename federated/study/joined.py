@@ -277,6 +277,7 @@ def _side(
         role=role,  # type: ignore[arg-type]
         columns=columns,
         product=experiment.protection.product,
+        known=is_known(experiment),
         tells_cuts=experiment.protection.cuts == "told",
         key_bits=experiment.protection.key_bits,
     )
@@ -326,11 +327,16 @@ def _align(experiment: Experiment, insurer: JoinedSide, fund: JoinedSide) -> Non
     for (side, peer), own, result in zip(pairs, keys, results, strict=True):
         side.places[peer.name] = pd.Series(result.place, index=own.index)
         side.sizes[peer.name] = result.size
-    if experiment.model.kind == "trees":  # where both know who is common
+    if is_known(experiment):
         place, training = results[0].place, np.zeros(results[0].size, dtype=bool)
         training[place[: len(insurer.train)][place[: len(insurer.train)] >= 0]] = True
         there = results[1].place
         fund.trained[insurer.name] = keys[1].index[(there >= 0) & training[there]]
+
+
+def is_known(experiment: Experiment) -> bool:
+    """Whether sides use it that both know who is common."""
+    return experiment.model.kind == "trees"
 
 
 def joined_protection(
@@ -338,8 +344,9 @@ def joined_protection(
 ) -> Joined:
     """Sums of shares under an inner protection."""
     *insurers, fund = sides
+    known = all(side.known for side in sides)
     pairs = tuple(Pair(one.name, fund.name, one.sizes[fund.name]) for one in insurers)
-    return Joined(inner, pairs, owner, product, least)
+    return Joined(inner, pairs, owner, product, least, known)
 
 
 @contextmanager

@@ -129,7 +129,9 @@ def by_both(request: Any, frame: pd.DataFrame, way: str, private: PrivateKey) ->
                 letters[role] = side.send(heard[role])
             except StopIteration as end:
                 shares[role] = end.value
-    return joined_total(total, combine([contribution(share, total.form.ring) for share in shares.values()]))
+    return joined_total(
+        total, combine([contribution(share, total.form.ring) for share in shares.values()])
+    )
 
 
 TASKS = {
