@@ -88,4 +88,7 @@ def _public(experiment: Experiment) -> StudyPlan:
     )
     file = experiment.protection.disclosure
     rules = Rules.read(None if file is None else Path(file))
-    return StudyPlan(experiment=public_experiment, contract=contract, rules=rules)
+    fewest = rules.minimum_parties.parties
+    return StudyPlan(
+        experiment=public_experiment, contract=contract, rules=rules, least_parties=fewest
+    )

@@ -212,7 +212,13 @@ def indicators(frame: pd.DataFrame, feature: Any, levels: tuple[str, ...]) -> Fl
 
 
 class CurvedSum(JoinedSum, Protocol):
-    """A statistic that needs curves: f(a + b) as sum_k f_k(a) g_k(b), exact to a stated error."""
+    """A statistic that needs curves: f(a + b) as sum_k f_k(a) g_k(b), exact to a stated error.
+
+    terms: how many products a curve is the sum of.
+    """
+
+    @property
+    def terms(self) -> int: ...
 
     def left_curves(self, side: Half) -> Floats:
         """(rows, curves, terms) the insurer's factors."""
@@ -239,5 +245,6 @@ class TellingSum(JoinedSum, Protocol):
         """What the insurer's side adds by itself, of any of the arrays and of :data:`BOTH`."""
 
 
-#: The total of rows that both sides have; every statistic opens it.
-BOTH = "both sides' rows"
+#: The total of rows that both sides have, which every statistic opens, and of those among them whose
+#: numbers are within their bounds.
+BOTH, WITHIN = "both sides' rows", "rows within bounds"

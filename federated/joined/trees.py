@@ -19,6 +19,7 @@ import pandas as pd
 from federated.joined.factors import (
     BOTH,
     FINE,
+    WITHIN,
     Format,
     Groups,
     Multiplied,
@@ -40,6 +41,8 @@ from lab.privacy.joining import PERSONS
 from lab.scores import accuracy
 from lab.sums import COUNT, FLAG, HEADS, Floats, Limit, Sums
 from secure_agg.arithmetic.ring import Integers
+
+ONES = {"here": 1, "valid": 1}
 
 
 def _told(place: Place, cuts: tuple[Cuts, ...], owner: Owner) -> list[Cut]:
@@ -121,7 +124,7 @@ class Level(_Place):
 
     def widths(self) -> Widths:
         bins = sum(self.a.cuts[j].bins for j in self._at_fund)
-        return {"derivatives": 2 * len(self.a.ask.nodes), "here": 1}, {"bins": bins, "here": 1}
+        return {"derivatives": 2 * len(self.a.ask.nodes)} | ONES, {"bins": bins} | ONES
 
     def left(self, side: Any) -> Groups:
         frame, rows = side.rows(self.a.task, "train"), self.rows(side)
@@ -142,7 +145,7 @@ class Level(_Place):
 
     def alone(self, side: Any) -> dict[str, Integers]:
         sums = level(self.rows(side), self.a.ask)
-        values: dict[str, Integers] = {BOTH: _whole(np.array([sums.rows]), 1.0)}
+        values = _rows(sums)
         for name, array in sums.arrays.items():
             own = array.copy()
             if name.startswith(("gradient", "hessian")):
@@ -178,6 +181,11 @@ def _unit(name: str) -> float:
     return {"loss": LOSS.resolution, "size": 1.0, "beyond": 1.0}.get(name, GRAIN)
 
 
+def _rows(sums: Sums) -> dict[str, Integers]:
+    """The common rows behind sums, all within their bounds."""
+    return {name: np.array([sums.rows], dtype=object) for name in (BOTH, WITHIN)}
+
+
 def _whole(values: Floats, unit: float) -> Integers:
     return np.array([int(v) for v in np.rint(values / unit)], dtype=object)
 
@@ -204,7 +212,7 @@ class Leaves(_Place):
         return []
 
     def widths(self) -> Widths:
-        return {"here": 1}, {"here": 1}
+        return ONES, ONES
 
     def left(self, side: Any) -> Groups:
         return {}
@@ -213,7 +221,7 @@ class Leaves(_Place):
 
     def alone(self, side: Any) -> dict[str, Integers]:
         sums = persons_at(self.rows(side), self.place)
-        return {PERSONS: _whole(sums[PERSONS], 1.0), BOTH: _whole(np.array([sums.rows]), 1.0)}
+        return {PERSONS: _whole(sums[PERSONS], 1.0)} | _rows(sums)
 
     def combined(self, shares: Shares) -> dict[str, Integers]:
         return {PERSONS: np.zeros(len(self.place.growing.feature), dtype=object)}
@@ -233,11 +241,10 @@ class LevelsOfFund:
     curves: ClassVar[tuple[str, ...]] = ()
 
     def products(self) -> Multiplied:
-        return [(("terms", "here"), ("levels", "here"))]
+        return [(("terms", "here", "valid"), ("levels", "here", "valid"))]
 
     def widths(self) -> Widths:
-        ones = {"here": 1, "valid": 1}
-        return {"terms": len(TERMS)} | ones, {"levels": len(self.a.feature.levels)} | ones
+        return {"terms": len(TERMS)} | ONES, {"levels": len(self.a.feature.levels)} | ONES
 
     def left(self, side: Any) -> Groups:
         frame, view = side.rows(self.a.task, "test"), side.common.party
@@ -332,7 +339,7 @@ def scored_alone(name: str) -> Callable[[Any, Any, Mapping[str, Floats]], Sums]:
         if side.role == "insurer":
             model = told_model(side, a.model)
             return row.function(side.common.party, a.model_copy(update={"model": model}), arrays)
-        names = [cut.feature.column for cut in _trees(a.model).cuts]
+        names: list[str | None] = [cut.feature.column for cut in _trees(a.model).cuts]
         names += [getattr(a, "truth", None), getattr(a, "amount", None)]
         groups = [getattr(a, name, None) for name in ("group", "feature")]
         names += [levels.feature.column for levels in groups if levels is not None]

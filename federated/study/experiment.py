@@ -16,6 +16,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from federated.joined.laws import check_law
+from federated.shipped import experiment_file
 from federated.solvers.glm import GLMSettings
 from federated.solvers.kinds import AnySettings
 from federated.solvers.trees import TreesSettings
@@ -79,6 +80,8 @@ class Experiment(Strict):
         arms = values.get("arms", {})
         if isinstance(arms, dict):
             arms = {"run": list(ARMS_OF_SIDES)} | arms
+            if values.get("protection", {}).get("product") == "paillier":
+                arms = {"replicates": 0} | arms  # which are made row by row, by triples alone
         return {"parties": {"split": "uniform", "count": 1}} | values | {"arms": arms}
 
     @model_validator(mode="after")
@@ -102,13 +105,12 @@ class Experiment(Strict):
 
     @classmethod
     def read(cls, path: str | Path, changes: dict[str, Any] | None = None) -> Experiment:
-        """Read an experiment file; ``changes`` are dotted keys, as ``--set`` on the command line.
+        """Read an experiment file, or a shipped one by name; ``changes``: dotted keys, as ``--set``.
 
-        A relative path in the file is looked for beside the file, then where the program runs; one
-        in ``changes`` only there.
+        A relative path is looked for beside the file, then here; one of ``changes`` only here.
         """
-        values = read_toml(Path(path))
-        look_beside(values, Path(path).parent)
+        values = read_toml(path := experiment_file(path))
+        look_beside(values, path.parent)
         for key, value in (changes or {}).items():
             set_key(values, key, value)
         if isinstance(values.get("model"), dict):
@@ -151,6 +153,11 @@ class Experiment(Strict):
             )
         for task in self.tasks().values():
             check_law(task.law)
+            if self.arms.replicates and self.protection.product == "paillier":
+                raise ConfigurationError(
+                    "arms.replicates: intervals over joined sides need protection.product = 'triples'; drop "
+                    "the key"
+                )
             if task.law.name == "binomial" and self.protection.product == "paillier":
                 raise ConfigurationError(
                     "protection.product: a binomial model over joined sides needs 'triples'; its mean is "

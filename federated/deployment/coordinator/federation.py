@@ -68,6 +68,7 @@ class DeployedFederation:
     """All parties of a run, reached by signed messages; what solvers see is a `Parties`."""
 
     alone = False
+    least_parties = 1  # its solver is elsewhere, and goes by the plan
 
     def __init__(
         self,

@@ -20,6 +20,7 @@ from lab.errors import LabError
 from lab.files import canonical, write_whole
 from lab.models import files as models
 from lab.privacy.disclosure import Rules
+from lab.privacy.joining import NO_RULE
 
 #: Where a node keeps what it was given: a folder for each run, as `lab score` reads it.
 RESULTS = "results"
@@ -48,7 +49,9 @@ def _scores(study: StudyPlan, party: Party, outcome: Outcome) -> dict[str, dict[
     alone = replace(party, policy=Policy(minimum_rows=1, rules=own), binding=None)
     alone.profiles = party.profiles
     with in_process([alone], 1, own) as one:
-        scorer = Scorer(study.experiment, outcome.constants, study.by_level, study.groups, {}, 1)
+        scorer = Scorer(
+            study.experiment, outcome.constants, study.by_level, study.groups, {}, NO_RULE
+        )
         evaluations = scorer.shared(outcome.texts, one)
     return {part: scored(study.experiment, each["all"]) for part, each in evaluations.items()}
 
@@ -59,4 +62,5 @@ def _headline(record: Mapping[str, Any]) -> str:
     last = list(record["scores"].values())[-1]
     names = {"average_precision": "PR-AUC", "deviance_explained": "deviance explained"}
     key = next(name for name in names if name in last)
-    return f"{names[key]} on {record['rows']:,} own test rows {last[key]:.4f}"
+    rows = f"on {record['rows']:,} own test rows" if record["rows"] else "on own rows, in sample,"
+    return f"{names[key]} {rows} {last[key]:.4f}"
