@@ -64,10 +64,6 @@ class _Place:
     def place(self) -> Place:
         raise NotImplementedError
 
-    @property
-    def form(self) -> Format:
-        return Format.counted(self.a.recipe.most / GRAIN)
-
     def told(self, side: Any, peer: str) -> bytes:
         """A bit for each cut and row of the spine."""
         return bytes(side.tell(peer, _told(self.place, self.a.cuts, self.owner), self.a.cuts))
@@ -100,6 +96,10 @@ class Level(_Place):
     @property
     def place(self) -> Place:
         return self.a.ask.place
+
+    @property
+    def form(self) -> Format:
+        return Format.counted(max(most for pair in self.a.ask.most for most in pair) / GRAIN)
 
     @property
     def _starts(self) -> dict[int, int]:
@@ -203,6 +203,7 @@ class Leaves(_Place):
     """``trees_leaves``: persons at each leaf, which the insurer's side knows alone."""
 
     a: OfLeaves
+    form: ClassVar[Format] = Format.counted(1.0)
 
     @property
     def place(self) -> Place:

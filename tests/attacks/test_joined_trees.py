@@ -100,7 +100,9 @@ def test_what_the_fund_hears_of_derivatives_goes_with_no_label(tmp_path, monkeyp
     *_, data = wire.split(product.triples.MASKED, heard[0], 3)
     numbers = np.frombuffer(data, dtype="<u8").reshape(PERSONS, 2)
     high = (numbers[:, 0] >> np.uint64(63)).astype(int)
-    assert 0.4 < (high == tables().fraud).mean() < 0.6  # of 1,000 fair bits, six standard deviations
+    assert (
+        0.4 < (high == tables().fraud).mean() < 0.6
+    )  # of 1,000 fair bits, six standard deviations
 
 
 def test_unprotected_nodes_of_rows_tell_labels_apart(tmp_path):

@@ -6,14 +6,14 @@ from importlib import import_module
 
 import pytest
 
-from federated.bench import alignment, masks
+from federated.bench import alignment, joined_trees, masks
 from federated.bench.report import BENCHES, report
 from lab.errors import ConfigurationError
 
 
 @pytest.mark.parametrize("name", BENCHES)
 def test_a_benchmark_has_figures_and_says_what_they_are(name: str) -> None:
-    figures = import_module(f"federated.bench.{name}").figures
+    figures = import_module(f"federated.bench.{name.replace('-', '_')}").figures
     assert figures.__doc__
 
 
@@ -34,3 +34,8 @@ def test_an_alignment_is_measured_with_its_memory(monkeypatch: pytest.MonkeyPatc
     lines = alignment.figures(None, quick=True)
     assert lines[0][0] == "300 x 300, both learn"
     assert {line[0] for line in lines} >= {"both sides' peak memory", "300 x 300, nobody learns"}
+
+
+def test_trees_of_joined_sides_are_measured_beside_the_pooled_ones() -> None:
+    whats = [line[0] for line in joined_trees.figures(None, quick=True)]
+    assert whats == [f"2,000 persons, 2 trees, {way}" for way in ("pooled", "paillier", "triples")]
