@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from flwr.app import ConfigRecord, RecordDict
 
 from federated.hiding.protocol import Protection, Talk
-from federated.joined.factors import Owner
+from federated.joined.factors import JoinedSum, Owner
 from federated.joined.product import LETTER, TURNS, Products, deal, joined_sum, joined_total
 from federated.joined.side import dealt_to
 from federated.joined.statistics import LOCAL
@@ -32,6 +32,10 @@ class Pair:
     @property
     def name(self) -> str:
         return f"{self.insurer} & {self.fund}"
+
+    def layout(self, request: Request, total: JoinedSum) -> Products:
+        """The products of a sum between the two."""
+        return Products(f"{request.query} {self.name}", self.rows, total)
 
 
 @dataclass
@@ -99,21 +103,22 @@ class Joined:
         if request.statistic in LOCAL:
             return self.inner.total(talk, request)
         total = joined_sum(request, self._owner)
+        self.multiply(talk, request, total)
+        return checked_total(total, self.inner.total(talk, request), request.statistic, self._least)
+
+    def multiply(self, talk: Talk, request: Request, total: JoinedSum) -> None:
+        """Carry letters between the sides until each has its share of a sum."""
         letters: dict[str, dict[str, bytes]] = {name: {} for name in request.parties}
         for turn in range(TURNS[self._product] + 1):
             if turn == 1 and self._product == "triples":
-                for pair in self.pairs:
-                    layout = Products(f"{request.query} {pair.name}", pair.rows, total)
-                    letters[pair.fund][f"dealt {pair.insurer}"] = self._dealer.dealt(pair, layout)
+                for pair, dealt in self.dealt(talk, request, total).items():
+                    letters[pair.fund][f"dealt {pair.insurer}"] = dealt
             answers = talk.ask(MessageKind.PRODUCT, _turn(request, turn, letters))
             letters = self._carried(answers, last=turn == TURNS[self._product])
-        sums = joined_total(total, self.inner.total(talk, request))
-        if sums.rows < self._least:
-            raise PolicyError(
-                f"{request.statistic}: both sides have fewer than {self._least} rows behind it",
-                "persons",
-            )
-        return sums
+
+    def dealt(self, talk: Talk, request: Request, total: JoinedSum) -> dict[Pair, bytes]:
+        """What was dealt for the fund's side of each product of a sum."""
+        return {pair: self._dealer.dealt(pair, pair.layout(request, total)) for pair in self.pairs}
 
     def _carried(
         self, answers: Mapping[str, RecordDict], *, last: bool
@@ -128,6 +133,16 @@ class Joined:
                     raise PeerError(f"{sender}: {error}", sender) from None
                 letters[receiver][f"from {sender}"] = letter
         return letters
+
+
+def checked_total(total: JoinedSum, shares: Sums, statistic: str, least: int) -> Sums:
+    """What shares add up to. Raises :class:`PolicyError` for fewer rows than ``least``."""
+    sums = joined_total(total, shares)
+    if sums.rows < least:
+        raise PolicyError(
+            f"{statistic}: both sides have fewer than {least} rows behind it", "persons"
+        )
+    return sums
 
 
 def _turn(

@@ -35,6 +35,7 @@ from lab.statistics import Part
 from lab.sums import Sums
 from secure_agg import wire
 from secure_agg.arithmetic.ring import Integers
+from secure_agg.errors import SecureAggError
 from secure_agg.keys import PrivateKey, generate
 
 OTHER: Mapping[Role, Role] = {"insurer": "fund", "fund": "insurer"}
@@ -100,9 +101,10 @@ class JoinedSide(Party):
 
     def begin(self, request: Request, secrets: Mapping[str, bytes]) -> dict[str, bytes]:
         """The first letter to each other side. secrets: what the dealer gave, by the other's name."""
+        self.work.clear()  # of a sum that another side was lost from
+        self.shares.clear()
         total = joined_sum(request, self.owner)
         groups = total.left(self) if self.role == "insurer" else total.right(self)
-        self.shares.pop(request.query, None)
         letters = {}
         for peer in self.places:
             layout = Products(f"{request.query} {self._pair(peer)}", self.sizes[peer], total)
@@ -176,7 +178,10 @@ def answer_product(holder: Party, memory: NodeState, message: RecordDict) -> Rec
             if holder.product == "triples" and holder.role == "fund":
                 dealt_parts = wire.split(LETTER, read(message, f"dealt {peer}"), 0, 99)
                 letter = wire.join(LETTER, [*wire.split(LETTER, letter, 0, 99), *dealt_parts])
-            letters[peer] = holder.hear(request.query, peer, letter)
+            try:
+                letters[peer] = holder.hear(request.query, peer, letter)
+            except SecureAggError as error:
+                raise PeerError(f"{peer}: sent a letter that does not fit: {error}", peer) from None
     parts = {
         f"to {peer}": sealed(
             identity, roster[peer], purpose(request.query, turn, holder.name, peer), letter

@@ -93,7 +93,7 @@ def joined_tables(experiment: Experiment, texts: Sequence[str]) -> JoinedTables:
                 f"data: '{name}' stands at the fund; target, exposure, weight, person and the column for "
                 "testing are the insurer's"
             )
-    contract = _contract(blocks[0], insurers[0][0].contract, fund.contract, fund_block)
+    contract = contract_of_sides(blocks[0], insurers[0][0].contract, fund.contract, fund_block)
     digest = hashlib.sha256("".join(table.digest for table, _ in loaded).encode()).hexdigest()
     origin = f"{', '.join(table.origin for table, _ in insurers)} joined to {fund.origin}"
     return JoinedTables(
@@ -158,7 +158,9 @@ def _refuse_twice(
         )
 
 
-def _contract(block: JoinedTable, own: Contract, theirs: Contract, fund: JoinedTable) -> Contract:
+def contract_of_sides(
+    block: JoinedTable, own: Contract, theirs: Contract, fund: JoinedTable
+) -> Contract:
     """The columns of both sides; keys are identifiers."""
     identifier = Column(type="category", role="identifier")
     columns = {n: identifier if n in block.keys else c for n, c in own.columns.items()}

@@ -36,7 +36,7 @@ from federated.study.rows import (
     usable,
     wanted_columns,
 )
-from federated.study.settings import KEY, Data, ProtectionSettings
+from federated.study.settings import BLOCK, KEY, Data, ProtectionSettings
 from federated.transport import in_process as grid
 from lab.errors import ConfigurationError
 from lab.market.make import make
@@ -214,6 +214,7 @@ class SimulatedMarket:
             cells=self.cells,
             by_level=by_level,
             groups=groups,
+            fund_columns=tuple(sorted(self.tables.fund_columns)) if self.tables else (),
         )
 
     def pooled(self) -> Party:
@@ -330,20 +331,47 @@ def deal_tables(experiment: Experiment, folder: Path) -> dict[str, Path]:
     market = SimulatedMarket(experiment)
     if folder.exists() and any(folder.iterdir()):
         raise ConfigurationError(f"{folder}: is not empty; choose a new folder")
-    folders = {}
+    folders, keys = {}, _dealt_keys(experiment, market)
     mark = Column(type="integer", role="identifier", minimum=0, maximum=1)
-    for party in market.parties:
+    for party in market.nodes:
         place = folders[party.name] = folder / party.name
         place.mkdir(parents=True, mode=0o700)
-        test_rows = party.test.iloc[:0] if market.in_sample else party.test
+        without = party.test is party.train
+        test_rows = party.test.iloc[:0] if without else party.test
         parts = [party.train.assign(**{MARK: 0}), test_rows.assign(**{MARK: 1})]
         rows = pd.concat(parts).sort_index(kind="stable")
-        columns = {name: market.contract.columns[name] for name in party.train.columns}
-        contract = market.contract.model_copy(update={"columns": columns | {MARK: mark}})
+        columns = {n: c for n, c in market.contract.columns.items() if n in rows} | {MARK: mark}
+        contract = market.contract.model_copy(update={"columns": columns})
+        if isinstance(party, JoinedSide):
+            rows, contract = _dealt_side(party, keys[party.name], rows, contract)
         rows.to_parquet(place / "table.parquet", index=False)
         contract_values = contract.model_dump(mode="json", exclude_defaults=True)
         (place / "contract.toml").write_text(tomli_w.dumps(contract_values), encoding="utf-8")
     return folders
+
+
+def _dealt_side(
+    side: JoinedSide, key: str, rows: pd.DataFrame, contract: Contract
+) -> tuple[pd.DataFrame, Contract]:
+    """A side's table and contract under names of its own; the insurer alone marks rows for testing."""
+    rows = rows.drop(columns=[BLOCK, MARK] if side.role == "fund" else BLOCK, errors="ignore")
+    rows = rows.rename(columns={KEY: key})
+    columns = {key if name == KEY else name: c for name, c in contract.columns.items()}
+    columns = {name: column for name, column in columns.items() if name in rows}
+    return rows, contract.model_copy(update={"name": side.name, "columns": columns})
+
+
+def _dealt_keys(experiment: Experiment, market: SimulatedMarket) -> dict[str, str]:
+    """The column that names a person in each dealt table of joined sides."""
+    if market.tables is None:
+        return {}
+    keys = {block.name or block.role: block.keys for block in experiment.joined}
+    names = [side.name for side in market.nodes]
+    if set(names) != set(keys) or any(len(key) > 1 for key in keys.values()):
+        raise ConfigurationError(
+            "joined: tables are dealt to sides of one table each, whose key is one column"
+        )
+    return {name: key for name, (key,) in keys.items()}
 
 
 def protected(settings: ProtectionSettings, rules: Rules | None = None) -> Protection:
