@@ -7,10 +7,12 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from federated.joined.factors import Role
+from federated.joined.product import LETTER
 from federated.study.experiment import Experiment
 from federated.study.plan import StudyPlan
 from lab.errors import ConfigurationError, PolicyError
 from lab.records import Strict
+from secure_agg import wire
 from secure_agg.identity import LONGEST_NAME
 
 #: The rule by which a plan is refused whose sides are not those of the charter.
@@ -83,6 +85,20 @@ def check_pairs(plan: StudyPlan, pairs: Pairs | None) -> None:
     if text := _difference(plan.experiment, pairs):
         raise PolicyError(text, RULE)
     plan.experiment.check_joined()
+
+
+def secret_purpose(run: str, name: str, peer: str) -> bytes:
+    """What a dealer's secret is sealed for: a run, and a side's products with one other."""
+    return _purpose(b"secret", run, name, peer)
+
+
+def correction_purpose(query: str, fund: str, insurer: str) -> bytes:
+    """What is sealed to the fund for one sum."""
+    return _purpose(b"correction", query, fund, insurer)
+
+
+def _purpose(what: bytes, *names: str) -> bytes:
+    return wire.join(LETTER, [what, *(name.encode() for name in names)])
 
 
 def _difference(experiment: Experiment, pairs: Pairs) -> str:

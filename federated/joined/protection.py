@@ -20,6 +20,9 @@ from lab.sums import Sums
 from secure_agg import wire
 from secure_agg.identity import Roster
 
+#: The rule by which a side refuses to go on with what it lost in a restart; it is begun anew.
+INTERRUPTED = "interrupted"
+
 
 @dataclass(frozen=True)
 class Pair:

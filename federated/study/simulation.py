@@ -316,15 +316,16 @@ def market_of(experiment: str, run: str) -> SimulatedMarket:
     return SimulatedMarket(Experiment.model_validate_json(experiment))
 
 
-#: The column that marks rows for testing in a dealt table.
-MARK = "held_out"
+#: The column that marks rows for testing in a dealt table, and the file of an experiment on such tables.
+MARK, DEALT = "held_out", "experiment.toml"
 
 
 def deal_tables(experiment: Experiment, folder: Path) -> dict[str, Path]:
     """The simulated parties' tables as files, so that real nodes can be started on the same rows.
 
     A folder for each party with ``table.parquet`` and ``contract.toml``; rows for testing are
-    marked in the column :data:`MARK`. Raises :class:`ConfigurationError` for a folder in use.
+    marked in the column :data:`MARK`. Of joined sides also :data:`DEALT`, the experiment on these
+    tables. Raises :class:`ConfigurationError` for a folder in use.
     """
     import tomli_w
 
@@ -347,7 +348,27 @@ def deal_tables(experiment: Experiment, folder: Path) -> dict[str, Path]:
         rows.to_parquet(place / "table.parquet", index=False)
         contract_values = contract.model_dump(mode="json", exclude_defaults=True)
         (place / "contract.toml").write_text(tomli_w.dumps(contract_values), encoding="utf-8")
+    if keys:
+        (folder / DEALT).write_text(tomli_w.dumps(_on_dealt(experiment, market)), encoding="utf-8")
     return folders
+
+
+def _on_dealt(experiment: Experiment, market: SimulatedMarket) -> dict[str, Any]:
+    """The experiment of joined sides on their dealt tables, for a simulation and for real sides."""
+    values = experiment.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    if not market.in_sample and experiment.data.test_column is None:
+        values["data"] |= {"test_column": MARK, "test_value": 1}
+    values["joined"] = [
+        {
+            "role": block.role,
+            "name": block.name or block.role,
+            "path": f"{block.name or block.role}/table.parquet",
+            "contract": f"{block.name or block.role}/contract.toml",
+            "key": list(block.keys),
+        }
+        for block in experiment.joined
+    ]
+    return values
 
 
 def _dealt_side(

@@ -50,6 +50,8 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "outcome": ("plan", "scores", "model"),
     "release": ("statistic", "hiding", "arrays", "values", "bytes", "rows", "key_bits"),
     "key": ("event", "fingerprint"),
+    "alignment": ("peer", "session", "learns", "cap", "spine", "learned"),
+    "deal": ("statistic", "pair", "rows", "products"),
     "budget": ("epsilon", "delta"),
     "fault": ("what",),
     "checkpoint": ("signature",),

@@ -30,6 +30,7 @@ from federated.deployment.coordinator.participation import (
 )
 from federated.deployment.coordinator.protection import RemoteAuthority
 from federated.deployment.coordinator.resumable_run import ResumableRun
+from federated.deployment.coordinator.sides import BEGUN_ANEW
 from federated.deployment.enrolment import INSURERS
 from federated.deployment.node.profiles import releaser
 from federated.deployment.node.solver import total_message
@@ -43,6 +44,7 @@ from federated.federation import (
     receipt_of,
 )
 from federated.hiding.protocol import Protection
+from federated.joined.protection import INTERRUPTED
 from federated.message_kinds import MessageKind
 from federated.messages import UNREADABLE, Request, message_of, read
 from federated.party import statistics
@@ -53,7 +55,7 @@ from federated.study.plan import StudyPlan
 from federated.transport.exchange_grid import ExchangeGrid
 from lab.audit.log_format import Checkpoint
 from lab.audit.log_writer import Log
-from lab.errors import LabError, ModelError, PeerError
+from lab.errors import LabError, ModelError, PeerError, PolicyError
 from lab.models.design import Feature
 from lab.models.glm import Task
 from lab.models.profile import Profile, ProfileCells
@@ -95,7 +97,9 @@ class DeployedFederation:
         split = charter.key is not None and charter.key.opens == "split"
         self._together = plan.kind == "questions" or not charter.parties_may_leave
         self._everyone, self._least = insurers, charter.minimum_parties
-        if split or self._together:
+        if plan.experiment.joined:
+            self._together, self._least = True, insurers
+        elif split or self._together:
             self._least = max(len(charter.roster.names) if split else insurers, self._least)
         opens = charter.key.by if charter.key and charter.key.opens == "authority" else ()
         self._holders = tuple(opens) if protection.hiding == "paillier" else ()
@@ -211,6 +215,8 @@ class DeployedFederation:
             except ModelError:
                 raise
             except LabError as error:
+                if error.rule == INTERRUPTED:
+                    raise
                 reasons |= self._at_fault(name, error)
         if reasons:
             raise Absent(reasons, answers)
@@ -267,6 +273,7 @@ class DeployedFederation:
     def _new_total(self, request: Request) -> tuple[str, Sums]:
         """The query and the total of those who are left when all of them have answered it."""
         self._all_behind(request.statistic, {})
+        begun_anew = 0
         while True:
             query = f"{self._run}-{self._delivery.last_number + 1}"
             with_masks = self.protection.hiding == "masks"  # which takes off what is not there
@@ -276,6 +283,12 @@ class DeployedFederation:
                 return query, self.protection.total(self, query_request)
             except Absent as absent:
                 reasons = absent.reasons
+            except PolicyError as error:
+                begun_anew += 1
+                if error.rule != INTERRUPTED or begun_anew > BEGUN_ANEW:
+                    raise
+                self._log.append("fault", run=self._run, query=query, what=str(error))
+                continue
             except (PeerError, Blame) as error:
                 reasons = {name: str(error) for name in error.culprits if name in self.names}
                 if not reasons:

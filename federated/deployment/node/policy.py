@@ -290,13 +290,7 @@ class InsurerPolicy:
             version = f"{theirs.name} version {theirs.version}"
             raise Refusal("contract", f"contract {version} is not in force by the charter")
         person = study.experiment.data.person
-        for name in sorted(columns | ({person} if person else set())):
-            here, there = ours.columns.get(name), theirs.columns.get(name)
-            if here is None or there is None or _rule_of(here) != _rule_of(there):
-                raise Refusal(
-                    "contract",
-                    f"column '{name}' is not the same in this party's contract as in {theirs.name}",
-                )
+        check_columns(ours, theirs, columns | ({person} if person else set()))
 
     def party(self, study: StudyPlan, secret: bytes) -> Party:
         """This insurer's rows for one run, and the gate before them."""
@@ -375,6 +369,17 @@ class InsurerPolicy:
             return mask
         who = pd.Series(np.arange(len(frame))) if data.person is None else frame[data.person]
         return drawn(who, self.data.test_share, secret, "for testing")
+
+
+def check_columns(ours: Contract, theirs: Contract, names: set[str]) -> None:
+    """Raises :class:`Refusal` for a column that the two contracts describe differently."""
+    for name in sorted(names):
+        here, there = ours.columns.get(name), theirs.columns.get(name)
+        if here is None or there is None or _rule_of(here) != _rule_of(there):
+            raise Refusal(
+                "contract",
+                f"column '{name}' is not the same in this party's contract as in {theirs.name}",
+            )
 
 
 def _cap_of(name: str, limit: float | None) -> str:

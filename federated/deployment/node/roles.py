@@ -14,15 +14,20 @@ from federated.deployment.audit_logs import log_outcome
 from federated.deployment.charter import Charter, same
 from federated.deployment.folders import identity_of
 from federated.deployment.node import profiles, solver
+from federated.deployment.node.dealer import PairDealer
 from federated.deployment.node.openings import Openings
 from federated.deployment.node.policy import InsurerPolicy, Refusal, check_disclosure
 from federated.deployment.node.results import take
 from federated.deployment.node.run_state import RunState
 from federated.deployment.node.settings import STATE
+from federated.deployment.node.side import Side
+from federated.deployment.node.side_policy import SidePolicy
 from federated.deployment.node.solver import ReleaserSteps
 from federated.deployment.node.supervisor import SHARE_FILE, log_opened, opened_total, volume_of
+from federated.deployment.pairs import check_pairs
 from federated.deployment.signed_messages import SignedMessage
 from federated.deployment.totals import TotalsOnDisk
+from federated.joined.side import JoinedSide
 from federated.message_kinds import MessageKind
 from federated.messages import Reply, Request, read
 from federated.party.binding import Binding, SignedSteps
@@ -46,6 +51,14 @@ from secure_agg.transcript import Transcript
 
 #: Records of a state that stand in files of their own and are put back when a run is taken up.
 SECRETS = ("identity", "enrolled", "share", "profiles")
+#: Kinds of messages that a supervisor answers.
+OF_SUPERVISOR = (
+    MessageKind.NEXT,
+    MessageKind.OPEN,
+    MessageKind.VOUCH,
+    MessageKind.DEALER,
+    MessageKind.DEAL,
+)
 #: Runs whose rows are kept at hand.
 AT_HAND = 4
 
@@ -73,6 +86,9 @@ class InsurerRole:
     ) -> None:
         self._folder, self._insurer, self._seed, self._tell = folder, insurer, seed, tell
         self._charter, self._name = insurer.charter, insurer.settings.name
+        self._side: Side | None = None
+        if self._charter.pairs is not None and insurer.settings.joined is not None:
+            self._side = Side(folder, SidePolicy(folder, insurer.settings, self._charter))
         self._parties: dict[str, Party] = {}
         self._party_sets = PartySets(
             folder / STATE / "party_sets.jsonl",
@@ -83,12 +99,21 @@ class InsurerRole:
         self._app = client_app(lambda seat: self._parties[self._now], insurer.limits.hiding)
 
     def begin(self, run_state: RunState, study: StudyPlan) -> None:
-        self._insurer.consider(study)
+        self._policy(study).consider(study)
         self._take_up(run_state, study)
-        self._memory(run_state)
+        self._memory(run_state, study)
+
+    def _policy(self, study: StudyPlan) -> InsurerPolicy:
+        """The rules by which this node takes part in a plan."""
+        return self._side_of(study).policy if study.experiment.joined else self._insurer
+
+    def _side_of(self, study: StudyPlan) -> Side:
+        if self._side is None or not study.experiment.joined:
+            raise Refusal("pairs", "this party is joined to no other in this plan")
+        return self._side
 
     def _take_up(self, run_state: RunState, study: StudyPlan) -> None:
-        party = self._insurer.party(study, rows_secret(self._seed))
+        party = self._policy(study).party(study, rows_secret(self._seed))
         self._parties[run_state.run] = party
         party.party_sets = self._party_sets
         party.profiles |= profiles.load_profiles(self._folder / STATE, run_state.run)
@@ -137,7 +162,7 @@ class InsurerRole:
             self._totals(run).write(own.step, own.question.hex(), total)
             party.binding.give(own.step, total, levels)
 
-    def _memory(self, run_state: RunState) -> Context:
+    def _memory(self, run_state: RunState, study: StudyPlan) -> Context:
         """The app's state, with the secrets that stand elsewhere put back."""
         seat = self._charter.roster.names.index(self._name)
         context = Context(
@@ -145,7 +170,7 @@ class InsurerRole:
             node_id=0,
             node_config={
                 "partition-id": seat,
-                "minimum-parties": self._least,
+                "minimum-parties": self._least(study),
             },
             state=run_state.records,
             run_config={},
@@ -157,18 +182,21 @@ class InsurerRole:
                 modulus = key.public.n.to_bytes(-(-key.public.bits // 8), "big")
                 split, share = share_of(self._folder, key.split, self._name)
                 roster = self._charter.roster.to_bytes()
-                NodeState(context, self._name, "paillier").enrol(roster, modulus, split, share)
+                NodeState(context, self._name, "paillier").enrol(
+                    roster, modulus, split, share, fewest=self._charter.fewest
+                )
             else:
                 roster = self._charter.roster.to_bytes()
                 NodeState(context, self._name, "masks").enrol(roster, b"", b"", b"")
         return context
 
-    @property
-    def _least(self) -> int:
+    def _least(self, study: StudyPlan) -> int:
         """Parties behind a sum at least. Who holds a share of the key sees no other opening, so that
-        with a split key nobody but all parties together can tell what sets of them would show."""
+        with a split key nobody but all parties together can tell what sets of them would show; and of
+        joined sides each has a share of every sum."""
         split = self._charter.key is not None and self._charter.key.opens == "split"
-        return len(self._charter.roster.names) if split else self._insurer.minimum_parties
+        whole = split or bool(study.experiment.joined)
+        return len(self._charter.roster.names) if whole else self._insurer.minimum_parties
 
     def allow_asker(self, name: str) -> None:
         self._insurer.allow_asker(name)
@@ -180,7 +208,7 @@ class InsurerRole:
             raise PolicyError("this run was not announced here; nothing in it is answered")
         study = StudyPlan.from_json(run_state.study)
         party = self._party(run_state, study, signed_message.sender)
-        memory = self._memory(run_state)
+        memory = self._memory(run_state, study)
         acknowledgement = RecordDict({"acknowledgement": ConfigRecord({"party": self._name})})
         if signed_message.kind == MessageKind.TOTAL:
             self._take_total(run_state.run, self._state(memory), party, message.content)
@@ -202,6 +230,12 @@ class InsurerRole:
             if not str(header.get("query", "")).startswith(f"{run_state.run}-"):
                 raise PeerError("coordinator: sends a query of another run")
             same(self._charter.digest, str(header.get("charter", "")), signed_message.sender)
+        if study.experiment.joined:
+            reply = self._between_sides(
+                run_state, study, party, memory, signed_message, message, log
+            )
+            if reply is not None:
+                return reply
         match signed_message.kind, header.get("statistic"):
             case MessageKind.VOUCH, _:
                 own = Identity(self._name, self._seed)
@@ -221,6 +255,37 @@ class InsurerRole:
             profiles.note_released(run_state, message.content, reply)
             _log_release(log, run_state.run, message.content, reply)
         return reply
+
+    def _between_sides(
+        self,
+        run_state: RunState,
+        study: StudyPlan,
+        party: Party,
+        memory: Context,
+        signed_message: SignedMessage,
+        message: Message,
+        log: Log,
+    ) -> RecordDict | None:
+        """The reply to what sides say to each other; None where the app answers, with what the
+        message then holds."""
+        side, state, content = self._side_of(study), self._state(memory), message.content
+        assert isinstance(party, JoinedSide)
+        match signed_message.kind:
+            case MessageKind.ALIGNED:
+                return side.aligned()
+            case MessageKind.ALIGN:
+                reply = side.align(content, run_state.run, log)
+                if int(str(reply.config_records["aligned"]["size"])) >= 0:
+                    self._parties.pop(run_state.run)  # its rows have places now
+                return reply
+            case MessageKind.PAIR:
+                side.pair(state, content, run_state.run)
+                return RecordDict()
+            case MessageKind.PRODUCT:
+                message.content = side.product(party, study, state, content)
+            case "query" | "train":
+                side.check_share(party, content)
+        return None
 
 
 def rows_secret(seed: bytes) -> bytes:
@@ -275,6 +340,7 @@ class SupervisorRole:
         self._state, self._solvers = folder / STATE, dict[str, ReleaserSteps]()
 
     def begin(self, run_state: RunState, study: StudyPlan) -> None:
+        check_pairs(study, self._charter.pairs)
         check_disclosure(study, self._rules)
         for kind in study.kinds:
             if kind not in self._charter.analyses:
@@ -288,7 +354,7 @@ class SupervisorRole:
         self, run_state: RunState, signed_message: SignedMessage, message: Message, log: Log
     ) -> RecordDict:
         kind, run = signed_message.kind, signed_message.run
-        if kind not in (MessageKind.NEXT, MessageKind.OPEN, MessageKind.VOUCH):
+        if kind not in OF_SUPERVISOR:
             raise PeerError(f"coordinator: sends a supervisor '{kind}', which insurers answer")
         if not run_state.study:
             raise PolicyError("this run was not announced here; nothing in it is answered")
@@ -296,7 +362,9 @@ class SupervisorRole:
             return profiles.vouch(run_state, self._charter, self._identity, message.content)
         study = StudyPlan.from_json(run_state.study)
         if study.kind == QUESTIONS:
-            return self._opened(run_state, run, message.content, log)
+            return self._opened(run_state, study, message.content, log)
+        if kind == MessageKind.DEALER:
+            return PairDealer(self._charter, self._identity).begin(run_state, message.content)
         if kind == MessageKind.NEXT:
             levels = read(message.content, "levels").decode()
             record = run_state.records.config_records.setdefault("levels", ConfigRecord())
@@ -305,7 +373,10 @@ class SupervisorRole:
             return self._next(run, study, self._solver(run_state, study), log)
         steps, request = self._solver(run_state, study), Request.from_record(message.content)
         steps.check(request)
-        reply = self._opened(run_state, run, message.content, log)
+        if kind == MessageKind.DEAL:
+            dealer = PairDealer(self._charter, self._identity)
+            return dealer.deal(run_state, study, request, log)
+        reply = self._opened(run_state, study, message.content, log)
         total = Reply.from_record(reply)
         steps.give(total.sums)
         sums = total.sums if request.statistic in RELEASED else solver.NOTHING
@@ -335,10 +406,19 @@ class SupervisorRole:
                 self._solvers.pop(old).close()
         return self._solvers[run]
 
-    def _opened(self, run_state: RunState, run: str, content: RecordDict, log: Log) -> RecordDict:
+    def _opened(
+        self, run_state: RunState, study: StudyPlan, content: RecordDict, log: Log
+    ) -> RecordDict:
         """The total of a transcript, or what the rules leave of it, as a reply."""
         reply = opened_total(
-            self._charter, self._private, self._rules, self._openings, log, run, content
+            self._charter,
+            self._private,
+            self._rules,
+            self._openings,
+            log,
+            run_state.run,
+            content,
+            study.owner if study.experiment.joined else None,
         )
         profiles.note_released(run_state, content, reply)
         return reply
