@@ -73,7 +73,8 @@ def deal_data(experiment: Path, folder: Path, changes: tuple[str, ...]) -> None:
     """
     from federated.cli.options import changed
     from federated.study.experiment import Experiment
-    from federated.study.simulation import MARK, deal_tables
+    from federated.study.settings import MARK
+    from federated.study.simulation import deal_tables
 
     settings = Experiment.read(experiment, changed(changes))
     for name, place in deal_tables(settings, folder).items():

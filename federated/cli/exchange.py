@@ -191,7 +191,7 @@ def init_node(
     lab node init ping-an --name ping-an --role commercial --data claims.parquet --contract claims-v1.toml
     lab node init ping-an … --person member --test held_out=1 --analysis glm --analysis questions
     """
-    from federated.deployment.node import settings as node_folder
+    from federated.deployment.node.rules import settings as node_folder
     from lab.errors import ConfigurationError
 
     if role != "supervisor" and not path:

@@ -7,7 +7,7 @@ from typing import Any
 
 from federated.solvers.glm import GLMSettings
 from federated.study.experiment import Experiment
-from federated.study.joined import contract_of_sides
+from federated.study.joined import contract_of_sides, refuse_at_fund
 from federated.study.plan import StudyPlan
 from federated.study.rows import Features, named_apart
 from federated.study.scoring import public_comparisons
@@ -106,6 +106,7 @@ def _public_sides(experiment: Experiment) -> StudyPlan:
         raise ConfigurationError(
             f"joined: both sides have a column '{both[0]}'; rename it at one of them, or leave it out"
         )
+    refuse_at_fund(experiment, sorted(held))
     data = experiment.data
     public = data.model_copy(update={"person": data.person or KEY})
     joined = tuple(

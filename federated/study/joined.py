@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from federated.joined.protection import Joined, Pair
 from federated.joined.side import JoinedSide
 from federated.party.party import Party, numbered
 from federated.study.experiment import Experiment
-from federated.study.settings import BLOCK, KEY, JoinedTable
+from federated.study.settings import BLOCK, KEY, MARK, JoinedTable
 from federated.transport import in_process as grid
 from lab.errors import ConfigurationError, ContractError
 from lab.privacy.disclosure import Rules
@@ -28,6 +29,8 @@ from lab.tables.contracts import Column, Contract
 from lab.tables.identifiers import KeyTexts, key_texts
 from lab.tables.sources import Table, load
 
+#: The file of an experiment on dealt tables.
+DEALT = "experiment.toml"
 #: Who is told of the common persons, in words.
 LEARNS = {
     "hidden": "no side is told",
@@ -87,12 +90,7 @@ def joined_tables(experiment: Experiment, texts: Sequence[str]) -> JoinedTables:
             f"joined: no person of {fund.origin} is in {', '.join(t.origin for t, _ in insurers)}; "
             "check joined.key, and how both tables spell it"
         )
-    for name in experiment.columns_besides_features():
-        if name in theirs and name != KEY:
-            raise ConfigurationError(
-                f"data: '{name}' stands at the fund; target, exposure, weight, person and the column for "
-                "testing are the insurer's"
-            )
+    refuse_at_fund(experiment, [str(name) for name in theirs if name != KEY])
     contract = contract_of_sides(blocks[0], insurers[0][0].contract, fund.contract, fund_block)
     digest = hashlib.sha256("".join(table.digest for table, _ in loaded).encode()).hexdigest()
     origin = f"{', '.join(table.origin for table, _ in insurers)} joined to {fund.origin}"
@@ -110,6 +108,16 @@ def joined_tables(experiment: Experiment, texts: Sequence[str]) -> JoinedTables:
         ),
         drafted=any(block.contract is None and block.source is None for block in experiment.joined),
     )
+
+
+def refuse_at_fund(experiment: Experiment, columns: Sequence[str]) -> None:
+    """Raises :class:`ConfigurationError` where one of the fund's columns is what the insurer's must be."""
+    for name in experiment.columns_besides_features():
+        if name in columns:
+            raise ConfigurationError(
+                f"data: '{name}' stands at the fund; target, exposure, weight, person and the column for "
+                "testing are the insurer's"
+            )
 
 
 def _read(block: JoinedTable, texts: Sequence[str]) -> tuple[Table, KeyTexts]:
@@ -295,3 +303,47 @@ def in_the_clear(
         yield Federation(nodes, protection, len(here))
     finally:
         nodes.close()
+
+
+# Tables for real sides.
+
+
+def dealt_experiment(experiment: Experiment, *, in_sample: bool) -> dict[str, Any]:
+    """The experiment of joined sides on their dealt tables, for a simulation and for real sides."""
+    values = experiment.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    if not in_sample and experiment.data.test_column is None:
+        values["data"] |= {"test_column": MARK, "test_value": 1}
+    values["joined"] = [
+        {
+            "role": block.role,
+            "name": block.name or block.role,
+            "path": f"{block.name or block.role}/table.parquet",
+            "contract": f"{block.name or block.role}/contract.toml",
+            "key": list(block.keys),
+        }
+        for block in experiment.joined
+    ]
+    return values
+
+
+def dealt_side(
+    side: JoinedSide, key: str, rows: pd.DataFrame, contract: Contract
+) -> tuple[pd.DataFrame, Contract]:
+    """A side's table and contract under names of its own; the insurer alone marks rows for testing."""
+    rows = rows.drop(columns=[BLOCK, MARK] if side.role == "fund" else BLOCK, errors="ignore")
+    rows = rows.rename(columns={KEY: key})
+    columns = {key if name == KEY else name: c for name, c in contract.columns.items()}
+    columns = {name: column for name, column in columns.items() if name in rows}
+    return rows, contract.model_copy(update={"name": side.name, "columns": columns})
+
+
+def dealt_keys(experiment: Experiment, names: Sequence[str]) -> dict[str, str]:
+    """The column that names a person in the dealt table of each of these sides."""
+    if not experiment.joined:
+        return {}
+    keys = {block.name or block.role: block.keys for block in experiment.joined}
+    if set(names) != set(keys) or any(len(key) > 1 for key in keys.values()):
+        raise ConfigurationError(
+            "joined: tables are dealt to sides of one table each, whose key is one column"
+        )
+    return {name: key for name, (key,) in keys.items()}

@@ -19,6 +19,8 @@ ARMS_OF_SIDES: tuple[Arm, ...] = (*SIDES, "federated", "pooled")
 
 #: The column of a joined table that says whose row it is: the key, in one spelling.
 KEY = "joined key"
+#: The column that marks rows for testing in a dealt table.
+MARK = "held_out"
 #: The column that says whose insurer's table a row is from.
 BLOCK = "joined table"
 

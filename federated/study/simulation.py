@@ -22,8 +22,12 @@ from federated.party.party import Party, Policy, numbered
 from federated.solvers.encoding import is_category
 from federated.study.experiment import Experiment
 from federated.study.joined import (
+    DEALT,
     JoinedTables,
     dealt_blocks,
+    dealt_experiment,
+    dealt_keys,
+    dealt_side,
     joined_protection,
     joined_tables,
     sides_of,
@@ -36,7 +40,7 @@ from federated.study.rows import (
     usable,
     wanted_columns,
 )
-from federated.study.settings import BLOCK, KEY, Data, ProtectionSettings
+from federated.study.settings import KEY, MARK, Data, ProtectionSettings
 from federated.transport import in_process as grid
 from lab.errors import ConfigurationError
 from lab.market.make import make
@@ -316,10 +320,6 @@ def market_of(experiment: str, run: str) -> SimulatedMarket:
     return SimulatedMarket(Experiment.model_validate_json(experiment))
 
 
-#: The column that marks rows for testing in a dealt table, and the file of an experiment on such tables.
-MARK, DEALT = "held_out", "experiment.toml"
-
-
 def deal_tables(experiment: Experiment, folder: Path) -> dict[str, Path]:
     """The simulated parties' tables as files, so that real nodes can be started on the same rows.
 
@@ -332,7 +332,7 @@ def deal_tables(experiment: Experiment, folder: Path) -> dict[str, Path]:
     market = SimulatedMarket(experiment)
     if folder.exists() and any(folder.iterdir()):
         raise ConfigurationError(f"{folder}: is not empty; choose a new folder")
-    folders, keys = {}, _dealt_keys(experiment, market)
+    folders, keys = {}, dealt_keys(experiment, [node.name for node in market.nodes])
     mark = Column(type="integer", role="identifier", minimum=0, maximum=1)
     for party in market.nodes:
         place = folders[party.name] = folder / party.name
@@ -344,55 +344,16 @@ def deal_tables(experiment: Experiment, folder: Path) -> dict[str, Path]:
         columns = {n: c for n, c in market.contract.columns.items() if n in rows} | {MARK: mark}
         contract = market.contract.model_copy(update={"columns": columns})
         if isinstance(party, JoinedSide):
-            rows, contract = _dealt_side(party, keys[party.name], rows, contract)
+            rows, contract = dealt_side(party, keys[party.name], rows, contract)
         rows.to_parquet(place / "table.parquet", index=False)
         contract_values = contract.model_dump(mode="json", exclude_defaults=True)
         (place / "contract.toml").write_text(tomli_w.dumps(contract_values), encoding="utf-8")
     if keys:
-        (folder / DEALT).write_text(tomli_w.dumps(_on_dealt(experiment, market)), encoding="utf-8")
-    return folders
-
-
-def _on_dealt(experiment: Experiment, market: SimulatedMarket) -> dict[str, Any]:
-    """The experiment of joined sides on their dealt tables, for a simulation and for real sides."""
-    values = experiment.model_dump(mode="json", exclude_unset=True, exclude_none=True)
-    if not market.in_sample and experiment.data.test_column is None:
-        values["data"] |= {"test_column": MARK, "test_value": 1}
-    values["joined"] = [
-        {
-            "role": block.role,
-            "name": block.name or block.role,
-            "path": f"{block.name or block.role}/table.parquet",
-            "contract": f"{block.name or block.role}/contract.toml",
-            "key": list(block.keys),
-        }
-        for block in experiment.joined
-    ]
-    return values
-
-
-def _dealt_side(
-    side: JoinedSide, key: str, rows: pd.DataFrame, contract: Contract
-) -> tuple[pd.DataFrame, Contract]:
-    """A side's table and contract under names of its own; the insurer alone marks rows for testing."""
-    rows = rows.drop(columns=[BLOCK, MARK] if side.role == "fund" else BLOCK, errors="ignore")
-    rows = rows.rename(columns={KEY: key})
-    columns = {key if name == KEY else name: c for name, c in contract.columns.items()}
-    columns = {name: column for name, column in columns.items() if name in rows}
-    return rows, contract.model_copy(update={"name": side.name, "columns": columns})
-
-
-def _dealt_keys(experiment: Experiment, market: SimulatedMarket) -> dict[str, str]:
-    """The column that names a person in each dealt table of joined sides."""
-    if market.tables is None:
-        return {}
-    keys = {block.name or block.role: block.keys for block in experiment.joined}
-    names = [side.name for side in market.nodes]
-    if set(names) != set(keys) or any(len(key) > 1 for key in keys.values()):
-        raise ConfigurationError(
-            "joined: tables are dealt to sides of one table each, whose key is one column"
+        (folder / DEALT).write_text(
+            tomli_w.dumps(dealt_experiment(experiment, in_sample=market.in_sample)),
+            encoding="utf-8",
         )
-    return {name: key for name, (key,) in keys.items()}
+    return folders
 
 
 def protected(settings: ProtectionSettings, rules: Rules | None = None) -> Protection:

@@ -27,6 +27,7 @@ from federated.deployment.coordinator.participation import (
     Silent,
     in_one_line,
     outlook,
+    too_few,
 )
 from federated.deployment.coordinator.protection import RemoteAuthority
 from federated.deployment.coordinator.resumable_run import ResumableRun
@@ -152,17 +153,8 @@ class DeployedFederation:
         then nobody is noted, and the run can be taken up again with all."""
         remainder = {c.name for c in self.charter.roster.cards if c.name in among} - set(reasons)
         if len(remainder) < self._least:
-            summary = in_one_line({**self.resumable_run.absent, **reasons})
-            advice = "Start the run again to resume it after its last total"
-            if self._together:
-                advice += (
-                    " (lab run --fresh begins anew); totals are of all insurers that are asked, or "
-                    "of none, and --without NAME leaves out who was in no total before"
-                )
-            raise PeerError(
-                f"{len(remainder)} parties are left and {self._least} are required: {summary}. "
-                f"{advice}"
-            )
+            absent = {**self.resumable_run.absent, **reasons}
+            raise too_few(len(remainder), self._least, absent, together=self._together)
         for name, reason in reasons.items():
             self.resumable_run.leave(name, reason)
             self._log.append("fault", run=self._run, what=f"the run continues without {reason}")
@@ -212,10 +204,8 @@ class DeployedFederation:
                 if not patient or (self._together and name in here):
                     seconds = self._settings.answer_seconds
                     reasons[name] = f"{name}: did not answer within {seconds:g} s"
-            except ModelError:
-                raise
             except LabError as error:
-                if error.rule == INTERRUPTED:
+                if isinstance(error, ModelError) or error.rule == INTERRUPTED:
                     raise
                 reasons |= self._at_fault(name, error)
         if reasons:

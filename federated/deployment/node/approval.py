@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from federated.deployment.charter import Charter
-from federated.deployment.node.settings import APPROVED, REQUESTS
+from federated.deployment.node.rules.settings import APPROVED, REQUESTS
 from federated.study.joined import LEARNS
 from federated.study.plan import StudyPlan
 from lab.errors import ConfigurationError

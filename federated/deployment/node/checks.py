@@ -19,8 +19,8 @@ from federated.deployment import certificates
 from federated.deployment.audit_logs import LOG_NAME, verify_together
 from federated.deployment.enrolment import INSURERS
 from federated.deployment.folders import IDENTITY, charter_of, identity_of
-from federated.deployment.node.policy import InsurerPolicy
-from federated.deployment.node.settings import (
+from federated.deployment.node.rules.policy import InsurerPolicy
+from federated.deployment.node.rules.settings import (
     AUTHORITY,
     CERTIFICATE,
     KEY,

@@ -1,4 +1,4 @@
-"""The two roles of a node: an insurer answers from its rows, a supervisor opens totals."""
+"""The role of an insurer's node: it answers from its rows; a supervisor's opens totals."""
 
 from __future__ import annotations
 
@@ -11,20 +11,16 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from federated.app import client_app
 from federated.deployment.audit_logs import log_outcome
-from federated.deployment.charter import Charter, same
-from federated.deployment.folders import identity_of
+from federated.deployment.charter import same
 from federated.deployment.node import profiles, solver
-from federated.deployment.node.dealer import PairDealer
-from federated.deployment.node.openings import Openings
-from federated.deployment.node.policy import InsurerPolicy, Refusal, check_disclosure
 from federated.deployment.node.results import take
+from federated.deployment.node.rules.policy import InsurerPolicy
+from federated.deployment.node.rules.refusals import Refusal
+from federated.deployment.node.rules.settings import STATE
 from federated.deployment.node.run_state import RunState
-from federated.deployment.node.settings import STATE
-from federated.deployment.node.side import Side
-from federated.deployment.node.side_policy import SidePolicy
-from federated.deployment.node.solver import ReleaserSteps
-from federated.deployment.node.supervisor import SHARE_FILE, log_opened, opened_total, volume_of
-from federated.deployment.pairs import check_pairs
+from federated.deployment.node.sides.node_side import NodeSide
+from federated.deployment.node.sides.policy import SidePolicy
+from federated.deployment.node.supervisor import SHARE_FILE, log_opened
 from federated.deployment.signed_messages import SignedMessage
 from federated.deployment.totals import TotalsOnDisk
 from federated.joined.side import JoinedSide
@@ -34,31 +30,19 @@ from federated.party.binding import Binding, SignedSteps
 from federated.party.party import Party
 from federated.party.party_sets import PartySets
 from federated.party.state import NodeState
-from federated.party.statistics import RELEASED
-from federated.study.outcome import Outcome
 from federated.study.plan import StudyPlan
 from federated.study.steps import Replay
 from lab.audit.log_writer import Log
 from lab.errors import ConfigurationError, PeerError, PolicyError
 from lab.files import read_json
-from lab.privacy.disclosure import Rules
 from lab.statistics import QUESTIONS
 from secure_agg.errors import SecureAggError
 from secure_agg.identity import Identity
-from secure_agg.keys import PrivateKey
 from secure_agg.shares import SplitKey
 from secure_agg.transcript import Transcript
 
 #: Records of a state that stand in files of their own and are put back when a run is taken up.
 SECRETS = ("identity", "enrolled", "share", "profiles")
-#: Kinds of messages that a supervisor answers.
-OF_SUPERVISOR = (
-    MessageKind.NEXT,
-    MessageKind.OPEN,
-    MessageKind.VOUCH,
-    MessageKind.DEALER,
-    MessageKind.DEAL,
-)
 #: Runs whose rows are kept at hand.
 AT_HAND = 4
 
@@ -86,9 +70,9 @@ class InsurerRole:
     ) -> None:
         self._folder, self._insurer, self._seed, self._tell = folder, insurer, seed, tell
         self._charter, self._name = insurer.charter, insurer.settings.name
-        self._side: Side | None = None
+        self._side: NodeSide | None = None
         if self._charter.pairs is not None and insurer.settings.joined is not None:
-            self._side = Side(folder, SidePolicy(folder, insurer.settings, self._charter))
+            self._side = NodeSide(folder, SidePolicy(folder, insurer.settings, self._charter))
         self._parties: dict[str, Party] = {}
         self._party_sets = PartySets(
             folder / STATE / "party_sets.jsonl",
@@ -107,7 +91,7 @@ class InsurerRole:
         """The rules by which this node takes part in a plan."""
         return self._side_of(study).policy if study.experiment.joined else self._insurer
 
-    def _side_of(self, study: StudyPlan) -> Side:
+    def _side_of(self, study: StudyPlan) -> NodeSide:
         if self._side is None or not study.experiment.joined:
             raise Refusal("pairs", "this party is joined to no other in this plan")
         return self._side
@@ -214,14 +198,7 @@ class InsurerRole:
             self._take_total(run_state.run, self._state(memory), party, message.content)
             return acknowledgement
         if signed_message.kind == MessageKind.DELIVER:
-            own_steps = None
-            if isinstance(party.binding, Replay):
-                own_steps = party.binding.steps(self._state(memory).standing().levels)
-            outcome = solver.check_outcome(
-                self._charter, study, run_state.run, message.content, own_steps
-            )
-            log_outcome(log, run_state.run, study.digest, outcome)
-            self._tell(take(self._folder, run_state.run, study, party, outcome))
+            self._deliver(run_state.run, study, party, memory, message.content, log)
             return acknowledgement
         header = message.content.config_records.get("request", {})
         if "statistic" in header:
@@ -230,10 +207,8 @@ class InsurerRole:
             if not str(header.get("query", "")).startswith(f"{run_state.run}-"):
                 raise PeerError("coordinator: sends a query of another run")
             same(self._charter.digest, str(header.get("charter", "")), signed_message.sender)
-        if study.experiment.joined:
-            reply = self._between_sides(
-                run_state, study, party, memory, signed_message, message, log
-            )
+        if isinstance(party, JoinedSide):
+            reply = self._between_sides(run_state.run, study, party, memory, message, log)
             if reply is not None:
                 return reply
         match signed_message.kind, header.get("statistic"):
@@ -256,34 +231,49 @@ class InsurerRole:
             _log_release(log, run_state.run, message.content, reply)
         return reply
 
-    def _between_sides(
+    def _deliver(
         self,
-        run_state: RunState,
+        run: str,
         study: StudyPlan,
         party: Party,
         memory: Context,
-        signed_message: SignedMessage,
+        content: RecordDict,
+        log: Log,
+    ) -> None:
+        """Take the model home, if it is what the plan comes to."""
+        own_steps = None
+        if isinstance(party.binding, Replay):
+            own_steps = party.binding.steps(self._state(memory).standing().levels)
+        outcome = solver.check_outcome(self._charter, study, run, content, own_steps)
+        log_outcome(log, run, study.digest, outcome)
+        self._tell(take(self._folder, run, study, party, outcome))
+
+    def _between_sides(
+        self,
+        run: str,
+        study: StudyPlan,
+        party: JoinedSide,
+        memory: Context,
         message: Message,
         log: Log,
     ) -> RecordDict | None:
         """The reply to what sides say to each other; None where the app answers, with what the
         message then holds."""
         side, state, content = self._side_of(study), self._state(memory), message.content
-        assert isinstance(party, JoinedSide)
-        match signed_message.kind:
+        match message.metadata.message_type:
             case MessageKind.ALIGNED:
                 return side.aligned()
             case MessageKind.ALIGN:
-                reply = side.align(content, run_state.run, log)
+                reply = side.align(content, run, log)
                 if int(str(reply.config_records["aligned"]["size"])) >= 0:
-                    self._parties.pop(run_state.run)  # its rows have places now
+                    self._parties.pop(run)  # its rows have places now
                 return reply
             case MessageKind.PAIR:
-                side.pair(state, content, run_state.run)
+                side.pair(state, content, run)
                 return RecordDict()
             case MessageKind.PRODUCT:
                 message.content = side.product(party, study, state, content)
-            case "query" | "train":
+            case "query":
                 side.check_share(party, content)
         return None
 
@@ -327,98 +317,3 @@ def split_of(path: Path, digest: str) -> SplitKey:
     if split.digest.hex() != digest:
         raise ConfigurationError(f"{path}: belongs to another key than the charter's")
     return split
-
-
-class SupervisorRole:
-    """A supervisor opens totals by the rule of the key authority, and remembers all it opened."""
-
-    def __init__(self, folder: Path, charter: Charter, private: PrivateKey, rules: Rules) -> None:
-        self._charter, self._private, self._rules = charter, private, rules
-        if charter.key is None or charter.key.public.n != private.public.n:
-            raise ConfigurationError(f"{folder}: its key is not the charter's key")
-        self._openings, self._identity = Openings(folder), identity_of(folder)
-        self._state, self._solvers = folder / STATE, dict[str, ReleaserSteps]()
-
-    def begin(self, run_state: RunState, study: StudyPlan) -> None:
-        check_pairs(study, self._charter.pairs)
-        check_disclosure(study, self._rules)
-        for kind in study.kinds:
-            if kind not in self._charter.analyses:
-                raise Refusal("analyses", f"the charter does not allow '{kind}'")
-
-    def allow_asker(self, name: str) -> None:
-        if name != self._charter.coordinator:
-            raise Refusal("askers", f"'{name}' is not the coordinator of the charter")
-
-    def answer(
-        self, run_state: RunState, signed_message: SignedMessage, message: Message, log: Log
-    ) -> RecordDict:
-        kind, run = signed_message.kind, signed_message.run
-        if kind not in OF_SUPERVISOR:
-            raise PeerError(f"coordinator: sends a supervisor '{kind}', which insurers answer")
-        if not run_state.study:
-            raise PolicyError("this run was not announced here; nothing in it is answered")
-        if kind == MessageKind.VOUCH:
-            return profiles.vouch(run_state, self._charter, self._identity, message.content)
-        study = StudyPlan.from_json(run_state.study)
-        if study.kind == QUESTIONS:
-            return self._opened(run_state, study, message.content, log)
-        if kind == MessageKind.DEALER:
-            return PairDealer(self._charter, self._identity).begin(run_state, message.content)
-        if kind == MessageKind.NEXT:
-            levels = read(message.content, "levels").decode()
-            record = run_state.records.config_records.setdefault("levels", ConfigRecord())
-            if record.setdefault("agreed", levels) != levels:
-                raise PeerError("coordinator: other names of levels were agreed on before")
-            return self._next(run, study, self._solver(run_state, study), log)
-        steps, request = self._solver(run_state, study), Request.from_record(message.content)
-        steps.check(request)
-        if kind == MessageKind.DEAL:
-            dealer = PairDealer(self._charter, self._identity)
-            return dealer.deal(run_state, study, request, log)
-        reply = self._opened(run_state, study, message.content, log)
-        total = Reply.from_record(reply)
-        steps.give(total.sums)
-        sums = total.sums if request.statistic in RELEASED else solver.NOTHING
-        answer = Reply.of(total.party, sums, None).to_record()
-        answer["opened"] = ConfigRecord(dict(volume_of(total.sums)))
-        answer.update(self._next(run, study, steps, log))
-        return answer
-
-    def _next(self, run: str, study: StudyPlan, steps: ReleaserSteps, log: Log) -> RecordDict:
-        """What follows from the totals so far, signed; the outcome has a line before it leaves."""
-        answer = steps.next()
-        if "request" not in answer.config_records:
-            outcome = Outcome.from_bytes(read(answer, "outcome"))
-            log_outcome(log, run, study.digest, outcome)
-        return answer
-
-    def _solver(self, run_state: RunState, study: StudyPlan) -> ReleaserSteps:
-        run = run_state.run
-        if run not in self._solvers:
-            levels = run_state.records.config_records.get("levels", {})
-            if "agreed" not in levels:
-                raise PeerError("coordinator: asks for a step before levels were agreed on")
-            self._solvers[run] = ReleaserSteps(
-                self._state, run, study, self._charter, self._identity, str(levels["agreed"])
-            )
-            for old in list(self._solvers)[:-AT_HAND]:
-                self._solvers.pop(old).close()
-        return self._solvers[run]
-
-    def _opened(
-        self, run_state: RunState, study: StudyPlan, content: RecordDict, log: Log
-    ) -> RecordDict:
-        """The total of a transcript, or what the rules leave of it, as a reply."""
-        reply = opened_total(
-            self._charter,
-            self._private,
-            self._rules,
-            self._openings,
-            log,
-            run_state.run,
-            content,
-            study.owner if study.experiment.joined else None,
-        )
-        profiles.note_released(run_state, content, reply)
-        return reply

@@ -34,7 +34,7 @@ from lab.sums import Sums
 from secure_agg import shares
 from secure_agg.errors import FaultyParty, KeyFileRefused
 from secure_agg.keys import PrivateKey, generate, load_private, save_private
-from secure_agg.transcript import Transcript
+from secure_agg.transcript import Terms, Transcript
 
 KEY_FILE, SHARE_FILE = "paillier.key", "share.json"
 
@@ -58,25 +58,8 @@ def opened_total(
         Request.from_record(content),
     )
     terms, roster = transcript.terms, charter.roster
-    if request.charter != charter.digest:
-        raise PeerError("coordinator: sends a question under another charter")
-    if not charter.allows(request.statistic):
-        raise PolicyError(f"the charter does not allow '{request.statistic}'", "analyses")
-    least = charter.minimum_parties if owner is None else len(roster.names)
-    if len(terms.parties) < least:
-        raise PolicyError(
-            f"a total of {len(terms.parties)} parties is not opened, the charter requires {least}",
-            "parties",
-        )
-    if terms.of_shares != (owner is not None):
-        raise PeerError(
-            "coordinator: sends shares of joined sides for sums of parties, or these for those"
-        )
-    if not terms.query.startswith(f"{run}-"):
-        raise PeerError("coordinator: sends a query of another run")
     form = form_from_json(read(content, "form").decode())
-    if fields_of(form) != tuple(terms.layout.fields):
-        raise PeerError("coordinator: sends another form of the total than the parties packed")
+    _check_asked(charter, run, transcript.terms, request, form, owner)
     parties = frozenset(terms.parties)
     subject = subject_of(request.statistic, terms.question.hex())
     openings.check(run, subject, parties, charter)
@@ -97,6 +80,30 @@ def opened_total(
     log_opened(log, run, transcript, request.statistic, total)
     openings.note(run, terms.query, subject, parties)
     return reply
+
+
+def _check_asked(
+    charter: Charter, run: str, terms: Terms, request: Request, form: Form, owner: Owner | None
+) -> None:
+    """Raises what speaks against opening what is asked, before anything is opened."""
+    if request.charter != charter.digest:
+        raise PeerError("coordinator: sends a question under another charter")
+    if not charter.allows(request.statistic):
+        raise PolicyError(f"the charter does not allow '{request.statistic}'", "analyses")
+    least = charter.minimum_parties if owner is None else len(charter.roster.names)
+    if len(terms.parties) < least:
+        raise PolicyError(
+            f"a total of {len(terms.parties)} parties is not opened, the charter requires {least}",
+            "parties",
+        )
+    if terms.of_shares != (owner is not None):
+        raise PeerError(
+            "coordinator: sends shares of joined sides for sums of parties, or these for those"
+        )
+    if not terms.query.startswith(f"{run}-"):
+        raise PeerError("coordinator: sends a query of another run")
+    if fields_of(form) != tuple(terms.layout.fields):
+        raise PeerError("coordinator: sends another form of the total than the parties packed")
 
 
 def readmit(folder: Path, name: str, who: str) -> None:

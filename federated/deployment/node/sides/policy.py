@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from federated.deployment.charter import Charter
 from federated.deployment.folders import identity_of
-from federated.deployment.node.alignments import Alignments
-from federated.deployment.node.policy import InsurerPolicy, Refusal, check_columns
-from federated.deployment.node.settings import SETTINGS, NodeSettings
+from federated.deployment.node.rules.policy import InsurerPolicy
+from federated.deployment.node.rules.refusals import Refusal, check_columns
+from federated.deployment.node.rules.settings import SETTINGS, NodeSettings
+from federated.deployment.node.sides.alignments import Alignments
 from federated.deployment.pairs import RULE, check_pairs
 from federated.joined.factors import Role
 from federated.joined.side import JoinedSide

@@ -12,7 +12,6 @@ import secrets
 from flwr.app import ConfigRecord, RecordDict
 
 from federated.deployment.charter import Charter
-from federated.deployment.node.run_state import RunState
 from federated.deployment.pairs import correction_purpose, secret_purpose
 from federated.joined.product import LETTER, deal, joined_sum, sealed
 from federated.joined.protection import Pair
@@ -34,13 +33,13 @@ class PairDealer:
             raise PolicyError("nothing is dealt for products here by the charter")
         self._pairs, self._roster, self._identity = charter.pairs, charter.roster, identity
 
-    def begin(self, run_state: RunState, content: RecordDict) -> RecordDict:
+    def begin(self, run: str, records: RecordDict, content: RecordDict) -> RecordDict:
         """The secrets of a run, each sealed to its side; those that a run has are dealt again.
 
-        content: sizes of the spines, as the sides told them.
+        records: what is kept of the run; content: sizes of the spines, as the sides told them.
         """
         sizes = self._sizes(content)
-        record = run_state.records.config_records.setdefault("dealer", ConfigRecord())
+        record = records.config_records.setdefault("dealer", ConfigRecord())
         record["sizes"] = json.dumps(sizes)
         parts = {}
         for insurer in self._pairs.peers(self._pairs.fund):
@@ -49,20 +48,22 @@ class PairDealer:
             sides = ((insurer, self._pairs.fund), (self._pairs.fund, insurer))
             for at, (name, peer) in enumerate(sides):
                 secret = both[at * SECRET_BYTES : (at + 1) * SECRET_BYTES]
-                purpose = secret_purpose(run_state.run, name, peer)
+                purpose = secret_purpose(run, name, peer)
                 parts[f"{name} with {peer}"] = sealed(
                     self._identity, self._roster[name], purpose, secret
                 )
         return message_of(**parts)
 
-    def deal(self, run_state: RunState, study: StudyPlan, request: Request, log: Log) -> RecordDict:
+    def deal(
+        self, run: str, records: RecordDict, study: StudyPlan, request: Request, log: Log
+    ) -> RecordDict:
         """What the fund's side needs for one sum, sealed to it, once. Raises :class:`PeerError`."""
-        record = run_state.records.config_records.get("dealer")
+        record = records.config_records.get("dealer")
         if record is None:
             raise PeerError("coordinator: asks for a deal before the sides had their secrets")
-        if not request.query.startswith(f"{run_state.run}-"):
+        if not request.query.startswith(f"{run}-"):
             raise PeerError("coordinator: asks for a deal in another run")
-        deals = run_state.records.config_records.setdefault("deals", ConfigRecord())
+        deals = records.config_records.setdefault("deals", ConfigRecord())
         if request.query in deals:
             raise PeerError("coordinator: asks for a deal that was made before")
         deals[request.query] = True
@@ -77,7 +78,7 @@ class PairDealer:
             parts[f"dealt {insurer}"] = sealed(self._identity, self._roster[fund], purpose, dealt)
             log.append(
                 "deal",
-                run=run_state.run,
+                run=run,
                 query=request.query,
                 statistic=request.statistic,
                 pair=pair.name,

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
-from federated.deployment.node.policy import Refusal
+from federated.deployment.node.rules.refusals import Refusal
 from lab.errors import ConfigurationError
 from lab.files import add_line, added_lines, write_whole
 

@@ -20,7 +20,7 @@ from flwr.app import ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
 from federated.deployment.charter import Charter
-from federated.deployment.node.policy import Refusal
+from federated.deployment.node.rules.refusals import Refusal
 from federated.joined.alignment import Agreement, Alignment, PairedSide, advance, begin
 from federated.joined.product import LETTER, sealed, unsealed
 from federated.joined.protection import INTERRUPTED

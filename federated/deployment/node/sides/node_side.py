@@ -14,9 +14,9 @@ import pandas as pd
 from flwr.app import ConfigRecord, RecordDict
 
 from federated.deployment.charter import Charter
-from federated.deployment.node.equations import Equations
-from federated.deployment.node.policy import Refusal
-from federated.deployment.node.side_policy import SidePolicy
+from federated.deployment.node.rules.refusals import Refusal
+from federated.deployment.node.sides.equations import Equations
+from federated.deployment.node.sides.policy import SidePolicy
 from federated.deployment.pairs import correction_purpose, secret_purpose
 from federated.joined.product import Products, joined_sum, unsealed
 from federated.joined.protection import INTERRUPTED
@@ -30,7 +30,7 @@ from lab.errors import PeerError
 from secure_agg.identity import Card
 
 
-class Side:
+class NodeSide:
     """What a node of a pair keeps beside its runs: alignments and equations. folder: the node's."""
 
     def __init__(self, folder: Path, policy: SidePolicy) -> None:
