@@ -184,9 +184,24 @@ def _multiplied(bases: Sequence[mpz], place: list[int], count: int, modulus: mpz
     return products
 
 
+def multiplications(rows: int, bits: int) -> int:
+    """Modular multiplications of one column's powers, about: exponents of so many bits."""
+    window = _window(rows, bits)
+    digits: int = -(-bits // window)
+    each: int = rows + 2 ** (window + 1)
+    return digits * each + bits
+
+
+def _window(rows: int, bits: int) -> int:
+    """Bits of a digit that cost the fewest multiplications."""
+    cost = {w: -(-bits // w) * (rows + 2 ** (w + 1)) for w in range(1, 17)}
+    best: int = min(cost, key=cost.__getitem__)
+    return best
+
+
 def _power_product(bases: list[mpz], exponents: list[int], bits: int, modulus: mpz) -> mpz:
     """prod_i bases[i] ** exponents[i] mod modulus, exponents of so many bits."""
-    window = min(range(1, 17), key=lambda w: -(-bits // w) * (len(bases) + 2 ** (w + 1)))
+    window = _window(len(bases), bits)
     digits, total = (1 << window) - 1, mpz(1)
     for low in reversed(range(0, bits, window)):
         for _ in range(window):

@@ -21,8 +21,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from secure_agg import wire
-from secure_agg.arithmetic.ring import Digits, Integers, Ring
+from secure_agg.arithmetic.ring import PIECE, Digits, Integers, Ring
 from secure_agg.errors import InvalidLayout, MalformedMessage
 from secure_agg.identity import check_name, derived
 
@@ -52,6 +54,16 @@ class ProductTerms:
     def digest(self) -> bytes:
         sizes = (self.rows, self.left, self.right, self.ring.bits)
         return wire.digest(TERMS, [self.query.encode(), *(n.to_bytes(8, "big") for n in sizes)])
+
+    @property
+    def piece(self) -> int:
+        """Rows that are worked on at a time: few where they are long."""
+        return max(1, min(PIECE, 2**22 // max(self.left, self.right)))
+
+    @property
+    def vectors(self) -> int:
+        """Row by row: how many vectors of the right side's length a row of the left side has."""
+        return self.left // self.right
 
     def shape(self, side: Side) -> tuple[int, int]:
         return self.rows, self.left if side == "left" else self.right
@@ -102,8 +114,54 @@ def right_share(terms: ProductTerms, seed: bytes, message: bytes, dealt: bytes) 
     return _reduced(terms, total)
 
 
+# Row by row: each row's inner products, as shares that stay with the row.
+
+
+def deal_rows(terms: ProductTerms, left_seed: bytes, right_seed: bytes) -> bytes:
+    """Step 0 for row-by-row products: as `deal`; the left side has ``left / right`` vectors a row."""
+    masks = zip(_masks(terms, left_seed, "left"), _masks(terms, right_seed, "right"), strict=True)
+    own = _row_shares(terms, left_seed)
+    pieces = [
+        terms.ring.to_bytes(
+            terms.ring.subtracted(terms.ring.dots(_vectors(terms, u), v), own[part])
+        )
+        for (part, u), (_, v) in masks
+    ]
+    return wire.join(DEALT, [terms.digest, b"".join(pieces)])
+
+
+def left_rows(terms: ProductTerms, seed: bytes, matrix: Digits, message: bytes) -> Digits:
+    """Step 2, left: its share of each row's products, (rows, vectors, digits)."""
+    other, ring = _matrix(terms, "right", message), terms.ring
+    return ring.added(ring.dots(_vectors(terms, matrix), other), _row_shares(terms, seed))
+
+
+def right_rows(terms: ProductTerms, seed: bytes, message: bytes, dealt: bytes) -> Digits:
+    """Step 2, right: its share of each row's products, (rows, vectors, digits)."""
+    digest, data = wire.split(DEALT, dealt, 2)
+    _same(terms, digest)
+    try:
+        total = terms.ring.from_bytes(data, (terms.rows, terms.vectors))
+    except InvalidLayout as error:
+        raise MalformedMessage(f"what the dealer sent does not fit: {error}") from None
+    other, result = _matrix(terms, "left", message), np.empty_like(total)
+    for part, mask in _masks(terms, seed, "right"):
+        products = terms.ring.dots(_vectors(terms, other[part]), mask)
+        result[part] = terms.ring.added(products, total[part])
+    return result
+
+
+def _vectors(terms: ProductTerms, matrix: Digits) -> Digits:
+    return matrix.reshape(len(matrix), terms.vectors, terms.right, terms.ring.digits)
+
+
+def _row_shares(terms: ProductTerms, seed: bytes) -> Digits:
+    parts = terms.ring.stream(derived(seed, b"share"), (terms.rows, terms.vectors), terms.piece)
+    return np.concatenate([digits for _, digits in parts])
+
+
 def _masks(terms: ProductTerms, seed: bytes, side: Side) -> Iterator[tuple[slice, Digits]]:
-    return terms.ring.stream(derived(seed, b"rows"), terms.shape(side))
+    return terms.ring.stream(derived(seed, b"rows"), terms.shape(side), terms.piece)
 
 
 def _own_share(terms: ProductTerms, seed: bytes) -> Integers:

@@ -167,8 +167,8 @@ def plain_table(*columns: str, numbers: Iterable[str] = ()) -> Any:
 
 def print_study(study: Study, runs: Path) -> None:
     """Scores by party and arm, what went wrong, what left the parties, where to look on."""
-    from lab.report.page import signed
     from lab.report.style import NAMES
+    from lab.report.tables import signed
 
     console = screen()
     print_heading(console, study.experiment.name, f", {NAMES[study.headline]} {study.judged}")

@@ -189,6 +189,9 @@ def _contract(name: str) -> Contract:
 @click.option("--contract", help="Check the table against this contract, or built-in source.")
 @click.option("--query", help="Rows to read where the table is a database: SQL.")
 @click.option("--encoding", help="Of a CSV that is not UTF-8, as gb18030 or cp1252.")
+@click.option(
+    "--reasons", is_flag=True, help="With the features that move each score most (glm, trees)."
+)
 def score(
     model: Path,
     table: str,
@@ -196,6 +199,7 @@ def score(
     contract: str | None,
     query: str | None,
     encoding: str | None,
+    reasons: bool,
 ) -> None:
     """Score a table: its rows with a column "prediction", as CSV unless --out says otherwise.
 
@@ -203,13 +207,16 @@ def score(
 
     \b
     lab score runs/20261124-005153-visits-rand-hie-df28 claims.csv --out scored.csv
+    lab score runs/20261124-005153-visits-rand-hie-df28 claims.csv --reasons
     """
     from lab.models.prediction import check_ending, predict, write
 
     if out is not None:
         check_ending(out)
     rules = _contract(contract) if contract else None
-    frame, notes = predict(model, table, contract=rules, query=query, encoding=encoding)
+    frame, notes = predict(
+        model, table, contract=rules, query=query, encoding=encoding, reasons=reasons
+    )
     if out is None:
         say_table(frame.to_csv(index=False))
     else:

@@ -87,7 +87,7 @@ def _answer_content(answer: Any) -> Any:
 
 def _print_answer(answer: Any, key_bits: int) -> None:
     from federated.study.result import with_names
-    from lab.report.page import shown
+    from lab.report.tables import shown
 
     console, attributes, rows = screen(), answer.attrs, with_names(answer)
     numbers = [name for name in rows.columns if rows[name].dtype.kind in "iuf"]

@@ -92,9 +92,9 @@ def secret_purpose(run: str, name: str, peer: str) -> bytes:
     return _purpose(b"secret", run, name, peer)
 
 
-def correction_purpose(query: str, fund: str, insurer: str) -> bytes:
-    """What is sealed to the fund for one sum."""
-    return _purpose(b"correction", query, fund, insurer)
+def correction_purpose(query: str, turn: int, fund: str, insurer: str) -> bytes:
+    """What is sealed to the fund for one turn of a sum."""
+    return _purpose(b"correction", query, str(turn), fund, insurer)
 
 
 def _purpose(what: bytes, *names: str) -> bytes:

@@ -11,7 +11,7 @@ from federated.study.joined import contract_of_sides, refuse_at_fund
 from federated.study.plan import StudyPlan
 from federated.study.rows import Features, named_apart
 from federated.study.scoring import public_comparisons
-from federated.study.settings import KEY
+from federated.study.settings import KEY, JoinedTable
 from federated.study.simulation import public_cells
 from lab.errors import ConfigurationError
 from lab.privacy.disclosure import Rules
@@ -98,7 +98,7 @@ def _public_sides(experiment: Experiment) -> StudyPlan:
     blocks = [block for block in experiment.joined if block.role == "insurer"]
     (fund,) = (block for block in experiment.joined if block.role == "fund")
     own, theirs = (
-        _contract_of(block.contract, block.source, f"joined ({block.name or block.role})")
+        _of_columns(block, _contract_of(block.contract, block.source, f"joined ({block.name})"))
         for block in (blocks[0], fund)
     )
     held = {name for name in theirs.columns if name not in fund.keys}
@@ -121,6 +121,15 @@ def _public_sides(experiment: Experiment) -> StudyPlan:
         rules=_rules(experiment),
         fund_columns=tuple(sorted(held)),
     )
+
+
+def _of_columns(block: JoinedTable, contract: Contract) -> Contract:
+    """A side's contract with the columns that take part."""
+    if block.columns is None:
+        return contract
+    names = [n for n in contract.columns if n in (*block.keys, *block.columns)]
+    columns = {name: contract.columns[name] for name in names}
+    return contract.model_copy(update={"columns": columns})
 
 
 def _rules(experiment: Experiment) -> Rules:

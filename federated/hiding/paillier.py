@@ -147,7 +147,7 @@ def _purpose(query: str) -> bytes:
 
 
 def terms_of(
-    request: Request, roster: Roster, key: PublicKey, layout: Layout, *, of_shares: bool
+    request: Request, roster: Roster, key: PublicKey, layout: Layout, *, of_shares: bool = False
 ) -> Terms:
     """What everybody signs; computed by each from what it was asked."""
     return Terms(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from lab.models.design import Design, Encoding, codes_of
 from lab.statistics import Part
 from lab.sums import Floats, Sums
-from secure_agg.arithmetic.ring import Integers
+from secure_agg.arithmetic.ring import Digits, Integers, Ring
 
 Role = Literal["insurer", "fund"]
 #: Who holds a column.
@@ -31,11 +31,18 @@ Multiplied = list[tuple[tuple[str, ...], tuple[str, ...]]]
 Widths = tuple[dict[str, int], dict[str, int]]
 #: Columns by group: (rows, columns) each.
 Groups = dict[str, Floats]
-#: The share of a product of two groups, by their names: (left columns, right columns).
-Shares = Callable[[str, str], Integers]
 
-#: The format of a side's numbers: they are scaled so that an average row's are about 1.
-BOUND, RESOLUTION = 2.0**44, 2.0**-44
+
+@dataclass(frozen=True)
+class Format:
+    """The fixed-point format of a side's numbers, which are scaled so that an average row's are about 1."""
+
+    bound: float
+    resolution: float
+
+
+#: Of sums that are products of two numbers; where shares are multiplied again, coarser.
+FINE, COARSE = Format(2.0**44, 2.0**-44), Format(2.0**24, 2.0**-32)
 
 
 class Half(Protocol):
@@ -52,8 +59,43 @@ class Half(Protocol):
     secret: bytes
 
 
+@dataclass(frozen=True)
+class Shares:
+    """A side's shares of products of groups. widths: columns of each group of either side.
+
+    blocks: (left columns, right columns) by the names of an insurer's group and a fund's; own: the
+    side's groups on the rows of the spine, among them its shares of curves.
+    """
+
+    ring: Ring
+    widths: Widths
+    blocks: Mapping[tuple[str, str], Integers]
+    own: Mapping[str, Digits]
+
+    def __call__(self, left: str, right: str) -> Integers:
+        """The share of the product of two groups."""
+        empty = np.zeros((self.widths[0][left], self.widths[1][right]), dtype=object)
+        return self.blocks.get((left, right), empty)
+
+    def local(self, left: str, right: str) -> Integers:
+        """The product of two groups that this side has, such as own columns and its share of a curve;
+        0 at the side that has not both."""
+        if left in self.own and right in self.own:
+            return self.ring.product(self.own[left], self.own[right])
+        ours, theirs = self.widths
+        shape = [ours[name] if name in ours else theirs[name] for name in (left, right)]
+        return np.zeros(shape, dtype=object)
+
+
 class JoinedSum(Protocol):
-    """One statistic at one set of arguments."""
+    """One statistic at one set of arguments.
+
+    curves: of each row, what is a function of both sides' parts of its linear predictor together, by
+    name; shares of them are made first, row by row, and enter the products as columns of both sides.
+    """
+
+    form: ClassVar[Format]
+    curves: ClassVar[tuple[str, ...]]
 
     def products(self) -> Multiplied:
         """Groups of the insurer's side and of the fund's that are multiplied with each other."""
@@ -74,12 +116,12 @@ class JoinedSum(Protocol):
         """The total, of what the shares add up to."""
 
 
-def within(groups: Groups, rows: int) -> Groups:
+def within(groups: Groups, rows: int, form: Format = FINE) -> Groups:
     """Groups with ``here``, 1 for each row, and ``valid``, which is 0 where a number is none or beyond
     its bound; such rows are 0 everywhere else."""
     inside = np.ones(rows, dtype=bool)
     for columns in groups.values():
-        inside &= np.all(np.abs(columns) <= BOUND, axis=1)  # what is no number is not either
+        inside &= np.all(np.abs(columns) <= form.bound, axis=1)  # what is no number is not either
     kept = {name: np.where(inside[:, None], columns, 0.0) for name, columns in groups.items()}
     return {**kept, "valid": inside.astype(np.float64)[:, None], "here": np.ones((rows, 1))}
 
@@ -146,3 +188,16 @@ def indicators(frame: pd.DataFrame, feature: Any, levels: tuple[str, ...]) -> Fl
     """(rows, levels) 1 where a row has a level."""
     codes = codes_of(feature.texts(frame), levels)
     return np.asarray(codes[:, None] == np.arange(len(levels)), dtype=np.float64)
+
+
+class CurvedSum(JoinedSum, Protocol):
+    """A statistic that needs curves: f(a + b) as sum_k f_k(a) g_k(b), exact to a stated error."""
+
+    def left_curves(self, side: Half) -> Floats:
+        """(rows, curves, terms) the insurer's factors."""
+
+    def right_curves(self, side: Half) -> Floats:
+        """(rows, terms) the fund's factors, the same for all curves."""
+
+    def with_curves(self, ring: Ring, own: dict[str, Digits]) -> dict[str, Digits]:
+        """A side's groups on the spine, with those that its shares of curves make."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from federated.joined.factors import (
+    FINE,
+    Format,
     Groups,
     Half,
     Halves,
@@ -31,6 +34,8 @@ class Step:
     a: glm.OfStep
     arrays: Mapping[str, Floats]
     owner: Owner
+    form: ClassVar[Format] = FINE
+    curves: ClassVar[tuple[str, ...]] = ()
 
     @property
     def _halves(self) -> Halves:
@@ -136,6 +141,8 @@ class Likelihood:
     a: glm.OfLikelihood
     arrays: Mapping[str, Floats]
     owner: Owner
+    form: ClassVar[Format] = FINE
+    curves: ClassVar[tuple[str, ...]] = ()
 
     @property
     def _halves(self) -> Halves:

@@ -203,11 +203,11 @@ def check_law(family: Family) -> None:
     """Raises :class:`ConfigurationError` for a family whose sums are no inner products."""
     if family.link == "log" and family.name in ("poisson", "gamma", "tweedie", "gaussian"):
         return
-    if family.name == "gaussian" and family.link == "identity":
+    if (family.name, family.link) in (("gaussian", "identity"), ("binomial", "logit")):
         return
     raise ConfigurationError(
         f"model: a {family.name} model with the {family.link} link can't be fitted over joined parties; "
-        "gaussian, poisson, gamma and tweedie on the log link can, and gaussian with the identity link"
+        "gaussian, poisson, gamma and tweedie on the log link can, gaussian with the identity link, and binomial with the logit"
     )
 
 

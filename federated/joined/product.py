@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from federated.joined.factors import BOUND, RESOLUTION, Groups, JoinedSum, Owner, Role
+from federated.joined.curves import TERMS
+from federated.joined.factors import CurvedSum, Format, Groups, Half, JoinedSum, Owner, Role, Shares
 from federated.joined.statistics import JOINED
 from federated.messages import Request
 from federated.party import statistics
@@ -82,14 +84,18 @@ class Products:
                 found.append((ours, theirs, terms))
         return found
 
-    def matrices(self, role: Role, groups: Groups, spine: Spine) -> list[Digits]:
-        """A side's matrix in each product, on the rows of the spine."""
+    def on_spine(self, groups: Groups, spine: Spine) -> dict[str, Digits]:
+        """A side's groups on the rows of the spine."""
+        return {name: _placed(columns, spine, self.total.form) for name, columns in groups.items()}
+
+    def matrices(self, role: Role, own: Mapping[str, Digits]) -> list[Digits]:
+        """A side's matrix in each product."""
         return [
-            _on_spine([groups[g] for g in (ours if role == "insurer" else theirs)], spine)
+            np.concatenate([own[g] for g in (ours if role == "insurer" else theirs)], axis=1)
             for ours, theirs, _ in self.products
         ]
 
-    def shared(self, matrices: Sequence[Integers]) -> Integers:
+    def shared(self, matrices: Sequence[Integers], own: Mapping[str, Digits]) -> Integers:
         """What a side makes of its shares of the products, as one vector."""
         left, right = self.total.widths()
         blocks: dict[tuple[str, str], Integers] = {}
@@ -102,28 +108,32 @@ class Products:
                     blocks[g, h] = part
                     column += right[h]
                 row += left[g]
-
-        def share(g: str, h: str) -> Integers:
-            empty = np.zeros((left[g], right[h]), dtype=object)
-            return blocks.get((g, h), empty)
-
-        values = self.total.combined(share)
+        shares = Shares(RING, (left, right), blocks, own)
+        values = self.total.combined(shares)
         parts = [values[name].ravel() for name in sorted(values)]
-        both = share("here", "here").ravel()
+        both = shares("here", "here").ravel()
         return np.asarray(np.concatenate([*parts, both]) % RING.modulus, dtype=object)
 
     def sizes(self) -> dict[str, int]:
         """The numbers of each array that is opened, in their order."""
-        left, right = self.total.widths()
-        values = self.total.combined(lambda g, h: np.zeros((left[g], right[h]), dtype=object))
+        values = self.total.combined(Shares(RING, self.total.widths(), {}, {}))
         return {name: values[name].size for name in sorted(values)} | {BOTH: 1}
 
+    @property
+    def curves(self) -> ProductTerms | None:
+        """The terms of the curves that are made first, row by row."""
+        total = self.total
+        if not total.curves:
+            return None
+        return ProductTerms(
+            f"{self.query}/curves", self.rows, len(total.curves) * TERMS, TERMS, RING
+        )
 
-def _on_spine(columns: list[Floats], spine: Spine) -> Digits:
-    own = np.hstack(columns)
+
+def _placed(columns: Floats, spine: Spine, form: Format) -> Digits:
     there = spine.place >= 0
-    matrix = np.zeros((spine.size, own.shape[1], RING.digits), dtype=np.uint16)
-    matrix[spine.place[there]] = RING.encoded(own[there], BOUND, RESOLUTION)
+    matrix = np.zeros((spine.size, columns.shape[1], RING.digits), dtype=np.uint16)
+    matrix[spine.place[there]] = RING.encoded(columns[there], form.bound, form.resolution)
     return matrix
 
 
@@ -149,42 +159,83 @@ def joined_total(total: JoinedSum, sums: Sums, query: str = "total") -> Sums:
     values, at = {}, 0
     for name, size in sizes.items():
         part = numbers[at : at + size]
-        values[name] = np.array([float(v) for v in part]) * RESOLUTION**2
+        values[name] = np.array([float(v) for v in part]) * total.form.resolution**2
         at += size
     rows = round(float(values.pop(BOTH)[0]))
     return total.opened(values, rows)
 
 
 # Between the sides. A side is a generator: it gives a letter and takes the other side's, in turns, and
-# returns its shares of all products.
+# returns its share of the sum.
 
-Talking = Generator[bytes, bytes, list[Integers]]
+Talking = Generator[bytes, bytes, Integers]
 
 
-def by_triples(layout: Products, role: Role, matrices: Sequence[Digits], secret: bytes) -> Talking:
-    """With dealt randomness. secret: what the dealer gave this side; what the left side hears ends with
-    nothing, what the right one hears with what was dealt for it."""
+def by_triples(layout: Products, half: Half, spine: Spine, secret: bytes) -> Talking:
+    """With dealt randomness. secret: what the dealer gave this side; what the fund's side hears ends
+    with what was dealt for it."""
+    side: triples.Side = "left" if half.role == "insurer" else "right"
+    own = layout.on_spine(_groups(layout.total, half), spine)
+    if (curves := layout.curves) is not None:
+        share = yield from _curves_by_triples(layout, curves, half, spine, secret)
+        own = _with_curves(layout.total, own, share)
     products = [terms for _, _, terms in layout.products]
-    side: triples.Side = "left" if role == "insurer" else "right"
+    matrices = layout.matrices(half.role, own)
     seeds = [triples.seed_of(secret, terms) for terms in products]
     steps = list(zip(products, seeds, matrices, strict=True))
     heard = yield wire.join(LETTER, [triples.masked(t, s, side, m) for t, s, m in steps])
-    count = len(products)
-    parts = wire.split(LETTER, heard, count, 2 * count)
+    parts, dealt = _heard(heard, len(products), side)
     if side == "left":
-        return [
-            triples.left_share(t, s, m, part) for (t, s, m), part in zip(steps, parts, strict=False)
+        shares = [
+            triples.left_share(t, s, m, part) for (t, s, m), part in zip(steps, parts, strict=True)
         ]
-    if len(parts) != 2 * count:
-        raise MalformedMessage("what was dealt for a product is missing")
-    return [
-        triples.right_share(t, s, part, dealt)
-        for (t, s, _), part, dealt in zip(steps, parts[:count], parts[count:], strict=True)
-    ]
+    else:
+        shares = [
+            triples.right_share(t, s, part, given)
+            for (t, s, _), part, given in zip(steps, parts, dealt, strict=True)
+        ]
+    return layout.shared(shares, own)
 
 
-def deal(layout: Products, left_secret: bytes, right_secret: bytes) -> list[bytes]:
-    """The dealer's part: what the right side needs for each product."""
+def _curves_by_triples(
+    layout: Products, terms: ProductTerms, half: Half, spine: Spine, secret: bytes
+) -> Generator[bytes, bytes, Digits]:
+    """A side's share of each row's curves, (spine's rows, curves)."""
+    total, seed = cast(CurvedSum, layout.total), triples.seed_of(secret, terms)
+    if half.role == "insurer":
+        factors = total.left_curves(half)
+        matrix = _placed(factors.reshape(len(factors), -1), spine, total.form)
+        heard = yield wire.join(LETTER, [triples.masked(terms, seed, "left", matrix)])
+        (part,), _ = _heard(heard, 1, "left")
+        return triples.left_rows(terms, seed, matrix, part)
+    matrix = _placed(total.right_curves(half), spine, total.form)
+    heard = yield wire.join(LETTER, [triples.masked(terms, seed, "right", matrix)])
+    (part,), (dealt,) = _heard(heard, 1, "right")
+    return triples.right_rows(terms, seed, part, dealt)
+
+
+def _heard(heard: bytes, count: int, side: triples.Side) -> tuple[list[bytes], list[bytes]]:
+    """The other side's parts of a letter, and what was dealt beside them."""
+    parts = wire.split(LETTER, heard, count if side == "left" else 2 * count)
+    return parts[:count], parts[count:]
+
+
+def _groups(total: JoinedSum, half: Half) -> Groups:
+    return total.left(half) if half.role == "insurer" else total.right(half)
+
+
+def _with_curves(total: JoinedSum, own: dict[str, Digits], share: Digits) -> dict[str, Digits]:
+    """A side's groups, with its shares of the curves as columns of their names."""
+    columns = {name: share[:, k : k + 1] for k, name in enumerate(total.curves)}
+    return cast(CurvedSum, total).with_curves(RING, {**own, **columns})
+
+
+def deal(layout: Products, turn: int, left_secret: bytes, right_secret: bytes) -> list[bytes]:
+    """The dealer's part: what the right side needs beside the letter that it hears in a turn."""
+    curves = layout.curves
+    if curves is not None and turn == 1:
+        seeds = [triples.seed_of(s, curves) for s in (left_secret, right_secret)]
+        return [triples.deal_rows(curves, *seeds)]
     products = [terms for _, _, terms in layout.products]
     return [
         triples.deal(t, triples.seed_of(left_secret, t), triples.seed_of(right_secret, t))
@@ -192,10 +243,13 @@ def deal(layout: Products, left_secret: bytes, right_secret: bytes) -> list[byte
     ]
 
 
-def by_paillier(
-    layout: Products, role: Role, matrices: Sequence[Digits], key: PrivateKey
-) -> Talking:
+def by_paillier(layout: Products, half: Half, spine: Spine, key: PrivateKey) -> Talking:
     """With Paillier. key: of this side; in each product the side of fewer columns encrypts."""
+    if layout.curves is not None:
+        raise PeerError("a binomial model over joined sides needs protection.product = 'triples'")
+    role = half.role
+    own_groups = layout.on_spine(_groups(layout.total, half), spine)
+    matrices = layout.matrices(role, own_groups)
     numbers = [RING.signed(RING.integers(m)) for m in matrices]
     products = [terms for _, _, terms in layout.products]
     encrypts = [(t.left <= t.right) == (role == "insurer") for t in products]
@@ -217,7 +271,7 @@ def by_paillier(
         shares.append(share)
     heard = yield wire.join(LETTER, answers)
     messages = wire.split(LETTER, heard, len(products))
-    return [
+    made = [
         _turned(
             encrypted_product.opened(p, key, n, message) if own else share, terms, left_encrypts
         )
@@ -232,6 +286,7 @@ def by_paillier(
             strict=True,
         )
     ]
+    return layout.shared(made, own_groups)
 
 
 def _packing(terms: ProductTerms, key_bits: int) -> Packing:
@@ -274,5 +329,6 @@ def purpose(query: str, phase: int, sender: str, receiver: str) -> bytes:
     )
 
 
-#: Turns in which letters go to and fro, by the way of making products.
-TURNS: Mapping[str, int] = {"triples": 1, "paillier": 2}
+def turns(total: JoinedSum, product: str) -> int:
+    """Turns in which letters go to and fro, by the way of making products."""
+    return {"triples": 1, "paillier": 2}[product] + bool(total.curves)

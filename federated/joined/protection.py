@@ -10,7 +10,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from federated.hiding.protocol import Protection, Talk
 from federated.joined.factors import JoinedSum, Owner
-from federated.joined.product import LETTER, TURNS, Products, deal, joined_sum, joined_total
+from federated.joined.product import LETTER, Products, deal, joined_sum, joined_total, turns
 from federated.joined.side import dealt_to
 from federated.joined.statistics import LOCAL
 from federated.message_kinds import MessageKind
@@ -53,9 +53,9 @@ class TripleDealer:
             self._secrets[pair.name] = secrets.token_bytes(32), secrets.token_bytes(32)
         return self._secrets[pair.name]
 
-    def dealt(self, pair: Pair, layout: Products) -> bytes:
-        """What the fund's side needs for one sum."""
-        return wire.join(LETTER, deal(layout, *self.secrets_of(pair)))
+    def dealt(self, pair: Pair, layout: Products, turn: int) -> bytes:
+        """What the fund's side needs for one turn of a sum."""
+        return wire.join(LETTER, deal(layout, turn, *self.secrets_of(pair)))
 
 
 class Joined:
@@ -112,16 +112,19 @@ class Joined:
     def multiply(self, talk: Talk, request: Request, total: JoinedSum) -> None:
         """Carry letters between the sides until each has its share of a sum."""
         letters: dict[str, dict[str, bytes]] = {name: {} for name in request.parties}
-        for turn in range(TURNS[self._product] + 1):
-            if turn == 1 and self._product == "triples":
-                for pair, dealt in self.dealt(talk, request, total).items():
+        last = turns(total, self._product)
+        for turn in range(last + 1):
+            if turn and self._product == "triples":
+                for pair, dealt in self.dealt(talk, request, total, turn).items():
                     letters[pair.fund][f"dealt {pair.insurer}"] = dealt
             answers = talk.ask(MessageKind.PRODUCT, _turn(request, turn, letters))
-            letters = self._carried(answers, last=turn == TURNS[self._product])
+            letters = self._carried(answers, last=turn == last)
 
-    def dealt(self, talk: Talk, request: Request, total: JoinedSum) -> dict[Pair, bytes]:
-        """What was dealt for the fund's side of each product of a sum."""
-        return {pair: self._dealer.dealt(pair, pair.layout(request, total)) for pair in self.pairs}
+    def dealt(self, talk: Talk, request: Request, total: JoinedSum, turn: int) -> dict[Pair, bytes]:
+        """What was dealt for the fund's side of each product of a sum, for one turn of it."""
+        return {
+            pair: self._dealer.dealt(pair, pair.layout(request, total), turn) for pair in self.pairs
+        }
 
     def _carried(
         self, answers: Mapping[str, RecordDict], *, last: bool

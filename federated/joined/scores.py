@@ -5,12 +5,14 @@ from __future__ import annotations
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy import special
 
 from federated.joined.factors import (
+    FINE,
+    Format,
     Groups,
     Half,
     Halves,
@@ -35,13 +37,23 @@ from secure_agg.arithmetic.ring import Integers
 BAGS = 64
 
 
-def _bags(side: Half, task: Any, seed: int) -> Floats:
+def bags_of(side: Half, task: Any, seed: int) -> Floats:
     """(rows, BAGS) the bag of each row, drawn from the side's secret; all rows of a person in one."""
     owners = side.owners(task, "test")
     key = [seed, *hmac.digest(side.secret, b"bags", "sha256")]
     _, person = np.unique(owners.to_numpy(), return_inverse=True)
     bag = np.random.default_rng(key).permutation(int(person.max(initial=-1)) + 1) % BAGS
     return np.asarray(bag[person][:, None] == np.arange(BAGS), dtype=np.float64)
+
+
+def model_of(text: str) -> GLM:
+    """The GLM that is scored. Raises :class:`ConfigurationError` for another kind of model."""
+    model = from_json(text)
+    if not isinstance(model, GLM):
+        raise ConfigurationError(
+            f"model: a {type(model).__name__} can't be scored over joined parties"
+        )
+    return model
 
 
 @dataclass(frozen=True)
@@ -55,15 +67,12 @@ class JoinedFit:
     a: Any
     arrays: Mapping[str, Floats]
     owner: Owner
+    form: ClassVar[Format] = FINE
+    curves: ClassVar[tuple[str, ...]] = ()
 
     @property
     def _model(self) -> GLM:
-        model = from_json(self.a.model)
-        if not isinstance(model, GLM):
-            raise ConfigurationError(
-                f"model: a {type(model).__name__} can't be scored over joined parties"
-            )
-        return model
+        return model_of(self.a.model)
 
     @property
     def _halves(self) -> Halves:
@@ -110,7 +119,7 @@ class JoinedFit:
             [columns_of(law.deviance(known)), columns_of(law.mean(known)), *alone, size]
         )
         if self.a.replicates:
-            bags = _bags(side, task, self.a.seed)
+            bags = bags_of(side, task, self.a.seed)
             terms = (bags[:, :, None] * terms[:, None, :]).reshape(len(rows), -1)
         return within({"terms": terms, "weighted": self._weighted(known, r)}, len(rows))
 
@@ -180,6 +189,8 @@ class ByLevel:
     a: Any
     arrays: Mapping[str, Floats]
     owner: Owner
+    form: ClassVar[Format] = FINE
+    curves: ClassVar[tuple[str, ...]] = ()
     _fit: JoinedFit = field(init=False)
 
     def __post_init__(self) -> None:

@@ -104,15 +104,14 @@ class JoinedSide(Party):
         self.work.clear()  # of a sum that another side was lost from
         self.shares.clear()
         total = joined_sum(request, self.owner)
-        groups = total.left(self) if self.role == "insurer" else total.right(self)
         letters = {}
         for peer in self.places:
             layout = Products(f"{request.query} {self._pair(peer)}", self.sizes[peer], total)
-            matrices = layout.matrices(self.role, groups, self._spine(request, peer))
+            spine = self._spine(request, peer)
             talk = (
-                by_triples(layout, self.role, matrices, secrets[peer])
+                by_triples(layout, self, spine, secrets[peer])
                 if self.product == "triples"
-                else by_paillier(layout, self.role, matrices, self.key)
+                else by_paillier(layout, self, spine, self.key)
             )
             self.work[request.query, peer] = Conversation(layout, talk)
             letters[peer] = next(talk)
@@ -127,7 +126,7 @@ class JoinedSide(Party):
             return work.talk.send(letter)
         except StopIteration as end:
             del self.work[query, peer]
-            share = work.layout.shared(end.value)
+            share: Integers = end.value
             before = self.shares.get(query)
             whole = share if before is None else (before + share) % RING.modulus
             self.shares[query] = np.asarray(whole, dtype=object)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from federated.joined.factors import (
+    FINE,
+    Format,
     Groups,
     Half,
     Halves,
@@ -21,6 +23,7 @@ from federated.joined.factors import (
     within,
 )
 from federated.joined.glm import Likelihood, Step
+from federated.joined.logit import LogitByLevel, LogitFit, LogitLikelihood, LogitStep
 from federated.joined.scores import ByLevel, JoinedFit
 from lab.models.design import Number
 from lab.models.glm import PERSON_PAIRS, SUMMED, Response
@@ -38,6 +41,8 @@ class JoinedTotals:
     a: Any
     arrays: Mapping[str, Floats]
     owner: Owner
+    form: ClassVar[Format] = FINE
+    curves: ClassVar[tuple[str, ...]] = ()
 
     @property
     def _halves(self) -> Halves | None:
@@ -106,6 +111,8 @@ class Moments:
     a: Any
     arrays: Mapping[str, Floats]
     owner: Owner
+    form: ClassVar[Format] = FINE
+    curves: ClassVar[tuple[str, ...]] = ()
 
     def _own(self, role: str) -> list[int]:
         terms = enumerate(self.a.features)
@@ -157,6 +164,8 @@ class LevelCounts:
     a: Any
     arrays: Mapping[str, Floats]
     owner: Owner
+    form: ClassVar[Format] = FINE
+    curves: ClassVar[tuple[str, ...]] = ()
 
     def _own(self, role: str) -> list[int]:
         return [k for k, t in enumerate(self.a.features) if self.owner(t.feature.column) == role]
@@ -212,14 +221,27 @@ def _magnitudes(side: Any, a: OfMagnitudes) -> Sums:
 
 #: What each side answers for its own columns, without the other: public sizes, no sums.
 LOCAL: Mapping[str, Callable[[Any, Any], Sums]] = {"magnitudes": _magnitudes}
+
+
+def _by_family(plain: Any, logit: Any) -> Callable[[Any, Mapping[str, Floats], Owner], JoinedSum]:
+    """A statistic of models, which for a logistic one has curves."""
+
+    def make(a: Any, arrays: Mapping[str, Floats], owner: Owner) -> JoinedSum:
+        kind = logit if a.task.law.name == "binomial" else plain
+        total: JoinedSum = kind(a, arrays, owner)
+        return total
+
+    return make
+
+
 #: What can be asked of joined rows, by the name of the statistic.
 JOINED: Mapping[str, Callable[[Any, Mapping[str, Floats], Owner], JoinedSum]] = {
     "glm_start": JoinedTotals,
-    "glm_step": Step,
-    "glm_likelihood": Likelihood,
+    "glm_step": _by_family(Step, LogitStep),
+    "glm_likelihood": _by_family(Likelihood, LogitLikelihood),
     "totals": JoinedTotals,
     "moments": Moments,
     "level_counts": LevelCounts,
-    "score_fit": JoinedFit,
-    "score_levels": ByLevel,
+    "score_fit": _by_family(JoinedFit, LogitFit),
+    "score_levels": _by_family(ByLevel, LogitByLevel),
 }

@@ -23,7 +23,7 @@ from lab.models.glm import Response, Task
 from lab.privacy.disclosure import Rules
 from lab.queries.questions import Question
 from lab.records import Strict
-from lab.scores import accuracy, detection
+from lab.scores import accuracy, detection, groups
 from lab.statistics import ANY_MODEL, PROFILES, QUESTIONS, Arrays, Holding, Part, Statistic
 from lab.sums import Floats, Sums
 
@@ -224,7 +224,7 @@ def _detection_groups(holding: Holding, a: OfGroups, arrays: Arrays) -> Sums:
     texts = a.group.feature.texts(holding.rows(a.task, "test"))
     truth, amount = _judged(holding, a)
     scores = holding.once(scored, a.model, a.task)
-    return detection.group_sums(
+    return groups.group_sums(
         truth,
         scores.rate,
         amount,

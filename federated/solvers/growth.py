@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lab.models import kernels
 from lab.models.tree_model import LEAF, Cuts, Tree
@@ -36,6 +37,7 @@ class _Cut(NamedTuple):
     feature: int
     bins: int  # bits of those that go left
     sums: tuple[float, float]  # derivatives of what goes left
+    gain: float
 
 
 @dataclass
@@ -72,7 +74,7 @@ class Growth:
         self.ordered = np.array([cuts[j].edges is not None for j in chosen])
         self.direction = np.array([cuts[j].monotone for j in chosen])
         self.feature, self.left, self.bins = [LEAF], [0], [0]
-        self.value, self.own = [0.0], [0.0]
+        self.value, self.gain = [0.0], [0.0]
 
     def first(self, place: Place) -> Ask:
         """The question about the root, of which nothing is known yet."""
@@ -92,11 +94,6 @@ class Growth:
             if depth < self.settings.depth:
                 self._fill(place, pairs, ask_parties)
         return self._tree()
-
-    @property
-    def leaf_values(self) -> tuple[float, ...]:
-        """(nodes,) the value of each node where it is a leaf."""
-        return tuple(v * self.recipe.step for v in self.own)
 
     def _shape(self) -> Tree:
         """The tree so far, without values: who is asked to count needs none."""
@@ -120,7 +117,7 @@ class Growth:
         direction = self.cuts[best.feature].monotone
         first = len(self.feature)
         self.feature[node.number], self.left[node.number] = best.feature, first
-        self.bins[node.number] = best.bins
+        self.bins[node.number], self.gain[node.number] = best.bins, best.gain
         rest = (node.sums[0] - best.sums[0], node.sums[1] - best.sums[1])
         left = _Node(first, best.sums, node.low, node.high)
         right = _Node(first + 1, rest, node.low, node.high)
@@ -135,9 +132,8 @@ class Growth:
             self.left.append(0)
             self.bins.append(0)
             self.value.append(0.0)
-            self.own.append(0.0)
+            self.gain.append(0.0)
             self._settle(child)
-        self.value[node.number] = 0.0
         return node, left, right
 
     def _leaf(self, node: _Node) -> float:
@@ -146,8 +142,7 @@ class Growth:
         return float(np.clip(value, node.low, node.high))
 
     def _settle(self, node: _Node) -> None:
-        self.own[node.number] = self.settings.learning_rate * self._leaf(node)
-        self.value[node.number] = self.own[node.number]
+        self.value[node.number] = self.settings.learning_rate * self._leaf(node)
 
     def _fill(
         self,
@@ -196,11 +191,15 @@ class Growth:
         if gain[k] <= s.min_gain:
             return None
         part = slice(self.start[k], self.start[k + 1])
-        return self._made(node, k, g[part], h[part], int(cut[k]), bool(missing[k]))
+        left, sums = self._sides(node, k, g[part], h[part], int(cut[k]), bool(missing[k]))
+        bins = int.from_bytes(np.packbits(left, bitorder="little").tobytes(), "little")
+        return _Cut(self.chosen[k], bins, sums, float(gain[k]))
 
-    def _made(self, node: _Node, k: int, g: Floats, h: Floats, last: int, missing: bool) -> _Cut:
-        """The cut of the k-th chosen feature: its bins and sums. Levels that no row of the node
-        has, and missing values where it has none, go with the greater part."""
+    def _sides(
+        self, node: _Node, k: int, g: Floats, h: Floats, last: int, missing: bool
+    ) -> tuple[NDArray[np.bool_], tuple[float, float]]:
+        """What a cut of the k-th chosen feature sends left: its bins and sums. Levels that no row of
+        the node has, and missing values where it has none, go with the greater part."""
         empty = (g == 0) & (h == 0)
         if self.ordered[k]:
             left = np.arange(len(g)) <= last
@@ -211,8 +210,7 @@ class Growth:
             left[np.argsort(g / (h + SMOOTH), kind="stable")[: last + 1]] = True
         sums = (float(g[left].sum()), float(h[left].sum()))
         left[empty] = 2 * sums[1] >= node.sums[1]
-        bins = int.from_bytes(np.packbits(left, bitorder="little").tobytes(), "little")
-        return _Cut(self.chosen[k], bins, sums)
+        return left, sums
 
 
 def _bound(value: float) -> float:

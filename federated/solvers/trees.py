@@ -137,7 +137,7 @@ def train(
 
     ask = _Questions(federation, task, cuts, recipe)
     # 2. Tree by tree; the sums at a root tell the loss of the trees before it.
-    trees: list[Tree] = []
+    grown: list[tuple[Tree, Floats]] = []
     trace, place = [], Place()
     for at in range(settings.trees + 1):
         if watch:
@@ -150,12 +150,25 @@ def train(
         if at == settings.trees or at - best >= settings.patience:
             break
         tree = growth.grow(place, root, ask.level)
-        trees.append(tree := _of_enough(growth, tree, settings, ask, place))
-        place = place.next(tree)
-    cut = sum(feature != LEAF for tree in trees for feature in tree.feature)
-    federation.opened.append(Opened("trees_level", 2 * len(trace) + cut))
-    model = Trees(task=task, cuts=cuts, intercept=recipe.intercept, trees=tuple(trees[:best]))
-    return model, pd.DataFrame(trace)
+        grown.append(_of_enough(growth, tree, settings, ask, place))
+        place = place.next(grown[-1][0])
+    cut = sum(feature != LEAF for tree, _ in grown for feature in tree.feature)
+    federation.opened.append(Opened("trees_level", 2 * len(trace) + cut + len(cuts)))
+    return _model(task, cuts, recipe, grown[:best]), pd.DataFrame(trace)
+
+
+def _model(
+    task: Task, cuts: tuple[Cuts, ...], recipe: TreesRecipe, grown: list[tuple[Tree, Floats]]
+) -> Trees:
+    """The file of trees, each with the gain of its cuts by feature."""
+    gains = sum((gain for _, gain in grown), np.zeros(len(cuts)))
+    return Trees(
+        task=task,
+        cuts=cuts,
+        intercept=recipe.intercept,
+        trees=tuple(tree for tree, _ in grown),
+        gains=tuple(gains.tolist()),
+    )
 
 
 @dataclass(frozen=True)
@@ -190,23 +203,27 @@ def _of_enough(
     settings: TreesSettings,
     ask: _Questions,
     place: Place,
-) -> Tree:
-    """The tree that grew, without cuts that leave a leaf with too few persons.
+) -> tuple[Tree, Floats]:
+    """The tree that grew, without cuts that leave a leaf with too few persons, and (features,) the
+    gain of those that stay.
 
     Its values are told to nobody before: the parties count at a tree that holds none. A person with
     rows at two leaves counts at both, so that a joined leaf is counted anew.
     """
-    values = growth.leaf_values
+    gain = np.array(growth.gain)
     while True:
         shape = tree.model_copy(update={"value": (0.0,) * len(tree.value)})
         persons = ask.persons(place.model_copy(update={"growing": shape}))
-        smaller, values = tree.joined(persons, settings.min_persons, values)
+        smaller, nodes = tree.joined(persons, settings.min_persons)
+        gain = gain[list(nodes)]
         if len(smaller.feature) in (1, len(tree.feature)):
-            leaves = np.array(smaller.feature) == LEAF
-            if len(smaller.feature) > 1:  # a lone root stands on all rows
-                behind = persons[leaves]
-                ask.federation.opened.append(Opened.cells("trees_leaves", len(behind), behind))
-            return smaller
+            feature = np.array(smaller.feature)
+            cut = feature != LEAF
+            if len(feature) > 1:  # a lone root stands on all rows
+                behind = persons[~cut]
+                ask.federation.opened.append(Opened.cells("trees_leaves", len(feature), behind))
+            by_feature = np.bincount(feature[cut], gain[cut], len(growth.cuts))
+            return smaller, by_feature.astype(np.float64)
         tree = smaller
 
 

@@ -140,6 +140,11 @@ class Experiment(Strict):
             )
         for task in self.tasks().values():
             check_law(task.law)
+            if task.law.name == "binomial" and self.protection.product == "paillier":
+                raise ConfigurationError(
+                    "protection.product: a binomial model over joined sides needs 'triples'; its mean is "
+                    "no product of what the sides know, and Paillier would take hours"
+                )
 
     def check_detection(self) -> None:
         """Refuse ``[detection]`` where the model gives no probability of fraud."""
@@ -373,7 +378,23 @@ def set_key(values: dict[str, Any], key: str, value: Any) -> None:
             value = tomllib.loads(f"x = {value}")["x"]
     *path, last = key.split(".")
     for part in path:
-        values = values.setdefault(part, {})
-        if not isinstance(values, dict):
+        if isinstance(values, list):
+            values = _numbered(values, part, key)
+        else:
+            values = values.setdefault(part, {})
+        if not isinstance(values, dict | list):
             raise ConfigurationError(f"--set {key}: '{part}' is not a table")
+    if isinstance(values, list):
+        raise ConfigurationError(
+            f"--set {key}: name a key of one of its tables, as {path[0]}.0.path"
+        )
     values[last] = value
+
+
+def _numbered(tables: list[Any], number: str, key: str) -> Any:
+    """One of several tables of a name, counted from 0."""
+    if not number.isdecimal() or int(number) >= len(tables):
+        raise ConfigurationError(
+            f"--set {key}: '{number}' must be a number from 0 to {len(tables) - 1}, one for each table"
+        )
+    return tables[int(number)]

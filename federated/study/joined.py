@@ -16,6 +16,7 @@ from federated.app import client_app
 from federated.federation import Federation
 from federated.hiding.protocol import Clear, Protection
 from federated.joined.alignment import aligned
+from federated.joined.curves import REACH, error_bound
 from federated.joined.factors import Owner
 from federated.joined.protection import Joined, Pair
 from federated.joined.side import JoinedSide
@@ -25,6 +26,7 @@ from federated.study.settings import BLOCK, KEY, MARK, JoinedTable
 from federated.transport import in_process as grid
 from lab.errors import ConfigurationError, ContractError
 from lab.privacy.disclosure import Rules
+from lab.records import nearest
 from lab.tables.contracts import Column, Contract
 from lab.tables.identifiers import KeyTexts, key_texts
 from lab.tables.sources import Table, load
@@ -74,15 +76,13 @@ def joined_tables(experiment: Experiment, texts: Sequence[str]) -> JoinedTables:
         for block, (_, keys) in zip((*blocks, fund_block), loaded, strict=True)
         for note in _left_out(block, keys)
     ]
-    own = pd.concat(
-        [
-            _keyed(table.frame, keys).assign(**{BLOCK: at})
-            for at, (table, keys) in enumerate(insurers)
-        ],
-        ignore_index=True,
-    )
+    own = _one_under_the_other(insurers)
+    fund, both = _apart(own, fund, fund_block)
+    if both:
+        notes.append(
+            f"both sides have {', '.join(both)}: the fund's are called fund.{both[0]} and so on"
+        )
     theirs = _keyed(fund.frame, fund_keys)
-    _refuse_twice(own, theirs, blocks, fund_block)
     theirs = theirs.drop(columns=[k for k in fund_block.keys if k in theirs])
     whole = own.merge(theirs, on=KEY, how="inner", sort=False, validate="one_to_one")
     if whole.empty:
@@ -105,6 +105,7 @@ def joined_tables(experiment: Experiment, texts: Sequence[str]) -> JoinedTables:
             *notes,
             f"joined by {' and '.join(blocks[0].keys)}: {len(own):,} persons of the insurers, {len(theirs):,} "
             f"of the fund, {len(whole):,} of both, which {LEARNS[experiment.alignment.learns]}",
+            *_approximations(experiment),
         ),
         drafted=any(block.contract is None and block.source is None for block in experiment.joined),
     )
@@ -120,6 +121,15 @@ def refuse_at_fund(experiment: Experiment, columns: Sequence[str]) -> None:
             )
 
 
+def _approximations(experiment: Experiment) -> Iterator[str]:
+    """What is not exact, and by how much."""
+    if experiment.model.family == "binomial":
+        yield (
+            f"each row's mean is right to {error_bound():.0e}, for parts of the fund's columns within "
+            f"{REACH:g} on the logit scale"
+        )
+
+
 def _read(block: JoinedTable, texts: Sequence[str]) -> tuple[Table, KeyTexts]:
     contract = Contract.read(Path(block.contract)) if block.contract else None
     table = load(
@@ -131,7 +141,21 @@ def _read(block: JoinedTable, texts: Sequence[str]) -> tuple[Table, KeyTexts]:
         encoding=block.encoding,
     )
     (keys,) = key_texts(table.frame, [block.keys], table.contract, table.origin)
+    if block.columns is not None:
+        table = _selected(table, [*block.keys, *block.columns])
     return table, keys
+
+
+def _selected(table: Table, columns: Sequence[str]) -> Table:
+    """A table with some of its columns."""
+    for name in columns:
+        if name not in table.frame:
+            near = nearest(name, list(table.frame.columns))
+            hint = f"; did you mean '{near}'?" if near else ""
+            raise ConfigurationError(f"joined.columns: {table.origin} has no column '{name}'{hint}")
+    held = {name: table.contract.columns[name] for name in columns}
+    contract = table.contract.model_copy(update={"columns": held})
+    return replace(table, frame=table.frame[list(columns)], contract=contract)
 
 
 def _keyed(frame: pd.DataFrame, keys: KeyTexts) -> pd.DataFrame:
@@ -149,21 +173,27 @@ def _left_out(block: JoinedTable, keys: KeyTexts) -> Iterator[str]:
         yield f"{name}: {keys.invalid:,} rows whose {' and '.join(keys.columns)} is wrong take no part"
 
 
-def _refuse_twice(
-    own: pd.DataFrame, theirs: pd.DataFrame, blocks: Sequence[JoinedTable], fund: JoinedTable
-) -> None:
-    """A person at two insurers, or a column at both sides."""
+def _one_under_the_other(insurers: Sequence[tuple[Table, KeyTexts]]) -> pd.DataFrame:
+    """All insurers' rows. Raises :class:`ContractError` for a person at two of them."""
+    parts = [
+        _keyed(table.frame, keys).assign(**{BLOCK: at}) for at, (table, keys) in enumerate(insurers)
+    ]
+    own = pd.concat(parts, ignore_index=True)
     if (count := int(own[KEY].duplicated(keep=False).sum())) > 0:
         raise ContractError(
             f"joined: {count:,} rows of the insurers' tables have a key that another insurer's row has; "
             "a person is at one insurer here"
         )
-    keys = {*fund.keys, *(k for block in blocks for k in block.keys), KEY, BLOCK}
-    both = sorted(({str(c) for c in own} & {str(c) for c in theirs}) - keys)
-    if both:
-        raise ContractError(
-            f"joined: both sides have a column '{both[0]}'; rename it at one of them, or leave it out"
-        )
+    return own
+
+
+def _apart(own: pd.DataFrame, theirs: Table, fund: JoinedTable) -> tuple[Table, list[str]]:
+    """The fund's table with columns that the insurers have too under names of their own; and which."""
+    both = [str(c) for c in theirs.frame if c in own and c not in (*fund.keys, KEY)]
+    names = {c: f"fund.{c}" for c in both}
+    columns = {names.get(c, c): column for c, column in theirs.contract.columns.items()}
+    contract = theirs.contract.model_copy(update={"columns": columns})
+    return replace(theirs, frame=theirs.frame.rename(columns=names), contract=contract), both
 
 
 def contract_of_sides(

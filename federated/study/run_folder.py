@@ -9,6 +9,7 @@ import re
 import secrets
 import shutil
 import time
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +22,11 @@ from lab.models.design import Feature
 from lab.report import page as report
 from lab.report import tracking
 from lab.scores import accuracy as scoring
-from lab.scores import detection
+from lab.scores import detection, groups
 from lab.text import slugs
 
 if TYPE_CHECKING:
-    from federated.study.result import Study
+    from federated.study.result import ArmResult, Study
     from federated.study.scoring import Detected
     from federated.study.settings import Query
 
@@ -63,7 +64,7 @@ def keep(study: Study, runs: Path, *, tracking_uri: str | None, track: bool) -> 
     draft = folder.with_name(f".{folder.name}")
     try:
         (draft / "models").mkdir(parents=True)
-        result = summary(study)
+        result = summary(study) | {"folder": folder.name, "date": _now()}
         _write(draft, study, result)
         draft.rename(folder)
     except OSError as error:
@@ -72,6 +73,11 @@ def keep(study: Study, runs: Path, *, tracking_uri: str | None, track: bool) -> 
     study.folder = folder
     if track:
         study.tracking = log(folder, tracking.address(runs, tracking_uri))
+
+
+def _now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def log(folder: Path, uri: str) -> str:
@@ -196,8 +202,23 @@ def _models(study: Study, arm: str, part: str) -> dict[str, Any]:
     fits = {h: _fit(m.fit) for h, m in models.items() if m.fit is not None}
     hashes = {h: m.hash for h, m in models.items()}
     if "all" in models:
-        return {"fit": fits.get("all"), "model_hash": hashes["all"]}
+        importance = _importance(study.arms[arm], models["all"].model, part)
+        return {"fit": fits.get("all"), "model_hash": hashes["all"], "importance": importance}
     return {"fits": fits, "model_hashes": hashes}
+
+
+def _importance(arm: ArmResult, model: Any, part: str) -> dict[str, float] | None:
+    """How much the model goes by each column; None for a model that does not say."""
+    if not hasattr(model, "importance"):
+        return None
+    evaluation = arm.evaluations.get(part, {}).get("all")
+    levels = evaluation.levels if evaluation else {}
+    exposures = {
+        column: dict(zip(names, sums["size"].tolist(), strict=True))
+        for column, (names, sums) in levels.items()
+    }
+    sizes: dict[str, float] = model.importance(exposures)
+    return sizes
 
 
 def _fit(fit: Any) -> dict[str, Any]:
@@ -250,12 +271,12 @@ def _detection(study: Study, detected: Detected) -> dict[str, Any]:
         "lift": lift.tolist(),
         "tenths": _records(detection.calibration(detected.rank).reset_index()),
         "typologies": _records(
-            detection.by_typology(detected.groups[kind][1], detected.groups[kind][0]).reset_index()
+            groups.by_typology(detected.groups[kind][1], detected.groups[kind][0]).reset_index()
             if kind in detected.groups
             else pd.DataFrame()
         ),
         "groups": {
-            column: _records(detection.fairness(sums, levels).reset_index())
+            column: _records(groups.fairness(sums, levels).reset_index())
             for column, (levels, sums) in detected.groups.items()
             if column != kind
         },

@@ -141,6 +141,11 @@ class JoinedTable(Strict):
         description="The column, or columns together, that name a person at both sides."
     )
 
+    columns: tuple[str, ...] | None = Field(
+        None,
+        description="The columns of the table that this side holds beside its key; default: all.",
+    )
+
     @property
     def keys(self) -> tuple[str, ...]:
         return (self.key,) if isinstance(self.key, str) else self.key

@@ -147,6 +147,14 @@ class Encoding(Strict):
             ),
         )
 
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """The table's column behind each column of the design, but the intercept."""
+        return (
+            *(term.feature.column for term in self.numbers),
+            *(term.feature.column for term in self.categories for _ in term.levels[1:]),
+        )
+
     @property
     def width(self) -> int:
         return len(self.names)

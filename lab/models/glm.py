@@ -14,6 +14,7 @@ from pydantic import model_validator
 
 from lab.errors import ContractError
 from lab.models.design import Design, Encoding
+from lab.models.effects import Effects, Exposures, spread
 from lab.models.families import Family, FamilyName, LinkName, Scale
 from lab.records import Strict
 from lab.statistics import Arrays, Holding, Statistic
@@ -322,6 +323,31 @@ class GLM(Strict):
             out[part] = family.mean(x @ np.array(self.beta))
         return out
 
+    def effects(self, frame: pd.DataFrame) -> Effects:
+        """What each column adds to the linear predictor of each row."""
+        columns, values = self.encoding.columns, []
+        for _, x in Design(frame, self.encoding).blocks():
+            own = Effects.of(self.beta[0], columns, x[:, 1:] * np.array(self.beta[1:]))
+            values.append(own.values)
+        return Effects(self.beta[0], own.names, np.vstack(values))
+
+    def importance(self, exposures: Exposures) -> dict[str, float]:
+        """Standard deviation of what each column adds to the linear predictor: of a number from its
+        training rows, of a category over ``exposures``, or with equal levels where they are not told."""
+        size = dict.fromkeys(self.encoding.columns, 0.0)
+        slopes = iter(self.beta[1:])
+        for number in self.encoding.numbers:
+            column = number.feature.column
+            size[column] = float(np.hypot(size[column], next(slopes)))
+        for term in self.encoding.categories:
+            column = term.feature.column
+            own = np.array([0.0, *(next(slopes) for _ in term.levels[1:])])
+            exposure = exposures.get(column, {})
+            weight = np.array([exposure.get(level, 0.0) for level in term.levels])
+            deviation = spread(own, weight if weight.any() else np.ones(len(own)))
+            size[column] = float(np.hypot(size[column], deviation))
+        return size
+
 
 class Product(Strict):
     """Pure premium: claim frequency times mean claim amount."""
@@ -333,6 +359,10 @@ class Product(Strict):
     def predict(self, frame: pd.DataFrame) -> Floats:
         """Expected amount for one unit of exposure, one for each row."""
         return self.frequency.predict(frame) * self.severity.predict(frame)
+
+    def effects(self, frame: pd.DataFrame) -> Effects:
+        """What each column adds to the logarithm of the pure premium of each row."""
+        return self.frequency.effects(frame).plus(self.severity.effects(frame))
 
 
 #: What a file of this kind holds.

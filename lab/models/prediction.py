@@ -13,8 +13,10 @@ import pandas as pd
 from lab.errors import ConfigurationError, ContractError, ModelError
 from lab.models import files as models
 from lab.models.design import Feature
+from lab.models.effects import Effects, reason_columns
 from lab.models.glm import Product
 from lab.models.profile import Profiled
+from lab.sums import Floats
 from lab.tables import sources
 from lab.tables.checks import check
 from lab.tables.contracts import Column, Contract
@@ -35,8 +37,11 @@ def predict(
     contract: Contract | None = None,
     query: str | None = None,
     encoding: str | None = None,
+    reasons: bool = False,
 ) -> tuple[pd.DataFrame, list[str]]:
     """(the table's rows as they came, with the column ``prediction``; notes that explain it).
+
+    With ``reasons`` also ``reason_1``, ``effect_1`` and so on (`lab.models.effects`).
 
     model: a model's file or a run's folder. table: a CSV or Parquet file, or with ``query`` the
     address of a database; ``encoding``: of a CSV that is not UTF-8. Rows keep ``contract`` if one is given, and the model's columns anyway.
@@ -44,12 +49,17 @@ def predict(
     finite prediction, :class:`ConfigurationError` for files that cannot be read.
     """
     predictor = models.read(model)
+    if reasons and not hasattr(_bare(predictor), "effects"):
+        raise ModelError(
+            f"{model}: a network's score is no sum of what its features add, so that it has no exact "
+            "reasons; leave out --reasons, or use a glm or trees"
+        )
     texts = [f.column for f, levels, _ in _terms(predictor) if any(map(_is_code, levels))]
     frame, _, origin = sources.unchecked(
         path=table, contract=contract, query=query, texts=texts, encoding=encoding
     )
-    if PREDICTION in frame.columns:
-        raise ContractError(f"{origin}: has a column '{PREDICTION}' already; rename or drop it")
+    for name in sorted({PREDICTION, *(reason_columns() if reasons else ())} & set(frame.columns)):
+        raise ContractError(f"{origin}: has a column '{name}' already; rename or drop it")
     if contract is not None:
         check(frame, contract, where=origin)
     columns = {
@@ -60,6 +70,19 @@ def predict(
     if columns:
         inputs = Contract(name=f"inputs of {Path(model).name}", columns=columns)
         rows = check(frame, inputs, where=origin, open_lists=True)
+    if Path(table).name.removesuffix(".gz").endswith(".csv"):  # numbers as they are written there
+        frame = sources.read_file(Path(table), as_text=True, encoding=encoding)
+    frame = frame.assign(**{PREDICTION: _predictions(predictor, rows, origin)})
+    notes = [_meaning(predictor), *_unknown(predictor, rows)]
+    if reasons:
+        effects = _effects(predictor, rows)
+        table_of_reasons = effects.reasons().set_axis(frame.index, axis="index")
+        frame = pd.concat([frame, table_of_reasons], axis="columns")
+        notes.insert(1, _meaning_of_effects(predictor, effects))
+    return frame, notes
+
+
+def _predictions(predictor: Model, rows: pd.DataFrame, origin: str) -> Floats:
     with np.errstate(all="ignore"):
         values = predictor.predict(rows)
     wrong = np.flatnonzero(~np.isfinite(values))
@@ -69,9 +92,31 @@ def predict(
             f"{origin}: the model has no finite prediction for {len(wrong):,} rows (first: "
             f"{first}); look there for values far outside what it was trained on"
         )
-    if Path(table).name.removesuffix(".gz").endswith(".csv"):  # numbers as they are written there
-        frame = sources.read_file(Path(table), as_text=True, encoding=encoding)
-    return frame.assign(**{PREDICTION: values}), [_meaning(predictor), *_unknown(predictor, rows)]
+    return values
+
+
+def _effects(model: Any, rows: pd.DataFrame) -> Effects:
+    """What each feature adds to the linear predictor of each row."""
+    for profile in model.profiles if isinstance(model, Profiled) else ():
+        rows = profile.join(rows)
+    effects: Effects = _bare(model).effects(rows)
+    return effects
+
+
+def _meaning_of_effects(model: Any, effects: Effects) -> str:
+    bare = _bare(model)
+    link = (bare.frequency if isinstance(bare, Product) else bare).task.law.link
+    predictor = {"log": "the logarithm of ", "logit": "the log odds of ", "inverse": "1 over "}
+    base = (
+        "what an average row has before the first cut"
+        if hasattr(bare, "cuts")
+        else "a row of mean numbers and base levels"
+    )
+    factor = "; exp(effect) multiplies the prediction" if link == "log" else ""
+    return (
+        f"reasons: effect_1 is what reason_1 adds to {predictor.get(link, '')}the prediction{factor}; "
+        f"against {effects.base:.6g}, {base}"
+    )
 
 
 def _input(levels: tuple[str, ...] | None) -> Column:

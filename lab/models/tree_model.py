@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Literal, Self
 
@@ -12,8 +11,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import model_validator
 
+from lab.errors import ModelError
 from lab.models import kernels
 from lab.models.design import Feature, codes_of
+from lab.models.effects import Effects, Exposures
 from lab.models.glm import Task
 from lab.privacy.joining import PERSONS, persons_by
 from lab.records import Strict
@@ -79,7 +80,8 @@ def persons_in(frame: pd.DataFrame, owners: pd.Series, cuts: tuple[Cuts, ...]) -
 
 class Tree(Strict):
     """A tree by its nodes, the root first. A leaf has feature -1; another node's children are
-    ``left`` and ``left + 1``, and of ``bins`` (hexadecimal) bit k is set where bin k goes left."""
+    ``left`` and ``left + 1``, and of ``bins`` (hexadecimal) bit k is set where bin k goes left.
+    ``value``: of each node, where it is a leaf; those above the leaves say what a cut changes."""
 
     feature: tuple[int, ...] = (LEAF,)
     left: tuple[int, ...] = (0,)
@@ -124,13 +126,9 @@ class Tree(Strict):
             a == b or a[0] == LEAF for a, b in pairs
         )
 
-    def joined(
-        self, persons: Floats, least: int, values: Sequence[float]
-    ) -> tuple[Tree, tuple[float, ...]]:
-        """The tree without cuts that leave a leaf with fewer than ``least`` persons, and its values.
-
-        persons: (nodes,) at each leaf; values: (nodes,) of each node where it is a leaf.
-        """
+    def joined(self, persons: Floats, least: int) -> tuple[Tree, tuple[int, ...]]:
+        """The tree without cuts that leave a leaf with fewer than ``least`` persons, and the numbers
+        that its nodes had before. persons: (nodes,) at each leaf."""
         reached = np.asarray(persons, dtype=np.float64).copy()
         feature = list(self.feature)
         for at in reversed(range(len(feature))):
@@ -140,11 +138,9 @@ class Tree(Strict):
             reached[at] = sum(reached[child] for child in children)
             if any(feature[child] == LEAF and reached[child] < least for child in children):
                 feature[at] = LEAF
-        return self._compact(feature, values)
+        return self._compact(feature)
 
-    def _compact(
-        self, feature: list[int], values: Sequence[float]
-    ) -> tuple[Tree, tuple[float, ...]]:
+    def _compact(self, feature: list[int]) -> tuple[Tree, tuple[int, ...]]:
         """The nodes that are still reached, numbered anew in their order."""
         order, left = [0], [0]
         for at in order:  # grows while it is read
@@ -157,9 +153,18 @@ class Tree(Strict):
             feature=tuple(feature[at] for at in order),
             left=tuple(left),
             bins=tuple("0" if end else self.bins[at] for at, end in zip(order, leaf, strict=True)),
-            value=tuple(values[at] if end else 0.0 for at, end in zip(order, leaf, strict=True)),
+            value=tuple(self.value[at] for at in order),
         )
-        return tree, tuple(values[at] for at in order)
+        return tree, tuple(order)
+
+    def path_effects(self, features: int) -> Floats:
+        """(nodes, features) what the cuts on the way to each node add to the root's value."""
+        effects = np.zeros((len(self.feature), features))
+        for at, (feature, left) in enumerate(zip(self.feature, self.left, strict=True)):
+            for child in (left, left + 1) if feature != LEAF else ():
+                effects[child] = effects[at]
+                effects[child, feature] += self.value[child] - self.value[at]
+        return effects
 
     def add_values(self, codes: NDArray[np.uint8], eta: Floats) -> None:
         """Add to each row of ``eta`` the value of its leaf."""
@@ -169,16 +174,23 @@ class Tree(Strict):
 
 
 class Trees(Strict):
-    """A fitted model: all that is needed to score a table, as plain numbers."""
+    """A fitted model: all that is needed to score a table, as plain numbers.
+
+    ``gains``: (features,) by how much the cuts on each feature lowered the loss, all trees together;
+    empty where a file does not say.
+    """
 
     kind: Literal["trees"] = "trees"
     task: Task
     cuts: tuple[Cuts, ...]
     intercept: float
     trees: tuple[Tree, ...] = ()
+    gains: tuple[float, ...] = ()
 
     @model_validator(mode="after")
     def _features_are_there(self) -> Self:
+        if self.gains and len(self.gains) != len(self.cuts):
+            raise ValueError(f"gains: needs {len(self.cuts)} values, got {len(self.gains)}")
         if any(max(tree.feature) >= len(self.cuts) for tree in self.trees):
             raise ValueError("a tree splits on a feature that the model does not have")
         return self
@@ -193,6 +205,35 @@ class Trees(Strict):
         for tree in self.trees:
             tree.add_values(codes, eta)
         return eta
+
+    def effects(self, frame: pd.DataFrame) -> Effects:
+        """What each column adds to the linear predictor of each row.
+
+        Raises :class:`ModelError` for a file that holds no values above the leaves.
+        """
+        cut = [
+            (t, at) for t in self.trees for at, feature in enumerate(t.feature) if feature != LEAF
+        ]
+        if cut and not any(tree.value[at] for tree, at in cut):
+            raise ModelError(
+                "reasons: this model's file holds no values above its leaves, from which they follow; "
+                "run its experiment again"
+            )
+        codes = binned(frame, self.cuts)
+        values = np.zeros((len(frame), len(self.cuts)))
+        for tree in self.trees:
+            node = np.zeros(len(frame), dtype=np.int32)
+            tree.descend(codes, node)
+            values += tree.path_effects(len(self.cuts))[node]
+        base = self.intercept + sum(tree.value[0] for tree in self.trees)
+        return Effects.of(base, [cut.feature.column for cut in self.cuts], values)
+
+    def importance(self, exposures: Exposures) -> dict[str, float]:
+        """By how much the cuts on each column lowered the loss; empty where the file does not say."""
+        size: dict[str, float] = {}
+        for cut, gain in zip(self.cuts, self.gains, strict=False):
+            size[cut.feature.column] = size.get(cut.feature.column, 0.0) + gain
+        return size
 
 
 def binned(frame: pd.DataFrame, cuts: tuple[Cuts, ...]) -> NDArray[np.uint8]:

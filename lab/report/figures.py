@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import html
 import io
+import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from lab.report.style import COLOURS, INK, LINE, MARKS, NAMES, PALE, Result, resize
+from lab.report.figures_model import MOST_LINES, coefficients, convergence, importance
+from lab.report.style import (
+    COLOURS,
+    GRID,
+    INK,
+    LINE,
+    MARKS,
+    NAMES,
+    PALE,
+    Result,
+    resize,
+    themed,
+)
+from lab.report.tables import name_of, number, parties
+from lab.text import slug
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -14,15 +30,13 @@ if TYPE_CHECKING:
 
     from lab.report.style import Draw
 
-MOST_COEFFICIENTS = 40
-
 
 def figures(result: Result) -> list[dict[str, str]]:
     """Each figure: title, what it shows, svg; one that cannot be drawn says so in its place."""
     sections, result = [], _literal(result)
     for title, text, draw in _detector(result) if result["experiment"]["detection"] else _RATES:
         try:
-            svg = _figure(result, draw)
+            svg = _figure(result, title, draw)
         except Exception as error:  # whatever the drawing does, the run is kept
             text, svg = f"This figure could not be drawn ({type(error).__name__}).", ""
             sections.append({"title": title, "text": text, "svg": svg})
@@ -58,7 +72,7 @@ def _detector(result: Result) -> list[tuple[str, str, Draw]]:
         ),
         (
             "Precision and recall",
-            "The whole market's test rows; the area is PR-AUC.",
+            "The whole market's test rows; the area is PR-AUC, the flat line is chance.",
             of.precision_recall,
         ),
         (
@@ -71,27 +85,19 @@ def _detector(result: Result) -> list[tuple[str, str, Draw]]:
             "At the budget; kinds with fewer than ten frauds are left out.",
             of.typologies,
         ),
-        (
-            "Calibration",
-            "Predicted and actual share of fraud in tenths of the ranking (federated).",
-            of.calibration,
-        ),
+        ("Calibration", of.calibration_text(result), of.calibration),
         (
             "Fairness",
             "Recall, and false positives among honest claims, beside the largest group; 4/5 to 5/4 is shaded.",
             of.fairness,
         ),
+        _IMPORTANCE,
         _CONVERGENCE,
         _COEFFICIENTS,
     ]
 
 
-def parties(result: Result) -> list[str]:
-    """The whole market, then each party whose scores are known; real parties keep theirs."""
-    return ["all"] if "outlook" in result else ["all", *result["data"]["parties"]]
-
-
-def _figure(result: Result, draw: Draw) -> str:
+def _figure(result: Result, title: str, draw: Draw) -> str:
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -101,6 +107,7 @@ def _figure(result: Result, draw: Draw) -> str:
         "font.size": 9,
         "svg.fonttype": "none",
         "svg.hashsalt": "lab",
+        "text.color": INK,
         "axes.edgecolor": LINE,
         "axes.labelcolor": PALE,
         "xtick.color": PALE,
@@ -108,7 +115,7 @@ def _figure(result: Result, draw: Draw) -> str:
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
-        "grid.color": "#eef1f3",
+        "grid.color": GRID,
         "axes.axisbelow": True,
         "legend.frameon": False,
     }
@@ -117,7 +124,8 @@ def _figure(result: Result, draw: Draw) -> str:
         figure = Figure(figsize=(5.2, 3.6), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
-        if not draw(result, axes):
+        words = draw(result, axes)
+        if not words:
             return ""
         out = io.StringIO()
         figure.savefig(
@@ -125,13 +133,25 @@ def _figure(result: Result, draw: Draw) -> str:
         )
     svg = out.getvalue()
     head, _, rest = svg[svg.index("<svg") :].partition("<metadata>")
-    return head + rest.partition("</metadata>")[2]
+    return _described(themed(head + rest.partition("</metadata>")[2]), title, words)
 
 
-def _by_party(result: Result, axes: Axes) -> bool:
+def _described(svg: str, title: str, words: str) -> str:
+    """The figure with what it is and shows, for readers who do not see it; its identifiers are its
+    own, since figures of one page share them otherwise."""
+    title, words = (html.escape(text.replace(r"\$", "$")) for text in (title, words))
+    name = slug(title)
+    svg = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    opening, _, rest = svg.partition(">")
+    label = f'role="img" aria-labelledby="{name}-title {name}-words"'
+    described = f'<title id="{name}-title">{title}</title><desc id="{name}-words">{words}</desc>'
+    return f"{opening} {label}>{described}{rest}"
+
+
+def _by_party(result: Result, axes: Axes) -> str:
     holders, score = parties(result)[::-1], result["headline"]
     if len(holders) == 1:
-        return False
+        return ""
     resize(axes, 5.2, 1.3 + 0.3 * len(holders))
     points: list[tuple[float, int]]
     for arm, values in result["arms"].items():
@@ -145,11 +165,22 @@ def _by_party(result: Result, axes: Axes) -> bool:
             if s.get(f"{score}_low") is not None:
                 ends = [s[f"{score}_low"], s[f"{score}_high"]]
                 axes.plot(ends, [line, line], color=COLOURS[arm], lw=1)
-    axes.set_yticks(range(len(holders)), ["whole market" if p == "all" else p for p in holders])
+    axes.set_yticks(range(len(holders)), [name_of(p) for p in holders])
     axes.axhline(len(holders) - 1.5, color=LINE, lw=1)
     axes.set_xlabel(NAMES[score])
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=5, columnspacing=1)
-    return True
+    _legend_above(axes)
+    return "; ".join(f"{name_of(p)}: {_arms_at(result, p, score)}" for p in holders[::-1])
+
+
+def _legend_above(axes: Axes) -> None:
+    """The legend on one line above the axes, however high they are."""
+    axes.legend(loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=5, columnspacing=1)
+
+
+def _arms_at(result: Result, party: str, score: str) -> str:
+    """A party's score in each arm, in words."""
+    values = {arm: v["scores"].get(party, {}).get(score) for arm, v in result["arms"].items()}
+    return ", ".join(f"{arm} {number(v, 3)}" for arm, v in values.items() if v is not None)
 
 
 def _in_bins(result: Result) -> dict[str, Any]:
@@ -157,13 +188,13 @@ def _in_bins(result: Result) -> dict[str, Any]:
     return {arm: c for arm, c in result["curves"].items() if c and c["tenths"]}
 
 
-def _lorenz(result: Result, axes: Axes) -> bool:
-    arms = _in_bins(result)
+def _lorenz(result: Result, axes: Axes) -> str:
+    ginis = {arm: result["arms"][arm]["scores"]["all"]["gini"] for arm in _in_bins(result)}
+    arms = {arm: c for arm, c in _in_bins(result).items() if ginis[arm] is not None}
     if not arms:
-        return False
+        return ""
     axes.plot([0, 1], [0, 1], color=LINE, lw=1)
     for arm, curves in arms.items():
-        gini = result["arms"][arm]["scores"]["all"]["gini"]
         style = (0, (2, 3)) if arm == "pooled" else "-"
         axes.plot(
             curves["lorenz"]["exposure"],
@@ -171,11 +202,11 @@ def _lorenz(result: Result, axes: Axes) -> bool:
             lw=1.6,
             ls=style,
             color=COLOURS[arm],
-            label=f"{arm}, Gini {gini:.3f}",
+            label=f"{arm}, Gini {ginis[arm]:.3f}",
         )
     axes.set(xlabel="share of exposure", ylabel="share of target", xlim=(0, 1), ylim=(0, 1))
     axes.legend(loc="upper left")
-    return True
+    return "Gini index: " + ", ".join(f"{arm} {number(ginis[arm], 3)}" for arm in arms)
 
 
 def _tenths(result: Result) -> pd.DataFrame:
@@ -186,10 +217,10 @@ def _tenths(result: Result) -> pd.DataFrame:
     return pd.DataFrame(curves.get("tenths", []))
 
 
-def _calibration(result: Result, axes: Axes) -> bool:
+def _calibration(result: Result, axes: Axes) -> str:
     table = _tenths(result)
     if table.empty:
-        return False
+        return ""
     axes.plot(
         table["tenth"],
         table["expected"] / table["size"],
@@ -210,13 +241,17 @@ def _calibration(result: Result, axes: Axes) -> bool:
     )
     axes.set_ylim(bottom=0)
     axes.legend(loc="upper left")
-    return True
+    rates = (table[k] / table["size"] for k in ("actual", "expected"))
+    pairs = zip(table["tenth"], *rates, strict=True)
+    return "Actual and expected rate by tenth: " + "; ".join(
+        f"{tenth} {actual:.4g} and {expected:.4g}" for tenth, actual, expected in pairs
+    )
 
 
-def _lift(result: Result, axes: Axes) -> bool:
+def _lift(result: Result, axes: Axes) -> str:
     arms = _in_bins(result)
     if not arms:
-        return False
+        return ""
     for k, (arm, curves) in enumerate(arms.items()):
         table = curves["tenths"]
         mean = sum(t["actual"] for t in table) / sum(t["size"] for t in table)
@@ -227,64 +262,21 @@ def _lift(result: Result, axes: Axes) -> bool:
     axes.axhline(1, color=PALE, lw=0.8)
     axes.set(xlabel="tenth of exposure", ylabel="actual rate / mean", xticks=range(1, 11))
     axes.legend(loc="upper left")
-    return True
+    return _lift_in_words(arms)
 
 
-def _convergence(result: Result, axes: Axes) -> bool:
-    groups: dict[tuple[str, str, str], list[tuple[int, float]]] = {}
-    for line in result["convergence"]:
-        value = line.get("deviance", None)
-        value = line.get("loss") if value is None else value
-        if line["holder"] == "all" and value is not None:
-            key = (line["arm"], line["part"], line["holder"])
-            groups.setdefault(key, []).append((int(line["step"]), float(value)))
-    for (arm, part, _), points in groups.items():
-        steps, values = zip(*points, strict=True)
-        floor = min(values)
-        exact = result["experiment"]["model"]["kind"] == "glm"
-        gap = [max((v - floor) / abs(floor), 1e-16) if exact else v for v in values]
-        style = "-" if arm == "federated" else (0, (2, 3))
-        label = arm if part == "model" else f"{arm}, {part}"
-        axes.plot(steps, gap, marker="o", ms=3, lw=1.4, ls=style, color=COLOURS[arm], label=label)
-    if result["experiment"]["model"]["kind"] == "glm":
-        axes.set_yscale("log")
-        axes.set(xlabel="step", ylabel="deviance above its last value, relative")
-    else:
-        axes.set(xlabel="round", ylabel="training loss")
-    if groups:
-        axes.legend(loc="upper right")
-    return bool(groups)
+def _lift_in_words(arms: Result) -> str:
+    """Rate of the lowest and the highest tenth over the mean."""
+    words = []
+    for arm, curves in arms.items():
+        table = curves["tenths"]
+        mean = sum(t["actual"] for t in table) / (sum(t["size"] for t in table) or 1)
+        ends = [t["actual"] / (t["size"] * mean) if t["size"] and mean else 0.0 for t in table]
+        words.append(f"{arm}: {ends[0]:.2f} in the lowest tenth, {ends[-1]:.2f} in the highest")
+    return "; ".join(words)
 
 
-def _coefficients(result: Result, axes: Axes) -> bool:
-    rows = shared_coefficients(result)
-    rows = [row for row in rows if row["name"] != "intercept"][:MOST_COEFFICIENTS][::-1]
-    if not rows:
-        return False
-    resize(axes, 5.2, 1.1 + 0.21 * len(rows))
-    largest = max(max(abs(r["low"]), abs(r["high"])) for r in rows)
-    for y, row in enumerate(rows):
-        axes.plot([row["low"], row["high"]], [y, y], color=COLOURS["federated"], lw=1.4)
-        axes.scatter([row["estimate"]], [y], color=COLOURS["federated"], s=14, zorder=3)
-    axes.axvline(0, color=PALE, lw=0.8)
-    axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
-    axes.set_ylim(-0.8, len(rows) - 0.2)
-    axes.set_xlim(-1.05 * largest, 1.05 * largest)
-    axes.set_xlabel("estimate and 95 % interval")
-    return True
-
-
-def shared_coefficients(result: Result) -> list[dict[str, Any]]:
-    """Coefficients of the federated (else pooled) model; of the frequency where there are two."""
-    for arm in ("federated", "pooled"):
-        entry = result["arms"].get(arm, {})
-        fit = entry.get("fit") or entry.get("parts", {}).get("frequency", {}).get("fit")
-        if fit:
-            return list(fit["coefficients"])
-    return []
-
-
-def _levels(result: Result, axes: Axes) -> bool:
+def _levels(result: Result, axes: Axes) -> str:
     arm = "federated" if result["curves"].get("federated") else "pooled"
     by_feature = (result["curves"].get(arm) or {}).get("levels", {})
     rows: list[tuple[str, float, float]] = []
@@ -294,9 +286,9 @@ def _levels(result: Result, axes: Axes) -> bool:
             if values["expected"][k] > 0 and values["size"][k] / total >= 0.02:
                 ratio = values["actual"][k] / values["expected"][k]
                 rows.append((f"{column} {level}", ratio, values["size"][k] / total))
-    rows = rows[:MOST_COEFFICIENTS][::-1]
+    rows = rows[:MOST_LINES][::-1]
     if not rows:
-        return False
+        return ""
     resize(axes, 5.2, 1.1 + 0.2 * len(rows))
     for y, (_, ratio, share) in enumerate(rows):
         axes.scatter([ratio], [y], s=12 + 90 * share, color=COLOURS["federated"], zorder=3)
@@ -304,19 +296,25 @@ def _levels(result: Result, axes: Axes) -> bool:
     axes.set_yticks(range(len(rows)), [row[0] for row in rows])
     axes.set_ylim(-0.8, len(rows) - 0.2)
     axes.set_xlabel("actual / expected")
-    return True
+    return "; ".join(f"{name} {ratio:.2f}" for name, ratio, _ in rows[::-1])
 
 
 _JOINING = "What joining is worth"
 _CONVERGENCE: tuple[str, str, Draw] = (
     "Convergence",
     "The whole market's deviance at each step, or training loss after each round.",
-    _convergence,
+    convergence,
 )
 _COEFFICIENTS: tuple[str, str, Draw] = (
     "Coefficients",
     "Estimates with 95 % intervals, in the table's own units.",
-    _coefficients,
+    coefficients,
+)
+_IMPORTANCE: tuple[str, str, Draw] = (
+    "What the model goes by",
+    "Of trees the gain of all cuts on a feature; of a GLM the spread of what a feature adds to the "
+    "predictor, over exposure. What a model goes by need not cause anything.",
+    importance,
 )
 #: The figures of a model of claims.
 _RATES: list[tuple[str, str, Draw]] = [
@@ -336,6 +334,7 @@ _RATES: list[tuple[str, str, Draw]] = [
         _calibration,
     ),
     ("Lift", "Actual rate of each tenth over the market's mean.", _lift),
+    _IMPORTANCE,
     _CONVERGENCE,
     _COEFFICIENTS,
     (

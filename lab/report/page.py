@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-from lab.report.figures import figures, parties
-from lab.report.style import COLOURS, NAMES, Result
+from lab.report import tables, tables_detection
+from lab.report.figures import figures
+from lab.report.style import COLOURS, NAMES, THEMES, Result
+from lab.report.verdict import against_pooled, verdict
 from lab.text import printable_content
-
-
-def signed(value: float | None, digits: int) -> str:
-    """A number with its sign; what rounds to 0 has no minus.
-
-    >>> signed(-1e-9, 5), signed(-0.5, 2)
-    ('+0.00000', '-0.50')
-    """
-    return "–" if value is None else f"{round(value, digits) + 0.0:+.{digits}f}"
 
 
 def render(result: Result) -> str:
     """The page as HTML; figures are SVG inside it and nothing is fetched from anywhere."""
     import jinja2
 
+    experiment = toml(result["experiment"])
     result = printable_content(result)
-
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -32,34 +27,53 @@ def render(result: Result) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "number": _number,
-        "signed": signed,
-        "count": lambda v: f"{v:,.0f}",
+        "number": tables.number,
+        "percent": tables.percent,
+        "share": lambda value: f"{100 * value:.4g} %",
+        "count": lambda value: f"{value:,.0f}",
         "size": _size,
-        "shown": shown,
+        "shown": tables.shown,
     }
-    page = environment.get_template("report.html")
-    return page.render(
+    environment.globals |= {"tables": tables, "detector": tables_detection}
+    return environment.get_template("report.html").render(
         r=result,
         figures=figures(result),
-        parties=parties(result),
+        verdict=verdict(result),
+        against_pooled=against_pooled(result),
+        when=_day(result),
+        toml=experiment,
         colours=COLOURS,
+        themes=THEMES,
         names=NAMES,
     )
 
 
-def _number(value: float | None, digits: int = 4) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+def toml(experiment: Result) -> str:
+    """The experiment as a file that reads as the same experiment; signs that are not seen are TOML's
+    escapes."""
+    import tomli_w
+
+    text = tomli_w.dumps(_set_keys(experiment))
+    return "".join(c if c.isprintable() or c == "\n" else f"\\U{ord(c):08x}" for c in text)
 
 
-def shown(value: object) -> str:
-    """A value of an answer as a person reads it; hidden is a dot."""
-    if value is None or value != value:
-        return "·"
-    if isinstance(value, float):
-        whole = value.is_integer() and abs(value) < 1e15
-        return f"{int(value):,}" if whole else f"{value:,.6g}"
-    return str(value)
+def _set_keys(values: Any) -> Any:
+    """Without keys that are not set: TOML has no null."""
+    match values:
+        case dict():
+            return {key: _set_keys(value) for key, value in values.items() if value is not None}
+        case list():
+            return [_set_keys(value) for value in values]
+        case _:
+            return values
+
+
+def _day(result: Result) -> str:
+    """When the run was kept, in words; empty for a result that does not say."""
+    if "date" not in result:
+        return ""
+    day = datetime.fromisoformat(result["date"])
+    return f"{day.day} {day:%B %Y, %H:%M} UTC"
 
 
 def _size(value: float) -> str:

@@ -205,7 +205,7 @@ class Scores:
     rows: int
     deviance: float  # mean, for one unit of exposure times weight
     deviance_explained: float
-    gini: float | None
+    gini: float | None  # None where it was not looked for
     balance: float  # expected over actual, 1 is in balance
 
 
@@ -252,26 +252,33 @@ def balance(fit: Sums, level: float = 0.95) -> tuple[float, float, float]:
 
 
 def interval(model: Sums, other: Sums, level: float = 0.95) -> tuple[float, float, float]:
-    """(difference, low, high) of deviance explained, model minus other, by paired percentiles."""
+    """(difference, low, high) of deviance explained, model minus other, by paired percentiles.
+
+    Resamples without any row are left out; where none is left the limits are not a number.
+    """
 
     def explained(sums: Sums) -> Floats:
-        return np.asarray(1 - sums["deviance"] / sums["null_deviance"])
+        null = sums["null_deviance"]
+        return np.asarray(1 - sums["deviance"] / np.where(null > 0, null, np.nan))
 
     difference = explained(model) - explained(other)
+    samples = difference[1:][~np.isnan(difference[1:])]
     tail = (1 - level) / 2
-    low, high = np.quantile(difference[1:], [tail, 1 - tail])
+    low, high = np.quantile(samples, [tail, 1 - tail]) if len(samples) else (np.nan, np.nan)
     return float(difference[0]), float(low), float(high)
 
 
 def lorenz_curve(sums: Sums) -> tuple[Floats, Floats]:
-    """Cumulative shares of exposure and of the target, from the lowest predicted rate up."""
+    """Cumulative shares of exposure and of the target, from the lowest predicted rate up; not
+    numbers where there is none of either to share."""
     size = np.concatenate([[0.0], np.cumsum(sums["size"])])
     actual = np.concatenate([[0.0], np.cumsum(sums["actual"])])
-    return size / size[-1], actual / actual[-1] if actual[-1] else actual
+    return size / (size[-1] or np.nan), actual / (actual[-1] or np.nan)
 
 
 def gini(sums: Sums) -> float:
-    """Twice the area between the diagonal and the Lorenz curve; 0 orders nothing.
+    """Twice the area between the diagonal and the Lorenz curve; 0 orders nothing, and it is not a
+    number where nothing was observed.
 
     sums: bins in the order of the predicted rate, with their exposure and what was observed.
 
@@ -287,7 +294,7 @@ def deciles(sums: Sums, parts: int = 10) -> pd.DataFrame:
     """Exposure, actual and expected rate by tenths of exposure, from the lowest predicted rate up."""
     size = sums["size"]
     middle = np.cumsum(size) - size / 2
-    tenth = np.minimum((middle / size.sum() * parts).astype(int), parts - 1)
+    tenth = np.minimum((middle / (size.sum() or 1.0) * parts).astype(int), parts - 1)
     table = pd.DataFrame({name: sums[name] for name in ("size", "actual", "expected")})
     tenths = table.groupby(tenth).sum()
     tenths.index = tenths.index + 1

@@ -9,7 +9,6 @@ curves" (ICML 2006). Bootstrap by whole persons with Poisson(1) weights, as in `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,13 +28,6 @@ BINS = 256
 FINEST = 1e-5
 #: Where the logit of a probability is cut at first; what lies beyond is moved to its ends.
 GRID: Floats = np.linspace(-40.0, 40.0, 4 * BINS + 1)
-#: Rates of a group: what is counted, among what.
-RATES = {
-    "flagged_share": ("flagged", "rows"),
-    "recall": ("flagged_fraud", "fraud"),
-    "false_positive_rate": ("flagged_honest", "honest"),
-    "precision": ("flagged_fraud", "flagged"),
-}
 
 
 def rank_sums(
@@ -70,13 +62,13 @@ def rank_sums(
     >>> sums["rows"].tolist(), sums["fraud"].tolist(), sums["amount"].tolist()
     ([2.0, 1.0, 1.0], [0.0, 0.0, 1.0], [0.0, 0.0, 700.0])
     """
-    fraud, bins = _checked(truth, score), len(edges) + 1
+    fraud, bins = frauds_of(truth, score), len(edges) + 1
     place = np.searchsorted(edges, np.clip(special.logit(score), GRID[0], GRID[-1]), side="right")
     arrays = {
-        "rows": _counted(place, None, bins),
-        "fraud": _counted(place, truth, bins),
-        "amount": _counted(place, np.where(fraud, amount, 0.0), bins),
-        "expected": _counted(place, score, bins),
+        "rows": counted(place, None, bins),
+        "fraud": counted(place, truth, bins),
+        "amount": counted(place, np.where(fraud, amount, 0.0), bins),
+        "expected": counted(place, score, bins),
         PERSONS: persons_by(place, unit, bins),
     }
     limits = {"rows": COUNT, "fraud": COUNT, "amount": SCORE, "expected": SCORE, PERSONS: COUNT}
@@ -86,7 +78,7 @@ def rank_sums(
     return Sums(arrays, limits, len(truth))
 
 
-def _checked(truth: Floats, score: Floats) -> NDArray[np.bool_]:
+def frauds_of(truth: Floats, score: Floats) -> NDArray[np.bool_]:
     """True for frauds."""
     if not np.isin(truth, (0.0, 1.0)).all():
         raise ModelError("detection: truth must be 0 or 1 in every row; recode the target")
@@ -98,7 +90,7 @@ def _checked(truth: Floats, score: Floats) -> NDArray[np.bool_]:
     return np.asarray(truth == 1)
 
 
-def _counted(code: NDArray[np.int64], value: Floats | None, count: int) -> Floats:
+def counted(code: NDArray[np.int64], value: Floats | None, count: int) -> Floats:
     return np.bincount(code, value, count).astype(np.float64)
 
 
@@ -111,7 +103,7 @@ def _resampled(
     resamples = np.empty((replicates, 2, bins))
     for b in range(replicates):
         weight = rng.poisson(1.0, len(persons)).astype(np.float64)
-        honest, fraud = _counted(cell, weight[person], 2 * bins).reshape(bins, 2).T
+        honest, fraud = counted(cell, weight[person], 2 * bins).reshape(bins, 2).T
         resamples[b] = honest + fraud, fraud
     return resamples
 
@@ -233,7 +225,7 @@ class Investigation:
 def at_budget(sums: Sums, share: float, *, investigation_cost: float) -> Investigation:
     """What comes of investigating the top ``share`` of claims, for ``investigation_cost`` yuan each.
 
-    Where the budget cuts through a bin, the bin counts pro rata: what is expected when its claims
+    Whole claims are investigated: the nearest number to the share, one at least. Where the budget cuts through a bin, the bin counts pro rata: what is expected when its claims
     are taken in random order. Every fraud investigated is taken as proved and its amount as saved.
     Raises :class:`ConfigurationError` unless 0 < share <= 1.
 
@@ -248,13 +240,15 @@ def at_budget(sums: Sums, share: float, *, investigation_cost: float) -> Investi
     """
     if not 0 < share <= 1:
         raise ConfigurationError(f"a budget must be a share above 0 and at most 1, got {share:g}")
-    top = {name: float(values[0]) for name, values in _tops(sums, np.array([share])).items()}
     rows, fraud = float(sums["rows"].sum()), float(sums["fraud"].sum())
-    precision = float(_ratio(top["fraud"], top["rows"]))
-    cost = top["rows"] * investigation_cost
+    investigated = float(min(max(round(share * rows), 1), rows))
+    part = np.array([investigated / rows if rows else 0.0])
+    top = {name: float(values[0]) for name, values in _tops(sums, part).items()}
+    precision = float(_ratio(top["fraud"], investigated))
+    cost = investigated * investigation_cost
     return Investigation(
         share=share,
-        investigated=top["rows"],
+        investigated=investigated,
         found=top["fraud"],
         precision=precision,
         recall=float(_ratio(top["fraud"], fraud)),
@@ -265,8 +259,27 @@ def at_budget(sums: Sums, share: float, *, investigation_cost: float) -> Investi
     )
 
 
+def best_budget(sums: Sums, *, investigation_cost: float) -> tuple[float, float]:
+    """(claims, net yuan): how many claims, from the top down to the end of a bin, save the most for
+    ``investigation_cost`` yuan each; none where no number of them saves more than it costs.
+
+    It is chosen on the rows that it is judged by, and so flatters.
+
+    >>> bins = {"rows": [4, 3, 1], "amount": [0, 300, 700]}
+    >>> arrays = {name: np.array(values, dtype=float) for name, values in bins.items()}
+    >>> sums = Sums(arrays, dict.fromkeys(arrays, SCORE), rows=8)
+    >>> best_budget(sums, investigation_cost=90.0), best_budget(sums, investigation_cost=200.0)
+    ((4.0, 640.0), (1.0, 500.0))
+    """
+    rows = _from_top(sums["rows"])
+    net = _from_top(sums["amount"]) - investigation_cost * rows
+    best = int(np.argmax(net))
+    return float(rows[best]), float(net[best])
+
+
 def scores(sums: Sums, share: float, *, investigation_cost: float) -> dict[str, float]:
     """The headline scores of a ranking by name; see the functions they come from."""
+    claims, net = best_budget(sums, investigation_cost=investigation_cost)
     precision, low, high = interval(sums)
     return {
         "average_precision": precision,
@@ -275,6 +288,8 @@ def scores(sums: Sums, share: float, *, investigation_cost: float) -> dict[str, 
         "roc_auc": roc_auc(sums["rows"], sums["fraud"]),
         "frauds": float(sums["fraud"].sum()),
         "fraud_share": float(_ratio(sums["fraud"].sum(), sums["rows"].sum())),
+        "best_investigated": claims,
+        "best_net": net,
     } | vars(at_budget(sums, share, investigation_cost=investigation_cost))
 
 
@@ -322,79 +337,3 @@ def lift_curve(sums: Sums) -> tuple[Floats, Floats]:
     rows = sums["rows"][sums["rows"] > 0]
     share = np.asarray(_ratio(_from_top(rows)[1:], rows.sum()))
     return share, _ratio(precision_recall(sums)[1], share)
-
-
-def group_sums(
-    truth: Floats,
-    score: Floats,
-    amount: Floats,
-    unit: Floats,
-    *,
-    codes: Codes,
-    count: int,
-    threshold: float,
-) -> Sums:
-    """Claims by group when every score of at least ``threshold``, a probability, is flagged.
-
-    truth, score, amount, unit: as in :func:`rank_sums`. codes: (rows,) 0 to count - 1, or -1 for a row
-    that is left out; groups of persons, or typologies of fraud. ``rows``, ``fraud``, ``flagged``,
-    ``flagged_fraud`` and ``saved`` (amount of flagged frauds, yuan) have shape (count,).
-
-    Raises :class:`ModelError` as :func:`rank_sums` does.
-    """
-    member = codes >= 0
-    fraud, flag, code = _checked(truth, score)[member], score[member] >= threshold, codes[member]
-    hit = fraud & flag
-    arrays = {
-        "rows": _counted(code, None, count),
-        "fraud": _counted(code[fraud], None, count),
-        "flagged": _counted(code[flag], None, count),
-        "flagged_fraud": _counted(code[hit], None, count),
-        "saved": _counted(code[hit], amount[member][hit], count),
-        PERSONS: persons_by(code, unit[member], count),
-    }
-    return Sums(arrays, dict.fromkeys(arrays, COUNT) | {"saved": SCORE}, len(code))
-
-
-def fairness(sums: Sums, levels: Sequence[str], smallest: int = 10) -> pd.DataFrame:
-    """The :data:`RATES` of each group, with difference and ratio to the group of most rows.
-
-    Equal recall is equal opportunity with fraud as the outcome, and with equal false-positive
-    rates, which are what honest claimants feel, equalised odds (Hardt, Price & Srebro, "Equality
-    of opportunity in supervised learning", 2016, section 2). A ratio below 4/5, or above 5/4 as being
-    flagged is no favour, asks for a look; the four-fifths rule itself (29 CFR 1607.4 D) compares
-    with the most favoured group.
-
-    A group of fewer than ``smallest`` rows is not a number throughout, and so is a rate among
-    fewer than ``smallest`` claims (recall: frauds; false positives: honest; precision: flagged).
-    That keeps chance from being read as a finding; what may be opened is decided elsewhere.
-    """
-    counts = _table(sums, levels, "group")
-    counts["honest"] = counts["rows"] - counts["fraud"]
-    counts["flagged_honest"] = counts["flagged"] - counts["flagged_fraud"]
-    largest = int(np.argmax(sums["rows"]))
-    table = counts[["rows", "fraud"]].where(counts["rows"] >= smallest)
-    for rate, (part, whole) in RATES.items():
-        table[rate] = (counts[part] / counts[whole]).where(counts[whole] >= smallest)
-    for rate in RATES:
-        reference = float(table[rate].iloc[largest])
-        table[f"{rate}_difference"] = table[rate] - reference
-        table[f"{rate}_ratio"] = table[rate] / (reference if reference > 0 else np.nan)
-    return table
-
-
-def by_typology(sums: Sums, levels: Sequence[str], smallest: int = 10) -> pd.DataFrame:
-    """Frauds, those flagged, recall and the amount saved (yuan) of each typology of fraud.
-
-    Not a number for a typology of fewer than ``smallest`` frauds.
-    """
-    counts = _table(sums, levels, "typology")
-    columns = ["fraud", "flagged_fraud", "saved"]
-    table = counts[columns].where(counts["fraud"] >= smallest)
-    table = table.rename(columns={"flagged_fraud": "found"})
-    table.insert(2, "recall", table["found"] / table["fraud"])
-    return table
-
-
-def _table(sums: Sums, levels: Sequence[str], name: str) -> pd.DataFrame:
-    return pd.DataFrame(dict(sums.arrays), index=pd.Index(list(levels), name=name))

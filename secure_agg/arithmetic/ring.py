@@ -125,20 +125,41 @@ class Ring:
                 total += place << (DIGIT_BITS * s)
         return np.asarray(total % self.modulus, dtype=object)
 
+    def dots(self, left: Digits, right: Digits) -> Digits:
+        """Inner products row by row, (rows, a, digits): left (rows, a, terms, digits) with right
+        (rows, terms, digits), up to 2**16 terms."""
+        (rows, a, terms, m), result = (
+            left.shape,
+            np.empty((*left.shape[:2], left.shape[3]), np.uint16),
+        )
+        piece = max(1, 2**22 // (a * terms * m))
+        for start in range(0, rows, piece):
+            part = slice(start, start + piece)
+            low = np.moveaxis(left[part], 3, 2).reshape(-1, a * m, terms).astype(np.float64)
+            pairs = (low @ right[part].astype(np.float64)).reshape(-1, a, m, m)
+            carry = np.zeros(pairs.shape[:2])
+            for s in range(m):
+                total = carry + sum(pairs[:, :, k, s - k] for k in range(s + 1))
+                carry = np.floor(total / BASE)
+                result[part, :, s] = total - carry * BASE
+        return result
+
     def signed(self, values: Integers) -> Integers:
         """Numbers modulo 2**bits as the nearest ones to 0."""
         half = self.modulus >> 1
         return np.asarray((values + half) % self.modulus - half, dtype=object)
 
-    def stream(self, key: bytes, shape: tuple[int, int]) -> Iterator[tuple[slice, Digits]]:
-        """Uniform elements of a (rows, columns) matrix, :data:`PIECE` rows at a time.
+    def stream(
+        self, key: bytes, shape: tuple[int, int], piece: int = PIECE
+    ) -> Iterator[tuple[slice, Digits]]:
+        """Uniform elements of a (rows, columns) matrix, so many rows at a time.
 
         key: 32 bytes, used for this stream and nothing else. AES-256 in counter mode (NIST SP 800-38A).
         """
         cipher = Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
         rows, columns = shape
-        for start in range(0, rows, PIECE):
-            part = slice(start, min(start + PIECE, rows))
+        for start in range(0, rows, piece):
+            part = slice(start, min(start + piece, rows))
             size = (part.stop - part.start) * columns * self.bits // 8
             yield (
                 part,

@@ -59,9 +59,10 @@ class RemoteJoined(Joined):
             self.multiply(talk, request, joined_sum(request, self._owner))
         return self.inner.total(talk, request)
 
-    def dealt(self, talk: Talk, request: Request, total: JoinedSum) -> dict[Pair, bytes]:
-        answer = talk.ask(MessageKind.DEAL, {self._supervisor: request.to_record()})
-        parts = answer[self._supervisor]
+    def dealt(self, talk: Talk, request: Request, total: JoinedSum, turn: int) -> dict[Pair, bytes]:
+        asked = request.to_record()
+        asked["turn"] = ConfigRecord({"turn": turn})
+        parts = talk.ask(MessageKind.DEAL, {self._supervisor: asked})[self._supervisor]
         return {pair: read(parts, f"dealt {pair.insurer}") for pair in self.pairs}
 
     def _dealt_secrets(self, talk: Talk) -> dict[str, RecordDict]:

@@ -89,7 +89,8 @@ class SupervisorRole:
         steps.check(request)
         if kind == MessageKind.DEAL:
             dealer = PairDealer(self._charter, self._identity)
-            return dealer.deal(run, run_state.records, study, request, log)
+            turn = message.content.config_records.get("turn", {}).get("turn")
+            return dealer.deal(run, run_state.records, study, request, turn, log)
         reply = self._opened(run_state, study, message.content, log)
         total = Reply.from_record(reply)
         steps.give(total.sums)

@@ -531,3 +531,30 @@ def test_bins_of_few_persons_are_joined_before_a_tree_grows() -> None:
     (numbers, levels), (fine, all_levels) = model.cuts, bare.cuts
     assert numbers.edges == (0.0, 1.0, 2.0) and levels.levels == ("a", "b")
     assert len(fine.edges) > 3 and all_levels.levels == ("a", "b", "lone")
+
+
+def test_a_node_above_leaves_has_the_mean_of_its_rows_and_gains_are_what_cuts_explain() -> None:
+    """Of a Gaussian tree without shrinking, whose values are means of what is not explained yet."""
+    frame = claims("gaussian", 900, 3, missing=0.0)
+    settings_of_means = {"trees": 1, "depth": 2, "learning_rate": 1.0, "l2": 0.0}
+    parts = split(frame, 3)
+    model, _ = grow(parts, task_of("gaussian"), ("age", "paid", "day"), **settings_of_means)
+    (tree,) = model.trees
+    node = np.zeros(len(frame), dtype=np.int32)
+    rest = (frame["y"] - model.intercept).to_numpy()
+    tree.descend(binned(frame, model.cuts), node)
+    groups = {at: node == at for at in range(len(tree.feature))}
+    for at in reversed(range(len(tree.feature))):
+        if tree.feature[at] >= 0:
+            groups[at] = groups[tree.left[at]] | groups[tree.left[at] + 1]
+        assert tree.value[at] == pytest.approx(rest[groups[at]].mean(), rel=1e-3, abs=1e-3 * 1e5)
+    share = model.gains / np.sum(model.gains)
+    explained = [
+        sum(rest[groups[c]].mean() ** 2 * groups[c].sum() for c in (left, left + 1))
+        - rest[groups[at]].mean() ** 2 * groups[at].sum()
+        for at, left in enumerate(tree.left)
+        if tree.feature[at] >= 0
+    ]
+    feature = [f for f in tree.feature if f >= 0]
+    wanted = np.bincount(feature, explained, len(model.cuts)) / np.sum(explained)
+    np.testing.assert_allclose(share, wanted, rtol=1e-3, atol=1e-4)

@@ -164,7 +164,7 @@ def test_personal_layers_are_scored_party_by_party_and_shown(study: Study) -> No
     assert set(study.scores.loc["personal"].index) == {"all", *holders}
     page = (study.folder / "report.html").read_text()
     assert "that layer stays there" in page
-    assert "<th>personal</th>" in page
+    assert ">personal</th>" in page
 
 
 @pytest.mark.parametrize(

@@ -116,3 +116,28 @@ def test_an_interval_covers_about_as_often_as_it_says() -> None:
         low, high = np.quantile(explained, [0.025, 0.975])
         inside += low <= truth <= high
     assert 50 <= inside <= 60
+
+
+def few(y: scoring.Floats, rate: scoring.Floats) -> Scored:
+    ones = np.ones(len(y))
+    return Scored(y, rate, ones, ones, np.arange(len(y), dtype=float))
+
+
+@pytest.mark.parametrize("y", [[0.0, 0.0, 0.0], []])
+def test_where_nothing_was_observed_there_is_no_gini(y: list[float]) -> None:
+    """Not 1, as of a ranking that finds everything."""
+    observed = few(np.array(y), np.linspace(0.1, 0.3, len(y)))
+    sums = scoring.lorenz_sums(observed, edges=np.linspace(-3, 0, 5))
+    assert np.isnan(scoring.gini(sums))
+    assert scoring.deciles(sums)["actual"].sum() == 0
+
+
+def test_resamples_without_a_row_are_no_part_of_an_interval() -> None:
+    """Of two persons one in seven resamples draws none."""
+    better, worse = (few(np.array([0.0, 1.0]), np.array(r)) for r in ([0.2, 0.8], [0.5, 0.5]))
+    fits = [fit(each, 50) for each in (better, worse)]
+    assert (fits[0]["null_deviance"] == 0).any()
+    gain, low, high = scoring.interval(*fits)
+    assert low <= gain <= high
+    alone = fit(few(np.zeros(0), np.zeros(0)), 5)
+    assert np.isnan(scoring.interval(alone, alone)).all()

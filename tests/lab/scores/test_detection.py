@@ -11,7 +11,7 @@ from scipy.special import expit
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from lab.errors import ConfigurationError, ModelError
-from lab.scores import detection
+from lab.scores import detection, groups
 from lab.scores.detection import Sums
 from lab.sums import COUNT, SCORE, Floats, combine
 
@@ -98,10 +98,10 @@ def test_a_party_without_rows_contributes_zeros() -> None:
     }
     total = combine([whole, empty])
     assert all((total[name] == whole[name]).all() for name in whole.arrays)
-    groups = detection.group_sums(
+    flags = groups.group_sums(
         *nothing[:4], codes=np.array([], dtype=np.int64), count=2, threshold=0.5
     )
-    assert not any(array.any() for array in groups.arrays.values()) and groups.rows == 0
+    assert not any(array.any() for array in flags.arrays.values()) and flags.rows == 0
 
 
 @pytest.mark.parametrize("truth", [np.zeros(5), np.zeros(0)])
@@ -185,7 +185,7 @@ def test_a_larger_budget_finds_no_less_and_the_whole_finds_all(
         detection.at_budget(sums, share, investigation_cost=1.0) for share in (*shares, 1.0)
     )
     assert less.found <= more.found + 1e-9 and less.saved <= more.saved + 1e-9
-    assert less.investigated == pytest.approx(shares[0] * len(listed))
+    assert less.investigated == max(1, round(shares[0] * len(listed)))
     assert (whole.investigated, whole.found) == (len(listed), rows[0].sum())
     assert whole.saved == (rows[0] * rows[2]).sum()
     if whole.found:
@@ -214,6 +214,24 @@ def test_money_of_a_budget_by_hand() -> None:
     assert (found.saved, found.cost, found.net) == (11_000, 6_000, 5_000)
 
 
+def test_a_budget_pays_for_whole_claims() -> None:
+    """168 claims of 16,785 at 300 each cost 50,400, not 50,355."""
+    arrays = {name: np.array([16_785.0]) for name in BINNED.arrays}
+    sums = Sums(arrays, dict(BINNED.limits), 16_785)
+    whole = detection.at_budget(sums, 0.01, investigation_cost=300.0)
+    assert (whole.investigated, whole.cost) == (168, 50_400)
+
+
+@pytest.mark.parametrize(("cost", "claims"), [(0.0, 100), (100.0, 40), (700.0, 10), (801.0, 0)])
+def test_the_best_budget_ends_where_a_bin_saves_less_than_it_costs(
+    cost: float, claims: int
+) -> None:
+    investigated, net = detection.best_budget(BINNED, investigation_cost=cost)
+    assert investigated == claims
+    saved = {0: 0, 10: 8000, 40: 17_000, 100: 17_500}[claims]
+    assert net == saved - claims * cost
+
+
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.01, float("nan")])
 def test_a_budget_that_is_no_share_is_refused(share: float) -> None:
     with pytest.raises(ConfigurationError, match="a share above 0 and at most 1"):
@@ -233,14 +251,14 @@ def test_a_threshold_flags_the_budget_it_was_taken_for() -> None:
     edges = detection.ranking_edges(ranked(rows, detection.GRID), detection.GRID)
     sums = ranked(rows, edges)
     threshold = detection.threshold_at(sums, edges, 0.01)
-    groups = detection.group_sums(
+    flags = groups.group_sums(
         *rows[:4], codes=np.zeros(50_000, dtype=np.int64), count=1, threshold=threshold
     )
-    flagged = groups.total("flagged")
+    flagged = flags.total("flagged")
     assert flagged == pytest.approx(500, rel=0.05)
     there = detection.at_budget(sums, flagged / 50_000, investigation_cost=1.0)
-    assert groups.total("flagged_fraud") == pytest.approx(there.found, abs=1e-6)
-    assert groups.total("saved") == pytest.approx(there.saved, rel=1e-9)
+    assert flags.total("flagged_fraud") == pytest.approx(there.found, abs=1e-6)
+    assert flags.total("saved") == pytest.approx(there.saved, rel=1e-9)
 
 
 def test_resamples_are_reproducible_and_of_whole_persons() -> None:
@@ -311,7 +329,7 @@ CODES = np.array([0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, -1])
 def grouped(keep: NDArray[np.bool_] | None = None) -> Sums:
     kept = np.ones(12, dtype=bool) if keep is None else keep
     columns = TRUTH[kept], 0.3 + 0.2 * FLAGGED[kept], 100.0 * np.arange(1, 13)[kept]
-    return detection.group_sums(
+    return groups.group_sums(
         *columns, np.flatnonzero(kept) * 1.0, codes=CODES[kept], count=3, threshold=0.5
     )
 
@@ -331,45 +349,45 @@ def test_groups_by_hand() -> None:
 
 
 def test_fairness_by_hand() -> None:
-    table = detection.fairness(grouped(), ("city", "county", "abroad"), smallest=2)
-    rates = ["rows", "fraud", *detection.RATES]
+    table = groups.fairness(grouped(), ("city", "county", "abroad"), smallest=2)
+    rates = ["rows", "fraud", *groups.RATES]
     assert table.loc["city", rates].tolist() == [7, 3, 3 / 7, 2 / 3, 1 / 4, 2 / 3]
     assert table.loc["county", rates].tolist() == [4, 2, 1 / 2, 1 / 2, 1 / 2, 1 / 2]
     assert table.loc["abroad"].isna().all()
     assert table.loc["county", "recall_difference"] == pytest.approx(-1 / 6)
     assert table.loc["county", "recall_ratio"] == pytest.approx(3 / 4)
     assert table.loc["county", "false_positive_rate_ratio"] == pytest.approx(2)
-    assert (table.loc["city", [f"{rate}_ratio" for rate in detection.RATES]] == 1).all()
+    assert (table.loc["city", [f"{rate}_ratio" for rate in groups.RATES]] == 1).all()
 
 
 def test_few_rows_or_frauds_show_no_rate() -> None:
-    table = detection.fairness(grouped(), ("city", "county", "abroad"), smallest=4)
+    table = groups.fairness(grouped(), ("city", "county", "abroad"), smallest=4)
     assert np.isnan(table.loc["city", "recall"]) and table.loc["city", "rows"] == 7
     assert table.loc["city", "false_positive_rate"] == 1 / 4
     assert np.isnan(table.loc["county", "false_positive_rate"]) and table.loc["county", "rows"] == 4
     assert table.loc["county", "flagged_share_ratio"] == pytest.approx(7 / 6)
-    assert detection.fairness(grouped(), "abc").isna().all(axis=None)
-    assert detection.fairness(grouped(), "abc", smallest=0).loc["c", "rows"] == 0
+    assert groups.fairness(grouped(), "abc").isna().all(axis=None)
+    assert groups.fairness(grouped(), "abc", smallest=0).loc["c", "rows"] == 0
 
 
 def test_a_rate_of_nothing_has_no_ratio() -> None:
     truth, score = np.zeros(40), np.repeat([0.1, 0.9], 20)
-    sums = detection.group_sums(
+    sums = groups.group_sums(
         truth, score, truth, np.arange(40.0), codes=np.repeat([0, 1], 20), count=2, threshold=0.5
     )
-    table = detection.fairness(sums, ("a", "b"))
+    table = groups.fairness(sums, ("a", "b"))
     assert table["flagged_share_difference"].tolist() == [0, 1]
     assert table["flagged_share_ratio"].isna().all()
 
 
 def test_recall_by_typology_by_hand() -> None:
-    table = detection.by_typology(grouped(), ("phantom", "upcoding", "ring"), smallest=2)
+    table = groups.by_typology(grouped(), ("phantom", "upcoding", "ring"), smallest=2)
     assert table.loc["phantom"].tolist() == [3, 2, 2 / 3, 300]
     assert table.loc["upcoding"].tolist() == [2, 1, 1 / 2, 800]
     assert table.loc["ring"].isna().all()
-    fewer = detection.by_typology(grouped(), ("phantom", "upcoding", "ring"), smallest=3)
+    fewer = groups.by_typology(grouped(), ("phantom", "upcoding", "ring"), smallest=3)
     assert fewer["recall"].notna().tolist() == [True, False, False]
-    assert detection.by_typology(grouped(), "abc").isna().all(axis=None)
+    assert groups.by_typology(grouped(), "abc").isna().all(axis=None)
 
 
 def test_claims_of_one_bin_are_flagged_together() -> None:

@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from federated.deployment.charter import Charter
 from federated.deployment.pairs import correction_purpose, secret_purpose
-from federated.joined.product import LETTER, deal, joined_sum, sealed
+from federated.joined.product import LETTER, deal, joined_sum, sealed, turns
 from federated.joined.protection import Pair
 from federated.messages import Request, message_of
 from federated.study.plan import StudyPlan
@@ -55,26 +55,37 @@ class PairDealer:
         return message_of(**parts)
 
     def deal(
-        self, run: str, records: RecordDict, study: StudyPlan, request: Request, log: Log
+        self,
+        run: str,
+        records: RecordDict,
+        study: StudyPlan,
+        request: Request,
+        turn: object,
+        log: Log,
     ) -> RecordDict:
-        """What the fund's side needs for one sum, sealed to it, once. Raises :class:`PeerError`."""
+        """What the fund's side needs for one turn of a sum, sealed to it, once.
+
+        Raises :class:`PeerError`.
+        """
         record = records.config_records.get("dealer")
         if record is None:
             raise PeerError("coordinator: asks for a deal before the sides had their secrets")
         if not request.query.startswith(f"{run}-"):
             raise PeerError("coordinator: asks for a deal in another run")
         deals = records.config_records.setdefault("deals", ConfigRecord())
-        if request.query in deals:
-            raise PeerError("coordinator: asks for a deal that was made before")
-        deals[request.query] = True
         total, sizes = joined_sum(request, study.owner), json.loads(str(record["sizes"]))
+        if type(turn) is not int or not 1 <= turn <= turns(total, "triples"):
+            raise PeerError("coordinator: asks for a deal for a turn that the sum does not have")
+        if f"{request.query} {turn}" in deals:
+            raise PeerError("coordinator: asks for a deal that was made before")
+        deals[f"{request.query} {turn}"] = True
         fund, parts = self._pairs.fund, {}
         for insurer in self._pairs.peers(fund):
             pair = Pair(insurer, fund, sizes[insurer])
             both, layout = record[f"secrets {insurer}"], pair.layout(request, total)
             assert isinstance(both, bytes)
-            dealt = wire.join(LETTER, deal(layout, both[:SECRET_BYTES], both[SECRET_BYTES:]))
-            purpose = correction_purpose(request.query, fund, insurer)
+            dealt = wire.join(LETTER, deal(layout, turn, both[:SECRET_BYTES], both[SECRET_BYTES:]))
+            purpose = correction_purpose(request.query, turn, fund, insurer)
             parts[f"dealt {insurer}"] = sealed(self._identity, self._roster[fund], purpose, dealt)
             log.append(
                 "deal",
@@ -82,6 +93,7 @@ class PairDealer:
                 query=request.query,
                 statistic=request.statistic,
                 pair=pair.name,
+                turn=turn,
                 rows=pair.rows,
                 products=[[t.left, t.right] for _, _, t in layout.products],
             )

@@ -67,7 +67,7 @@ class NodeSide:
 
         Raises :class:`Refusal`, and what the plan's binding raises.
         """
-        request, turn = Request.from_record(content), content.config_records["turn"].get("turn")
+        request, turn = Request.from_record(content), _turn_of(content)
         if set(party.places) != set(self._peers):
             raise Refusal("alignment", "this side's rows are not aligned with those of its pairs")
         if turn == 0:
@@ -81,7 +81,7 @@ class NodeSide:
             return content
         letters = {f"from {peer}": read(content, f"from {peer}") for peer in self._peers}
         for peer in self._peers:
-            purpose = correction_purpose(request.query, self._name, peer)
+            purpose = correction_purpose(request.query, turn, self._name, peer)
             letters[f"dealt {peer}"] = unsealed(
                 memory.identity(), self._dealer, purpose, read(content, f"dealt {peer}")
             )
@@ -103,6 +103,13 @@ class NodeSide:
     @property
     def _dealer(self) -> Card:
         return dealer_of(self._charter)
+
+
+def _turn_of(content: RecordDict) -> int:
+    turn = content.config_records.get("turn", ConfigRecord()).get("turn")
+    if type(turn) is not int:
+        raise PeerError("coordinator: does not say which turn of a product it is")
+    return turn
 
 
 def _digest_of_rows(side: JoinedSide) -> str:

@@ -1,0 +1,96 @@
+"""Why a model scores a row as it does, and which features it goes by: both from the model alone.
+
+A linear predictor is a base and what each feature adds to it. GLM: coefficient times (value - mean)
+for numbers, the level's coefficient for categories; the base is a row of mean numbers and base
+levels. Trees: the change of a node's value at each cut on the row's path goes to the feature that
+is cut (Saabas, "Interpreting random forests", 2014; Palczewska et al., "Interpreting random forest
+models using a feature contribution method", 2013); the base is the value of all roots. Both are
+exact: base and effects add up to the linear predictor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from lab.sums import Floats
+
+#: Reasons that are given for a row.
+REASONS = 3
+#: An effect below this share of a row's largest is none: it is rounding.
+NOTHING = 1e-12
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What each feature adds to the linear predictor of each row.
+
+    names: of the features; values: (rows, features). ``base + values.sum(axis=1)`` is the linear
+    predictor of one unit of exposure.
+    """
+
+    base: float
+    names: tuple[str, ...]
+    values: Floats
+
+    @classmethod
+    def of(cls, base: float, columns: Sequence[str], values: Floats) -> Effects:
+        """values: (rows, columns); those of one column are added."""
+        names = tuple(dict.fromkeys(columns))
+        totals = np.zeros((len(values), len(names)))
+        for j, name in enumerate(columns):
+            totals[:, names.index(name)] += values[:, j]
+        return cls(base, names, totals)
+
+    def plus(self, other: Effects) -> Effects:
+        """The effects of a product of two means on the log link."""
+        values = np.hstack([self.values, other.values])
+        return Effects.of(self.base + other.base, (*self.names, *other.names), values)
+
+    def reasons(self, most: int = REASONS) -> pd.DataFrame:
+        """The features that move each row most, the first most of all: ``reason_1`` names it and
+        ``effect_1`` is what it adds; both are missing where nothing more moves the row.
+
+        >>> effects = Effects(-2.0, ("age", "region"), np.array([[0.1, -0.4], [0.0, 0.3]]))
+        >>> reasons = effects.reasons(most=2)
+        >>> reasons["reason_1"].tolist(), reasons["effect_1"].tolist()
+        (['region', 'region'], [-0.4, 0.3])
+        >>> reasons["reason_2"].isna().tolist()
+        [False, True]
+        """
+        absent = max(0, most - len(self.names))
+        values = np.pad(self.values, ((0, 0), (0, absent)))
+        names = pd.Index([*self.names, *[""] * absent], dtype="str")
+        size = np.abs(values)
+        order = np.argsort(-size, axis=1, kind="stable")[:, :most]
+        least = NOTHING * size.max(axis=1, initial=0.0)
+        table = {}
+        for k in range(most):
+            at = order[:, k]
+            effect = pd.Series(values[np.arange(len(at)), at])
+            some = effect.abs() > least
+            table[f"reason_{k + 1}"] = names.take(at).to_series(index=effect.index).where(some)
+            table[f"effect_{k + 1}"] = effect.where(some)
+        return pd.DataFrame(table)
+
+
+def reason_columns(most: int = REASONS) -> list[str]:
+    """Names of the columns of :meth:`Effects.reasons`, in order."""
+    return [f"{kind}_{k}" for k in range(1, most + 1) for kind in ("reason", "effect")]
+
+
+#: Exposure by column and level, of the columns where it is told.
+Exposures = Mapping[str, Mapping[str, float]]
+
+
+def spread(effects: Floats, exposure: Floats) -> float:
+    """The standard deviation of a category's effects. effects, exposure: (levels,).
+
+    >>> spread(np.array([0.0, 1.0]), np.array([3.0, 1.0]))
+    0.4330127018922193
+    """
+    mean = np.average(effects, weights=exposure)
+    return float(np.sqrt(np.average((effects - mean) ** 2, weights=exposure)))
