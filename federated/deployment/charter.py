@@ -154,6 +154,8 @@ class Charter(Strict):
     def parties_line(self) -> str:
         """How many parties are behind a sum, for people."""
         least = f"{self.minimum_parties} or more behind a sum"
+        if self.pairs is not None:
+            least = f"all sides behind a sum of joined rows, {least.replace('a sum', 'any other')}"
         if self.parties_may_leave:
             return f"{least}; they may leave, and sums of their own may follow"
         return f"{least}, the same behind all sums"
