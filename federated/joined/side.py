@@ -174,10 +174,10 @@ def answer_product(holder: Party, memory: NodeState, message: RecordDict) -> Rec
         for peer in holder.places:
             kind = purpose(request.query, turn - 1, peer, holder.name)
             letter = unsealed(identity, roster[peer], kind, read(message, f"from {peer}"))
-            if holder.product == "triples" and holder.role == "fund":
-                dealt_parts = wire.split(LETTER, read(message, f"dealt {peer}"), 0, 99)
-                letter = wire.join(LETTER, [*wire.split(LETTER, letter, 0, 99), *dealt_parts])
             try:
+                if holder.product == "triples" and holder.role == "fund":
+                    dealt_parts = wire.split(LETTER, read(message, f"dealt {peer}"), 0, 99)
+                    letter = wire.join(LETTER, [*wire.split(LETTER, letter, 0, 99), *dealt_parts])
                 letters[peer] = holder.hear(request.query, peer, letter)
             except SecureAggError as error:
                 raise PeerError(f"{peer}: sent a letter that does not fit: {error}", peer) from None
