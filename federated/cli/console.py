@@ -177,7 +177,7 @@ def print_study(study: Study, runs: Path) -> None:
     if study.outlook:
         _print_outlook(console, study)
     for notice in study.notices:
-        console.print(notice, highlight=False)
+        console.print(notice, highlight=False, soft_wrap=True)
     for result in study.arms.values():
         for holder, reason in [*result.failures.items(), *result.notes.items()]:
             console.print(f"{result.name}, {holder}: {reason}", style="yellow", highlight=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 import numpy as np
 
 from federated.federation import ModelTotals
@@ -12,6 +14,7 @@ from lab.models.magnitudes import bounds
 from lab.privacy.joining import PERSONS, RARE, Opened
 from lab.sums import Floats, Sums
 from lab.tables.contracts import Contract
+from lab.tables.values import DECIMAL, code
 
 #: About what rounding to the grid can add to a sum of squares whose largest is 1.
 ROUNDED = 2.0**-44
@@ -92,7 +95,7 @@ def leave_out(feature: Feature, left_out: list[str] | None) -> None:
     """Note a feature that never varies. Raises :class:`ModelError` where there is no list for it."""
     if left_out is None:
         raise ModelError(
-            f"feature '{feature.name}' is the same in every training row; leave it out, or set "
+            f"feature '{feature.name}' is the same in every training row but few; leave it out, or set "
             "data.constant = 'drop'"
         )
     left_out.append(feature.name)
@@ -224,7 +227,24 @@ def _named_levels(
     of_parties = (
         dict(zip(unknown, federation.levels(task, unknown), strict=True)) if unknown else {}
     )
+    for feature, levels in of_parties.items():
+        _refuse_alike(feature, levels)
     return tuple(
         Levels(feature=f, levels=of_parties[f] if levels is None else levels)
         for f, levels in zip(features, of_contract, strict=True)
     )
+
+
+def _refuse_alike(feature: Feature, levels: tuple[str, ...]) -> None:
+    """Refuse announced levels that are one number, as 1 and 1.0: one level that parties store as
+    text and as a number, or two codes; only a contract can say which."""
+    names: dict[str, str] = {}
+    for level in levels:
+        if not DECIMAL.fullmatch(level):
+            continue
+        other = names.setdefault(code(Decimal(level)), level)
+        if other != level:
+            raise ModelError(
+                f"levels '{other}' and '{level}' of '{feature.column}' are one number, written in two "
+                "ways; list the column's levels in a contract, one of them or both"
+            )

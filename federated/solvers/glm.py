@@ -338,7 +338,8 @@ def _diverged(names: tuple[str, ...], move: Any) -> ModelError:
     worst = names[int(np.abs(move).argmax())]
     return ModelError(
         f"no finite estimate: the coefficient of '{worst}' grows without end, its rows are "
-        "separated (all or none of them have the event); merge its level, leave it out or set model.ridge"
+        "separated (all or none of them have the event); join its level to others of few persons by a "
+        "higher model.min_persons, leave it out or set model.ridge"
     )
 
 

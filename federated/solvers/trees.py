@@ -133,7 +133,7 @@ def train(
         monotone=settings.monotone,
     )
     recipe = _recipe(federation, task, totals, settings)
-    noise = Scale.of(totals).noise(task.law) / recipe.step**2
+    noise = 1.0 if task.law.name == "gaussian" else Scale.of(totals).noise(task.law)
 
     ask = _Questions(federation, task, cuts, recipe)
     # 2. Tree by tree; the sums at a root tell the loss of the trees before it.

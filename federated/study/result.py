@@ -228,25 +228,32 @@ class Study:
                 )
                 if names:
                     lines.append(
-                        f"{name}: constant in all training rows, left out: {_listed(names)}"
+                        f"{name}: left out, the same in all training rows but few: {_listed(names)}"
                     )
         return lines
 
     def _other_measures(self) -> list[str]:
-        """Scores in the measure in which frequencies are often published."""
-        key = "deviance_explained_of_counts"
-        scored = {
-            name: self.scored(arm.evaluations[part]["all"])
+        """Scores against the parties' own rates, and in the measure in which frequencies are often
+        published."""
+        lines = []
+        if (ours := self.arms.get("federated")) and self.headline == "deviance_explained":
+            own = _values(self._scores_of(ours, self.part), "deviance_explained_of_own_rate")
+            lines += [f"federated, against each party's own rate: {_listed(own)}"] if own else []
+        whole = {
+            name: scores["all"]
             for name, arm in self.arms.items()
-            if "all" in arm.evaluations.get(part := self.parts[0], {})
+            if "all" in (scores := self._scores_of(arm, self.parts[0]))
         }
-        values = [f"{name} {scores[key]:.4f}" for name, scores in scored.items() if key in scores]
-        if not values:
-            return []
-        return [
-            f"deviance of counts explained, exposure as weight, against a constant count "
-            f"(scikit-learn's d2_tweedie_score): {', '.join(values)}"
-        ]
+        if values := _values(whole, "deviance_explained_of_counts"):
+            lines.append(
+                "deviance of counts explained, exposure as weight, against a constant count "
+                f"(scikit-learn's d2_tweedie_score): {', '.join(values)}"
+            )
+        return lines
+
+    def _scores_of(self, arm: ArmResult, part: str) -> dict[str, dict[str, Any]]:
+        """An arm's scores of a part by holder."""
+        return {holder: self.scored(e) for holder, e in arm.evaluations.get(part, {}).items()}
 
     @property
     def opened(self) -> list[Opened]:
@@ -305,6 +312,11 @@ def _by_value(reasons: Mapping[str, str]) -> list[tuple[str, list[str]]]:
         (why, [name for name, each in reasons.items() if each == why])
         for why in dict.fromkeys(reasons.values())
     ]
+
+
+def _values(scores: Mapping[str, Mapping[str, Any]], key: str) -> list[str]:
+    """One score of each that has it, after its name."""
+    return [f"{name} {each[key]:.4f}" for name, each in scores.items() if key in each]
 
 
 def _listed(names: list[str]) -> str:

@@ -240,7 +240,7 @@ class Scale(Strict):
         slope, variance = self._at_mean(law)
         if law.dispersed:
             variance = self.square / self.weight - (self.target / self.weight) ** 2
-        return variance / slope**2
+        return max(variance, 0.0) / slope**2
 
     def _at_mean(self, law: Family) -> tuple[float, float]:
         """Slope and variance function at the mean target."""

@@ -62,14 +62,7 @@ def predict(
         raise ContractError(f"{origin}: has a column '{name}' already; rename or drop it")
     if contract is not None:
         check(frame, contract, where=origin)
-    columns = {
-        feature.column: _input(levels if text else None)
-        for feature, levels, text in sorted(_terms(predictor), key=lambda term: not term[2])
-    }
-    rows = frame
-    if columns:
-        inputs = Contract(name=f"inputs of {Path(model).name}", columns=columns)
-        rows = check(frame, inputs, where=origin, open_lists=True)
+    rows = _inputs(predictor, frame, contract, origin)
     if Path(table).name.removesuffix(".gz").endswith(".csv"):  # numbers as they are written there
         frame = sources.read_file(Path(table), as_text=True, encoding=encoding)
     frame = frame.assign(**{PREDICTION: _predictions(predictor, rows, origin)})
@@ -80,6 +73,21 @@ def predict(
         frame = pd.concat([frame, table_of_reasons], axis="columns")
         notes.insert(1, _meaning_of_effects(predictor, effects))
     return frame, notes
+
+
+def _inputs(
+    predictor: Model, frame: pd.DataFrame, contract: Contract | None, origin: str
+) -> pd.DataFrame:
+    """The columns that a model reads, numbers written as the table's contract says."""
+    columns = {
+        feature.column: _input(levels if text else None)
+        for feature, levels, text in sorted(_terms(predictor), key=lambda term: not term[2])
+    }
+    if not columns:
+        return frame
+    signs = contract.model_dump(include={"decimal", "thousands"}) if contract else {}
+    inputs = Contract(name="inputs of the model", columns=columns, **signs)
+    return check(frame, inputs, where=origin, open_lists=True)
 
 
 def _predictions(predictor: Model, rows: pd.DataFrame, origin: str) -> Floats:

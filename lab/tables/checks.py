@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from lab.errors import ContractError
 from lab.records import nearest
-from lab.tables.contracts import POINT, Column, Contract
-from lab.tables.values import DECIMAL, EXACT, GROUPED, NULLS, as_numbers, code, factorized
+from lab.tables.contracts import POINT, WRITING, Column, Contract
+from lab.tables.values import DECIMAL, EXACT, GROUPED, NULLS, as_numbers, code, factorized, pointed
 
 #: How many rows of one rule are written out; the rest is counted.
 ROWS_SHOWN = 5
@@ -84,7 +84,7 @@ class Checker:
                     self._columns[name] = (
                         _Levels(column, self._open_lists)
                         if column.type == "category"
-                        else _Numbers(column)
+                        else _Numbers(column, self._contract)
                     )
                 self._columns[name].add(part[name], self._rows)
         self._rows += len(part)
@@ -142,18 +142,21 @@ class _Column:
 class _Numbers(_Column):
     """A column of float64, NaN where it is empty."""
 
-    def __init__(self, column: Column) -> None:
+    def __init__(self, column: Column, contract: Contract) -> None:
         super().__init__(column)
+        self.contract = contract
         self.parts: list[NDArray[np.float64]] = []
 
     def add(self, part: pd.Series, start: int) -> None:
-        rule = self.column.allowed()
-        values, empty, beyond = as_numbers(part)
+        rule, contract = self.column.allowed(), self.contract
+        other = contract.writes_otherwise
+        plain = pointed(part, contract.decimal, contract.thousands) if other else part
+        values, empty, beyond = as_numbers(plain)
         if self.column.type == "integer":
             beyond |= np.isfinite(values) & (np.abs(values) > EXACT)
         wrong = np.isnan(values) & ~empty
         grouped = np.zeros(len(part), dtype=bool)
-        if wrong.any():
+        if wrong.any() and not other:
             grouped[wrong] = part[wrong].astype("str").str.fullmatch(GROUPED).to_numpy(dtype=bool)
         self.note(0, rule, wrong & ~grouped, start, part)
         self.note(1, "must be finite", np.isinf(values), start, part)
@@ -162,7 +165,7 @@ class _Numbers(_Column):
             self.note(2, EMPTY, empty, start, part)
         self.note(3, rule, _outside(values, self.column), start, part)
         self.note(4, TOO_LONG, beyond, start, part)
-        self.note(5, POINT, grouped, start, part)
+        self.note(5, f"{POINT}, {WRITING}", grouped, start, part)
         self.parts.append(values)
 
     def whole(self) -> pd.Series:

@@ -23,6 +23,7 @@ from lab.tables.values import GROUPED, NULLS, as_numbers, code, level_of, normal
 Role = Literal["identifier", "feature", "exposure", "weight", "target", "never_leaves"]
 #: The rule of numbers with a decimal comma or thousands signs.
 POINT = "must be written with a decimal point and without thousands signs"
+WRITING = "or state how numbers are written in the contract: decimal = ',' and thousands = '.'"
 
 
 class Column(Strict):
@@ -91,7 +92,10 @@ class Column(Strict):
 
 
 class Contract(Strict):
-    """A table's contract: name, version, provenance, and its columns by name."""
+    """A table's contract: name, version, provenance, and its columns by name.
+
+    decimal, thousands: the signs with which numbers are written where they come as text.
+    """
 
     name: str
     version: int = 1
@@ -99,7 +103,22 @@ class Contract(Strict):
     published: str = ""
     licence: str = ""
     notes: str = ""
+    decimal: Literal[".", ","] = "."
+    thousands: Literal["", ",", ".", " ", "'"] = ""
     columns: dict[str, Column] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _signs_differ(self) -> Self:
+        if self.decimal == self.thousands:
+            raise ValueError(
+                f"decimal and thousands are both '{self.decimal}'; numbers need two signs"
+            )
+        return self
+
+    @property
+    def writes_otherwise(self) -> bool:
+        """Whether numbers are written in another way than with a decimal point alone."""
+        return (self.decimal, self.thousands) != (".", "")
 
     @classmethod
     def read(cls, path: Path) -> Contract:
@@ -137,7 +156,7 @@ def _drafted(name: str, values: pd.Series) -> Literal["number", "category"]:
         grouped = pd.Series(texts, dtype="str").str.fullmatch(GROUPED).to_numpy(dtype=bool)
         if grouped.any() and (grouped | numbers).all():
             raise ContractError(
-                f"column '{name}' {POINT}; where it holds codes, say so in a contract: "
+                f"column '{name}' {POINT}, {WRITING}; where it holds codes, say so there: "
                 'type = "category"'
             )
     return "category"

@@ -135,6 +135,8 @@ class Delimited:
         is guessed, for one that reads every byte reads most of them wrong."""
         name = self.stated or "utf-8"
         try:
+            if codecs.lookup(name).name == "utf-8-sig":
+                name = "utf-8"  # the mark is seen where it stands
             plain = "a,\n".encode(name) == b"a,\n"
         except LookupError:
             plain = False

@@ -94,7 +94,9 @@ def unchecked(
         if "://" in path:
             frame = read_sql(path, table, query)
         else:
-            frame = read_file(Path(path), _codes(contract) or texts, encoding=encoding)
+            as_text = contract is not None and contract.writes_otherwise
+            codes = _codes(contract) or texts
+            frame = read_file(Path(path), codes, as_text=as_text, encoding=encoding)
         origin = _origin(None, path)
         contract = contract or draft(_selection(frame, columns, origin), Path(origin).name, texts)
     else:

@@ -127,6 +127,39 @@ def as_numbers(
     return values, empty, (np.abs(values) > EXACT) & whole
 
 
+def pointed(part: pd.Series, decimal: str, thousands: str) -> pd.Series:
+    """A column whose texts write numbers with these signs, with a decimal point and no others instead.
+
+    A text in another way of writing becomes one that is no number: 1.467 says nothing where the
+    decimal sign is a comma. A space stands for all spaces that do not break.
+    """
+    if isinstance(part.dtype, pd.CategoricalDtype):
+        part = part.astype(object)
+    texts = part.map(lambda value: isinstance(value, str)).to_numpy(dtype=bool)
+    if not texts.any():
+        return part
+    space = "[ \u00a0\u202f]"
+    group = space if thousands == " " else re.escape(thousands)
+    whole = rf"(?:\d+|\d{{1,3}}(?:{group}\d{{3}})+)" if thousands else r"\d+"
+    form = re.compile(rf"[+-]?{whole}(?:{re.escape(decimal)}\d*)?(?:[eE][+-]?\d+)?")
+
+    def plain(text: str) -> str:
+        text = text.strip()
+        if text in NULLS or text.lower() in ("true", "false"):
+            return text
+        if not form.fullmatch(text):
+            return "no number"
+        return (
+            re.sub(group, "", text).replace(decimal, ".")
+            if thousands
+            else text.replace(decimal, ".")
+        )
+
+    column = part.astype(object)
+    column[texts] = column[texts].map(plain)
+    return column.astype("str") if texts.all() else column
+
+
 def _texts_as_numbers(
     part: pd.Series,
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:

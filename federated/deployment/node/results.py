@@ -61,4 +61,5 @@ def _headline(record: Mapping[str, Any]) -> str:
     last = list(record["scores"].values())[-1]
     names = {"average_precision": "PR-AUC", "deviance_explained": "deviance explained"}
     key = next(name for name in names if name in last)
-    return f"{names[key]} on {record['rows']:,} own test rows {last[key]:.4f}"
+    rows = f"on {record['rows']:,} own test rows" if record["rows"] else "on own rows, in sample,"
+    return f"{names[key]} {rows} {last[key]:.4f}"

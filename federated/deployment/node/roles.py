@@ -10,7 +10,7 @@ from typing import Protocol
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from federated.app import client_app
-from federated.deployment.audit_logs import log_outcome
+from federated.deployment.audit_logs import LOG_NAME, log_outcome
 from federated.deployment.charter import same
 from federated.deployment.node import profiles, solver
 from federated.deployment.node.results import take
@@ -32,6 +32,7 @@ from federated.party.party_sets import PartySets
 from federated.party.state import NodeState
 from federated.study.plan import StudyPlan
 from federated.study.steps import Replay
+from lab.audit import log_format as audit
 from lab.audit.log_writer import Log
 from lab.errors import ConfigurationError, PeerError, PolicyError
 from lab.files import read_json
@@ -62,6 +63,17 @@ class NodeRole(Protocol):
         """The reply, which may be a refusal; changes what is kept of the run."""
 
 
+def refuse_lost(sets: Path, log: Path) -> None:
+    """Raises :class:`ConfigurationError` where sums were released and nobody knows of which parties."""
+    if sets.exists() or not log.exists():
+        return
+    if any(entry.kind == "release" for entry in audit.entries(audit.read_lines(log))):
+        raise ConfigurationError(
+            f"{sets}: missing, while {log.name} tells of released sums; without it, totals of other parties "
+            "than before would be allowed: put a copy back"
+        )
+
+
 class InsurerRole:
     """An insurer answers by the same client app as in a simulation, on its own rows."""
 
@@ -74,8 +86,10 @@ class InsurerRole:
         if self._charter.pairs is not None and insurer.settings.joined is not None:
             self._side = NodeSide(folder, SidePolicy(folder, insurer.settings, self._charter))
         self._parties: dict[str, Party] = {}
+        sets = folder / STATE / "party_sets.jsonl"
+        refuse_lost(sets, folder / LOG_NAME)
         self._party_sets = PartySets(
-            folder / STATE / "party_sets.jsonl",
+            sets,
             apart=insurer.minimum_parties,
             by_question=self._charter.parties_may_leave,
         )

@@ -14,6 +14,7 @@ from federated.deployment.charter import Charter
 from federated.deployment.coordinator.study import ask_questions
 from federated.deployment.node import supervisor
 from federated.deployment.node.openings import OPENINGS, RELEASE, Openings
+from federated.deployment.node.roles import refuse_lost
 from federated.deployment.node.rules.settings import SETTINGS
 from federated.party.party_sets import check_apart
 from lab.audit.log_format import head_file
@@ -180,3 +181,20 @@ def test_a_run_that_misses_a_party_waits_for_it_and_none_begins_without_it(
             made.run(made.experiment(2), without=("insurer 4",))
         study = made.run(made.experiment(1), fresh=False)
         assert hash_of(study) == made.pooled_hash(made.experiment(1))
+
+
+def test_a_node_that_forgot_of_which_parties_its_sums_were_does_not_start(tmp_path: Path) -> None:
+    sets, log = tmp_path / "party_sets.jsonl", tmp_path / LOG_NAME
+    refuse_lost(sets, log)  # a new node has neither
+    with open_log(log, Identity.generate("insurer 1"), charter="ab" * 32) as lines:
+        lines.append("fault", what="nothing was released yet")
+        refuse_lost(sets, log)
+        details = {"statistic": "totals", "hiding": "paillier", "arrays": 1, "values": 1}
+        sizes = {"bytes": 900, "rows": 40, "key_bits": 2048}
+        lines.append("release", run="ab" * 8, query="q1", **details, **sizes)
+        with pytest.raises(
+            ConfigurationError, match=r"party_sets\.jsonl: missing, while .* released"
+        ):
+            refuse_lost(sets, log)
+    sets.touch()
+    refuse_lost(sets, log)

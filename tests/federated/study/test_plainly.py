@@ -169,7 +169,7 @@ def test_a_feature_that_never_varies_is_left_out_with_a_line_or_refused(
     if kind == "trees":
         model["trees"] = 2  # type: ignore[assignment]
     study = perform(experiment(tmp_path, frame, model=model))
-    assert "federated: constant in all training rows, left out: region" in study.notices
+    assert "federated: left out, the same in all training rows but few: region" in study.notices
     with pytest.raises(ModelError, match="'region' is the same in every training row"):
         perform(experiment(tmp_path, frame, model=model, data={"constant": "refuse"}))
 
@@ -179,6 +179,19 @@ def test_a_rare_separated_level_is_joined_and_stops_no_run(tmp_path: Path) -> No
     frame.loc[:4, ["region", "claims"]] = ["d", 0]
     frame.loc[5:11, "region"] = "e"
     study = perform(experiment(tmp_path, frame))
+    assert "region[T.(rare)]" in coefficients(study).index
+
+
+def test_a_separated_level_that_stops_a_run_is_joined_by_a_higher_least_number(
+    tmp_path: Path,
+) -> None:
+    frame = policies()
+    frame.loc[:29, ["region", "claims"]] = ["d", 0]
+    frame.loc[30:59, "region"] = "e"
+    with pytest.raises(ModelError, match=r"'region\[T.*\]' grows.*a higher model.min_persons"):
+        perform(experiment(tmp_path, frame, FREE | {"features": ["age", "region"]}, None))
+    joined = {"kind": "glm", "min_persons": 40}
+    study = perform(experiment(tmp_path, frame, model=joined))
     assert "region[T.(rare)]" in coefficients(study).index
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from lab.errors import ConfigurationError, ContractError
+from lab.tables.contracts import Column, Contract
 from lab.tables.sources import SOURCES, built_in, load, read_csv, read_file
 
 
@@ -97,3 +99,57 @@ def test_an_unknown_source_names_the_nearest() -> None:
 def test_claims_are_joined_to_their_policies(published) -> None:
     frame = load("fremtpl2_claims", str(published("freMTPL2"))).frame
     assert frame["PaidNb"].sum() == 26639 - 195
+
+
+NUMBERS = """
+name = "n"
+decimal = ","
+thousands = "."
+[columns]
+paid = { type = "number", nullable = true }
+code = { type = "category" }
+"""
+
+
+def stated(folder: Path, table: str, signs: str = NUMBERS) -> pd.DataFrame:
+    (folder / "c.toml").write_text(signs)
+    (folder / "t.csv").write_text(table, encoding="utf-8")
+    contract = Contract.read(folder / "c.toml")
+    return load(path=str(folder / "t.csv"), contract=contract).frame
+
+
+def test_a_decimal_comma_and_thousands_signs_are_read_where_the_contract_states_them(
+    tmp_path: Path,
+) -> None:
+    table = "paid;code\n1.467,45;1,5\n-3;1.467\n;a\n1000,5;b\n1e3;c\n"
+    frame = stated(tmp_path, table)
+    assert frame["paid"].fillna(-1).tolist() == [1467.45, -3.0, -1.0, 1000.5, 1000.0]
+    assert frame["code"].astype("str").tolist() == ["1,5", "1.467", "a", "b", "c"]
+
+
+@pytest.mark.parametrize("sign", [" ", "\u00a0", "\u202f"])
+def test_a_space_between_thousands_is_any_that_does_not_break(tmp_path: Path, sign: str) -> None:
+    signs = NUMBERS.replace('thousands = "."', 'thousands = " "')
+    frame = stated(tmp_path, f"paid;code\n1{sign}467{sign}000,5;a\n", signs)
+    assert frame["paid"].tolist() == [1467000.5]
+
+
+@pytest.mark.parametrize("value", ["1.46", "14.67,5", "1,467.45", "1,2,3"])
+def test_a_number_written_in_another_way_than_stated_is_refused_as_it_is(
+    tmp_path: Path, value: str
+) -> None:
+    with pytest.raises(
+        ContractError, match=f"row 1: paid must be a number, got {re.escape(value)}"
+    ):
+        stated(tmp_path, f"paid;code\n{value};a\n")
+
+
+def test_a_decimal_comma_that_nobody_stated_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    plain = NUMBERS.replace('decimal = ","\nthousands = "."\n', "")
+    with pytest.raises(ContractError, match="state how numbers are written in the contract"):
+        stated(tmp_path, "paid;code\n1,5;a\n", plain)
+
+
+def test_two_signs_of_a_contract_differ() -> None:
+    with pytest.raises(ValueError, match="decimal and thousands are both ','"):
+        Contract(name="n", decimal=",", thousands=",", columns={"a": Column(type="number")})
