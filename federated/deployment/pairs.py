@@ -50,6 +50,10 @@ class Pairs(Strict):
         """What a member is in its pairs."""
         return "fund" if name == self.fund else "insurer"
 
+    def common(self, size: int) -> int:
+        """Persons that two sides have in common, on a spine of so many rows."""
+        return size if self.learns == "both" else 2 * self.cap - size
+
     def peers(self, name: str) -> tuple[str, ...]:
         """The other sides of a member's pairs."""
         if name != self.fund:

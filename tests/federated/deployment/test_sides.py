@@ -13,13 +13,14 @@ import pandas as pd
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 
+from federated.deployment.audit_logs import LOG_NAME, open_log
 from federated.deployment.folders import identity_of, seed_of
 from federated.deployment.node.approval import request_lines
 from federated.deployment.node.roles import rows_secret
 from federated.deployment.node.rules.refusals import Refusal
 from federated.deployment.node.rules.settings import NodeSettings
 from federated.deployment.node.sides.alignments import Alignments
-from federated.deployment.node.sides.equations import Equations
+from federated.deployment.node.sides.equations import EQUATIONS, Equations
 from federated.deployment.node.sides.policy import SidePolicy
 from federated.deployment.pairs import agreed, check_pairs
 from federated.deployment.plan import announced
@@ -27,6 +28,7 @@ from federated.study import arms, result
 from federated.study.experiment import Experiment
 from federated.study.simulation import SimulatedMarket
 from lab.errors import ConfigurationError, PeerError, PolicyError
+from secure_agg.identity import Identity
 from tests.rigs.sides import BOTH, CAP, Sides
 from tests.rigs.trial import hash_of, started
 
@@ -58,6 +60,7 @@ def test_a_pair_of_real_sides_gives_the_model_and_the_scores_of_the_simulation(p
     assert ours[found.headline] == pytest.approx(theirs[found.headline], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_an_alignment_outlives_its_run_until_the_keys_change(pair: Sides) -> None:
     pair.run(pair.study(name="again"))
     pair.run(pair.study(name="and again"))
@@ -151,6 +154,19 @@ def test_no_more_is_opened_about_a_column_than_a_node_allows(tmp_path: Path) -> 
     assert Equations(tmp_path).opened == {"age": 100, "sex": 20}
 
 
+def test_a_side_does_not_start_without_its_memory(tmp_path: Path) -> None:
+    Equations(tmp_path)
+    with open_log(tmp_path / LOG_NAME, Identity.generate("fund")) as log:
+        told = {"peer": "insurer 1", "session": "1", "learns": "hidden", "cap": 9}
+        log.append("alignment", spine=9, learned="how many", **told)
+    Equations(tmp_path)
+    (tmp_path / EQUATIONS).unlink()
+    with pytest.raises(
+        ConfigurationError, match=r"equations.jsonl: missing, while log.jsonl tells"
+    ):
+        Equations(tmp_path)
+
+
 def test_alignments_are_few_and_each_is_begun_once(tmp_path: Path, pair: Sides) -> None:
     identity = identity_of(pair.root / "fund")
     alignments = Alignments(tmp_path, identity, pair.charter, 2)
@@ -182,7 +198,7 @@ def test_a_column_too_many_ends_the_run_before_a_letter_leaves(pair: Sides) -> N
     pair.kill("fund", signal.SIGTERM)
     pair.start("fund")
     try:
-        with pytest.raises(PeerError, match=r"\[equations\] .* allows 150, ever"):
+        with pytest.raises(PeerError, match=r"\[equations\] .* allows 120, ever"):
             pair.run(pair.study(name="too many", seed=9))
     finally:
         pair.settle("fund", "equations_per_person = 0.5", "equations_per_person = 50")

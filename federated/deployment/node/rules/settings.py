@@ -84,7 +84,7 @@ class OwnPairs(Strict):
 
     key: the columns that name a person; products: by the other side the columns that may enter
     products with it, "*" for all; equations_per_person: numbers that depend on a column and may be
-    opened, ever, for each row of the table; alignments: that are begun with each other side, ever.
+    opened, ever, for each person in common; alignments: that are begun with each other side, ever.
     """
 
     key: tuple[str, ...] = Field(min_length=1)
@@ -119,7 +119,7 @@ JOINED = """
 {products:<31}# by the other side the columns that may enter products
                                # with it, "*" for all
 equations_per_person = 0.5     # numbers about a column that may be opened, ever, for
-                               # each row of the table
+                               # each person in common
 alignments = 10                # begun with each other side, ever
 """
 TEMPLATE = """# What this insurer's node holds and takes part in. Nothing outside can loosen it.

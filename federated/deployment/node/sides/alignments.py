@@ -19,8 +19,10 @@ import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
+from federated.deployment.audit_logs import LOG_NAME
 from federated.deployment.charter import Charter
 from federated.deployment.node.rules.refusals import Refusal
+from federated.deployment.node.sides.equations import begin_memory
 from federated.joined.alignment import Agreement, Alignment, PairedSide, advance, begin
 from federated.joined.product import LETTER, sealed, unsealed
 from federated.joined.protection import INTERRUPTED
@@ -69,8 +71,7 @@ class Alignments:
         self._name = identity.card.name
         self._work: dict[str, _Begun] = {}
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        if not (self._folder / BEGUN).exists():
-            write_whole(self._folder / BEGUN, b"", 0o600)
+        begin_memory(self._folder / BEGUN, folder / LOG_NAME)
 
     def made(self, keys: KeyTexts) -> dict[str, KeptAlignment]:
         """Those that stand for these keys, by the other side."""

@@ -10,7 +10,9 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
+from federated.deployment.audit_logs import LOG_NAME
 from federated.deployment.node.rules.refusals import Refusal
+from lab.audit import log_format as audit
 from lab.errors import ConfigurationError
 from lab.files import add_line, added_lines, write_whole
 
@@ -27,8 +29,7 @@ class Equations:
         self._path = folder / EQUATIONS
         self._sums: set[tuple[str, str]] = set()
         self.opened = Counter[str]()
-        if not self._path.exists():
-            write_whole(self._path, b"", 0o600)
+        begin_memory(self._path, folder / LOG_NAME)
         try:
             for table, question, numbers, columns in added_lines(self._path):
                 self._remember(str(table), str(question), int(numbers), [*map(str, columns)])
@@ -61,3 +62,18 @@ class Equations:
     def _remember(self, table: str, question: str, numbers: int, columns: Collection[str]) -> None:
         self._sums.add((table, question))
         self.opened.update(dict.fromkeys(columns, numbers))
+
+
+def begin_memory(path: Path, log: Path) -> None:
+    """An empty memory of a side; one that is there stays.
+
+    Raises :class:`ConfigurationError` where it is gone, for the log tells of alignments.
+    """
+    if path.exists():
+        return
+    if log.exists() and any(e.kind == "alignment" for e in audit.entries(audit.read_lines(log))):
+        raise ConfigurationError(
+            f"{path}: missing, while {log.name} tells of alignments; without it, more could be learned of "
+            "this side than node.toml allows: put a copy back"
+        )
+    write_whole(path, b"", 0o600)

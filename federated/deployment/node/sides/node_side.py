@@ -37,6 +37,7 @@ class NodeSide:
         self.policy, self._charter = policy, policy.charter
         self._name, self._peers = policy.settings.name, policy.pairs.peers(policy.settings.name)
         self._equations = Equations(folder)
+        policy.keyed()  # keys that name two rows are told now, not in the first run
 
     def aligned(self) -> RecordDict:
         """Which alignments stand: by the other side their name and the size of the spine."""
@@ -96,7 +97,8 @@ class NodeSide:
     def _count(self, party: JoinedSide, study: StudyPlan, request: Request) -> None:
         total = joined_sum(request, party.owner)
         numbers = sum(Products("count", 1, total).sizes().values())
-        most = int(self.policy.own.equations_per_person * len(party.claims()))
+        persons = sum(map(self.policy.pairs.common, party.sizes.values()))
+        most = int(self.policy.own.equations_per_person * persons)
         table, columns = party.once(_digest_of_rows), self.policy.columns_of(study)
         self._equations.note(table, request.question.hex(), numbers, columns, most)
 
