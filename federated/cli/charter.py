@@ -303,7 +303,7 @@ def _pairs(charter: Charter) -> list[tuple[str, str]]:
     )
     who = {"hidden": "nobody", "both": "both sides"}.get(pairs.learns, f"the {pairs.learns} alone")
     text = (
-        f"{pairs.fund}, the fund, by {' and '.join(pairs.keys[pairs.fund])} with {sides}; {who} is told "
+        f"fund: {pairs.fund} by {' and '.join(pairs.keys[pairs.fund])}; insurers: {sides}; {who} is told "
         f"who is common; sets of {pairs.cap:,}, products by {pairs.product}, "
         f"{pairs.minimum_persons} persons or more"
     )

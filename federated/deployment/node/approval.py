@@ -83,7 +83,8 @@ def _joined(plan: StudyPlan, charter: Charter) -> Iterator[str]:
     if not plan.experiment.joined or pairs is None:
         return
     insurers = ", ".join(pairs.peers(pairs.fund))
-    yield f"  joined     {pairs.fund}, the fund, with {insurers}; {pairs.minimum_persons} persons or more"
+    least = f"{pairs.minimum_persons} persons or more"
+    yield f"  joined     fund: {pairs.fund}; insurers: {insurers}; {least}"
     yield f"  alignment  {LEARNS[alignment.learns]} who is common; sets filled up to {pairs.cap:,}"
     how = "randomness that the supervisor deals" if pairs.product == "triples" else "Paillier"
     yield f"  products   by {how}; the fund's columns are {', '.join(map(_key, plan.fund_columns))}"

@@ -18,7 +18,7 @@ from federated.deployment.node.rules.policy import InsurerPolicy
 from federated.deployment.node.rules.refusals import Refusal
 from federated.deployment.node.rules.settings import STATE
 from federated.deployment.node.run_state import RunState
-from federated.deployment.node.sides.node_side import NodeSide
+from federated.deployment.node.sides.node_side import NodeSide, log_letters
 from federated.deployment.node.sides.policy import SidePolicy
 from federated.deployment.node.supervisor import SHARE_FILE, log_opened
 from federated.deployment.signed_messages import SignedMessage
@@ -238,6 +238,9 @@ class InsurerRole:
                 profiles.consider(run_state, study, party.rules, request)
         self._now = run_state.run
         reply = self._app(message, memory).content
+        if signed_message.kind == MessageKind.PRODUCT:
+            query, statistic = str(header.get("query", "")), str(header.get("statistic", ""))
+            log_letters(log, run_state.run, query, statistic, reply)
         if signed_message.kind == MessageKind.JOIN:
             profiles.save_profiles(self._folder / STATE, run_state.run, party.profiles)
         if signed_message.kind == MessageKind.RELEASE and "reply" in reply.config_records:

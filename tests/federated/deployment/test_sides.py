@@ -56,6 +56,11 @@ def test_a_pair_of_real_sides_gives_the_model_and_the_scores_of_the_simulation(p
     assert {p.state for p in found.outlook} == {"took part"}
     fit = found.arms["federated"].models["all"]["model"].fit
     assert fit is not None and fit.rows == BOTH
+    for name in pair.insurers:
+        releases = [e.told for e in pair.logged(name, "release") if e.run == found.run]
+        letters = [each for each in releases if each["hiding"] == "letters to other sides"]
+        assert {"query.align", "glm_step", "score_fit"} <= {each["statistic"] for each in letters}
+        assert all(each["bytes"] > 0 for each in letters)
     ours, theirs = (s.scores.loc[("federated", "all")] for s in (found, told))
     assert ours[found.headline] == pytest.approx(theirs[found.headline], rel=1e-9)
 
@@ -188,7 +193,7 @@ def test_alignments_are_few_and_each_is_begun_once(tmp_path: Path, pair: Sides) 
 def test_who_approves_sees_whose_rows_are_joined(pair: Sides) -> None:
     plan = announced(agreed(pair.study(), pair.charter.pairs))
     text = "\n".join(request_lines(plan, pair.charter))
-    assert "fund, the fund, with insurer 1; 10 persons or more" in text
+    assert "fund: fund; insurers: insurer 1; 10 persons or more" in text
     assert "no side is told who is common; sets filled up to 400" in text
     assert "by randomness that the supervisor deals; the fund's columns are chronic, stays" in text
 

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 import pandas as pd
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from federated.deployment.charter import Charter
 from federated.deployment.node.rules.refusals import Refusal
@@ -22,6 +22,7 @@ from federated.joined.product import Products, joined_sum, unsealed
 from federated.joined.protection import INTERRUPTED
 from federated.joined.side import JoinedSide
 from federated.joined.statistics import LOCAL
+from federated.message_kinds import MessageKind
 from federated.messages import Request, blobs, read
 from federated.party.state import NodeState
 from federated.study.plan import StudyPlan
@@ -48,7 +49,9 @@ class NodeSide:
 
     def align(self, content: RecordDict, run: str, log: Log) -> RecordDict:
         """A turn of an alignment."""
-        return self.policy.alignments.turn(lambda: self.policy.keyed()[1], content, run, log)
+        reply = self.policy.alignments.turn(lambda: self.policy.keyed()[1], content, run, log)
+        log_letters(log, run, "", MessageKind.ALIGN, reply)
+        return reply
 
     def pair(self, memory: NodeState, content: RecordDict, run: str) -> None:
         """Take up the secrets that the supervisor dealt to this side for a run."""
@@ -105,6 +108,24 @@ class NodeSide:
     @property
     def _dealer(self) -> Card:
         return dealer_of(self._charter)
+
+
+def log_letters(log: Log, run: str, query: str, statistic: str, reply: RecordDict) -> None:
+    """The line of letters that leave a side, sealed to the others."""
+    letters = reply.array_records.get("message", ArrayRecord())
+    if letters:
+        log.append(
+            "release",
+            run=run,
+            query=query,
+            statistic=statistic,
+            hiding="letters to other sides",
+            arrays=len(letters),
+            values=0,
+            bytes=sum(len(letter.data) for letter in letters.values()),
+            rows="not told",
+            key_bits=0,
+        )
 
 
 def _turn_of(content: RecordDict) -> int:
