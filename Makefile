@@ -5,7 +5,8 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 demo: .venv/installed
-	@$(BIN)/lab run experiments/rand_hie.toml
+	@$(BIN)/lab run rand_hie
+	@echo "go on    source $(BIN)/activate, then lab --help"
 
 test: .venv/tested
 	$(BIN)/ruff check .

@@ -50,6 +50,7 @@ class ModelTotals(Protocol):
     """
 
     opened: list[Opened]
+    least_parties: int  # that every cell stands on which is told
 
     @property
     def alone(self) -> bool:
@@ -112,6 +113,7 @@ class Federation:
         self.run, self._sums = secrets.token_hex(8), 0
         self.silent: list[tuple[str, str]] = []  # (party, message) left unanswered
         self.opened = self.openings = list[Opened]()
+        self.least_parties = 1
         self.members = self._gather(parties)
         protection.check_parties(parties)
         protection.enrol(self, Roster(tuple(member.card for member in self.members)))

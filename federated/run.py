@@ -1,12 +1,15 @@
 """Run an experiment or ask its questions, in simulation or among real parties: one file knows both.
+A finished run is loaded here too.
 
 >>> from federated.run import run
->>> study = run("experiments/rand_hie.toml", {"model.ridge": 0.1})   # doctest: +SKIP
+>>> study = run("rand_hie", {"model.ridge": 0.1})   # doctest: +SKIP
 >>> study.scores                                                      # doctest: +SKIP
+>>> load(study.folder).scores                                         # doctest: +SKIP
 """
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,11 @@ from federated.queries.desk import Desk
 from federated.study.arms import perform
 from federated.study.experiment import Experiment
 from federated.study.result import Study
-from federated.study.run_folder import keep, try_folder
+from federated.study.run_folder import finished, keep, try_folder
 from federated.study.settings import Query
 from lab.errors import LabError
 from lab.privacy.noise import Noise
+from lab.report.finished_run import FinishedRun
 
 
 def run(
@@ -46,6 +50,7 @@ def run(
     """
     experiment = path if isinstance(path, Experiment) else Experiment.read(path, changes)
     try_folder(Path(runs))
+    start = time.perf_counter()
     if exchange is None:
         answers = _simulated_answers(experiment, Path(runs))
         study = perform(experiment, engine=engine, workers=workers, progress=progress)
@@ -62,8 +67,21 @@ def run(
                 )
             except LabError as error:  # the model is there, and is kept
                 study.unanswered = str(error)
+    study.seconds["run"] = time.perf_counter() - start
+    if progress is not None:
+        progress("report", "writing and logging", 0, None)
     keep(study, Path(runs), tracking_uri=tracking_uri, track=track)
     return study
+
+
+def load(folder: str | Path) -> FinishedRun:
+    """A finished run by its folder, with its tables as DataFrames under the names of a study.
+
+    folder: ``runs/20261129-131057-visits-rand-hie-b9bc``, or a beginning that no other run has.
+    Raises :class:`~lab.errors.ConfigurationError` where there is none.
+    """
+    path = Path(folder)
+    return FinishedRun(path if path.is_dir() else finished(path.parent, path.name))
 
 
 def ask(

@@ -47,6 +47,9 @@ class Holding(Protocol):
     def owners(self, task: Any, part: Part) -> pd.Series:
         """Who each of these rows belongs to: its person, or its own number."""
 
+    def units(self, task: Any, part: Part) -> Floats:
+        """The same as numbers, `lab.privacy.joining.HOME` apart from party to party."""
+
     def claims(self) -> pd.DataFrame:
         """All rows, with who they belong to."""
 

@@ -15,43 +15,7 @@
 # analyst asks them in SQL. Each insurer takes sums over its own rows and encrypts them; the sums are
 # added unread; a key authority opens the total and releases **what the disclosure rules leave**.
 # The analyst gets a DataFrame. Hidden cells are NaN, without a reason.
-
-# %%
-from pathlib import Path
-
-from federated.hiding.paillier import KeyAuthority, Paillier
-from federated.queries.desk import Desk
-from federated.queries.holdings import Holdings
-from federated.study.experiment import Experiment
-from lab.queries.query_table import Budget
-from secure_agg.keys import generate
-
-ROOT = next(p for p in [Path.cwd(), *Path.cwd().parents] if (p / "experiments").is_dir())
-experiment = Experiment.read(ROOT / "experiments" / "rand_hie.toml")
-
-
-# %% [markdown]
-# The authority here keeps what it was shown, so that we can look at it below.
-
-
-# %%
-class Authority(KeyAuthority):
-    def open(self, talk, transcript, request, form):
-        self.shown = (transcript, request)
-        return super().open(talk, transcript, request, form)
-
-
-# %%
-import tempfile
-
-state = Path(tempfile.mkdtemp())  # each insurer keeps its history and its budget below
-budget = experiment.protection.model_copy(update={"budget": Budget(epsilon=2.0)})
-holdings = Holdings.of_experiment(experiment.model_copy(update={"protection": budget}), state)
-key = generate(2048)
-authority = Authority(key, holdings.rules)
-desk = Desk.simulated(holdings, Paillier(authority))
-
-# %% [markdown]
+#
 # ## 1. How many visits, by plan and health?
 #
 # `idp`: individual deductible plan. `hlthp`: rates own health as poor. Few people in the plan are in
@@ -59,63 +23,42 @@ desk = Desk.simulated(holdings, Paillier(authority))
 # which would give it away.
 
 # %%
+import tempfile
+
+from federated.queries.desk import Desk
+
+memory = tempfile.mkdtemp()  # where each insurer keeps what it was asked, and its budget
+desk = Desk.on("rand_hie", runs=memory)
 visits = desk.ask(
     "select idp, hlthp, count(*) n, avg(mdvis) visits from rand_hie group by idp, hlthp"
 )
 visits.round(3)
 
 # %% [markdown]
-# ### Who saw what of this question
-#
-# **The coordinator** passed on ciphertexts, signed. This is the start of one insurer's:
-
-# %%
-transcript, request = authority.shown
-contribution = transcript.contributions[0]
-batch = contribution.batch
-print(contribution.party, f"{len(batch):,} bytes:", batch[-32:].hex(), "…")
-
-# %% [markdown]
-# **The holder of the key** was shown all signed contributions, checked them, added them itself and
-# opened the total: every cell of it, the small ones too, with how many insurers are in a cell, how
-# many veto it, and how far its amount is from being one person's (below 0 is safe). It saw no
-# insurer's part.
+# What left each insurer for it, and by which rules something may be hidden:
 
 # %%
 import pandas as pd
 
-from federated.messages import opened
-from federated.party.release import expected
-from secure_agg import paillier
-from secure_agg.transcript import examine
-
-total = paillier.decrypt(key, examine(authority._roster, transcript, key.public, ()))
-cells = opened(expected(request), total).arrays
-pd.DataFrame(cells, index=visits.set_index(["idp", "hlthp"]).index).round(0)
-
-# %% [markdown]
-# **The analyst** saw the table above, and nothing of the cells that are hidden in it. The insurer's
-# own receipt of the question, and the analyst's:
-
-# %%
-print((next(state.glob("*/insurer-1")) / "receipt.jsonl").read_text())
+print(visits.attrs["rules"])
 pd.DataFrame(visits.attrs["receipt"])[["party", "arrays", "values", "bytes", "key_bits", "rows"]]
 
 # %% [markdown]
-# ## 2. How are diseases spread?
+# ## 2. Do diseases and visits go together?
+
+# %%
+desk.ask("select correlation(disea, mdvis, lncoins) from rand_hie").round(4)
+
+# %% [markdown]
+# ## 3. How are diseases spread?
 #
-# Quantiles come as the interval that released counts prove, as narrow as the rules allow.
+# Quantiles come as the interval that released counts prove, as narrow as the rules allow. That takes
+# many counts, which the insurers remember: correlations, asked after it, would be hidden.
 
 # %%
 desk.ask(
     "select quantile(disea, 0.25) q1, median(disea) q2, quantile(disea, 0.75) q3 from rand_hie"
 ).T
-
-# %% [markdown]
-# ## 3. Do diseases and visits go together?
-
-# %%
-desk.ask("select correlation(disea, mdvis, lncoins) from rand_hie").round(4)
 
 # %% [markdown]
 # ## 4. Are the insurers' members alike?
@@ -150,13 +93,65 @@ noisy = desk.ask(
 noisy
 
 # %% [markdown]
-# The truth, which nobody of them knows, beside it; and what the first insurer has left of its budget:
+# The truth, which nobody of them knows, beside it:
 
 # %%
-rows = pd.concat([party.query_table.frame for party in holdings.parties])
-truth = rows.groupby(["idp", "hlthp"]).size().rename("truth").reset_index()
-print(f"left of the budget: {holdings.parties[0].query_table.ledger.remaining():g}")
+from lab.tables.sources import load
+
+truth = load("rand_hie").frame.groupby(["idp", "hlthp"]).size().rename("truth").reset_index()
 noisy.merge(truth, on=["idp", "hlthp"])
 
 # %%
 desk.close()
+
+# %% [markdown]
+# ## Who saw what of the first question
+#
+# The parties once more, from their parts, with an authority that keeps what it was shown.
+
+
+# %%
+from federated.hiding.paillier import KeyAuthority, Paillier
+from federated.queries.holdings import Holdings, experiment_of
+from secure_agg.keys import generate
+
+
+class Authority(KeyAuthority):
+    def open(self, talk, transcript, request, form):
+        self.shown = (transcript, request)
+        return super().open(talk, transcript, request, form)
+
+
+holdings = Holdings.of_experiment(experiment_of("rand_hie"), None)
+key = generate(2048)
+authority = Authority(key, holdings.rules)
+with Desk.simulated(holdings, Paillier(authority)) as desk:
+    desk.ask("select idp, hlthp, count(*) n, avg(mdvis) visits from rand_hie group by idp, hlthp")
+
+# %% [markdown]
+# **The coordinator** passed on ciphertexts, signed. This is the start of one insurer's:
+
+# %%
+transcript, request = authority.shown
+contribution = transcript.contributions[0]
+batch = contribution.batch
+print(contribution.party, f"{len(batch):,} bytes:", batch[-32:].hex(), "…")
+
+# %% [markdown]
+# **The holder of the key** was shown all signed contributions, checked them, added them itself and
+# opened the total: every cell of it, the small ones too, with how many insurers are in a cell, how
+# many veto it, and how far its amount is from being one person's (below 0 is safe). It saw no
+# insurer's part.
+
+# %%
+from federated.messages import opened
+from federated.party.release import expected
+from secure_agg import paillier
+from secure_agg.transcript import examine
+
+total = paillier.decrypt(key, examine(authority._roster, transcript, key.public, ()))
+cells = opened(expected(request), total).arrays
+pd.DataFrame(cells, index=visits.set_index(["idp", "hlthp"]).index).round(0)
+
+# %% [markdown]
+# **The analyst** saw the table of question 1, and nothing of the cells that are hidden in it.

@@ -47,12 +47,20 @@ class TooManyContributions(SecureAggError):
 class InvalidElement(SecureAggError):
     """Bytes that are no element of the group, or the neutral one.
 
-    row: which of the rows that were handed over is the first such
+    row: which of the rows that were handed over
     """
 
     def __init__(self, row: int) -> None:
         super().__init__(f"row {row} is no element of ristretto255, or the neutral one")
         self.row = row
+
+
+class UnusableLibrary(SecureAggError):
+    """A library that computes for this package is not there or can't be loaded."""
+
+
+class WrongArithmetic(SecureAggError):
+    """Two ways to compute the same thing gave different results."""
 
 
 class InconsistentSum(SecureAggError):

@@ -10,8 +10,8 @@ What is learned is chosen beforehand, and named after who learns it:
     both        both sides learn which of their rows are common; the spine is the common rows
     size        both learn how many are common, and nothing of which
     hidden      nobody learns which: the spine is the union (Private-ID: Buddhavarapu, Knox,
-                Mohassel, Sengupta, Taubeneck and Vlaskin, eprint 2020/599, figure 4), on which
-                each side can place its own rows; its length, so how many are common, is told
+                Mohassel, Sengupta, Taubeneck and Vlaskin, eprint 2020/599), on which each side
+                can place its own rows; its length, so how many are common, is told to both
     a side      as hidden, and that side alone learns which of its rows are common
 
 A *spine* is a list of rows that both sides number alike: its identifiers are random to both, and
@@ -37,13 +37,16 @@ one from the other, and hands on the differences. A second secret of each side m
 identifiers of the spine, so that they can't be matched with anything seen before.
 
 Sizes: every set is filled up with random elements to a number that is announced beforehand, the
-cap; no message has another size, but for the differences, cap less common. Commitments keep a side
-from choosing its set after it has seen the other's. Each element that comes in is checked.
+cap, and every message to that many elements. Sealed, messages tell who carries them nothing more.
+Commitments keep a side from choosing its set after it has seen the other's. Each element that comes
+in is checked.
 
-Threat model: sides are honest but curious. A side that deviates can put identifiers into its set
-that it only guesses, as many as the cap allows: an answer is an answer. What it can't do is change
-its set after it has seen something, repeat an element, or send what is no element: it is named.
-Multiplying by something else spoils the result for both; the digests show it.
+Threat model: sides are honest but curious, the decisional Diffie-Hellman assumption holds in the
+group, and the hash is a random oracle. A side that deviates can put identifiers into its set that
+it only guesses, as many as the cap allows: an answer is an answer. What it can't do is change its
+set after it has seen something, repeat an element, or send what is no element: it is named.
+Multiplying by something else spoils the result, and is not proved or always noticed. A side that
+was killed starts again from its seed and the messages it kept, and arrives at the same.
 
 Longer than 400 lines because it is one protocol: what is agreed, what a side remembers, and the
 steps in the order in which they are spoken.
@@ -85,6 +88,7 @@ Message = Mapping[str, bytes]
 Ids = npt.NDArray[np.bytes_]
 Number = TypeVar("Number", np.int64, np.bool_)
 
+OTHER_SIZE = "sent a message of another size than agreed"
 NO_ELEMENT = "sent what is no element of the group, or the neutral one"
 
 
@@ -259,12 +263,12 @@ def _reveal(side: AlignmentSide, message: Message) -> tuple[AlignmentSide, Messa
     if set(message) != {"commitment"} or len(commitment) != 32:
         raise _faulty(side, "sent no commitment of 32 bytes")
     commitments = {**side.commitments, side.peer: commitment}
-    return replace(side, commitments=commitments), _pieces("elements", side.own)
+    return replace(side, commitments=commitments), _pieces(side, "elements", side.own)
 
 
 def _crossed(side: AlignmentSide, message: Message) -> Elements:
     """The other side's set times one's own secret, if it is the one committed to."""
-    theirs = _received(side, message, elements=side.terms.cap)["elements"]
+    (theirs,) = _whole(side, message, "elements")
     if _commitment(side.terms, side.peer, theirs) != side.commitments[side.peer]:
         raise _faulty(side, "changed its set after it had committed to it")
     return _times(side, b"blinding", theirs)
@@ -285,11 +289,11 @@ def _cross(side: AlignmentSide, message: Message) -> tuple[AlignmentSide, Messag
     theirs = _crossed(side, message)
     order = side.shuffled(b"theirs", len(theirs))
     sent = theirs[order] if side.terms.learns == "size" else theirs
-    return replace(side, theirs=theirs), _pieces("crossed", sent)
+    return replace(side, theirs=theirs), _pieces(side, "crossed", sent)
 
 
 def _match(side: AlignmentSide, message: Message) -> tuple[AlignmentSide, Message]:
-    crossed = _received(side, message, crossed=side.terms.cap)["crossed"]
+    (crossed,) = _whole(side, message, "crossed")
     own = _ids(_checked(side, crossed))
     spine = np.intersect1d(own, _ids(side.theirs), assume_unique=True)
     if side.terms.learns == "size":
@@ -303,29 +307,29 @@ def _match(side: AlignmentSide, message: Message) -> tuple[AlignmentSide, Messag
 
 def _multiply(side: AlignmentSide, message: Message) -> tuple[AlignmentSide, Message]:
     theirs = _crossed(side, message)
-    sent = _pieces("placed", _times(side, b"spine", theirs))
+    sent = _pieces(side, "placed", _times(side, b"spine", theirs))
     if side.leads:
         return replace(side, theirs=theirs), sent
     if side.terms.learns != side.peer:
         theirs = theirs[side.shuffled(b"theirs", len(theirs))]
-    return side, {**sent, **_pieces("crossed", theirs)}
+    return side, {**sent, **_pieces(side, "crossed", theirs)}
 
 
 def _divide(side: AlignmentSide, message: Message) -> tuple[AlignmentSide, Message]:
-    cap = side.terms.cap
     if not side.leads:
-        placed = _received(side, message, placed=cap)["placed"]
+        (placed,) = _whole(side, message, "placed")
         return replace(side, own=_times(side, b"spine", placed)), {}
-    arrays = _received(side, message, placed=cap, crossed=cap)
-    crossed, theirs = _checked(side, arrays["crossed"]), side.theirs
+    placed, crossed = _whole(side, message, "placed", "crossed")
+    crossed, theirs = _checked(side, crossed), side.theirs
     shared = np.isin(_ids(crossed), _ids(theirs), assume_unique=True)
     alone, others = crossed[~shared], theirs[~np.isin(_ids(theirs), _ids(crossed))]
     common = _by_row(side, shared) if side.terms.learns == side.name else None
+    alone = _times(side, b"spine", alone[side.shuffled(b"alone", len(alone))])
     sent = {
-        **_pieces("alone", _times(side, b"spine", alone[side.shuffled(b"alone", len(alone))])),
-        **_pieces("others", others[side.shuffled(b"others", len(others))]),
+        **_pieces(side, "alone", alone),
+        **_pieces(side, "others", others[side.shuffled(b"others", len(others))]),
     }
-    own = _times(side, b"spine", arrays["placed"])
+    own = _times(side, b"spine", placed)
     return replace(side, own=own, theirs=others, common=common), sent
 
 
@@ -333,16 +337,19 @@ def _exchange(side: AlignmentSide, message: Message) -> tuple[AlignmentSide, Mes
     if side.leads:
         _received(side, message)
         return side, {}
-    count = min(sum(map(len, message.values())) // (2 * SIZE), side.terms.cap)
-    arrays = _received(side, message, alone=count, others=count)
-    rest = _times(side, b"spine", arrays["alone"])
-    return replace(side, rest=rest), _pieces("others", _times(side, b"spine", arrays["others"]))
+    alone, others = _received(side, message, "alone", "others")
+    if len(alone) != len(others):
+        raise _faulty(side, OTHER_SIZE)
+    rest = _times(side, b"spine", alone)
+    return replace(side, rest=rest), _pieces(side, "others", _times(side, b"spine", others))
 
 
 def _unite(side: AlignmentSide, message: Message) -> tuple[AlignmentSide, Message]:
     rest = side.rest
     if side.leads:
-        others = _received(side, message, others=len(side.theirs))["others"]
+        (others,) = _received(side, message, "others")
+        if len(others) != len(side.theirs):
+            raise _faulty(side, OTHER_SIZE)
         rest = _times(side, b"spine", others)
     else:
         _received(side, message)
@@ -380,29 +387,41 @@ def _at_spine(
     return replace(side, spine=(digest, result)), {"spine": digest}
 
 
-def _received(side: AlignmentSide, message: Message, **counts: int) -> dict[str, Elements]:
-    """The arrays of a message, each of so many elements, none twice. Raises FaultyParty."""
+def _received(side: AlignmentSide, message: Message, *names: str) -> list[Elements]:
+    """The arrays of a message without what fills them up, no element twice. Raises FaultyParty."""
+    cap, arrays = side.terms.cap, []
     sizes = {
-        f"{name}/{at // CHUNK}": SIZE * min(CHUNK, count - at)
-        for name, count in counts.items()
-        for at in range(0, count, CHUNK)
+        f"{name}/{at // CHUNK}": SIZE * min(CHUNK, cap - at)
+        for name in names
+        for at in range(0, cap, CHUNK)
     }
     if {name: len(piece) for name, piece in message.items()} != sizes:
-        raise _faulty(side, "sent a message of another size than agreed")
-    arrays = {}
-    for name, count in counts.items():
-        data = b"".join(message[f"{name}/{at}"] for at in range(-(-count // CHUNK)))
-        arrays[name] = np.frombuffer(data, dtype=np.uint8).reshape(-1, SIZE)
-        ids = np.sort(_ids(arrays[name]))
+        raise _faulty(side, OTHER_SIZE)
+    for name in names:
+        data = b"".join(message[f"{name}/{at}"] for at in range(-(-cap // CHUNK)))
+        elements = np.frombuffer(data, dtype=np.uint8).reshape(-1, SIZE)
+        elements = elements[: np.flatnonzero(elements.any(axis=1)).max(initial=-1) + 1]
+        ids = np.sort(_ids(elements))
         if (ids[1:] == ids[:-1]).any():
             raise _faulty(side, "sent an element twice")
+        arrays.append(elements)
     return arrays
 
 
-def _pieces(name: str, elements: Elements) -> dict[str, bytes]:
+def _whole(side: AlignmentSide, message: Message, *names: str) -> list[Elements]:
+    """The arrays of a message, each with as many elements as the cap."""
+    arrays = _received(side, message, *names)
+    if any(len(elements) < side.terms.cap for elements in arrays):
+        raise _faulty(side, OTHER_SIZE)
+    return arrays
+
+
+def _pieces(side: AlignmentSide, name: str, elements: Elements) -> dict[str, bytes]:
+    """An array as it travels: filled up to the cap with zeros, which are no element."""
+    data = elements.tobytes().ljust(SIZE * side.terms.cap, b"\0")
     return {
-        f"{name}/{at // CHUNK}": elements[at : at + CHUNK].tobytes()
-        for at in range(0, len(elements), CHUNK)
+        f"{name}/{at}": data[SIZE * CHUNK * at : SIZE * CHUNK * (at + 1)]
+        for at in range(-(-side.terms.cap // CHUNK))
     }
 
 

@@ -2,44 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from lab.errors import ConfigurationError
 
 #: Each a module beside this one, loaded when it is asked for: ``figures`` are its rows, whose
 #: docstring is printed below them.
-BENCHES = ("paillier", "masks", "glm", "grid", "query", "trees", "steps", "exchange")
+BENCHES = ("paillier", "masks", "alignment", "glm", "grid", "query", "trees", "steps", "exchange")
 
 
-def report(names: tuple[str, ...], path: Path | None, quick: bool) -> None:
-    """Run the benches named (or all) and print their tables.
+@dataclass(frozen=True)
+class Bench:
+    """A bench that has run. rows: (what, ours, against, ratio) each; words: what they mean."""
+
+    name: str
+    rows: list[tuple[str, ...]]
+    words: str
+
+
+def report(names: tuple[str, ...], path: Path | None, quick: bool) -> Iterator[Bench]:
+    """The benches named (or all), each run when it is taken.
 
     path: freMTPL2freq.csv(.gz), for the figures that need it. Raises :class:`ConfigurationError`
-    for a name that is none of ``BENCHES``.
+    for a name that is none of ``BENCHES``, at once.
     """
     unknown = [name for name in names if name not in BENCHES]
     if unknown:
         raise ConfigurationError(f"no bench '{unknown[0]}'; there are {', '.join(BENCHES)}")
-    console = Console()
-    for name in names or BENCHES:
-        figures = import_module(f"federated.bench.{name}").figures
-        table = Table(
-            title=name, title_justify="left", box=None, pad_edge=False, header_style="dim"
-        )
-        for column, side in (
-            ("what", "left"),
-            ("ours", "right"),
-            ("against", "right"),
-            ("ratio", "right"),
-        ):
-            table.add_column(column, justify=side)  # type: ignore[arg-type]
-        for row in figures(path, quick):
-            table.add_row(*row)
-        console.print(table)
-        words = " ".join((figures.__doc__ or "").split())
-        console.print(f"{escape(words)}\n", style="dim", highlight=False)
+    return (_measured(name, path, quick) for name in names or BENCHES)
+
+
+def _measured(name: str, path: Path | None, quick: bool) -> Bench:
+    figures = import_module(f"federated.bench.{name}").figures
+    rows = [tuple(row) for row in figures(path, quick)]
+    return Bench(name, rows, " ".join((figures.__doc__ or "").split()))

@@ -6,11 +6,15 @@ import json
 import shutil
 import textwrap
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from federated.cli.console import say, say_json
+from federated.cli.console import plain_table, say, say_json, say_lines, screen
+
+if TYPE_CHECKING:
+    from federated.study.experiment import Experiment
 
 Node = dict[str, Any]
 
@@ -25,25 +29,60 @@ class ConfigKey(NamedTuple):
 
 
 @click.command()
+@click.argument("experiment", required=False)
+@click.option("--list", "as_list", is_flag=True, help="List the experiments that are shipped.")
 @click.option("--json-schema", is_flag=True, help="Print the JSON Schema, for editors.")
-def config(json_schema: bool) -> None:
+def config(experiment: str | None, as_list: bool, json_schema: bool) -> None:
     """Show every key of an experiment file: what it may be, its default, what it is.
+
+    With EXPERIMENT print that file, to start one of your own from.
 
     \b
     lab config
+    lab config --list
+    lab config rand_hie > mine.toml
     lab config --json-schema > experiment.schema.json
 
     An editor that knows TOML schemas completes keys in a file whose first line is
     "#:schema experiment.schema.json".
     """
-    schema = experiment_schema()
-    if json_schema:
-        say_json(schema, indent=2)
-        return
-    for heading, keys in sections(schema):
-        say()
-        say(heading, bold=True)
-        _print_keys(keys)
+    if as_list:
+        screen().print(_shipped())
+    elif experiment is not None:
+        from federated.shipped import experiment_text
+
+        say_lines(experiment_text(experiment))
+    elif json_schema:
+        say_json(experiment_schema(), indent=2)
+    else:
+        for heading, keys in sections(experiment_schema()):
+            say()
+            say(heading, bold=True)
+            _print_keys(keys)
+
+
+def _shipped() -> Any:
+    """The shipped experiments as a table, with what each needs besides."""
+    from federated.shipped import shipped
+    from federated.study.experiment import Experiment
+
+    table = plain_table("experiment", "what", "data")
+    for name, path in shipped().items():
+        settings = Experiment.read(path)
+        table.add_row(name, settings.name, _rows_of(settings))
+    return table
+
+
+def _rows_of(experiment: Experiment) -> str:
+    """Where an experiment's rows come from, in a few words."""
+    from lab.tables.sources import INSTALLED
+
+    data = experiment.data
+    if experiment.joined:
+        return f"{', '.join(Path(side.path or '').name for side in experiment.joined)}, beside it"
+    if data.market is not None or data.source in INSTALLED:
+        return str(data.source)
+    return f"{data.source}, by --set data.path=…"
 
 
 def experiment_schema() -> Node:

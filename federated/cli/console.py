@@ -4,6 +4,8 @@ works, and the one edge at which a text that others wrote loses what a terminal 
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ import click
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress as Bars
 
     from federated.study.arms import Progress
     from federated.study.result import Study
@@ -56,6 +59,29 @@ def say_json(content: Any, indent: int | None = None) -> None:
     click.echo(text)
 
 
+def confirmed(text: str) -> bool:
+    """Ask whether to go on; no without an answer."""
+    from lab.text import printable
+
+    return click.confirm(printable(text))
+
+
+def leave_out(names: tuple[str, ...]) -> None:
+    """Say what it means to leave insurers out; at a terminal, ask whether to."""
+    from lab.text import printable
+
+    if not names:
+        return
+    who = printable(", ".join(names))
+    click.echo(
+        f"without {who}: unless the charter lets parties leave, later totals are of the parties of this one, "
+        "and who is left out now stays out of all of them",
+        err=True,
+    )
+    if sys.stdin.isatty():
+        click.confirm("Go on without?", abort=True, err=True)
+
+
 def say_table(text: str) -> None:
     """Print a table as CSV: byte for byte to a file or a pipe, line by line printable otherwise."""
     if sys.stdout.isatty():
@@ -64,8 +90,13 @@ def say_table(text: str) -> None:
         click.echo(text, nl=False)
 
 
+#: Characters of a line in a file or a pipe, which nobody's window cuts.
+UNCUT = 10_000
+
+
 def screen(stderr: bool = False) -> Console:
-    """A console whose texts are one line each, after empty ones, with no markup in it."""
+    """A console whose texts are one line each, after empty ones, with no markup in it; where it is
+    no terminal, no table is wrapped."""
     from rich.console import Console
 
     from lab.text import printable
@@ -79,7 +110,10 @@ def screen(stderr: bool = False) -> Console:
             texts = [line(o) if isinstance(o, str) else o for o in objects]
             super().print(*texts, **options)
 
-    return Screen(stderr=stderr, markup=False)
+    console = Screen(stderr=stderr, markup=False)
+    if not console.is_terminal:
+        console.width = UNCUT
+    return console
 
 
 def print_heading(console: Console, title: str, rest: str) -> None:
@@ -92,10 +126,10 @@ def print_heading(console: Console, title: str, rest: str) -> None:
 
 
 @contextmanager
-def progress_lines(quiet: bool) -> Iterator[Progress | None]:
+def progress_lines() -> Iterator[Progress | None]:
     """A line for each arm with what it is doing, on standard error, while the work goes on."""
     console = screen(stderr=True)
-    if quiet or not console.is_terminal:
+    if not console.is_terminal:
         yield None
         return
     from rich.progress import (
@@ -107,8 +141,6 @@ def progress_lines(quiet: bool) -> Iterator[Progress | None]:
     )
     from rich.progress import Progress as Bars
 
-    from lab.text import printable
-
     with Bars(
         SpinnerColumn(finished_text="[green]✓"),
         TextColumn("{task.description:<10}"),
@@ -119,18 +151,26 @@ def progress_lines(quiet: bool) -> Iterator[Progress | None]:
         console=console,
         transient=True,
     ) as bars:
-        lines: dict[str, Any] = {}
+        yield arm_lines(bars)
 
-        def tell(arm: str, what: str, step: int, of: int | None) -> None:
-            what = printable(what)
-            for other, line in lines.items():
-                if other != arm:
-                    bars.update(line, total=1, completed=1, what="done")
-            if arm not in lines:
-                lines[arm] = bars.add_task(arm, total=of, what=what)
-            bars.update(lines[arm], total=of, completed=step, what=what)
 
-        yield tell
+def arm_lines(bars: Bars) -> Progress:
+    """What moves a line for each arm: it has its tick when the next one begins, and a step of it
+    counts once it is over."""
+    from lab.text import printable
+
+    lines: dict[str, Any] = {}
+
+    def tell(arm: str, what: str, step: int, of: int | None) -> None:
+        for other, line in lines.items():
+            if other != arm:
+                bars.update(line, total=1, completed=1, what="done")
+        if arm not in lines:
+            lines[arm] = bars.add_task(arm, total=of, what="")
+        over = None if of is None else max(0, step - 1)
+        bars.update(lines[arm], total=of, completed=over, what=printable(what))
+
+    return tell
 
 
 def print_json(study: Study) -> None:
@@ -161,8 +201,14 @@ def plain_table(*columns: str, numbers: Iterable[str] = ()) -> Any:
     table, right = PlainTable(box=None, pad_edge=False, header_style="dim"), set(numbers)
     for column in columns:
         heading = Text(printable(column))
-        table.add_column(heading, justify="right" if column in right else "left")
+        side: Any = "right" if column in right else "left"
+        table.add_column(heading, justify=side, no_wrap=column in right)  # no number is cut off
     return table
+
+
+def own_command() -> str:
+    """What a user types to start this command line: its name, or its file if no path leads to it."""
+    return "lab" if shutil.which("lab") else sys.argv[0]
 
 
 def print_study(study: Study, runs: Path) -> None:
@@ -190,7 +236,7 @@ def print_study(study: Study, runs: Path) -> None:
                 highlight=False,
             )
     _print_receipt(console, study)
-    command = "lab ui" if str(runs) == "runs" else f"lab ui --runs {runs}"
+    command = f"{own_command()} ui" + (f" --runs {shlex.quote(str(runs))}" * (str(runs) != "runs"))
     for label, text in (
         ("report", study.folder / "report.html"),
         ("tracking", study.tracking or "off"),

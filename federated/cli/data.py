@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,20 +21,24 @@ def data() -> None:
 
 
 @data.command()
-@click.argument("source")
-@click.option("--path", help="Where a published table lies, for sources that are not shipped.")
-def describe(source: str, path: str | None) -> None:
-    """Show a source's columns, rows, provenance and licence.
+@click.argument("source", required=False)
+@click.option("--path", help="Where a published table lies, for sources that are not installed.")
+def describe(source: str | None, path: str | None) -> None:
+    """Show a source's columns, rows, provenance and licence; without SOURCE list all sources.
 
     \b
+    lab data describe
     lab data describe rand_hie
     lab data describe market --path my-market
     """
     from lab.errors import ConfigurationError
     from lab.tables.sources import built_in, load
 
-    contract = built_in(source)
     console = screen()
+    if source is None:
+        console.print(_sources())
+        return
+    contract = built_in(source)
     print_heading(console, contract.name, f"  {contract.title}")
     for label, text in (
         ("published", contract.published),
@@ -62,6 +66,17 @@ def describe(source: str, path: str | None) -> None:
     console.print(table)
 
 
+def _sources() -> Any:
+    """The built-in sources as a table, with where each comes from."""
+    from lab.tables.sources import INSTALLED, SOURCES, built_in
+
+    table = plain_table("source", "what", "where")
+    for name in SOURCES:
+        place = "by --path" if name != "market" else "lab market make"
+        table.add_row(name, built_in(name).title, "installed" if name in INSTALLED else place)
+    return table
+
+
 @data.command("deal")
 @click.argument("experiment", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
@@ -70,7 +85,7 @@ def deal_data(experiment: Path, folder: Path, changes: tuple[str, ...]) -> None:
     """Write the tables of an experiment's simulated parties, to start real nodes on.
 
     \b
-    lab data deal experiments/rand_hie.toml tables
+    lab data deal rand_hie tables
     """
     from federated.cli.options import changed
     from federated.study.experiment import Experiment

@@ -156,6 +156,7 @@ def node() -> None:
 @click.option("--role", type=click.Choice(["public", "commercial", "supervisor"]), required=True)
 @click.option("--data", "path", help="A file, an SQLAlchemy URL, or a built-in source.")
 @click.option("--contract", help="The contract file of the data.")
+@click.option("--encoding", help="Of a CSV that is not UTF-8, as gb18030 or cp1252.")
 @click.option("--person", help='The column of who a row belongs to; "" if each row is a person\'s.')
 @click.option("--test", metavar="COLUMN=VALUE", help="The mark of rows for testing.")
 @click.option(
@@ -188,6 +189,7 @@ def init_node(
     role: Any,
     path: str | None,
     contract: str | None,
+    encoding: str | None,
     person: str | None,
     test: str | None,
     caps: tuple[str, ...],
@@ -219,6 +221,7 @@ def init_node(
         role,
         path,
         contract,
+        encoding=encoding,
         person=person,
         test=None if test is None else _mark(test),
         caps=dict(map(_cap, caps)),

@@ -10,11 +10,11 @@ import click
 
 from federated.cli import audit as cli_audit
 from federated.cli import charter as cli_charter
-from federated.cli import config, queries, runs
+from federated.cli import config, drafts, queries, runs
 from federated.cli import data as cli_data
 from federated.cli import exchange as cli_exchange
 from federated.cli import keys as cli_keys
-from federated.cli.console import say, say_error
+from federated.cli.console import plain_table, print_heading, say, say_error, screen
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -23,7 +23,7 @@ def lab() -> None:
     """Claims models across insurers that never share a record.
 
     \b
-    Try:  lab run experiments/rand_hie.toml
+    Try:  lab run rand_hie
     """
 
 
@@ -44,6 +44,7 @@ for _command in (
     runs.ui,
 ):
     lab.add_command(_command)
+cli_data.data.add_command(drafts.draft)
 
 
 @lab.command()
@@ -63,7 +64,19 @@ def bench(names: tuple[str, ...], path: Path | None, quick: bool) -> None:
     """
     from federated.bench.report import report
 
-    report(names, path, quick)
+    console = screen()
+    for result in report(names, path, quick):
+        print_heading(console, result.name, "")
+        table = plain_table("what", "ours", "against", "ratio", numbers=NUMBERS)
+        for row in result.rows:
+            table.add_row(*row)
+        console.print(table)
+        console.print(result.words, style="dim", highlight=False)
+        console.print()
+
+
+#: Columns of a bench's table that stand to the right.
+NUMBERS = ("ours", "against", "ratio")
 
 
 def main() -> None:
@@ -96,6 +109,9 @@ def _explain(error: Exception) -> int:
         return error.exit_code if isinstance(error, LabError) else 1
     if isinstance(error, OSError) and error.filename and error.strerror:
         say_error(f"lab: {os.fsdecode(error.filename)}: {error.strerror.lower()}")
+        return 2
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        say_error(f"lab: the package '{error.name}' is not installed; install this one again")
         return 2
     # what such an error says may be a person's value
     say(

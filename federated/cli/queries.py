@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from federated.cli.console import plain_table, say_json, say_table, screen
+from federated.cli.console import leave_out, plain_table, say_json, say_table, screen
 from federated.cli.options import RUNS, WITHOUT, changed
 
 
@@ -15,10 +15,10 @@ from federated.cli.options import RUNS, WITHOUT, changed
 @click.argument("question")
 @click.option(
     "--experiment",
-    default="experiments/rand_hie.toml",
+    default="rand_hie",
     show_default=True,
     type=click.Path(path_type=Path),
-    help="Whose data, parties and protection: an experiment file.",
+    help="Whose data, parties and protection: an experiment file, or the name of a shipped one.",
 )
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Override a key of it.")
 @click.option(
@@ -64,6 +64,7 @@ def query(
         values = {"mechanism": "gaussian" if delta else "laplace", "epsilon": epsilon}
         values |= {"delta": delta, "rows_per_person": rows_per_person}
         noise = parse(Noise, values, where="noise")
+    leave_out(without)
     answer = ask(settings, question, noise=noise, runs=runs, exchange=exchange, without=without)
     if form == "csv":
         say_table(with_names(answer).to_csv(index=False))
@@ -144,6 +145,7 @@ def _counters(asked_cells: int | None, cells_left: int | None) -> list[str]:
     """What the parties have been asked for, and how much more they can answer, in words."""
     if asked_cells is None:
         return []
+    cells = "1 cell" if asked_cells == 1 else f"{asked_cells:,} cells"
     return [
-        f"you have asked each party for {asked_cells:,} cells; it can answer about {cells_left:,} more, at most"
+        f"you have asked each party for {cells}; it can answer about {cells_left:,} more, at most"
     ]

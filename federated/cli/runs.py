@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-from federated.cli.console import print_json, print_study, progress_lines, say
+from federated.cli.console import (
+    confirmed,
+    leave_out,
+    plain_table,
+    print_json,
+    print_study,
+    progress_lines,
+    say,
+    say_json,
+    screen,
+)
 from federated.cli.options import RUNS, TRACKING, WITHOUT, changed
 
 
@@ -58,16 +69,20 @@ def run(
 ) -> None:
     """Run an experiment: its arms, a report and an MLflow run.
 
+    EXPERIMENT is a TOML file, or the name of a shipped one (`lab config --list`).
+
     \b
-    lab run experiments/rand_hie.toml
-    lab run experiments/rand_hie.toml --set model.ridge=0.1 --json
+    lab run rand_hie
+    lab run mine.toml
+    lab run rand_hie --set model.ridge=0.1 --json
     """
+    leave_out(without)
     from federated.study.experiment import Experiment
 
     settings = Experiment.read(experiment, changed(changes))  # its mistakes come at once
     from federated.run import run as run_experiment
 
-    with progress_lines(quiet=as_json) as progress:
+    with progress_lines() as progress:
         study = run_experiment(
             settings,
             engine=engine,
@@ -86,31 +101,85 @@ def run(
         print_study(study, runs)
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @click.option("--send", is_flag=True, help="Log the runs that MLflow does not have yet.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON list and nothing else.")
 @RUNS
 @TRACKING
-def runs(send: bool, runs: Path, tracking_uri: str | None) -> None:
-    """List runs, newest first.
+@click.pass_context
+def runs(
+    context: click.Context, send: bool, as_json: bool, runs: Path, tracking_uri: str | None
+) -> None:
+    """List runs, newest first, or remove some.
 
     \b
     lab runs
+    lab runs --json
+    lab runs rm 20261124-005153
     """
+    if context.invoked_subcommand is not None:
+        return
     from federated.study.run_folder import kept, log
     from lab.report.tracking import address
 
     folders = kept(runs)
-    if not folders:
-        say(f"no runs in {runs}; start with: lab run experiments/rand_hie.toml")
+    if send:
+        for item in folders:
+            if not item["logged"]:
+                say(log(item["folder"], address(runs, tracking_uri)), err=as_json)
+        folders = kept(runs)
+    if as_json:
+        say_json([{**item, "folder": str(item["folder"])} for item in folders])
+    elif folders:
+        screen().print(_listing(folders))
+    else:
+        say(f"no runs in {runs}; start with: lab run rand_hie")
+
+
+def _listing(folders: list[dict[str, Any]]) -> Any:
+    """Runs as a table: the score that each is compared by, in each of its arms."""
+    from lab.report.style import NAMES
+
+    arms = list(dict.fromkeys(arm for item in folders for arm in item["scores"]))
+    columns = ("run (date-time)", "experiment", "score", *arms, "size", "MLflow")
+    table = plain_table(*columns, numbers=(*arms, "size"))
+    table.columns[0].no_wrap = True
     for item in folders:
-        if send and not item["logged"]:
-            say(log(item["folder"], address(runs, tracking_uri)))
-            continue
-        scores = "  ".join(
-            f"{arm} {value:.4f}" for arm, value in item["scores"].items() if value is not None
+        values = (item["scores"].get(arm) for arm in arms)
+        table.add_row(
+            item["short"],
+            item["name"],
+            NAMES.get(item["headline"], item["headline"]),
+            *("" if value is None else f"{value:.4f}" for value in values),
+            f"{item['bytes'] / 1e6:,.1f} MB",
+            "yes" if item["logged"] else "no",
         )
-        note = "" if item["logged"] else "  (not in MLflow)"
-        say(f"{item['folder'].name}  {item['name']}  {scores}{note}")
+    return table
+
+
+@runs.command("rm")
+@click.argument("names", metavar="RUN...", nargs=-1, required=True)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--runs", "folder", type=click.Path(path_type=Path), help="As of lab runs.")
+@click.pass_context
+def remove_runs(
+    context: click.Context, names: tuple[str, ...], yes: bool, folder: Path | None
+) -> None:
+    """Delete runs by name, or by a beginning that no other run has.
+
+    MLflow's copy of a run stays until it is deleted there.
+
+    \b
+    lab runs rm 20261124-005153
+    """
+    from federated.study.run_folder import finished, remove
+
+    assert context.parent is not None
+    place = folder or context.parent.params["runs"]
+    for path in dict.fromkeys(finished(place, Path(name).name) for name in names):
+        if yes or confirmed(f"delete {path}?"):
+            remove(path)
+            say(f"deleted {path}")
 
 
 @click.command()
@@ -123,7 +192,7 @@ def ui(port: int, runs: Path, tracking_uri: str | None) -> None:
     \b
     lab ui --port 5001
     """
-    from lab.report.tracking import serve
+    from lab.report.tracking import page, serve
 
-    say(f"MLflow: http://127.0.0.1:{port}  (Ctrl-C ends it)")
+    say(f"MLflow: {page(runs, tracking_uri, port)}  (Ctrl-C ends it)")
     sys.exit(serve(runs, tracking_uri, port))

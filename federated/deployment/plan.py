@@ -90,7 +90,13 @@ def _public(experiment: Experiment) -> StudyPlan:
             "protection": experiment.protection.model_copy(update={"disclosure": None}),
         }
     )
-    return StudyPlan(experiment=public_experiment, contract=contract, rules=_rules(experiment))
+    rules = _rules(experiment)
+    return StudyPlan(
+        experiment=public_experiment,
+        contract=contract,
+        rules=rules,
+        least_parties=rules.minimum_parties.parties,
+    )
 
 
 def _public_sides(experiment: Experiment) -> StudyPlan:

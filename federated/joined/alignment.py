@@ -145,7 +145,7 @@ def aligned(
 
 
 def _keys(ids: Any, where: str) -> tuple[KeyTexts, ...]:
-    if len(ids) and isinstance(ids[0], KeyTexts):
+    if isinstance(next(iter(ids), None), KeyTexts):
         return tuple(ids)
     return key_texts(pd.DataFrame({"identifier": ids}), [["identifier"]], None, where)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 from pydantic import Field
 
@@ -24,11 +25,15 @@ from lab.errors import PeerError, PolicyError
 from lab.models.glm import Task
 from lab.models.profile import Profile
 from lab.privacy.disclosure import Rules
+from lab.privacy.joining import HOME
 from lab.queries.query_table import QueryTable
 from lab.records import Strict
 from lab.statistics import QUESTIONS, Part
-from lab.sums import Sums
+from lab.sums import Floats, Sums
 from secure_agg.transcript import FEWEST
+
+#: Bits of a row's number that count the rows of a party; those above tell the parties apart.
+PARTY_BITS = 31
 
 
 class Policy(Strict):
@@ -114,6 +119,15 @@ class Party:
         rows = task.rows(self._frame(part))
         return rows.index.to_series() if self.person is None else rows[self.person]
 
+    def units(self, task: Task, part: Part) -> Floats:
+        """(rows,) who each of these rows belongs to, as numbers: apart for each party whose rows are
+        here, which the rows' own numbers tell where they are pooled."""
+        owners = self.owners(task, part)
+        labels = owners.index.to_numpy()
+        homes = labels >> PARTY_BITS if labels.dtype.kind == "i" else np.zeros(len(labels))
+        person, home = (pd.factorize(values)[0] for values in (owners, homes))
+        return np.asarray(person + HOME * home, dtype=np.float64)
+
     def claims(self) -> pd.DataFrame:
         """All rows, for training and for testing, with who they belong to."""
         parts = [self.train] if self.test is self.train else [self.train, self.test]
@@ -144,5 +158,5 @@ def numbered(party: str, rows: pd.DataFrame) -> pd.DataFrame:
     Every party makes them by itself, and they are the same in a simulation, at a node, and where
     rows of several parties are pooled.
     """
-    first = zlib.crc32(party.encode()) << 31
+    first = zlib.crc32(party.encode()) << PARTY_BITS
     return rows.set_axis(pd.RangeIndex(first, first + len(rows)), axis="index")

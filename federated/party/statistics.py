@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from federated.messages import Hiding, Request
 from lab.errors import PeerError, PolicyError
@@ -135,14 +134,9 @@ def response(holding: Holding, task: Task, part: Part) -> Response:
 def scored(holding: Holding, model: str, task: Task) -> accuracy.Scored:
     """Test rows beside what a model predicts for them; resampled by person."""
     rows = holding.rows(task, "test")
-    truth, unit = Response(rows, task), _persons(holding, task, "test")
+    truth, unit = Response(rows, task), holding.units(task, "test")
     rate = from_json(model).predict(rows)
     return accuracy.Scored(truth.y, rate, truth.exposure, truth.weight, unit)
-
-
-def _persons(holding: Holding, task: Task, part: Part) -> Floats:
-    """(rows,) who each row of a task belongs to, as a number."""
-    return np.asarray(pd.factorize(holding.owners(task, part))[0], dtype=np.float64)
 
 
 def _resampling(holding: Holding, seed: int) -> list[int]:
@@ -167,16 +161,16 @@ def _moments(holding: Holding, a: OfMoments, arrays: Arrays) -> Sums:
 
 def _level_counts(holding: Holding, a: OfLevels, arrays: Arrays) -> Sums:
     rows = holding.rows(a.task, "train")
-    return design.level_counts(rows, a.features, _persons(holding, a.task, "train"))
+    return design.level_counts(rows, a.features, holding.units(a.task, "train"))
 
 
 def _level_parties(holding: Holding, a: OfPresence, arrays: Arrays) -> Sums:
     rows = holding.rows(a.task, "train")
-    return design.level_parties(rows, a.features, _persons(holding, a.task, "train"), a.least)
+    return design.level_parties(rows, a.features, holding.units(a.task, "train"), a.least)
 
 
 def _histogram(holding: Holding, a: OfHistogram, arrays: Arrays) -> Sums:
-    rows, owners = holding.rows(a.task, "train"), _persons(holding, a.task, "train")
+    rows, owners = holding.rows(a.task, "train"), holding.units(a.task, "train")
     return design.histogram(rows, a.features, arrays["edges"], owners, a.least)
 
 

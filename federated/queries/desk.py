@@ -1,7 +1,7 @@
 """Questions to all parties: SQL in, a DataFrame of what may be shown out.
 
 >>> from federated.queries.desk import Desk
->>> with Desk.on("experiments/rand_hie.toml") as desk:                            # doctest: +SKIP
+>>> with Desk.on("rand_hie") as desk:                            # doctest: +SKIP
 ...     desk.ask("select idp, count(*), avg(mdvis) from rand_hie group by idp")  # doctest: +SKIP
 
 The parties are simulated on this machine as in ``lab run``; they remember what they were asked, and

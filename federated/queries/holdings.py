@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from federated.party.party import Party, Policy
+from federated.shipped import experiment_file
 from federated.study.experiment import Experiment
 from lab.errors import ConfigurationError, ContractError
 from lab.privacy.disclosure import Rules
@@ -33,7 +34,7 @@ def experiment_of(path: str | Path, changes: Mapping[str, Any] | None = None) ->
 
     changes: dotted keys, as ``--set``. Raises as :meth:`Experiment.read`.
     """
-    values, more = read_toml(Path(path)), dict(changes or {})
+    values, more = read_toml(experiment_file(path)), dict(changes or {})
     for table, keys in OF_A_MODEL.items():
         part = values.get(table, {})
         for key, value in keys.items():

@@ -13,7 +13,7 @@ from lab.errors import ConfigurationError, ModelError
 from lab.models.design import Feature
 from lab.models.glm import Task
 from lab.models.tree_model import MOST_BINS, Cuts
-from lab.privacy.joining import PERSONS, Opened, in_order
+from lab.privacy.joining import Opened, by_parties, in_order
 from lab.sums import Floats
 from lab.tables.contracts import Contract
 
@@ -102,7 +102,8 @@ def _of_enough(
     """Bins with enough persons in each but that of missing values."""
     if least <= 1 or not cuts:
         return cuts
-    persons = federation.sum("trees_persons", {}, task=task, cuts=cuts)[PERSONS]
+    counts = federation.sum("trees_persons", {}, task=task, cuts=cuts)
+    persons = by_parties(counts, federation.least_parties)
     ends = np.cumsum([cut.bins for cut in cuts])
     final = []
     for cut, each in zip(cuts, np.split(persons, ends[:-1]), strict=True):

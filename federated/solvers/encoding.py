@@ -11,7 +11,7 @@ from lab.errors import ConfigurationError, ModelError
 from lab.models.design import Encoding, Feature, Levels, Number
 from lab.models.glm import Task
 from lab.models.magnitudes import bounds
-from lab.privacy.joining import PERSONS, RARE, Opened
+from lab.privacy.joining import RARE, Opened, by_parties
 from lab.sums import Floats, Sums
 from lab.tables.contracts import Contract
 from lab.tables.values import DECIMAL, code
@@ -160,9 +160,10 @@ def _counted(
 ) -> list[Levels]:
     """By the persons at each level, which whoever opens totals keeps to itself."""
     totals = federation.sum("level_counts", task=task, features=terms)
+    standing = by_parties(totals, federation.least_parties)
     categories = []
     for term, rows, persons in zip(
-        terms, _by_term(terms, totals["count"]), _by_term(terms, totals[PERSONS]), strict=True
+        terms, _by_term(terms, totals["count"]), _by_term(terms, standing), strict=True
     ):
         names = np.array(term.levels, dtype=object)
         few = (persons < least) | (names == RARE)
@@ -182,12 +183,16 @@ def _present(
     What no party has enough persons of becomes one level, if a party has enough of that.
     """
 
+    fewest = max(1, federation.least_parties)
+
     def held(terms: tuple[Levels, ...]) -> list[Levels]:
         totals = federation.sum("level_parties", task=task, features=terms, least=least)
         parties = totals["parties"]
         return [
             term.model_copy(
-                update={"levels": tuple(n for n, p in zip(term.levels, by, strict=True) if p > 0)}
+                update={
+                    "levels": tuple(n for n, p in zip(term.levels, by, strict=True) if p >= fewest)
+                }
             )
             for term, by in zip(terms, _by_term(terms, parties), strict=True)
         ]

@@ -28,7 +28,7 @@ from lab.models.families import FamilyName, Scale
 from lab.models.glm import Task
 from lab.models.tree_model import LEAF, Cuts, Tree, Trees
 from lab.models.trees import MOST_ROWS, REACH, Ask, Place, TreesRecipe
-from lab.privacy.joining import PERSONS, Opened
+from lab.privacy.joining import Opened, by_parties
 from lab.sums import Floats, Sums
 from lab.tables.contracts import Contract
 
@@ -189,7 +189,8 @@ class _Questions:
 
     def persons(self, place: Place) -> Floats:
         """(nodes,) persons at each leaf of the tree that grows."""
-        return self._sum("trees_leaves", place=place)[PERSONS]
+        counts = self._sum("trees_leaves", place=place)
+        return by_parties(counts, self.federation.least_parties)
 
     def _sum(self, statistic: str, **arguments: Any) -> Sums:
         return self.federation.sum(

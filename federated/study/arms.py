@@ -38,6 +38,7 @@ from federated.transport.in_process import ENGINES
 from lab.errors import ConfigurationError, ModelError
 from lab.models.profile import Profile
 from lab.privacy.disclosure import Rules
+from lab.privacy.joining import Least
 from secure_agg.identity import Identity
 
 #: Called with (arm, what is being done, step, of how many or None).
@@ -96,7 +97,7 @@ def perform(
             sides, owner = market.sides, market.tables.owner()
             whole = stack.enter_context(in_the_clear(sides, owner, workers or 1, market.rules))
         comparisons = simulated_comparisons(experiment, market)
-        least = market.rules.minimum_count.persons
+        least = Least(market.rules.minimum_count.persons, market.least_parties)
         scorer = simulated_scorer(experiment, comparisons, alone, least)
         plan, cores = market.plan(*comparisons), workers or os.cpu_count() or 1
         stage = Stage(
@@ -114,7 +115,7 @@ def _key(study: Study, market: SimulatedMarket, tell: Progress) -> Protection:
     """The protection of the federated arm, with its key, where there is such an arm."""
     if "federated" not in study.experiment.arms.run:
         return Clear()
-    tell("federated", "making keys", 0, None)
+    tell("keys", "making keys", 0, None)
     start = time.perf_counter()
     protection = market.protection()
     study.seconds["key"] = time.perf_counter() - start
@@ -144,6 +145,7 @@ def _without(stage: Stage, result: ArmResult, watch: Watch) -> None:
         watch(f"without {name}", at, len(stage.alone))
         others = [party for party in stage.market.parties if party.name != name]
         with in_process(others, stage.workers, rules) as rest:
+            rest.least_parties = min(stage.market.least_parties, len(others))
             profiles = stage.profiles_of(rest, rules)
             _join(stage.alone, profiles)
             _fit_for(stage.study, result, name, rest, profiles)
@@ -221,6 +223,7 @@ def _pooled(stage: Stage, result: ArmResult, watch: Watch) -> None:
         profiles = stage.profiles_of(federation, market.rules)
     _join(stage.alone, profiles)
     with in_process([market.pooled()], 1, stage.own) as pool:
+        pool.least_parties = market.least_parties
         result.models["all"] = _fit(stage.study, pool, watch, profiles=profiles)
     result.evaluations = stage.scorer.shared(_texts(result)["all"], stage.whole)
 

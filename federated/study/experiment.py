@@ -16,6 +16,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from federated.joined.laws import check_law
+from federated.shipped import experiment_file
 from federated.solvers.glm import GLMSettings
 from federated.solvers.kinds import AnySettings
 from federated.study.settings import (
@@ -101,13 +102,12 @@ class Experiment(Strict):
 
     @classmethod
     def read(cls, path: str | Path, changes: dict[str, Any] | None = None) -> Experiment:
-        """Read an experiment file; ``changes`` are dotted keys, as ``--set`` on the command line.
+        """Read an experiment file, or a shipped one by name; ``changes``: dotted keys, as ``--set``.
 
-        A relative path in the file is looked for beside the file, then where the program runs; one
-        in ``changes`` only there.
+        A relative path is looked for beside the file, then here; one of ``changes`` only here.
         """
-        values = read_toml(Path(path))
-        look_beside(values, Path(path).parent)
+        values = read_toml(path := experiment_file(path))
+        look_beside(values, path.parent)
         for key, value in (changes or {}).items():
             set_key(values, key, value)
         if isinstance(values.get("model"), dict):

@@ -29,7 +29,7 @@ from lab.models import files as models
 from lab.models.families import Scale
 from lab.models.glm import Product
 from lab.models.profile import Profile
-from lab.privacy.joining import PERSONS, Opened, by_statistic
+from lab.privacy.joining import PERSONS, Least, Opened, by_statistic
 from lab.sums import Limit, Sums
 from lab.tables.contracts import Contract
 
@@ -110,6 +110,7 @@ def carry_out(plan: StudyPlan, federation: ModelTotals, watch: Watch | None = No
             "[detection]: a ranking is judged in bins, some of few persons, and here all parties see "
             "every total; use protection.sums = 'paillier' with protection.key = 'authority'"
         )
+    federation.least_parties = plan.least_parties
     profiles = [federation.profile(cells, plan.rules) for cells in plan.cells]
     fitted = fit_models(
         experiment, plan.features, plan.joined, federation, watch, profiles=profiles
@@ -119,7 +120,7 @@ def carry_out(plan: StudyPlan, federation: ModelTotals, watch: Watch | None = No
         part: fits[part].scale if part in fits else Scale.of(totals_of(federation, task))
         for part, task in experiment.all_tasks().items()
     }
-    least = plan.rules.minimum_count.persons
+    least = Least(plan.rules.minimum_count.persons, plan.least_parties)
     scorer = Scorer(experiment, constants, plan.by_level, plan.groups, {}, least)
     texts = {part: each.json for part, each in fitted.items()}
     evaluations = {part: each["all"] for part, each in scorer.shared(texts, federation).items()}

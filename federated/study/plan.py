@@ -35,7 +35,8 @@ class StudyPlan(Strict):
     """One study, whole.
 
     contract: of the parties' tables, before profiles are joined; rules: of disclosure, the fewest
-    persons and parties among them; cells: of each profile, from a public register; by_level,
+    persons and parties among them; least_parties: that each level, bin, leaf and cell of a score stands
+    on, where parties know different persons; cells: of each profile, from a public register; by_level,
     groups: what actual and expected, and the decisions of a detector, are compared by, for each
     part of the model; fund_columns: those that the fund holds, where sides are joined.
     """
@@ -44,6 +45,7 @@ class StudyPlan(Strict):
     experiment: Experiment
     contract: Contract
     rules: Rules
+    least_parties: int = Field(1, ge=1)
     cells: tuple[ProfileCells, ...] = ()
     by_level: dict[str, tuple[Levels, ...]] = Field(default_factory=dict)
     groups: tuple[Levels, ...] = ()

@@ -18,6 +18,7 @@ from lab.models.design import Feature
 from lab.models.files import digest
 from lab.models.profile import Profile, Profiled
 from lab.privacy.joining import Opened, by_statistic
+from lab.report import finished_run
 from lab.scores import accuracy as scoring
 from lab.scores import detection
 
@@ -67,7 +68,7 @@ class ArmResult:
     seconds: float = 0.0
 
 
-@dataclass
+@dataclass(repr=False)
 class Study:
     """What a run found. Tables come as DataFrames; ``folder`` and ``tracking`` once it is kept."""
 
@@ -88,6 +89,16 @@ class Study:
     folder: Any = None
     tracking: str | None = None
 
+    def __repr__(self) -> str:
+        return finished_run.line(self)
+
+    def _repr_html_(self) -> str:
+        return finished_run.html(self)
+
+    @property
+    def name(self) -> str:
+        return self.experiment.name
+
     @property
     def part(self) -> str:
         """The part that the headline scores belong to."""
@@ -105,7 +116,7 @@ class Study:
             for arm in self.arms.values()
             for holder, evaluation in arm.evaluations.get(part or self.part, {}).items()
         ]
-        return pd.DataFrame(rows).set_index(["arm", "party"])
+        return finished_run.indexed(rows)
 
     def scored(self, evaluation: Evaluation) -> dict[str, Any]:
         """All scores of an evaluation by name; those of a detector among them."""

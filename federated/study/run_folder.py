@@ -112,8 +112,9 @@ def _write(folder: Path, study: Study, result: dict[str, Any]) -> None:
 
 
 def kept(runs: Path) -> list[dict[str, Any]]:
-    """Runs in a folder, newest first: folder, name, time, headline, logged or not."""
-    runs_in_folder = []
+    """Runs in a folder, newest first: folder, name, end (local time), headline and its scores by arm,
+    bytes on disk, MLflow's id if it is logged, and the beginning of its name that no other has."""
+    runs_in_folder: list[dict[str, Any]] = []
     for path in sorted(runs.glob("[0-9]*/result.json"), reverse=True):
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
@@ -124,11 +125,51 @@ def kept(runs: Path) -> list[dict[str, Any]]:
             {
                 "folder": path.parent,
                 "name": result["experiment"]["name"],
+                "end": datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", "minutes"),
+                "headline": result["headline"],
                 "scores": {a: s.get(result["headline"]) for a, s in scores.items()},
-                "logged": (path.parent / LOGGED).exists(),
+                "bytes": sum(f.stat().st_size for f in path.parent.rglob("*") if f.is_file()),
+                "logged": _logged(path.parent),
             }
         )
+    names = [item["folder"].name for item in runs_in_folder]
+    for item in runs_in_folder:
+        item["short"] = _beginning(item["folder"].name, names)
     return runs_in_folder
+
+
+def _beginning(name: str, names: list[str]) -> str:
+    """As much of a run's name as tells it from the others, its date and time at least."""
+    least = len("20261129-131057")
+    lengths = range(least, len(name))
+    return next(
+        (name[:n] for n in lengths if sum(x.startswith(name[:n]) for x in names) == 1), name
+    )
+
+
+def _logged(folder: Path) -> str | None:
+    path = folder / LOGGED
+    return path.read_text() if path.exists() else None
+
+
+def finished(runs: Path, name: str) -> Path:
+    """The folder of a finished run by its name, or by a beginning that no other has.
+
+    Raises :class:`ConfigurationError`.
+    """
+    names: list[str] = [item["folder"].name for item in kept(runs)]
+    matches = [each for each in names if each == name] or [n for n in names if n.startswith(name)]
+    if len(matches) == 1 and name:
+        return runs / matches[0]
+    trouble = f"{len(matches)} runs begin so" if matches else "no such run"
+    raise ConfigurationError(f"{runs / name}: {trouble}; `lab runs` lists them by name")
+
+
+def remove(folder: Path) -> None:
+    """Delete a finished run: gone at once, whatever happens while its files are deleted."""
+    aside = folder.with_name(f".{folder.name}")
+    folder.rename(aside)
+    shutil.rmtree(aside)
 
 
 def summary(study: Study) -> dict[str, Any]:

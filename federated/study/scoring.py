@@ -20,7 +20,7 @@ from lab.models.design import Feature, Levels
 from lab.models.families import Scale
 from lab.models.glm import Task
 from lab.privacy import joining
-from lab.privacy.joining import PERSONS
+from lab.privacy.joining import NO_RULE, Least, by_parties
 from lab.scores import accuracy as scoring
 from lab.scores import detection
 from lab.sums import Sums, combine
@@ -112,7 +112,7 @@ class Scorer:
         by_level: Mapping[str, tuple[Levels, ...]],
         groups: tuple[Levels, ...],
         alone: Mapping[str, Parties],
-        least: int,
+        least: Least,
         own: Mapping[str, Mapping[str, Scale]] | None = None,
     ) -> None:
         self.own: Mapping[str, Mapping[str, Scale]] = own or {}
@@ -164,7 +164,7 @@ class Scorer:
             null = (
                 ask("score_fit", scale=own, replicates=0, seed=0)["null_deviance"] if own else None
             )
-            evaluation = self._evaluate(part, ask, 1)
+            evaluation = self._evaluate(part, ask, NO_RULE)
             evaluations[name] = replace(
                 evaluation, own_null=None if null is None else float(null[0])
             )
@@ -199,7 +199,7 @@ class Scorer:
         digests = getattr(getattr(models.from_json(model), "task", None), "profiles", ())
         return self.tasks[part].model_copy(update={"profiles": digests})
 
-    def _evaluate(self, part: str, ask: Ask, least: int, *, whole: bool = False) -> Evaluation:
+    def _evaluate(self, part: str, ask: Ask, least: Least, *, whole: bool = False) -> Evaluation:
         """whole: by sums over all rows alone, by no bin, level or group."""
         experiment = self.experiment
         fit = ask(
@@ -217,14 +217,16 @@ class Scorer:
         }
         return Evaluation(fit, lorenz, levels, self._detect(ask, least))
 
-    def _lorenz(self, ask: Ask, least: int) -> Sums:
+    def _lorenz(self, ask: Ask, least: Least) -> Sums:
         """Exposure, actual and expected in bins of the predicted rate."""
         coarse = ask("score_lorenz", {"edges": scoring.GRID})
         edges = scoring.finer_edges(coarse, scoring.GRID)
         lorenz = ask("score_lorenz", {"edges": np.asarray(edges)})
-        return joining.apply(lorenz, joining.in_order(lorenz[PERSONS], least))
+        return joining.apply(
+            lorenz, joining.in_order(by_parties(lorenz, least.parties), least.persons)
+        )
 
-    def _detect(self, ask: Ask, least: int) -> Detected | None:
+    def _detect(self, ask: Ask, least: Least) -> Detected | None:
         """The ranking in bins that are fine where claims are investigated, then the groups."""
         settings = self.experiment.detection
         if settings is None:
@@ -238,7 +240,7 @@ class Scorer:
         coarse = ask("detection_rank", whole, **columns, replicates=0, seed=0)
         edges = detection.ranking_edges(coarse, detection.GRID)
         rank = ask("detection_rank", {"edges": edges}, **columns, **resampling)
-        places = joining.in_order(rank[PERSONS], least)
+        places = joining.in_order(by_parties(rank, least.parties), least.persons)
         rank, edges = joining.apply(rank, places), edges[np.diff(places) > 0]
         threshold = detection.threshold_at(rank, edges, settings.budget)
         groups = {
@@ -250,9 +252,10 @@ class Scorer:
         return Detected(rank, groups)
 
 
-def _of_enough(term: Levels, sums: Sums, least: int) -> tuple[tuple[str, ...], Sums]:
+def _of_enough(term: Levels, sums: Sums, least: Least) -> tuple[tuple[str, ...], Sums]:
     """The levels of a term and their sums, those of few persons joined."""
-    places, names = joining.of_levels(sums[PERSONS], term.levels, least)
+    persons = by_parties(sums, least.parties)
+    places, names = joining.of_levels(persons, term.levels, least.persons)
     return names, joining.apply(sums, places)
 
 
@@ -288,7 +291,7 @@ def public_comparisons(
 
 
 def simulated_scorer(
-    experiment: Experiment, comparisons: Comparisons, alone: Mapping[str, Parties], least: int
+    experiment: Experiment, comparisons: Comparisons, alone: Mapping[str, Parties], least: Least
 ) -> Scorer:
     """For parties whose rows are here, each of which is scored by itself."""
     totals = {part: _totals_of_each(alone, task) for part, task in experiment.all_tasks().items()}

@@ -215,11 +215,22 @@ class SimulatedMarket:
             experiment=self.experiment,
             contract=self._own_contract,
             rules=self.rules,
+            least_parties=self.least_parties,
             cells=self.cells,
             by_level=by_level,
             groups=groups,
             fund_columns=tuple(sorted(self.tables.fund_columns)) if self.tables else (),
         )
+
+    @property
+    def least_parties(self) -> int:
+        """Parties that each cell of a model stands on, at least: as the rules say, in the clear no more
+        than there are. Joined sides are one party, whose persons are common to both."""
+        if self.tables is not None:
+            return 1
+        least = self.rules.minimum_parties.parties
+        clear = self.experiment.protection.sums == "clear"
+        return min(least, len(self.parties)) if clear else least
 
     def pooled(self) -> Party:
         """One party that holds all rows; what a federation is measured against."""

@@ -50,6 +50,7 @@ class Questioner:
     def __init__(self, levels: Levels, hiding: Hiding, everybody: bool, charter: str) -> None:
         self._levels, self._hiding, self._charter = levels, hiding, charter
         self.everybody, self.opened = everybody, list[Opened]()
+        self.least_parties = 1
         self._seen: list[Opened] | None = [] if everybody or hiding == "clear" else None
         self._past: dict[bytes, Sums] = {}
         self.questions: SimpleQueue[Request | None] = SimpleQueue()
@@ -89,7 +90,8 @@ class Questioner:
         row = statistics.find(statistic)
         if self._seen is not None and not row.released:
             numbers = sum(array.size for array in total.arrays.values())
-            self._seen.append(Opened(statistic, numbers, 1 if row.cells else None))
+            few = row.cells or statistic == "glm_step"  # entries of two columns may be joint cells
+            self._seen.append(Opened(statistic, numbers, 1 if few else None))
         return total
 
     def profile(self, cells: ProfileCells, rules: Rules) -> Profile:

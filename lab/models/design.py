@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from lab.errors import ConfigurationError, ContractError
-from lab.privacy.joining import PERSONS, RARE, in_order, persons_by
+from lab.privacy.joining import PARTIES, PERSONS, RARE, behind, in_order, persons_by
 from lab.records import Strict
 from lab.sums import COUNT, FLAG, Floats, Sums, limit_of
 from lab.tables.values import level_of
@@ -292,13 +292,16 @@ def level_counts(frame: pd.DataFrame, features: tuple[Levels, ...], owners: Floa
 
     owners: (rows,) who each row belongs to.
     """
-    rows, persons = [np.zeros(0)], [np.zeros(0)]
+    rows = [np.zeros(0)]
+    persons: dict[str, list[Floats]] = {PERSONS: [np.zeros(0)], PARTIES: [np.zeros(0)]}
     for term in features:
         codes, size = codes_of(term.feature.texts(frame), term.levels), len(term.levels)
         there = codes >= 0
         rows.append(np.bincount(codes[there], minlength=size).astype(float))
-        persons.append(persons_by(codes[there].astype(np.int64), owners[there], size))
-    arrays = {"count": np.concatenate(rows), PERSONS: np.concatenate(persons)}
+        for name, values in behind(codes[there].astype(np.int64), owners[there], size).items():
+            persons[name].append(values)
+    arrays = {"count": np.concatenate(rows)}
+    arrays |= {name: np.concatenate(values) for name, values in persons.items()}
     return Sums(arrays, dict.fromkeys(arrays, COUNT), len(frame))
 
 

@@ -285,7 +285,7 @@ def _likelihood(holding: Holding, a: OfLikelihood, arrays: Arrays) -> Sums:
 
 
 def _start(holding: Holding, a: OfStart, arrays: Arrays) -> Sums:
-    owners = np.asarray(pd.factorize(holding.owners(a.task, "train"))[0], dtype=np.float64)
+    owners = holding.units(a.task, "train")
     design = holding.once(_design, a.encoding, a.task)
     return start(design, holding.once(_response, a.task), owners, a.most)
 

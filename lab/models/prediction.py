@@ -62,7 +62,7 @@ def predict(
         raise ContractError(f"{origin}: has a column '{name}' already; rename or drop it")
     if contract is not None:
         check(frame, contract, where=origin)
-    rows = _inputs(predictor, frame, contract, origin)
+    rows = input_rows(predictor, frame, where=origin, contract=contract)
     if Path(table).name.removesuffix(".gz").endswith(".csv"):  # numbers as they are written there
         frame = sources.read_file(Path(table), as_text=True, encoding=encoding)
     frame = frame.assign(**{PREDICTION: _predictions(predictor, rows, origin)})
@@ -73,21 +73,6 @@ def predict(
         frame = pd.concat([frame, table_of_reasons], axis="columns")
         notes.insert(1, _meaning_of_effects(predictor, effects))
     return frame, notes
-
-
-def _inputs(
-    predictor: Model, frame: pd.DataFrame, contract: Contract | None, origin: str
-) -> pd.DataFrame:
-    """The columns that a model reads, numbers written as the table's contract says."""
-    columns = {
-        feature.column: _input(levels if text else None)
-        for feature, levels, text in sorted(_terms(predictor), key=lambda term: not term[2])
-    }
-    if not columns:
-        return frame
-    signs = contract.model_dump(include={"decimal", "thousands"}) if contract else {}
-    inputs = Contract(name="inputs of the model", columns=columns, **signs)
-    return check(frame, inputs, where=origin, open_lists=True)
 
 
 def _predictions(predictor: Model, rows: pd.DataFrame, origin: str) -> Floats:
@@ -125,6 +110,24 @@ def _meaning_of_effects(model: Any, effects: Effects) -> str:
         f"reasons: effect_1 is what reason_1 adds to {predictor.get(link, '')}the prediction{factor}; "
         f"against {effects.base:.6g}, {base}"
     )
+
+
+def input_rows(
+    predictor: Model, frame: pd.DataFrame, *, where: str, contract: Contract | None = None
+) -> pd.DataFrame:
+    """The rows as the model reads them: numbers, and levels in their spelling, however they are stored.
+
+    where: what the table is called in errors; contract: says how its numbers are written. Raises :class:`ContractError` with every violation.
+    """
+    columns = {
+        feature.column: _input(levels if text else None)
+        for feature, levels, text in sorted(_terms(predictor), key=lambda term: not term[2])
+    }
+    if not columns:
+        return frame
+    signs = contract.model_dump(include={"decimal", "thousands"}) if contract else {}
+    inputs = Contract(name="inputs of the model", columns=columns, **signs)
+    return check(frame, inputs, where=where, open_lists=True)
 
 
 def _input(levels: tuple[str, ...] | None) -> Column:

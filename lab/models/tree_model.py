@@ -16,7 +16,7 @@ from lab.models import kernels
 from lab.models.design import Feature, codes_of
 from lab.models.effects import Effects, Exposures
 from lab.models.glm import Task
-from lab.privacy.joining import PERSONS, persons_by
+from lab.privacy.joining import PARTIES, PERSONS, behind
 from lab.records import Strict
 from lab.sums import HEADS, Floats, Sums
 
@@ -65,17 +65,19 @@ class Cuts(Strict):
             kernels.bins(self.feature.numbers(frame, self.levels), np.array(self.edges), out)
 
 
-def persons_in(frame: pd.DataFrame, owners: pd.Series, cuts: tuple[Cuts, ...]) -> Sums:
+def persons_in(frame: pd.DataFrame, unit: Floats, cuts: tuple[Cuts, ...]) -> Sums:
     """Distinct persons, within the party, in each bin of each feature, one feature after the other.
 
-    owners: (rows,) who each row belongs to.
+    unit: (rows,) who each row belongs to.
     """
-    unit = np.asarray(pd.factorize(owners)[0], dtype=np.float64)
-    persons, codes = [], np.empty(len(frame), dtype=np.uint8)
+    persons: dict[str, list[Floats]] = {PERSONS: [], PARTIES: []}
+    codes = np.empty(len(frame), dtype=np.uint8)
     for cut in cuts:
         cut.codes(frame, codes)
-        persons.append(persons_by(codes.astype(np.int64), unit, cut.bins))
-    return Sums({PERSONS: np.concatenate(persons)}, {PERSONS: HEADS}, len(frame))
+        for name, values in behind(codes.astype(np.int64), unit, cut.bins).items():
+            persons[name].append(values)
+    arrays = {name: np.concatenate(values) for name, values in persons.items()}
+    return Sums(arrays, dict.fromkeys(arrays, HEADS), len(frame))
 
 
 class Tree(Strict):

@@ -22,7 +22,7 @@ from lab.models import kernels
 from lab.models.families import Family
 from lab.models.glm import Response, Task
 from lab.models.tree_model import LEAF, MOST_CELLS, Cuts, Tree, Trees, binned, persons_in
-from lab.privacy.joining import PERSONS, persons_by
+from lab.privacy.joining import behind
 from lab.records import Strict
 from lab.statistics import Arrays, Holding, Statistic
 from lab.sums import COUNT, FLAG, HEADS, Floats, Limit, Sums
@@ -180,7 +180,7 @@ class Rows:
     """A party's rows while trees grow.
 
     keys: (rows,) of persons or rows, by which the validation share is drawn with a secret of the
-    party's: nobody who asks can choose it. finished: the trees so far, which are followed
+    party's: nobody who asks can choose it. units: (rows,) the same as numbers. finished: the trees so far, which are followed
     anew where the rows come from a restart.
     """
 
@@ -194,6 +194,7 @@ class Rows:
         recipe: TreesRecipe,
         finished: Finished | None = None,
         *,
+        units: Floats | None = None,
         secret: bytes = b"",
     ) -> None:
         self.finished: Finished = {} if finished is None else finished
@@ -205,7 +206,8 @@ class Rows:
         codes, apart = binned(frame, cuts), drawn(keys, recipe.validation_share, secret, "held out")
         self.training = self._side(codes, response, ~apart)
         self.validation = self._side(codes, response, apart)
-        self.persons = pd.factorize(keys[~apart])[0].astype(np.float64)
+        units = pd.factorize(keys)[0].astype(np.float64) if units is None else units
+        self.persons = units[~apart]
         self._features: tuple[int, ...] = ()
         self._codes = self.training.codes[:, :0]
         self._restart()
@@ -321,8 +323,10 @@ def persons_at(rows: Rows, place: Place) -> Sums:
     """
     rows.follow(place)
     nodes = rows.training.node.astype(np.int64)
-    count = persons_by(nodes, rows.persons, len(place.growing.feature))
-    return Sums({PERSONS: count}, {PERSONS: HEADS}, len(rows.training.y) + len(rows.validation.y))
+    persons = behind(nodes, rows.persons, len(place.growing.feature))
+    return Sums(
+        persons, dict.fromkeys(persons, HEADS), len(rows.training.y) + len(rows.validation.y)
+    )
 
 
 class OfBins(Strict):
@@ -363,7 +367,8 @@ def _growing(holding: Holding, cuts: tuple[Cuts, ...], task: Task, recipe: Trees
     holding.forget(_sorted)  # bins are agreed by now
     rows, owners = holding.rows(task, "train"), holding.owners(task, "train")
     response, drawing = holding.once(_response, task), holding.rows_secret
-    return Rows(rows, response, owners, cuts, task, recipe, holding.finished, secret=drawing)
+    units, known = holding.units(task, "train"), (task, recipe, holding.finished)
+    return Rows(rows, response, owners, cuts, *known, units=units, secret=drawing)
 
 
 def _bins(holding: Holding, a: OfBins, arrays: Arrays) -> Sums:
@@ -372,7 +377,7 @@ def _bins(holding: Holding, a: OfBins, arrays: Arrays) -> Sums:
 
 
 def _persons(holding: Holding, a: OfBins, arrays: Arrays) -> Sums:
-    return persons_in(holding.rows(a.task, "train"), holding.owners(a.task, "train"), a.cuts)
+    return persons_in(holding.rows(a.task, "train"), holding.units(a.task, "train"), a.cuts)
 
 
 def _level(holding: Holding, a: OfLevel, arrays: Arrays) -> Sums:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,23 @@ from lab.sums import Floats, Sums
 Indices = NDArray[np.int64]
 #: The one level for all that stand on too few persons, or whose names no party announces.
 RARE = "(rare)"
-#: The array that carries the persons behind each cell.
-PERSONS = "persons"
+#: The arrays that carry the persons behind each cell, and the parties that have any of them.
+PERSONS, PARTIES = "persons", "parties"
+#: Numbers of units from one party to the next, where rows of several parties are in one place.
+HOME = 2.0**32
+#: What persons of too few parties count for: more than nobody, and never enough.
+HARDLY = 2.0**-24
+
+
+class Least(NamedTuple):
+    """The fewest persons, and the fewest parties, that a cell stands on which is told."""
+
+    persons: int
+    parties: int
+
+
+#: What a party keeps to towards itself.
+NO_RULE = Least(1, 1)
 
 
 @dataclass(frozen=True)
@@ -58,6 +74,23 @@ def persons_by(group: Indices, unit: Floats, count: int) -> Floats:
     width = max(len(names), 1)
     pairs = np.unique(group.astype(np.int64) * width + unit_code)
     return np.bincount(pairs // width, minlength=count).astype(np.float64)
+
+
+def behind(group: Indices, unit: Floats, count: int) -> dict[str, Floats]:
+    """(count,) persons and parties behind each group. unit: (rows,) of persons, :data:`HOME` apart from
+    party to party."""
+    home = np.floor(unit / HOME)
+    return {PERSONS: persons_by(group, unit, count), PARTIES: persons_by(group, home, count)}
+
+
+def by_parties(sums: Sums, parties: int) -> Floats:
+    """(cells,) the persons behind each cell, as far as they are of so many parties: those of fewer
+    count for nothing, whatever they are joined with."""
+    persons = sums[PERSONS]
+    if parties <= 1:
+        return persons
+    few = (persons > 0) & (sums[PARTIES] < parties)
+    return np.where(few, HARDLY, persons)
 
 
 def in_order(persons: Floats, least: int) -> Indices:
@@ -100,11 +133,14 @@ def of_levels(persons: Floats, names: Sequence[str], least: int) -> tuple[Indice
 
 
 def apply(sums: Sums, group: Indices) -> Sums:
-    """Sums whose arrays have one number for each cell along their last axis, joined."""
+    """Sums whose arrays have one number for each cell along their last axis, joined; how many
+    parties are behind a joined cell nobody knows."""
     count = int(group.max(initial=-1)) + 1
     arrays = {}
     for name, array in sums.arrays.items():
+        if name == PARTIES:
+            continue
         total = np.zeros((count, *array.shape[:-1]))
         np.add.at(total, group, np.moveaxis(array, -1, 0))
         arrays[name] = np.moveaxis(total, 0, -1)
-    return Sums(arrays, sums.limits, sums.rows)
+    return Sums(arrays, {name: sums.limits[name] for name in arrays}, sums.rows)

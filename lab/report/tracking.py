@@ -7,8 +7,11 @@ import json
 import logging
 import os
 import re
-import time
+import signal
+import subprocess
+import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +30,14 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 EXPERIMENT = "insurance-privacy-lab"
 #: Makes MLflow's page open on runs and metrics, not on traces of agents.
 KIND = {"mlflow.experimentKind": "custom_model_development"}
+#: MLflow's name of a column's type in a contract.
+TYPES = {"integer": "long", "number": "double", "category": "string"}
+#: Seconds in which MLflow's page has to end in order.
+PATIENCE = 10
 #: MLflow's own limits on one batch.
 METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100
+#: Characters of a data set's digest, likewise; the whole of it is a tag.
+DIGEST_SHOWN = 36
 #: Characters of a parameter, likewise.
 LONGEST_PARAM = 6000
 
@@ -52,34 +61,52 @@ def log(folder: Path, uri: str) -> tuple[str, str]:
     from mlflow.tracking import MlflowClient
 
     result: Result = json.loads((folder / "result.json").read_text())
-    for name in ("mlflow", "alembic", "sqlalchemy"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet():
         client = MlflowClient(tracking_uri=uri)
-        place = _experiment(client, folder, uri)
-        tags = {"mlflow.runName": result["experiment"]["name"], "lab.folder": str(folder)}
-        parent = client.create_run(place, tags=tags | _digests(result)).info.run_id
+        place = _experiment(client, uri)
+        end = int((folder / "result.json").stat().st_mtime * 1000)
+        start = end - _milliseconds(result["seconds"].get("run", 0.0))
+        tags = {"mlflow.runName": _run_name(folder, result), "lab.folder": str(folder)}
+        parent = client.create_run(place, start, tags | _digests(result)).info.run_id
         try:
             _log_parameters(client, parent, result["experiment"])
-            for arm in result["arms"]:
-                _log_arm(client, place, parent, arm, result)
+            _log_table(client, parent, result)
+            _log_arms(client, place, parent, result, end)
             for name in ("report.html", "result.json", "receipt.csv"):
                 client.log_artifact(parent, str(folder / name))
             model = _log_model(folder, result, uri, parent)
         except BaseException:
             client.set_terminated(parent, "FAILED")
             raise
-        client.set_terminated(parent)
+        client.set_terminated(parent, end_time=end)
         return str(parent), _register(client, model, result, parent)
 
 
-def _experiment(client: MlflowClient, folder: Path, uri: str) -> str:
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what MLflow and its libraries say of themselves."""
+    for name in ("mlflow", "alembic", "sqlalchemy"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _run_name(folder: Path, result: Result) -> str:
+    """A name that no other run has: when it ended, and of what experiment it is."""
+    return f"{folder.name[: len('20261129-131057')]} {result['experiment']['name']}"
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def _experiment(client: MlflowClient, uri: str) -> str:
     """The id of MLflow's experiment, made if it is not there yet."""
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment:
         return str(experiment.experiment_id)
-    place = _artifacts(folder, uri)
+    place = _artifacts(uri)
     return str(client.create_experiment(EXPERIMENT, artifact_location=place, tags=KIND))
 
 
@@ -94,29 +121,55 @@ def _log_parameters(client: MlflowClient, run: str, experiment: dict[str, Any]) 
         client.log_batch(run, params=params[at : at + PARAMS_AT_ONCE])
 
 
-def _log_arm(client: MlflowClient, place: str, parent: str, arm: str, result: Result) -> None:
+def _log_table(client: MlflowClient, run: str, result: Result) -> None:
+    """The table that the models learnt from: its name, digest and columns, and no row of it."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.types import ColSpec, Schema
+
+    data = result["data"]
+    if not data["digest"]:  # real parties tell none
+        return
+    digest = data["digest"][:DIGEST_SHOWN]
+    source = json.dumps({"tags": _digests(result)})
+    columns = Schema([ColSpec(TYPES[kind], name) for name, kind in data["inputs"].items()])
+    schema = json.dumps({"mlflow_colspec": columns.to_dict()})
+    table = Dataset(data["origin"], digest, "code", source, schema)
+    context = [InputTag("mlflow.data.context", "training")]
+    client.log_inputs(run, [DatasetInput(table, context)])
+
+
+def _log_arms(client: MlflowClient, place: str, parent: str, result: Result, end: int) -> None:
+    """A child run for each arm, one after the other as they ran. end: of the last one, in ms."""
+    starts, at = {}, end
+    for arm, values in reversed(result["arms"].items()):
+        at -= _milliseconds(values["seconds"])
+        starts[arm] = at
+    for arm in result["arms"]:
+        _log_arm(client, place, parent, arm, result, starts[arm])
+
+
+def _log_arm(
+    client: MlflowClient, place: str, parent: str, arm: str, result: Result, start: int
+) -> None:
     """A child run with all of an arm's metrics, and its scores over all parties in the parent."""
     from mlflow.entities import Metric
 
     values = result["arms"][arm]
-    child = client.create_run(
-        place, tags={"mlflow.runName": arm, "mlflow.parentRunId": parent}
-    ).info.run_id
-    now = int(time.time() * 1000)
-    series = [Metric(k, v, now, step) for k, v, step in arm_metrics(arm, values, result)]
+    tags = {"mlflow.runName": arm, "mlflow.parentRunId": parent}
+    child = client.create_run(place, start, tags).info.run_id
+    end = start + _milliseconds(values["seconds"])
+    series = [Metric(k, v, end, step) for k, v, step in arm_metrics(arm, values, result)]
     for at in range(0, len(series), METRICS_AT_ONCE):
         client.log_batch(child, metrics=series[at : at + METRICS_AT_ONCE])
-    client.set_terminated(child)
+    client.set_terminated(child, end_time=end)
     total = values["scores"].get("all", {})
-    client.log_batch(
-        parent,
-        metrics=[
-            Metric(f"{arm}.{k}", v, now, 0) for k, v in total.items() if isinstance(v, int | float)
-        ],
-    )
+    metrics = [
+        Metric(f"{arm}.{k}", v, end, 0) for k, v in total.items() if isinstance(v, int | float)
+    ]
+    client.log_batch(parent, metrics=metrics)
 
 
-def _artifacts(folder: Path, uri: str) -> str | None:
+def _artifacts(uri: str) -> str | None:
     """Artifacts lie beside a SQLite database; a server decides for itself."""
     if not uri.startswith("sqlite:///"):
         return None
@@ -148,7 +201,11 @@ def _register(client: MlflowClient, model: ModelInfo | None, result: Result, par
 
 
 def _log_model(folder: Path, result: Result, uri: str, parent: str) -> ModelInfo | None:
-    """The federated model (or the pooled one) with its signature, as code and JSON."""
+    """The federated model (or the pooled one) with its signature, as code and JSON.
+
+    Inputs are of any type: MLflow would refuse a whole number for a number and a number for a code,
+    both of which the model reads.
+    """
     path = folder / "models" / "federated.json"
     if not path.exists():
         path = folder / "models" / "pooled.json"
@@ -157,18 +214,17 @@ def _log_model(folder: Path, result: Result, uri: str, parent: str) -> ModelInfo
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
+    from mlflow.types.schema import AnyType
 
-    kinds = {"category": "string"}
-    inputs = Schema(
-        [ColSpec(kinds.get(t, "double"), n) for n, t in result["data"]["inputs"].items()]
-    )
+    inputs = Schema([ColSpec(AnyType(), name) for name in result["data"]["inputs"]])
+    output = Schema([ColSpec("double", "prediction")])
     mlflow.set_tracking_uri(uri)
     with mlflow.start_run(run_id=parent):
         return mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("mlflow_model.py")),
             artifacts={"model": str(path)},
-            signature=ModelSignature(inputs, Schema([ColSpec("double", "prediction")])),
+            signature=ModelSignature(inputs, output),
             pip_requirements=[
                 f"insurance-privacy-lab=={result['versions']['insurance-privacy-lab']}"
             ],
@@ -205,19 +261,37 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def serve(runs: Path, uri: str | None, port: int) -> int:
-    """MLflow's page for these runs, on this machine alone, until Ctrl-C. Returns its exit code."""
-    import signal
-    import subprocess
-    import sys
+def page(runs: Path, uri: str | None, port: int) -> str:
+    """The address at which MLflow's page shows the experiment's runs."""
+    from mlflow.tracking import MlflowClient
 
+    with _quiet():
+        where = address(runs, uri)
+        place = _experiment(MlflowClient(tracking_uri=where), where)
+    return f"http://127.0.0.1:{port}/#/experiments/{place}/runs"
+
+
+def serve(runs: Path, uri: str | None, port: int) -> int:
+    """MLflow's page for these runs, on this machine alone, until Ctrl-C or SIGTERM. Returns its
+    exit code; none of its processes is left."""
     where = address(runs, uri)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", where]
     options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    for way in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C
+        signal.signal(way, signal.default_int_handler)
     with subprocess.Popen([*command, *options], start_new_session=True) as server:  # noqa: S603
         try:
             return server.wait()
-        except KeyboardInterrupt:  # its own group: it stops in order and prints no traceback
-            os.killpg(server.pid, signal.SIGTERM)
-            server.wait()
+        except KeyboardInterrupt:
             return 0
+        finally:
+            _end_group(server)
+
+
+def _end_group(server: subprocess.Popen[bytes]) -> None:
+    """End a process and all that it started: in order, and after a while by force."""
+    for way in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):  # all of them are gone
+            os.killpg(server.pid, way)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(PATIENCE)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from lab.models.families import FAR, Family, Scale
-from lab.privacy.joining import PERSONS, persons_by
+from lab.privacy.joining import PARTIES, PERSONS, behind
 from lab.sums import COUNT, SCORE, Floats, Limit, Sums, limit_of
 
 Codes = NDArray[np.int64]
@@ -166,8 +166,9 @@ def _by_group(rows: Scored, group: Codes, count: int) -> Sums:
     arrays = {
         name: np.bincount(group, value, count).astype(np.float64) for name, value in values.items()
     }
-    persons = persons_by(group, rows.unit, count)
-    return Sums(arrays | {PERSONS: persons}, level_limits(), len(rows.y))
+    persons = behind(group, rows.unit, count)
+    limits = level_limits() | {PARTIES: COUNT}
+    return Sums(arrays | persons, limits, len(rows.y))
 
 
 def level_limits() -> dict[str, Limit]:

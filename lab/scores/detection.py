@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from lab.errors import ConfigurationError, ModelError
-from lab.privacy.joining import PERSONS, persons_by
+from lab.privacy.joining import PARTIES, PERSONS, behind
 from lab.sums import COUNT, SCORE, Floats, Sums
 
 Codes = NDArray[np.int64]
@@ -69,9 +69,10 @@ def rank_sums(
         "fraud": counted(place, truth, bins),
         "amount": counted(place, np.where(fraud, amount, 0.0), bins),
         "expected": counted(place, score, bins),
-        PERSONS: persons_by(place, unit, bins),
+        **behind(place, unit, bins),
     }
     limits = {"rows": COUNT, "fraud": COUNT, "amount": SCORE, "expected": SCORE, PERSONS: COUNT}
+    limits[PARTIES] = COUNT
     if replicates:
         arrays["resampled"] = _resampled(2 * place + fraud, unit, bins, replicates, seed)
         limits["resampled"] = COUNT

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from lab.privacy.joining import PERSONS, persons_by
+from lab.privacy.joining import behind
 from lab.scores.detection import Codes, counted, frauds_of
 from lab.sums import COUNT, SCORE, Floats, Sums
 
@@ -47,7 +47,7 @@ def group_sums(
         "flagged": counted(code[flag], None, count),
         "flagged_fraud": counted(code[hit], None, count),
         "saved": counted(code[hit], amount[member][hit], count),
-        PERSONS: persons_by(code, unit[member], count),
+        **behind(code, unit[member], count),
     }
     return Sums(arrays, dict.fromkeys(arrays, COUNT) | {"saved": SCORE}, len(code))
 

@@ -187,7 +187,7 @@ def identifying(name: str, values: pd.Series, owners: pd.Series | None) -> str |
 
     owners: who each row belongs to. A number with fractions is a measurement, however rare it is.
     """
-    plain = _plain(name)
+    plain = plain_name(name)
     if plain in _COUNTERS or plain.startswith("unnamed:"):
         return "is named like a row number"
     if _NAMED.fullmatch(plain):
@@ -213,7 +213,7 @@ def identifying(name: str, values: pd.Series, owners: pd.Series | None) -> str |
 
 def unsuited(name: str, values: pd.Series) -> str | None:
     """Why a column is no feature as long as nobody lists it; None where it may be one."""
-    if _plain(name).endswith("_id"):
+    if plain_name(name).endswith("_id"):
         return "is named like the number of something"
     rows, distinct = int(values.notna().sum()), int(values.nunique())
     if not _is_number(values) and distinct > SHORT_LIST:
@@ -223,6 +223,6 @@ def unsuited(name: str, values: pd.Series) -> str | None:
     return None
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A column's name in lower case, its words joined by underscores."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])|[\s.-]+", "_", name.strip()).lower()

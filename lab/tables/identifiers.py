@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from lab.errors import ContractError
 from lab.tables.contracts import Contract
-from lab.tables.values import EXACT, NULLS, code, normal
+from lab.tables.values import EXACT, NULLS, code
 
 WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
 CHECK_DIGITS = "10X98765432"
@@ -109,6 +109,8 @@ def letters_and_digits(text: str) -> str:
     >>> letters_and_digits("ａb-12．３ ４")
     'AB1234'
     """
+    if text.isascii():
+        return "".join(filter(str.isalnum, text)).upper()
     signs = unicodedata.normalize("NFKC", text).upper()
     return "".join(
         str(unicodedata.digit(sign)) if sign.isdecimal() else sign
@@ -117,12 +119,12 @@ def letters_and_digits(text: str) -> str:
     )
 
 
-#: What a rule makes of a text.
-RULES: dict[str, Callable[[str], str]] = {
-    "exact": str,
-    "normal": normal,
-    "code": letters_and_digits,
-    "resident": letters_and_digits,
+#: What a rule makes of a value.
+RULES: dict[str, Callable[[Any], str]] = {
+    "exact": lambda value: code(value, exact=True),
+    "normal": code,
+    "code": lambda value: letters_and_digits(code(value)),
+    "resident": lambda value: letters_and_digits(code(value)),
 }
 
 
@@ -141,18 +143,12 @@ def _spelled(values: pd.Series, rule: str, where: str) -> tuple[list[str], list[
             f"{where} holds numbers above 2^53 as floating point, which does not tell them apart; "
             "read it as text"
         )
-    spelling, exact = RULES[rule], rule == "exact"
-    texts = [
-        "" if gap else _text(v, spelling, exact)
-        for v, gap in zip(values, values.isna(), strict=True)
-    ]
+    spelling, gaps = RULES[rule], values.isna().to_numpy()
+    there = values.to_numpy(dtype=object)[~gaps].tolist()
+    texts = np.full(len(values), "", dtype=object)
+    texts[~gaps] = ["" if text.strip() in NULLS else text for text in map(spelling, there)]
     valid = [not text or rule != "resident" or resident_number(text) for text in texts]
-    return texts, valid
-
-
-def _text(value: Any, spelling: Callable[[str], str], exact: bool) -> str:
-    written = code(value, exact=exact)
-    return "" if written.strip() in NULLS else spelling(written)
+    return texts.tolist(), valid
 
 
 def _joined(columns: tuple[str, ...], parts: list[tuple[list[str], list[bool]]]) -> KeyTexts:

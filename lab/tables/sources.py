@@ -241,6 +241,8 @@ _READERS: dict[str, Callable[[str | None, Contract], pd.DataFrame]] = {
     "market": _market,
 }
 SOURCES = tuple(_READERS)
+#: Sources that come with the installation; the others take their file by path.
+INSTALLED = ("rand_hie",)
 
 
 #: Sources whose path is one file as it is published.

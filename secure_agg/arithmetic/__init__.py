@@ -1,1 +1,1 @@
-"""Large numbers, fast: powers, the random factors of ciphertexts, vectors and matrices modulo powers of two."""
+"""Large numbers, fast: powers, the random factors of ciphertexts, a curve, vectors and matrices modulo powers of two."""

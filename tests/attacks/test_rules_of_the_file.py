@@ -58,7 +58,8 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def plan_of_leaves(trial: Trial) -> StudyPlan:
     data = {"target": "x2", "features": ["x1"], "test": 0.2}
-    return announced(trial.experiment(0, data=data, model=LEAVES))
+    plan = announced(trial.experiment(0, data=data, model=LEAVES))
+    return plan.model_copy(update={"least_parties": 1})
 
 
 def loose_plan(trial: Trial, folder: Path) -> StudyPlan:
@@ -66,7 +67,8 @@ def loose_plan(trial: Trial, folder: Path) -> StudyPlan:
     rules = Path(disclosure.__file__).with_suffix(".toml").read_text()
     (folder / "loose.toml").write_text(rules.replace("persons = 10", "persons = 1"))
     changes = {"disclosure": str(folder / "loose.toml")}
-    return announced(trial.experiment(0, data={"test": 0.2}, protection=changes))
+    plan = announced(trial.experiment(0, data={"test": 0.2}, protection=changes))
+    return plan.model_copy(update={"least_parties": 1})
 
 
 def leaves_of_one(nodes: list[InsurerPolicy], plan: StudyPlan) -> tuple[Any, Any]:
@@ -102,6 +104,14 @@ def test_where_the_file_names_the_rules_score_bins_hold_one_person(
 ) -> None:
     curve = outcome_of(nodes, loose_plan(trial, tmp_path)).evaluations["model"].lorenz
     assert (curve["size"] == 1).sum() > 20
+
+
+def test_an_insurer_takes_part_in_no_model_whose_cells_are_of_fewer_parties(
+    trial: Trial, nodes: list[InsurerPolicy]
+) -> None:
+    plan = announced(trial.experiment(0, data={"test": 0.2}))
+    with pytest.raises(Refusal, match=r"\[disclosure\] .* stand on 1 parties .* ask for 3"):
+        outcome_of(nodes, plan.model_copy(update={"least_parties": 1}))
 
 
 def test_an_insurer_takes_part_under_its_own_rules_alone(

@@ -138,8 +138,10 @@ def sizes(said: list[tuple[Message, Message]]) -> list[list[dict[str, int]]]:
 
 
 @pytest.mark.parametrize("learns", WAYS)
-def test_no_message_has_a_size_that_tells_how_many_rows_a_side_has(learns: str) -> None:
-    few = play(learns, texts("a"), texts("a", "b"))[0]
+def test_no_message_has_a_size_that_tells_how_many_rows_there_are_or_are_common(
+    learns: str,
+) -> None:
+    few = play(learns, texts("a"), texts("b"))[0]
     many = play(learns, texts(*"abcdefgh"), texts(*"hijklmno"))[0]
     assert sizes(few) == sizes(many)
 
@@ -237,7 +239,21 @@ DEVIATIONS = [
     ("hidden", at(2, with_piece("crossed/0", shorter)), "another size"),
     ("hidden", at(4, with_piece("others/0", shorter)), "another size"),
     ("hidden", at(4, with_piece("others/0", other_element)), "another spine"),
-    ("hidden", at(3, lambda message: {"alone/0": b""}), "another size"),
+    (
+        "hidden",
+        at(2, with_piece("placed/0", lambda piece: piece[:SIZE].ljust(len(piece), b"\0"))),
+        "another size",
+    ),
+    (
+        "hidden",
+        at(4, with_piece("others/0", lambda piece: piece[:SIZE].ljust(len(piece), b"\0"))),
+        "another size",
+    ),
+    (
+        RIGHT,
+        at(3, with_piece("alone/0", lambda piece: piece[:SIZE].ljust(len(piece), b"\0"))),
+        "another size",
+    ),
     (RIGHT, at(3, with_piece("alone/0", shorter)), "another size"),
     (RIGHT, at(3, with_piece("alone/0", negative)), "no element"),
     (RIGHT, at(2, with_piece("placed/0", repeated)), "an element twice"),
@@ -259,11 +275,14 @@ def test_own_rows_sent_back_as_the_others_are_refused() -> None:
     def lie(step: int, side: AlignmentSide, message: Message) -> Message:
         if step != 3 or "alone/0" not in message:
             return message
-        count = len(message["alone/0"]) // SIZE
+        count = 12 - len(texts(*"cd"))
         key = intersection._key(start(terms_of(RIGHT), LEFT, [], SEEDS[LEFT])[0], b"spine")
         inverse = pow(int.from_bytes(key, "little"), -1, ORDER).to_bytes(SIZE, "little")
         honest, _ = side_before(4)
-        return {**message, "alone/0": multiplied(inverse, honest.own[:count]).tobytes()}
+        return {
+            **message,
+            "alone/0": multiplied(inverse, honest.own[:count]).tobytes().ljust(12 * SIZE, b"\0"),
+        }
 
     def side_before(step: int) -> tuple[AlignmentSide, AlignmentSide]:
         terms = terms_of(RIGHT)
@@ -312,6 +331,18 @@ def test_an_alignment_that_is_over_takes_no_message() -> None:
     _, one, _ = play("both", texts("a"), texts("a"))
     with pytest.raises(MalformedMessage, match="is over"):
         advance(one, {})
+
+
+@pytest.mark.parametrize("learns", WAYS)
+def test_a_side_that_starts_again_with_the_messages_it_kept_says_the_same(learns: str) -> None:
+    left, right = texts(*"abcd"), texts(*"cdef")
+    said, one, _ = play(learns, left, right)
+    again, message = start(terms_of(learns), LEFT, left, SEEDS[LEFT])
+    for forth, back in said:
+        assert message == forth
+        again, message = advance(again, back)
+    assert one.result is not None and again.result is not None
+    assert np.array_equal(again.result.place, one.result.place)
 
 
 def test_a_side_shows_none_of_its_secrets() -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from secure_agg.errors import InvalidElement
+from secure_agg import ristretto
+from secure_agg.errors import InvalidElement, UnusableLibrary
 from secure_agg.ristretto import (
     CHUNK,
     CONTEXT,
@@ -124,6 +129,16 @@ def test_what_rfc_9496_calls_invalid_is_refused_and_its_row_is_named(bad: str) -
         assert refusal.value.row == 2
 
 
+def test_a_second_encoding_of_an_element_is_refused() -> None:
+    """libsodium 1.0.18, which rbcl 1.1.2 brings, overlooks the last bit."""
+    rows = np.concatenate([element(MULTIPLES[0]), element(MULTIPLES[0])])
+    rows[1, -1] |= 128
+    for use in (checked, lambda e: multiplied(scalar(7), e)):
+        with pytest.raises(InvalidElement) as refusal:
+            use(rows)
+        assert refusal.value.row == 1
+
+
 def test_a_digest_is_mapped_as_in_rfc_9496() -> None:
     digest = np.frombuffer(bytes.fromhex(DIGEST), dtype=np.uint8).reshape(1, -1)
     assert mapped(digest).tobytes().hex() == MAPPED
@@ -164,3 +179,20 @@ def test_multiplications_commute_and_an_inverse_takes_one_back() -> None:
 
 def test_an_empty_array_stays_empty() -> None:
     assert hashed([]).shape == multiplied(scalar(2), hashed([])).shape == (0, SIZE)
+
+
+def test_a_missing_library_is_said_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rbcl", None)
+    ristretto._libsodium.cache_clear()
+    try:
+        with pytest.raises(UnusableLibrary, match="set TMPDIR"):
+            hashed([b"a"])
+    finally:
+        ristretto._libsodium.cache_clear()
+
+
+def test_the_library_leaves_no_file_behind(tmp_path: Path) -> None:
+    command = "from secure_agg import ristretto; ristretto.hashed([b'a'])"
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", command], env=environment, check=True)
+    assert list(tmp_path.iterdir()) == []

@@ -71,6 +71,7 @@ class DeployedFederation:
     """All parties of a run, reached by signed messages; what solvers see is a `Parties`."""
 
     alone = False
+    least_parties = 1  # its solver is elsewhere, and goes by the plan
 
     def __init__(
         self,
@@ -96,11 +97,10 @@ class DeployedFederation:
         self._since: dict[str, str] = {}
         self._delivery = Delivery(grid, folder, charter, identity, resumable_run, log)
         split = charter.key is not None and charter.key.opens == "split"
-        self._together = plan.kind == "questions" or not charter.parties_may_leave
-        self._everyone, self._least = insurers, charter.minimum_parties
-        if plan.experiment.joined:
-            self._together, self._least = True, insurers
-        elif split or self._together:
+        joined = bool(plan.experiment.joined)  # sides are all there, or no total is
+        self._together = joined or plan.kind == "questions" or not charter.parties_may_leave
+        self._everyone, self._least = insurers, 0 if joined else charter.minimum_parties
+        if split or self._together:
             self._least = max(len(charter.roster.names) if split else insurers, self._least)
         opens = charter.key.by if charter.key and charter.key.opens == "authority" else ()
         self._holders = tuple(opens) if protection.hiding == "paillier" else ()

@@ -20,6 +20,7 @@ from lab.errors import ConfigurationError, LabError
 from lab.files import canonical, write_whole
 from lab.models import files as models
 from lab.privacy.disclosure import Rules
+from lab.privacy.joining import NO_RULE
 
 #: Where a node keeps what it was given: a folder for each run, as `lab score` reads it.
 RESULTS = "results"
@@ -50,7 +51,9 @@ def _scores(study: StudyPlan, party: Party, outcome: Outcome) -> dict[str, dict[
     alone = replace(party, policy=Policy(minimum_rows=1, rules=own), binding=None)
     alone.profiles = party.profiles
     with in_process([alone], 1, own) as one:
-        scorer = Scorer(study.experiment, outcome.constants, study.by_level, study.groups, {}, 1)
+        scorer = Scorer(
+            study.experiment, outcome.constants, study.by_level, study.groups, {}, NO_RULE
+        )
         evaluations = scorer.shared(outcome.texts, one)
     return {part: scored(study.experiment, each["all"]) for part, each in evaluations.items()}
 

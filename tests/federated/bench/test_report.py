@@ -6,7 +6,7 @@ from importlib import import_module
 
 import pytest
 
-from federated.bench import masks
+from federated.bench import alignment, masks
 from federated.bench.report import BENCHES, report
 from lab.errors import ConfigurationError
 
@@ -27,3 +27,10 @@ def test_sums_under_masks_are_measured_against_the_clear_and_paillier() -> None:
         "in the clear",
         "Paillier 3072",
     ]
+
+
+def test_an_alignment_is_measured_with_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alignment, "QUICK", 300)
+    lines = alignment.figures(None, quick=True)
+    assert lines[0][0] == "300 x 300, both learn"
+    assert {line[0] for line in lines} >= {"both sides' peak memory", "300 x 300, nobody learns"}

@@ -17,6 +17,7 @@ from federated.deployment.node.rules.settings import NodeSettings
 from federated.run import run
 from federated.study.run_folder import log
 from lab.report import tracking
+from lab.tables.sources import SOURCES, load
 
 ROOT = Path(__file__).parents[3]
 RAND = ROOT / "experiments" / "rand_hie.toml"
@@ -59,6 +60,8 @@ def test_every_command_has_help_with_an_example() -> None:
         ["run"],
         ["data", "describe"],
         ["data", "check"],
+        ["data", "draft"],
+        ["runs", "rm"],
         ["market", "make"],
         ["market", "flags"],
         ["score"],
@@ -105,8 +108,10 @@ def test_a_run_is_logged_listed_and_its_model_loads_from_mlflow(tmp_path: Path) 
     assert "MLflow run" in done.stdout
     assert "UserWarning" not in done.stderr
     listed = lab("runs", "--runs", tmp_path)
-    assert "visits, RAND HIE" in listed.stdout
-    assert "not in MLflow" not in listed.stdout
+    heading, line = listed.stdout.rstrip().splitlines()
+    assert heading.split()[-3:] == ["federated", "size", "MLflow"]
+    assert "visits, RAND HIE" in line
+    assert line.split()[-3:] == ["0.2", "MB", "yes"]
     code = (
         "import mlflow, sys, pandas as pd; mlflow.set_tracking_uri(sys.argv[1]);"
         "runs = mlflow.search_runs(experiment_names=['insurance-privacy-lab']);"
@@ -126,7 +131,6 @@ def test_a_run_is_logged_listed_and_its_model_loads_from_mlflow(tmp_path: Path) 
     assert loaded.returncode == 0, loaded.stderr
     (folder,) = tmp_path.glob("2*")
     from lab.models.files import read
-    from lab.tables.sources import load
 
     ours = read(folder / "models" / "federated.json").predict(load("rand_hie").frame.head(5))
     assert json.loads(loaded.stdout.splitlines()[-1]) == [round(float(v), 6) for v in ours]
@@ -137,7 +141,7 @@ def test_a_run_is_logged_listed_and_its_model_loads_from_mlflow(tmp_path: Path) 
 def test_a_tracking_server_that_is_down_or_locked_is_told_and_costs_nothing(tmp_path: Path) -> None:
     changes = {"protection.sums": "clear", "arms.run": '["federated"]', "query": "[]"}
     study = run(RAND, changes, runs=tmp_path, track=False)
-    assert "(not in MLflow)" in lab("runs", "--runs", tmp_path).stdout
+    assert lab("runs", "--runs", tmp_path).stdout.rstrip().endswith(" no")
     assert log(study.folder, "http://127.0.0.1:9").startswith("not logged to MLflow at http")
     lock = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)
     lock.execute("BEGIN EXCLUSIVE")
@@ -148,7 +152,7 @@ def test_a_tracking_server_that_is_down_or_locked_is_told_and_costs_nothing(tmp_
         lock.close()
     assert told.startswith("not logged to MLflow at sqlite")
     assert "MLflow run" in lab("runs", "--runs", tmp_path, "--send").stdout
-    assert "(not in MLflow)" not in lab("runs", "--runs", tmp_path).stdout
+    assert lab("runs", "--runs", tmp_path).stdout.rstrip().endswith(" yes")
 
 
 @pytest.mark.parametrize(
@@ -177,6 +181,8 @@ def test_describe_and_check_show_a_source_and_every_violation(tmp_path: Path) ->
     shown = lab("data", "describe", "rand_hie").stdout
     for words in ("20,190", "public domain", "mdvis", "statsmodels"):
         assert words in shown
+    listed = lab("data", "describe").stdout
+    assert [line.split()[0] for line in listed.splitlines()] == ["source", *SOURCES]
     contract = tmp_path / "c.toml"
     contract.write_text('name = "c"\n[columns]\nn = { type = "integer", minimum = 0 }\n')
     table = tmp_path / "t.csv"
@@ -261,3 +267,15 @@ def test_a_node_s_caps_stand_in_its_settings(tmp_path: Path) -> None:
     for cap in ("mdvis", "mdvis=few", "mdvis=inf"):
         done = lab("node", "init", tmp_path / "another", *common, cap)
         assert done.returncode == 2 and "needs the form COLUMN=LIMIT" in done.stderr
+
+
+def test_a_node_reads_its_csv_in_the_encoding_it_is_given(tmp_path: Path) -> None:
+    table = tmp_path / "claims.csv"
+    table.write_bytes("city,claims\nZürich,1\nBern,0\n".encode("cp1252"))
+    common = ("--name", "css", "--role", "commercial", "--data", table, "--encoding", "cp1252")
+    done = lab("node", "init", tmp_path / "node", *common)
+    assert done.returncode == 0, done.stderr
+    data = NodeSettings.read(tmp_path / "node").data
+    assert data is not None
+    frame = load(data.source, data.path, encoding=data.encoding).frame
+    assert list(frame["city"]) == ["Zürich", "Bern"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 from flwr.app import ConfigRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.progress import Progress
 
 from federated.cli import console
 from federated.cli.main import _explain, lab
@@ -55,6 +57,11 @@ def printed_error(error: Any) -> str:
         return output.getvalue().decode()
 
 
+def test_a_package_that_is_missing_is_named() -> None:
+    told = printed_error(ModuleNotFoundError("No module named 'rbcl.x'", name="rbcl.x"))
+    assert told == "lab: the package 'rbcl.x' is not installed; install this one again\n"
+
+
 def check(text: str) -> None:
     assert all(line.isprintable() for line in text.split("\n")), repr(text)
     assert not any(line.startswith("ok   all well") for line in text.split("\n"))
@@ -94,6 +101,44 @@ def test_a_line_a_table_and_json_of_a_hostile_text(capsys: pytest.CaptureFixture
     out = capsys.readouterr().out
     check(out)
     assert json.loads(out) == {HOSTILE: [HOSTILE, 1]}
+
+
+def test_no_table_is_wrapped_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    table = console.plain_table("what", "ratio")
+    table.add_row("x" * 300, "2 x")
+    console.screen().print(table)
+    assert capsys.readouterr().out.splitlines()[1] == "x" * 300 + "  2 x  "
+
+
+def test_a_command_to_go_on_with_works_where_lab_is_on_no_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", [".venv/bin/lab", "run"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert console.own_command() == ".venv/bin/lab"
+    (tmp_path / "lab").touch(mode=0o755)
+    assert console.own_command() == "lab"
+
+
+def test_an_arm_is_ticked_when_the_next_one_begins_and_not_before() -> None:
+    bars = Progress(disable=True)
+    tell = console.arm_lines(bars)
+
+    def ticked() -> dict[str, bool]:
+        return {task.description: task.finished for task in bars.tasks}
+
+    tell("alone", "insurer 2", 2, 2)
+    assert ticked() == {"alone": False}
+    tell("federated", "glm_start", 40, None)
+    tell("federated", "tree 3 of 3", 3, 3)
+    tell("federated", "tree_leaves", 90, None)
+    assert ticked() == {"alone": True, "federated": False}
+    assert (bars.tasks[1].completed, bars.tasks[1].total) == (2, 3)
+    tell("report", "writing", 0, None)
+    assert ticked() == {"alone": True, "federated": True, "report": False}
 
 
 def test_what_is_decoded_from_others_is_printable() -> None:
@@ -197,3 +242,14 @@ def test_the_report_and_the_screen_of_a_run_show_hostile_names(tmp_path: Path) -
     assert "\\u202e" in page
     assert not [c for c in set(page) - set("\n\t") if not c.isprintable()]
     shown("run", experiment, "--no-track", "--runs", tmp_path / "runs", "--json")
+
+
+def test_leaving_an_insurer_out_says_what_that_means_before_anybody_is_asked(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    console.leave_out(())
+    assert capsys.readouterr() == ("", "")
+    console.leave_out(("insurer 3", "insurer 4\x1b[2J"))
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.startswith("without insurer 3, insurer 4")
+    assert "stays out of all of them" in shown.err and "\x1b" not in shown.err

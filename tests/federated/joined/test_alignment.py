@@ -81,7 +81,9 @@ def test_rows_without_an_identifier_take_no_part() -> None:
 
 
 def test_identifiers_may_be_numbers_here_and_texts_there() -> None:
-    mine, theirs = aligned(np.array([3, 1, 2]), pd.Series([" 2", "３"]), "both", 4, counted())
+    mine, theirs = aligned(
+        np.array([3, 1, 2]), pd.Series([" 2", "３"], index=[7, 8]), "both", 4, counted()
+    )
     assert pairs(mine, theirs) == {(0, 1), (2, 0)}
 
 

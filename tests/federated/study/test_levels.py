@@ -47,6 +47,23 @@ def test_a_level_of_few_rows_at_each_party_is_in_no_model(tmp_path: Path, kind: 
     assert '"z"' not in file
 
 
+@pytest.mark.parametrize("kind", ["glm", "trees"])
+def test_a_level_of_two_parties_of_three_is_in_no_model(tmp_path: Path, kind: str) -> None:
+    made = experiment(tmp_path, {"kind": kind, "family": "poisson"}, few=40)
+    frame = pd.read_csv(str(made.data.path))
+    frame.loc[(frame.insurer == "three") & (frame.brand == "z"), "brand"] = "a"
+    frame.to_csv(str(made.data.path), index=False)
+    arms = {"arms": made.arms.model_copy(update={"run": ("alone", "federated", "pooled")})}
+    study = perform(made.model_copy(update=arms))
+    files = {
+        name: arm.models["all"]["model"].file for name, arm in study.arms.items() if name != "alone"
+    }
+    assert '"b"' in files["federated"] and '"z"' not in files["federated"]
+    assert '"z"' in study.arms["alone"].models["insurer one"]["model"].file
+    if kind == "trees":
+        assert files["federated"] == files["pooled"]
+
+
 def test_what_is_rare_is_not_the_base_level(tmp_path: Path) -> None:
     study = perform(experiment(tmp_path, {"kind": "glm"}))
     assert list(study.coefficients["name"]) == ["intercept", "brand[T.b]", f"brand[T.{RARE}]"]

@@ -17,6 +17,7 @@ from federated.study.arms import perform
 from federated.study.experiment import Experiment
 from federated.study.result import Study
 from lab.errors import ModelError
+from lab.privacy import disclosure
 from tests.rigs.postgresql import Server
 
 CONTRACT = """
@@ -54,6 +55,14 @@ def table(rows: int = 500) -> pd.DataFrame:
     return frame.assign(claims=rng.poisson(rate * frame["years"]))
 
 
+def rules_without_parties(folder: Path) -> str:
+    """Cells of one party are told, so that no split of the rows can join them."""
+    rules = Path(disclosure.__file__).with_suffix(".toml").read_text()
+    path = folder / "rules.toml"
+    path.write_text(rules.replace("parties = 3", "parties = 1"))
+    return str(path)
+
+
 def study(folder: Path, data: dict[str, Any], kind: str, **values: Any) -> Study:
     contract = folder / "c.toml"
     contract.write_text(CONTRACT, encoding="utf-8")
@@ -64,7 +73,7 @@ def study(folder: Path, data: dict[str, Any], kind: str, **values: Any) -> Study
                 "data": {"target": "claims", "contract": str(contract), "test": 0.0, **data},
                 "model": MODELS[kind],
                 "parties": {"split": "column", "column": "insurer"},
-                "protection": {"sums": "clear"},
+                "protection": {"sums": "clear", "disclosure": rules_without_parties(folder)},
                 "arms": {"run": ["federated"], "replicates": 0},
                 **values,
             }

@@ -41,6 +41,21 @@ def test_a_person_counts_once_in_a_cell_of_a_party() -> None:
     assert joining.persons_by(group, unit, 3).tolist() == [1, 2, 0]
 
 
+def test_persons_of_too_few_parties_count_for_nothing_whatever_they_are_joined_with() -> None:
+    group = np.array([0, 0, 1, 1, 1, 2])
+    unit = np.array([1.0, joining.HOME + 1, 1, 2, 3, 1])
+    behind = joining.behind(group, unit, 4)
+    assert behind["persons"].tolist() == [2, 3, 1, 0]
+    assert behind["parties"].tolist() == [2, 1, 1, 0]
+    sums = Sums(behind, dict.fromkeys(behind, COUNT), 6)
+    assert joining.by_parties(sums, 1).tolist() == [2, 3, 1, 0]
+    counted = joining.by_parties(sums, 2)
+    assert counted[[0, 3]].tolist() == [2, 0] and (counted[1:3] > 0).all()
+    assert joining.in_order(counted, 2).tolist() == [0, 0, 0, 0]
+    assert joining.of_levels(counted, ["a", "b", "c", "d"], 2)[1] == ("d", "(rare)")
+    assert "parties" not in joining.apply(sums, np.zeros(4, dtype=np.int64)).arrays
+
+
 def test_resamples_are_joined_like_the_sample() -> None:
     arrays = {"rows": np.arange(4.0), "resampled": np.arange(16.0).reshape(2, 2, 4)}
     sums = joining.apply(Sums(arrays, dict.fromkeys(arrays, COUNT), 6), np.array([0, 0, 1, 1]))

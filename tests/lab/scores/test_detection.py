@@ -345,6 +345,7 @@ def test_groups_by_hand() -> None:
         "flagged_fraud": [2, 1, 0],
         "saved": [300, 800, 0],
         "persons": [7, 4, 0],
+        "parties": [2, 2, 0],
     }
 
 

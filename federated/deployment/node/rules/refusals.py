@@ -29,6 +29,10 @@ def check_disclosure(study: StudyPlan, rules: Rules) -> None:
             f"the plan lets a model stand on {persons} persons and this party's rules ask for "
             f"{least}; raise model.min_persons",
         )
+    parties = rules.minimum_parties.parties
+    if study.least_parties < parties and not study.experiment.joined:
+        few = f"the plan lets a cell of a model stand on {study.least_parties} parties"
+        raise Refusal("disclosure", f"{few} and this party's rules ask for {parties}")
 
 
 def check_columns(ours: Contract, theirs: Contract, names: set[str]) -> None:

@@ -166,6 +166,7 @@ def init(
     path: str | None = None,
     contract: str | None = None,
     *,
+    encoding: str | None = None,
     person: str | None = None,
     test: tuple[str, str | int] | None = None,
     caps: Mapping[str, float] | None = None,
@@ -175,9 +176,10 @@ def init(
 ) -> Enrolment:
     """A new node in a new folder: keys, a commented node.toml, the enrolment to hand over.
 
-    person: the column of who a row belongs to, "" where each is a person's; test: the column and
-    the value that mark rows for testing; caps: the largest value by column; key: the columns that name
-    a person, at a side of joined pairs; products: its columns that may enter products, by the other side.
+    encoding: of a CSV that is not UTF-8; person: the column of who a row belongs to, "" where each is
+    a person's; test: the column and the value that mark rows for testing; caps: the largest value by
+    column; key: the columns that name a person, at a side of joined pairs; products: its columns that may
+    enter products, by the other side.
     """
     make_folder(folder)
     for subfolder in (REQUESTS, APPROVED, STATE):
@@ -192,7 +194,7 @@ def init(
         text = "\n".join([*(f"{k} = {v}" for k, v in names.items()), rules]) + "\n"
     else:
         kind = "source" if path in SOURCES else "path"
-        data = {kind: path, "contract": contract}
+        data = {kind: path, "contract": contract, "encoding": encoding}
         column, value = test or ("held_out", 1)
         fields = {
             "person": f"{'# ' * (person is None)}person = {_toml(person or '')} ",
