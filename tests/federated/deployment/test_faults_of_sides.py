@@ -167,3 +167,30 @@ def test_a_triple_is_used_once(pair: Sides, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(RemoteJoined, "multiply", again)
     with pytest.raises((PeerError, PolicyError), match="this product was begun before"):
         pair.run(pair.study(name="multiplied twice"))
+
+
+def test_a_run_goes_on_after_its_coordinator_was_killed_in_a_product(pair: Sides) -> None:
+    experiment = pair.study(name="taken up")
+    before = len(pair.logged("supervisor", "deal"))
+    pair.conduct(experiment)
+    pair.until(lambda: len(pair.logged("supervisor", "deal")) > before + 4, 60)
+    pair.kill("conductor")
+    found = pair.run(experiment, fresh=False)
+    assert hash_of(found) == hash_of(simulated(experiment, pair))
+    deals = [(e.query, e.told["turn"]) for e in pair.logged("supervisor", "deal")]
+    assert len(set(deals)) == len(deals)
+
+
+@pytest.mark.parametrize("kind", [MessageKind.DEAL, MessageKind.OPEN])
+def test_a_dealer_that_is_killed_and_back_gives_the_same_model(
+    pair: Sides, kind: MessageKind
+) -> None:
+    experiment = pair.study(name=f"killed at {kind}")
+    pair.kill("supervisor", signal.SIGTERM)
+    dying = pair.start("supervisor", Dies(kind, 4))
+    conductor = pair.conduct(experiment, experiment.name)
+    dying.join(60)
+    assert dying.exitcode == -signal.SIGKILL
+    pair.start("supervisor")
+    conductor.join(120)
+    assert f"model {hash_of(simulated(experiment, pair))}" in pair.out(experiment.name)

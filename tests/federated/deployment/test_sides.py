@@ -212,6 +212,16 @@ def test_a_column_too_many_ends_the_run_before_a_letter_leaves(pair: Sides) -> N
 
 
 @pytest.mark.slow
+def test_nothing_is_multiplied_for_fewer_persons_than_the_charter_says(
+    tmp_path: Path, authority_key: Any
+) -> None:
+    with started(Sides(tmp_path, authority_key, minimum_persons=BOTH + 1)) as made:
+        with pytest.raises(PeerError, match=r"\[persons\] 240 persons are common, .* asks for 241"):
+            made.run(made.study())
+        assert not made.logged("supervisor", "deal")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("insurers", "test", "pairs"),
     [

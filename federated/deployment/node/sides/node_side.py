@@ -100,7 +100,13 @@ class NodeSide:
     def _count(self, party: JoinedSide, study: StudyPlan, request: Request) -> None:
         total = joined_sum(request, party.owner)
         numbers = sum(Products("count", 1, total).sizes().values())
-        persons = sum(map(self.policy.pairs.common, party.sizes.values()))
+        pairs = self.policy.pairs
+        persons = sum(map(pairs.common, party.sizes.values()))
+        if persons < pairs.minimum_persons:
+            raise Refusal(
+                "persons",
+                f"{persons} persons are common, and the charter asks for {pairs.minimum_persons}",
+            )
         most = int(self.policy.own.equations_per_person * persons)
         table, columns = party.once(_digest_of_rows), self.policy.columns_of(study)
         self._equations.note(table, request.question.hex(), numbers, columns, most)

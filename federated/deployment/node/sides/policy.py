@@ -70,11 +70,11 @@ class SidePolicy(InsurerPolicy):
             raise Refusal(RULE, "joined.key of node.toml is another key than the charter's")
         for peer in self.pairs.peers(self.settings.name):
             allowed = self.own.products.get(peer, ())
-            kept = [n for n in self.columns_of(study) if n not in allowed and ALL not in allowed]
-            if kept:
+            barred = set(self.columns_of(study)) - {*allowed, self.data.test_column}
+            if barred and ALL not in allowed:
                 raise Refusal(
                     "products",
-                    f"{', '.join(kept)} may not enter products with {peer} by joined.products of "
+                    f"{', '.join(sorted(barred))} may not enter products with {peer} by joined.products of "
                     "node.toml",
                 )
         super().consider(study)
