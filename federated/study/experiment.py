@@ -8,8 +8,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import tomllib
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,6 +26,7 @@ from federated.study.settings import (
     JoinedTable,
     ProtectionSettings,
     Query,
+    Tune,
     check_places,
 )
 from lab.errors import ConfigurationError
@@ -35,7 +34,7 @@ from lab.models.design import Feature
 from lab.models.families import Family
 from lab.models.glm import Task
 from lab.models.profile import Profiling
-from lab.records import Strict, nearest, parse, read_toml
+from lab.records import Strict, nearest, parse, read_toml, set_key
 from lab.tables.contracts import Column, Contract
 from lab.tables.partition import Split
 
@@ -69,6 +68,7 @@ class Experiment(Strict):
     alignment: AlignmentSettings = Field(
         AlignmentSettings(), description="Who learns which persons joined sides have in common."
     )
+    tune: Tune | None = Field(None, description="What `lab tune` searches; other commands do not.")
 
     @model_validator(mode="before")
     @classmethod
@@ -79,6 +79,8 @@ class Experiment(Strict):
         arms = values.get("arms", {})
         if isinstance(arms, dict):
             arms = {"run": list(ARMS_OF_SIDES)} | arms
+            if values.get("protection", {}).get("product") == "paillier":
+                arms = {"replicates": 0} | arms  # which are made row by row, by triples alone
         return {"parties": {"split": "uniform", "count": 1}} | values | {"arms": arms}
 
     @model_validator(mode="after")
@@ -113,12 +115,16 @@ class Experiment(Strict):
         if isinstance(values.get("model"), dict):
             values["model"].setdefault("kind", "glm")
         experiment = parse(cls, values, where=str(path))
-        experiment.parties.check()
-        experiment.tasks()
-        experiment.check_detection()
-        experiment.check_profiles()
-        experiment.check_joined()
+        experiment.check()
         return experiment
+
+    def check(self) -> None:
+        """Refuse what no single table forbids."""
+        self.parties.check()
+        self.tasks()
+        self.check_detection()
+        self.check_profiles()
+        self.check_joined()
 
     def check_joined(self) -> None:
         """Refuse what can't be done over joined sides."""
@@ -140,6 +146,11 @@ class Experiment(Strict):
             )
         for task in self.tasks().values():
             check_law(task.law)
+            if self.arms.replicates and self.protection.product == "paillier":
+                raise ConfigurationError(
+                    "arms.replicates: intervals over joined sides need protection.product = 'triples'; drop "
+                    "the key"
+                )
             if task.law.name == "binomial" and self.protection.product == "paillier":
                 raise ConfigurationError(
                     "protection.product: a binomial model over joined sides needs 'triples'; its mean is "
@@ -369,32 +380,3 @@ def look_beside(values: dict[str, Any], folder: Path) -> None:
                 file = table.get(key)
                 if isinstance(file, str) and "://" not in file and (folder / file).exists():
                     table[key] = str(folder / file)
-
-
-def set_key(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key in nested tables; text that is TOML is read as TOML."""
-    if isinstance(value, str):
-        with contextlib.suppress(tomllib.TOMLDecodeError):
-            value = tomllib.loads(f"x = {value}")["x"]
-    *path, last = key.split(".")
-    for part in path:
-        if isinstance(values, list):
-            values = _numbered(values, part, key)
-        else:
-            values = values.setdefault(part, {})
-        if not isinstance(values, dict | list):
-            raise ConfigurationError(f"--set {key}: '{part}' is not a table")
-    if isinstance(values, list):
-        raise ConfigurationError(
-            f"--set {key}: name a key of one of its tables, as {path[0]}.0.path"
-        )
-    values[last] = value
-
-
-def _numbered(tables: list[Any], number: str, key: str) -> Any:
-    """One of several tables of a name, counted from 0."""
-    if not number.isdecimal() or int(number) >= len(tables):
-        raise ConfigurationError(
-            f"--set {key}: '{number}' must be a number from 0 to {len(tables) - 1}, one for each table"
-        )
-    return tables[int(number)]
