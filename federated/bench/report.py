@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from lab.errors import ConfigurationError
 
@@ -15,6 +16,15 @@ BENCHES = (
     "paillier", "masks", "alignment", "product", "link", "glm", "grid", "query", "trees", "quality",
     "steps", "exchange",
 )  # fmt: skip
+
+
+#: Those of joined sides, which have a folder of their own.
+JOINED = ("alignment", "product")
+
+
+def module_of(name: str) -> ModuleType:
+    """The module of a bench."""
+    return import_module(f"federated.bench.{'joined.' if name in JOINED else ''}{name}")
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,6 @@ def report(names: tuple[str, ...], path: Path | None, quick: bool) -> Iterator[B
 
 
 def _measured(name: str, path: Path | None, quick: bool) -> Bench:
-    figures = import_module(f"federated.bench.{name}").figures
+    figures = module_of(name).figures
     rows = [tuple(row) for row in figures(path, quick)]
     return Bench(name, rows, " ".join((figures.__doc__ or "").split()))

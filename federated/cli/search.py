@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from federated.cli.console import (
+    RUNS,
+    TRACKING,
+    changed,
     plain_table,
     print_heading,
     progress_lines,
@@ -16,7 +19,6 @@ from federated.cli.console import (
     say_lines,
     screen,
 )
-from federated.cli.options import RUNS, TRACKING, changed
 
 if TYPE_CHECKING:
     from federated.search.cross_validation import Cost, Trial

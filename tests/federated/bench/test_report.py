@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federated.bench import alignment, link, masks
-from federated.bench.report import BENCHES, report
+from federated.bench import link, masks
+from federated.bench.joined import alignment
+from federated.bench.report import BENCHES, module_of, report
 from federated.bench.trees import Extrapolation
 from lab.errors import ConfigurationError
 
 
 @pytest.mark.parametrize("name", BENCHES)
 def test_a_benchmark_has_figures_and_says_what_they_are(name: str) -> None:
-    figures = import_module(f"federated.bench.{name}").figures
+    figures = module_of(name).figures
     assert figures.__doc__
 
 
