@@ -133,12 +133,7 @@ def _print(tuned: Tuned, file: Path, tracking: str) -> None:
     line = f"best: trial {tuned.best}, {best.score:.4f}; trial 0 is the experiment as it stands, {own_words}"
     console.print(line, highlight=False, soft_wrap=True)
     console.print(_worth(tuned), highlight=False, soft_wrap=True)
-    cost = tuned.result()["cost"]
-    console.print(
-        f"{cost['fits']:,} fits, {cost['seconds']:,.0f} s, {cost['totals']:,} totals, "
-        f"{cost['opened']:,} numbers told, {cost['bytes']:,} bytes left the parties",
-        highlight=False,
-    )
+    _print_cost(console, tuned)
     console.print()
     say_lines(tuned.toml.rstrip())
     console.print()
@@ -148,6 +143,22 @@ def _print(tuned: Tuned, file: Path, tracking: str) -> None:
         ("tracking", tracking),
     ):
         console.print(f"{label:<8} {text}", highlight=False, soft_wrap=True)
+
+
+def _print_cost(console: Any, tuned: Tuned) -> None:
+    """What the whole search took, and what left the simulated parties for it."""
+    cost, protection = tuned.result()["cost"], tuned.experiment.protection
+    hiding = {
+        "clear": "IN THE CLEAR",
+        "masks": "hidden by pairwise masks",
+        "paillier": f"hidden by paillier, {protection.key_bits} bits",
+    }[protection.sums]
+    console.print(
+        f"{cost['fits']:,} fits, {cost['seconds']:,.0f} s; left the parties: {cost['bytes']:,} bytes, "
+        f"{hiding}, no record; opened: {cost['opened']:,} numbers in {cost['totals']:,} totals",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _trials(tuned: Tuned) -> Any:

@@ -195,7 +195,7 @@ def sweep(
     for *_, run in planned:
         digests[_data(run)] = digests[_data(run)] or SimulatedMarket(run).digest
     base = written(experiment, {"arms.replicates": 0, "seed": 0})
-    folder = SearchFolder(runs, "sweep", experiment.name, [base, sorted(digests.items())])
+    folder = SearchFolder(runs, "sweep", experiment.name, [base, points, sorted(digests.items())])
     done = []
     for number, (point, seed, run) in enumerate(planned, start=1):
         if progress:

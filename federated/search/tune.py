@@ -132,8 +132,8 @@ def tune(
     market = SimulatedMarket(experiment)
     check_all_folds(market, settings)
     base = written(market.experiment, {"arms.replicates": 0})
-    folds = {"folds": settings.folds, "outer": settings.outer, "table": market.digest}
-    folder = SearchFolder(runs, "tune", experiment.name, [base, folds])
+    search_values = settings.model_dump(mode="json", exclude={"trials"})
+    folder = SearchFolder(runs, "tune", experiment.name, [base, search_values, market.digest])
     cores = workers or os.cpu_count() or 1
     search = Search(
         market, Experiment.model_validate(base), settings, folder, cores, progress, told
