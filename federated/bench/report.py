@@ -11,7 +11,10 @@ from lab.errors import ConfigurationError
 
 #: Each a module beside this one, loaded when it is asked for: ``figures`` are its rows, whose
 #: docstring is printed below them.
-BENCHES = ("paillier", "masks", "alignment", "glm", "grid", "query", "trees", "steps", "exchange")
+BENCHES = (
+    "paillier", "masks", "alignment", "product", "link", "glm", "grid", "query", "trees", "quality",
+    "steps", "exchange",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class Bench:
 def report(names: tuple[str, ...], path: Path | None, quick: bool) -> Iterator[Bench]:
     """The benches named (or all), each run when it is taken.
 
-    path: freMTPL2freq.csv(.gz), for the figures that need it. Raises :class:`ConfigurationError`
+    path: freMTPL2freq.csv(.gz), for the figures that need it; of ``quality`` also a folder of tables
+    or an experiment's file. Raises :class:`ConfigurationError`
     for a name that is none of ``BENCHES``, at once.
     """
     unknown = [name for name in names if name not in BENCHES]

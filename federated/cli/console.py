@@ -66,6 +66,22 @@ def confirmed(text: str) -> bool:
     return click.confirm(printable(text))
 
 
+def leave_out(names: tuple[str, ...]) -> None:
+    """Say what it means to leave insurers out; at a terminal, ask whether to."""
+    from lab.text import printable
+
+    if not names:
+        return
+    who = printable(", ".join(names))
+    click.echo(
+        f"without {who}: unless the charter lets parties leave, later totals are of the parties of this one, "
+        "and who is left out now stays out of all of them",
+        err=True,
+    )
+    if sys.stdin.isatty():
+        click.confirm("Go on without?", abort=True, err=True)
+
+
 def say_table(text: str) -> None:
     """Print a table as CSV: byte for byte to a file or a pipe, line by line printable otherwise."""
     if sys.stdout.isatty():

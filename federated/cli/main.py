@@ -14,6 +14,7 @@ from federated.cli import config, drafts, queries, runs, search
 from federated.cli import data as cli_data
 from federated.cli import exchange as cli_exchange
 from federated.cli import keys as cli_keys
+from federated.cli import link as cli_link
 from federated.cli.console import plain_table, print_heading, say, say_error, screen
 
 
@@ -37,6 +38,7 @@ for _command in (
     cli_keys.holder,
     cli_keys.keys,
     cli_exchange.node,
+    cli_link.link,
     config.config,
     queries.query,
     runs.run,
@@ -54,7 +56,7 @@ cli_data.data.add_command(drafts.draft)
 @click.option(
     "--path",
     type=click.Path(path_type=Path),
-    help="freMTPL2freq.csv(.gz), for the freMTPL2 figures.",
+    help="freMTPL2freq.csv(.gz), for the freMTPL2 figures; of quality also a folder of tables or an experiment.",
 )
 @click.option("--quick", is_flag=True, help="Smaller jobs: a minute instead of several.")
 def bench(names: tuple[str, ...], path: Path | None, quick: bool) -> None:

@@ -29,13 +29,20 @@ TRACKING = click.option(
 
 def changed(changes: tuple[str, ...]) -> dict[str, str]:
     """The keys and values of ``--set``."""
-    return dict(map(_pair, changes))
+    return pairs(changes, "--set ", "model.ridge=0.1")
 
 
-def _pair(change: str) -> tuple[str, str]:
+def pairs(
+    texts: tuple[str, ...], where: str = "", example: str = "provider=1060"
+) -> dict[str, str]:
+    """The keys and values of texts of the form key=value."""
+    return dict(_pair(text, where, example) for text in texts)
+
+
+def _pair(text: str, where: str, example: str) -> tuple[str, str]:
     from lab.errors import ConfigurationError
 
-    key, equals, value = change.partition("=")
+    key, equals, value = text.partition("=")
     if not equals:
-        raise ConfigurationError(f"--set {change}: needs the form key=value, as model.ridge=0.1")
+        raise ConfigurationError(f"{where}{text}: needs the form key=value, as {example}")
     return key.strip(), value.strip()

@@ -10,6 +10,7 @@ import click
 
 from federated.cli.console import (
     confirmed,
+    leave_out,
     plain_table,
     print_json,
     print_study,
@@ -75,6 +76,7 @@ def run(
     lab run mine.toml
     lab run rand_hie --set model.ridge=0.1 --json
     """
+    leave_out(without)
     from federated.study.experiment import Experiment
 
     settings = Experiment.read(experiment, changed(changes))  # its mistakes come at once

@@ -191,7 +191,13 @@ def indicators(frame: pd.DataFrame, feature: Any, levels: tuple[str, ...]) -> Fl
 
 
 class CurvedSum(JoinedSum, Protocol):
-    """A statistic that needs curves: f(a + b) as sum_k f_k(a) g_k(b), exact to a stated error."""
+    """A statistic that needs curves: f(a + b) as sum_k f_k(a) g_k(b), exact to a stated error.
+
+    terms: how many products a curve is the sum of.
+    """
+
+    @property
+    def terms(self) -> int: ...
 
     def left_curves(self, side: Half) -> Floats:
         """(rows, curves, terms) the insurer's factors."""

@@ -19,12 +19,11 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from federated.joined.curves import TERMS
 from federated.joined.factors import CurvedSum, Format, Groups, Half, JoinedSum, Owner, Role, Shares
 from federated.joined.statistics import JOINED
 from federated.messages import Request
 from federated.party import statistics
-from lab.errors import PeerError
+from lab.errors import ModelError, PeerError
 from lab.sums import Floats, Limit, Sums
 from secure_agg import encrypted_product, triples, wire
 from secure_agg.arithmetic.ring import Digits, Integers, Ring
@@ -45,6 +44,8 @@ SHARES = "shares"
 LETTER, ENCRYPTED = b"SAGGJL01", b"SAGGJE01"
 #: The total of rows that both sides have; every statistic opens it.
 BOTH = "both sides' rows"
+#: And of those among them whose numbers are within their bounds.
+WITHIN = "rows within bounds"
 
 
 @dataclass(frozen=True)
@@ -111,13 +112,13 @@ class Products:
         shares = Shares(RING, (left, right), blocks, own)
         values = self.total.combined(shares)
         parts = [values[name].ravel() for name in sorted(values)]
-        both = shares("here", "here").ravel()
-        return np.asarray(np.concatenate([*parts, both]) % RING.modulus, dtype=object)
+        counts = [shares(g, g).ravel() for g in ("here", "valid")]
+        return np.asarray(np.concatenate([*parts, *counts]) % RING.modulus, dtype=object)
 
     def sizes(self) -> dict[str, int]:
         """The numbers of each array that is opened, in their order."""
         values = self.total.combined(Shares(RING, self.total.widths(), {}, {}))
-        return {name: values[name].size for name in sorted(values)} | {BOTH: 1}
+        return {name: values[name].size for name in sorted(values)} | {BOTH: 1, WITHIN: 1}
 
     @property
     def curves(self) -> ProductTerms | None:
@@ -125,8 +126,9 @@ class Products:
         total = self.total
         if not total.curves:
             return None
+        terms = cast(CurvedSum, total).terms
         return ProductTerms(
-            f"{self.query}/curves", self.rows, len(total.curves) * TERMS, TERMS, RING
+            f"{self.query}/curves", self.rows, len(total.curves) * terms, terms, RING
         )
 
 
@@ -161,7 +163,12 @@ def joined_total(total: JoinedSum, sums: Sums, query: str = "total") -> Sums:
         part = numbers[at : at + size]
         values[name] = np.array([float(v) for v in part]) * total.form.resolution**2
         at += size
-    rows = round(float(values.pop(BOTH)[0]))
+    rows, within = (round(float(values.pop(name)[0])) for name in (BOTH, WITHIN))
+    if within < rows and "valid" not in values:  # a step of a fit says so itself, and is halved
+        raise ModelError(
+            f"{rows - within:,} of {rows:,} joined rows have numbers beyond all bounds: cap those far larger than "
+            "all others, or take the logarithm of a feature"
+        )
     return total.opened(values, rows)
 
 
@@ -221,7 +228,8 @@ def _heard(heard: bytes, count: int, side: triples.Side) -> tuple[list[bytes], l
 
 
 def _groups(total: JoinedSum, half: Half) -> Groups:
-    return total.left(half) if half.role == "insurer" else total.right(half)
+    with np.errstate(all="ignore"):  # what is no number is told by `within`
+        return total.left(half) if half.role == "insurer" else total.right(half)
 
 
 def _with_curves(total: JoinedSum, own: dict[str, Digits], share: Digits) -> dict[str, Digits]:

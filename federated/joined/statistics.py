@@ -24,7 +24,7 @@ from federated.joined.factors import (
 )
 from federated.joined.glm import Likelihood, Step
 from federated.joined.logit import LogitByLevel, LogitFit, LogitLikelihood, LogitStep
-from federated.joined.scores import ByLevel, JoinedFit
+from federated.joined.scores import ByLevel, JoinedFit, ResampledFit
 from lab.models.design import Number
 from lab.models.glm import PERSON_PAIRS, SUMMED, Response
 from lab.models.magnitudes import CLASSES, OfMagnitudes, magnitudes, of_features
@@ -50,7 +50,7 @@ class JoinedTotals:
         return None if encoding is None else Halves(encoding, self.owner)
 
     def products(self) -> Multiplied:
-        sums: Multiplied = [(("sums", "here"), ("here",))]
+        sums: Multiplied = [(("sums", "here", "valid"), ("here", "valid"))]
         if self._halves is None:
             return sums
         return [*sums, (("xx",), ("here",)), (("here",), ("zz",)), (("x",), ("z",))]
@@ -119,7 +119,7 @@ class Moments:
         return [k for k, term in terms if self.owner(term.feature.column) == role]
 
     def products(self) -> Multiplied:
-        return [(("powers", "here"), ("here", "powers"))]
+        return [(("powers", "here", "valid"), ("here", "powers", "valid"))]
 
     def widths(self) -> Widths:
         ones = {"here": 1, "valid": 1}
@@ -171,7 +171,7 @@ class LevelCounts:
         return [k for k, t in enumerate(self.a.features) if self.owner(t.feature.column) == role]
 
     def products(self) -> Multiplied:
-        return [(("levels", "here"), ("here", "levels"))]
+        return [(("levels", "here", "valid"), ("here", "levels", "valid"))]
 
     def widths(self) -> Widths:
         ones = {"here": 1, "valid": 1}
@@ -223,6 +223,13 @@ def _magnitudes(side: Any, a: OfMagnitudes) -> Sums:
 LOCAL: Mapping[str, Callable[[Any, Any], Sums]] = {"magnitudes": _magnitudes}
 
 
+def _fit_of(a: Any, arrays: Mapping[str, Floats], owner: Owner) -> JoinedSum:
+    """The score of a model on test rows, with resamples or without."""
+    if a.task.law.name == "binomial":
+        return LogitFit(a, arrays, owner)
+    return (ResampledFit if a.replicates else JoinedFit)(a, arrays, owner)
+
+
 def _by_family(plain: Any, logit: Any) -> Callable[[Any, Mapping[str, Floats], Owner], JoinedSum]:
     """A statistic of models, which for a logistic one has curves."""
 
@@ -242,6 +249,6 @@ JOINED: Mapping[str, Callable[[Any, Mapping[str, Floats], Owner], JoinedSum]] = 
     "totals": JoinedTotals,
     "moments": Moments,
     "level_counts": LevelCounts,
-    "score_fit": _by_family(JoinedFit, LogitFit),
+    "score_fit": _fit_of,
     "score_levels": _by_family(ByLevel, LogitByLevel),
 }

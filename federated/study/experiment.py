@@ -79,6 +79,8 @@ class Experiment(Strict):
         arms = values.get("arms", {})
         if isinstance(arms, dict):
             arms = {"run": list(ARMS_OF_SIDES)} | arms
+            if values.get("protection", {}).get("product") == "paillier":
+                arms = {"replicates": 0} | arms  # which are made row by row, by triples alone
         return {"parties": {"split": "uniform", "count": 1}} | values | {"arms": arms}
 
     @model_validator(mode="after")
@@ -144,6 +146,11 @@ class Experiment(Strict):
             )
         for task in self.tasks().values():
             check_law(task.law)
+            if self.arms.replicates and self.protection.product == "paillier":
+                raise ConfigurationError(
+                    "arms.replicates: intervals over joined sides need protection.product = 'triples'; drop "
+                    "the key"
+                )
             if task.law.name == "binomial" and self.protection.product == "paillier":
                 raise ConfigurationError(
                     "protection.product: a binomial model over joined sides needs 'triples'; its mean is "

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -21,9 +22,10 @@ from federated.joined.protection import Joined, Pair
 from federated.joined.side import JoinedSide
 from federated.party.party import Party, numbered
 from federated.study.experiment import Experiment
-from federated.study.settings import BLOCK, KEY, JoinedTable
+from federated.study.settings import BLOCK, KEY, MADE, JoinedTable
 from federated.transport import in_process as grid
 from lab.errors import ConfigurationError, ContractError
+from lab.market.make import make
 from lab.privacy.disclosure import Rules
 from lab.records import nearest
 from lab.tables.contracts import Column, Contract
@@ -66,7 +68,8 @@ def joined_tables(experiment: Experiment, texts: Sequence[str]) -> JoinedTables:
     rows of a table, columns of one name at both sides, and sides without a person in common."""
     blocks = [table for table in experiment.joined if table.role == "insurer"]
     (fund_block,) = (table for table in experiment.joined if table.role == "fund")
-    loaded = [_read(block, texts) for block in (*blocks, fund_block)]
+    with _made(experiment) as market:
+        loaded = [_read(block, texts, market) for block in (*blocks, fund_block)]
     *insurers, (fund, fund_keys) = loaded
     notes = [
         note
@@ -122,10 +125,21 @@ def _approximations(experiment: Experiment) -> Iterator[str]:
         )
 
 
-def _read(block: JoinedTable, texts: Sequence[str]) -> tuple[Table, KeyTexts]:
+@contextmanager
+def _made(experiment: Experiment) -> Iterator[str | None]:
+    """The folder of a market that is made for this run, gone once it is read."""
+    if experiment.data.market is None:
+        yield None
+        return
+    with TemporaryDirectory() as folder:
+        settings = experiment.data.market.model_dump()
+        yield str(make(Path(folder) / "market", **settings).folder)
+
+
+def _read(block: JoinedTable, texts: Sequence[str], market: str | None) -> tuple[Table, KeyTexts]:
     contract = Contract.read(Path(block.contract)) if block.contract else None
     table = load(
-        *(block.source, block.path),
+        *(block.source, block.path or (market if block.source in MADE else None)),
         contract=contract,
         table=block.table,
         query=block.query,

@@ -23,7 +23,7 @@ from lab.scores import accuracy as scoring
 from lab.scores import detection
 
 #: A difference in deviance explained that is rounding, not a difference.
-NOTHING = 1e-12
+NOTHING = 1e-9
 #: A model is out of balance beyond this; names of a list that are printed.
 UNBALANCED, SHOWN = 0.05, 12
 

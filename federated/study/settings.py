@@ -17,6 +17,8 @@ SIDES: tuple[Arm, ...] = ("insurer", "fund")
 #: What the arms are where sides know the same persons: each side's columns alone, both, one table.
 ARMS_OF_SIDES: tuple[Arm, ...] = (*SIDES, "federated", "pooled")
 
+#: Joined sources that come of a market, which is made for the run where no path is given.
+MADE = ("market_insured", "market_members")
 #: The column of a joined table that says whose row it is: the key, in one spelling.
 KEY = "joined key"
 #: The column that says whose insurer's table a row is from.
@@ -113,8 +115,6 @@ class Data(Strict):
 
     @model_validator(mode="after")
     def _one_place_and_one_split(self) -> Self:
-        if self.market is not None and (self.source != "market" or self.path is not None):
-            raise ValueError("market is made where source = 'market' and no path is given")
         if (self.test_column is None) != (self.test_value is None):
             raise ValueError("test_column and test_value go together")
         if self.test_rows is not None and self.test_column is not None:
@@ -341,6 +341,8 @@ def check_places(data: Data, joined: tuple[JoinedTable, ...], arms: tuple[Arm, .
     if not joined:
         if data.source is None and data.path is None:
             raise ValueError("data: give source or path")
+        if data.market is not None and (data.source != "market" or data.path is not None):
+            raise ValueError("market is made where source = 'market' and no path is given")
         if of_sides:
             raise ValueError(f"arms.run: '{of_sides[0]}' is for sides that are joined, [[joined]]")
         return
@@ -356,6 +358,11 @@ def check_places(data: Data, joined: tuple[JoinedTable, ...], arms: tuple[Arm, .
         raise ValueError("joined: needs one table with role = 'fund' and one or more of 'insurer'")
     if any(table.source is None and table.path is None for table in joined):
         raise ValueError("joined: give source or path of each table")
+    made = [table.source in MADE and table.path is None for table in joined]
+    if data.market is not None and not all(made):
+        raise ValueError(
+            f"data.market is made for joined sources {' and '.join(MADE)}, without a path"
+        )
     names = [table.name or table.role for table in joined]
     if len(set(names)) < len(names):
         raise ValueError("joined: tables of several insurers need a name each")

@@ -18,6 +18,7 @@ from lab.report.style import (
     NAMES,
     PALE,
     Result,
+    judged,
     resize,
     themed,
 )
@@ -37,6 +38,7 @@ def figures(result: Result) -> list[dict[str, str]]:
     for title, text, draw in _detector(result) if result["experiment"]["detection"] else _RATES:
         try:
             svg = themed(drawn(result, title, draw))
+            text = text.replace("test rows", judged(result))
         except Exception as error:  # whatever the drawing does, the run is kept
             text, svg = f"This figure could not be drawn ({type(error).__name__}).", ""
             sections.append({"title": title, "text": text, "svg": svg})
