@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from federated.cli.console import leave_out, plain_table, say_json, say_table, screen
-from federated.cli.options import RUNS, WITHOUT, changed
+from federated.cli.runs import RUNS, WITHOUT, changed
 
 
 @click.command()

@@ -16,7 +16,7 @@ from federated.cli.console import (
     say_lines,
     screen,
 )
-from federated.cli.options import RUNS, TRACKING, changed
+from federated.cli.runs import RUNS, TRACKING, changed
 
 if TYPE_CHECKING:
     from federated.search.cross_validation import Cost, Trial
