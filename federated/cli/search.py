@@ -75,7 +75,7 @@ def tune(
     from federated.study.experiment import Experiment
 
     settings = Experiment.read(experiment, changed(changes))  # its mistakes come at once
-    refuse_existing(copy)
+    check_new(copy)
     from federated.search.tune import tune as search
 
     def tell(estimate: Cost) -> None:
@@ -86,8 +86,8 @@ def tune(
     with progress_lines() as progress:
         tuned = search(settings, runs=runs, workers=workers, progress=progress, told=tell)
     if copy is not None:
-        refuse_existing(copy)
-        copy.write_text(tuned.file.read_text(encoding="utf-8"), encoding="utf-8")
+        with copy.open("x", encoding="utf-8") as file:
+            file.write(tuned.file.read_text(encoding="utf-8"))
     tracking = "off" if no_track else tuned.log(runs, tracking_uri)
     if as_json:
         paths = {"folder": str(tuned.folder), "file": str(tuned.file), "tracking": tracking}
@@ -96,11 +96,14 @@ def tune(
         _print(tuned, copy or tuned.file, tracking)
 
 
-def refuse_existing(path: Path | None) -> None:
+def check_new(path: Path | None) -> None:
+    """Refuse, before there is anything to write, a file that can't be a new one."""
     from lab.errors import ConfigurationError
 
     if path is not None and path.exists():
         raise ConfigurationError(f"--to {path}: is there already; name a new file")
+    if path is not None and not path.parent.is_dir():
+        raise ConfigurationError(f"--to {path}: there is no folder {path.parent}; make it first")
 
 
 def _words(cost: Cost) -> str:
@@ -121,7 +124,7 @@ def _print(tuned: Tuned, file: Path, tracking: str) -> None:
     """The trials, the best of them, what the procedure is worth, where to look on."""
     from lab.report.style import NAMES
 
-    console, score = screen(), NAMES[tuned.headline]
+    console, score = screen(), NAMES[tuned.experiment.headline]
     print_heading(console, tuned.experiment.name, f", {score} over folds of the training rows")
     console.print()
     console.print(_trials(tuned))
@@ -263,7 +266,7 @@ def _print_sweep(swept: Swept, tracking: str) -> None:
     from lab.report.tables import signed
 
     console = screen()
-    title = f", {NAMES[swept.headline]} {swept.judged} over seeds, 95 % intervals of the mean"
+    title = f", {NAMES[swept.experiment.headline]} {swept.judged} over seeds, 95 % intervals of the mean"
     print_heading(console, swept.experiment.name, title)
     console.print()
     numbers = ("seeds", "mean", "spread", "low", "high")

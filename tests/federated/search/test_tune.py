@@ -161,7 +161,7 @@ def test_a_fraud_detector_is_searched_by_average_precision(claims: Path) -> None
         claims.parent / "claims.csv", index=False
     )
     tuned = searched(claims, model__family="binomial", detection="{ budget = 0.1 }")
-    assert tuned.headline == "average_precision"
+    assert tuned.experiment.headline == "average_precision"
     assert all(0 < trial.score < 1 for trial in tuned.trials if trial.score is not None)
 
 
