@@ -19,7 +19,7 @@ from federated.cli.console import (
 from federated.cli.runs import RUNS, TRACKING, changed
 
 if TYPE_CHECKING:
-    from federated.search.cross_validation import Cost, Trial
+    from federated.search.cross_validation import Cost, ScoredTrial
     from federated.search.sweep import Swept
     from federated.search.tune import Tuned
 
@@ -178,7 +178,7 @@ def _trials(tuned: Tuned) -> Any:
     return table
 
 
-def _scored(trial: Trial) -> tuple[str, str]:
+def _scored(trial: ScoredTrial) -> tuple[str, str]:
     return ("failed", "") if trial.score is None else (f"{trial.score:.4f}", f"{trial.error:.4f}")
 
 
