@@ -157,7 +157,7 @@ def ask(folder: Path, values: tuple[str, ...], as_json: bool) -> None:
     \b
     lab link ask desk/insurer-1 invoice=A17 provider=1060 admission_day=652 claimed=3896 person=1012
     """
-    from federated.cli.runs import pairs
+    from federated.cli.console import pairs
     from federated.deployment.enrolment import load_identity
     from federated.link.desk_folder import read_desk
     from federated.link.service import asked

@@ -232,7 +232,7 @@ def _one_question(
 ) -> None:
     from contextlib import ExitStack
 
-    from federated.link.disclosure import TODAY, Trial
+    from federated.link.disclosure import TODAY, DisclosureTrial
     from federated.link.keys import one_identifier
     from lab.errors import ConfigurationError
 
@@ -243,7 +243,7 @@ def _one_question(
     before, group = _date(str(question["before"])), str(question["group"])
     insurer, purpose = str(question["insurer"]), question["purpose"] or ""
     with ExitStack() as stack:
-        trial = Trial(folder, terms, logs, stack)
+        trial = DisclosureTrial(folder, terms, logs, stack)
         if insurer not in trial.insurers:
             raise ConfigurationError(f"--insurer {insurer}: there are {', '.join(trial.insurers)}")
         answer, (theirs, ours) = trial.ask(insurer, person, group, before, TODAY, purpose)

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from federated.cli.console import (
+    RUNS,
+    TRACKING,
+    changed,
     plain_table,
     print_heading,
     progress_lines,
@@ -16,10 +19,9 @@ from federated.cli.console import (
     say_lines,
     screen,
 )
-from federated.cli.runs import RUNS, TRACKING, changed
 
 if TYPE_CHECKING:
-    from federated.search.cross_validation import Cost, ScoredTrial
+    from federated.search.cross_validation import Cost, Trial
     from federated.search.sweep import Swept
     from federated.search.tune import Tuned
 
@@ -178,7 +180,7 @@ def _trials(tuned: Tuned) -> Any:
     return table
 
 
-def _scored(trial: ScoredTrial) -> tuple[str, str]:
+def _scored(trial: Trial) -> tuple[str, str]:
     return ("failed", "") if trial.score is None else (f"{trial.score:.4f}", f"{trial.error:.4f}")
 
 

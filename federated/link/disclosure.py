@@ -54,7 +54,7 @@ class Disclosures:
     honest: int
 
 
-class Trial:
+class DisclosureTrial:
     """All sides in one process, with logs in a folder: a desk where persons sign, fund, insurers."""
 
     def __init__(self, market: Path, terms: ConditionTerms, logs: Path, stack: ExitStack) -> None:
@@ -147,7 +147,7 @@ def disclosures(market: Path, terms: ConditionTerms, logs: Path) -> Disclosures:
     """
     insurers, parts, lines = [p for p in payers(market) if p != terms.fund], [], []
     with ExitStack() as stack:
-        trial = Trial(market, terms, logs, stack)
+        trial = DisclosureTrial(market, terms, logs, stack)
         for name in insurers:
             wanted = claims_to_ask_about(market, name, terms.groups).assign(payer=name)
             wanted["answer"] = list(_answers(trial, name, wanted))
@@ -169,7 +169,7 @@ def disclosures(market: Path, terms: ConditionTerms, logs: Path) -> Disclosures:
     return Disclosures(questions[columns], detections, len(persons), int((~guilty).sum()))
 
 
-def _answers(trial: Trial, insurer: str, wanted: pd.DataFrame) -> Iterator[str]:
+def _answers(trial: DisclosureTrial, insurer: str, wanted: pd.DataFrame) -> Iterator[str]:
     """The answer to each row's question; rows of one person, group and policy share one."""
     answers: dict[tuple[str, str, int], str] = {}
     columns = (wanted[name].tolist() for name in ("person", "group", "policy", "before", "day"))

@@ -25,7 +25,7 @@ ALL, FOLDS, OUTER = "all training rows", "cross-validation", "nested cross-valid
 
 
 @dataclass(frozen=True)
-class ScoredTrial:
+class Trial:
     """Settings and what they came to. folds: (gain, size) of each, as in
     :class:`~federated.search.folds.FoldFit`; reason: why there is no score."""
 
@@ -66,7 +66,7 @@ class Cost:
     totals: int | None = None
 
 
-def best(trials: Sequence[ScoredTrial]) -> int:
+def best(trials: Sequence[Trial]) -> int:
     """The place of the best score, the first of several. Raises ModelError without any."""
     scores = [-np.inf if trial.score is None else trial.score for trial in trials]
     if max(scores) == -np.inf:
@@ -99,14 +99,14 @@ class Search:
     told: Callable[[Cost], None] | None = None
     fits: int = field(default=0, init=False)  # made since it began
     planned: int = field(init=False)  # when it began, at most
-    judged: dict[tuple[str, str], ScoredTrial] = field(default_factory=dict, init=False)
+    judged: dict[tuple[str, str], Trial] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         outer, proposals = self.tune.outer or 0, Proposals(self.tune, self.base.seed).count
         whole = (1 + proposals) * self.tune.folds * (1 + outer) + outer
         self.planned = max(whole - self.folder.fits, 0)
 
-    def trials(self, place: str, parties: Sequence[Party]) -> list[ScoredTrial]:
+    def trials(self, place: str, parties: Sequence[Party]) -> list[Trial]:
         """The experiment's own settings, then all that is proposed, each once."""
         cuts = self.tune.folds
         trials = [self._judged(place, {}, cuts, lambda at: parts(parties, cuts, at, FOLDS))]
@@ -118,7 +118,7 @@ class Search:
                 trials.append(trial)
         return trials
 
-    def outer_fold(self, at: int) -> ScoredTrial:
+    def outer_fold(self, at: int) -> Trial:
         """The whole procedure without an outer fold, judged on it."""
         count = self.tune.outer or 0
         parties = parts(self.market.parties, count, at, OUTER)
@@ -131,22 +131,20 @@ class Search:
 
     def _judged(
         self, place: str, settings: Settings, count: int, cut: Callable[[int], list[Party]]
-    ) -> ScoredTrial:
+    ) -> Trial:
         """Settings over folds; read from the folder where they were tried before."""
         keys = tuple(self.tune.vary)
         try:
             trial = varied(self.base, settings, words(settings))
             settings = values_of(trial, keys)
         except ConfigurationError as error:  # of tpe, which nobody could foresee
-            return ScoredTrial(settings, (), 0.0, 0, 0, 0, str(error))
+            return Trial(settings, (), 0.0, 0, 0, 0, str(error))
         line = self.folder.get(place, settings)
         if line is None:
             line = self.folder.add(place, settings, self._fitted(place, trial, count, cut))
         values = {name: value for name, value in line.items() if name != "trial"}
         folds = tuple((gain, size) for gain, size in values.pop("folds"))
-        return self.judged.setdefault(
-            (place, repr(settings)), ScoredTrial(settings, folds, **values)
-        )
+        return self.judged.setdefault((place, repr(settings)), Trial(settings, folds, **values))
 
     def _fitted(
         self, place: str, trial: Experiment, count: int, cut: Callable[[int], list[Party]]

@@ -16,8 +16,8 @@ from typing import Any
 from federated.search.cross_validation import (
     ALL,
     Cost,
-    ScoredTrial,
     Search,
+    Trial,
     best,
     check_all_folds,
     ratio,
@@ -43,9 +43,9 @@ class Tuned:
 
     experiment: Experiment
     origin: str
-    trials: list[ScoredTrial]
-    nested: list[ScoredTrial]
-    judged: list[ScoredTrial]  # all of them, those without an outer fold too
+    trials: list[Trial]
+    nested: list[Trial]
+    judged: list[Trial]  # all of them, those without an outer fold too
     kept: SearchFolder
     file: Path
 
@@ -100,7 +100,7 @@ class Tuned:
         return plain(result)  # type: ignore[no-any-return]
 
 
-def _row(name: str, trial: ScoredTrial) -> dict[str, Any]:
+def _row(name: str, trial: Trial) -> dict[str, Any]:
     metrics = {} if trial.reason else {"score": trial.score, "error": trial.error}
     return {
         "name": name,

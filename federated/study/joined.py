@@ -22,6 +22,7 @@ from federated.joined.protection import Joined, Pair
 from federated.joined.side import JoinedSide
 from federated.party.party import Party, numbered
 from federated.study.experiment import Experiment
+from federated.study.rows import Features
 from federated.study.settings import BLOCK, KEY, MADE, JoinedTable
 from federated.transport import in_process as grid
 from lab.errors import ConfigurationError, ContractError
@@ -62,6 +63,26 @@ class JoinedTables:
         """Who holds a column."""
         return lambda column: "fund" if column in self.fund_columns else "insurer"
 
+    def check(self, experiment: Experiment, features: Features) -> None:
+        """Refuse trees that would tell what the plan refuses to tell, or need what the insurer lacks."""
+        if experiment.model.kind != "trees":
+            return
+        at_fund = [
+            f.name for own in features.values() for f in own if f.column in self.fund_columns
+        ]
+        if at_fund and experiment.protection.cuts == "refused":
+            raise ConfigurationError(
+                f"protection.cuts: is 'refused', and trees on {at_fund[0]} would tell cuts on a column of the "
+                "fund; drop the fund's columns from data.features, or set 'told'"
+            )
+        detection = experiment.detection
+        columns = detection.columns() if detection else []
+        if theirs := [c for c in columns if c in self.fund_columns]:
+            raise ConfigurationError(
+                f"detection.groups: '{theirs[0]}' stands at the fund; groups, amounts and kinds of joined sides "
+                "are columns of the insurer"
+            )
+
 
 def joined_tables(experiment: Experiment, texts: Sequence[str]) -> JoinedTables:
     """Read both sides and join them by their key. Raises :class:`ContractError` for keys that name two
@@ -90,12 +111,7 @@ def joined_tables(experiment: Experiment, texts: Sequence[str]) -> JoinedTables:
             f"joined: no person of {fund.origin} is in {', '.join(t.origin for t, _ in insurers)}; "
             "check joined.key, and how both tables spell it"
         )
-    for name in experiment.columns_besides_features():
-        if name in theirs and name != KEY:
-            raise ConfigurationError(
-                f"data: '{name}' stands at the fund; target, exposure, weight, person and the column for "
-                "testing are the insurer's"
-            )
+    _refuse_target_at_fund(experiment, theirs)
     contract = _contract(blocks[0], insurers[0][0].contract, fund.contract, fund_block)
     digest = hashlib.sha256("".join(table.digest for table, _ in loaded).encode()).hexdigest()
     origin = f"{', '.join(table.origin for table, _ in insurers)} joined to {fund.origin}"
@@ -116,9 +132,18 @@ def joined_tables(experiment: Experiment, texts: Sequence[str]) -> JoinedTables:
     )
 
 
+def _refuse_target_at_fund(experiment: Experiment, theirs: pd.DataFrame) -> None:
+    for name in experiment.columns_besides_features():
+        if name in theirs and name != KEY:
+            raise ConfigurationError(
+                f"data: '{name}' stands at the fund; target, exposure, weight, person and the column for "
+                "testing are the insurer's"
+            )
+
+
 def _approximations(experiment: Experiment) -> Iterator[str]:
     """What is not exact, and by how much."""
-    if experiment.model.family == "binomial":
+    if experiment.model.family == "binomial" and experiment.model.kind == "glm":
         yield (
             f"each row's mean is right to {error_bound():.0e}, for parts of the fund's columns within "
             f"{REACH:g} on the logit scale"
@@ -206,7 +231,11 @@ def _contract(block: JoinedTable, own: Contract, theirs: Contract, fund: JoinedT
     """The columns of both sides; keys are identifiers."""
     identifier = Column(type="category", role="identifier")
     columns = {n: identifier if n in block.keys else c for n, c in own.columns.items()}
-    columns |= {n: c for n, c in theirs.columns.items() if n not in fund.keys}
+    columns |= {
+        n: c.model_copy(update={"holder": "fund"})
+        for n, c in theirs.columns.items()
+        if n not in fund.keys
+    }
     columns |= {KEY: identifier, BLOCK: Column(type="integer", role="identifier")}
     name = f"{own.name} and {theirs.name}"
     return own.model_copy(update={"name": name, "columns": columns})
@@ -266,6 +295,8 @@ def _side(
         role=role,  # type: ignore[arg-type]
         columns=columns,
         product=experiment.protection.product,
+        known=is_known(experiment),
+        tells_cuts=experiment.protection.cuts == "told",
         key_bits=experiment.protection.key_bits,
     )
 
@@ -314,6 +345,16 @@ def _align(experiment: Experiment, insurer: JoinedSide, fund: JoinedSide) -> Non
     for (side, peer), own, result in zip(pairs, keys, results, strict=True):
         side.places[peer.name] = pd.Series(result.place, index=own.index)
         side.sizes[peer.name] = result.size
+    if is_known(experiment):
+        place, training = results[0].place, np.zeros(results[0].size, dtype=bool)
+        training[place[: len(insurer.train)][place[: len(insurer.train)] >= 0]] = True
+        there = results[1].place
+        fund.trained[insurer.name] = keys[1].index[(there >= 0) & training[there]]
+
+
+def is_known(experiment: Experiment) -> bool:
+    """Whether sides use it that both know who is common."""
+    return experiment.model.kind == "trees"
 
 
 def joined_protection(
@@ -321,8 +362,9 @@ def joined_protection(
 ) -> Joined:
     """Sums of shares under an inner protection."""
     *insurers, fund = sides
+    known = all(side.known for side in sides)
     pairs = tuple(Pair(one.name, fund.name, one.sizes[fund.name]) for one in insurers)
-    return Joined(inner, pairs, owner, product, least)
+    return Joined(inner, pairs, owner, product, least, known)
 
 
 @contextmanager

@@ -189,6 +189,10 @@ class ProtectionSettings(Strict):
         "triples",
         description="How joined sides multiply: with randomness that the supervisor deals beforehand (triples), or by Paillier encryption, without a dealer and much slower.",
     )
+    cuts: Literal["told", "refused"] = Field(
+        "told",
+        description="Where trees are grown over joined sides, whether the fund tells an insurer which common persons are on which side of a cut on a column of the fund: one bit a person and cut.",
+    )
 
 
 class Detection(Strict):

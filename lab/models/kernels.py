@@ -206,9 +206,8 @@ def best_cuts(
     rising g / (h + smooth) as if ordered (Fisher, "On grouping for maximum homogeneity", 1958).
     direction: (features,) 1 where leaf values must rise, -1 fall, 0 free; they are kept between
     ``low`` and ``high``. least: the least sum of ``h`` on either side. pull: as in
-    :func:`leaf_value`, towards the value of the node. Gain: Chen & Guestrin (2016), equation 7,
-    without its complexity term; from that of categories is taken what their order would bring by
-    chance.
+    :func:`leaf_value`, towards the value of the node. Gain: Chen & Guestrin (2016), equation 7, without
+    its complexity term; from that of categories is taken what their order would bring by chance.
     """
     count = start.shape[0] - 1
     gain, cut = np.zeros(count), np.full(count, -1)
