@@ -29,6 +29,7 @@ from federated.study.settings import (
     Query,
     Tune,
     check_places,
+    look_beside,
 )
 from lab.errors import ConfigurationError
 from lab.models.design import Feature
@@ -391,26 +392,3 @@ class Experiment(Strict):
         if self.detection is not None:
             columns += [self.detection.truth, self.detection.typology]
         return [name for name in columns if name]
-
-
-# What stands in its file.
-
-#: Keys that name files, by the table they stand in.
-FILES = {
-    "data": ("path", "contract", "test_rows"),
-    "protection": ("disclosure",),
-    "profile": ("register_file",),
-    "joined": ("path", "contract"),
-}
-
-
-def look_beside(values: dict[str, Any], folder: Path) -> None:
-    """Let files that lie in the folder of an experiment be named from there."""
-    for name, keys in FILES.items():
-        content = values.get(name)
-        tables = content if isinstance(content, list) else [content]
-        for table in (each for each in tables if isinstance(each, dict)):
-            for key in keys:
-                file = table.get(key)
-                if isinstance(file, str) and "://" not in file and (folder / file).exists():
-                    table[key] = str(folder / file)

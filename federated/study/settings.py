@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -372,3 +373,26 @@ def check_places(data: Data, joined: tuple[JoinedTable, ...], arms: tuple[Arm, .
         raise ValueError("joined: tables of several insurers need a name each")
     if len({len(table.keys) for table in joined}) > 1:
         raise ValueError("joined: the key needs as many columns at each side")
+
+
+# What stands in its file.
+
+#: Keys that name files, by the table they stand in.
+FILES = {
+    "data": ("path", "contract", "test_rows"),
+    "protection": ("disclosure",),
+    "profile": ("register_file",),
+    "joined": ("path", "contract"),
+}
+
+
+def look_beside(values: dict[str, Any], folder: Path) -> None:
+    """Let files that lie in the folder of an experiment be named from there."""
+    for name, keys in FILES.items():
+        content = values.get(name)
+        tables = content if isinstance(content, list) else [content]
+        for table in (each for each in tables if isinstance(each, dict)):
+            for key in keys:
+                file = table.get(key)
+                if isinstance(file, str) and "://" not in file and (folder / file).exists():
+                    table[key] = str(folder / file)

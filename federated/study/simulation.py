@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from federated.app import client_app
 from federated.federation import Federation
@@ -85,18 +86,7 @@ class SimulatedMarket:
             np.random.default_rng(child)
             for child in np.random.SeedSequence(experiment.seed).spawn(2)
         )
-        test = test_mask(
-            frame,
-            fraction=data.test,
-            rows_file=data.test_rows,
-            column=data.test_column,
-            value=None if data.test_value is None else str(data.test_value),
-            person=data.person,
-            rng=split,
-            together=data.group_by_person,
-            row_numbers=row_numbers,
-            total=len(table.frame),
-        )
+        test = self._tested(frame, row_numbers, len(table.frame), split)
         if test.all():
             raise ConfigurationError("data.test: no training rows are left")
         self.in_sample = not test.any()
@@ -105,6 +95,24 @@ class SimulatedMarket:
             self._party(name, frame, rows, test)
             for name, rows in self._dealt(frame, partition).items()
         ]
+
+    def _tested(
+        self, frame: pd.DataFrame, row_numbers: Rows, total: int, rng: np.random.Generator
+    ) -> NDArray[np.bool_]:
+        """(rows,) true for rows kept for testing."""
+        data = self.experiment.data
+        return test_mask(
+            frame,
+            fraction=data.test,
+            rows_file=data.test_rows,
+            column=data.test_column,
+            value=None if data.test_value is None else str(data.test_value),
+            person=data.person,
+            rng=rng,
+            together=data.group_by_person,
+            row_numbers=row_numbers,
+            total=total,
+        )
 
     def _sifted(self, path: str | None, own: Contract | None, public: Contract | None) -> Table:
         """The table, with the roles of its columns; what is no feature by default is noted."""
