@@ -126,7 +126,7 @@ class Study:
     @property
     def headline(self) -> str:
         """The score that arms are compared by."""
-        return "average_precision" if self.experiment.detection else "deviance_explained"
+        return self.experiment.headline
 
     @property
     def scores(self) -> pd.DataFrame:
