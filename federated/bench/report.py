@@ -14,17 +14,18 @@ from lab.errors import ConfigurationError
 #: docstring is printed below them.
 BENCHES = (
     "paillier", "masks", "alignment", "product", "link", "glm", "grid", "query", "trees", "quality",
-    "steps", "exchange",
+    "joined-trees", "steps", "exchange",
 )  # fmt: skip
 
 
 #: Those of joined sides, which have a folder of their own.
-JOINED = ("alignment", "product")
+JOINED = ("alignment", "product", "joined-trees")
 
 
 def module_of(name: str) -> ModuleType:
     """The module of a bench."""
-    return import_module(f"federated.bench.{'joined.' if name in JOINED else ''}{name}")
+    folder = "joined." if name in JOINED else ""
+    return import_module(f"federated.bench.{folder}{name.removeprefix('joined-')}")
 
 
 @dataclass(frozen=True)

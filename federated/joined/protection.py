@@ -10,9 +10,9 @@ from flwr.app import ConfigRecord, RecordDict
 
 from federated.hiding.protocol import Protection, Talk
 from federated.joined.factors import JoinedSum, Owner
-from federated.joined.product import LETTER, Products, deal, joined_sum, joined_total, turns
+from federated.joined.letters import LETTER
+from federated.joined.product import Products, deal, is_alone, joined_sum, joined_total, turns
 from federated.joined.side import dealt_to
-from federated.joined.statistics import LOCAL
 from federated.message_kinds import MessageKind
 from federated.messages import Hiding, Request, message_of, read
 from lab.errors import PeerError, PolicyError
@@ -68,11 +68,14 @@ class Joined:
         owner: Owner,
         product: str,
         least: int,
+        known: bool = False,
     ) -> None:
-        """owner: who holds a column; least: rows that both sides must have behind a total."""
+        """owner: who holds a column; least: rows that both sides must have behind a total; known:
+        whether both know who is common."""
         self.inner, self.pairs, self._owner = inner, pairs, owner
         self.hiding: Hiding = inner.hiding
         self._product, self._least, self._dealer = product, least, TripleDealer()
+        self._known = known
 
     @property
     def everybody(self) -> bool:
@@ -103,7 +106,7 @@ class Joined:
 
     def total(self, talk: Talk, request: Request) -> Sums:
         """The total over all joined rows. Raises :class:`PolicyError` for fewer rows than the rules say."""
-        if request.statistic in LOCAL:
+        if is_alone(request, self._owner, self._known):
             return self.inner.total(talk, request)
         total = joined_sum(request, self._owner)
         self.multiply(talk, request, total)

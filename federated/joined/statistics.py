@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from federated.joined import trees
 from federated.joined.factors import (
     FINE,
     Format,
@@ -31,6 +32,8 @@ from lab.models.magnitudes import CLASSES, OfMagnitudes, magnitudes, of_features
 from lab.privacy.joining import PERSONS
 from lab.sums import COUNT, FLAG, Floats, Sums, limit_of
 from secure_agg.arithmetic.ring import Integers
+
+Maker = Callable[[Any, Mapping[str, Floats], Owner], JoinedSum]
 
 
 @dataclass(frozen=True)
@@ -219,8 +222,26 @@ def _magnitudes(side: Any, a: OfMagnitudes) -> Sums:
     return Sums(sizes, dict.fromkeys(sizes, FLAG), 0)
 
 
-#: What each side answers for its own columns, without the other: public sizes, no sums.
-LOCAL: Mapping[str, Callable[[Any, Any], Sums]] = {"magnitudes": _magnitudes}
+#: What a side answers without the other, of its arguments and arrays.
+Answer = Callable[[Any, Any, Mapping[str, Floats]], Sums]
+
+
+def alone(name: str, a: Any, owner: Owner, known: bool) -> Answer | None:
+    """How each side answers for its own columns or rows by itself; None where it takes both sides.
+
+    known: whether both know who is common, and the fund who is for training.
+    """
+    if name == "totals" and known:
+        return trees.totals_alone
+    if name == "magnitudes":  # public sizes, no sums
+        return lambda side, a, arrays: _magnitudes(side, a)
+    if name in trees.ALONE:
+        return trees.ALONE[name]
+    if name not in trees.SCORES or not trees.is_trees(a.model):
+        return None
+    if name == "score_levels" and owner(a.feature.feature.column) == "fund":
+        return None
+    return trees.scored_alone(name)
 
 
 def _fit_of(a: Any, arrays: Mapping[str, Floats], owner: Owner) -> JoinedSum:
@@ -230,11 +251,13 @@ def _fit_of(a: Any, arrays: Mapping[str, Floats], owner: Owner) -> JoinedSum:
     return (ResampledFit if a.replicates else JoinedFit)(a, arrays, owner)
 
 
-def _by_family(plain: Any, logit: Any) -> Callable[[Any, Mapping[str, Floats], Owner], JoinedSum]:
-    """A statistic of models, which for a logistic one has curves."""
+def _by_family(plain: Any, logit: Any, of_trees: Any = None) -> Maker:
+    """A statistic of models, which for a logistic one has curves, and of trees is another."""
 
     def make(a: Any, arrays: Mapping[str, Floats], owner: Owner) -> JoinedSum:
         kind = logit if a.task.law.name == "binomial" else plain
+        if of_trees is not None and trees.is_trees(a.model):
+            kind = of_trees
         total: JoinedSum = kind(a, arrays, owner)
         return total
 
@@ -242,7 +265,7 @@ def _by_family(plain: Any, logit: Any) -> Callable[[Any, Mapping[str, Floats], O
 
 
 #: What can be asked of joined rows, by the name of the statistic.
-JOINED: Mapping[str, Callable[[Any, Mapping[str, Floats], Owner], JoinedSum]] = {
+JOINED: Mapping[str, Maker] = {
     "glm_start": JoinedTotals,
     "glm_step": _by_family(Step, LogitStep),
     "glm_likelihood": _by_family(Likelihood, LogitLikelihood),
@@ -250,5 +273,7 @@ JOINED: Mapping[str, Callable[[Any, Mapping[str, Floats], Owner], JoinedSum]] = 
     "moments": Moments,
     "level_counts": LevelCounts,
     "score_fit": _fit_of,
-    "score_levels": _by_family(ByLevel, LogitByLevel),
+    "score_levels": _by_family(ByLevel, LogitByLevel, trees.LevelsOfFund),
+    "trees_level": trees.Level,
+    "trees_leaves": trees.Leaves,
 }

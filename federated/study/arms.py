@@ -10,7 +10,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -26,6 +26,7 @@ from federated.party.binding import Binding
 from federated.party.party import Party
 from federated.party.state import Released
 from federated.solvers.solution import Watch
+from federated.solvers.trees import TreesSettings
 from federated.study.bound import SignedStudy
 from federated.study.experiment import Experiment
 from federated.study.joined import in_the_clear
@@ -95,8 +96,7 @@ def perform(
         }
         whole = None
         if market.tables is not None:
-            sides, owner = market.sides, market.tables.owner()
-            whole = stack.enter_context(in_the_clear(sides, owner, workers or 1, market.rules))
+            whole = stack.enter_context(_all_sides(market, workers or 1))
         comparisons = simulated_comparisons(experiment, market)
         least = Least(market.rules.minimum_count.persons, market.least_parties)
         scorer = simulated_scorer(experiment, comparisons, alone, least)
@@ -110,6 +110,15 @@ def perform(
             ARMS[arm](stage, result, partial(tell, arm))
             result.seconds = time.perf_counter() - start
     return study
+
+
+def _all_sides(market: SimulatedMarket, workers: int) -> AbstractContextManager[Federation]:
+    """All joined rows in this process. Of trees the insurers know each row's score, as if they had both
+    sides' columns."""
+    if market.experiment.model.kind == "trees":
+        return in_process(market.parties, workers, market.rules)
+    assert market.tables is not None
+    return in_the_clear(market.sides, market.tables.owner(), workers, market.rules)
 
 
 def _key(study: Study, market: SimulatedMarket, tell: Progress) -> Protection:
@@ -255,9 +264,12 @@ def _one_side(role: Role, stage: Stage, result: ArmResult, watch: Watch) -> None
     }
     if not all(features.values()):
         raise ConfigurationError(f"data.features: the {role} has none; drop '{role}' from arms.run")
-    study = stage.study
+    experiment = stage.study.experiment
+    if isinstance(experiment.model, TreesSettings):  # one side alone has no first trees of its own
+        model = experiment.model.model_copy(update={"own_trees": 0})
+        experiment = experiment.model_copy(update={"model": model})
     with in_process([market.pooled()], 1, stage.own) as pool:
-        result.models["all"] = fit_models(study.experiment, features, market.contract, pool, watch)
+        result.models["all"] = fit_models(experiment, features, market.contract, pool, watch)
     result.evaluations = stage.scorer.shared(_texts(result)["all"], stage.whole)
 
 

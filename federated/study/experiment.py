@@ -17,6 +17,7 @@ from federated.joined.laws import check_law
 from federated.shipped import experiment_file
 from federated.solvers.glm import GLMSettings
 from federated.solvers.kinds import AnySettings
+from federated.solvers.trees import TreesSettings
 from federated.study.settings import (
     ARMS_OF_SIDES,
     AlignmentSettings,
@@ -28,6 +29,7 @@ from federated.study.settings import (
     Query,
     Tune,
     check_places,
+    look_beside,
 )
 from lab.errors import ConfigurationError
 from lab.models.design import Feature
@@ -127,11 +129,13 @@ class Experiment(Strict):
         self.check_joined()
 
     def check_joined(self) -> None:
-        """Refuse what can't be done over joined sides."""
+        """Refuse what can't be done over joined sides, or over no others."""
         if not self.joined:
+            if getattr(self.model, "own_trees", 0):
+                raise ConfigurationError("model.own_trees: is for joined sides; drop it")
             return
         choices = {
-            "model.kind": (self.model.kind, ("glm",)),
+            "model.kind": (self.model.kind, ("glm", "trees")),
             "protection.sums": (self.protection.sums, ("paillier", "clear")),
             "protection.key": (self.protection.key, ("authority",)),
         }
@@ -140,9 +144,17 @@ class Experiment(Strict):
                 raise ConfigurationError(
                     f"{key}: joined sides take {' or '.join(map(repr, allowed))}, got '{value}'"
                 )
-        if self.profile or self.detection or self.query or len(self.tasks()) > 1:
+        if self.profile or self.query or len(self.tasks()) > 1:
             raise ConfigurationError(
-                "joined: takes one model, without [[profile]], [detection], [[query]] and model.severity"
+                "joined: takes one model, without [[profile]], [[query]] and model.severity"
+            )
+        if self.model.kind == "trees":
+            self._check_joined_trees()
+            return
+        if self.detection:
+            raise ConfigurationError(
+                "detection: ranking takes each row's score, which over joined sides the insurer knows of "
+                "trees alone; set model.kind = 'trees'"
             )
         for task in self.tasks().values():
             check_law(task.law)
@@ -156,6 +168,24 @@ class Experiment(Strict):
                     "protection.product: a binomial model over joined sides needs 'triples'; its mean is "
                     "no product of what the sides know, and Paillier would take hours"
                 )
+
+    def _check_joined_trees(self) -> None:
+        """Refuse what trees can't do over joined sides."""
+        assert isinstance(self.model, TreesSettings)
+        if (own := self.model.own_trees) > self.model.trees:
+            raise ConfigurationError(
+                f"model.own_trees: at most model.trees, {self.model.trees}, got {own}"
+            )
+        if self.alignment.learns != "both":
+            raise ConfigurationError(
+                f"alignment.learns: trees over joined sides need 'both', got '{self.alignment.learns}': the "
+                "insurer follows its rows through cuts, and the fund counts rows for training in bins"
+            )
+        if self.data.per:
+            raise ConfigurationError(
+                "data.per: trees over joined sides take no amounts per claim: which rows have claims would be "
+                "told to the fund"
+            )
 
     def check_detection(self) -> None:
         """Refuse ``[detection]`` where the model gives no probability of fraud."""
@@ -357,26 +387,3 @@ class Experiment(Strict):
         if self.detection is not None:
             columns += [self.detection.truth, self.detection.typology]
         return [name for name in columns if name]
-
-
-# What stands in its file.
-
-#: Keys that name files, by the table they stand in.
-FILES = {
-    "data": ("path", "contract", "test_rows"),
-    "protection": ("disclosure",),
-    "profile": ("register_file",),
-    "joined": ("path", "contract"),
-}
-
-
-def look_beside(values: dict[str, Any], folder: Path) -> None:
-    """Let files that lie in the folder of an experiment be named from there."""
-    for name, keys in FILES.items():
-        content = values.get(name)
-        tables = content if isinstance(content, list) else [content]
-        for table in (each for each in tables if isinstance(each, dict)):
-            for key in keys:
-                file = table.get(key)
-                if isinstance(file, str) and "://" not in file and (folder / file).exists():
-                    table[key] = str(folder / file)

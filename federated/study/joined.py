@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +22,8 @@ from federated.joined.protection import Joined, Pair
 from federated.joined.side import JoinedSide
 from federated.party.party import Party, numbered
 from federated.study.experiment import Experiment
-from federated.study.settings import BLOCK, KEY, MADE, MARK, JoinedTable
+from federated.study.rows import Features
+from federated.study.settings import BLOCK, KEY, MADE, JoinedTable
 from federated.transport import in_process as grid
 from lab.errors import ConfigurationError, ContractError
 from lab.market.make import make
@@ -33,8 +33,6 @@ from lab.tables.contracts import Column, Contract
 from lab.tables.identifiers import KeyTexts, key_texts
 from lab.tables.sources import Table, load
 
-#: The file of an experiment on dealt tables.
-DEALT = "experiment.toml"
 #: Who is told of the common persons, in words.
 LEARNS = {
     "hidden": "no side is told",
@@ -64,6 +62,26 @@ class JoinedTables:
     def owner(self) -> Owner:
         """Who holds a column."""
         return lambda column: "fund" if column in self.fund_columns else "insurer"
+
+    def check(self, experiment: Experiment, features: Features) -> None:
+        """Refuse trees that would tell what the plan refuses to tell, or need what the insurer lacks."""
+        if experiment.model.kind != "trees":
+            return
+        at_fund = [
+            f.name for own in features.values() for f in own if f.column in self.fund_columns
+        ]
+        if at_fund and experiment.protection.cuts == "refused":
+            raise ConfigurationError(
+                f"protection.cuts: is 'refused', and trees on {at_fund[0]} would tell cuts on a column of the "
+                "fund; drop the fund's columns from data.features, or set 'told'"
+            )
+        detection = experiment.detection
+        columns = detection.columns() if detection else []
+        if theirs := [c for c in columns if c in self.fund_columns]:
+            raise ConfigurationError(
+                f"detection.groups: '{theirs[0]}' stands at the fund; groups, amounts and kinds of joined sides "
+                "are columns of the insurer"
+            )
 
 
 def joined_tables(experiment: Experiment, texts: Sequence[str]) -> JoinedTables:
@@ -126,7 +144,7 @@ def refuse_at_fund(experiment: Experiment, columns: Sequence[str]) -> None:
 
 def _approximations(experiment: Experiment) -> Iterator[str]:
     """What is not exact, and by how much."""
-    if experiment.model.family == "binomial":
+    if experiment.model.family == "binomial" and experiment.model.kind == "glm":
         yield (
             f"each row's mean is right to {error_bound():.0e}, for parts of the fund's columns within "
             f"{REACH:g} on the logit scale"
@@ -216,7 +234,11 @@ def contract_of_sides(
     """The columns of both sides; keys are identifiers."""
     identifier = Column(type="category", role="identifier")
     columns = {n: identifier if n in block.keys else c for n, c in own.columns.items()}
-    columns |= {n: c for n, c in theirs.columns.items() if n not in fund.keys}
+    columns |= {
+        n: c.model_copy(update={"holder": "fund"})
+        for n, c in theirs.columns.items()
+        if n not in fund.keys
+    }
     columns |= {KEY: identifier, BLOCK: Column(type="integer", role="identifier")}
     name = f"{own.name} and {theirs.name}"
     return own.model_copy(update={"name": name, "columns": columns})
@@ -276,6 +298,8 @@ def _side(
         role=role,  # type: ignore[arg-type]
         columns=columns,
         product=experiment.protection.product,
+        known=is_known(experiment),
+        tells_cuts=experiment.protection.cuts == "told",
         key_bits=experiment.protection.key_bits,
     )
 
@@ -324,6 +348,16 @@ def _align(experiment: Experiment, insurer: JoinedSide, fund: JoinedSide) -> Non
     for (side, peer), own, result in zip(pairs, keys, results, strict=True):
         side.places[peer.name] = pd.Series(result.place, index=own.index)
         side.sizes[peer.name] = result.size
+    if is_known(experiment):
+        place, training = results[0].place, np.zeros(results[0].size, dtype=bool)
+        training[place[: len(insurer.train)][place[: len(insurer.train)] >= 0]] = True
+        there = results[1].place
+        fund.trained[insurer.name] = keys[1].index[(there >= 0) & training[there]]
+
+
+def is_known(experiment: Experiment) -> bool:
+    """Whether sides use it that both know who is common."""
+    return experiment.model.kind == "trees"
 
 
 def joined_protection(
@@ -331,8 +365,9 @@ def joined_protection(
 ) -> Joined:
     """Sums of shares under an inner protection."""
     *insurers, fund = sides
+    known = all(side.known for side in sides)
     pairs = tuple(Pair(one.name, fund.name, one.sizes[fund.name]) for one in insurers)
-    return Joined(inner, pairs, owner, product, least)
+    return Joined(inner, pairs, owner, product, least, known)
 
 
 @contextmanager
@@ -347,47 +382,3 @@ def in_the_clear(
         yield Federation(nodes, protection, len(here))
     finally:
         nodes.close()
-
-
-# Tables for real sides.
-
-
-def dealt_experiment(experiment: Experiment, *, in_sample: bool) -> dict[str, Any]:
-    """The experiment of joined sides on their dealt tables, for a simulation and for real sides."""
-    values = experiment.model_dump(mode="json", exclude_unset=True, exclude_none=True)
-    if not in_sample and experiment.data.test_column is None:
-        values["data"] |= {"test_column": MARK, "test_value": 1}
-    values["joined"] = [
-        {
-            "role": block.role,
-            "name": block.name or block.role,
-            "path": f"{block.name or block.role}/table.parquet",
-            "contract": f"{block.name or block.role}/contract.toml",
-            "key": list(block.keys),
-        }
-        for block in experiment.joined
-    ]
-    return values
-
-
-def dealt_side(
-    side: JoinedSide, key: str, rows: pd.DataFrame, contract: Contract
-) -> tuple[pd.DataFrame, Contract]:
-    """A side's table and contract under names of its own; the insurer alone marks rows for testing."""
-    rows = rows.drop(columns=[BLOCK, MARK] if side.role == "fund" else BLOCK, errors="ignore")
-    rows = rows.rename(columns={KEY: key})
-    columns = {key if name == KEY else name: c for name, c in contract.columns.items()}
-    columns = {name: column for name, column in columns.items() if name in rows}
-    return rows, contract.model_copy(update={"name": side.name, "columns": columns})
-
-
-def dealt_keys(experiment: Experiment, names: Sequence[str]) -> dict[str, str]:
-    """The column that names a person in the dealt table of each of these sides."""
-    if not experiment.joined:
-        return {}
-    keys = {block.name or block.role: block.keys for block in experiment.joined}
-    if set(names) != set(keys) or any(len(key) > 1 for key in keys.values()):
-        raise ConfigurationError(
-            "joined: tables are dealt to sides of one table each, whose key is one column"
-        )
-    return {name: key for name, (key,) in keys.items()}

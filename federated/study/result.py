@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from federated.joined.side import CUTS
 from federated.party.state import Released
 from federated.solvers import glm
 from federated.study.experiment import Experiment
@@ -224,7 +225,18 @@ class Study:
                     lines.append(
                         f"{name}{'' if part == 'model' else ', ' + part}: {text} {self.judged}"
                     )
-        return [*lines, *self._other_measures()]
+        return [*lines, *self._cuts_told(), *self._other_measures()]
+
+    def _cuts_told(self) -> list[str]:
+        """What the fund told of its columns while trees grew."""
+        told = [line for of in self.receipts.values() for line in of if line.statistic == CUTS]
+        if not told:
+            return []
+        cuts, bits = (sum(getattr(line, name) for line in told) for name in ("arrays", "values"))
+        return [
+            f"{cuts} cuts on the fund's columns were told to the insurers, one bit each for "
+            f"{max(line.rows for line in told):,} persons: {bits:,} bits"
+        ]
 
     def _dropped(self) -> list[str]:
         """Features of an arm's one model that never vary and were left out."""

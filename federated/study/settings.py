@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -191,6 +192,10 @@ class ProtectionSettings(Strict):
         "triples",
         description="How joined sides multiply: with randomness that the supervisor deals beforehand (triples), or by Paillier encryption, without a dealer and much slower.",
     )
+    cuts: Literal["told", "refused"] = Field(
+        "told",
+        description="Where trees are grown over joined sides, whether the fund tells an insurer which common persons are on which side of a cut on a column of the fund: one bit a person and cut.",
+    )
 
 
 class Detection(Strict):
@@ -356,3 +361,26 @@ def check_places(data: Data, joined: tuple[JoinedTable, ...], arms: tuple[Arm, .
         raise ValueError("joined: tables of several insurers need a name each")
     if len({len(table.keys) for table in joined}) > 1:
         raise ValueError("joined: the key needs as many columns at each side")
+
+
+# What stands in its file.
+
+#: Keys that name files, by the table they stand in.
+FILES = {
+    "data": ("path", "contract", "test_rows"),
+    "protection": ("disclosure",),
+    "profile": ("register_file",),
+    "joined": ("path", "contract"),
+}
+
+
+def look_beside(values: dict[str, Any], folder: Path) -> None:
+    """Let files that lie in the folder of an experiment be named from there."""
+    for name, keys in FILES.items():
+        content = values.get(name)
+        tables = content if isinstance(content, list) else [content]
+        for table in (each for each in tables if isinstance(each, dict)):
+            for key in keys:
+                file = table.get(key)
+                if isinstance(file, str) and "://" not in file and (folder / file).exists():
+                    table[key] = str(folder / file)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from federated.app import client_app
 from federated.federation import Federation
@@ -22,12 +23,8 @@ from federated.party.party import Party, Policy, numbered
 from federated.solvers.encoding import is_category
 from federated.study.experiment import Experiment
 from federated.study.joined import (
-    DEALT,
     JoinedTables,
     dealt_blocks,
-    dealt_experiment,
-    dealt_keys,
-    dealt_side,
     joined_protection,
     joined_tables,
     sides_of,
@@ -40,14 +37,14 @@ from federated.study.rows import (
     usable,
     wanted_columns,
 )
-from federated.study.settings import KEY, MARK, Data, ProtectionSettings
+from federated.study.settings import KEY, Data, ProtectionSettings
 from federated.transport import in_process as grid
 from lab.errors import ConfigurationError
 from lab.market.make import make
 from lab.models.design import Levels
 from lab.models.profile import ProfileCells, Profiling, cells_of, profiled
 from lab.privacy.disclosure import Rules
-from lab.tables.contracts import Column, Contract
+from lab.tables.contracts import Contract
 from lab.tables.market_folder import REGISTER
 from lab.tables.partition import Rows, deal, test_mask
 from lab.tables.sources import Table, built_in, load, read_file
@@ -81,24 +78,15 @@ class SimulatedMarket:
         self.contract = profiled(table.contract, experiment.profile)
         self.rules = Rules.read(_path(experiment.protection.disclosure))
         self.features = {t: experiment.features(self.contract, t) for t in experiment.tasks()}
+        if self.tables is not None:
+            self.tables.check(experiment, self.features)
         self.unused = unused(experiment, self.contract, self.features, self.left_out)
         frame, row_numbers = usable(experiment, self.features, table)
         split, partition = (
             np.random.default_rng(child)
             for child in np.random.SeedSequence(experiment.seed).spawn(2)
         )
-        test = test_mask(
-            frame,
-            fraction=data.test,
-            rows_file=data.test_rows,
-            column=data.test_column,
-            value=None if data.test_value is None else str(data.test_value),
-            person=data.person,
-            rng=split,
-            together=data.group_by_person,
-            row_numbers=row_numbers,
-            total=len(table.frame),
-        )
+        test = self._tested(frame, row_numbers, len(table.frame), split)
         if test.all():
             raise ConfigurationError("data.test: no training rows are left")
         self.in_sample = not test.any()
@@ -107,6 +95,24 @@ class SimulatedMarket:
             self._party(name, frame, rows, test)
             for name, rows in self._dealt(frame, partition).items()
         ]
+
+    def _tested(
+        self, frame: pd.DataFrame, row_numbers: Rows, total: int, rng: np.random.Generator
+    ) -> NDArray[np.bool_]:
+        """(rows,) true for rows kept for testing."""
+        data = self.experiment.data
+        return test_mask(
+            frame,
+            fraction=data.test,
+            rows_file=data.test_rows,
+            column=data.test_column,
+            value=None if data.test_value is None else str(data.test_value),
+            person=data.person,
+            rng=rng,
+            together=data.group_by_person,
+            row_numbers=row_numbers,
+            total=total,
+        )
 
     def _sifted(self, path: str | None, own: Contract | None, public: Contract | None) -> Table:
         """The table, with the roles of its columns; what is no feature by default is noted."""
@@ -329,42 +335,6 @@ def _cells(profile: Profiling, contract: Contract, register: Path | None) -> Pro
 def market_of(experiment: str, run: str) -> SimulatedMarket:
     """The market of an experiment given as JSON; read once in each process for a run of this name."""
     return SimulatedMarket(Experiment.model_validate_json(experiment))
-
-
-def deal_tables(experiment: Experiment, folder: Path) -> dict[str, Path]:
-    """The simulated parties' tables as files, so that real nodes can be started on the same rows.
-
-    A folder for each party with ``table.parquet`` and ``contract.toml``; rows for testing are
-    marked in the column :data:`MARK`. Of joined sides also :data:`DEALT`, the experiment on these
-    tables. Raises :class:`ConfigurationError` for a folder in use.
-    """
-    import tomli_w
-
-    market = SimulatedMarket(experiment)
-    if folder.exists() and any(folder.iterdir()):
-        raise ConfigurationError(f"{folder}: is not empty; choose a new folder")
-    folders, keys = {}, dealt_keys(experiment, [node.name for node in market.nodes])
-    mark = Column(type="integer", role="identifier", minimum=0, maximum=1)
-    for party in market.nodes:
-        place = folders[party.name] = folder / party.name
-        place.mkdir(parents=True, mode=0o700)
-        without = party.test is party.train
-        test_rows = party.test.iloc[:0] if without else party.test
-        parts = [party.train.assign(**{MARK: 0}), test_rows.assign(**{MARK: 1})]
-        rows = pd.concat(parts).sort_index(kind="stable")
-        columns = {n: c for n, c in market.contract.columns.items() if n in rows} | {MARK: mark}
-        contract = market.contract.model_copy(update={"columns": columns})
-        if isinstance(party, JoinedSide):
-            rows, contract = dealt_side(party, keys[party.name], rows, contract)
-        rows.to_parquet(place / "table.parquet", index=False)
-        contract_values = contract.model_dump(mode="json", exclude_defaults=True)
-        (place / "contract.toml").write_text(tomli_w.dumps(contract_values), encoding="utf-8")
-    if keys:
-        (folder / DEALT).write_text(
-            tomli_w.dumps(dealt_experiment(experiment, in_sample=market.in_sample)),
-            encoding="utf-8",
-        )
-    return folders
 
 
 def protected(settings: ProtectionSettings, rules: Rules | None = None) -> Protection:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from federated.bench import link, masks
 from federated.bench.joined import alignment
+from federated.bench.joined import trees as joined_trees
 from federated.bench.report import BENCHES, module_of, report
 from federated.bench.trees import Extrapolation
 from lab.errors import ConfigurationError
@@ -57,3 +58,8 @@ def test_trees_that_were_not_grown_never_take_less_than_nothing(
     grown = before + sum(each)
     assert grown <= whole.least <= whole.most
     assert whole.least * (1 - 1e-9) <= whole.seconds <= whole.most * (1 + 1e-9)
+
+
+def test_trees_of_joined_sides_are_measured_beside_the_pooled_ones() -> None:
+    whats = [line[0] for line in joined_trees.figures(None, quick=True)]
+    assert whats == [f"2,000 persons, 2 trees, {way}" for way in ("pooled", "paillier", "triples")]

@@ -133,7 +133,9 @@ def by_both(request: Any, frame: pd.DataFrame, way: str, private: PrivateKey) ->
                 letters[role] = side.send(heard[role])
             except StopIteration as end:
                 shares[role] = end.value
-    return joined_total(total, combine([contribution(share) for share in shares.values()]))
+    return joined_total(
+        total, combine([contribution(share, total.form.ring) for share in shares.values()])
+    )
 
 
 TASKS = {
@@ -263,7 +265,7 @@ def test_resamples_are_sums_of_bags_that_add_up_to_the_sample(private):
 
 def test_what_no_side_knows_is_refused():
     with pytest.raises(PeerError, match="can't be asked of joined parties"):
-        joined_sum(SimpleNamespace(statistic="trees_level"), owner)  # type: ignore[arg-type]
+        joined_sum(SimpleNamespace(statistic="drift"), owner)  # type: ignore[arg-type]
 
 
 def test_a_product_is_begun_once_whatever_was_begun_since():

@@ -24,7 +24,7 @@ from federated.deployment.charter import Charter
 from federated.deployment.node.rules.refusals import Refusal
 from federated.deployment.node.sides.equations import begin_memory
 from federated.joined.alignment import Agreement, Alignment, PairedSide, advance, begin
-from federated.joined.product import LETTER, sealed, unsealed
+from federated.joined.letters import LETTER, sealed, unsealed
 from federated.joined.protection import INTERRUPTED
 from federated.messages import message_of, read
 from lab.audit.log_writer import Log

@@ -13,7 +13,8 @@ from flwr.app import ConfigRecord, RecordDict
 
 from federated.deployment.charter import Charter
 from federated.deployment.pairs import correction_purpose, secret_purpose
-from federated.joined.product import LETTER, deal, joined_sum, sealed, turns
+from federated.joined.letters import LETTER, sealed
+from federated.joined.product import deal, joined_sum, turns
 from federated.joined.protection import Pair
 from federated.messages import Request, message_of
 from federated.study.plan import StudyPlan
