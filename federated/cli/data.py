@@ -88,9 +88,9 @@ def deal_data(experiment: Path, folder: Path, changes: tuple[str, ...]) -> None:
     lab data deal rand_hie tables
     """
     from federated.cli.console import changed
+    from federated.deployment.dealt_tables import deal_tables
     from federated.study.experiment import Experiment
     from federated.study.settings import MARK
-    from federated.study.simulation import deal_tables
 
     settings = Experiment.read(experiment, changed(changes))
     for name, place in deal_tables(settings, folder).items():
@@ -113,8 +113,8 @@ def deal_data(experiment: Path, folder: Path, changes: tuple[str, ...]) -> None:
 
 def _tell_sides(settings: Experiment, folder: Path) -> None:
     """What `lab node init` and `lab charter` are told of dealt tables of joined sides."""
+    from federated.deployment.dealt_tables import DEALT
     from federated.study.settings import MARK
-    from federated.study.sides import DEALT
 
     names = {block.name or block.role: block for block in settings.joined}
     marked = settings.data.test > 0 or settings.data.test_column is not None

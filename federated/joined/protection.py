@@ -11,14 +11,7 @@ from flwr.app import ConfigRecord, RecordDict
 from federated.hiding.protocol import Protection, Talk
 from federated.joined.factors import JoinedSum, Owner
 from federated.joined.letters import LETTER
-from federated.joined.product import (
-    Products,
-    deal,
-    is_alone,
-    joined_sum,
-    joined_total,
-    turns,
-)
+from federated.joined.product import Products, deal, is_alone, joined_sum, joined_total, turns
 from federated.joined.side import dealt_to
 from federated.message_kinds import MessageKind
 from federated.messages import Hiding, Request, message_of, read

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,14 +19,10 @@ from federated.joined.side import JoinedSide
 from federated.party.party import Party, numbered
 from federated.study.experiment import Experiment
 from federated.study.joined import JoinedTables
-from federated.study.settings import BLOCK, KEY, MARK
+from federated.study.settings import BLOCK, KEY
 from federated.transport import in_process as grid
 from lab.errors import ConfigurationError
 from lab.privacy.disclosure import Rules
-from lab.tables.contracts import Contract
-
-#: The file of an experiment on dealt tables.
-DEALT = "experiment.toml"
 
 
 def dealt_blocks(frame: pd.DataFrame, tables: JoinedTables) -> dict[str, np.ndarray]:
@@ -168,44 +163,3 @@ def in_the_clear(
 
 
 # Tables for real sides.
-
-
-def dealt_experiment(experiment: Experiment, *, in_sample: bool) -> dict[str, Any]:
-    """The experiment of joined sides on their dealt tables, for a simulation and for real sides."""
-    values = experiment.model_dump(mode="json", exclude_unset=True, exclude_none=True)
-    if not in_sample and experiment.data.test_column is None:
-        values["data"] |= {"test_column": MARK, "test_value": 1}
-    values["joined"] = [
-        {
-            "role": block.role,
-            "name": block.name or block.role,
-            "path": f"{block.name or block.role}/table.parquet",
-            "contract": f"{block.name or block.role}/contract.toml",
-            "key": list(block.keys),
-        }
-        for block in experiment.joined
-    ]
-    return values
-
-
-def dealt_side(
-    side: JoinedSide, key: str, rows: pd.DataFrame, contract: Contract
-) -> tuple[pd.DataFrame, Contract]:
-    """A side's table and contract under names of its own; the insurer alone marks rows for testing."""
-    rows = rows.drop(columns=[BLOCK, MARK] if side.role == "fund" else BLOCK, errors="ignore")
-    rows = rows.rename(columns={KEY: key})
-    columns = {key if name == KEY else name: c for name, c in contract.columns.items()}
-    columns = {name: column for name, column in columns.items() if name in rows}
-    return rows, contract.model_copy(update={"name": side.name, "columns": columns})
-
-
-def dealt_keys(experiment: Experiment, names: Sequence[str]) -> dict[str, str]:
-    """The column that names a person in the dealt table of each of these sides."""
-    if not experiment.joined:
-        return {}
-    keys = {block.name or block.role: block.keys for block in experiment.joined}
-    if set(names) != set(keys) or any(len(key) > 1 for key in keys.values()):
-        raise ConfigurationError(
-            "joined: tables are dealt to sides of one table each, whose key is one column"
-        )
-    return {name: key for name, (key,) in keys.items()}

@@ -11,11 +11,10 @@ import pandas as pd
 
 from federated.deployment import charter as charters
 from federated.deployment.charter import Charter
+from federated.deployment.dealt_tables import DEALT, deal_tables
 from federated.deployment.node.rules import settings as node_folder
 from federated.deployment.pairs import Pairs
 from federated.study.experiment import Experiment
-from federated.study.joined import DEALT
-from federated.study.simulation import deal_tables
 from tests.rigs.trial import Trial
 
 #: Persons of both tables, of the insurers' alone, of the fund's alone; more than one side has.

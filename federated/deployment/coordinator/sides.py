@@ -16,9 +16,8 @@ from federated.deployment.pairs import Pairs
 from federated.hiding.paillier import Opener, Paillier
 from federated.hiding.protocol import Talk
 from federated.joined.factors import JoinedSum, Owner
-from federated.joined.product import joined_sum
+from federated.joined.product import is_alone, joined_sum
 from federated.joined.protection import INTERRUPTED, Joined, Pair
-from federated.joined.statistics import LOCAL
 from federated.message_kinds import MessageKind
 from federated.messages import Request, message_of, read
 from lab.errors import LabError, PeerError
@@ -55,7 +54,7 @@ class RemoteJoined(Joined):
 
     def total(self, talk: Talk, request: Request) -> Sums:
         """What may be shown of the total over all joined rows, which the supervisor opens."""
-        if request.statistic not in LOCAL:
+        if not is_alone(request, self._owner, self._known):
             self.multiply(talk, request, joined_sum(request, self._owner))
         return self.inner.total(talk, request)
 

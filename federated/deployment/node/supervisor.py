@@ -21,9 +21,8 @@ from federated.deployment.node.openings import Openings, subject_of
 from federated.hiding.paillier import KeyAuthority
 from federated.hiding.protocol import fields_of
 from federated.joined.factors import Owner
-from federated.joined.product import joined_sum
+from federated.joined.product import is_alone, joined_sum
 from federated.joined.protection import checked_total
-from federated.joined.statistics import LOCAL
 from federated.messages import Form, Reply, Request, form_from_json, form_to_json, read
 from federated.party.release import RELEASED
 from lab.audit.log_writer import Log
@@ -73,8 +72,9 @@ def opened_total(
         log.append("fault", run=run, query=terms.query, what=str(error), **blame)
         openings.note_fault(run, terms.query, others, error.culprits)
         raise
-    if owner is not None and request.statistic not in LOCAL and charter.pairs is not None:
-        persons = max(charter.pairs.minimum_persons, rules.minimum_count.persons)
+    pairs = charter.pairs
+    if owner is not None and pairs is not None and not is_alone(request, owner, False):
+        persons = max(pairs.minimum_persons, rules.minimum_count.persons)
         total = checked_total(joined_sum(request, owner), total, request.statistic, persons)
     reply = Reply.of(charter.key.by[0] if charter.key else "", total, None).to_record()
     log_opened(log, run, transcript, request.statistic, total)

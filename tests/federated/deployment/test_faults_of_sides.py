@@ -14,7 +14,7 @@ from flwr.app import RecordDict
 from federated.deployment.coordinator.sides import RemoteJoined
 from federated.deployment.node.process import Node
 from federated.deployment.signed_messages import claimed
-from federated.joined.product import purpose, sealed
+from federated.joined.letters import purpose, sealed
 from federated.message_kinds import MessageKind
 from federated.messages import Request, blobs
 from lab.errors import PeerError, PolicyError

@@ -19,10 +19,9 @@ from federated.deployment.node.sides.equations import Equations
 from federated.deployment.node.sides.policy import SidePolicy
 from federated.deployment.pairs import correction_purpose, secret_purpose
 from federated.joined.letters import unsealed
-from federated.joined.product import Products, joined_sum
+from federated.joined.product import Products, is_alone, joined_sum
 from federated.joined.protection import INTERRUPTED
 from federated.joined.side import JoinedSide
-from federated.joined.statistics import LOCAL
 from federated.message_kinds import MessageKind
 from federated.messages import Request, blobs, read
 from federated.party.state import NodeState
@@ -95,7 +94,8 @@ class NodeSide:
     def check_share(self, party: JoinedSide, content: RecordDict) -> None:
         """Raises :class:`Refusal` where the share of a sum was lost, so that it is made anew."""
         request = Request.from_record(content)
-        if request.statistic not in LOCAL and request.query not in party.shares:
+        alone = is_alone(request, party.owner, party.known)
+        if not alone and request.query not in party.shares:
             raise Refusal(INTERRUPTED, "this side has no share of this sum; begin it anew")
 
     def _count(self, party: JoinedSide, study: StudyPlan, request: Request) -> None:

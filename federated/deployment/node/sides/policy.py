@@ -132,6 +132,7 @@ class SidePolicy(InsurerPolicy):
             columns=frozenset(self.columns_of(study)),
             product=experiment.protection.product,
             key_bits=experiment.protection.key_bits,
+            tells_cuts=False,  # which would be a bit of each person
         )
         for peer, alignment in self.alignments.made(keys).items():
             side.places[peer] = pd.Series(alignment.place[row_numbers], index=frame.index)
