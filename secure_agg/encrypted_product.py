@@ -100,7 +100,7 @@ def encrypted_rows(
         for row in numbers.tolist()
         for at in range(0, packing.terms.left, width)
     ]
-    return wire.join(ROWS, [packing.terms.digest, _ciphertexts(public, plaintexts, workers)])
+    return wire.join(ROWS, [packing.terms.digest, ciphertexts_of(public, plaintexts, workers)])
 
 
 def raised(
@@ -112,7 +112,7 @@ def raised(
     """
     terms, groups = packing.terms, packing.groups
     exponents = packing.shifted(matrix, terms.right)
-    ciphertexts = _read(ROWS, packing, public, message, terms.rows * groups)
+    ciphertexts = read_ciphertexts(ROWS, terms, public, message, terms.rows * groups)
     firsts, place = _groups(exponents)
     n_squared = public.n_squared
     masks, powers = [], []
@@ -127,7 +127,7 @@ def raised(
         for _ in range(terms.right):
             masks.append([secrets.randbits(packing.range + MASK_BITS) for _ in range(width)])
     plaintexts = [gmpy2.pack([mpz(v) for v in mask], packing.slot) for mask in masks]
-    fresh = _read_all(public, _ciphertexts(public, plaintexts, workers))
+    fresh = read_all(public, ciphertexts_of(public, plaintexts, workers))
     answers = [a * b % n_squared for a, b in zip(powers, fresh, strict=True)]
     share = -_matrix(packing, masks) - packing.shift * exponents.sum(axis=0)[None, :]
     answer = wire.join(RAISED, [terms.digest, _bytes(public, answers)])
@@ -137,7 +137,7 @@ def raised(
 def opened(packing: Packing, private: PrivateKey, matrix: Integers, message: bytes) -> Integers:
     """Step 3: the encrypting side's share, (left, right). Raises MalformedMessage, InvalidCiphertext."""
     terms, count = packing.terms, packing.groups * packing.terms.right
-    ciphertexts = _read(RAISED, packing, private.public, message, count)
+    ciphertexts = read_ciphertexts(RAISED, terms, private.public, message, count)
     slots = []
     for at, plaintext in enumerate(decrypt_raw(private, ciphertexts)):
         group = at // terms.right
@@ -220,7 +220,7 @@ def _power_product(bases: list[mpz], exponents: list[int], bits: int, modulus: m
     return total
 
 
-def _ciphertexts(public: PublicKey, plaintexts: list[mpz], workers: int) -> bytes:
+def ciphertexts_of(public: PublicKey, plaintexts: list[mpz], workers: int) -> bytes:
     n, n_squared = public.n, public.n_squared
     with closing(blinding.factors(n, len(plaintexts), workers)) as factors:
         pairs = zip(plaintexts, factors, strict=True)
@@ -231,20 +231,21 @@ def _bytes(public: PublicKey, ciphertexts: Sequence[mpz]) -> bytes:
     return b"".join(c.to_bytes(public.ciphertext_bytes, "big") for c in ciphertexts)
 
 
-def _read_all(public: PublicKey, data: bytes) -> list[mpz]:
+def read_all(public: PublicKey, data: bytes) -> list[mpz]:
     size = public.ciphertext_bytes
     return [mpz.from_bytes(data[at : at + size], "big") for at in range(0, len(data), size)]
 
 
-def _read(
-    kind: bytes, packing: Packing, public: PublicKey, message: bytes, count: int
+def read_ciphertexts(
+    kind: bytes, terms: ProductTerms, public: PublicKey, message: bytes, count: int
 ) -> list[mpz]:
+    """The ciphertexts of a message. Raises MalformedMessage and InvalidCiphertext."""
     digest, data = wire.split(kind, message, 2)
-    if digest != packing.terms.digest:
+    if digest != terms.digest:
         raise MalformedMessage("a product's message is of another product")
     if len(data) != count * public.ciphertext_bytes:
         raise MalformedMessage("a product's message does not have the ciphertexts it should have")
-    ciphertexts = _read_all(public, data)
+    ciphertexts = read_all(public, data)
     try:
         check_ciphertexts(public, ciphertexts)
     except InvalidCiphertext as error:

@@ -6,14 +6,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from lab.errors import ConfigurationError
 
 #: Each a module beside this one, loaded when it is asked for: ``figures`` are its rows, whose
 #: docstring is printed below them.
 BENCHES = (
-    "paillier", "masks", "alignment", "glm", "grid", "query", "trees", "quality", "steps", "exchange",
+    "paillier", "masks", "alignment", "product", "link", "glm", "grid", "query", "trees", "quality",
+    "joined-trees", "steps", "exchange",
 )  # fmt: skip
+
+
+#: Those of joined sides, which have a folder of their own.
+JOINED = ("alignment", "product", "joined-trees")
+
+
+def module_of(name: str) -> ModuleType:
+    """The module of a bench."""
+    folder = "joined." if name in JOINED else ""
+    return import_module(f"federated.bench.{folder}{name.removeprefix('joined-')}")
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,6 @@ def report(names: tuple[str, ...], path: Path | None, quick: bool) -> Iterator[B
 
 
 def _measured(name: str, path: Path | None, quick: bool) -> Bench:
-    figures = import_module(f"federated.bench.{name}").figures
+    figures = module_of(name).figures
     rows = [tuple(row) for row in figures(path, quick)]
     return Bench(name, rows, " ".join((figures.__doc__ or "").split()))

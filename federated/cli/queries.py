@@ -7,8 +7,16 @@ from typing import Any
 
 import click
 
-from federated.cli.console import plain_table, say_json, say_table, screen
-from federated.cli.options import RUNS, WITHOUT, changed
+from federated.cli.console import (
+    RUNS,
+    WITHOUT,
+    changed,
+    leave_out,
+    plain_table,
+    say_json,
+    say_table,
+    screen,
+)
 
 
 @click.command()
@@ -64,6 +72,7 @@ def query(
         values = {"mechanism": "gaussian" if delta else "laplace", "epsilon": epsilon}
         values |= {"delta": delta, "rows_per_person": rows_per_person}
         noise = parse(Noise, values, where="noise")
+    leave_out(without)
     answer = ask(settings, question, noise=noise, runs=runs, exchange=exchange, without=without)
     if form == "csv":
         say_table(with_names(answer).to_csv(index=False))

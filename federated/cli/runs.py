@@ -9,7 +9,12 @@ from typing import Any
 import click
 
 from federated.cli.console import (
+    RUNS,
+    TRACKING,
+    WITHOUT,
+    changed,
     confirmed,
+    leave_out,
     plain_table,
     print_json,
     print_study,
@@ -18,7 +23,6 @@ from federated.cli.console import (
     say_json,
     screen,
 )
-from federated.cli.options import RUNS, TRACKING, WITHOUT, changed
 
 
 @click.command()
@@ -75,6 +79,7 @@ def run(
     lab run mine.toml
     lab run rand_hie --set model.ridge=0.1 --json
     """
+    leave_out(without)
     from federated.study.experiment import Experiment
 
     settings = Experiment.read(experiment, changed(changes))  # its mistakes come at once

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -33,12 +33,30 @@ Widths = tuple[dict[str, int], dict[str, int]]
 Groups = dict[str, Floats]
 
 
+#: Numbers of either side below 2**44 on a grid of 2**-44, products of up to 2**30 rows: 89 bits each and
+#: 30 bits more.
+RING = Ring(208)
+
+
 @dataclass(frozen=True)
 class Format:
-    """The fixed-point format of a side's numbers, which are scaled so that an average row's are about 1."""
+    """The fixed-point format of a side's numbers, which are scaled so that an average row's are about 1.
+
+    ring: that sums of products stay in; bits: of a number with its sign; indicators: the fund's numbers
+    are 0 or 1.
+    """
 
     bound: float
     resolution: float
+    ring: Ring = RING
+    bits: int = 90
+    indicators: bool = False
+
+    @classmethod
+    def counted(cls, most: float) -> Format:
+        """Of whole numbers up to this at the insurer's side, added up by what the fund's side knows."""
+        bits = int(most).bit_length() + 1
+        return cls(2.0 ** (bits - 1), 1.0, Ring(64), bits, indicators=True)
 
 
 #: Of sums that are products of two numbers; where shares are multiplied again, coarser.
@@ -94,8 +112,11 @@ class JoinedSum(Protocol):
     name; shares of them are made first, row by row, and enter the products as columns of both sides.
     """
 
-    form: ClassVar[Format]
     curves: ClassVar[tuple[str, ...]]
+
+    @property
+    def form(self) -> Format:
+        """The format of both sides' numbers."""
 
     def products(self) -> Multiplied:
         """Groups of the insurer's side and of the fund's that are multiplied with each other."""
@@ -191,7 +212,13 @@ def indicators(frame: pd.DataFrame, feature: Any, levels: tuple[str, ...]) -> Fl
 
 
 class CurvedSum(JoinedSum, Protocol):
-    """A statistic that needs curves: f(a + b) as sum_k f_k(a) g_k(b), exact to a stated error."""
+    """A statistic that needs curves: f(a + b) as sum_k f_k(a) g_k(b), exact to a stated error.
+
+    terms: how many products a curve is the sum of.
+    """
+
+    @property
+    def terms(self) -> int: ...
 
     def left_curves(self, side: Half) -> Floats:
         """(rows, curves, terms) the insurer's factors."""
@@ -201,3 +228,23 @@ class CurvedSum(JoinedSum, Protocol):
 
     def with_curves(self, ring: Ring, own: dict[str, Digits]) -> dict[str, Digits]:
         """A side's groups on the spine, with those that its shares of curves make."""
+
+
+@runtime_checkable
+class TellingSum(JoinedSum, Protocol):
+    """A statistic of which the insurer's side knows a part by itself, once the fund's side has told it
+    what a plan chose to be told."""
+
+    def told(self, side: Any, peer: str) -> bytes:
+        """What the fund's side tells an insurer."""
+
+    def hear(self, side: Any, data: bytes) -> None:
+        """Take it up at the insurer's side."""
+
+    def alone(self, side: Any) -> dict[str, Integers]:
+        """What the insurer's side adds by itself, of any of the arrays and of :data:`BOTH`."""
+
+
+#: The total of rows that both sides have, which every statistic opens, and of those among them whose
+#: numbers are within their bounds.
+BOTH, WITHIN = "both sides' rows", "rows within bounds"

@@ -153,7 +153,7 @@ class Likelihood:
         return Law(self.a.task.law, self.a.scale)
 
     def products(self) -> Multiplied:
-        return [(("terms", "here"), ("loss", "here"))]
+        return [(("terms", "here", "valid"), ("loss", "here", "valid"))]
 
     def widths(self) -> Widths:
         left = {"terms": len(self._law.log_likelihood(NONE, 1.0)), "here": 1, "valid": 1}

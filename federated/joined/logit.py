@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from federated.joined.curves import REACH, polynomials, shifted
+from federated.joined.curves import REACH, TERMS, polynomials, shifted
 from federated.joined.factors import (
     COARSE,
     Format,
@@ -54,6 +54,7 @@ class Logit:
     form: ClassVar[Format] = COARSE
     curves: ClassVar[tuple[str, ...]] = ("mean", "slope", "softplus")
     part: ClassVar[Part] = "train"
+    terms: ClassVar[int] = TERMS
 
     @property
     def encoding(self) -> Encoding:
@@ -211,7 +212,10 @@ class LogitLikelihood(Logit):
     curves: ClassVar[tuple[str, ...]] = ("softplus",)
 
     def products(self) -> Multiplied:
-        return [(("rows", "by b", "here"), ("here", "b")), (("all",), ("softplus",))]
+        return [
+            (("rows", "by b", "here", "valid"), ("here", "b", "valid")),
+            (("all",), ("softplus",)),
+        ]
 
     def widths(self) -> Widths:
         ones = dict.fromkeys((*self.curves, "here", "valid"), 1)
@@ -259,7 +263,7 @@ class LogitFit(OfTestRows):
 
     def products(self) -> Multiplied:
         return [
-            (("rows", "by b", "alone", "bags", "here"), ("here", "b")),
+            (("rows", "by b", "alone", "bags", "here", "valid"), ("here", "b", "valid")),
             (("bags",), ("mean", "softplus")),
         ]
 
@@ -327,8 +331,14 @@ class LogitByLevel(OfTestRows):
 
     def products(self) -> Multiplied:
         if self._at_insurer:
-            return [(("levels", "actual", "size", "here"), ("here",)), (("levels",), ("mean",))]
-        return [(("here", "actual", "size"), ("here", "levels")), (("mean",), ("levels",))]
+            return [
+                (("levels", "actual", "size", "here", "valid"), ("here", "valid")),
+                (("levels",), ("mean",)),
+            ]
+        return [
+            (("here", "actual", "size", "valid"), ("here", "levels", "valid")),
+            (("mean",), ("levels",)),
+        ]
 
     def widths(self) -> Widths:
         ones, levels = dict.fromkeys((*self.curves, "here", "valid"), 1), len(self.a.feature.levels)

@@ -12,39 +12,47 @@ learns their sizes.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from federated.joined.curves import TERMS
-from federated.joined.factors import CurvedSum, Format, Groups, Half, JoinedSum, Owner, Role, Shares
-from federated.joined.statistics import JOINED
+from federated.joined.factors import (
+    BOTH,
+    WITHIN,
+    CurvedSum,
+    Format,
+    Groups,
+    Half,
+    JoinedSum,
+    Owner,
+    Role,
+    Shares,
+    TellingSum,
+)
+from federated.joined.letters import LETTER
+from federated.joined.statistics import JOINED, Answer, alone
 from federated.messages import Request
 from federated.party import statistics
-from lab.errors import PeerError
+from lab.errors import ModelError, PeerError
 from lab.sums import Floats, Limit, Sums
-from secure_agg import encrypted_product, triples, wire
+from secure_agg import encrypted_product, encrypted_sums, triples, wire
 from secure_agg.arithmetic.ring import Digits, Integers, Ring
 from secure_agg.encrypted_product import Packing
-from secure_agg.errors import MalformedMessage, SecureAggError
-from secure_agg.identity import Card, Identity
+from secure_agg.encrypted_sums import Blocks
+from secure_agg.errors import MalformedMessage
+from secure_agg.identity import derived
 from secure_agg.keys import PrivateKey, PublicKey
 from secure_agg.triples import ProductTerms
 
-#: Numbers of either side below 2**44 on a grid of 2**-44, products of up to 2**30 rows: 89 bits each and
-#: 30 bits more.
-RING = Ring(208)
-NUMBER_BITS = 90
 #: A share as float64 numbers, lowest first; sums of them over 2**27 sides are exact.
-PIECE_BITS, PIECES = 26, 8
+PIECE_BITS = 26
 PIECE = Limit(bound=2.0**PIECE_BITS, resolution=1.0)
 SHARES = "shares"
-LETTER, ENCRYPTED = b"SAGGJL01", b"SAGGJE01"
-#: The total of rows that both sides have; every statistic opens it.
-BOTH = "both sides' rows"
+ENCRYPTED = b"SAGGJE01"
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,17 @@ def joined_sum(request: Request, owner: Owner) -> JoinedSum:
     return make(row.read(request.arguments, request.arrays), request.arrays, owner)
 
 
+def answer_alone(request: Request, owner: Owner, known: bool) -> tuple[Answer | None, Any]:
+    """How a side answers a request by itself, if it does, and the arguments."""
+    a = statistics.find(request.statistic).read(request.arguments, request.arrays)
+    return alone(request.statistic, a, owner, known), a
+
+
+def is_alone(request: Request, owner: Owner, known: bool) -> bool:
+    """Whether each side answers a request by itself."""
+    return answer_alone(request, owner, known)[0] is not None
+
+
 @dataclass(frozen=True)
 class Products:
     """The products of a statistic that have columns on both sides, with their sizes."""
@@ -73,6 +92,15 @@ class Products:
     total: JoinedSum
 
     @property
+    def ring(self) -> Ring:
+        return self.total.form.ring
+
+    @property
+    def tells(self) -> bool:
+        """Whether the fund's side tells something before the products."""
+        return isinstance(self.total, TellingSum)
+
+    @property
     def products(self) -> list[tuple[tuple[str, ...], tuple[str, ...], ProductTerms]]:
         """Groups of the left side, groups of the right side, terms."""
         left, right = self.total.widths()
@@ -80,7 +108,7 @@ class Products:
         for at, (ours, theirs) in enumerate(self.total.products()):
             a, b = sum(left[g] for g in ours), sum(right[g] for g in theirs)
             if a and b:
-                terms = ProductTerms(f"{self.query}/{at}", self.rows, a, b, RING)
+                terms = ProductTerms(f"{self.query}/{at}", self.rows, a, b, self.ring)
                 found.append((ours, theirs, terms))
         return found
 
@@ -108,16 +136,25 @@ class Products:
                     blocks[g, h] = part
                     column += right[h]
                 row += left[g]
-        shares = Shares(RING, (left, right), blocks, own)
+        shares = Shares(self.ring, (left, right), blocks, own)
         values = self.total.combined(shares)
         parts = [values[name].ravel() for name in sorted(values)]
-        both = shares("here", "here").ravel()
-        return np.asarray(np.concatenate([*parts, both]) % RING.modulus, dtype=object)
+        counts = [shares(g, g).ravel() for g in ("here", "valid")]
+        return np.asarray(np.concatenate([*parts, *counts]) % self.ring.modulus, dtype=object)
+
+    def joined(self, values: Mapping[str, Integers]) -> Integers:
+        """Arrays by name as one vector, in the order of :meth:`shared`; what is not named is 0."""
+        none = np.zeros(0, dtype=object)
+        parts = [
+            own if len(own := values.get(name, none).ravel()) else np.zeros(size, dtype=object)
+            for name, size in self.sizes().items()
+        ]
+        return np.concatenate(parts)
 
     def sizes(self) -> dict[str, int]:
         """The numbers of each array that is opened, in their order."""
-        values = self.total.combined(Shares(RING, self.total.widths(), {}, {}))
-        return {name: values[name].size for name in sorted(values)} | {BOTH: 1}
+        values = self.total.combined(Shares(self.ring, self.total.widths(), {}, {}))
+        return {name: values[name].size for name in sorted(values)} | {BOTH: 1, WITHIN: 1}
 
     @property
     def curves(self) -> ProductTerms | None:
@@ -125,43 +162,54 @@ class Products:
         total = self.total
         if not total.curves:
             return None
+        terms = cast(CurvedSum, total).terms
         return ProductTerms(
-            f"{self.query}/curves", self.rows, len(total.curves) * TERMS, TERMS, RING
+            f"{self.query}/curves", self.rows, len(total.curves) * terms, terms, self.ring
         )
 
 
 def _placed(columns: Floats, spine: Spine, form: Format) -> Digits:
     there = spine.place >= 0
-    matrix = np.zeros((spine.size, columns.shape[1], RING.digits), dtype=np.uint16)
-    matrix[spine.place[there]] = RING.encoded(columns[there], form.bound, form.resolution)
+    ring = form.ring
+    matrix = np.zeros((spine.size, columns.shape[1], ring.digits), dtype=np.uint16)
+    matrix[spine.place[there]] = ring.encoded(columns[there], form.bound, form.resolution)
     return matrix
 
 
 # Shares as contributions.
 
 
-def contribution(share: Integers) -> Sums:
+def pieces_of(ring: Ring) -> int:
+    return -(-ring.bits // PIECE_BITS)
+
+
+def contribution(share: Integers, ring: Ring) -> Sums:
     """A share as sums: (numbers, pieces) of whole numbers below 2**26. Of rows it tells nothing."""
-    pieces = np.zeros((len(share), PIECES))
-    for k in range(PIECES):
+    pieces = np.zeros((len(share), pieces_of(ring)))
+    for k in range(pieces.shape[1]):
         pieces[:, k] = [float(v >> (PIECE_BITS * k) & (2**PIECE_BITS - 1)) for v in share]
     return Sums({SHARES: pieces}, {SHARES: PIECE}, 0)
 
 
 def joined_total(total: JoinedSum, sums: Sums, query: str = "total") -> Sums:
     """The statistic's total, of the sum of all sides' contributions. Raises :class:`PeerError`."""
-    sizes = Products(query, 1, total).sizes()
+    sizes, ring = Products(query, 1, total).sizes(), total.form.ring
     pieces = sums[SHARES]
-    if pieces.shape != (sum(sizes.values()), PIECES):
+    if pieces.shape != (sum(sizes.values()), pieces_of(ring)):
         raise PeerError("the sides' shares are not of the form that the question asks for")
     whole = [sum(int(v) << (PIECE_BITS * k) for k, v in enumerate(row)) for row in pieces]
-    numbers = RING.signed(np.array(whole, dtype=object) % RING.modulus)
+    numbers = ring.signed(np.array(whole, dtype=object) % ring.modulus)
     values, at = {}, 0
     for name, size in sizes.items():
         part = numbers[at : at + size]
         values[name] = np.array([float(v) for v in part]) * total.form.resolution**2
         at += size
-    rows = round(float(values.pop(BOTH)[0]))
+    rows, within = (round(float(values.pop(name)[0])) for name in (BOTH, WITHIN))
+    if within < rows and "valid" not in values:  # a step of a fit says so itself, and is halved
+        raise ModelError(
+            f"{rows - within:,} of {rows:,} joined rows have numbers beyond all bounds: cap those far larger than "
+            "all others, or take the logarithm of a feature"
+        )
     return total.opened(values, rows)
 
 
@@ -169,6 +217,25 @@ def joined_total(total: JoinedSum, sums: Sums, query: str = "total") -> Sums:
 # returns its share of the sum.
 
 Talking = Generator[bytes, bytes, Integers]
+
+
+def telling(layout: Products, half: Half, peer: str, talk: Talking) -> Talking:
+    """A conversation with peer, with its turn of telling first, where it has one: what the insurer's side adds by
+    itself is hidden by a number that the fund's side takes off again."""
+    total, ring = layout.total, layout.ring
+    if not isinstance(total, TellingSum):
+        return (yield from talk)
+    insurer = half.role == "insurer"
+    own = secrets.token_bytes(32) if insurer else total.told(half, peer)
+    heard = yield wire.join(LETTER, [own])
+    (theirs,) = wire.split(LETTER, heard, 1)
+    if insurer:
+        total.hear(half, theirs)
+    share = yield from talk
+    parts = ring.stream(derived(own if insurer else theirs, b"alone"), (len(share), 1))
+    mask = ring.integers(np.concatenate([digits for _, digits in parts]))[:, 0]
+    whole = share + layout.joined(total.alone(half)) + mask if insurer else share - mask
+    return np.asarray(whole % ring.modulus, dtype=object)
 
 
 def by_triples(layout: Products, half: Half, spine: Spine, secret: bytes) -> Talking:
@@ -221,18 +288,21 @@ def _heard(heard: bytes, count: int, side: triples.Side) -> tuple[list[bytes], l
 
 
 def _groups(total: JoinedSum, half: Half) -> Groups:
-    return total.left(half) if half.role == "insurer" else total.right(half)
+    with np.errstate(all="ignore"):  # what is no number is told by `within`
+        return total.left(half) if half.role == "insurer" else total.right(half)
 
 
 def _with_curves(total: JoinedSum, own: dict[str, Digits], share: Digits) -> dict[str, Digits]:
     """A side's groups, with its shares of the curves as columns of their names."""
     columns = {name: share[:, k : k + 1] for k, name in enumerate(total.curves)}
-    return cast(CurvedSum, total).with_curves(RING, {**own, **columns})
+    return cast(CurvedSum, total).with_curves(total.form.ring, {**own, **columns})
 
 
 def deal(layout: Products, turn: int, left_secret: bytes, right_secret: bytes) -> list[bytes]:
     """The dealer's part: what the right side needs beside the letter that it hears in a turn."""
-    curves = layout.curves
+    curves, turn = layout.curves, turn - layout.tells
+    if turn == 0:
+        return []
     if curves is not None and turn == 1:
         seeds = [triples.seed_of(s, curves) for s in (left_secret, right_secret)]
         return [triples.deal_rows(curves, *seeds)]
@@ -247,88 +317,82 @@ def by_paillier(layout: Products, half: Half, spine: Spine, key: PrivateKey) -> 
     """With Paillier. key: of this side; in each product the side of fewer columns encrypts."""
     if layout.curves is not None:
         raise PeerError("a binomial model over joined sides needs protection.product = 'triples'")
-    role = half.role
-    own_groups = layout.on_spine(_groups(layout.total, half), spine)
-    matrices = layout.matrices(role, own_groups)
-    numbers = [RING.signed(RING.integers(m)) for m in matrices]
-    products = [terms for _, _, terms in layout.products]
-    encrypts = [(t.left <= t.right) == (role == "insurer") for t in products]
-    packings = [_packing(t, key.public.bits) for t in products]
+    own = layout.on_spine(_groups(layout.total, half), spine)
+    matrices, ring = layout.matrices(half.role, own), layout.ring
+    ways = [_way(layout.total.form, terms, key) for _, _, terms in layout.products]
+    encrypts = [way.left == (half.role == "insurer") for way in ways]
+    numbers: list[Any] = [
+        ring.signed(ring.integers(m)) if ours or not way.adds else m[..., 0]
+        for m, way, ours in zip(matrices, ways, encrypts, strict=True)
+    ]
     rows = [
-        encrypted_product.encrypted_rows(p, key.public, n) if own else b""
-        for p, n, own in zip(packings, numbers, encrypts, strict=True)
+        way.encrypted(n) if ours else b""
+        for way, n, ours in zip(ways, numbers, encrypts, strict=True)
     ]
     modulus = int(key.public.n).to_bytes(key.public.bits // 8, "big")
     heard = yield wire.join(ENCRYPTED, [modulus, *rows])
-    theirs, *asked = wire.split(ENCRYPTED, heard, 1 + len(products))
+    theirs, *asked = wire.split(ENCRYPTED, heard, 1 + len(ways))
     public = PublicKey(wire.number(theirs))
     if public.bits != key.public.bits:
         raise MalformedMessage("the other side's key is of another length than the plan's")
     answers, shares = [], []
-    for p, n, own, message in zip(packings, numbers, encrypts, asked, strict=True):
-        answer, share = (b"", n) if own else encrypted_product.raised(p, public, n, message)
+    for way, n, ours, message in zip(ways, numbers, encrypts, asked, strict=True):
+        answer, share = (b"", n) if ours else way.evaluated(public, n, message)
         answers.append(answer)
         shares.append(share)
     heard = yield wire.join(LETTER, answers)
-    messages = wire.split(LETTER, heard, len(products))
+    messages = wire.split(LETTER, heard, len(ways))
     made = [
-        _turned(
-            encrypted_product.opened(p, key, n, message) if own else share, terms, left_encrypts
-        )
-        for p, n, own, message, share, terms, left_encrypts in zip(
-            packings,
-            numbers,
-            encrypts,
-            messages,
-            shares,
-            products,
-            (t.left <= t.right for t in products),
-            strict=True,
+        way.opened(n, message) if ours else share
+        for way, n, ours, message, share in zip(
+            ways, numbers, encrypts, messages, shares, strict=True
         )
     ]
-    return layout.shared(made, own_groups)
+    turned = [m if way.left else m.T for way, m in zip(ways, made, strict=True)]
+    return layout.shared(turned, own)
 
 
-def _packing(terms: ProductTerms, key_bits: int) -> Packing:
-    """The side that encrypts stands on the left of a packing."""
-    if terms.left > terms.right:
+@dataclass(frozen=True)
+class _Way:
+    """How one product is made with Paillier. left: whether the insurer's side encrypts; how: its rows'
+    packing, of sums where the fund's numbers are 0 or 1; key: of this side."""
+
+    left: bool
+    how: Packing | Blocks
+    key: PrivateKey
+
+    @property
+    def adds(self) -> bool:
+        return isinstance(self.how, Blocks)
+
+    def encrypted(self, numbers: Integers) -> bytes:
+        if isinstance(self.how, Blocks):
+            return encrypted_sums.encrypted_rows(self.how, self.key.public, numbers)
+        return encrypted_product.encrypted_rows(self.how, self.key.public, numbers)
+
+    def evaluated(
+        self, public: PublicKey, numbers: Integers, message: bytes
+    ) -> tuple[bytes, Integers]:
+        if isinstance(self.how, Blocks):
+            return encrypted_sums.added(self.how, public, numbers, message)
+        return encrypted_product.raised(self.how, public, numbers, message)
+
+    def opened(self, numbers: Integers, message: bytes) -> Integers:
+        if isinstance(self.how, Blocks):
+            return encrypted_sums.opened(self.how, self.key, message)
+        return encrypted_product.opened(self.how, self.key, numbers, message)
+
+
+def _way(form: Format, terms: ProductTerms, key: PrivateKey) -> _Way:
+    """The side of fewer columns encrypts; of indicators, the insurer's. It stands on the left."""
+    left, bits = form.indicators or terms.left <= terms.right, key.public.bits
+    if not left:
         terms = ProductTerms(terms.query, terms.rows, terms.right, terms.left, terms.ring)
-    return Packing(terms, NUMBER_BITS, key_bits)
-
-
-def _turned(share: Integers, terms: ProductTerms, left_encrypts: bool) -> Integers:
-    return share if left_encrypts else share.T
-
-
-# Letters.
-
-
-def sealed(identity: Identity, to: Card, purpose: bytes, letter: bytes) -> bytes:
-    """A letter for one side's eyes, signed by the one that wrote it."""
-    secret = to.seal(purpose, letter)
-    return wire.join(LETTER, [secret, identity.sign(purpose, secret)])
-
-
-def unsealed(identity: Identity, sender: Card, purpose: bytes, data: bytes) -> bytes:
-    """Raises :class:`PeerError` that blames the sender, or whoever passed it on."""
-    try:
-        secret, signature = wire.split(LETTER, data, 2)
-        if not sender.signed(purpose, secret, signature):
-            raise PeerError(f"coordinator: passed on a letter that {sender.name} did not sign")
-        return identity.unseal(purpose, secret)
-    except SecureAggError as error:
-        raise PeerError(
-            f"{sender.name}: its letter is not readable: {error}", sender.name
-        ) from None
-
-
-def purpose(query: str, phase: int, sender: str, receiver: str) -> bytes:
-    """What a letter is for; worthless for anything else."""
-    return wire.join(
-        LETTER, [b"product", query.encode(), bytes([phase]), sender.encode(), receiver.encode()]
-    )
+    make = Blocks if form.indicators else Packing
+    return _Way(left, make(terms, form.bits, bits), key)
 
 
 def turns(total: JoinedSum, product: str) -> int:
     """Turns in which letters go to and fro, by the way of making products."""
-    return {"triples": 1, "paillier": 2}[product] + bool(total.curves)
+    before = bool(total.curves) + isinstance(total, TellingSum)
+    return {"triples": 1, "paillier": 2}[product] + before

@@ -11,6 +11,7 @@ import numpy as np
 from scipy import special
 
 from federated.joined.factors import (
+    COARSE,
     FINE,
     Format,
     Groups,
@@ -31,7 +32,7 @@ from lab.models.glm import GLM, Response
 from lab.privacy.joining import PERSONS
 from lab.scores import accuracy
 from lab.sums import Floats, Sums
-from secure_agg.arithmetic.ring import Integers
+from secure_agg.arithmetic.ring import Digits, Integers, Ring
 
 #: Groups of persons that resamples are drawn of.
 BAGS = 64
@@ -58,11 +59,7 @@ def model_of(text: str) -> GLM:
 
 @dataclass(frozen=True)
 class JoinedFit:
-    """``score_fit``: deviance, actual and expected of a model on test rows.
-
-    Resamples are of :data:`BAGS` bags of persons that the insurer's side draws: their sums are opened,
-    and every resample is a sum of them.
-    """
+    """``score_fit``: deviance, actual and expected of a model on test rows, without resamples."""
 
     a: Any
     arrays: Mapping[str, Floats]
@@ -97,11 +94,11 @@ class JoinedFit:
         return bool(self.a.task.counts_with_exposure)
 
     def products(self) -> Multiplied:
-        return [(("terms", "weighted", "here"), ("loss", "here"))]
+        return [(("terms", "weighted", "here", "valid"), ("loss", "here", "valid"))]
 
     def widths(self) -> Widths:
         ones = {"here": 1, "valid": 1}
-        terms = len(self._names) * (BAGS if self.a.replicates else 1)
+        terms = len(self._names)
         weighted = len(self._law.deviance(NONE)) + 2 if self._counts else 0
         left = {"terms": terms, "weighted": weighted} | ones
         return left, {"loss": len(self._law.loss_rights)} | ones
@@ -118,9 +115,6 @@ class JoinedFit:
         terms = np.column_stack(
             [columns_of(law.deviance(known)), columns_of(law.mean(known)), *alone, size]
         )
-        if self.a.replicates:
-            bags = bags_of(side, task, self.a.seed)
-            terms = (bags[:, :, None] * terms[:, None, :]).reshape(len(rows), -1)
         return within({"terms": terms, "weighted": self._weighted(known, r)}, len(rows))
 
     def _weighted(self, known: KnownRows, r: Response) -> Floats:
@@ -140,20 +134,15 @@ class JoinedFit:
         return within({"loss": np.column_stack(columns)}, len(rows))
 
     def combined(self, shares: Shares) -> dict[str, Integers]:
-        law, bags = self._law, BAGS if self.a.replicates else 1
-        lists = {
-            "deviance": names_of(law.deviance(NONE)),
-            "expected": names_of(law.mean(NONE)),
-            "null_deviance": ["one"],
-            "actual": ["one"],
-            "size": ["one"],
-        }
-        values = {name: np.zeros(bags, dtype=object) for name in lists}
-        for bag in range(bags):
-            at = bag * len(self._names)
-            for name, rights in lists.items():
-                values[name][bag] = picked(shares, "terms", law, rights, at)
-                at += len(rights)
+        law, at = self._law, 0
+        values = {}
+        for name, rights in _terms_of(law).items():
+            values[name] = picked(shares, "terms", law, rights, at).reshape(1)
+            at += len(rights)
+        return values | self._weighted_sums(shares)
+
+    def _weighted_sums(self, shares: Shares) -> dict[str, Integers]:
+        law, values = self._law, dict[str, Integers]()
         if self._counts:
             names = names_of(law.deviance(NONE))
             ends = {"weighted_actual": len(names), "weighted_logarithm": len(names) + 1}
@@ -168,14 +157,88 @@ class JoinedFit:
         limits = accuracy.limits_of(self._family, scale)
         if self._counts:
             limits |= accuracy.weighted_limits(self._family, scale)
-        draws = np.random.default_rng(self.a.seed).poisson(1.0, (self.a.replicates, BAGS))
         arrays = {"rows": np.array([float(rows)])}
-        for name, by_bag in values.items():
+        for name, total in values.items():
             unit = _size_unit(scale) if name == "size" else law.unit(units.get(name, "mean"))
-            resampled = draws @ by_bag if self.a.replicates and len(by_bag) > 1 else np.zeros(0)
-            total = np.concatenate([[by_bag.sum()], resampled]) * unit
-            arrays[name] = np.clip(total, -limits[name].bound, limits[name].bound)
+            arrays[name] = np.clip(total * unit, -limits[name].bound, limits[name].bound)
         return Sums(arrays, limits, rows)
+
+
+def _terms_of(law: Law) -> dict[str, list[str]]:
+    """What is scored, each with the fund's factors of its terms, in the order of the insurer's."""
+    means = names_of(law.mean(NONE))
+    return {
+        "deviance": names_of(law.deviance(NONE)),
+        "expected": means,
+        "null_deviance": ["one"],
+        "actual": ["one"],
+        "size": ["one"],
+    }
+
+
+@dataclass(frozen=True)
+class ResampledFit(JoinedFit):
+    """``score_fit`` with resamples: of :data:`BAGS` bags of persons that the insurer's side draws. Shares
+    of what a row adds are made first, row by row; the sums of bags are opened, and every resample is a
+    sum of them."""
+
+    form: ClassVar[Format] = COARSE
+    curves: ClassVar[tuple[str, ...]] = ("deviance", "expected", "null_deviance", "actual", "size")
+
+    @property
+    def terms(self) -> int:
+        return len(self._law.loss_rights)
+
+    def products(self) -> Multiplied:
+        return [
+            (("bags",), self.curves),
+            (("weighted", "here", "valid"), ("loss", "here", "valid")),
+        ]
+
+    def widths(self) -> Widths:
+        left, right = super().widths()
+        curves = dict.fromkeys(self.curves, 1)
+        return {**left, "bags": BAGS} | curves, right | curves
+
+    def left(self, side: Half) -> Groups:
+        groups = super().left(side)
+        bags = bags_of(side, self.a.task, self.a.seed)
+        rest = {name: groups[name] for name in ("terms", "weighted")}
+        return within({**rest, "bags": bags}, len(bags), self.form)
+
+    def right(self, side: Half) -> Groups:
+        loss = super().right(side)["loss"]
+        return within({"loss": loss}, len(loss), self.form)
+
+    def left_curves(self, side: Half) -> Floats:
+        terms, rights, at = self.left(side)["terms"], self._law.loss_rights, 0
+        factors = np.zeros((len(terms), len(self.curves), len(rights)))
+        for k, names in enumerate(_terms_of(self._law).values()):
+            for name in names:
+                factors[:, k, rights.index(name)] += terms[:, at]
+                at += 1
+        return factors
+
+    def right_curves(self, side: Half) -> Floats:
+        return self.right(side)["loss"]
+
+    def with_curves(self, ring: Ring, own: dict[str, Digits]) -> dict[str, Digits]:
+        return own
+
+    def combined(self, shares: Shares) -> dict[str, Integers]:
+        values = {
+            name: shares("bags", name)[:, 0] + shares.local("bags", name)[:, 0]
+            for name in self.curves
+        }
+        return values | self._weighted_sums(shares)
+
+    def opened(self, values: Mapping[str, Floats], rows: int) -> Sums:
+        draws = np.random.default_rng(self.a.seed).poisson(1.0, (self.a.replicates, BAGS))
+        one = {name: values[name] for name in values if name not in self.curves}
+        for name in self.curves:
+            by_bag = values[name] * self.form.resolution
+            one[name] = np.concatenate([[by_bag.sum()], draws @ by_bag])
+        return super().opened(one, rows)
 
 
 def _size_unit(scale: Scale) -> float:
@@ -210,7 +273,7 @@ class ByLevel:
         return Law(self.a.task.law, one)
 
     def products(self) -> Multiplied:
-        return [(("terms", "here", "levels"), ("loss", "here", "levels"))]
+        return [(("terms", "here", "levels", "valid"), ("loss", "here", "levels", "valid"))]
 
     def widths(self) -> Widths:
         ones, levels = {"here": 1, "valid": 1}, len(self.a.feature.levels)

@@ -10,34 +10,45 @@ import pandas as pd
 from flwr.app import RecordDict
 
 from federated.joined.factors import Groups, Role
+from federated.joined.letters import LETTER, purpose, sealed, unsealed
 from federated.joined.product import (
-    LETTER,
-    RING,
     Products,
     Spine,
     Talking,
+    answer_alone,
     by_paillier,
     by_triples,
     contribution,
     joined_sum,
-    purpose,
-    sealed,
-    unsealed,
+    telling,
 )
-from federated.joined.statistics import LOCAL
+from federated.joined.told import CommonRows, Cut
+from federated.joined.trees import refuse_untold
 from federated.messages import Request, message_of, read
-from federated.party import statistics
 from federated.party.party import Party
-from federated.party.state import NodeState
+from federated.party.state import NodeState, Released
 from lab.errors import PeerError, PolicyError
 from lab.models.glm import Task
+from lab.models.tree_model import Cuts
 from lab.statistics import Part
 from lab.sums import Sums
 from secure_agg import wire
-from secure_agg.arithmetic.ring import Integers
+from secure_agg.arithmetic.ring import Integers, Ring
+from secure_agg.errors import SecureAggError
 from secure_agg.keys import PrivateKey, generate
 
+#: What a receipt calls cuts that were told.
+CUTS = "trees_cuts"
 OTHER: Mapping[Role, Role] = {"insurer": "fund", "fund": "insurer"}
+
+
+def _trained(side: JoinedSide) -> Party:
+    """The fund's rows that any insurer trains with."""
+    if not side.trained:
+        raise PolicyError("the insurers did not say which common rows are for training")
+    labels = np.concatenate([rows.to_numpy() for rows in side.trained.values()])
+    rows = side.train.loc[labels]
+    return Party(side.name, rows, rows, side.person, side.policy)
 
 
 @dataclass(frozen=True)
@@ -55,12 +66,17 @@ class JoinedSide(Party):
     ``columns``: those that it holds; ``places``: for each other side the rows of their spine, by the
     label of an own row, and ``sizes``, how many the spine has; ``key_bits``: of its own key for products.
     The fund's rows are all there for training and for testing: which count is the insurer's to say.
+    ``known``: whether both know who is common; ``trained``: where trees are grown, the labels of the fund's rows that an insurer trains with;
+    ``tells_cuts``: whether the fund tells an insurer who is on which side of a cut on its columns.
     """
 
     role: Role = "insurer"
     columns: frozenset[str] = frozenset()
     places: dict[str, pd.Series] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
+    trained: dict[str, pd.Index] = field(default_factory=dict)
+    known: bool = False
+    tells_cuts: bool = True
     product: str = "paillier"
     key_bits: int = 3072
     fewest: int = 2  # a share tells nothing, so two sides hide each other's
@@ -69,6 +85,9 @@ class JoinedSide(Party):
         super().__post_init__()
         self.work: dict[tuple[str, str], Conversation] = {}
         self.shares: dict[str, Integers] = {}
+        self.rings: dict[str, Ring] = {}
+        self.cuts_told: set[tuple[Cuts, tuple[bool, ...]]] = set()
+        self._common: CommonRows | None = None
         self._key: PrivateKey | None = None
 
     @property
@@ -98,10 +117,48 @@ class JoinedSide(Party):
         frame = self._frame(part)
         return frame if self.person is None else frame.drop(columns=self.person)
 
+    @property
+    def common(self) -> CommonRows:
+        """An insurer's rows that the fund has as well."""
+        if self._common is None:
+            (place,) = self.places.values()
+            self._common = CommonRows(self, place)
+        return self._common
+
+    @property
+    def training(self) -> Party:
+        """The rows that trees are grown from, as a party."""
+        if self.role == "insurer":
+            return self.common.party
+        party: Party = self.once(_trained)
+        return party
+
+    @property
+    def spine_size(self) -> int:
+        """Rows of an insurer's one spine."""
+        (size,) = self.sizes.values()
+        return size
+
+    def tell(self, peer: str, chosen: list[Cut], cuts: tuple[Cuts, ...]) -> bytes:
+        """The fund: a bit for each of these cuts and each row of the spine with an insurer.
+
+        Raises :class:`PolicyError` where this party tells no cuts."""
+        if chosen and not self.tells_cuts:
+            raise refuse_untold()
+        place, frame = self.places[peer].reindex(self.train.index).to_numpy(), self.train
+        bits = np.zeros((len(chosen), self.sizes[peer]), dtype=bool)
+        codes = np.empty(len(frame), dtype=np.uint8)
+        for k, (feature, goes_left) in enumerate(chosen):
+            cuts[feature].codes(frame, codes)
+            bits[k, place[place >= 0]] = np.array(goes_left)[codes[place >= 0]]
+            self.cuts_told.add((cuts[feature], goes_left))
+        return np.packbits(bits, axis=1).tobytes()
+
     def begin(self, request: Request, secrets: Mapping[str, bytes]) -> dict[str, bytes]:
         """The first letter to each other side. secrets: what the dealer gave, by the other's name."""
+        self.work.clear()  # of a sum that another side was lost from
+        self.shares.clear()
         total = joined_sum(request, self.owner)
-        self.shares.pop(request.query, None)
         letters = {}
         for peer in self.places:
             layout = Products(f"{request.query} {self._pair(peer)}", self.sizes[peer], total)
@@ -111,6 +168,7 @@ class JoinedSide(Party):
                 if self.product == "triples"
                 else by_paillier(layout, self, spine, self.key)
             )
+            talk = telling(layout, self, peer, talk)
             self.work[request.query, peer] = Conversation(layout, talk)
             letters[peer] = next(talk)
         return letters
@@ -126,19 +184,21 @@ class JoinedSide(Party):
             del self.work[query, peer]
             share: Integers = end.value
             before = self.shares.get(query)
-            whole = share if before is None else (before + share) % RING.modulus
+            ring = work.layout.ring
+            self.rings[query] = ring
+            whole = share if before is None else (before + share) % ring.modulus
             self.shares[query] = np.asarray(whole, dtype=object)
             return None
 
     def take(self, request: Request) -> Sums:
         """The side's share of a sum that was made with the others, once; it can't be read alone."""
-        if request.statistic in LOCAL:
-            row = statistics.find(request.statistic)
-            return LOCAL[request.statistic](self, row.read(request.arguments, request.arrays))
+        answer, arguments = answer_alone(request, self.owner, self.known)
+        if answer is not None:
+            return answer(self, arguments, request.arrays)
         share = self.shares.pop(request.query, None)
         if share is None or any(query == request.query for query, _ in self.work):
             raise PeerError("coordinator: asks for a share of a sum that was not made")
-        return contribution(share)
+        return contribution(share, self.rings.pop(request.query))
 
     def _pair(self, peer: str) -> str:
         return " & ".join((self.name, peer) if self.role == "insurer" else (peer, self.name))
@@ -166,16 +226,22 @@ def answer_product(holder: Party, memory: NodeState, message: RecordDict) -> Rec
             holder.binding.check(request, memory.standing())
         memory.begin_product(request.query)
         dealt = {peer: memory.dealt(peer) for peer in holder.places}
+        before = len(holder.cuts_told)
         letters: dict[str, bytes | None] = dict(holder.begin(request, dealt))
+        if (new := len(holder.cuts_told) - before) > 0:
+            memory.note(_of_cuts(holder, request, new))
     else:
         letters = {}
         for peer in holder.places:
             kind = purpose(request.query, turn - 1, peer, holder.name)
             letter = unsealed(identity, roster[peer], kind, read(message, f"from {peer}"))
-            if holder.product == "triples" and holder.role == "fund":
-                dealt_parts = wire.split(LETTER, read(message, f"dealt {peer}"), 0, 99)
-                letter = wire.join(LETTER, [*wire.split(LETTER, letter, 0, 99), *dealt_parts])
-            letters[peer] = holder.hear(request.query, peer, letter)
+            try:
+                if holder.product == "triples" and holder.role == "fund":
+                    dealt_parts = wire.split(LETTER, read(message, f"dealt {peer}"), 0, 99)
+                    letter = wire.join(LETTER, [*wire.split(LETTER, letter, 0, 99), *dealt_parts])
+                letters[peer] = holder.hear(request.query, peer, letter)
+            except SecureAggError as error:
+                raise PeerError(f"{peer}: sent a letter that does not fit: {error}", peer) from None
     parts = {
         f"to {peer}": sealed(
             identity, roster[peer], purpose(request.query, turn, holder.name, peer), letter
@@ -184,6 +250,13 @@ def answer_product(holder: Party, memory: NodeState, message: RecordDict) -> Rec
         if letter is not None
     }
     return message_of(**parts)
+
+
+def _of_cuts(fund: JoinedSide, request: Request, cuts: int) -> Released:
+    """The receipt's line of cuts told: a bit for each person that an insurer has in common."""
+    persons = sum(int((place >= 0).sum()) for place in fund.places.values())
+    size = cuts * sum(-(-size // 8) for size in fund.sizes.values())
+    return Released(request.query, CUTS, "told", cuts, cuts * persons, size, persons, 0)
 
 
 def pair(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from federated.joined import trees
 from federated.joined.factors import (
     FINE,
     Format,
@@ -24,13 +25,15 @@ from federated.joined.factors import (
 )
 from federated.joined.glm import Likelihood, Step
 from federated.joined.logit import LogitByLevel, LogitFit, LogitLikelihood, LogitStep
-from federated.joined.scores import ByLevel, JoinedFit
+from federated.joined.scores import ByLevel, JoinedFit, ResampledFit
 from lab.models.design import Number
 from lab.models.glm import PERSON_PAIRS, SUMMED, Response
 from lab.models.magnitudes import CLASSES, OfMagnitudes, magnitudes, of_features
 from lab.privacy.joining import PERSONS
 from lab.sums import COUNT, FLAG, Floats, Sums, limit_of
 from secure_agg.arithmetic.ring import Integers
+
+Maker = Callable[[Any, Mapping[str, Floats], Owner], JoinedSum]
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class JoinedTotals:
         return None if encoding is None else Halves(encoding, self.owner)
 
     def products(self) -> Multiplied:
-        sums: Multiplied = [(("sums", "here"), ("here",))]
+        sums: Multiplied = [(("sums", "here", "valid"), ("here", "valid"))]
         if self._halves is None:
             return sums
         return [*sums, (("xx",), ("here",)), (("here",), ("zz",)), (("x",), ("z",))]
@@ -119,7 +122,7 @@ class Moments:
         return [k for k, term in terms if self.owner(term.feature.column) == role]
 
     def products(self) -> Multiplied:
-        return [(("powers", "here"), ("here", "powers"))]
+        return [(("powers", "here", "valid"), ("here", "powers", "valid"))]
 
     def widths(self) -> Widths:
         ones = {"here": 1, "valid": 1}
@@ -171,7 +174,7 @@ class LevelCounts:
         return [k for k, t in enumerate(self.a.features) if self.owner(t.feature.column) == role]
 
     def products(self) -> Multiplied:
-        return [(("levels", "here"), ("here", "levels"))]
+        return [(("levels", "here", "valid"), ("here", "levels", "valid"))]
 
     def widths(self) -> Widths:
         ones = {"here": 1, "valid": 1}
@@ -219,15 +222,46 @@ def _magnitudes(side: Any, a: OfMagnitudes) -> Sums:
     return Sums(sizes, dict.fromkeys(sizes, FLAG), 0)
 
 
-#: What each side answers for its own columns, without the other: public sizes, no sums.
-LOCAL: Mapping[str, Callable[[Any, Any], Sums]] = {"magnitudes": _magnitudes}
+#: What a side answers without the other, of its arguments and arrays.
+Answer = Callable[[Any, Any, Mapping[str, Floats]], Sums]
 
 
-def _by_family(plain: Any, logit: Any) -> Callable[[Any, Mapping[str, Floats], Owner], JoinedSum]:
-    """A statistic of models, which for a logistic one has curves."""
+#: What each side answers by itself among real parties, which fit no trees.
+LOCAL = ("magnitudes",)
+
+
+def alone(name: str, a: Any, owner: Owner, known: bool) -> Answer | None:
+    """How each side answers for its own columns or rows by itself; None where it takes both sides.
+
+    known: whether both know who is common, and the fund who is for training.
+    """
+    if name == "totals" and known:
+        return trees.totals_alone
+    if name == "magnitudes":  # public sizes, no sums
+        return lambda side, a, arrays: _magnitudes(side, a)
+    if name in trees.ALONE:
+        return trees.ALONE[name]
+    if name not in trees.SCORES or not trees.is_trees(a.model):
+        return None
+    if name == "score_levels" and owner(a.feature.feature.column) == "fund":
+        return None
+    return trees.scored_alone(name)
+
+
+def _fit_of(a: Any, arrays: Mapping[str, Floats], owner: Owner) -> JoinedSum:
+    """The score of a model on test rows, with resamples or without."""
+    if a.task.law.name == "binomial":
+        return LogitFit(a, arrays, owner)
+    return (ResampledFit if a.replicates else JoinedFit)(a, arrays, owner)
+
+
+def _by_family(plain: Any, logit: Any, of_trees: Any = None) -> Maker:
+    """A statistic of models, which for a logistic one has curves, and of trees is another."""
 
     def make(a: Any, arrays: Mapping[str, Floats], owner: Owner) -> JoinedSum:
         kind = logit if a.task.law.name == "binomial" else plain
+        if of_trees is not None and trees.is_trees(a.model):
+            kind = of_trees
         total: JoinedSum = kind(a, arrays, owner)
         return total
 
@@ -235,13 +269,15 @@ def _by_family(plain: Any, logit: Any) -> Callable[[Any, Mapping[str, Floats], O
 
 
 #: What can be asked of joined rows, by the name of the statistic.
-JOINED: Mapping[str, Callable[[Any, Mapping[str, Floats], Owner], JoinedSum]] = {
+JOINED: Mapping[str, Maker] = {
     "glm_start": JoinedTotals,
     "glm_step": _by_family(Step, LogitStep),
     "glm_likelihood": _by_family(Likelihood, LogitLikelihood),
     "totals": JoinedTotals,
     "moments": Moments,
     "level_counts": LevelCounts,
-    "score_fit": _by_family(JoinedFit, LogitFit),
-    "score_levels": _by_family(ByLevel, LogitByLevel),
+    "score_fit": _fit_of,
+    "score_levels": _by_family(ByLevel, LogitByLevel, trees.LevelsOfFund),
+    "trees_level": trees.Level,
+    "trees_leaves": trees.Leaves,
 }

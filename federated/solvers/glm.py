@@ -18,7 +18,7 @@ from scipy import stats
 from federated.federation import ModelTotals
 from federated.solvers.encoding import agree, magnitudes
 from federated.solvers.solution import ModelSettings, Solution, Watch
-from lab.errors import ModelError, PeerError
+from lab.errors import ConfigurationError, ModelError, PeerError
 from lab.models.design import Encoding, Feature
 from lab.models.families import Family, FamilyName, LinkName, Scale
 from lab.models.glm import GLM, REACH, Task
@@ -101,6 +101,12 @@ def solve(
     left_out: list[str] | None = None,
 ) -> Solution:
     """The exact fit, with its coefficient table. There is nothing to draw, so ``seed`` is not used."""
+    if federation.everybody and settings.joint_cells == "refuse" and len(features) > 1:
+        raise ConfigurationError(
+            "model.joint_cells = 'refuse': with a split key and under masks all parties see a GLM's curvature, "
+            "whose entries for two columns may stand on few persons; use protection.sums = 'paillier' with "
+            "protection.key = 'authority', or a single feature"
+        )
     encoding = agree(federation, task, features, contract, settings.min_persons, left_out)
     fitted = fit(federation, task, encoding, settings.ridge, settings.min_persons)
     steps = pd.DataFrame(fitted.trace, columns=["deviance", "largest_step"])
@@ -366,6 +372,10 @@ class GLMSettings(ModelSettings):
     power: float | None = Field(None, description="Power of the variance, for tweedie.")
     ridge: float = Field(
         0.0, ge=0, description="λ of: mean half deviance + λ/2·‖β‖² over standardised columns."
+    )
+    joint_cells: Literal["tell", "refuse"] = Field(
+        "tell",
+        description="Where all parties see totals: fit nevertheless, though entries of the curvature for two columns may stand on few persons, or refuse.",
     )
     severity: SeveritySettings | None = Field(
         None,

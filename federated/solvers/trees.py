@@ -95,6 +95,11 @@ class TreesSettings(ModelSettings):
     refit: bool = Field(
         True, description="Once it is known when to stop, grow so many trees from all rows."
     )
+    own_trees: int = Field(
+        0,
+        ge=0,
+        description="First trees that cut the insurer's own columns alone, where sides are joined: what they explain, later cuts on the fund's columns do not tell.",
+    )
     monotone: dict[str, Literal[-1, 1]] = Field(
         default_factory=dict,
         description="As { age = 1 }: the prediction must not fall as age rises; -1: must not rise.",
@@ -157,7 +162,9 @@ def train(
     recipe = _recipe(federation, task, totals, settings)
     noise = 1.0 if task.law.name == "gaussian" else Scale.of(totals).noise(task.law)
 
-    growing = _Growing(federation, task, cuts, recipe, settings, _rounded(noise), seed, watch)
+    growing = _Growing(
+        *(federation, task, contract, cuts, recipe, settings), _rounded(noise), seed, watch
+    )
     # 2. Tree by tree; the sums at a root tell the loss of the trees before it.
     grown, trace = growing.trees()
     # 3. So many trees as judged the held-out rows best, from all rows.
@@ -186,6 +193,7 @@ class _Growing:
 
     federation: ModelTotals
     task: Task
+    contract: Contract
     cuts: tuple[Cuts, ...]
     recipe: TreesRecipe
     settings: TreesSettings
@@ -207,7 +215,7 @@ class _Growing:
         for at in range(settings.trees + 1):
             if self.watch:
                 self.watch(f"tree {at} of {settings.trees}", at, settings.trees)
-            chosen = _chosen(len(self.cuts), settings.features, self.seed, at)
+            chosen = _chosen(self.cuts, self.contract, settings, self.seed, at)
             growth = Growth(self.cuts, chosen, settings, self.recipe, self.noise)
             root = self.level(growth.first(place))
             trace.append({"step": at, **_losses(root, settings, self.recipe)})
@@ -311,13 +319,21 @@ def _rounded(value: float) -> float:
     return float(np.ldexp(round(mantissa * COARSE) / COARSE, exponent))
 
 
-def _chosen(count: int, share: float, seed: int, at: int) -> list[int]:
-    """The features that a tree may use."""
-    if share == 1.0:
-        return list(range(count))
-    rng = np.random.default_rng([seed, at])
-    features = rng.choice(count, max(1, round(share * count)), replace=False)
-    return sorted(int(j) for j in features)
+def _chosen(
+    cuts: tuple[Cuts, ...], contract: Contract, settings: TreesSettings, seed: int, at: int
+) -> list[int]:
+    """The features that a tree may use; the root behind the last tree tells the loss alone."""
+    allowed = list(range(len(cuts)))
+    if at < settings.own_trees:
+        holders = [contract.columns[cut.feature.column].holder for cut in cuts]
+        allowed = [j for j in allowed if holders[j] != "fund"]
+        if not allowed:
+            raise ModelError("model.own_trees: the insurer has no feature that varies")
+    if settings.features == 1.0 or not at < settings.trees:
+        return allowed if at < settings.trees else allowed[:1]
+    count = max(1, round(settings.features * len(allowed)))
+    chosen = np.random.default_rng([seed, at]).choice(len(allowed), count, replace=False)
+    return sorted(allowed[int(k)] for k in chosen)
 
 
 def _best(trace: list[dict[str, float]], settings: TreesSettings) -> int:

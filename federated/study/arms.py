@@ -10,7 +10,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -24,15 +24,17 @@ from federated.hiding.protocol import Clear, Protection
 from federated.joined.factors import Role
 from federated.party.binding import Binding
 from federated.party.party import Party
+from federated.party.state import Released
 from federated.solvers.solution import Watch
+from federated.solvers.trees import TreesSettings
 from federated.study.bound import SignedStudy
 from federated.study.experiment import Experiment
-from federated.study.joined import in_the_clear
 from federated.study.outcome import Outcome, fit_models
 from federated.study.plan import StudyPlan
 from federated.study.result import ArmResult, Fitted, Study
 from federated.study.scoring import Scorer, simulated_comparisons, simulated_scorer
 from federated.study.settings import Arm
+from federated.study.sides import in_the_clear
 from federated.study.simulation import SimulatedMarket, in_process, market_of
 from federated.transport.in_process import ENGINES
 from lab.errors import ConfigurationError, ModelError
@@ -94,8 +96,7 @@ def perform(
         }
         whole = None
         if market.tables is not None:
-            sides, owner = market.sides, market.tables.owner()
-            whole = stack.enter_context(in_the_clear(sides, owner, workers or 1, market.rules))
+            whole = stack.enter_context(_all_sides(market, workers or 1))
         comparisons = simulated_comparisons(experiment, market)
         least = Least(market.rules.minimum_count.persons, market.least_parties)
         scorer = simulated_scorer(experiment, comparisons, alone, least)
@@ -109,6 +110,15 @@ def perform(
             ARMS[arm](stage, result, partial(tell, arm))
             result.seconds = time.perf_counter() - start
     return study
+
+
+def _all_sides(market: SimulatedMarket, workers: int) -> AbstractContextManager[Federation]:
+    """All joined rows in this process. Of trees the insurers know each row's score, as if they had both
+    sides' columns."""
+    if market.experiment.model.kind == "trees":
+        return in_process(market.parties, workers, market.rules)
+    assert market.tables is not None
+    return in_the_clear(market.sides, market.tables.owner(), workers, market.rules)
 
 
 def _key(study: Study, market: SimulatedMarket, tell: Progress) -> Protection:
@@ -157,29 +167,43 @@ def _federated(stage: Stage, result: ArmResult, watch: Watch) -> None:
     """All parties, through Flower's apps and under the experiment's protection, bound to the plan."""
     study, market, scorer = stage.study, stage.market, stage.scorer
     bound = SignedStudy(stage.plan, Identity.generate("releaser"), stage.run)
-    outcomes: list[Outcome] = []
-
-    def coordinate(nodes: Grid) -> None:
-        federation = Federation(
-            nodes,
-            stage.protection,
-            len(market.nodes),
-            lambda what, step: watch(what, step, None),
-        )
-        outcomes.append(bound.carried_out(federation, watch))
-        study.receipts, study.silent = federation.receipts(), federation.silent
-
-    node = client_app(
-        BoundParties(stage.text, stage.run, market.digest, bound.binding),
-        study.experiment.protection.sums,
+    nodes = BoundParties(stage.text, stage.run, market.digest, bound.binding)
+    outcome, study.receipts, study.silent = over_apps(
+        *(bound, nodes, len(market.nodes), stage.protection),
+        engine=stage.engine,
+        workers=stage.workers,
+        watch=watch,
     )
-    ENGINES[stage.engine](server_app(coordinate), node, len(market.nodes), stage.workers)
-    (outcome,) = outcomes
     result.models["all"], result.opened = outcome.models, outcome.opened
     _join(stage.alone, outcome.models[study.part].profiles)
     result.evaluations = scorer.beside(outcome.texts, outcome.evaluations)
     if "without" in study.experiment.arms.run:
         result.others = scorer.others(dict.fromkeys(stage.alone, _texts(result)["all"]))
+
+
+def over_apps(
+    bound: SignedStudy,
+    nodes: Callable[[int], Party],
+    count: int,
+    protection: Protection,
+    *,
+    engine: str = "grid",
+    workers: int = 1,
+    watch: Watch | None = None,
+) -> tuple[Outcome, dict[str, list[Released]], list[tuple[str, str]]]:
+    """A bound study over so many simulated nodes, each by its seat: its outcome, what passed each
+    party's gate, and (party, message) of what was left unanswered."""
+    outcomes, tell = [], watch or (lambda what, step, of: None)
+
+    def coordinate(grid: Grid) -> None:
+        federation = Federation(grid, protection, count, lambda what, step: tell(what, step, None))
+        outcome = bound.carried_out(federation, watch)
+        outcomes.append((outcome, federation.receipts(), federation.silent))
+
+    node = client_app(nodes, bound.plan.experiment.protection.sums)
+    ENGINES[engine](server_app(coordinate), node, count, workers)
+    (result,) = outcomes
+    return result
 
 
 class BoundParties:
@@ -240,9 +264,12 @@ def _one_side(role: Role, stage: Stage, result: ArmResult, watch: Watch) -> None
     }
     if not all(features.values()):
         raise ConfigurationError(f"data.features: the {role} has none; drop '{role}' from arms.run")
-    study = stage.study
+    experiment = stage.study.experiment
+    if isinstance(experiment.model, TreesSettings):  # one side alone has no first trees of its own
+        model = experiment.model.model_copy(update={"own_trees": 0})
+        experiment = experiment.model_copy(update={"model": model})
     with in_process([market.pooled()], 1, stage.own) as pool:
-        result.models["all"] = fit_models(study.experiment, features, market.contract, pool, watch)
+        result.models["all"] = fit_models(experiment, features, market.contract, pool, watch)
     result.evaluations = stage.scorer.shared(_texts(result)["all"], stage.whole)
 
 

@@ -8,8 +8,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import tomllib
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +17,7 @@ from federated.joined.laws import check_law
 from federated.shipped import experiment_file
 from federated.solvers.glm import GLMSettings
 from federated.solvers.kinds import AnySettings
+from federated.solvers.trees import TreesSettings
 from federated.study.settings import (
     ARMS_OF_SIDES,
     AlignmentSettings,
@@ -28,14 +27,16 @@ from federated.study.settings import (
     JoinedTable,
     ProtectionSettings,
     Query,
+    Tune,
     check_places,
+    look_beside,
 )
 from lab.errors import ConfigurationError
 from lab.models.design import Feature
 from lab.models.families import Family
 from lab.models.glm import Task
 from lab.models.profile import Profiling
-from lab.records import Strict, nearest, parse, read_toml
+from lab.records import Strict, nearest, parse, read_toml, set_key
 from lab.tables.contracts import Column, Contract
 from lab.tables.partition import Split
 
@@ -69,6 +70,7 @@ class Experiment(Strict):
     alignment: AlignmentSettings = Field(
         AlignmentSettings(), description="Who learns which persons joined sides have in common."
     )
+    tune: Tune | None = Field(None, description="What `lab tune` searches; other commands do not.")
 
     @model_validator(mode="before")
     @classmethod
@@ -79,6 +81,8 @@ class Experiment(Strict):
         arms = values.get("arms", {})
         if isinstance(arms, dict):
             arms = {"run": list(ARMS_OF_SIDES)} | arms
+            if values.get("protection", {}).get("product") == "paillier":
+                arms = {"replicates": 0} | arms  # which are made row by row, by triples alone
         return {"parties": {"split": "uniform", "count": 1}} | values | {"arms": arms}
 
     @model_validator(mode="after")
@@ -113,19 +117,25 @@ class Experiment(Strict):
         if isinstance(values.get("model"), dict):
             values["model"].setdefault("kind", "glm")
         experiment = parse(cls, values, where=str(path))
-        experiment.parties.check()
-        experiment.tasks()
-        experiment.check_detection()
-        experiment.check_profiles()
-        experiment.check_joined()
+        experiment.check()
         return experiment
 
+    def check(self) -> None:
+        """Refuse what no single table forbids."""
+        self.parties.check()
+        self.tasks()
+        self.check_detection()
+        self.check_profiles()
+        self.check_joined()
+
     def check_joined(self) -> None:
-        """Refuse what can't be done over joined sides."""
+        """Refuse what can't be done over joined sides, or over no others."""
         if not self.joined:
+            if getattr(self.model, "own_trees", 0):
+                raise ConfigurationError("model.own_trees: is for joined sides; drop it")
             return
         choices = {
-            "model.kind": (self.model.kind, ("glm",)),
+            "model.kind": (self.model.kind, ("glm", "trees")),
             "protection.sums": (self.protection.sums, ("paillier", "clear")),
             "protection.key": (self.protection.key, ("authority",)),
         }
@@ -134,17 +144,48 @@ class Experiment(Strict):
                 raise ConfigurationError(
                     f"{key}: joined sides take {' or '.join(map(repr, allowed))}, got '{value}'"
                 )
-        if self.profile or self.detection or self.query or len(self.tasks()) > 1:
+        if self.profile or self.query or len(self.tasks()) > 1:
             raise ConfigurationError(
-                "joined: takes one model, without [[profile]], [detection], [[query]] and model.severity"
+                "joined: takes one model, without [[profile]], [[query]] and model.severity"
+            )
+        if self.model.kind == "trees":
+            self._check_joined_trees()
+            return
+        if self.detection:
+            raise ConfigurationError(
+                "detection: ranking takes each row's score, which over joined sides the insurer knows of "
+                "trees alone; set model.kind = 'trees'"
             )
         for task in self.tasks().values():
             check_law(task.law)
+            if self.arms.replicates and self.protection.product == "paillier":
+                raise ConfigurationError(
+                    "arms.replicates: intervals over joined sides need protection.product = 'triples'; drop "
+                    "the key"
+                )
             if task.law.name == "binomial" and self.protection.product == "paillier":
                 raise ConfigurationError(
                     "protection.product: a binomial model over joined sides needs 'triples'; its mean is "
                     "no product of what the sides know, and Paillier would take hours"
                 )
+
+    def _check_joined_trees(self) -> None:
+        """Refuse what trees can't do over joined sides."""
+        assert isinstance(self.model, TreesSettings)
+        if (own := self.model.own_trees) > self.model.trees:
+            raise ConfigurationError(
+                f"model.own_trees: at most model.trees, {self.model.trees}, got {own}"
+            )
+        if self.alignment.learns != "both":
+            raise ConfigurationError(
+                f"alignment.learns: trees over joined sides need 'both', got '{self.alignment.learns}': the "
+                "insurer follows its rows through cuts, and the fund counts rows for training in bins"
+            )
+        if self.data.per:
+            raise ConfigurationError(
+                "data.per: trees over joined sides take no amounts per claim: which rows have claims would be "
+                "told to the fund"
+            )
 
     def check_detection(self) -> None:
         """Refuse ``[detection]`` where the model gives no probability of fraud."""
@@ -215,6 +256,11 @@ class Experiment(Strict):
         )
         Family.make(severity.family, amount.link, severity.power)
         return {"frequency": family, "severity": amount}
+
+    @property
+    def headline(self) -> str:
+        """The score that arms and settings are compared by."""
+        return "average_precision" if self.detection else "deviance_explained"
 
     def all_tasks(self) -> dict[str, Task]:
         """What is scored by name: the models to fit, and their product where there are two."""
@@ -346,55 +392,3 @@ class Experiment(Strict):
         if self.detection is not None:
             columns += [self.detection.truth, self.detection.typology]
         return [name for name in columns if name]
-
-
-# What stands in its file.
-
-#: Keys that name files, by the table they stand in.
-FILES = {
-    "data": ("path", "contract", "test_rows"),
-    "protection": ("disclosure",),
-    "profile": ("register_file",),
-    "joined": ("path", "contract"),
-}
-
-
-def look_beside(values: dict[str, Any], folder: Path) -> None:
-    """Let files that lie in the folder of an experiment be named from there."""
-    for name, keys in FILES.items():
-        content = values.get(name)
-        tables = content if isinstance(content, list) else [content]
-        for table in (each for each in tables if isinstance(each, dict)):
-            for key in keys:
-                file = table.get(key)
-                if isinstance(file, str) and "://" not in file and (folder / file).exists():
-                    table[key] = str(folder / file)
-
-
-def set_key(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key in nested tables; text that is TOML is read as TOML."""
-    if isinstance(value, str):
-        with contextlib.suppress(tomllib.TOMLDecodeError):
-            value = tomllib.loads(f"x = {value}")["x"]
-    *path, last = key.split(".")
-    for part in path:
-        if isinstance(values, list):
-            values = _numbered(values, part, key)
-        else:
-            values = values.setdefault(part, {})
-        if not isinstance(values, dict | list):
-            raise ConfigurationError(f"--set {key}: '{part}' is not a table")
-    if isinstance(values, list):
-        raise ConfigurationError(
-            f"--set {key}: name a key of one of its tables, as {path[0]}.0.path"
-        )
-    values[last] = value
-
-
-def _numbered(tables: list[Any], number: str, key: str) -> Any:
-    """One of several tables of a name, counted from 0."""
-    if not number.isdecimal() or int(number) >= len(tables):
-        raise ConfigurationError(
-            f"--set {key}: '{number}' must be a number from 0 to {len(tables) - 1}, one for each table"
-        )
-    return tables[int(number)]

@@ -8,10 +8,11 @@ from typing import Any
 
 import pandas as pd
 
+from federated.joined.side import CUTS
 from federated.party.state import Released
 from federated.solvers import glm
 from federated.study.experiment import Experiment
-from federated.study.market import StudiedMarket
+from federated.study.rows import StudiedMarket
 from federated.study.scoring import Evaluation, scored
 from federated.study.settings import SIDES, Arm, Query
 from lab.models.design import Feature
@@ -23,7 +24,7 @@ from lab.scores import accuracy as scoring
 from lab.scores import detection
 
 #: A difference in deviance explained that is rounding, not a difference.
-NOTHING = 1e-12
+NOTHING = 1e-9
 #: A model is out of balance beyond this; names of a list that are printed.
 UNBALANCED, SHOWN = 0.05, 12
 
@@ -125,7 +126,7 @@ class Study:
     @property
     def headline(self) -> str:
         """The score that arms are compared by."""
-        return "average_precision" if self.experiment.detection else "deviance_explained"
+        return self.experiment.headline
 
     @property
     def scores(self) -> pd.DataFrame:
@@ -224,7 +225,18 @@ class Study:
                     lines.append(
                         f"{name}{'' if part == 'model' else ', ' + part}: {text} {self.judged}"
                     )
-        return [*lines, *self._other_measures()]
+        return [*lines, *self._cuts_told(), *self._other_measures()]
+
+    def _cuts_told(self) -> list[str]:
+        """What the fund told of its columns while trees grew."""
+        told = [line for of in self.receipts.values() for line in of if line.statistic == CUTS]
+        if not told:
+            return []
+        cuts, bits = (sum(getattr(line, name) for line in told) for name in ("arrays", "values"))
+        return [
+            f"{cuts} cuts on the fund's columns were told to the insurers, one bit each for "
+            f"{max(line.rows for line in told):,} persons: {bits:,} bits"
+        ]
 
     def _dropped(self) -> list[str]:
         """Features of an arm's one model that never vary and were left out."""

@@ -210,7 +210,8 @@ class Scorer:
         )
         if whole:
             return Evaluation(fit, None, {})
-        lorenz = None if experiment.joined else self._lorenz(ask, least)
+        unranked = experiment.joined and experiment.model.kind != "trees"
+        lorenz = None if unranked else self._lorenz(ask, least)
         levels = {
             term.feature.column: _of_enough(term, ask("score_levels", feature=term), least)
             for term in self.by_level[part]

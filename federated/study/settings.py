@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from lab.models.design import Feature
 from lab.privacy.noise import Noise
@@ -17,8 +18,12 @@ SIDES: tuple[Arm, ...] = ("insurer", "fund")
 #: What the arms are where sides know the same persons: each side's columns alone, both, one table.
 ARMS_OF_SIDES: tuple[Arm, ...] = (*SIDES, "federated", "pooled")
 
+#: Joined sources that come of a market, which is made for the run where no path is given.
+MADE = ("market_insured", "market_members")
 #: The column of a joined table that says whose row it is: the key, in one spelling.
 KEY = "joined key"
+#: The column that marks rows for testing in a dealt table.
+MARK = "held_out"
 #: The column that says whose insurer's table a row is from.
 BLOCK = "joined table"
 
@@ -113,8 +118,6 @@ class Data(Strict):
 
     @model_validator(mode="after")
     def _one_place_and_one_split(self) -> Self:
-        if self.market is not None and (self.source != "market" or self.path is not None):
-            raise ValueError("market is made where source = 'market' and no path is given")
         if (self.test_column is None) != (self.test_value is None):
             raise ValueError("test_column and test_value go together")
         if self.test_rows is not None and self.test_column is not None:
@@ -189,6 +192,10 @@ class ProtectionSettings(Strict):
         "triples",
         description="How joined sides multiply: with randomness that the supervisor deals beforehand (triples), or by Paillier encryption, without a dealer and much slower.",
     )
+    cuts: Literal["told", "refused"] = Field(
+        "told",
+        description="Where trees are grown over joined sides, whether the fund tells an insurer which common persons are on which side of a cut on a column of the fund: one bit a person and cut.",
+    )
 
 
 class Detection(Strict):
@@ -244,6 +251,96 @@ class Arms(Strict):
     replicates: int = Field(200, ge=0, description="Bootstrap resamples behind the intervals.")
 
 
+#: One of the values that a key may take.
+Choice = bool | int | float | str | tuple[int | float | str, ...]
+
+
+class Span(Strict):
+    """One of ``[tune.vary]``: the numbers from low to high, whole ones if both ends are."""
+
+    low: int | float = Field(description="The least.")
+    high: int | float = Field(description="The largest.")
+    log: bool = Field(False, description="Each tenfold is as likely as any other.")
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"low must be below high, got {self.low} and {self.high}")
+        if self.log and not self.low > 0:
+            raise ValueError(f"log needs a low above 0, got {self.low}")
+        return self
+
+
+def _range_or_list(values: Any) -> str:
+    return "range" if isinstance(values, dict | Span) else "list"
+
+
+#: What a key varies over.
+Values = Annotated[
+    Annotated[tuple[Choice, ...], Tag("list")] | Annotated[Span, Tag("range")],
+    Discriminator(_range_or_list),
+]
+
+
+class Tune(Strict):
+    """``[tune]``: what a search varies, how it chooses what to try, by which folds it judges."""
+
+    vary: dict[str, Values] = Field(
+        description="Keys of the model with the values to try, as model.depth = [2, 3, 4], or a range, as model.l2 = { low = 1e-2, high = 100.0, log = true }.",
+    )
+    method: Literal["grid", "random", "tpe"] = Field(
+        "tpe",
+        description="grid: every combination. random: draws. tpe: Optuna's tree-structured Parzen estimator, which goes by the scores so far.",
+    )
+    trials: int | None = Field(
+        None, ge=1, description="Draws of random and tpe, 20 unless said; a grid needs none."
+    )
+    folds: int = Field(5, ge=2, le=100, description="Folds of the training rows, by whole persons.")
+    outer: int | None = Field(
+        None,
+        ge=2,
+        le=100,
+        description="Repeat the search without each of so many folds, and score what it chose there.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dotted(cls, values: Any) -> Any:
+        """``model.depth`` is one key, with quotes or as TOML's nested tables, in ``vary`` or beside it."""
+        if not isinstance(values, dict) or not isinstance(values.get("vary", {}), dict):
+            return values
+        beside = {key: each for key, each in values.items() if key.split(".")[0] == "model"}
+        others = {key: each for key, each in values.items() if key not in beside}
+        return others | {"vary": _dotted_keys(values.get("vary", {}) | beside)}
+
+    @model_validator(mode="after")
+    def _can_be_tried(self) -> Self:
+        if not self.vary:
+            raise ValueError("vary: list what varies, as model.depth = [2, 3, 4]")
+        for key, values in self.vary.items():
+            if not key.startswith("model."):
+                raise ValueError(
+                    f"vary.{key}: a search varies keys of [model] alone, because scores are compared "
+                    "over the same rows; for other keys there is `lab sweep`"
+                )
+            if values == ():
+                raise ValueError(f"vary.{key}: list at least one value")
+            if self.method == "grid" and isinstance(values, Span):
+                raise ValueError(f"vary.{key}: a grid needs a list of values, not a range")
+        if self.method == "grid" and self.trials is not None:
+            raise ValueError("trials: a grid tries every combination; drop the key")
+        return self
+
+
+def _dotted_keys(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted keys; a range stays a table."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        nested = isinstance(value, dict) and not {"low", "high"} & value.keys()
+        flat |= _dotted_keys(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
+
+
 def check_places(data: Data, joined: tuple[JoinedTable, ...], arms: tuple[Arm, ...]) -> None:
     """Raises ValueError where rows come from nowhere or from two places, or an arm has no rows."""
     of_sides = [arm for arm in arms if arm in SIDES]
@@ -251,6 +348,8 @@ def check_places(data: Data, joined: tuple[JoinedTable, ...], arms: tuple[Arm, .
     if not joined:
         if data.source is None and data.path is None:
             raise ValueError("data: give source or path")
+        if data.market is not None and (data.source != "market" or data.path is not None):
+            raise ValueError("market is made where source = 'market' and no path is given")
         if of_sides:
             raise ValueError(f"arms.run: '{of_sides[0]}' is for sides that are joined, [[joined]]")
         return
@@ -266,8 +365,36 @@ def check_places(data: Data, joined: tuple[JoinedTable, ...], arms: tuple[Arm, .
         raise ValueError("joined: needs one table with role = 'fund' and one or more of 'insurer'")
     if any(table.source is None and table.path is None for table in joined):
         raise ValueError("joined: give source or path of each table")
+    made = [table.source in MADE and table.path is None for table in joined]
+    if data.market is not None and not all(made):
+        raise ValueError(
+            f"data.market is made for joined sources {' and '.join(MADE)}, without a path"
+        )
     names = [table.name or table.role for table in joined]
     if len(set(names)) < len(names):
         raise ValueError("joined: tables of several insurers need a name each")
     if len({len(table.keys) for table in joined}) > 1:
         raise ValueError("joined: the key needs as many columns at each side")
+
+
+# What stands in its file.
+
+#: Keys that name files, by the table they stand in.
+FILES = {
+    "data": ("path", "contract", "test_rows"),
+    "protection": ("disclosure",),
+    "profile": ("register_file",),
+    "joined": ("path", "contract"),
+}
+
+
+def look_beside(values: dict[str, Any], folder: Path) -> None:
+    """Let files that lie in the folder of an experiment be named from there."""
+    for name, keys in FILES.items():
+        content = values.get(name)
+        tables = content if isinstance(content, list) else [content]
+        for table in (each for each in tables if isinstance(each, dict)):
+            for key in keys:
+                file = table.get(key)
+                if isinstance(file, str) and "://" not in file and (folder / file).exists():
+                    table[key] = str(folder / file)

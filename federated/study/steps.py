@@ -90,7 +90,8 @@ class Questioner:
         row = statistics.find(statistic)
         if self._seen is not None and not row.released:
             numbers = sum(array.size for array in total.arrays.values())
-            self._seen.append(Opened(statistic, numbers, 1 if row.cells else None))
+            few = row.cells or statistic == "glm_step"  # entries of two columns may be joint cells
+            self._seen.append(Opened(statistic, numbers, 1 if few else None))
         return total
 
     def profile(self, cells: ProfileCells, rules: Rules) -> Profile:

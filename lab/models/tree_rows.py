@@ -149,6 +149,7 @@ class Rows:
                 f"model.link: trees fit {task.family} on its default link alone; drop the key"
             )
         codes, apart = binned(frame, cuts), drawn(keys, recipe.validation_share, secret, "held out")
+        self.apart = apart
         self.training = self._side(codes, response, ~apart)
         self.validation = self._side(codes, response, apart)
         units = pd.factorize(keys)[0].astype(np.float64) if units is None else units
@@ -162,6 +163,11 @@ class Rows:
     def _side(self, codes: NDArray[np.uint8], r: Response, part: NDArray[np.bool_]) -> Side:
         start = np.full(int(part.sum()), self.recipe.intercept)
         return Side(codes[part], r.y[part], r.weight[part], r.offset[part], start)
+
+    def recode(self, feature: int, codes: NDArray[np.uint8]) -> None:
+        """Put all rows, in the order of their frame, into other bins of a feature."""
+        self.training.codes[:, feature] = codes[~self.apart]
+        self.validation.codes[:, feature] = codes[self.apart]
 
     def _restart(self) -> None:
         for side in (self.training, self.validation):

@@ -160,7 +160,7 @@ def _sorted(holding: Holding, task: Task, cuts: tuple[Cuts, ...]) -> list[Floats
     return in_order(holding.rows(task, "train"), cuts)
 
 
-def _growing(holding: Holding, cuts: tuple[Cuts, ...], task: Task, recipe: TreesRecipe) -> Rows:
+def growing_rows(holding: Holding, cuts: tuple[Cuts, ...], task: Task, recipe: TreesRecipe) -> Rows:
     """Rows that trees grow from; which are held out goes by their owner."""
     holding.forget(_sorted)  # bins are agreed by now
     rows, owners = holding.rows(task, "train"), holding.owners(task, "train")
@@ -179,11 +179,11 @@ def _persons(holding: Holding, a: OfBins, arrays: Arrays) -> Sums:
 
 
 def _level(holding: Holding, a: OfLevel, arrays: Arrays) -> Sums:
-    return level(holding.once(_growing, a.cuts, a.task, a.recipe, at_hand=1), a.ask)
+    return level(holding.once(growing_rows, a.cuts, a.task, a.recipe, at_hand=1), a.ask)
 
 
 def _leaves(holding: Holding, a: OfLeaves, arrays: Arrays) -> Sums:
-    return persons_at(holding.once(_growing, a.cuts, a.task, a.recipe, at_hand=1), a.place)
+    return persons_at(holding.once(growing_rows, a.cuts, a.task, a.recipe, at_hand=1), a.place)
 
 
 STATISTICS = (

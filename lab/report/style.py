@@ -77,6 +77,11 @@ MARKS = {
 NAMES = {"deviance_explained": "deviance explained", "average_precision": "PR-AUC"}
 
 
+def judged(result: Result) -> str:
+    """The rows that scores are of."""
+    return "training rows, in sample" if result["data"]["in_sample"] else "test rows"
+
+
 def themed(svg: str) -> str:
     """A figure whose colours follow the page's."""
     for name, colour in THEMES["light"].items():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lab.report import receipts
-from lab.report.style import NAMES, Result
+from lab.report.style import NAMES, Result, judged
 
 ALL = "whole market"
 #: Columns up to which a table fits a telephone, and a narrow window.
@@ -104,7 +104,7 @@ def arms(result: Result) -> list[PageTable]:
             )
             for party in parties(result)
         ]
-        sizes = ("test rows", *(("frauds",) if detector else ()))
+        sizes = (judged(result).split(",")[0], *(("frauds",) if detector else ()))
         chance = ("chance",) if title == "PR-AUC" else ()
         if any(cell not in ("–", "no fit") for row in rows for cell in row[len(sizes) + 1 :]):
             columns = ("party", *sizes, *chance, *result["arms"])

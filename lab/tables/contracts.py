@@ -30,7 +30,8 @@ class Column(Strict):
     """One column. ``minimum`` and ``maximum`` are inclusive, ``above`` is exclusive, in ``unit``.
 
     ``spelling``: texts and levels of a category in one Unicode spelling (`lab.tables.values.normal`),
-    or exactly as they are written; identifiers by further rules (`lab.tables.identifiers`).
+    or exactly as they are written; identifiers by further rules (`lab.tables.identifiers`). ``holder``:
+    who has the column, where two sides know the same persons.
     """
 
     type: Literal["integer", "number", "category"]
@@ -44,6 +45,7 @@ class Column(Strict):
     levels: tuple[str, ...] | None = None
     nullable: bool = False
     advice: str = ""
+    holder: Literal["insurer", "fund"] | None = None
 
     @model_validator(mode="after")
     def _ranges_belong_to_numbers(self) -> Self:

@@ -161,8 +161,8 @@ def built_in(source: str) -> Contract:
         raise ConfigurationError(
             f"data.source: no source '{source}'{hint}; there are {', '.join(_READERS)}"
         )
-    if source == "market":
-        return market_folder.contract("market")
+    if source.startswith("market"):
+        return market_folder.contract(source.removeprefix("market_"))
     return Contract.read(TABLES / f"{source}.toml")
 
 
@@ -208,12 +208,17 @@ def _default_credit(path: str | None, contract: Contract) -> pd.DataFrame:
 
 
 def _market(path: str | None, contract: Contract) -> pd.DataFrame:
+    return market_folder.pool(_folder("market", path))
+
+
+def _folder(source: str, path: str | None) -> Path:
+    """The folder of a market. Raises :class:`ConfigurationError` where none is named."""
     if path is None:
         raise ConfigurationError(
-            "data.path is needed for market: the folder of one; make it with: "
+            f"a path is needed for {source}: the folder of a market; make it with: "
             "lab market make FOLDER --persons 50000"
         )
-    return market_folder.pool(Path(path))
+    return Path(path)
 
 
 def _required_path(path: str | None, contract: Contract) -> Path:
@@ -232,6 +237,14 @@ def _either(folder: Path, stem: str) -> Path:
     raise ConfigurationError(f"{folder}: needs one of {', '.join(p.name for p in candidates)}")
 
 
+def _insured(path: str | None, contract: Contract) -> pd.DataFrame:
+    return market_folder.insured(_folder("market_insured", path))
+
+
+def _members(path: str | None, contract: Contract) -> pd.DataFrame:
+    return market_folder.members(_folder("market_members", path))
+
+
 _READERS: dict[str, Callable[[str | None, Contract], pd.DataFrame]] = {
     "rand_hie": _rand_hie,
     "rand_hie_full": _published,
@@ -239,6 +252,8 @@ _READERS: dict[str, Callable[[str | None, Contract], pd.DataFrame]] = {
     "fremtpl2_claims": _fremtpl2_claims,
     "default_credit": _default_credit,
     "market": _market,
+    "market_insured": _insured,
+    "market_members": _members,
 }
 SOURCES = tuple(_READERS)
 #: Sources that come with the installation; the others take their file by path.

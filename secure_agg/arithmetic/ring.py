@@ -2,7 +2,8 @@
 
 A real number is on a fixed-point grid, in two's complement, cut into digits of 16 bits, lowest first:
 an array of shape (rows, columns, digits). Digits of 16 bits make every product of two matrices a few
-products of float64 matrices that are exact, so that it runs as fast as they do.
+products of float64 matrices that are exact, so that it runs as fast as they do. Of 64 bits the machine's
+own whole numbers are the ring, and runs as such.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ MOST_DIGITS = 2**6
 Digits = npt.NDArray[np.uint16]
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.object_]
+Words = npt.NDArray[np.uint64]
+WORD_BITS = 64
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Ring:
         if not np.all(np.abs(values) <= bound):  # what is no number is not either
             raise ValueOutOfBounds(f"a value is no number or exceeds the bound {bound!r}")
         rest = np.rint(values / resolution)
+        if self.bits == WORD_BITS and bound / resolution < 2**63:
+            return _digits(rest.astype(np.int64).astype(np.uint64))
         digits = np.empty((*values.shape, self.digits), dtype=np.uint16)
         for k in range(self.digits):
             above = np.floor(rest / BASE)
@@ -99,6 +104,9 @@ class Ring:
         return self._carried(left, right, -1)
 
     def _carried(self, left: Digits, right: Digits, sign: int) -> Digits:
+        if self.bits == WORD_BITS:
+            ours, theirs = _words(left), _words(right)
+            return _digits(ours + theirs if sign > 0 else ours - theirs)
         result = np.empty(left.shape, dtype=np.uint16)
         carry = np.zeros(left.shape[:-1], dtype=np.int32)
         for k in range(self.digits):
@@ -110,6 +118,9 @@ class Ring:
     def product(self, left: Digits, right: Digits) -> Integers:
         """left.T @ right, as numbers from 0 up. left: (rows, a, digits), right: (rows, b, digits)."""
         (rows, a, m), b = left.shape, right.shape[1]
+        if self.bits == WORD_BITS:
+            whole = np.ascontiguousarray(_words(left).T) @ _words(right)
+            return np.asarray(whole.astype(object), dtype=object)
         total = np.zeros((a, b), dtype=object)
         for start in range(0, rows, PIECE):
             part = slice(start, start + PIECE)
@@ -165,3 +176,12 @@ class Ring:
                 part,
                 self.from_bytes(cipher.update(bytes(size)), (part.stop - part.start, columns)),
             )
+
+
+def _words(digits: Digits) -> Words:
+    """(rows, columns) numbers of one machine word each."""
+    return np.ascontiguousarray(digits, dtype="<u2").view("<u8")[..., 0]
+
+
+def _digits(words: Words) -> Digits:
+    return np.ascontiguousarray(words, dtype="<u8")[..., None].view("<u2")

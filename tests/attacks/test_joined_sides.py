@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 
 from federated.joined import side
-from federated.joined.product import RING, contribution
+from federated.joined.factors import RING
+from federated.joined.product import contribution
 from federated.study.arms import perform
 from federated.study.experiment import Experiment
-from federated.study.joined import in_the_clear
+from federated.study.sides import in_the_clear
 from federated.study.simulation import SimulatedMarket
 from lab.errors import LabError, ModelError, PolicyError
 from secure_agg import intersection
@@ -87,7 +88,7 @@ def test_a_side_s_share_of_a_sum_is_another_every_time(tmp_path, monkeypatch):
     market = SimulatedMarket(written(tmp_path, 60, 3))
     task, shares = market.experiment.tasks()["model"], []
     monkeypatch.setattr(
-        side, "contribution", lambda share: shares.append(share) or contribution(share)
+        side, "contribution", lambda share, ring: shares.append(share) or contribution(share, ring)
     )
     with in_the_clear(market.sides, market.tables.owner(), 1, market.rules) as federation:
         totals = [

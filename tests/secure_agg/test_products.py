@@ -71,6 +71,15 @@ def test_many_rows_and_rows_that_repeat_give_the_product(private):
     assert (RING.signed(sum(by_paillier(packing, private, left, right))) == left.T @ right).all()
 
 
+@given(st.integers(1, 9), st.integers(1, 3), st.integers(1, 3), st.integers(0, 9))
+def test_in_a_ring_of_machine_words_shares_add_up_as_well(rows, a, b, seed):
+    words = Ring(64)
+    left, right = matrices(rows, a, b, bits=60, seed=seed)
+    shares = by_triples(ProductTerms("q", rows, a, b, words), left, right)
+    difference = sum(shares) - left.T @ right
+    assert (difference % words.modulus == 0).all()
+
+
 def test_a_share_and_a_message_alone_are_uniform():
     left, right = matrices(1, 1, 1)
     terms = ProductTerms("q", 1, 1, 1, RING)

@@ -242,3 +242,14 @@ def test_the_report_and_the_screen_of_a_run_show_hostile_names(tmp_path: Path) -
     assert "\\u202e" in page
     assert not [c for c in set(page) - set("\n\t") if not c.isprintable()]
     shown("run", experiment, "--no-track", "--runs", tmp_path / "runs", "--json")
+
+
+def test_leaving_an_insurer_out_says_what_that_means_before_anybody_is_asked(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    console.leave_out(())
+    assert capsys.readouterr() == ("", "")
+    console.leave_out(("insurer 3", "insurer 4\x1b[2J"))
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.startswith("without insurer 3, insurer 4")
+    assert "stays out of all of them" in shown.err and "\x1b" not in shown.err

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from flwr.app import Context, RecordDict
 
 from federated.joined.factors import Role
 from federated.joined.product import (
@@ -24,9 +25,12 @@ from federated.joined.product import (
 )
 from federated.party import statistics
 from federated.party.party import Party
+from federated.party.state import NodeState
+from lab.errors import ModelError, PeerError, PolicyError
 from lab.models.design import Encoding, Feature, Levels, Number
 from lab.models.families import Scale
 from lab.models.glm import GLM, Task
+from lab.privacy.joining import PARTIES
 from lab.sums import Sums, combine
 from secure_agg import wire
 from secure_agg.keys import PrivateKey, generate
@@ -129,7 +133,9 @@ def by_both(request: Any, frame: pd.DataFrame, way: str, private: PrivateKey) ->
                 letters[role] = side.send(heard[role])
             except StopIteration as end:
                 shares[role] = end.value
-    return joined_total(total, combine([contribution(share) for share in shares.values()]))
+    return joined_total(
+        total, combine([contribution(share, total.form.ring) for share in shares.values()])
+    )
 
 
 TASKS = {
@@ -193,8 +199,10 @@ def compared(task: Task, way: str, private: PrivateKey, rows: int, only: tuple[s
         request = statistics.request(name, arguments, arrays, query="", hiding="clear")
         right, ours = pool.take(request), by_both(request, frame, way, private)
         assert ours.rows == rows
-        assert ours.limits == right.limits, name
-        for key, value in right.arrays.items():
+        parts = [key for key in right.arrays if key != PARTIES]  # a pair is one
+        assert ours.limits == {key: right.limits[key] for key in parts}, name
+        for key in parts:
+            value = right[key]
             size = max(1.0, np.abs(value).max())
             np.testing.assert_allclose(
                 ours[key], value, rtol=0, atol=tolerance * size, err_msg=f"{name} {key}"
@@ -228,8 +236,43 @@ def test_a_row_beyond_all_bounds_is_not_valid_and_changes_no_other(private):
     assert total.total("valid") == 0 and total.rows == 60
 
 
-def test_what_no_side_knows_is_refused():
-    from lab.errors import PeerError
+def test_scores_of_a_row_beyond_all_bounds_are_refused(private):
+    frame, task = table(60), TASKS["poisson"]
+    asked = {name: (arguments, arrays) for name, arguments, arrays in questions(frame, task)}
+    arguments, arrays = asked["glm_likelihood"]
+    far = {"beta": arrays["beta"] + [0, 0, 900, *[0.0] * 4]}
+    request = statistics.request("glm_likelihood", arguments, far, query="", hiding="clear")
+    with pytest.raises(ModelError, match="of 60 joined rows have numbers beyond all bounds"):
+        by_both(request, frame, "triples", private)
 
+
+def test_resamples_are_sums_of_bags_that_add_up_to_the_sample(private):
+    frame, task = table(200), TASKS["poisson"]
+    asked = {name: arguments for name, arguments, _ in questions(frame, task)}
+    plain = statistics.request("score_fit", asked["score_fit"], {}, query="", hiding="clear")
+    many = asked["score_fit"] | {"replicates": 300}
+    request = statistics.request("score_fit", many, {}, query="", hiding="clear")
+    once, resampled = (by_both(r, frame, "triples", private) for r in (plain, request))
+    for name in ("deviance", "expected", "null_deviance", "actual", "size"):
+        value, draws = resampled[name][0], resampled[name][1:]
+        assert value == pytest.approx(once[name][0], rel=1e-8)
+        assert len(draws) == 300 and draws.mean() == pytest.approx(value, rel=0.05)
+        assert 0.02 < draws.std() / value < 0.3
+    assert resampled["weighted_deviance"][0] == pytest.approx(
+        once["weighted_deviance"][0], rel=1e-8
+    )
+
+
+def test_what_no_side_knows_is_refused():
     with pytest.raises(PeerError, match="can't be asked of joined parties"):
-        joined_sum(SimpleNamespace(statistic="trees_level"), owner)  # type: ignore[arg-type]
+        joined_sum(SimpleNamespace(statistic="drift"), owner)  # type: ignore[arg-type]
+
+
+def test_a_product_is_begun_once_whatever_was_begun_since():
+    context = Context(0, 0, {"partition-id": 0}, RecordDict(), {})
+    memory = NodeState(context, "fund", "paillier")
+    for query in ("run-1", "run-2"):
+        memory.begin_product(query)
+    for query in ("run-1", "run-2"):
+        with pytest.raises(PolicyError, match="was begun before"):
+            NodeState(context, "fund", "paillier").begin_product(query)

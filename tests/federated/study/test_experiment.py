@@ -225,6 +225,10 @@ def test_the_model_is_the_same_however_it_is_hidden(
     ours, theirs = (s.coefficients["estimate"] for s in (hidden, clear))
     np.testing.assert_allclose(ours, theirs, rtol=1e-10)
     assert words in (hidden.folder / "report.html").read_text()
+    (steps,) = (line for line in hidden.opened if line.statistic == "glm_step")
+    assert steps.fewest_persons == 1  # a curvature's entries for two columns, which all parties see
+    with pytest.raises(ConfigurationError, match=r"model\.joint_cells = 'refuse': .* few persons"):
+        perform(Experiment.read(RAND, {**few, **way, "model.joint_cells": "refuse"}))
 
 
 def test_two_parties_under_paillier_are_refused() -> None:

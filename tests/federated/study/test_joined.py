@@ -37,6 +37,7 @@ def persons() -> pd.DataFrame:
     )
     frame["claims"] = rng.poisson(frame.years * rate)
     frame["any"] = (frame.claims > 0).astype(int)
+    frame["size"] = rng.gamma(2.0, rate * 100).round(2) + 1.0
     frame["paid"] = (frame.claims > 0) * rng.gamma(2.0, 300.0, n).round(2)
     return frame
 
@@ -44,7 +45,9 @@ def persons() -> pd.DataFrame:
 def written(folder: Path, insurers: int = 1) -> dict[str, Any]:
     """The tables of both sides as files, and an experiment over them."""
     frame = persons()
-    own = frame[["person", "claims", "any", "paid", "years", "age", "region"]].iloc[: BOTH + OURS]
+    own = frame[["person", "claims", "any", "paid", "size", "years", "age", "region"]].iloc[
+        : BOTH + OURS
+    ]
     fund = frame[["person", "stays", "chronic"]].drop(index=range(BOTH, BOTH + OURS))
     fund = fund.sample(frac=1, random_state=3).rename(columns={"person": "card"})
     fund.to_csv(folder / "fund.csv", index=False)
@@ -232,7 +235,7 @@ def test_a_side_can_hold_some_columns_of_a_table(tmp_path):
 
 
 def test_a_key_of_one_of_several_tables_is_set_by_its_number():
-    from federated.study.experiment import set_key
+    from lab.records import set_key
 
     values: dict[str, Any] = {"joined": [{"path": "a"}, {"path": "b"}]}
     set_key(values, "joined.1.path", "c")

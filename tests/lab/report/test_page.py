@@ -14,7 +14,7 @@ from federated.party.statistics import COMMON
 from federated.study.experiment import Experiment
 from lab.models.files import KINDS, statistics_of
 from lab.report import page, receipts, tables, verdict
-from lab.report.style import COLOURS, THEMES, themed
+from lab.report.style import COLOURS, THEMES, judged, themed
 
 EXPERIMENTS = sorted(Path(__file__).parents[3].joinpath("experiments").glob("*.toml"))
 SCORES = {"rows": 4038, "deviance_explained": 0.09, "gini": 0.2, "balance": 1.0}
@@ -196,3 +196,10 @@ class Outline(HTMLParser):
             self.headless_rows += 1
         if values.get("id"):
             self.identities.append(str(values["id"]))
+
+
+def test_the_rows_that_scores_are_of_are_named_in_sample() -> None:
+    whole = {"data": {"in_sample": True, "parties": {"a": {}, "b": {}}}}
+    assert judged(result(**whole)) == "training rows, in sample"
+    headers = [sheet.columns[1] for sheet in tables.arms(result(**whole))]
+    assert headers and set(headers) == {"training rows"}
