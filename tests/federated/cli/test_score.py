@@ -39,7 +39,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "min_child_rows": 5,
         "min_gain": 0.0,
         "validation_share": 0.0,
-    },  # fmt: skip
+    },
 }
 
 
