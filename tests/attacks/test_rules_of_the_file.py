@@ -28,6 +28,9 @@ LEAVES = {
     "bins": 254,
     "l2": 0.0,
     "min_child_rows": 1e-6,
+    "leaves": 1024,
+    "min_gain": 0.0,
+    "validation_share": 0.0,
     "min_persons": 1,
 }
 NAMES_OF_KINDS = '["glm", "trees"]'
