@@ -30,6 +30,7 @@ from federated.study.joined import (
 )
 from federated.study.plan import StudyPlan
 from federated.study.rows import (
+    Features,
     declared_categories,
     sifted,
     unused,
@@ -76,9 +77,7 @@ class SimulatedMarket:
         self._own_contract = table.contract
         self.contract = profiled(table.contract, experiment.profile)
         self.rules = Rules.read(_path(experiment.protection.disclosure))
-        self.features = {t: experiment.features(self.contract, t) for t in experiment.tasks()}
-        if self.tables is not None:
-            self.tables.check(experiment, self.features)
+        self.features = self._features()
         self.unused = unused(experiment, self.contract, self.features, self.left_out)
         frame, row_numbers = usable(experiment, self.features, table)
         split, partition = (
@@ -118,6 +117,14 @@ class SimulatedMarket:
                 return table
         table, self.left_out = sifted(self.experiment, table, drafted=drafted)
         return table
+
+    def _features(self) -> Features:
+        """The features of each part; those of joined sides are what the plan lets them be."""
+        experiment = self.experiment
+        features = {t: experiment.features(self.contract, t) for t in experiment.tasks()}
+        if self.tables is not None:
+            self.tables.check(experiment, features)
+        return features
 
     def _dealt(self, frame: pd.DataFrame, rng: np.random.Generator) -> dict[str, Rows]:
         """The rows of each party; a table of its own stays one."""
