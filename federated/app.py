@@ -99,9 +99,9 @@ def _recall(holder: Party, memory: NodeState) -> None:
             holder.profiles[digest] = profile.read(data)
     for chain, text in memory.trees():
         if chain not in holder.finished:
-            from lab.models import trees
+            from lab.models import tree_rows
 
-            holder.finished[chain] = trees.read_finished(text)
+            holder.finished[chain] = tree_rows.read_finished(text)
 
 
 def _keep_trees(holder: Party, memory: NodeState) -> None:

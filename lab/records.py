@@ -5,6 +5,7 @@ Every mistake in a file is reported at once, an unknown key with the nearest kno
 
 from __future__ import annotations
 
+import contextlib
 import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,6 +41,45 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{path}: not valid TOML: {error}") from None
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def set_key(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in nested tables; text that is TOML is read as TOML."""
+    if isinstance(value, str):
+        value = toml_value(value)
+    *path, last = key.split(".")
+    for part in path:
+        if isinstance(values, list):
+            values = _numbered(values, part, key)
+        else:
+            values = values.setdefault(part, {})
+        if not isinstance(values, dict | list):
+            raise ConfigurationError(f"--set {key}: '{part}' is not a table")
+    if isinstance(values, list):
+        raise ConfigurationError(
+            f"--set {key}: name a key of one of its tables, as {path[0]}.0.path"
+        )
+    values[last] = value
+
+
+def toml_value(text: str) -> Any:
+    """The value that a text is in TOML; the text itself where it is none.
+
+    >>> toml_value("[3, 6]"), toml_value("clear")
+    ([3, 6], 'clear')
+    """
+    with contextlib.suppress(tomllib.TOMLDecodeError):
+        return tomllib.loads(f"x = {text}")["x"]
+    return text
+
+
+def _numbered(tables: list[Any], number: str, key: str) -> Any:
+    """One of several tables of a name, counted from 0."""
+    if not number.isdecimal() or int(number) >= len(tables):
+        raise ConfigurationError(
+            f"--set {key}: '{number}' must be a number from 0 to {len(tables) - 1}, one for each table"
+        )
+    return tables[int(number)]
 
 
 def parse(model: type[Model], values: object, *, where: str) -> Model:

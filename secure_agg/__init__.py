@@ -15,7 +15,6 @@ private key opens the product once and sees the total, never a party's own numbe
     encrypted_product   the same without a dealer, by Paillier
     wire        how small messages travel
     arithmetic  powers, random factors of ciphertexts, vectors and matrices modulo powers of two
-    bench       all of it measured, as ratios within one run
 
 This package knows nothing of insurance, of networks or of files other than key files, and
 importing it imports nothing else.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from federated.bench import encryption as bench
 from federated.bench.measurement import Row
-from secure_agg import bench
 
 
 def figures(path: Path | None, quick: bool) -> list[Row]:

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from federated.bench.encryption import phe_seconds
 from federated.bench.measurement import Row, row, timed
 from federated.hiding.paillier import KeyAuthority, Paillier
 from federated.hiding.protocol import Clear
 from federated.queries.desk import Desk
 from federated.queries.holdings import Holdings
 from lab.tables.contracts import Column, Contract
-from secure_agg.bench import phe_seconds
 from secure_agg.keys import PrivateKey, generate
 
 

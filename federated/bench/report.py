@@ -6,24 +6,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from lab.errors import ConfigurationError
 
 #: Each a module beside this one, loaded when it is asked for: ``figures`` are its rows, whose
 #: docstring is printed below them.
 BENCHES = (
-    "paillier",
-    "masks",
-    "alignment",
-    "glm",
-    "grid",
-    "query",
-    "trees",
-    "steps",
-    "exchange",
-    "product",
-    "joined-trees",
-)
+    "paillier", "masks", "alignment", "product", "link", "glm", "grid", "query", "trees", "quality",
+    "joined-trees", "steps", "exchange",
+)  # fmt: skip
+
+
+#: Those of joined sides, which have a folder of their own.
+JOINED = ("alignment", "product", "joined-trees")
+
+
+def module_of(name: str) -> ModuleType:
+    """The module of a bench."""
+    folder = "joined." if name in JOINED else ""
+    return import_module(f"federated.bench.{folder}{name.removeprefix('joined-')}")
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Bench:
 def report(names: tuple[str, ...], path: Path | None, quick: bool) -> Iterator[Bench]:
     """The benches named (or all), each run when it is taken.
 
-    path: freMTPL2freq.csv(.gz), for the figures that need it. Raises :class:`ConfigurationError`
+    path: freMTPL2freq.csv(.gz), for the figures that need it; of ``quality`` also a folder of tables
+    or an experiment's file. Raises :class:`ConfigurationError`
     for a name that is none of ``BENCHES``, at once.
     """
     unknown = [name for name in names if name not in BENCHES]
@@ -48,6 +51,6 @@ def report(names: tuple[str, ...], path: Path | None, quick: bool) -> Iterator[B
 
 
 def _measured(name: str, path: Path | None, quick: bool) -> Bench:
-    figures = import_module(f"federated.bench.{name.replace('-', '_')}").figures
+    figures = module_of(name).figures
     rows = [tuple(row) for row in figures(path, quick)]
     return Bench(name, rows, " ".join((figures.__doc__ or "").split()))

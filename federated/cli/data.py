@@ -86,7 +86,7 @@ def deal_data(experiment: Path, folder: Path, changes: tuple[str, ...]) -> None:
     \b
     lab data deal rand_hie tables
     """
-    from federated.cli.options import changed
+    from federated.cli.console import changed
     from federated.study.experiment import Experiment
     from federated.study.simulation import MARK, deal_tables
 

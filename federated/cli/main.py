@@ -10,10 +10,11 @@ import click
 
 from federated.cli import audit as cli_audit
 from federated.cli import charter as cli_charter
-from federated.cli import config, drafts, queries, runs
+from federated.cli import config, drafts, queries, runs, search
 from federated.cli import data as cli_data
 from federated.cli import exchange as cli_exchange
 from federated.cli import keys as cli_keys
+from federated.cli import link as cli_link
 from federated.cli.console import plain_table, print_heading, say, say_error, screen
 
 
@@ -37,11 +38,14 @@ for _command in (
     cli_keys.holder,
     cli_keys.keys,
     cli_exchange.node,
+    cli_link.link,
     config.config,
     queries.query,
     runs.run,
     runs.runs,
     runs.ui,
+    search.sweep,
+    search.tune,
 ):
     lab.add_command(_command)
 cli_data.data.add_command(drafts.draft)
@@ -52,7 +56,7 @@ cli_data.data.add_command(drafts.draft)
 @click.option(
     "--path",
     type=click.Path(path_type=Path),
-    help="freMTPL2freq.csv(.gz), for the freMTPL2 figures.",
+    help="freMTPL2freq.csv(.gz), for the freMTPL2 figures; of quality also a folder of tables or an experiment.",
 )
 @click.option("--quick", is_flag=True, help="Smaller jobs: a minute instead of several.")
 def bench(names: tuple[str, ...], path: Path | None, quick: bool) -> None:

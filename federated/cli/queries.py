@@ -7,8 +7,16 @@ from typing import Any
 
 import click
 
-from federated.cli.console import leave_out, plain_table, say_json, say_table, screen
-from federated.cli.options import RUNS, WITHOUT, changed
+from federated.cli.console import (
+    RUNS,
+    WITHOUT,
+    changed,
+    leave_out,
+    plain_table,
+    say_json,
+    say_table,
+    screen,
+)
 
 
 @click.command()

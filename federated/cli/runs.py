@@ -9,6 +9,10 @@ from typing import Any
 import click
 
 from federated.cli.console import (
+    RUNS,
+    TRACKING,
+    WITHOUT,
+    changed,
     confirmed,
     leave_out,
     plain_table,
@@ -19,7 +23,6 @@ from federated.cli.console import (
     say_json,
     screen,
 )
-from federated.cli.options import RUNS, TRACKING, WITHOUT, changed
 
 
 @click.command()

@@ -179,13 +179,9 @@ def _placed(columns: Floats, spine: Spine, form: Format) -> Digits:
 # Shares as contributions.
 
 
-def pieces_of(ring: Ring) -> int:
-    return -(-ring.bits // PIECE_BITS)
-
-
 def contribution(share: Integers, ring: Ring) -> Sums:
     """A share as sums: (numbers, pieces) of whole numbers below 2**26. Of rows it tells nothing."""
-    pieces = np.zeros((len(share), pieces_of(ring)))
+    pieces = np.zeros((len(share), -(-ring.bits // PIECE_BITS)))
     for k in range(pieces.shape[1]):
         pieces[:, k] = [float(v >> (PIECE_BITS * k) & (2**PIECE_BITS - 1)) for v in share]
     return Sums({SHARES: pieces}, {SHARES: PIECE}, 0)
@@ -195,7 +191,7 @@ def joined_total(total: JoinedSum, sums: Sums, query: str = "total") -> Sums:
     """The statistic's total, of the sum of all sides' contributions. Raises :class:`PeerError`."""
     sizes, ring = Products(query, 1, total).sizes(), total.form.ring
     pieces = sums[SHARES]
-    if pieces.shape != (sum(sizes.values()), pieces_of(ring)):
+    if pieces.shape != (sum(sizes.values()), -(-ring.bits // PIECE_BITS)):
         raise PeerError("the sides' shares are not of the form that the question asks for")
     whole = [sum(int(v) << (PIECE_BITS * k) for k, v in enumerate(row)) for row in pieces]
     numbers = ring.signed(np.array(whole, dtype=object) % ring.modulus)
@@ -337,7 +333,7 @@ def by_paillier(
     theirs, *asked = wire.split(ENCRYPTED, heard, 1 + len(ways))
     answers, shares = [], []
     for way, n, ours, message in zip(ways, numbers, encrypts, asked, strict=True):
-        answer, share = (b"", n) if ours else way.evaluated(_public(theirs, key_bits), n, message)
+        answer, share = (b"", n) if ours else way.evaluated(theirs, n, message)
         answers.append(answer)
         shares.append(share)
     heard = yield wire.join(LETTER, answers)
@@ -371,8 +367,11 @@ class _Way:
         return encrypted_product.encrypted_rows(self.how, self.key().public, numbers)
 
     def evaluated(
-        self, public: PublicKey, numbers: Integers, message: bytes
+        self, modulus: bytes, numbers: Integers, message: bytes
     ) -> tuple[bytes, Integers]:
+        public = PublicKey(wire.number(modulus))
+        if public.bits != self.how.key_bits:
+            raise MalformedMessage("the other side's key is of another length than the plan's")
         if isinstance(self.how, Blocks):
             return encrypted_sums.added(self.how, public, numbers, message)
         return encrypted_product.raised(self.how, public, numbers, message)
@@ -381,13 +380,6 @@ class _Way:
         if isinstance(self.how, Blocks):
             return encrypted_sums.opened(self.how, self.key(), message)
         return encrypted_product.opened(self.how, self.key(), numbers, message)
-
-
-def _public(modulus: bytes, key_bits: int) -> PublicKey:
-    public = PublicKey(wire.number(modulus))
-    if public.bits != key_bits:
-        raise MalformedMessage("the other side's key is of another length than the plan's")
-    return public
 
 
 def _way(form: Format, terms: ProductTerms, key: Callable[[], PrivateKey], key_bits: int) -> _Way:

@@ -36,7 +36,8 @@ from lab.errors import PeerError, PolicyError
 from lab.models.files import from_json
 from lab.models.glm import Task
 from lab.models.tree_model import Cuts, Trees, binned
-from lab.models.trees import GRAIN, LOSS, OfLeaves, OfLevel, Place, growing_rows, level, persons_at
+from lab.models.tree_rows import GRAIN, LOSS, Place
+from lab.models.trees import OfLeaves, OfLevel, growing_rows, level, persons_at
 from lab.privacy.joining import PERSONS
 from lab.scores import accuracy
 from lab.sums import COUNT, FLAG, HEADS, Floats, Limit, Sums

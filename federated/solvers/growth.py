@@ -1,4 +1,11 @@
-"""One tree while it grows from totals: which leaf is cut where, and what is asked next."""
+"""One tree while it grows from totals: which leaf is cut where, and what is asked next.
+
+The leaf that gains most is cut first, until there are so many leaves (Shi, "Best-first decision tree
+learning", 2007; LightGBM's leaf-wise growth). That order takes one question for a cut. Here a level
+is one question, and the tree is the same: whoever cuts the leaf of most gain first cuts those leaves
+whose least gain on the way from the root is largest, so that a leaf which falls behind so many
+others need not be asked about, and in the end the others are left.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +18,8 @@ from numpy.typing import NDArray
 
 from lab.models import kernels
 from lab.models.tree_model import LEAF, Cuts, Tree
-from lab.models.trees import GRAIN, Ask, Place, TreesRecipe
+from lab.models.tree_rows import GRAIN, Place, TreesRecipe
+from lab.models.trees import Ask
 from lab.sums import Floats, Sums
 
 #: Average rows that pull the order of a category's levels towards the node's mean.
@@ -24,9 +32,15 @@ class GrowthSettings(Protocol):
     @property
     def depth(self) -> int: ...
     @property
+    def leaves(self) -> int: ...
+    @property
     def learning_rate(self) -> float: ...
     @property
+    def l1(self) -> float: ...
+    @property
     def l2(self) -> float: ...
+    @property
+    def smoothing(self) -> float: ...
     @property
     def min_child_rows(self) -> float: ...
     @property
@@ -42,13 +56,16 @@ class _Cut(NamedTuple):
 
 @dataclass
 class _Node:
-    """A leaf that may be cut: its number, the sums of its derivatives, the range its value must
-    keep to; the derivatives in its bins and the magnitudes of first ones, where they are known."""
+    """A leaf that may be cut: its number, the sums of its derivatives, the value of its parent, the
+    range its value must keep to, the least gain on its way; the derivatives in its bins and the
+    magnitudes of first ones, where they are known."""
 
     number: int
     sums: tuple[float, float]
+    parent: float | None = None
     low: float = -np.inf
     high: float = np.inf
+    way: float = np.inf
     gradient: Floats | None = None
     hessian: Floats | None = None
     gross: float = 0.0
@@ -57,7 +74,8 @@ class _Node:
 class Growth:
     """One tree while it grows. Derivatives are in units, values in steps of the recipe.
 
-    noise: the variance of what an average row says of its linear predictor, in squared steps.
+    noise: the variance of what an average row says of its linear predictor, in squared steps: so
+    many rows are a unit of evidence, and so much does chance alone add to the gain of a cut.
     """
 
     def __init__(
@@ -75,6 +93,8 @@ class Growth:
         self.direction = np.array([cuts[j].monotone for j in chosen])
         self.feature, self.left, self.bins = [LEAF], [0], [0]
         self.value, self.gain = [0.0], [0.0]
+        self._way: dict[int, float] = {}  # of each node that is cut, its own gain included
+        self.told: set[int] = set()  # nodes whose cuts parties were told
 
     def first(self, place: Place) -> Ask:
         """The question about the root, of which nothing is known yet."""
@@ -86,14 +106,37 @@ class Growth:
         width = self.start[1]
         sums = (float(g[:width].sum()), float(h[:width].sum()))
         level = [_Node(0, sums, gradient=g, hessian=h, gross=root.total("gross"))]
+        self._settle(level[0])
         for depth in range(1, self.settings.depth + 1):
-            pairs = [pair for node in level if (pair := self._cut(node))]
+            pairs = [self._cut(node, best) for node, best in self._worth_a_cut(level)]
             if not pairs:
                 break
             level = [child for pair in pairs for child in pair[1:]]
             if depth < self.settings.depth:
                 self._fill(place, pairs, ask_parties)
-        return self._tree()
+        return self._of_most_gain()
+
+    def _worth_a_cut(self, level: list[_Node]) -> list[tuple[_Node, _Cut]]:
+        """The nodes of a level to cut, with their cuts: those that no order of the rest can put
+        behind as many others as may be cut."""
+        cuts = [(node, best) for node in level if (best := self._best_cut(node))]
+        self._way |= {node.number: min(node.way, best.gain) for node, best in cuts}
+        final = self._final()
+        return [(node, best) for node, best in cuts if node.number in final]
+
+    def _final(self) -> set[int]:
+        """Of the nodes that may be cut so far, those that are cut first; of equals the first."""
+        order = sorted(self._way, key=lambda number: -self._way[number])
+        return set(order[: self.settings.leaves - 1])
+
+    def _of_most_gain(self) -> Tree:
+        """The tree with those of its cuts that gain most."""
+        final = self._final()
+        self.told |= final
+        feature = [f if at in final else LEAF for at, f in enumerate(self.feature)]
+        tree, nodes = self._tree().compact(feature)
+        self.gain = [self.gain[at] for at in nodes]
+        return tree
 
     def _shape(self) -> Tree:
         """The tree so far, without values: who is asked to count needs none."""
@@ -108,19 +151,15 @@ class Growth:
             value=tuple(v * self.recipe.step for v in self.value),
         )
 
-    def _cut(self, node: _Node) -> tuple[_Node, _Node, _Node] | None:
-        """The node and its two children, or None where it stays a leaf with its value."""
-        self._settle(node)
-        best = self._best_cut(node)
-        if best is None:
-            return None
+    def _cut(self, node: _Node, best: _Cut) -> tuple[_Node, _Node, _Node]:
+        """The node and its two children."""
         direction = self.cuts[best.feature].monotone
         first = len(self.feature)
         self.feature[node.number], self.left[node.number] = best.feature, first
         self.bins[node.number], self.gain[node.number] = best.bins, best.gain
         rest = (node.sums[0] - best.sums[0], node.sums[1] - best.sums[1])
-        left = _Node(first, best.sums, node.low, node.high)
-        right = _Node(first + 1, rest, node.low, node.high)
+        on_the_way = (self._leaf(node), node.low, node.high, self._way[node.number])
+        left, right = _Node(first, best.sums, *on_the_way), _Node(first + 1, rest, *on_the_way)
         if direction:
             middle = (self._leaf(left) + self._leaf(right)) / 2
             if direction > 0:
@@ -138,8 +177,16 @@ class Growth:
 
     def _leaf(self, node: _Node) -> float:
         g, h = node.sums
-        value = -g / (h + self.settings.l2) if h > 0 else 0.0
-        return float(np.clip(value, node.low, node.high))
+        if h <= 0:
+            return float(np.clip(0.0, node.low, node.high))
+        pull = self._pull(node.parent)
+        return float(kernels.leaf_value(g, h, pull, node.low, node.high))
+
+    def _pull(self, parent: float | None) -> kernels.Pull:
+        """What draws a leaf's value, in average rows."""
+        s = self.settings
+        smoothing = 0.0 if parent is None else s.smoothing * self.noise
+        return s.l1 * self.noise, s.l2 * self.noise, smoothing, parent or 0.0
 
     def _settle(self, node: _Node) -> None:
         self.value[node.number] = self.settings.learning_rate * self._leaf(node)
@@ -155,6 +202,7 @@ class Growth:
         pairs = [pair for pair in pairs if any(map(self._can_be_cut, pair[1:]))]
         if not pairs:
             return
+        self.told |= {at for at, feature in enumerate(self.feature) if feature != LEAF}
         lesser = [min(pair[1:], key=lambda n: n.sums[1]) for pair in pairs]
         ask = Ask(
             place=place.model_copy(update={"growing": self._shape()}),
@@ -183,12 +231,13 @@ class Growth:
         g, h, s = node.gradient, node.hessian, self.settings
         if g is None or h is None or not self._can_be_cut(node):
             return None
-        free = (SMOOTH, self.noise, s.l2, s.min_child_rows, node.low, node.high)
+        pull = self._pull(self._leaf(node))
+        free = (SMOOTH, self.noise, s.min_child_rows, pull, node.low, node.high)
         gain, cut, missing = kernels.best_cuts(
             g, h, self.start, self.ordered, self.direction, *free
         )
         k = int(gain.argmax())
-        if gain[k] <= s.min_gain:
+        if gain[k] <= s.min_gain * self.noise:
             return None
         part = slice(self.start[k], self.start[k + 1])
         left, sums = self._sides(node, k, g[part], h[part], int(cut[k]), bool(missing[k]))

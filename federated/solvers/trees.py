@@ -8,8 +8,7 @@ What is known of a node before it is asked bounds its numbers, and narrow number
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -26,8 +25,9 @@ from lab.errors import ConfigurationError, ModelError
 from lab.models.design import Feature, Number
 from lab.models.families import FamilyName, Scale
 from lab.models.glm import Task
-from lab.models.tree_model import LEAF, Cuts, Tree, Trees
-from lab.models.trees import MOST_ROWS, REACH, Ask, Place, TreesRecipe
+from lab.models.tree_model import LEAF, MOST_BINS, Cuts, Tree, Trees
+from lab.models.tree_rows import LEAST_DRAWN, MOST_ROWS, REACH, Place, TreesRecipe
+from lab.models.trees import Ask
 from lab.privacy.joining import Opened, by_parties
 from lab.sums import Floats, Sums
 from lab.tables.contracts import Contract
@@ -42,12 +42,17 @@ COARSE = 2.0**20
 
 
 class TreesSettings(ModelSettings):
-    """``[model] kind = "trees"``: gradient-boosted trees, grown level by level.
+    """``[model] kind = "trees"``: gradient-boosted trees, the leaf of most gain cut first.
 
-    ``l2`` and ``min_child_rows`` are in average rows: what pulls a leaf towards 0, and what must
-    stand on either side of a cut. ``features``: the share of features drawn for each tree.
-    ``validation_share``: the share of persons that judge when to stop, after ``patience`` trees without gain. ``monotone``:
-    1 or -1 for features in which the model must rise or fall.
+    ``l1``, ``l2`` and ``smoothing`` are in units of evidence: what is taken from a leaf's sum, what
+    pulls it towards 0, what pulls it towards its parent. A unit is as many average rows as tell the
+    linear predictor with a standard error of 1: a claim, or 20 rows where one in 20 has a claim,
+    and more where amounts vary much; so leaves are drawn further where rows tell little.
+    ``min_gain`` is in what chance alone adds to the gain of a cut, ``min_child_rows``, on either side
+    of it, in average rows. ``leaves = 2**depth`` cuts every level in full. ``rows``, ``features``: the
+    shares of persons and of features drawn for each tree. ``validation_share``: the share of persons
+    that judge when to stop, after ``patience`` trees without gain; with ``refit`` so many trees are
+    then grown from all rows. ``monotone``: 1 or -1 for features in which the model must rise or fall.
     """
 
     missing: ClassVar[Literal["mean", "keep"]] = "keep"
@@ -55,24 +60,41 @@ class TreesSettings(ModelSettings):
     kind: Literal["trees"] = Field(description="Gradient-boosted trees.")
     family: FamilyName = Field("binomial", description="Distribution of the target.")
     power: float | None = Field(None, description="Power of the variance, for tweedie.")
-    trees: int = Field(100, ge=1, le=10_000, description="Trees, at most.")
-    depth: int = Field(6, ge=1, le=10, description="Levels of a tree.")
-    learning_rate: float = Field(
-        0.1, gt=0, le=1, description="Share of a leaf's value that is added."
+    trees: int = Field(1000, ge=1, le=10_000, description="Trees, at most.")
+    depth: int = Field(8, ge=1, le=10, description="Levels of a tree, at most.")
+    leaves: int = Field(
+        31, ge=2, le=2**10, description="Leaves of a tree, at most; those that gain most are cut."
     )
-    bins: int = Field(
-        64, ge=2, le=254, description="Bins of a number."
-    )  # one byte, less one for what is missing
-    l2: float = Field(1.0, ge=0, description="Average rows that pull a leaf towards 0.")
+    learning_rate: float = Field(
+        0.05, gt=0, le=1, description="Share of a leaf's value that is added."
+    )
+    bins: int = Field(64, ge=2, le=MOST_BINS, description="Bins of a number.")
+    l1: float = Field(0.0, ge=0, description="Units of evidence taken from a leaf's sum.")
+    l2: float = Field(
+        1.0,
+        ge=0,
+        description="Units of evidence that pull a leaf towards 0; a unit is about one claim.",
+    )
+    smoothing: float = Field(
+        0.0, ge=0, description="Units of evidence that pull a leaf towards its parent."
+    )
     min_child_rows: float = Field(
         20.0, gt=0, description="Average rows on either side of a cut, at least."
     )
-    min_gain: float = Field(0.0, ge=0, description="Gain of a cut, at least.")
+    min_gain: float = Field(
+        0.0, ge=0, description="Gain of a cut, at least, in what chance alone adds to it."
+    )
+    rows: float = Field(
+        1.0, ge=LEAST_DRAWN, le=1, description="Share of persons drawn for each tree."
+    )
     features: float = Field(1.0, gt=0, le=1, description="Share of features drawn for each tree.")
     validation_share: float = Field(
-        0.0, ge=0, lt=1, description="Share of persons that judge when to stop."
+        0.2, ge=0, lt=1, description="Share of persons that judge when to stop; 0: never."
     )
-    patience: int = Field(20, ge=1, description="Trees without gain after which to stop.")
+    patience: int = Field(30, ge=1, description="Trees without gain after which to stop.")
+    refit: bool = Field(
+        True, description="Once it is known when to stop, grow so many trees from all rows."
+    )
     own_trees: int = Field(
         0,
         ge=0,
@@ -122,7 +144,7 @@ def train(
     contract: Contract,
     settings: TreesSettings,
     seed: int,
-    watch: Callable[[str, int, int | None], None] | None = None,
+    watch: Watch | None = None,
 ) -> tuple[Trees, pd.DataFrame]:
     """(model, losses by step). Same seed and same rows give the same bits, for any split of rows."""
     # 1. What is fixed before the first tree.
@@ -140,26 +162,15 @@ def train(
     recipe = _recipe(federation, task, totals, settings)
     noise = 1.0 if task.law.name == "gaussian" else Scale.of(totals).noise(task.law)
 
-    ask = _Questions(federation, task, cuts, recipe)
+    growing = _Growing(
+        *(federation, task, contract, cuts, recipe, settings), _rounded(noise), seed, watch
+    )
     # 2. Tree by tree; the sums at a root tell the loss of the trees before it.
-    grown: list[tuple[Tree, Floats]] = []
-    trace, place = [], Place()
-    for at in range(settings.trees + 1):
-        if watch:
-            watch(f"tree {at} of {settings.trees}", at, settings.trees)
-        chosen = _chosen(cuts, contract, settings, seed, at)
-        growth = Growth(cuts, chosen, settings, recipe, _rounded(noise))
-        root = ask.level(growth.first(place))
-        trace.append({"step": at, **_losses(root, settings, recipe)})
-        best = _best(trace, settings)
-        if at == settings.trees or at - best >= settings.patience:
-            break
-        tree = growth.grow(place, root, ask.level)
-        grown.append(_of_enough(growth, tree, settings, ask, place))
-        place = place.next(grown[-1][0])
-    cut = sum(feature != LEAF for tree, _ in grown for feature in tree.feature)
-    federation.opened.append(Opened("trees_level", 2 * len(trace) + cut + len(cuts)))
-    return _model(task, cuts, recipe, grown[:best]), pd.DataFrame(trace)
+    grown, trace = growing.trees()
+    # 3. So many trees as judged the held-out rows best, from all rows.
+    if settings.validation_share and settings.refit and grown:
+        grown, _ = growing.from_all(len(grown)).trees()
+    return _model(task, cuts, recipe, grown), trace
 
 
 def _model(
@@ -177,13 +188,46 @@ def _model(
 
 
 @dataclass(frozen=True)
-class _Questions:
-    """What is asked of the parties while trees grow."""
+class _Growing:
+    """What trees grow from, and what is asked of the parties meanwhile."""
 
     federation: ModelTotals
     task: Task
+    contract: Contract
     cuts: tuple[Cuts, ...]
     recipe: TreesRecipe
+    settings: TreesSettings
+    noise: float
+    seed: int
+    watch: Watch | None
+
+    def from_all(self, trees: int) -> _Growing:
+        """The same, with nothing held out and so many trees."""
+        settings = self.settings.model_copy(update={"trees": trees, "validation_share": 0.0})
+        recipe = self.recipe.model_copy(update={"validation_share": 0.0})
+        return replace(self, settings=settings, recipe=recipe)
+
+    def trees(self) -> tuple[list[tuple[Tree, Floats]], pd.DataFrame]:
+        """Each tree with (features,) the gain of its cuts, and losses by step."""
+        settings, place, told = self.settings, Place(), 0
+        grown: list[tuple[Tree, Floats]] = []
+        trace: list[dict[str, float]] = []
+        for at in range(settings.trees + 1):
+            if self.watch:
+                self.watch(f"tree {at} of {settings.trees}", at, settings.trees)
+            chosen = _chosen(self.cuts, self.contract, settings, self.seed, at)
+            growth = Growth(self.cuts, chosen, settings, self.recipe, self.noise)
+            root = self.level(growth.first(place))
+            trace.append({"step": at, **_losses(root, settings, self.recipe)})
+            best = _best(trace, settings)
+            if at == settings.trees or at - best >= settings.patience:
+                break
+            tree = growth.grow(place, root, self.level)
+            grown.append(_of_enough(growth, tree, settings, self, place))
+            place, told = place.next(grown[-1][0]), told + len(growth.told)
+        opened = Opened("trees_level", 2 * len(trace) + told + len(self.cuts))
+        self.federation.opened.append(opened)
+        return grown[:best], pd.DataFrame(trace)
 
     def level(self, ask: Ask) -> Sums:
         """Derivatives by bin. Raises :class:`ModelError` where they are beyond all bounds."""
@@ -207,7 +251,7 @@ def _of_enough(
     growth: Growth,
     tree: Tree,
     settings: TreesSettings,
-    ask: _Questions,
+    ask: _Growing,
     place: Place,
 ) -> tuple[Tree, Floats]:
     """The tree that grew, without cuts that leave a leaf with too few persons, and (features,) the
@@ -265,6 +309,7 @@ def _recipe(
         unit=_rounded(Scale.of(totals).row_curvature(law)),
         rows=rows,
         validation_share=settings.validation_share,
+        drawn_share=settings.rows,
     )
 
 

@@ -24,6 +24,7 @@ from federated.hiding.protocol import Clear, Protection
 from federated.joined.factors import Role
 from federated.party.binding import Binding
 from federated.party.party import Party
+from federated.party.state import Released
 from federated.solvers.solution import Watch
 from federated.solvers.trees import TreesSettings
 from federated.study.bound import SignedStudy
@@ -166,29 +167,43 @@ def _federated(stage: Stage, result: ArmResult, watch: Watch) -> None:
     """All parties, through Flower's apps and under the experiment's protection, bound to the plan."""
     study, market, scorer = stage.study, stage.market, stage.scorer
     bound = SignedStudy(stage.plan, Identity.generate("releaser"), stage.run)
-    outcomes: list[Outcome] = []
-
-    def coordinate(nodes: Grid) -> None:
-        federation = Federation(
-            nodes,
-            stage.protection,
-            len(market.nodes),
-            lambda what, step: watch(what, step, None),
-        )
-        outcomes.append(bound.carried_out(federation, watch))
-        study.receipts, study.silent = federation.receipts(), federation.silent
-
-    node = client_app(
-        BoundParties(stage.text, stage.run, market.digest, bound.binding),
-        study.experiment.protection.sums,
+    nodes = BoundParties(stage.text, stage.run, market.digest, bound.binding)
+    outcome, study.receipts, study.silent = over_apps(
+        *(bound, nodes, len(market.nodes), stage.protection),
+        engine=stage.engine,
+        workers=stage.workers,
+        watch=watch,
     )
-    ENGINES[stage.engine](server_app(coordinate), node, len(market.nodes), stage.workers)
-    (outcome,) = outcomes
     result.models["all"], result.opened = outcome.models, outcome.opened
     _join(stage.alone, outcome.models[study.part].profiles)
     result.evaluations = scorer.beside(outcome.texts, outcome.evaluations)
     if "without" in study.experiment.arms.run:
         result.others = scorer.others(dict.fromkeys(stage.alone, _texts(result)["all"]))
+
+
+def over_apps(
+    bound: SignedStudy,
+    nodes: Callable[[int], Party],
+    count: int,
+    protection: Protection,
+    *,
+    engine: str = "grid",
+    workers: int = 1,
+    watch: Watch | None = None,
+) -> tuple[Outcome, dict[str, list[Released]], list[tuple[str, str]]]:
+    """A bound study over so many simulated nodes, each by its seat: its outcome, what passed each
+    party's gate, and (party, message) of what was left unanswered."""
+    outcomes, tell = [], watch or (lambda what, step, of: None)
+
+    def coordinate(grid: Grid) -> None:
+        federation = Federation(grid, protection, count, lambda what, step: tell(what, step, None))
+        outcome = bound.carried_out(federation, watch)
+        outcomes.append((outcome, federation.receipts(), federation.silent))
+
+    node = client_app(nodes, bound.plan.experiment.protection.sums)
+    ENGINES[engine](server_app(coordinate), node, count, workers)
+    (result,) = outcomes
+    return result
 
 
 class BoundParties:

@@ -8,8 +8,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import tomllib
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,14 +27,16 @@ from federated.study.settings import (
     JoinedTable,
     ProtectionSettings,
     Query,
+    Tune,
     check_places,
+    look_beside,
 )
 from lab.errors import ConfigurationError
 from lab.models.design import Feature
 from lab.models.families import Family
 from lab.models.glm import Task
 from lab.models.profile import Profiling
-from lab.records import Strict, nearest, parse, read_toml
+from lab.records import Strict, nearest, parse, read_toml, set_key
 from lab.tables.contracts import Column, Contract
 from lab.tables.partition import Split
 
@@ -70,6 +70,7 @@ class Experiment(Strict):
     alignment: AlignmentSettings = Field(
         AlignmentSettings(), description="Who learns which persons joined sides have in common."
     )
+    tune: Tune | None = Field(None, description="What `lab tune` searches; other commands do not.")
 
     @model_validator(mode="before")
     @classmethod
@@ -116,12 +117,16 @@ class Experiment(Strict):
         if isinstance(values.get("model"), dict):
             values["model"].setdefault("kind", "glm")
         experiment = parse(cls, values, where=str(path))
-        experiment.parties.check()
-        experiment.tasks()
-        experiment.check_detection()
-        experiment.check_profiles()
-        experiment.check_joined()
+        experiment.check()
         return experiment
+
+    def check(self) -> None:
+        """Refuse what no single table forbids."""
+        self.parties.check()
+        self.tasks()
+        self.check_detection()
+        self.check_profiles()
+        self.check_joined()
 
     def check_joined(self) -> None:
         """Refuse what can't be done over joined sides, or over no others."""
@@ -382,55 +387,3 @@ class Experiment(Strict):
         if self.detection is not None:
             columns += [self.detection.truth, self.detection.typology]
         return [name for name in columns if name]
-
-
-# What stands in its file.
-
-#: Keys that name files, by the table they stand in.
-FILES = {
-    "data": ("path", "contract", "test_rows"),
-    "protection": ("disclosure",),
-    "profile": ("register_file",),
-    "joined": ("path", "contract"),
-}
-
-
-def look_beside(values: dict[str, Any], folder: Path) -> None:
-    """Let files that lie in the folder of an experiment be named from there."""
-    for name, keys in FILES.items():
-        content = values.get(name)
-        tables = content if isinstance(content, list) else [content]
-        for table in (each for each in tables if isinstance(each, dict)):
-            for key in keys:
-                file = table.get(key)
-                if isinstance(file, str) and "://" not in file and (folder / file).exists():
-                    table[key] = str(folder / file)
-
-
-def set_key(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key in nested tables; text that is TOML is read as TOML."""
-    if isinstance(value, str):
-        with contextlib.suppress(tomllib.TOMLDecodeError):
-            value = tomllib.loads(f"x = {value}")["x"]
-    *path, last = key.split(".")
-    for part in path:
-        if isinstance(values, list):
-            values = _numbered(values, part, key)
-        else:
-            values = values.setdefault(part, {})
-        if not isinstance(values, dict | list):
-            raise ConfigurationError(f"--set {key}: '{part}' is not a table")
-    if isinstance(values, list):
-        raise ConfigurationError(
-            f"--set {key}: name a key of one of its tables, as {path[0]}.0.path"
-        )
-    values[last] = value
-
-
-def _numbered(tables: list[Any], number: str, key: str) -> Any:
-    """One of several tables of a name, counted from 0."""
-    if not number.isdecimal() or int(number) >= len(tables):
-        raise ConfigurationError(
-            f"--set {key}: '{number}' must be a number from 0 to {len(tables) - 1}, one for each table"
-        )
-    return tables[int(number)]

@@ -111,7 +111,7 @@ def joined_tables(experiment: Experiment, texts: Sequence[str]) -> JoinedTables:
             f"joined: no person of {fund.origin} is in {', '.join(t.origin for t, _ in insurers)}; "
             "check joined.key, and how both tables spell it"
         )
-    _check_of_insurer(experiment, theirs)
+    _refuse_target_at_fund(experiment, theirs)
     contract = _contract(blocks[0], insurers[0][0].contract, fund.contract, fund_block)
     digest = hashlib.sha256("".join(table.digest for table, _ in loaded).encode()).hexdigest()
     origin = f"{', '.join(table.origin for table, _ in insurers)} joined to {fund.origin}"
@@ -132,8 +132,7 @@ def joined_tables(experiment: Experiment, texts: Sequence[str]) -> JoinedTables:
     )
 
 
-def _check_of_insurer(experiment: Experiment, theirs: pd.DataFrame) -> None:
-    """Refuse a target, and what belongs to it, among the fund's columns."""
+def _refuse_target_at_fund(experiment: Experiment, theirs: pd.DataFrame) -> None:
     for name in experiment.columns_besides_features():
         if name in theirs and name != KEY:
             raise ConfigurationError(

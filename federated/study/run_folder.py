@@ -86,12 +86,12 @@ def log(folder: Path, uri: str) -> str:
         identity, registered = tracking.log(folder, uri)
     except Exception as error:  # whatever the tracking server does, the run is kept
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        return f"not logged to MLflow at {_public(uri)} ({reason}); 'lab runs --send' tries again"
+        return f"not logged to MLflow at {public(uri)} ({reason}); 'lab runs --send' tries again"
     (folder / LOGGED).write_text(identity)
     return f"MLflow run {identity}" + (f", {registered}" if registered else "")
 
 
-def _public(uri: str) -> str:
+def public(uri: str) -> str:
     """A tracking address without a password."""
     return re.sub(r"//[^@/]*@", "//", uri)
 

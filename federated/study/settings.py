@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from pathlib import Path
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -248,6 +249,82 @@ class Arms(Strict):
     replicates: int = Field(200, ge=0, description="Bootstrap resamples behind the intervals.")
 
 
+#: One of the values that a key may take.
+Choice = bool | int | float | str | tuple[int | float | str, ...]
+
+
+class Span(Strict):
+    """One of ``[tune.vary]``: the numbers from low to high, whole ones if both ends are."""
+
+    low: int | float = Field(description="The least.")
+    high: int | float = Field(description="The largest.")
+    log: bool = Field(False, description="Each tenfold is as likely as any other.")
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"low must be below high, got {self.low} and {self.high}")
+        if self.log and not self.low > 0:
+            raise ValueError(f"log needs a low above 0, got {self.low}")
+        return self
+
+
+class Tune(Strict):
+    """``[tune]``: what a search varies, how it chooses what to try, by which folds it judges."""
+
+    vary: dict[str, tuple[Choice, ...] | Span] = Field(
+        min_length=1,
+        description="Keys of the model with the values to try, as model.depth = [2, 3, 4], or a range, as model.l2 = { low = 1e-2, high = 100.0, log = true }.",
+    )
+    method: Literal["grid", "random", "tpe"] = Field(
+        "tpe",
+        description="grid: every combination. random: draws. tpe: Optuna's tree-structured Parzen estimator, which goes by the scores so far.",
+    )
+    trials: int | None = Field(
+        None, ge=1, description="Draws of random and tpe, 20 unless said; a grid needs none."
+    )
+    folds: int = Field(5, ge=2, le=100, description="Folds of the training rows, by whole persons.")
+    outer: int | None = Field(
+        None,
+        ge=2,
+        le=100,
+        description="Repeat the search without each of so many folds, and score what it chose there.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dotted(cls, values: Any) -> Any:
+        """``model.depth`` is one key, with quotes or as TOML's nested tables."""
+        if isinstance(values, dict) and isinstance(values.get("vary"), dict):
+            return values | {"vary": _dotted_keys(values["vary"])}
+        return values
+
+    @model_validator(mode="after")
+    def _can_be_tried(self) -> Self:
+        for key, values in self.vary.items():
+            if not key.startswith("model."):
+                raise ValueError(
+                    f"vary.{key}: a search varies keys of [model] alone, because scores are compared "
+                    "over the same rows; for other keys there is `lab sweep`"
+                )
+            if values == ():
+                raise ValueError(f"vary.{key}: list at least one value")
+            if self.method == "grid" and isinstance(values, Span):
+                raise ValueError(f"vary.{key}: a grid needs a list of values, not a range")
+        if self.method == "grid" and self.trials is not None:
+            raise ValueError("trials: a grid tries every combination; drop the key")
+        return self
+
+
+def _dotted_keys(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted keys; a range stays a table."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        nested = isinstance(value, dict) and not {"low", "high"} & value.keys()
+        flat |= _dotted_keys(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
+
+
 def check_places(data: Data, joined: tuple[JoinedTable, ...], arms: tuple[Arm, ...]) -> None:
     """Raises ValueError where rows come from nowhere or from two places, or an arm has no rows."""
     of_sides = [arm for arm in arms if arm in SIDES]
@@ -282,3 +359,26 @@ def check_places(data: Data, joined: tuple[JoinedTable, ...], arms: tuple[Arm, .
         raise ValueError("joined: tables of several insurers need a name each")
     if len({len(table.keys) for table in joined}) > 1:
         raise ValueError("joined: the key needs as many columns at each side")
+
+
+# What stands in its file.
+
+#: Keys that name files, by the table they stand in.
+FILES = {
+    "data": ("path", "contract", "test_rows"),
+    "protection": ("disclosure",),
+    "profile": ("register_file",),
+    "joined": ("path", "contract"),
+}
+
+
+def look_beside(values: dict[str, Any], folder: Path) -> None:
+    """Let files that lie in the folder of an experiment be named from there."""
+    for name, keys in FILES.items():
+        content = values.get(name)
+        tables = content if isinstance(content, list) else [content]
+        for table in (each for each in tables if isinstance(each, dict)):
+            for key in keys:
+                file = table.get(key)
+                if isinstance(file, str) and "://" not in file and (folder / file).exists():
+                    table[key] = str(folder / file)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from federated.app import client_app
 from federated.federation import Federation
@@ -30,7 +31,6 @@ from federated.study.joined import (
 )
 from federated.study.plan import StudyPlan
 from federated.study.rows import (
-    Features,
     declared_categories,
     sifted,
     unused,
@@ -77,25 +77,16 @@ class SimulatedMarket:
         self._own_contract = table.contract
         self.contract = profiled(table.contract, experiment.profile)
         self.rules = Rules.read(_path(experiment.protection.disclosure))
-        self.features = self._features()
+        self.features = {t: experiment.features(self.contract, t) for t in experiment.tasks()}
+        if self.tables is not None:
+            self.tables.check(experiment, self.features)
         self.unused = unused(experiment, self.contract, self.features, self.left_out)
         frame, row_numbers = usable(experiment, self.features, table)
         split, partition = (
             np.random.default_rng(child)
             for child in np.random.SeedSequence(experiment.seed).spawn(2)
         )
-        test = test_mask(
-            frame,
-            fraction=data.test,
-            rows_file=data.test_rows,
-            column=data.test_column,
-            value=None if data.test_value is None else str(data.test_value),
-            person=data.person,
-            rng=split,
-            together=data.group_by_person,
-            row_numbers=row_numbers,
-            total=len(table.frame),
-        )
+        test = self._tested(frame, row_numbers, len(table.frame), split)
         if test.all():
             raise ConfigurationError("data.test: no training rows are left")
         self.in_sample = not test.any()
@@ -104,6 +95,24 @@ class SimulatedMarket:
             self._party(name, frame, rows, test)
             for name, rows in self._dealt(frame, partition).items()
         ]
+
+    def _tested(
+        self, frame: pd.DataFrame, row_numbers: Rows, total: int, rng: np.random.Generator
+    ) -> NDArray[np.bool_]:
+        """(rows,) true for rows kept for testing."""
+        data = self.experiment.data
+        return test_mask(
+            frame,
+            fraction=data.test,
+            rows_file=data.test_rows,
+            column=data.test_column,
+            value=None if data.test_value is None else str(data.test_value),
+            person=data.person,
+            rng=rng,
+            together=data.group_by_person,
+            row_numbers=row_numbers,
+            total=total,
+        )
 
     def _sifted(self, path: str | None, own: Contract | None, public: Contract | None) -> Table:
         """The table, with the roles of its columns; what is no feature by default is noted."""
@@ -117,14 +126,6 @@ class SimulatedMarket:
                 return table
         table, self.left_out = sifted(self.experiment, table, drafted=drafted)
         return table
-
-    def _features(self) -> Features:
-        """The features of each part; those of joined sides are what the plan lets them be."""
-        experiment = self.experiment
-        features = {t: experiment.features(self.contract, t) for t in experiment.tasks()}
-        if self.tables is not None:
-            self.tables.check(experiment, features)
-        return features
 
     def _dealt(self, frame: pd.DataFrame, rng: np.random.Generator) -> dict[str, Rows]:
         """The rows of each party; a table of its own stays one."""

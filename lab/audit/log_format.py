@@ -48,6 +48,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "approval": ("statistic", "by"),
     "refusal": ("statistic", "rule", "text"),
     "outcome": ("plan", "scores", "model"),
+    "answer": ("statistic", "by", "answer"),
     "release": ("statistic", "hiding", "arrays", "values", "bytes", "rows", "key_bits"),
     "key": ("event", "fingerprint"),
     "budget": ("epsilon", "delta"),

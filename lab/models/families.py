@@ -236,11 +236,10 @@ class Scale(Strict):
 
     def noise(self, law: Family) -> float:
         """About the variance of what one row of average weight says of its linear predictor: of its
-        target if the dispersion is estimated, else of the family, over the squared slope."""
-        slope, variance = self._at_mean(law)
-        if law.dispersed:
-            variance = self.square / self.weight - (self.target / self.weight) ** 2
-        return max(variance, 0.0) / slope**2
+        target, and no less than the family's where that has no dispersion, over the squared slope."""
+        slope, least = self._at_mean(law)
+        variance = self.square / self.weight - (self.target / self.weight) ** 2
+        return max(variance, 0.0 if law.dispersed else least) / slope**2
 
     def _at_mean(self, law: Family) -> tuple[float, float]:
         """Slope and variance function at the mean target."""

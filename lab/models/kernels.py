@@ -18,6 +18,8 @@ Bytes = NDArray[np.uint8]
 Bools = NDArray[np.bool_]
 Nodes = NDArray[np.int32]
 Starts = NDArray[np.uint64]
+#: What draws the value of a leaf: L1, L2, smoothing, the value of its parent.
+Pull = tuple[float, float, float, float]
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
@@ -192,8 +194,8 @@ def best_cuts(
     direction: Ints,
     smooth: float,
     noise: float,
-    l2: float,
     least: float,
+    pull: Pull,
     low: float,
     high: float,
 ) -> tuple[Floats, Ints, Bools]:  # pragma: no cover
@@ -203,16 +205,16 @@ def best_cuts(
     last is for missing values. is_number: (features,) false for categories, whose bins are taken by
     rising g / (h + smooth) as if ordered (Fisher, "On grouping for maximum homogeneity", 1958).
     direction: (features,) 1 where leaf values must rise, -1 fall, 0 free; they are kept between
-    ``low`` and ``high``. least: the least sum of ``h`` on either side. Gain: Chen & Guestrin
-    (2016), equation 7, without its complexity term; from that of categories is taken what their
-    order would bring by chance.
+    ``low`` and ``high``. least: the least sum of ``h`` on either side. pull: as in
+    :func:`leaf_value`, towards the value of the node. Gain: Chen & Guestrin (2016), equation 7, without
+    its complexity term; from that of categories is taken what their order would bring by chance.
     """
     count = start.shape[0] - 1
     gain, cut = np.zeros(count), np.full(count, -1)
     missing_left = np.zeros(count, dtype=np.bool_)
     # 1. What the node holds, and what it is worth uncut.
     g_all, h_all = g[start[0] : start[1]].sum(), h[start[0] : start[1]].sum()
-    whole = _worth(g_all, h_all + l2, low, high)
+    whole = _fall(g_all, h_all, pull[3], pull)
     for k in range(count):
         # 2. The order of the feature's bins, and the gain that chance alone would bring.
         first, last = start[k], start[k + 1] - 1
@@ -229,8 +231,8 @@ def best_cuts(
                 g_right, h_right = g_all - g_left, h_all - h_left
                 if h_left < least or h_right < least:
                     continue
-                h_sides = (h_left + l2, h_right + l2)
-                worth = _gain(g_left, g_right, h_sides, direction[k], whole, luck, low, high)
+                sides = (g_left, h_left, g_right, h_right)
+                worth = _gain(sides, direction[k], pull, low, high) - whole - luck
                 if worth > gain[k]:
                     gain[k], cut[k], missing_left[k] = worth, b, way == 1
     return gain, cut, missing_left
@@ -255,33 +257,37 @@ def _by_risk(
 
 @compiled
 def _gain(
-    g_left: float,
-    g_right: float,
-    h: tuple[float, float],
-    direction: int,
-    whole: float,
-    luck: float,
-    low: float,
-    high: float,
+    sides: tuple[float, float, float, float], direction: int, pull: Pull, low: float, high: float
 ) -> float:  # pragma: no cover
-    """What a cut gains over the ``whole`` and over luck; 0 where leaf values step against the
-    feature's direction. h: second derivatives of (left, right), l2 included."""
-    h_left, h_right = h
-    if direction != 0:
-        step = _leaf(g_right, h_right, low, high) - _leaf(g_left, h_left, low, high)
-        if step * direction < 0:
-            return 0.0
-    gain = _worth(g_left, h_left, low, high) - whole
-    return gain + (_worth(g_right, h_right, low, high) - luck)
+    """Twice the fall of the loss with both leaves, or minus infinity where their values step against
+    the feature's direction. sides: derivatives of the left, of the right."""
+    g_left, h_left, g_right, h_right = sides
+    left = leaf_value(g_left, h_left, pull, low, high)
+    right = leaf_value(g_right, h_right, pull, low, high)
+    if (right - left) * direction < 0:
+        return -np.inf
+    return _fall(g_left, h_left, left, pull) + _fall(g_right, h_right, right, pull)
 
 
 @compiled
-def _leaf(g: float, h: float, low: float, high: float) -> float:  # pragma: no cover
-    return min(max(-g / h, low), high)
+def leaf_value(
+    g: float, h: float, pull: Pull, low: float, high: float
+) -> float:  # pragma: no cover
+    """The value of a leaf with these sums of derivatives, between ``low`` and ``high``.
+
+    pull: (l1, l2, smoothing, parent). l1 is taken from the magnitude of ``g`` and l2 added to ``h``
+    (Chen & Guestrin, 2016, and their XGBoost's ``alpha``); smoothing is the ``h`` of a leaf that goes
+    half the way to the value of its parent (LightGBM's ``path_smooth``, by curvature instead of rows).
+    """
+    l1, l2, smoothing, parent = pull
+    value = -np.sign(g) * max(abs(g) - l1, 0.0) / (h + l2)
+    if smoothing > 0.0:
+        value = (h * value + smoothing * parent) / (h + smoothing)
+    bounded: float = min(max(value, low), high)
+    return bounded
 
 
 @compiled
-def _worth(g: float, h: float, low: float, high: float) -> float:  # pragma: no cover
-    """Twice the fall of the loss with the best allowed leaf value."""
-    value = _leaf(g, h, low, high)
-    return -(2.0 * g * value + h * value * value)
+def _fall(g: float, h: float, value: float, pull: Pull) -> float:  # pragma: no cover
+    """Twice the fall of the loss, penalties included, with a leaf of this value."""
+    return -(2.0 * g * value + (h + pull[1]) * value * value + 2.0 * pull[0] * abs(value))

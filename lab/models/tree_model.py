@@ -20,8 +20,9 @@ from lab.privacy.joining import PARTIES, PERSONS, behind
 from lab.records import Strict
 from lab.sums import HEADS, Floats, Sums
 
-#: Levels of a category that have bins of their own; a bin's number is one byte.
-MOST_BINS = 254
+#: Levels of a category, or ranges of a number, that have bins of their own; a bin's number is one
+#: byte, and one bin is for what is missing.
+MOST_BINS = 255
 
 
 #: Nodes of a tree of depth 10; bins of all nodes that one question may ask for.
@@ -140,10 +141,11 @@ class Tree(Strict):
             reached[at] = sum(reached[child] for child in children)
             if any(feature[child] == LEAF and reached[child] < least for child in children):
                 feature[at] = LEAF
-        return self._compact(feature)
+        return self.compact(feature)
 
-    def _compact(self, feature: list[int]) -> tuple[Tree, tuple[int, ...]]:
-        """The nodes that are still reached, numbered anew in their order."""
+    def compact(self, feature: list[int]) -> tuple[Tree, tuple[int, ...]]:
+        """The tree with other features at its nodes, some of them leaves now, and the numbers that the
+        nodes which are still reached had before. feature: (nodes,)."""
         order, left = [0], [0]
         for at in order:  # grows while it is read
             if feature[at] != LEAF:

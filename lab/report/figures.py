@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 def figures(result: Result) -> list[dict[str, str]]:
     """Each figure: title, what it shows, svg; one that cannot be drawn says so in its place."""
-    sections, result = [], _literal(result)
+    sections, result = [], literal(result)
     for title, text, draw in _detector(result) if result["experiment"]["detection"] else _RATES:
         try:
-            svg = _figure(result, title, draw)
+            svg = themed(drawn(result, title, draw))
             text = text.replace("test rows", judged(result))
         except Exception as error:  # whatever the drawing does, the run is kept
             text, svg = f"This figure could not be drawn ({type(error).__name__}).", ""
@@ -47,15 +47,15 @@ def figures(result: Result) -> list[dict[str, str]]:
     return sections
 
 
-def _literal(content: Any) -> Any:
+def literal(content: Any) -> Any:
     """The result with every dollar sign as it is: matplotlib takes two for a formula."""
     match content:
         case str():
             return content.replace("$", r"\$")
         case dict():
-            return {_literal(k): _literal(v) for k, v in content.items()}
+            return {literal(k): literal(v) for k, v in content.items()}
         case list():
-            return [_literal(each) for each in content]
+            return [literal(each) for each in content]
         case _:
             return content
 
@@ -99,7 +99,9 @@ def _detector(result: Result) -> list[tuple[str, str, Draw]]:
     ]
 
 
-def _figure(result: Result, title: str, draw: Draw) -> str:
+def drawn(result: Result, title: str, draw: Draw) -> str:
+    """A figure as SVG that says what it shows, in the light colours; empty where there is nothing to
+    draw."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -135,7 +137,7 @@ def _figure(result: Result, title: str, draw: Draw) -> str:
         )
     svg = out.getvalue()
     head, _, rest = svg[svg.index("<svg") :].partition("<metadata>")
-    return _described(themed(head + rest.partition("</metadata>")[2]), title, words)
+    return _described(head + rest.partition("</metadata>")[2], title, words)
 
 
 def _described(svg: str, title: str, words: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lab.report.style import Result
-from lab.text import slugs
+from lab.text import slug, slugs
 
 if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
@@ -80,6 +80,37 @@ def log(folder: Path, uri: str) -> tuple[str, str]:
             raise
         client.set_terminated(parent, end_time=end)
         return str(parent), _register(client, model, result, parent)
+
+
+def log_search(folder: Path, uri: str) -> str:
+    """Log a search from its folder: a parent run and a child for each row. Returns the parent's id;
+    whatever MLflow raises passes on."""
+    from mlflow.entities import Metric
+    from mlflow.tracking import MlflowClient
+
+    result: Result = json.loads((folder / "result.json").read_text())
+    now = int((folder / "result.json").stat().st_mtime * 1000)
+    with _quiet():
+        client = MlflowClient(tracking_uri=uri)
+        place = _experiment(client, uri)
+        name = f"{result['kind']} {result['experiment']['name']}"
+        tags = {"mlflow.runName": name, "lab.folder": str(folder)}
+        parent = str(client.create_run(place, now, tags).info.run_id)
+        _log_parameters(client, parent, result["experiment"])
+        metrics = [Metric(slug(k), v, now, 0) for k, v in result["metrics"].items()]
+        client.log_batch(parent, metrics=metrics[:METRICS_AT_ONCE])
+        for row in result["rows"]:
+            tags = {"mlflow.runName": row["name"], "mlflow.parentRunId": parent}
+            tags |= {"lab.reason": row["reason"][:LONGEST_PARAM]} if row["reason"] else {}
+            child = client.create_run(place, now, tags).info.run_id
+            _log_parameters(client, child, row["settings"])
+            values = {slug(k): v for k, v in row["metrics"].items() if v is not None}
+            client.log_batch(child, metrics=[Metric(k, v, now, 0) for k, v in values.items()])
+            client.set_terminated(child, "FAILED" if row["reason"] else "FINISHED", now)
+        for artifact in ("result.json", *result["files"]):
+            client.log_artifact(parent, str(folder / artifact))
+        client.set_terminated(parent, end_time=now)
+    return parent
 
 
 @contextlib.contextmanager

@@ -71,7 +71,7 @@ def key_texts(
         what = f"has no column '{unknown[0]}'" if unknown else "needs a key of one column or more"
         raise ContractError(f"{where}: {what}; its columns are {', '.join(map(str, table))}")
     spelled = {
-        name: _spelled(table[name], _rule(contract, name), f"{where} column '{name}'")
+        name: spellings(table[name], _rule(contract, name), f"{where} column '{name}'")
         for name in dict.fromkeys(names)
     }
     all_texts = tuple(_joined(tuple(key), [spelled[name] for name in key]) for key in keys)
@@ -136,8 +136,11 @@ def _rule(contract: Contract | None, name: str) -> str:
     return contract.columns[name].spelling
 
 
-def _spelled(values: pd.Series, rule: str, where: str) -> tuple[list[str], list[bool]]:
-    """(texts, "" where there is none; whether each keeps its rule)."""
+def spellings(values: pd.Series, rule: str, where: str) -> tuple[list[str], list[bool]]:
+    """A column in one spelling: (texts, "" where there is none; whether each keeps its rule).
+
+    rule: a name of `RULES`. Raises ContractError for numbers that float64 mixes up.
+    """
     if pd.api.types.is_float_dtype(values) and (values.abs() > EXACT).any():
         raise ContractError(
             f"{where} holds numbers above 2^53 as floating point, which does not tell them apart; "

@@ -56,10 +56,27 @@ def drawn(keys: pd.Series, share: float, secret: bytes, purpose: str) -> NDArray
     else can choose or repeat the draw. A key is drawn with all its rows."""
     if share == 0:
         return np.zeros(len(keys), dtype=bool)
+    hashes = _hashes(keys, secret, purpose)
+    return np.asarray(hashes < np.uint64(int(share * 2.0**63)) * np.uint64(2))
+
+
+def folds(keys: pd.Series, count: int, secret: bytes, purpose: str) -> NDArray[np.int64]:
+    """(rows,) which of ``count`` folds, from 0, each row is in: drawn as :func:`drawn` draws, so a
+    key is in one fold with all its rows.
+
+    >>> person = pd.Series(["a", "b", "a", "c"])
+    >>> first, _, again, _ = folds(person, 3, b"a party's own", "cross-validation")
+    >>> first == again
+    np.True_
+    """
+    return np.asarray(_hashes(keys, secret, purpose) % np.uint64(count)).astype(np.int64)
+
+
+def _hashes(keys: pd.Series, secret: bytes, purpose: str) -> NDArray[np.uint64]:
+    """(rows,) a hash of each key, evenly spread, under a secret."""
     key = hmac.digest(secret, purpose.encode(), "sha256").hex()[:16]
     texts = keys.astype("str")  # pandas hashes texts alone under a key
-    hashes = pd.util.hash_pandas_object(texts, index=False, hash_key=key).to_numpy()
-    return np.asarray(hashes < np.uint64(int(share * 2.0**63)) * np.uint64(2))
+    return np.asarray(pd.util.hash_pandas_object(texts, index=False, hash_key=key), np.uint64)
 
 
 def units(frame: pd.DataFrame, person: str | None) -> NDArray[np.int64]:

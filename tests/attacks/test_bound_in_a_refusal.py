@@ -13,7 +13,8 @@ from lab.models import trees
 from lab.models.design import Feature
 from lab.models.glm import Task
 from lab.models.tree_model import Cuts
-from lab.models.trees import Ask, Rows
+from lab.models.tree_rows import Rows
+from lab.models.trees import Ask
 from lab.sums import Sums
 from tests.attacks.setting import bisected, federation_of, insurers
 

@@ -23,7 +23,7 @@ from federated.study.experiment import Experiment
 from lab.errors import ConfigurationError, ContractError, ModelError
 from lab.models.design import Feature, check_features
 from lab.models.glm import Task
-from lab.models.tree_model import Trees, binned
+from lab.models.tree_model import Tree, Trees, binned
 from lab.tables.contracts import Column, Contract, draft
 from lab.tables.partition import drawn as held_out
 from tests.conftest import federate, split
@@ -62,6 +62,13 @@ def claims(family: str, rows: int, seed: int, missing: float = 0.1) -> pd.DataFr
 FEATURES = ("age", "paid", "day", "clinic", "constant")
 
 
+#: A few trees, every level cut in full, nothing held out.
+PLAIN = {
+    "kind": "trees", "trees": 3, "depth": 3, "leaves": 1024, "learning_rate": 0.1, "bins": 16,
+    "min_child_rows": 5.0, "validation_share": 0.0,
+}  # fmt: skip
+
+
 def grow(
     parts: list[pd.DataFrame],
     task: Task,
@@ -73,9 +80,7 @@ def grow(
     seed: int = 7,
     **changes: Any,
 ) -> tuple[Trees, pd.DataFrame]:
-    chosen = TreesSettings(
-        **{"kind": "trees", "trees": 3, "depth": 3, "min_child_rows": 5.0, "bins": 16} | changes
-    )
+    chosen = TreesSettings(**PLAIN | changes)
     terms = tuple(f if isinstance(f, Feature) else Feature(column=f) for f in columns)
     agreed = contract or draft(parts[0], "test")
     found: tuple[Trees, pd.DataFrame] = federate(
@@ -93,17 +98,24 @@ def task_of(family: str, exposure: bool = False) -> Task:
     return Task(target="y", exposure=offset, family=family, power=power)
 
 
+SETTINGS = (
+    "validation_share", "rows", "features", "leaves", "l1", "smoothing", "bins", "min_child_rows",
+)  # fmt: skip
 tables = st.fixed_dictionaries(
     {
         "family": st.sampled_from(FAMILIES),
-        "rows": st.integers(80, 400),
+        "size": st.integers(80, 400),
         "seed": st.integers(0, 999),
         "missing": st.sampled_from([0.0, 0.1, 0.7]),
         "exposure": st.booleans(),
         "parties": st.integers(3, 6),
         "validation_share": st.sampled_from([0.0, 0.3]),
+        "rows": st.sampled_from([0.5, 1.0]),
         "features": st.sampled_from([0.4, 1.0]),
-        "bins": st.sampled_from([2, 5, 64]),
+        "leaves": st.sampled_from([2, 5, 8]),
+        "l1": st.sampled_from([0.0, 3.0]),
+        "smoothing": st.sampled_from([0.0, 20.0]),
+        "bins": st.sampled_from([2, 5, 64, 255]),
         "min_child_rows": st.sampled_from([0.5, 8.0]),
     }
 )
@@ -118,11 +130,9 @@ def dealt(frame: pd.DataFrame, parties: int, rng: np.random.Generator) -> list[p
 
 
 def drawn(drawn: dict) -> tuple[list[pd.DataFrame], pd.DataFrame, Task, dict]:
-    frame = claims(drawn["family"], drawn["rows"], drawn["seed"], drawn["missing"])
+    frame = claims(drawn["family"], drawn["size"], drawn["seed"], drawn["missing"])
     parts = dealt(frame, drawn["parties"], np.random.default_rng(drawn["seed"]))
-    model = {
-        name: drawn[name] for name in ("validation_share", "features", "bins", "min_child_rows")
-    }
+    model = {name: drawn[name] for name in SETTINGS}
     return parts, frame, task_of(drawn["family"], drawn["exposure"]), model
 
 
@@ -255,13 +265,87 @@ def test_no_tree_knows_the_rows_held_out() -> None:
     held = held_out(frame.index.to_series(), 0.5, b"rows", "held out")
     shuffled = frame.copy()
     shuffled.loc[held, "y"] = frame.y[held].to_numpy()[::-1]
-    ours, trace = grow(
-        split(frame, 4), task_of("poisson"), validation_share=0.5, patience=1, trees=1
-    )
-    same, other = grow([shuffled], task_of("poisson"), validation_share=0.5, patience=1, trees=1)
+    judged = {"validation_share": 0.5, "patience": 1, "trees": 1, "refit": False}
+    ours, trace = grow(split(frame, 4), task_of("poisson"), **judged)
+    same, other = grow([shuffled], task_of("poisson"), **judged)
     assert ours.trees == same.trees
     assert trace["loss"].equals(other["loss"])
     assert (trace["validation"].iloc[1:] != other["validation"].iloc[1:]).all()
+
+
+def test_once_it_is_known_when_to_stop_so_many_trees_grow_from_all_rows() -> None:
+    parts, task = split(claims("poisson", 600, 6), 3), task_of("poisson")
+    stopping = {"trees": 60, "validation_share": 0.4, "patience": 6, "min_child_rows": 1.0}
+    judged, _ = grow(parts, task, refit=False, **stopping)
+    model, trace = grow(parts, task, **stopping)
+    whole, _ = grow(parts, task, trees=len(judged.trees), min_child_rows=1.0)
+    assert 0 < len(judged.trees) == int(trace["validation"].argmin()) < 60
+    assert model == whole != judged
+
+
+@pytest.mark.parametrize("leaves", [2, 4, 7, 30])
+def test_the_leaf_of_most_gain_is_cut_first(leaves: int) -> None:
+    """One question for each level gives the tree of one question for each cut."""
+    frame = claims("poisson", 900, 3)
+    few = {"trees": 1, "depth": 6, "min_child_rows": 1.0, "min_persons": 1}
+    numbers = ("age", "paid", "day")
+    model, _ = grow(split(frame, 3), task_of("poisson"), numbers, leaves=leaves, **few)
+    (whole,), (tree,) = grow([frame], task_of("poisson"), numbers, **few)[0].trees, model.trees
+    gain = gains_of(whole, frame, model)
+    cut, frontier = [], [0]
+    while len(cut) < leaves - 1:
+        at = max(frontier, key=lambda node: (gain[node], -node))
+        cut.append(at)
+        frontier.remove(at)
+        frontier += [child for child in (whole.left[at], whole.left[at] + 1) if child in gain]
+    expected, _ = whole.compact([f if at in cut else -1 for at, f in enumerate(whole.feature)])
+    assert tree == expected
+
+
+def gains_of(tree: Tree, frame: pd.DataFrame, model: Trees) -> dict[int, float]:
+    """Twice the fall of the loss by each cut of a first tree, from its rows."""
+    mean, unit = np.exp(model.intercept), frame.y.mean()
+    codes = binned(frame, model.cuts)
+    worth = np.zeros(len(tree.feature))
+    parent = {tree.left[at] + side: at for at, f in enumerate(tree.feature) if f >= 0 for side in (0, 1)}  # fmt: skip
+    node = np.zeros(len(frame), dtype=np.int32)
+    tree.descend(codes, node)
+    g, h = np.zeros(len(worth)), np.zeros(len(worth))
+    for at in range(len(worth)):
+        g[at], h[at] = (mean - frame.y[node == at]).sum() / unit, (node == at).sum()
+    for at in reversed(range(1, len(worth))):
+        g[parent[at]] += g[at]
+        h[parent[at]] += h[at]
+    worth = g**2 / (h + 1.0)
+    return {
+        at: worth[tree.left[at]] + worth[tree.left[at] + 1] - worth[at]
+        for at, feature in enumerate(tree.feature)
+        if feature >= 0
+    }
+
+
+def test_a_tree_grows_from_the_share_of_persons_that_each_party_draws() -> None:
+    frame = claims("poisson", 600, 9)
+    first = held_out(frame.index.to_series(), 0.5, b"rows", "0.5 of rows after ")
+    changed = frame.assign(y=np.where(first, frame.y, frame.y.sample(frac=1, random_state=1)))
+    changed["y"] *= frame.y.sum() / changed.y.sum()
+    ours, _ = grow(split(frame, 3), task_of("poisson"), rows=0.5, trees=1)
+    half, _ = grow([frame[first]], task_of("poisson"), trees=1)
+    assert 0.4 < first.mean() < 0.6
+    drawn_values = ours.trees[0].value
+    assert ours.trees[0].feature[0] == half.trees[0].feature[0] and drawn_values != ()
+    other = held_out(frame.index.to_series(), 0.5001, b"rows", "0.5001 of rows after ")
+    assert 0.3 < (first != other).mean() < 0.7  # two shares do not differ by a few persons
+
+
+def test_leaves_are_drawn_towards_their_parent_and_a_small_sum_is_none() -> None:
+    frame = claims("poisson", 600, 9)
+    values = {
+        name: np.array(grow([frame], task_of("poisson"), trees=1, l2=0.0, depth=1, **{name: 1e9})[0].trees[0].value)
+        for name in ("smoothing", "l1")
+    }  # fmt: skip
+    assert np.abs(values["smoothing"]).max() < 1e-4
+    assert (values["l1"] == 0).all()
 
 
 def test_nothing_held_out_where_some_was_asked_is_an_error() -> None:
@@ -284,13 +368,13 @@ def test_each_tree_uses_the_share_of_features_asked() -> None:
 
 def test_levels_that_do_not_fit_share_the_bin_of_missing_values() -> None:
     rng = np.random.default_rng(1)
-    codes = np.concatenate([np.repeat(np.arange(254), 5), np.arange(254, 400), [400] * 5])
+    codes = np.concatenate([np.repeat(np.arange(255), 5), np.arange(255, 400), [400] * 5])
     frame = pd.DataFrame({"clinic": [f"c{k:03d}" for k in codes], "x": rng.normal(size=len(codes))})
     frame["y"] = rng.poisson(1 + (codes % 3 == 0))
     frame = frame.sample(frac=1, random_state=0, ignore_index=True).astype({"y": float})
     model, _ = grow(split(frame, 3), Task(target="y"), ("clinic", "x"), min_persons=1)
-    # 255 clinics are equally frequent: the first 254 have bins, the last shares with the rare ones
-    assert model.cuts[0].levels == tuple(f"c{k:03d}" for k in range(254))
+    # 256 clinics are equally frequent: the first 255 have bins, the last shares with the rare ones
+    assert model.cuts[0].levels == tuple(f"c{k:03d}" for k in range(255))
     assert (
         model.model_dump_json()
         == grow([frame], Task(target="y"), ("clinic", "x"), min_persons=1)[0].model_dump_json()

@@ -235,7 +235,7 @@ def test_a_side_can_hold_some_columns_of_a_table(tmp_path):
 
 
 def test_a_key_of_one_of_several_tables_is_set_by_its_number():
-    from federated.study.experiment import set_key
+    from lab.records import set_key
 
     values: dict[str, Any] = {"joined": [{"path": "a"}, {"path": "b"}]}
     set_key(values, "joined.1.path", "c")

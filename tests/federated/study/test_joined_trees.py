@@ -24,6 +24,8 @@ MODEL: dict[str, Any] = {
     "depth": 3,
     "bins": 8,
     "min_child_rows": 5,
+    "learning_rate": 0.3,
+    "validation_share": 0.0,
 }
 
 

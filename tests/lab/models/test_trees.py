@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from lab.errors import ConfigurationError, PeerError
 from lab.models import files as models
-from lab.models import kernels, tree_model, trees
+from lab.models import kernels, tree_model, tree_rows, trees
 from lab.models.design import Feature, check_features
 from lab.models.families import Family
 from lab.models.glm import Response, Task
@@ -50,7 +50,7 @@ FRAME = pd.DataFrame(
     }
 )
 TASK = Task(target="y", family="binomial")
-RECIPE = trees.TreesRecipe(intercept=0.0, unit=0.25, rows=6)
+RECIPE = tree_rows.TreesRecipe(intercept=0.0, unit=0.25, rows=6)
 
 
 def targets(law: Family, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -73,16 +73,16 @@ def derived(law: Family, y, weight, eta, scale: float):
 
 def rows(
     frame: pd.DataFrame = FRAME,
-    recipe: trees.TreesRecipe = RECIPE,
+    recipe: tree_rows.TreesRecipe = RECIPE,
     task: Task = TASK,
-    finished: trees.Finished | None = None,
+    finished: tree_rows.Finished | None = None,
 ):
     keys = frame.index.to_series()
-    return trees.Rows(frame, Response(frame, task), keys, CUTS, task, recipe, finished)
+    return tree_rows.Rows(frame, Response(frame, task), keys, CUTS, task, recipe, finished)
 
 
 def ask(**changes):
-    told = {"place": trees.Place(), "nodes": (0,), "features": (0, 1), "most": ((64.0, 64.0),)}
+    told = {"place": tree_rows.Place(), "nodes": (0,), "features": (0, 1), "most": ((64.0, 64.0),)}
     return trees.Ask(**told | changes)
 
 
@@ -165,7 +165,7 @@ def test_a_file_that_is_no_tree_is_refused(changes: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    "cuts", [{"levels": [f"{k}" for k in range(255)]}, {"edges": [1.0, 1.0]}, {"edges": [2.0, 1.0]}]
+    "cuts", [{"levels": [f"{k}" for k in range(256)]}, {"edges": [1.0, 1.0]}, {"edges": [2.0, 1.0]}]
 )
 def test_cuts_that_do_not_fit_a_byte_or_do_not_rise_are_refused(cuts: dict) -> None:
     values = {"feature": {"column": "x"}, **cuts}
@@ -182,15 +182,15 @@ OUTSIDE = TREE.model_copy(update={"feature": (0, -1, 2, -1, -1)})
         ({"nodes": (1,)}, "leaves"),
         ({"nodes": (-1,)}, "leaves"),
         ({"nodes": (0, 0), "most": ((64.0, 64.0),) * 2}, "distinct"),
-        ({"nodes": (2,), "place": trees.Place(growing=TREE)}, "leaves"),
+        ({"nodes": (2,), "place": tree_rows.Place(growing=TREE)}, "leaves"),
         ({"features": (0, 2)}, "and agreed on"),
         ({"features": (-1,)}, "and agreed on"),
         ({"features": (1, 0)}, "in order"),
         ({"features": (1, 1)}, "in order"),
-        ({"place": trees.Place(growing=OUTSIDE), "nodes": (1,)}, "not agreed on"),
-        ({"place": trees.Place(chain="x", last=OUTSIDE)}, "not agreed on"),
-        ({"place": trees.Place(chain="ab")}, "not known here"),
-        ({"place": trees.Place(chain="ab", last=TREE)}, "not known here"),
+        ({"place": tree_rows.Place(growing=OUTSIDE), "nodes": (1,)}, "not agreed on"),
+        ({"place": tree_rows.Place(chain="x", last=OUTSIDE)}, "not agreed on"),
+        ({"place": tree_rows.Place(chain="ab")}, "not known here"),
+        ({"place": tree_rows.Place(chain="ab", last=TREE)}, "not known here"),
         ({"most": ()}, "bounds"),
         ({"most": ((64.0, 1e300),)}, "bounds"),
         ({"most": ((-1.0, 64.0),)}, "bounds"),
@@ -213,10 +213,12 @@ def test_a_question_for_more_bins_than_any_tree_needs_is_refused(monkeypatch) ->
 
 def test_a_party_follows_finished_trees_and_begins_again_when_asked() -> None:
     party, fresh = rows(), trees.level(rows(), ask())
-    second = trees.Place().next(TREE)
+    second = tree_rows.Place().next(TREE)
     grown = trees.level(party, ask(place=second))
     eta = tree_model.Trees(task=TASK, cuts=CUTS, intercept=0.0, trees=(TREE,)).eta(FRAME)
-    expected = np.rint((1 / (1 + np.exp(-eta)) - FRAME.y) / (0.25 * trees.GRAIN)) * trees.GRAIN
+    expected = (
+        np.rint((1 / (1 + np.exp(-eta)) - FRAME.y) / (0.25 * tree_rows.GRAIN)) * tree_rows.GRAIN
+    )
     assert grown["gradient 0"][:4].sum() == expected.sum()
     deep = second.model_copy(update={"growing": TREE})
     leaf = trees.level(party, ask(place=deep, nodes=(3, 4), most=((64.0, 64.0),) * 2))
@@ -227,7 +229,7 @@ def test_a_party_follows_finished_trees_and_begins_again_when_asked() -> None:
 
 
 def test_rows_that_come_anew_follow_the_trees_that_were_finished_before() -> None:
-    party, place = rows(), trees.Place()
+    party, place = rows(), tree_rows.Place()
     for share in (1.0, 0.5, 0.25):
         values = tuple(share * value for value in TREE.value)
         place = place.next(TREE.model_copy(update={"value": values}))
@@ -247,7 +249,7 @@ def test_a_model_that_runs_away_says_so_however_often_it_is_asked() -> None:
     task = Task(target="y", family="poisson")
     party = rows(task=task, recipe=RECIPE.model_copy(update={"unit": 0.5}))
     far = TREE.model_copy(update={"value": (0.0, 900.0, 0.0, 900.0, 900.0)})
-    away = trees.Place().next(far)
+    away = tree_rows.Place().next(far)
     for _ in range(2):
         assert trees.level(party, ask(place=away)).total("beyond") == 1
     assert trees.level(party, ask()).total("beyond") == 0
@@ -322,7 +324,9 @@ def test_kernels_compile_where_nothing_can_be_kept(tmp_path: Path) -> None:
     """A file where numba would make a folder: as in an installation nobody may write to."""
     (tmp_path / "taken").write_text("")
     here = Path(trees.__file__).parents[2]
-    code = "from lab.models import kernels; print(kernels._leaf(1.0, 2.0, -9.0, 9.0))"
+    code = (
+        "from lab.models import kernels; print(kernels.leaf_value(1.0, 2.0, (0.0,) * 4, -9.0, 9.0))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ

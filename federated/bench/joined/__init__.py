@@ -1,0 +1,1 @@
+"""How fast two sides are joined."""

@@ -1,0 +1,1 @@
+"""What payers may tell each other: paid twice, and known before."""

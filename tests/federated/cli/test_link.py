@@ -1,0 +1,127 @@
+"""`lab link` as its users call it: what it prints, and one line for each mistake."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from federated.cli.main import lab
+from lab.errors import ConfigurationError, PolicyError
+from lab.market.make import make
+
+
+@pytest.fixture(scope="module")
+def market(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("link") / "market", persons=2000, seed=3).folder
+
+
+@pytest.fixture(scope="module")
+def terms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped charter with caps for a small market, and exact keys alone."""
+    from federated.link.charter import SHIPPED
+
+    text = SHIPPED.read_text().replace("10_000  ", "1_000 ").replace("300_000", "10_000")
+    head, near = text.split('[[key]]\nname = "near visit"')
+    file = tmp_path_factory.mktemp("charter") / "link.toml"
+    file.write_text(head + near[near.index("[desk]") :])
+    return file
+
+
+def run(*arguments: Any) -> str:
+    outcome = CliRunner().invoke(lab, ["link", *map(str, arguments)], catch_exceptions=False)
+    assert outcome.exit_code == 0, outcome.output
+    return outcome.output
+
+
+def test_duplicates_prints_counts_scores_and_writes_each_payers_matches(
+    market: Path, terms: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "matches"
+    content = json.loads(run("duplicates", market, "--charter", terms, "--out", out, "--json"))
+    everything = next(s for s in content["detected"] if s["name"] == "all insurers")
+    assert everything["hits"] == everything["claims"] > 0
+    assert everything["false_alarms"] == 0
+    claims = pd.read_parquet(market / "insurer-1" / "claims.parquet")
+    mine = pd.read_csv(out / "insurer-1.csv")
+    assert len(mine) == sum(content["payers"]["insurer-1"]["matches"].values())
+    assert mine["row"].max() < len(claims)
+    assert "person" not in json.dumps(content["payers"])
+
+
+def test_a_folder_without_payers_and_a_charter_with_a_mistake_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="needs a folder for each payer"):
+        run("duplicates", tmp_path)
+    file = tmp_path / "link.toml"
+    file.write_text('name = "x"\ncapp = 3\n')
+    with pytest.raises(ConfigurationError, match="unknown key 'capp'; did you mean 'cap'"):
+        run("duplicates", tmp_path, "--charter", file)
+
+
+def test_a_table_of_csv_meets_one_of_parquet(terms: Path, tmp_path: Path) -> None:
+    rows = {
+        "person": ["7"],
+        "invoice": ["0012"],
+        "provider": ["P1"],
+        "admission_day": [5],
+        "claimed": [90],
+        "paid": [40],
+        "cover": ["group_medical"],
+    }
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    pd.DataFrame(rows).to_parquet(tmp_path / "one" / "claims.parquet")
+    pd.DataFrame(rows).to_csv(tmp_path / "two" / "claims.csv", index=False)
+    text = run("duplicates", tmp_path, "--charter", terms)
+    assert "invoice     0  one, two             1" in text
+
+
+def test_condition_prints_what_is_detected_and_how_many_honest_persons_were_asked_about(
+    terms: Path, tmp_path: Path
+) -> None:
+    logs, market = tmp_path / "logs", make(tmp_path / "m", persons=10_000, seed=3).folder
+    text = run("condition", market, "--charter", terms, "--look-up", "open", "--logs", logs)
+    assert "had concealed nothing" in text and "planted non_disclosure" in text
+    rates = json.loads(run("rates", logs / "public" / "log.jsonl", "--json"))["rates"]
+    assert rates and all(line["questions"] >= line["persons"] > 0 for line in rates)
+    with pytest.raises(ConfigurationError, match="exists; name a new folder"):
+        run("condition", market, "--charter", terms, "--logs", logs)
+
+
+def test_one_question_says_what_the_fund_saw(market: Path, terms: Path) -> None:
+    record = pd.read_parquet(market / "public" / "conditions.parquet").iloc[0]
+    question = ["--insurer", "insurer-1", "--person", record["person"], "--before", "2023-12-31"]
+    question += ["--group", record["condition"], "--charter", terms]
+    assert "on record before 2023-12-31: yes" in run("condition", market, *question)
+    content = json.loads(run("condition", market, *question, "--look-up", "open", "--json"))
+    assert content["receipts"]["fund"]["answer"] == content["answer"] == "yes"
+    hidden = json.loads(run("condition", market, *question, "--json"))
+    assert hidden["receipts"]["fund"]["answer"] == "not told"
+    assert str(record["person"]) not in json.dumps(hidden["receipts"]["fund"]["answer"])
+
+
+QUESTION = {"insurer": "insurer-1", "person": "7", "group": "diabetes", "before": "2023-01-01"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"group": "asthma"}, r"\[group\] 'asthma' is no group of the charter"),
+        ({"before": "2025-01-01"}, r"\[consent\] the consent asks about a date in the future"),
+        ({"before": "31.12.2022"}, "needs a day, as 2022-03-01"),
+        ({"insurer": "insurer-9"}, "there are insurer-1, insurer-2"),
+        ({"purpose": "raise the premium"}, r"\[purpose\] the charter refuses the purpose"),
+        ({"person": " "}, "the person's identifier is no"),
+        ({"group": ""}, "one question needs --group too"),
+    ],
+)
+def test_a_question_with_a_mistake_is_refused_in_one_line(
+    market: Path, terms: Path, changes: dict[str, str], words: str
+) -> None:
+    options = [part for k, v in (QUESTION | changes).items() for part in (f"--{k}", v)]
+    with pytest.raises((ConfigurationError, PolicyError), match=words):
+        run("condition", market, "--charter", terms, "--look-up", "open", *options)
