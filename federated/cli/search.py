@@ -77,7 +77,7 @@ def tune(
     from federated.study.experiment import Experiment
 
     settings = Experiment.read(experiment, changed(changes))  # its mistakes come at once
-    refuse_existing(copy)
+    check_new(copy)
     from federated.search.tune import tune as search
 
     def tell(estimate: Cost) -> None:
@@ -88,8 +88,8 @@ def tune(
     with progress_lines() as progress:
         tuned = search(settings, runs=runs, workers=workers, progress=progress, told=tell)
     if copy is not None:
-        refuse_existing(copy)
-        copy.write_text(tuned.file.read_text(encoding="utf-8"), encoding="utf-8")
+        with copy.open("x", encoding="utf-8") as file:
+            file.write(tuned.file.read_text(encoding="utf-8"))
     tracking = "off" if no_track else tuned.log(runs, tracking_uri)
     if as_json:
         paths = {"folder": str(tuned.folder), "file": str(tuned.file), "tracking": tracking}
@@ -98,11 +98,14 @@ def tune(
         _print(tuned, copy or tuned.file, tracking)
 
 
-def refuse_existing(path: Path | None) -> None:
+def check_new(path: Path | None) -> None:
+    """Refuse, before there is anything to write, a file that can't be a new one."""
     from lab.errors import ConfigurationError
 
     if path is not None and path.exists():
         raise ConfigurationError(f"--to {path}: is there already; name a new file")
+    if path is not None and not path.parent.is_dir():
+        raise ConfigurationError(f"--to {path}: there is no folder {path.parent}; make it first")
 
 
 def _words(cost: Cost) -> str:
@@ -123,7 +126,7 @@ def _print(tuned: Tuned, file: Path, tracking: str) -> None:
     """The trials, the best of them, what the procedure is worth, where to look on."""
     from lab.report.style import NAMES
 
-    console, score = screen(), NAMES[tuned.headline]
+    console, score = screen(), NAMES[tuned.experiment.headline]
     print_heading(console, tuned.experiment.name, f", {score} over folds of the training rows")
     console.print()
     console.print(_trials(tuned))
@@ -135,12 +138,7 @@ def _print(tuned: Tuned, file: Path, tracking: str) -> None:
     line = f"best: trial {tuned.best}, {best.score:.4f}; trial 0 is the experiment as it stands, {own_words}"
     console.print(line, highlight=False, soft_wrap=True)
     console.print(_worth(tuned), highlight=False, soft_wrap=True)
-    cost = tuned.result()["cost"]
-    console.print(
-        f"{cost['fits']:,} fits, {cost['seconds']:,.0f} s, {cost['totals']:,} totals, "
-        f"{cost['opened']:,} numbers told, {cost['bytes']:,} bytes left the parties",
-        highlight=False,
-    )
+    _print_cost(console, tuned)
     console.print()
     say_lines(tuned.toml.rstrip())
     console.print()
@@ -150,6 +148,22 @@ def _print(tuned: Tuned, file: Path, tracking: str) -> None:
         ("tracking", tracking),
     ):
         console.print(f"{label:<8} {text}", highlight=False, soft_wrap=True)
+
+
+def _print_cost(console: Any, tuned: Tuned) -> None:
+    """What the whole search took, and what left the simulated parties for it."""
+    cost, protection = tuned.result()["cost"], tuned.experiment.protection
+    hiding = {
+        "clear": "IN THE CLEAR",
+        "masks": "hidden by pairwise masks",
+        "paillier": f"hidden by paillier, {protection.key_bits} bits",
+    }[protection.sums]
+    console.print(
+        f"{cost['fits']:,} fits, {cost['seconds']:,.0f} s; left the parties: {cost['bytes']:,} bytes, "
+        f"{hiding}, no record; opened: {cost['opened']:,} numbers in {cost['totals']:,} totals",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _trials(tuned: Tuned) -> Any:
@@ -254,7 +268,7 @@ def _print_sweep(swept: Swept, tracking: str) -> None:
     from lab.report.tables import signed
 
     console = screen()
-    title = f", {NAMES[swept.headline]} {swept.judged} over seeds, 95 % intervals of the mean"
+    title = f", {NAMES[swept.experiment.headline]} {swept.judged} over seeds, 95 % intervals of the mean"
     print_heading(console, swept.experiment.name, title)
     console.print()
     numbers = ("seeds", "mean", "spread", "low", "high")

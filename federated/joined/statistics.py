@@ -226,6 +226,10 @@ def _magnitudes(side: Any, a: OfMagnitudes) -> Sums:
 Answer = Callable[[Any, Any, Mapping[str, Floats]], Sums]
 
 
+#: What each side answers by itself among real parties, which fit no trees.
+LOCAL = ("magnitudes",)
+
+
 def alone(name: str, a: Any, owner: Owner, known: bool) -> Answer | None:
     """How each side answers for its own columns or rows by itself; None where it takes both sides.
 

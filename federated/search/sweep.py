@@ -52,7 +52,6 @@ class Swept:
     """What a sweep found, over all its runs."""
 
     experiment: Experiment
-    headline: str
     runs: list[SweptRun]
     kept: SearchFolder
 
@@ -99,7 +98,7 @@ class Swept:
         result = {
             "kind": "sweep",
             "experiment": self.experiment.model_dump(mode="json"),
-            "headline": self.headline,
+            "headline": self.experiment.headline,
             "judged": self.judged,
             "table": table,
             "rows": [
@@ -195,7 +194,7 @@ def sweep(
     for *_, run in planned:
         digests[_data(run)] = digests[_data(run)] or SimulatedMarket(run).digest
     base = written(experiment, {"arms.replicates": 0, "seed": 0})
-    folder = SearchFolder(runs, "sweep", experiment.name, [base, sorted(digests.items())])
+    folder = SearchFolder(runs, "sweep", experiment.name, [base, points, sorted(digests.items())])
     done = []
     for number, (point, seed, run) in enumerate(planned, start=1):
         if progress:
@@ -204,8 +203,7 @@ def sweep(
         if line is None:
             line = folder.add("run", {"seed": seed} | point, _performed(run, workers))
         done.append(SweptRun(point, seed, line["scores"], line["seconds"], line["reason"]))
-    headline = "average_precision" if experiment.detection else "deviance_explained"
-    swept = Swept(experiment, headline, done, folder)
+    swept = Swept(experiment, done, folder)
     if not any(run.scores for run in done):
         raise ModelError(f"sweep: no run has a score; the first failed because: {done[0].reason}")
     folder.replace("figure.svg", spread(swept.result()))

@@ -23,7 +23,7 @@ from federated.search.cross_validation import (
     ratio,
 )
 from federated.search.folder import SearchFolder
-from federated.search.trials import check_trials, words, written
+from federated.search.trials import check_trials, written
 from federated.study.arms import Progress
 from federated.study.experiment import Experiment
 from federated.study.run_folder import plain, try_folder
@@ -43,7 +43,6 @@ class Tuned:
 
     experiment: Experiment
     origin: str
-    headline: str
     trials: list[Trial]
     nested: list[Trial]
     judged: list[Trial]  # all of them, those without an outer fold too
@@ -84,7 +83,7 @@ class Tuned:
             "kind": "tune",
             "experiment": self.experiment.model_dump(mode="json"),
             "data": self.origin,
-            "headline": self.headline,
+            "headline": self.experiment.headline,
             "rows": [_row(f"trial {k}", trial) for k, trial in enumerate(self.trials)],
             "nested": [_row(f"outer fold {k + 1}", each) for k, each in enumerate(self.nested)],
             "best": {"trial": self.best, "settings": best.settings, "score": best.score},
@@ -132,8 +131,8 @@ def tune(
     market = SimulatedMarket(experiment)
     check_all_folds(market, settings)
     base = written(market.experiment, {"arms.replicates": 0})
-    folds = {"folds": settings.folds, "outer": settings.outer, "table": market.digest}
-    folder = SearchFolder(runs, "tune", experiment.name, [base, folds])
+    search_values = settings.model_dump(mode="json", exclude={"trials"})
+    folder = SearchFolder(runs, "tune", experiment.name, [base, search_values, market.digest])
     cores = workers or os.cpu_count() or 1
     search = Search(
         market, Experiment.model_validate(base), settings, folder, cores, progress, told
@@ -144,18 +143,9 @@ def tune(
     trials = search.trials(ALL, market.parties)
     chosen = trials[best(trials)].settings
     values = written(experiment, chosen) | {"name": f"{experiment.name}, tuned"}
-    file = folder.write(f"best-{digest(words(chosen))[:8]}.toml", toml(values))
-    headline = "average_precision" if experiment.detection else "deviance_explained"
-    tuned = Tuned(
-        experiment,
-        market.origin,
-        headline,
-        trials,
-        nested,
-        list(search.judged.values()),
-        folder,
-        file,
-    )
+    file = folder.write(f"best-{digest(repr(chosen))[:8]}.toml", toml(values))
+    judged = list(search.judged.values())
+    tuned = Tuned(experiment, market.origin, trials, nested, judged, folder, file)
     folder.finish(tuned.result())
     return tuned
 

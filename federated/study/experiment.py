@@ -257,6 +257,11 @@ class Experiment(Strict):
         Family.make(severity.family, amount.link, severity.power)
         return {"frequency": family, "severity": amount}
 
+    @property
+    def headline(self) -> str:
+        """The score that arms and settings are compared by."""
+        return "average_precision" if self.detection else "deviance_explained"
+
     def all_tasks(self) -> dict[str, Task]:
         """What is scored by name: the models to fit, and their product where there are two."""
         tasks = self.tasks()

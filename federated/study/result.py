@@ -12,7 +12,7 @@ from federated.joined.side import CUTS
 from federated.party.state import Released
 from federated.solvers import glm
 from federated.study.experiment import Experiment
-from federated.study.market import StudiedMarket
+from federated.study.rows import StudiedMarket
 from federated.study.scoring import Evaluation, scored
 from federated.study.settings import SIDES, Arm, Query
 from lab.models.design import Feature
@@ -126,7 +126,7 @@ class Study:
     @property
     def headline(self) -> str:
         """The score that arms are compared by."""
-        return "average_precision" if self.experiment.detection else "deviance_explained"
+        return self.experiment.headline
 
     @property
     def scores(self) -> pd.DataFrame:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from lab.models.design import Feature
 from lab.privacy.noise import Noise
@@ -22,6 +22,8 @@ ARMS_OF_SIDES: tuple[Arm, ...] = (*SIDES, "federated", "pooled")
 MADE = ("market_insured", "market_members")
 #: The column of a joined table that says whose row it is: the key, in one spelling.
 KEY = "joined key"
+#: The column that marks rows for testing in a dealt table.
+MARK = "held_out"
 #: The column that says whose insurer's table a row is from.
 BLOCK = "joined table"
 
@@ -269,11 +271,21 @@ class Span(Strict):
         return self
 
 
+def _range_or_list(values: Any) -> str:
+    return "range" if isinstance(values, dict | Span) else "list"
+
+
+#: What a key varies over.
+Values = Annotated[
+    Annotated[tuple[Choice, ...], Tag("list")] | Annotated[Span, Tag("range")],
+    Discriminator(_range_or_list),
+]
+
+
 class Tune(Strict):
     """``[tune]``: what a search varies, how it chooses what to try, by which folds it judges."""
 
-    vary: dict[str, tuple[Choice, ...] | Span] = Field(
-        min_length=1,
+    vary: dict[str, Values] = Field(
         description="Keys of the model with the values to try, as model.depth = [2, 3, 4], or a range, as model.l2 = { low = 1e-2, high = 100.0, log = true }.",
     )
     method: Literal["grid", "random", "tpe"] = Field(
@@ -294,13 +306,17 @@ class Tune(Strict):
     @model_validator(mode="before")
     @classmethod
     def _dotted(cls, values: Any) -> Any:
-        """``model.depth`` is one key, with quotes or as TOML's nested tables."""
-        if isinstance(values, dict) and isinstance(values.get("vary"), dict):
-            return values | {"vary": _dotted_keys(values["vary"])}
-        return values
+        """``model.depth`` is one key, with quotes or as TOML's nested tables, in ``vary`` or beside it."""
+        if not isinstance(values, dict) or not isinstance(values.get("vary", {}), dict):
+            return values
+        beside = {key: each for key, each in values.items() if key.split(".")[0] == "model"}
+        others = {key: each for key, each in values.items() if key not in beside}
+        return others | {"vary": _dotted_keys(values.get("vary", {}) | beside)}
 
     @model_validator(mode="after")
     def _can_be_tried(self) -> Self:
+        if not self.vary:
+            raise ValueError("vary: list what varies, as model.depth = [2, 3, 4]")
         for key, values in self.vary.items():
             if not key.startswith("model."):
                 raise ValueError(

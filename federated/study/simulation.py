@@ -22,13 +22,7 @@ from federated.joined.side import JoinedSide
 from federated.party.party import Party, Policy, numbered
 from federated.solvers.encoding import is_category
 from federated.study.experiment import Experiment
-from federated.study.joined import (
-    JoinedTables,
-    dealt_blocks,
-    joined_protection,
-    joined_tables,
-    sides_of,
-)
+from federated.study.joined import JoinedTables, joined_tables
 from federated.study.plan import StudyPlan
 from federated.study.rows import (
     declared_categories,
@@ -37,7 +31,16 @@ from federated.study.rows import (
     usable,
     wanted_columns,
 )
-from federated.study.settings import KEY, Data, ProtectionSettings
+from federated.study.settings import KEY, MARK, Data, ProtectionSettings
+from federated.study.sides import (
+    DEALT,
+    dealt_blocks,
+    dealt_experiment,
+    dealt_keys,
+    dealt_side,
+    joined_protection,
+    sides_of,
+)
 from federated.transport import in_process as grid
 from lab.errors import ConfigurationError
 from lab.market.make import make
@@ -225,6 +228,7 @@ class SimulatedMarket:
             cells=self.cells,
             by_level=by_level,
             groups=groups,
+            fund_columns=tuple(sorted(self.tables.fund_columns)) if self.tables else (),
         )
 
     @property
@@ -336,34 +340,36 @@ def market_of(experiment: str, run: str) -> SimulatedMarket:
     return SimulatedMarket(Experiment.model_validate_json(experiment))
 
 
-#: The column that marks rows for testing in a dealt table.
-MARK = "held_out"
-
-
 def deal_tables(experiment: Experiment, folder: Path) -> dict[str, Path]:
     """The simulated parties' tables as files, so that real nodes can be started on the same rows.
 
     A folder for each party with ``table.parquet`` and ``contract.toml``; rows for testing are
-    marked in the column :data:`MARK`. Raises :class:`ConfigurationError` for a folder in use.
+    marked in the column :data:`MARK`. Of joined sides also :data:`DEALT`, the experiment on these
+    tables. Raises :class:`ConfigurationError` for a folder in use.
     """
     import tomli_w
 
     market = SimulatedMarket(experiment)
     if folder.exists() and any(folder.iterdir()):
         raise ConfigurationError(f"{folder}: is not empty; choose a new folder")
-    folders = {}
+    folders, keys = {}, dealt_keys(experiment, [node.name for node in market.nodes])
     mark = Column(type="integer", role="identifier", minimum=0, maximum=1)
-    for party in market.parties:
+    for party in market.nodes:
         place = folders[party.name] = folder / party.name
         place.mkdir(parents=True, mode=0o700)
-        test_rows = party.test.iloc[:0] if market.in_sample else party.test
+        test_rows = party.test.iloc[:0] if party.test is party.train else party.test
         parts = [party.train.assign(**{MARK: 0}), test_rows.assign(**{MARK: 1})]
         rows = pd.concat(parts).sort_index(kind="stable")
-        columns = {name: market.contract.columns[name] for name in party.train.columns}
-        contract = market.contract.model_copy(update={"columns": columns | {MARK: mark}})
+        columns = {n: c for n, c in market.contract.columns.items() if n in rows} | {MARK: mark}
+        contract = market.contract.model_copy(update={"columns": columns})
+        if isinstance(party, JoinedSide):
+            rows, contract = dealt_side(party, keys[party.name], rows, contract)
         rows.to_parquet(place / "table.parquet", index=False)
         contract_values = contract.model_dump(mode="json", exclude_defaults=True)
         (place / "contract.toml").write_text(tomli_w.dumps(contract_values), encoding="utf-8")
+    if keys:
+        dealt = dealt_experiment(experiment, in_sample=market.in_sample)
+        (folder / DEALT).write_text(tomli_w.dumps(dealt), encoding="utf-8")
     return folders
 
 

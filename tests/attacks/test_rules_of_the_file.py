@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from federated.deployment.node import policy
-from federated.deployment.node.policy import InsurerPolicy, Refusal
+from federated.deployment.node.rules import policy
+from federated.deployment.node.rules.policy import InsurerPolicy
+from federated.deployment.node.rules.refusals import Refusal
 from federated.deployment.plan import announced
 from federated.study.plan import StudyPlan
 from lab.privacy import disclosure

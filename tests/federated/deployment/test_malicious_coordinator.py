@@ -14,9 +14,9 @@ import pytest
 
 from federated.deployment import plan
 from federated.deployment.coordinator import study as conduct
-from federated.deployment.node import policy as insurer
-from federated.deployment.node import settings as node_folder
-from federated.deployment.node.policy import Refusal
+from federated.deployment.node.rules import policy as insurer
+from federated.deployment.node.rules import settings as node_folder
+from federated.deployment.node.rules.refusals import Refusal
 from federated.hiding.paillier import terms_of
 from federated.hiding.protocol import ask_sums, fields_of
 from federated.messages import Request, message_of, one_form, read

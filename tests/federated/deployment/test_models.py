@@ -17,9 +17,9 @@ import pytest
 from federated.deployment.audit_logs import LOG_NAME
 from federated.deployment.coordinator.federation import DeployedFederation
 from federated.deployment.folders import seed_of
-from federated.deployment.node import policy as insurer
-from federated.deployment.node import settings as node_folder
 from federated.deployment.node.roles import rows_secret
+from federated.deployment.node.rules import policy as insurer
+from federated.deployment.node.rules import settings as node_folder
 from federated.deployment.node.solver import total_message
 from federated.deployment.plan import announced
 from federated.message_kinds import MessageKind

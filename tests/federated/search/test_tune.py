@@ -161,7 +161,7 @@ def test_a_fraud_detector_is_searched_by_average_precision(claims: Path) -> None
         claims.parent / "claims.csv", index=False
     )
     tuned = searched(claims, model__family="binomial", detection="{ budget = 0.1 }")
-    assert tuned.headline == "average_precision"
+    assert tuned.experiment.headline == "average_precision"
     assert all(0 < trial.score < 1 for trial in tuned.trials if trial.score is not None)
 
 
@@ -219,6 +219,8 @@ def test_a_grid_is_in_the_order_of_its_file_and_nested_tables_are_keys() -> None
         [2, [8]],
         [2, [4, 2]],
     ]
+    beside = {"model": {"depth": [3, 2]}, "model.hidden": [[8], [4, 2]], "method": "grid"}
+    assert Tune.model_validate(beside) == tune_table
     large = {"vary": {f"model.{k}": list(range(10)) for k in "abcde"}, "method": "grid"}
     with pytest.raises(ConfigurationError, match="at most 10,000 points"):
         Proposals(Tune.model_validate(large), 0)
