@@ -107,6 +107,8 @@ def _purpose(what: bytes, *names: str) -> bytes:
 
 def _difference(experiment: Experiment, pairs: Pairs) -> str:
     """In what an experiment is of other sides than the charter's, in words."""
+    if experiment.model.kind == "trees":  # nobody at a node says yet which cuts may be told
+        return "model.kind: trees over joined sides run in simulation alone; real sides take 'glm'"
     blocks = {block.name or block.role: (block.role, block.keys) for block in experiment.joined}
     sides = {name: (pairs.role(name), key) for name, key in pairs.keys.items()}
     if blocks != sides:

@@ -14,7 +14,7 @@ from federated.deployment.charter import Charter
 from federated.deployment.node.rules import settings as node_folder
 from federated.deployment.pairs import Pairs
 from federated.study.experiment import Experiment
-from federated.study.joined import DEALT
+from federated.study.sides import DEALT
 from federated.study.simulation import deal_tables
 from tests.rigs.trial import Trial
 
