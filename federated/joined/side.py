@@ -90,8 +90,7 @@ class JoinedSide(Party):
         self._common: CommonRows | None = None
         self._key: PrivateKey | None = None
 
-    @property
-    def key(self) -> PrivateKey:
+    def own_key(self) -> PrivateKey:
         """This side's own key for products, made when first needed."""
         if self._key is None:
             self._key = generate(self.key_bits)
@@ -166,7 +165,7 @@ class JoinedSide(Party):
             talk = (
                 by_triples(layout, self, spine, secrets[peer])
                 if self.product == "triples"
-                else by_paillier(layout, self, spine, self.key)
+                else by_paillier(layout, self, spine, self.own_key, self.key_bits)
             )
             talk = telling(layout, self, peer, talk)
             self.work[request.query, peer] = Conversation(layout, talk)

@@ -24,6 +24,7 @@ from federated.deployment.node.sides.equations import EQUATIONS, Equations
 from federated.deployment.node.sides.policy import SidePolicy
 from federated.deployment.pairs import agreed, check_pairs
 from federated.deployment.plan import announced
+from federated.solvers.trees import TreesSettings
 from federated.study import arms, result
 from federated.study.experiment import Experiment
 from federated.study.simulation import SimulatedMarket
@@ -143,6 +144,20 @@ def test_a_plan_of_other_sides_than_the_charter_s_is_refused(
         policy_of(pair, "fund").consider(other)
     with pytest.raises(PolicyError, match="the charter names no pairs"):
         check_pairs(plan, None)
+
+
+def test_trees_that_would_tell_cuts_are_refused_by_real_sides(pair: Sides) -> None:
+    trees = TreesSettings(kind="trees", family="poisson")
+    study = pair.study().model_copy(update={"model": trees})
+    with pytest.raises(ConfigurationError, match="trees over joined sides run in simulation alone"):
+        agreed(study, pair.charter.pairs)
+    with pytest.raises(PolicyError, match="trees over joined sides run in simulation alone"):
+        check_pairs(
+            announced(agreed(pair.study(), pair.charter.pairs)).model_copy(
+                update={"experiment": study}
+            ),
+            pair.charter.pairs,
+        )
 
 
 def test_no_more_is_opened_about_a_column_than_a_node_allows(tmp_path: Path) -> None:

@@ -118,7 +118,10 @@ def by_both(request: Any, frame: pd.DataFrame, way: str, private: PrivateKey) ->
     if way == "triples":
         talk = {r: by_triples(layout, half, spines[r], dealt[r]) for r, half in halves.items()}
     else:
-        talk = {r: by_paillier(layout, half, spines[r], private) for r, half in halves.items()}
+        talk = {
+            r: by_paillier(layout, half, spines[r], lambda: private, 2048)
+            for r, half in halves.items()
+        }
     letters = {role: next(side) for role, side in talk.items()}
     shares: dict[str, Any] = {}
     turn = 0
