@@ -35,6 +35,12 @@ class MessageKind(StrEnum):
     CONFIRM = "query.masks_confirm"  # sign who is present
     REVEAL = "query.masks_reveal"  # the shares that take the masks off the total
 
+    # of joined parties that run processes of their own
+    ALIGNED = "query.aligned"  # which alignments stand at a side
+    ALIGN = "query.align"  # a letter between sides, a turn of an alignment
+    DEALER = "query.dealer"  # deal each side's secret of a run, to the supervisor
+    DEAL = "query.deal"  # deal what the fund's side needs for a sum, to the supervisor
+
     # of a deployed federation
     BEGIN = "query.begin"  # the announced plan of a run
     VOUCH = "query.vouch"  # sign that a profile was released in this run

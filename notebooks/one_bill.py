@@ -108,10 +108,10 @@ pd.DataFrame(rows).set_index("name").round(3)
 
 # %%
 from federated.link.consent import consented_unseen
-from federated.link.disclosure import DESK, Trial, claims_to_ask_about
+from federated.link.disclosure import DESK, DisclosureTrial, claims_to_ask_about
 
 logs, stack = home / "logs", ExitStack()
-trial = Trial(market, charter.condition, logs, stack)
+trial = DisclosureTrial(market, charter.condition, logs, stack)
 asked = pd.concat(
     [
         claims_to_ask_about(market, p, charter.condition.groups).assign(payer=p)

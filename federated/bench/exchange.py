@@ -21,8 +21,8 @@ from federated.bench.measurement import Row, row, timed
 from federated.deployment import plan
 from federated.deployment.coordinator import exchange
 from federated.deployment.coordinator.study import gathered
+from federated.deployment.dealt_tables import deal_tables
 from federated.study.experiment import Experiment
-from federated.study.simulation import deal_tables
 from federated.transport import node_line
 from lab.errors import PeerError
 from lab.sums import Sums

@@ -20,8 +20,8 @@ from federated.deployment.charter import Charter
 from federated.deployment.coordinator import exchange
 from federated.deployment.enrolment import ADMISSION, Enrolment, Role
 from federated.deployment.folders import CHARTER, ENROLMENT, identity_of
-from federated.deployment.node import settings as node_folder
 from federated.deployment.node import supervisor
+from federated.deployment.node.rules import settings as node_folder
 from secure_agg.keys import PrivateKey
 
 LAB = [sys.executable, "-c", "from federated.cli.main import main; main()"]

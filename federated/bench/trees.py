@@ -32,7 +32,7 @@ from secure_agg.keys import generate
 
 #: Every level of a tree cut in full, nothing held out.
 LEVELS: dict[str, Any] = {
-    "depth": 6, "leaves": 64, "learning_rate": 0.1, "bins": 64, "validation_share": 0.0,
+    "depth": 6, "leaves": 64, "learning_rate": 0.1, "bins": 64, "min_gain": 0.0, "validation_share": 0.0,
 }  # fmt: skip
 
 

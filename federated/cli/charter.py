@@ -148,6 +148,61 @@ def add(file: Path, files: tuple[Path, ...]) -> None:
     _tell_missing(charters.read(file))
 
 
+@charter.command()
+@click.argument("file", type=FILE)
+@click.option(
+    "--fund", required=True, metavar="NAME=KEY", help="The fund, and what names a person."
+)
+@click.option(
+    "--insurer",
+    "insurers",
+    multiple=True,
+    required=True,
+    metavar="NAME=KEY",
+    help="An insurer joined to it, and its column; a key of several: NAME=KEY,KEY; may be repeated.",
+)
+@click.option(
+    "--learns",
+    type=click.Choice(["hidden", "both", "insurer", "fund"]),
+    default="hidden",
+    show_default=True,
+    help="Who is told which persons are common.",
+)
+@click.option(
+    "--cap", type=click.IntRange(1), required=True, help="Rows that each set is filled up to."
+)
+@click.option(
+    "--product", type=click.Choice(["triples", "paillier"]), default="triples", show_default=True
+)
+@click.option("--minimum-persons", type=click.IntRange(1), default=10, show_default=True)
+def pair(file: Path, fund: str, insurers: tuple[str, ...], **terms: Any) -> None:
+    """Agree that a fund knows the insurers' persons in other columns; all members sign anew.
+
+    \b
+    lab charter pair charter.json --fund fund=card --insurer ping-an=member --cap 20000
+    """
+    from federated.deployment import charter as charters
+    from federated.deployment.pairs import Pairs
+    from lab.records import parse
+
+    charter = charters.Charter.read(file)
+    keys = dict(map(_key, (fund, *insurers)))
+    pairs = parse(Pairs, {"fund": _key(fund)[0], "keys": keys, **terms}, where="pairs")
+    next_charter = charters.with_pairs(charter, pairs)
+    charters.write(file, next_charter, {})
+    say(f"{file}: version {next_charter.version}; all members sign it now")
+
+
+def _key(text: str) -> tuple[str, tuple[str, ...]]:
+    """A side's name and the columns of its key."""
+    from lab.errors import ConfigurationError
+
+    name, equals, columns = text.partition("=")
+    if not (name and equals and all(columns.split(","))):
+        raise ConfigurationError(f"{text}: needs the form NAME=KEY, as fund=card")
+    return name, tuple(columns.split(","))
+
+
 def _with(charter: Charter, signatures: dict[str, Signature], enrolment: Enrolment) -> Charter:
     from federated.deployment import charter as charters
 
@@ -230,11 +285,29 @@ def show(file: Path, as_json: bool) -> None:
         ("rows", f"{limits.minimum_rows} or more behind a party's sum"),
         ("analyses", ", ".join(charter.analyses)),
         ("contracts", contracts),
+        *_pairs(charter),
         ("budget", f"ε {limits.epsilon:g}, δ {limits.delta:g} for each party, for ever"),
         ("digest", charter.digest),
     ):
         console.print(f"{label:<10}{text}", highlight=False, soft_wrap=True)
     _tell_missing(consent)
+
+
+def _pairs(charter: Charter) -> list[tuple[str, str]]:
+    """Whose persons are joined, and what is told of them."""
+    pairs = charter.pairs
+    if pairs is None:
+        return []
+    sides = ", ".join(
+        f"{name} by {' and '.join(key)}" for name, key in pairs.keys.items() if name != pairs.fund
+    )
+    who = {"hidden": "nobody", "both": "both sides"}.get(pairs.learns, f"the {pairs.learns} alone")
+    text = (
+        f"fund: {pairs.fund} by {' and '.join(pairs.keys[pairs.fund])}; insurers: {sides}; {who} is told "
+        f"who is common; sets of {pairs.cap:,}, products by {pairs.product}, "
+        f"{pairs.minimum_persons} persons or more"
+    )
+    return [("joined", text)]
 
 
 def _opens(charter: Charter) -> str:

@@ -11,6 +11,7 @@ import click
 from federated.cli.console import plain_table, print_heading, say, say_lines, say_table, screen
 
 if TYPE_CHECKING:
+    from federated.study.experiment import Experiment
     from lab.tables.contracts import Contract
 
 
@@ -87,12 +88,16 @@ def deal_data(experiment: Path, folder: Path, changes: tuple[str, ...]) -> None:
     lab data deal rand_hie tables
     """
     from federated.cli.console import changed
+    from federated.deployment.dealt_tables import deal_tables
     from federated.study.experiment import Experiment
-    from federated.study.simulation import MARK, deal_tables
+    from federated.study.settings import MARK
 
     settings = Experiment.read(experiment, changed(changes))
     for name, place in deal_tables(settings, folder).items():
         say(f"{name}: {place}")
+    if settings.joined:
+        _tell_sides(settings, folder)
+        return
     kinds = [settings.model.kind, *(["profiles"] if settings.profile else [])]
     kinds += ["questions"] if settings.query else []
     options = [f"--analysis {kind}" for kind in kinds]
@@ -104,6 +109,24 @@ def deal_data(experiment: Path, folder: Path, changes: tuple[str, ...]) -> None:
         f"--cap {shlex.quote(f'{name}={limit:.12g}')}" for name, limit in settings.data.cap.items()
     ]
     say(f"for lab node init: {' '.join(options)}")
+
+
+def _tell_sides(settings: Experiment, folder: Path) -> None:
+    """What `lab node init` and `lab charter` are told of dealt tables of joined sides."""
+    from federated.deployment.dealt_tables import DEALT
+    from federated.study.settings import MARK
+
+    names = {block.name or block.role: block for block in settings.joined}
+    marked = settings.data.test > 0 or settings.data.test_column is not None
+    for name, block in names.items():
+        peers = [n for n, other in names.items() if other.role != block.role]
+        options = [f"--key {shlex.quote(','.join(block.keys))}"]
+        options += [f"--product {shlex.quote(f'{peer}=*')}" for peer in peers]
+        if marked and block.role == "insurer":
+            column, value = settings.data.test_column or MARK, settings.data.test_value
+            options.append(f"--test {column}={1 if value is None else value}")
+        say(f"for lab node init {shlex.quote(name)}: {' '.join(options)}")
+    say(f"{folder / DEALT}: the experiment on these tables")
 
 
 @data.command()

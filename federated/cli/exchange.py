@@ -175,6 +175,14 @@ def node() -> None:
     show_default=True,
     help="What it takes part in; may be repeated.",
 )
+@click.option("--key", metavar="COLUMN[,COLUMN]", help="What names a person, at a joined side.")
+@click.option(
+    "--product",
+    "products",
+    metavar="NAME=COLUMN,COLUMN|*",
+    multiple=True,
+    help="Columns that may enter products with another side, * for all; may be repeated.",
+)
 def init_node(
     folder: Path,
     name: str,
@@ -186,14 +194,17 @@ def init_node(
     test: str | None,
     caps: tuple[str, ...],
     analyses: tuple[str, ...],
+    key: str | None,
+    products: tuple[str, ...],
 ) -> None:
     """Make a node: keys, a commented node.toml, the enrolment to hand over.
 
     \b
     lab node init ping-an --name ping-an --role commercial --data claims.parquet --contract claims-v1.toml
     lab node init ping-an … --person member --test held_out=1 --analysis glm --analysis questions
+    lab node init ping-an … --key member --product 'fund=*'
     """
-    from federated.deployment.node import settings as node_folder
+    from federated.deployment.node.rules import settings as node_folder
     from lab.errors import ConfigurationError
 
     if role != "supervisor" and not path:
@@ -202,12 +213,8 @@ def init_node(
         path = str(Path(path).resolve())
     if contract and Path(contract).exists():
         contract = str(Path(contract).resolve())
-    mark: tuple[str, str | int] | None = None
-    if test is not None:
-        column, equals, value = test.partition("=")
-        if not equals or not column:
-            raise ConfigurationError(f"--test {test}: needs the form COLUMN=VALUE, as held_out=1")
-        mark = column, int(value) if value.lstrip("-").isdigit() else value
+    if products and not key:
+        raise ConfigurationError("--product: goes with --key, what names a person")
     enrolment = node_folder.init(
         folder,
         name,
@@ -216,13 +223,35 @@ def init_node(
         contract,
         encoding=encoding,
         person=person,
-        test=mark,
+        test=None if test is None else _mark(test),
         caps=dict(map(_cap, caps)),
         analyses=analyses,
+        key=tuple(key.split(",")) if key else (),
+        products=dict(map(_products, products)),
     )
     say(f"{folder}: node of {name}, fingerprint {enrolment.member.fingerprint}")
     say(f"hand {folder}/enrolment.json to the coordinator")
     say(f"put into {folder}: charter.json, charter.signatures.json, admission.json")
+
+
+def _mark(text: str) -> tuple[str, str | int]:
+    """The column and the value that mark rows for testing."""
+    from lab.errors import ConfigurationError
+
+    column, equals, value = text.partition("=")
+    if not equals or not column:
+        raise ConfigurationError(f"--test {text}: needs the form COLUMN=VALUE, as held_out=1")
+    return column, int(value) if value.lstrip("-").isdigit() else value
+
+
+def _products(text: str) -> tuple[str, tuple[str, ...]]:
+    """Another side, and the columns that may enter products with it."""
+    from lab.errors import ConfigurationError
+
+    name, _, columns = text.partition("=")
+    if not name or not all(columns.split(",")):
+        raise ConfigurationError(f"--product {text}: needs the form NAME=COLUMN,COLUMN or NAME=*")
+    return name, tuple(columns.split(","))
 
 
 def _cap(text: str) -> tuple[str, float]:

@@ -121,6 +121,7 @@ def _print_detection(title: str, scores: Iterable[DetectionScore]) -> None:
     say(f"{title}:")
     names = ("claims", "hits", "false alarms", "recall", "precision", "yuan", "yuan of hits")
     table = plain_table("", *names, numbers=names)
+    table.columns[0].no_wrap = True
     for score in rows:
         shares = (_share(score.recall), _share(score.precision))
         counts = (f"{n:,}" for n in (score.claims, score.hits, score.false_alarms))

@@ -25,6 +25,7 @@ from gmpy2 import mpz
 from pydantic import AfterValidator, Field, model_validator
 
 from federated.deployment.enrolment import INSURERS, Enrolment, Hex32, Member
+from federated.deployment.pairs import Pairs
 from federated.party.statistics import ANALYSES, belongs
 from lab.errors import ConfigurationError, PeerError
 from lab.files import canonical, read_json, write_whole
@@ -93,7 +94,8 @@ class Charter(Strict):
     """What the parties agreed on. Members stand in seat order; names and keys occur once.
 
     contracts: names of data contracts and the version in force; parties_may_leave: whether runs go on
-    without a party, although totals with it and without it may show its own sums.
+    without a party, although totals with it and without it may show its own sums; pairs: which insurers
+    know the same persons, if any do.
     """
 
     format: Literal["insurance-privacy-lab charter 1"] = "insurance-privacy-lab charter 1"
@@ -107,6 +109,7 @@ class Charter(Strict):
     analyses: tuple[Analysis, ...] = Field(min_length=1)
     contracts: dict[str, int] = Field(min_length=1)
     limits: CharterLimits = CharterLimits()
+    pairs: Pairs | None = None
 
     @model_validator(mode="after")
     def _members_fit_together(self) -> Self:
@@ -127,6 +130,8 @@ class Charter(Strict):
         coordinators = [m.name for m in self.members if m.role == "coordinator"]
         if coordinators != [self.coordinator]:
             raise ValueError(f"needs exactly one coordinator among its members: {self.coordinator}")
+        if self.pairs is not None:
+            _check_sides(self.pairs, by_name)
         if self.key is not None:
             _check_holders(self.key, by_name)
             if self.key.public.bits < self.limits.key_bits:
@@ -149,9 +154,16 @@ class Charter(Strict):
     def parties_line(self) -> str:
         """How many parties are behind a sum, for people."""
         least = f"{self.minimum_parties} or more behind a sum"
+        if self.pairs is not None:
+            least = f"all sides behind a sum of joined rows, {least.replace('a sum', 'any other')}"
         if self.parties_may_leave:
             return f"{least}; they may leave, and sums of their own may follow"
         return f"{least}, the same behind all sums"
+
+    @property
+    def fewest(self) -> int:
+        """Insurers that it needs: two where they are a pair, whose shares of a sum tell nothing."""
+        return self.minimum_parties if self.pairs is None else 2
 
     @property
     def roster(self) -> Roster:
@@ -181,6 +193,12 @@ def _check_holders(key: Key, members: Mapping[str, Member]) -> None:
     insurers = {name for name, member in members.items() if member.role in INSURERS}
     if key.opens == "split" and (set(key.by) != insurers or len(key.by) != len(insurers)):
         raise ValueError("a split key is held by every insurer, and by nobody else")
+
+
+def _check_sides(pairs: Pairs, members: Mapping[str, Member]) -> None:
+    insurers = {name for name, member in members.items() if member.role in INSURERS}
+    if insurers != set(pairs.keys):
+        raise ValueError("pairs: their sides are all insurers of the charter, and nobody else")
 
 
 def new(
@@ -216,6 +234,10 @@ def with_member(charter: Charter, enrolment: Enrolment) -> Charter:
     """
     enrolment.check()
     members = [*charter.members, enrolment.member]
+    if charter.pairs is not None:
+        raise ConfigurationError(
+            f"charter {charter.name}: its pairs are of the members that it has; add members first"
+        )
     split = charter.key is not None and charter.key.opens == "split"
     change: dict[str, object] = {"members": [member.model_dump() for member in members]}
     return _next(charter, change | ({"key": None} if split else {}))
@@ -231,6 +253,11 @@ def with_key(charter: Charter, public: PublicKey, opened_by: str | SplitKey) -> 
         "split": opened_by.digest.hex() if isinstance(opened_by, SplitKey) else "",
     }
     return _next(charter, {"key": key})
+
+
+def with_pairs(charter: Charter, pairs: Pairs) -> Charter:
+    """The next version of a charter, whose insurers know the same persons. Raises ConfigurationError."""
+    return _next(charter, {"pairs": pairs.model_dump()})
 
 
 def _next(charter: Charter, change: dict[str, object]) -> Charter:
@@ -333,7 +360,7 @@ def read_signed(path: Path) -> Charter:
         raise ConfigurationError(
             f"{path}: nobody may use a charter that some members did not sign{lines}"
         )
-    insurers, least = len(charter.roster.cards), charter.minimum_parties
+    insurers, least = len(charter.roster.cards), charter.fewest
     if insurers < least:
         raise ConfigurationError(f"{path}: needs {least} insurers or more, has {insurers}")
     return charter

@@ -7,9 +7,11 @@ from typing import Any
 
 from federated.solvers.glm import GLMSettings
 from federated.study.experiment import Experiment
+from federated.study.joined import contract_of_sides, refuse_at_fund
 from federated.study.plan import StudyPlan
 from federated.study.rows import Features, named_apart
 from federated.study.scoring import public_comparisons
+from federated.study.settings import KEY, JoinedTable
 from federated.study.simulation import public_cells
 from lab.errors import ConfigurationError
 from lab.privacy.disclosure import Rules
@@ -17,6 +19,12 @@ from lab.tables.contracts import Contract
 from lab.tables.partition import Split
 from lab.tables.sources import built_in
 from secure_agg.transcript import FEWEST
+
+#: Where rows are, in a plan.
+NOWHERE = {
+    **dict.fromkeys(("source", "contract", "encoding", "table", "query")),
+    "path": "at the parties",
+}
 
 
 def announced(experiment: Experiment) -> StudyPlan:
@@ -58,21 +66,17 @@ def questions_of(experiment: Experiment) -> StudyPlan:
 
 def _public(experiment: Experiment) -> StudyPlan:
     """What parties are told of an experiment: no path, no arm but the federated."""
+    if experiment.joined:
+        return _public_sides(experiment)
     data = experiment.data
-    if data.contract is not None:
-        contract = Contract.read(Path(data.contract))
-    elif data.source is not None:
-        contract = built_in(data.source)
-    else:
-        raise ConfigurationError("data.contract: required, because the rows are at the parties")
+    contract = _contract_of(data.contract, data.source, "data")
     if data.test_rows is not None:
         raise ConfigurationError(
             "data.test_rows: not possible, the rows are at the parties; use data.test_column"
         )
     for profile in experiment.profile:
         profile.check(contract)
-    nowhere = dict.fromkeys(("source", "contract", "encoding", "table", "query", "market"))
-    public = data.model_copy(update={**nowhere, "path": "at the parties"})
+    public = data.model_copy(update={**NOWHERE, "market": None})
     arm = experiment.arms.model_copy(update={"run": ("federated",)})
     public_experiment = experiment.model_copy(
         update={
@@ -86,9 +90,63 @@ def _public(experiment: Experiment) -> StudyPlan:
             "protection": experiment.protection.model_copy(update={"disclosure": None}),
         }
     )
-    file = experiment.protection.disclosure
-    rules = Rules.read(None if file is None else Path(file))
-    fewest = rules.minimum_parties.parties
+    rules = _rules(experiment)
     return StudyPlan(
-        experiment=public_experiment, contract=contract, rules=rules, least_parties=fewest
+        experiment=public_experiment,
+        contract=contract,
+        rules=rules,
+        least_parties=rules.minimum_parties.parties,
     )
+
+
+def _public_sides(experiment: Experiment) -> StudyPlan:
+    """What joined sides are told: whose column is whose, by the contracts of both."""
+    blocks = [block for block in experiment.joined if block.role == "insurer"]
+    (fund,) = (block for block in experiment.joined if block.role == "fund")
+    own, theirs = (
+        _of_columns(block, _contract_of(block.contract, block.source, f"joined ({block.name})"))
+        for block in (blocks[0], fund)
+    )
+    held = {name for name in theirs.columns if name not in fund.keys}
+    if both := sorted(held & (set(own.columns) - set(blocks[0].keys))):
+        raise ConfigurationError(
+            f"joined: both sides have a column '{both[0]}'; rename it at one of them, or leave it out"
+        )
+    refuse_at_fund(experiment, sorted(held))
+    data = experiment.data
+    public = data.model_copy(update={"person": data.person or KEY})
+    joined = tuple(
+        b.model_copy(update=NOWHERE | {"name": b.name or b.role}) for b in experiment.joined
+    )
+    arm = experiment.arms.model_copy(update={"run": ("federated",)})
+    protection = experiment.protection.model_copy(update={"disclosure": None})
+    changes = {"data": public, "arms": arm, "joined": joined, "protection": protection}
+    return StudyPlan(
+        experiment=experiment.model_copy(update=changes),
+        contract=contract_of_sides(blocks[0], own, theirs, fund),
+        rules=_rules(experiment),
+        fund_columns=tuple(sorted(held)),
+    )
+
+
+def _of_columns(block: JoinedTable, contract: Contract) -> Contract:
+    """A side's contract with the columns that take part."""
+    if block.columns is None:
+        return contract
+    names = [n for n in contract.columns if n in (*block.keys, *block.columns)]
+    columns = {name: contract.columns[name] for name in names}
+    return contract.model_copy(update={"columns": columns})
+
+
+def _rules(experiment: Experiment) -> Rules:
+    file = experiment.protection.disclosure
+    return Rules.read(None if file is None else Path(file))
+
+
+def _contract_of(file: str | None, source: str | None, where: str) -> Contract:
+    """The contract of tables that are elsewhere. Raises ConfigurationError where none is named."""
+    if file is not None:
+        return Contract.read(Path(file))
+    if source is not None:
+        return built_in(source)
+    raise ConfigurationError(f"{where}.contract: required, because the rows are at the parties")

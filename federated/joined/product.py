@@ -13,7 +13,7 @@ learns their sizes.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -179,13 +179,9 @@ def _placed(columns: Floats, spine: Spine, form: Format) -> Digits:
 # Shares as contributions.
 
 
-def pieces_of(ring: Ring) -> int:
-    return -(-ring.bits // PIECE_BITS)
-
-
 def contribution(share: Integers, ring: Ring) -> Sums:
     """A share as sums: (numbers, pieces) of whole numbers below 2**26. Of rows it tells nothing."""
-    pieces = np.zeros((len(share), pieces_of(ring)))
+    pieces = np.zeros((len(share), -(-ring.bits // PIECE_BITS)))
     for k in range(pieces.shape[1]):
         pieces[:, k] = [float(v >> (PIECE_BITS * k) & (2**PIECE_BITS - 1)) for v in share]
     return Sums({SHARES: pieces}, {SHARES: PIECE}, 0)
@@ -195,7 +191,7 @@ def joined_total(total: JoinedSum, sums: Sums, query: str = "total") -> Sums:
     """The statistic's total, of the sum of all sides' contributions. Raises :class:`PeerError`."""
     sizes, ring = Products(query, 1, total).sizes(), total.form.ring
     pieces = sums[SHARES]
-    if pieces.shape != (sum(sizes.values()), pieces_of(ring)):
+    if pieces.shape != (sum(sizes.values()), -(-ring.bits // PIECE_BITS)):
         raise PeerError("the sides' shares are not of the form that the question asks for")
     whole = [sum(int(v) << (PIECE_BITS * k) for k, v in enumerate(row)) for row in pieces]
     numbers = ring.signed(np.array(whole, dtype=object) % ring.modulus)
@@ -313,13 +309,16 @@ def deal(layout: Products, turn: int, left_secret: bytes, right_secret: bytes) -
     ]
 
 
-def by_paillier(layout: Products, half: Half, spine: Spine, key: PrivateKey) -> Talking:
-    """With Paillier. key: of this side; in each product the side of fewer columns encrypts."""
+def by_paillier(
+    layout: Products, half: Half, spine: Spine, key: Callable[[], PrivateKey], key_bits: int
+) -> Talking:
+    """With Paillier. key: this side's own, made where it encrypts; in each product the side of fewer
+    columns does."""
     if layout.curves is not None:
         raise PeerError("a binomial model over joined sides needs protection.product = 'triples'")
     own = layout.on_spine(_groups(layout.total, half), spine)
     matrices, ring = layout.matrices(half.role, own), layout.ring
-    ways = [_way(layout.total.form, terms, key) for _, _, terms in layout.products]
+    ways = [_way(layout.total.form, terms, key, key_bits) for _, _, terms in layout.products]
     encrypts = [way.left == (half.role == "insurer") for way in ways]
     numbers: list[Any] = [
         ring.signed(ring.integers(m)) if ours or not way.adds else m[..., 0]
@@ -329,15 +328,12 @@ def by_paillier(layout: Products, half: Half, spine: Spine, key: PrivateKey) -> 
         way.encrypted(n) if ours else b""
         for way, n, ours in zip(ways, numbers, encrypts, strict=True)
     ]
-    modulus = int(key.public.n).to_bytes(key.public.bits // 8, "big")
+    modulus = int(key().public.n).to_bytes(key_bits // 8, "big") if any(encrypts) else b""
     heard = yield wire.join(ENCRYPTED, [modulus, *rows])
     theirs, *asked = wire.split(ENCRYPTED, heard, 1 + len(ways))
-    public = PublicKey(wire.number(theirs))
-    if public.bits != key.public.bits:
-        raise MalformedMessage("the other side's key is of another length than the plan's")
     answers, shares = [], []
     for way, n, ours, message in zip(ways, numbers, encrypts, asked, strict=True):
-        answer, share = (b"", n) if ours else way.evaluated(public, n, message)
+        answer, share = (b"", n) if ours else way.evaluated(theirs, n, message)
         answers.append(answer)
         shares.append(share)
     heard = yield wire.join(LETTER, answers)
@@ -355,11 +351,11 @@ def by_paillier(layout: Products, half: Half, spine: Spine, key: PrivateKey) -> 
 @dataclass(frozen=True)
 class _Way:
     """How one product is made with Paillier. left: whether the insurer's side encrypts; how: its rows'
-    packing, of sums where the fund's numbers are 0 or 1; key: of this side."""
+    packing, of sums where the fund's numbers are 0 or 1; key: this side's own."""
 
     left: bool
     how: Packing | Blocks
-    key: PrivateKey
+    key: Callable[[], PrivateKey]
 
     @property
     def adds(self) -> bool:
@@ -367,29 +363,32 @@ class _Way:
 
     def encrypted(self, numbers: Integers) -> bytes:
         if isinstance(self.how, Blocks):
-            return encrypted_sums.encrypted_rows(self.how, self.key.public, numbers)
-        return encrypted_product.encrypted_rows(self.how, self.key.public, numbers)
+            return encrypted_sums.encrypted_rows(self.how, self.key().public, numbers)
+        return encrypted_product.encrypted_rows(self.how, self.key().public, numbers)
 
     def evaluated(
-        self, public: PublicKey, numbers: Integers, message: bytes
+        self, modulus: bytes, numbers: Integers, message: bytes
     ) -> tuple[bytes, Integers]:
+        public = PublicKey(wire.number(modulus))
+        if public.bits != self.how.key_bits:
+            raise MalformedMessage("the other side's key is of another length than the plan's")
         if isinstance(self.how, Blocks):
             return encrypted_sums.added(self.how, public, numbers, message)
         return encrypted_product.raised(self.how, public, numbers, message)
 
     def opened(self, numbers: Integers, message: bytes) -> Integers:
         if isinstance(self.how, Blocks):
-            return encrypted_sums.opened(self.how, self.key, message)
-        return encrypted_product.opened(self.how, self.key, numbers, message)
+            return encrypted_sums.opened(self.how, self.key(), message)
+        return encrypted_product.opened(self.how, self.key(), numbers, message)
 
 
-def _way(form: Format, terms: ProductTerms, key: PrivateKey) -> _Way:
+def _way(form: Format, terms: ProductTerms, key: Callable[[], PrivateKey], key_bits: int) -> _Way:
     """The side of fewer columns encrypts; of indicators, the insurer's. It stands on the left."""
-    left, bits = form.indicators or terms.left <= terms.right, key.public.bits
+    left = form.indicators or terms.left <= terms.right
     if not left:
         terms = ProductTerms(terms.query, terms.rows, terms.right, terms.left, terms.ring)
     make = Blocks if form.indicators else Packing
-    return _Way(left, make(terms, form.bits, bits), key)
+    return _Way(left, make(terms, form.bits, key_bits), key)
 
 
 def turns(total: JoinedSum, product: str) -> int:

@@ -9,16 +9,9 @@ from dataclasses import dataclass, field
 from flwr.app import ConfigRecord, RecordDict
 
 from federated.hiding.protocol import Protection, Talk
-from federated.joined.factors import Owner
+from federated.joined.factors import JoinedSum, Owner
 from federated.joined.letters import LETTER
-from federated.joined.product import (
-    Products,
-    deal,
-    is_alone,
-    joined_sum,
-    joined_total,
-    turns,
-)
+from federated.joined.product import Products, deal, is_alone, joined_sum, joined_total, turns
 from federated.joined.side import dealt_to
 from federated.message_kinds import MessageKind
 from federated.messages import Hiding, Request, message_of, read
@@ -26,6 +19,9 @@ from lab.errors import PeerError, PolicyError
 from lab.sums import Sums
 from secure_agg import wire
 from secure_agg.identity import Roster
+
+#: The rule by which a side refuses to go on with what it lost in a restart; it is begun anew.
+INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True)
@@ -39,6 +35,10 @@ class Pair:
     @property
     def name(self) -> str:
         return f"{self.insurer} & {self.fund}"
+
+    def layout(self, request: Request, total: JoinedSum) -> Products:
+        """The products of a sum between the two."""
+        return Products(f"{request.query} {self.name}", self.rows, total)
 
 
 @dataclass
@@ -109,23 +109,25 @@ class Joined:
         if is_alone(request, self._owner, self._known):
             return self.inner.total(talk, request)
         total = joined_sum(request, self._owner)
+        self.multiply(talk, request, total)
+        return checked_total(total, self.inner.total(talk, request), request.statistic, self._least)
+
+    def multiply(self, talk: Talk, request: Request, total: JoinedSum) -> None:
+        """Carry letters between the sides until each has its share of a sum."""
         letters: dict[str, dict[str, bytes]] = {name: {} for name in request.parties}
         last = turns(total, self._product)
         for turn in range(last + 1):
             if turn and self._product == "triples":
-                for pair in self.pairs:
-                    layout = Products(f"{request.query} {pair.name}", pair.rows, total)
-                    dealt = self._dealer.dealt(pair, layout, turn)
+                for pair, dealt in self.dealt(talk, request, total, turn).items():
                     letters[pair.fund][f"dealt {pair.insurer}"] = dealt
             answers = talk.ask(MessageKind.PRODUCT, _turn(request, turn, letters))
             letters = self._carried(answers, last=turn == last)
-        sums = joined_total(total, self.inner.total(talk, request))
-        if sums.rows < self._least:
-            raise PolicyError(
-                f"{request.statistic}: both sides have fewer than {self._least} rows behind it",
-                "persons",
-            )
-        return sums
+
+    def dealt(self, talk: Talk, request: Request, total: JoinedSum, turn: int) -> dict[Pair, bytes]:
+        """What was dealt for the fund's side of each product of a sum, for one turn of it."""
+        return {
+            pair: self._dealer.dealt(pair, pair.layout(request, total), turn) for pair in self.pairs
+        }
 
     def _carried(
         self, answers: Mapping[str, RecordDict], *, last: bool
@@ -140,6 +142,16 @@ class Joined:
                     raise PeerError(f"{sender}: {error}", sender) from None
                 letters[receiver][f"from {sender}"] = letter
         return letters
+
+
+def checked_total(total: JoinedSum, shares: Sums, statistic: str, least: int) -> Sums:
+    """What shares add up to. Raises :class:`PolicyError` for fewer rows than ``least``."""
+    sums = joined_total(total, shares)
+    if sums.rows < least:
+        raise PolicyError(
+            f"{statistic}: both sides have fewer than {least} rows behind it", "persons"
+        )
+    return sums
 
 
 def _turn(

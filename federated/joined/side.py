@@ -34,6 +34,7 @@ from lab.statistics import Part
 from lab.sums import Sums
 from secure_agg import wire
 from secure_agg.arithmetic.ring import Integers, Ring
+from secure_agg.errors import SecureAggError
 from secure_agg.keys import PrivateKey, generate
 
 #: What a receipt calls cuts that were told.
@@ -89,8 +90,7 @@ class JoinedSide(Party):
         self._common: CommonRows | None = None
         self._key: PrivateKey | None = None
 
-    @property
-    def key(self) -> PrivateKey:
+    def own_key(self) -> PrivateKey:
         """This side's own key for products, made when first needed."""
         if self._key is None:
             self._key = generate(self.key_bits)
@@ -155,8 +155,9 @@ class JoinedSide(Party):
 
     def begin(self, request: Request, secrets: Mapping[str, bytes]) -> dict[str, bytes]:
         """The first letter to each other side. secrets: what the dealer gave, by the other's name."""
+        self.work.clear()  # of a sum that another side was lost from
+        self.shares.clear()
         total = joined_sum(request, self.owner)
-        self.shares.pop(request.query, None)
         letters = {}
         for peer in self.places:
             layout = Products(f"{request.query} {self._pair(peer)}", self.sizes[peer], total)
@@ -164,7 +165,7 @@ class JoinedSide(Party):
             talk = (
                 by_triples(layout, self, spine, secrets[peer])
                 if self.product == "triples"
-                else by_paillier(layout, self, spine, self.key)
+                else by_paillier(layout, self, spine, self.own_key, self.key_bits)
             )
             talk = telling(layout, self, peer, talk)
             self.work[request.query, peer] = Conversation(layout, talk)
@@ -233,10 +234,13 @@ def answer_product(holder: Party, memory: NodeState, message: RecordDict) -> Rec
         for peer in holder.places:
             kind = purpose(request.query, turn - 1, peer, holder.name)
             letter = unsealed(identity, roster[peer], kind, read(message, f"from {peer}"))
-            if holder.product == "triples" and holder.role == "fund":
-                dealt_parts = wire.split(LETTER, read(message, f"dealt {peer}"), 0, 99)
-                letter = wire.join(LETTER, [*wire.split(LETTER, letter, 0, 99), *dealt_parts])
-            letters[peer] = holder.hear(request.query, peer, letter)
+            try:
+                if holder.product == "triples" and holder.role == "fund":
+                    dealt_parts = wire.split(LETTER, read(message, f"dealt {peer}"), 0, 99)
+                    letter = wire.join(LETTER, [*wire.split(LETTER, letter, 0, 99), *dealt_parts])
+                letters[peer] = holder.hear(request.query, peer, letter)
+            except SecureAggError as error:
+                raise PeerError(f"{peer}: sent a letter that does not fit: {error}", peer) from None
     parts = {
         f"to {peer}": sealed(
             identity, roster[peer], purpose(request.query, turn, holder.name, peer), letter

@@ -107,6 +107,11 @@ def one_claim(values: Mapping[str, object], charter: LinkCharter) -> list[bytes]
     names = list(dict.fromkeys(column for key in charter.key for column in key.columns))
     mistakes = [f"no column '{n}' is in a key" for n in values if n not in names]
     mistakes += [f"{n} is missing" for n in names if values.get(n) in (None, "")]
+    mistakes += [
+        f"{n} must be a text or a number"
+        for n in names
+        if not isinstance(values.get(n, ""), str | int | float | None)
+    ]
     if not mistakes:
         table = pd.DataFrame({n: [values[n]] for n in names}).astype(object)
     if not mistakes:

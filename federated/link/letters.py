@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import NoReturn
 
 from secure_agg import wire
@@ -59,6 +60,7 @@ class LetterBox:
     cards: Mapping[str, Card]
     since: int = 0
     taken: set[tuple[str, int]] = field(default_factory=set)
+    turn: Lock = field(default_factory=Lock, repr=False)
 
     def opened(self, data: bytes, kind: str, sender: str | None = None) -> Letter:
         """A letter of this kind that came, taken once.
@@ -74,7 +76,7 @@ class LetterBox:
         if session != self.session or to != self.identity.card.name or what != kind:
             _refuse(name, "sent a letter of another session, kind or recipient")
         signature, content = self._unsealed(name, sealed)
-        place = int.from_bytes(number, "big")
+        place = eight_bytes(number)
         letter = Letter(session, place, name, to, what, content)
         if not card.signed(PURPOSE, letter.statement, signature):
             _refuse(name, "a letter in its name was altered, or lacks its signature")
@@ -83,15 +85,23 @@ class LetterBox:
 
     def take(self, name: str, place: int) -> None:
         """Note a number that a sender used. Raises FaultyParty where it was used before."""
-        if place < self.since or (name, place) in self.taken:
-            _refuse(name, f"replays number {place}")
-        self.taken.add((name, place))
+        with self.turn:
+            if place < self.since or (name, place) in self.taken:
+                _refuse(name, f"replays number {place}")
+            self.taken.add((name, place))
 
     def _unsealed(self, name: str, sealed: bytes) -> list[bytes]:
         try:
             return wire.split(PARTS, self.identity.unseal(PURPOSE, sealed), 2)
         except MalformedMessage:
             _refuse(name, "a letter in its name was altered, or sealed for somebody else")
+
+
+def eight_bytes(data: bytes) -> int:
+    """A number of 8 bytes. Raises MalformedMessage."""
+    if len(data) != 8:
+        raise MalformedMessage("a number of a letter has not 8 bytes")
+    return int.from_bytes(data, "big")
 
 
 def packed(message: Mapping[str, bytes]) -> bytes:

@@ -21,13 +21,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from urllib.request import ProxyHandler, Request, build_opener
 
 from federated.link import desk
 from federated.link.desk import DeskAnswer
 from federated.link.desk_folder import DeskFolder
 from federated.link.keys import one_claim
-from federated.link.letters import Letter, LetterBox, packed, unpacked
+from federated.link.letters import Letter, LetterBox, eight_bytes, packed, unpacked
 from federated.link.ring import COORDINATOR
 from lab.audit.log_format import entries, read_lines
 from lab.audit.log_writer import Log
@@ -42,6 +42,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 PATIENCE_SECONDS = 10.0
 LARGEST = 2**16
 LOG = "log.jsonl"
+#: A proxy of the environment gets no letter.
+DIRECT = build_opener(ProxyHandler({}))
 
 
 class DeskService:
@@ -115,7 +117,7 @@ class DeskService:
         sender = letter.sender
         try:
             asker = wire.text(content["asker"])
-            number, ticket = int.from_bytes(content["number"], "big"), content["ticket"]
+            number, ticket = eight_bytes(content["number"]), content["ticket"]
             card = self.cards[asker]
         except (KeyError, MalformedMessage):
             raise FaultyParty(f"{sender}: sent a question of nobody", sender) from None
@@ -214,8 +216,11 @@ def served(service: DeskService) -> ThreadingHTTPServer:
     password = service.folder.secrets.password
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = PATIENCE_SECONDS
+
         def do_POST(self) -> None:
-            size = int(self.headers.get("Content-Length") or 0)
+            length = self.headers.get("Content-Length", "")
+            size = int(length) if length.isascii() and length.isdigit() else 0
             if not 0 < size <= LARGEST:
                 return self._say(413, b"{}")
             data = self.rfile.read(size)
@@ -257,7 +262,7 @@ def posted(
     """The body of the answer. Raises PeerError and what the other refuses by."""
     request = Request(f"http://{address}{path}", data=data, headers=dict(headers or {}))
     try:
-        with urlopen(request, timeout=PATIENCE_SECONDS) as response:  # noqa: S310
+        with DIRECT.open(request, timeout=PATIENCE_SECONDS) as response:
             return bytes(response.read())
     except HTTPError as error:
         _raise(error.read(), to)

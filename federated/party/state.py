@@ -136,9 +136,9 @@ class NodeState:
         """Note a product before its first letter leaves: what was dealt for it is used once.
 
         Raises :class:`PolicyError` for one that was begun before."""
-        if self._get("products", query):
+        if query in self._listed("products"):
             raise PolicyError("this product was begun before; ask for it under another name")
-        self._set("products", **{query: b"1"})
+        self._listed("products")[query] = True
 
     def allow_parties(self, parties: tuple[str, ...]) -> None:
         """Raises :class:`PolicyError` unless a sum may be over these parties.

@@ -63,7 +63,7 @@ class TreesSettings(ModelSettings):
     trees: int = Field(1000, ge=1, le=10_000, description="Trees, at most.")
     depth: int = Field(8, ge=1, le=10, description="Levels of a tree, at most.")
     leaves: int = Field(
-        31, ge=2, le=2**10, description="Leaves of a tree, at most; those that gain most are cut."
+        15, ge=2, le=2**10, description="Leaves of a tree, at most; those that gain most are cut."
     )
     learning_rate: float = Field(
         0.05, gt=0, le=1, description="Share of a leaf's value that is added."
@@ -82,7 +82,7 @@ class TreesSettings(ModelSettings):
         20.0, gt=0, description="Average rows on either side of a cut, at least."
     )
     min_gain: float = Field(
-        0.0, ge=0, description="Gain of a cut, at least, in what chance alone adds to it."
+        2.0, ge=0, description="Gain of a cut, at least, in what chance alone adds to it."
     )
     rows: float = Field(
         1.0, ge=LEAST_DRAWN, le=1, description="Share of persons drawn for each tree."
@@ -91,7 +91,7 @@ class TreesSettings(ModelSettings):
     validation_share: float = Field(
         0.2, ge=0, lt=1, description="Share of persons that judge when to stop; 0: never."
     )
-    patience: int = Field(30, ge=1, description="Trees without gain after which to stop.")
+    patience: int = Field(50, ge=1, description="Trees without gain after which to stop.")
     refit: bool = Field(
         True, description="Once it is known when to stop, grow so many trees from all rows."
     )

@@ -29,12 +29,12 @@ from federated.solvers.solution import Watch
 from federated.solvers.trees import TreesSettings
 from federated.study.bound import SignedStudy
 from federated.study.experiment import Experiment
-from federated.study.joined import in_the_clear
 from federated.study.outcome import Outcome, fit_models
 from federated.study.plan import StudyPlan
 from federated.study.result import ArmResult, Fitted, Study
 from federated.study.scoring import Scorer, simulated_comparisons, simulated_scorer
 from federated.study.settings import Arm
+from federated.study.sides import in_the_clear
 from federated.study.simulation import SimulatedMarket, in_process, market_of
 from federated.transport.in_process import ENGINES
 from lab.errors import ConfigurationError, ModelError

@@ -13,6 +13,7 @@ from typing import Self
 
 from pydantic import Field
 
+from federated.joined.factors import Owner
 from federated.solvers.encoding import is_category
 from federated.study.experiment import Experiment
 from federated.study.rows import Features
@@ -37,7 +38,7 @@ class StudyPlan(Strict):
     persons and parties among them; least_parties: that each level, bin, leaf and cell of a score stands
     on, where parties know different persons; cells: of each profile, from a public register; by_level,
     groups: what actual and expected, and the decisions of a detector, are compared by, for each
-    part of the model.
+    part of the model; fund_columns: those that the fund holds, where sides are joined.
     """
 
     version: str = SOLVERS_VERSION
@@ -48,6 +49,12 @@ class StudyPlan(Strict):
     cells: tuple[ProfileCells, ...] = ()
     by_level: dict[str, tuple[Levels, ...]] = Field(default_factory=dict)
     groups: tuple[Levels, ...] = ()
+    fund_columns: tuple[str, ...] = ()
+
+    @property
+    def owner(self) -> Owner:
+        """Which of two joined sides holds a column."""
+        return lambda column: "fund" if column in self.fund_columns else "insurer"
 
     @property
     def kind(self) -> str:

@@ -12,7 +12,7 @@ from federated.joined.side import CUTS
 from federated.party.state import Released
 from federated.solvers import glm
 from federated.study.experiment import Experiment
-from federated.study.market import StudiedMarket
+from federated.study.rows import StudiedMarket
 from federated.study.scoring import Evaluation, scored
 from federated.study.settings import SIDES, Arm, Query
 from lab.models.design import Feature

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -221,3 +222,51 @@ def declared_categories(experiment: Experiment) -> list[str]:
         features += experiment.model.severity.features or ()
     features += experiment.detection.groups if experiment.detection else ()
     return [f.column for f in features if isinstance(f, Feature) and (f.category or f.ordinal)]
+
+
+# What is public of a market.
+
+
+class StudiedMarket(Protocol):
+    """A study's market: where it comes from, its contract, the features and sizes of its parties.
+
+    by_contract: what the experiment left to the contract, in words; unused: why each other column
+    of the contract is no feature.
+    """
+
+    origin: str
+    digest: str
+    in_sample: bool
+    contract: Contract
+    by_contract: tuple[str, ...]
+    unused: dict[str, str]
+
+    @property
+    def features(self) -> Features:
+        """The features of each task."""
+
+    @property
+    def inputs(self) -> list[str]:
+        """The columns that models read."""
+
+    @property
+    def sizes(self) -> dict[str, dict[str, int | None]]:
+        """Rows for training and for testing of each party, None where a party does not tell."""
+
+
+class RemoteMarket:
+    """A market whose rows are at real parties."""
+
+    origin, digest = "each party's own table", ""
+
+    def __init__(self, experiment: Experiment, contract: Contract, features: Features) -> None:
+        experiment, self.by_contract = experiment.under(contract)
+        self.experiment, self.contract, self.features = experiment, contract, features
+        self.in_sample = experiment.data.test == 0 and experiment.data.test_column is None
+        self.unused = unused(experiment, contract, features, {})
+        self.sizes: dict[str, dict[str, int | None]] = {}
+
+    @property
+    def inputs(self) -> list[str]:
+        columns = {f.column for features in self.features.values() for f in features}
+        return [name for name in columns_needed(self.experiment, self.features) if name in columns]

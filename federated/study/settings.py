@@ -22,6 +22,8 @@ ARMS_OF_SIDES: tuple[Arm, ...] = (*SIDES, "federated", "pooled")
 MADE = ("market_insured", "market_members")
 #: The column of a joined table that says whose row it is: the key, in one spelling.
 KEY = "joined key"
+#: The column that marks rows for testing in a dealt table.
+MARK = "held_out"
 #: The column that says whose insurer's table a row is from.
 BLOCK = "joined table"
 

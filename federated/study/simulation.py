@@ -22,13 +22,7 @@ from federated.joined.side import JoinedSide
 from federated.party.party import Party, Policy, numbered
 from federated.solvers.encoding import is_category
 from federated.study.experiment import Experiment
-from federated.study.joined import (
-    JoinedTables,
-    dealt_blocks,
-    joined_protection,
-    joined_tables,
-    sides_of,
-)
+from federated.study.joined import JoinedTables, joined_tables
 from federated.study.plan import StudyPlan
 from federated.study.rows import (
     declared_categories,
@@ -38,13 +32,14 @@ from federated.study.rows import (
     wanted_columns,
 )
 from federated.study.settings import KEY, Data, ProtectionSettings
+from federated.study.sides import dealt_blocks, joined_protection, sides_of
 from federated.transport import in_process as grid
 from lab.errors import ConfigurationError
 from lab.market.make import make
 from lab.models.design import Levels
 from lab.models.profile import ProfileCells, Profiling, cells_of, profiled
 from lab.privacy.disclosure import Rules
-from lab.tables.contracts import Column, Contract
+from lab.tables.contracts import Contract
 from lab.tables.market_folder import REGISTER
 from lab.tables.partition import Rows, deal, test_mask
 from lab.tables.sources import Table, built_in, load, read_file
@@ -225,6 +220,7 @@ class SimulatedMarket:
             cells=self.cells,
             by_level=by_level,
             groups=groups,
+            fund_columns=tuple(sorted(self.tables.fund_columns)) if self.tables else (),
         )
 
     @property
@@ -334,37 +330,6 @@ def _cells(profile: Profiling, contract: Contract, register: Path | None) -> Pro
 def market_of(experiment: str, run: str) -> SimulatedMarket:
     """The market of an experiment given as JSON; read once in each process for a run of this name."""
     return SimulatedMarket(Experiment.model_validate_json(experiment))
-
-
-#: The column that marks rows for testing in a dealt table.
-MARK = "held_out"
-
-
-def deal_tables(experiment: Experiment, folder: Path) -> dict[str, Path]:
-    """The simulated parties' tables as files, so that real nodes can be started on the same rows.
-
-    A folder for each party with ``table.parquet`` and ``contract.toml``; rows for testing are
-    marked in the column :data:`MARK`. Raises :class:`ConfigurationError` for a folder in use.
-    """
-    import tomli_w
-
-    market = SimulatedMarket(experiment)
-    if folder.exists() and any(folder.iterdir()):
-        raise ConfigurationError(f"{folder}: is not empty; choose a new folder")
-    folders = {}
-    mark = Column(type="integer", role="identifier", minimum=0, maximum=1)
-    for party in market.parties:
-        place = folders[party.name] = folder / party.name
-        place.mkdir(parents=True, mode=0o700)
-        test_rows = party.test.iloc[:0] if market.in_sample else party.test
-        parts = [party.train.assign(**{MARK: 0}), test_rows.assign(**{MARK: 1})]
-        rows = pd.concat(parts).sort_index(kind="stable")
-        columns = {name: market.contract.columns[name] for name in party.train.columns}
-        contract = market.contract.model_copy(update={"columns": columns | {MARK: mark}})
-        rows.to_parquet(place / "table.parquet", index=False)
-        contract_values = contract.model_dump(mode="json", exclude_defaults=True)
-        (place / "contract.toml").write_text(tomli_w.dumps(contract_values), encoding="utf-8")
-    return folders
 
 
 def protected(settings: ProtectionSettings, rules: Rules | None = None) -> Protection:

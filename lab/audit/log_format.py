@@ -51,6 +51,8 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "answer": ("statistic", "by", "answer"),
     "release": ("statistic", "hiding", "arrays", "values", "bytes", "rows", "key_bits"),
     "key": ("event", "fingerprint"),
+    "alignment": ("peer", "session", "learns", "cap", "spine", "learned"),
+    "deal": ("statistic", "pair", "rows", "products"),
     "budget": ("epsilon", "delta"),
     "fault": ("what",),
     "checkpoint": ("signature",),

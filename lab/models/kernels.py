@@ -205,13 +205,12 @@ def best_cuts(
     last is for missing values. is_number: (features,) false for categories, whose bins are taken by
     rising g / (h + smooth) as if ordered (Fisher, "On grouping for maximum homogeneity", 1958).
     direction: (features,) 1 where leaf values must rise, -1 fall, 0 free; they are kept between
-    ``low`` and ``high``. least: the least sum of ``h`` on either side. pull: as in
-    :func:`leaf_value`, towards the value of the node. Gain: Chen & Guestrin (2016), equation 7, without
-    its complexity term; from that of categories is taken what their order would bring by chance.
+    ``low`` and ``high``. least: the least sum of ``h`` on either side. pull: see :func:`leaf_value`,
+    towards the node's value. Gain: Chen & Guestrin (2016), equation 7, without its complexity term;
+    from that of categories is taken what their order would bring by chance.
     """
     count = start.shape[0] - 1
-    gain, cut = np.zeros(count), np.full(count, -1)
-    missing_left = np.zeros(count, dtype=np.bool_)
+    gain, cut, missing_left = np.zeros(count), np.full(count, -1), np.zeros(count, dtype=np.bool_)
     # 1. What the node holds, and what it is worth uncut.
     g_all, h_all = g[start[0] : start[1]].sum(), h[start[0] : start[1]].sum()
     whole = _fall(g_all, h_all, pull[3], pull)

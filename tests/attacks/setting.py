@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from federated.app import client_app
-from federated.deployment.node.policy import VARIANTS, InsurerPolicy
-from federated.deployment.node.settings import NodeSettings
+from federated.deployment.node.rules.policy import VARIANTS, InsurerPolicy
+from federated.deployment.node.rules.settings import NodeSettings
 from federated.federation import Federation
 from federated.hiding.protocol import Clear
 from federated.party.party import Party, numbered

@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 import torch
 
-from federated.deployment.node import policy
-from federated.deployment.node.policy import InsurerPolicy, Refusal
+from federated.deployment.node.rules import policy
+from federated.deployment.node.rules.policy import InsurerPolicy
+from federated.deployment.node.rules.refusals import Refusal
 from federated.deployment.plan import announced
 from federated.party.party import Party
 from federated.solvers.trees import TreesSettings

@@ -15,7 +15,7 @@ from federated.joined.factors import RING
 from federated.joined.product import contribution
 from federated.study.arms import perform
 from federated.study.experiment import Experiment
-from federated.study.joined import in_the_clear
+from federated.study.sides import in_the_clear
 from federated.study.simulation import SimulatedMarket
 from lab.errors import LabError, ModelError, PolicyError
 from secure_agg import intersection

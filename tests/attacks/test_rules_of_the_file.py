@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from federated.deployment.node import policy
-from federated.deployment.node.policy import InsurerPolicy, Refusal
+from federated.deployment.node.rules import policy
+from federated.deployment.node.rules.policy import InsurerPolicy
+from federated.deployment.node.rules.refusals import Refusal
 from federated.deployment.plan import announced
 from federated.study.plan import StudyPlan
 from lab.privacy import disclosure
@@ -27,6 +28,9 @@ LEAVES = {
     "bins": 254,
     "l2": 0.0,
     "min_child_rows": 1e-6,
+    "leaves": 1024,
+    "min_gain": 0.0,
+    "validation_share": 0.0,
     "min_persons": 1,
 }
 NAMES_OF_KINDS = '["glm", "trees"]'

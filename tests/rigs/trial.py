@@ -23,10 +23,10 @@ from federated.bench.loopback import LoopbackExchange
 from federated.deployment.audit_logs import LOG_NAME
 from federated.deployment.coordinator import exchange
 from federated.deployment.coordinator.study import run_study
-from federated.deployment.node import policy as insurer
-from federated.deployment.node import settings as node_folder
 from federated.deployment.node import supervisor
 from federated.deployment.node.process import Node
+from federated.deployment.node.rules import policy as insurer
+from federated.deployment.node.rules import settings as node_folder
 from federated.deployment.plan import announced
 from federated.study.experiment import Experiment
 from federated.study.result import Study

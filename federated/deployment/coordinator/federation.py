@@ -27,9 +27,11 @@ from federated.deployment.coordinator.participation import (
     Silent,
     in_one_line,
     outlook,
+    too_few,
 )
 from federated.deployment.coordinator.protection import RemoteAuthority
 from federated.deployment.coordinator.resumable_run import ResumableRun
+from federated.deployment.coordinator.sides import BEGUN_ANEW
 from federated.deployment.enrolment import INSURERS
 from federated.deployment.node.profiles import releaser
 from federated.deployment.node.solver import total_message
@@ -43,6 +45,7 @@ from federated.federation import (
     receipt_of,
 )
 from federated.hiding.protocol import Protection
+from federated.joined.protection import INTERRUPTED
 from federated.message_kinds import MessageKind
 from federated.messages import UNREADABLE, Request, message_of, read
 from federated.party import statistics
@@ -53,7 +56,7 @@ from federated.study.plan import StudyPlan
 from federated.transport.exchange_grid import ExchangeGrid
 from lab.audit.log_format import Checkpoint
 from lab.audit.log_writer import Log
-from lab.errors import LabError, ModelError, PeerError
+from lab.errors import LabError, ModelError, PeerError, PolicyError
 from lab.models.design import Feature
 from lab.models.glm import Task
 from lab.models.profile import Profile, ProfileCells
@@ -94,8 +97,9 @@ class DeployedFederation:
         self._since: dict[str, str] = {}
         self._delivery = Delivery(grid, folder, charter, identity, resumable_run, log)
         split = charter.key is not None and charter.key.opens == "split"
-        self._together = plan.kind == "questions" or not charter.parties_may_leave
-        self._everyone, self._least = insurers, charter.minimum_parties
+        joined = bool(plan.experiment.joined)  # sides are all there, or no total is
+        self._together = joined or plan.kind == "questions" or not charter.parties_may_leave
+        self._everyone, self._least = insurers, 0 if joined else charter.minimum_parties
         if split or self._together:
             self._least = max(len(charter.roster.names) if split else insurers, self._least)
         opens = charter.key.by if charter.key and charter.key.opens == "authority" else ()
@@ -149,17 +153,8 @@ class DeployedFederation:
         then nobody is noted, and the run can be taken up again with all."""
         remainder = {c.name for c in self.charter.roster.cards if c.name in among} - set(reasons)
         if len(remainder) < self._least:
-            summary = in_one_line({**self.resumable_run.absent, **reasons})
-            advice = "Start the run again to resume it after its last total"
-            if self._together:
-                advice += (
-                    " (lab run --fresh begins anew); totals are of all insurers that are asked, or "
-                    "of none, and --without NAME leaves out who was in no total before"
-                )
-            raise PeerError(
-                f"{len(remainder)} parties are left and {self._least} are required: {summary}. "
-                f"{advice}"
-            )
+            absent = {**self.resumable_run.absent, **reasons}
+            raise too_few(len(remainder), self._least, absent, together=self._together)
         for name, reason in reasons.items():
             self.resumable_run.leave(name, reason)
             self._log.append("fault", run=self._run, what=f"the run continues without {reason}")
@@ -209,9 +204,9 @@ class DeployedFederation:
                 if not patient or (self._together and name in here):
                     seconds = self._settings.answer_seconds
                     reasons[name] = f"{name}: did not answer within {seconds:g} s"
-            except ModelError:
-                raise
             except LabError as error:
+                if isinstance(error, ModelError) or error.rule == INTERRUPTED:
+                    raise
                 reasons |= self._at_fault(name, error)
         if reasons:
             raise Absent(reasons, answers)
@@ -268,6 +263,7 @@ class DeployedFederation:
     def _new_total(self, request: Request) -> tuple[str, Sums]:
         """The query and the total of those who are left when all of them have answered it."""
         self._all_behind(request.statistic, {})
+        begun_anew = 0
         while True:
             query = f"{self._run}-{self._delivery.last_number + 1}"
             with_masks = self.protection.hiding == "masks"  # which takes off what is not there
@@ -277,6 +273,12 @@ class DeployedFederation:
                 return query, self.protection.total(self, query_request)
             except Absent as absent:
                 reasons = absent.reasons
+            except PolicyError as error:
+                begun_anew += 1
+                if error.rule != INTERRUPTED or begun_anew > BEGUN_ANEW:
+                    raise
+                self._log.append("fault", run=self._run, query=query, what=str(error))
+                continue
             except (PeerError, Blame) as error:
                 reasons = {name: str(error) for name in error.culprits if name in self.names}
                 if not reasons:

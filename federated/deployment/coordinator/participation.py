@@ -64,3 +64,16 @@ def in_one_line(reasons: Mapping[str, str]) -> str:
     for name, reason in reasons.items():
         groups.setdefault(reason.removeprefix(f"{name}: "), []).append(name)
     return "; ".join(f"{', '.join(names)}: {text}" for text, names in groups.items())
+
+
+def too_few(remainder: int, least: int, absent: Mapping[str, str], *, together: bool) -> PeerError:
+    """What a run ends with where too few parties are left. together: all are asked, or none."""
+    advice = "Start the run again to resume it after its last total"
+    if together:
+        advice += (
+            " (lab run --fresh begins anew); totals are of all insurers that are asked, or of none, "
+            "and --without NAME leaves out who was in no total before"
+        )
+    return PeerError(
+        f"{remainder} parties are left and {least} are required: {in_one_line(absent)}. {advice}"
+    )

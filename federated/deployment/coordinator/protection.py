@@ -9,11 +9,13 @@ from typing import Any
 from flwr.app import RecordDict
 
 from federated.deployment.charter import Charter
+from federated.deployment.coordinator.sides import RemoteJoined
 from federated.deployment.node.roles import split_of
 from federated.deployment.node.supervisor import SHARE_FILE, with_form
 from federated.hiding.masks import Masks
 from federated.hiding.paillier import KeyHolders, Paillier
 from federated.hiding.protocol import Clear, Protection, Talk, named_reply
+from federated.joined.factors import Owner
 from federated.message_kinds import MessageKind
 from federated.messages import Form, Request, message_of
 from federated.study.experiment import Experiment
@@ -85,8 +87,13 @@ def rules_of(experiment: Experiment) -> Rules:
     return Rules.read(None if file is None else Path(file))
 
 
-def protection_of(experiment: Experiment, charter: Charter, folder: Path) -> Protection:
-    """The coordinator's side of the protection that experiment and charter agree on."""
+def protection_of(
+    experiment: Experiment, charter: Charter, folder: Path, owner: Owner
+) -> Protection:
+    """The coordinator's side of the protection that experiment and charter agree on.
+
+    owner: who holds a column, where sides are joined.
+    """
     settings, key = experiment.protection, charter.key
     if settings.sums == "masks":
         return EnrolledMasks()
@@ -99,7 +106,14 @@ def protection_of(experiment: Experiment, charter: Charter, folder: Path) -> Pro
             f"protection.key_bits: must be at most the bits of the charter's key, {key.public.bits}"
         )
     if key.opens == "authority":
-        return EnrolledPaillier(RemoteAuthority(key.public, key.by[0]))
+        authority, pairs = RemoteAuthority(key.public, key.by[0]), charter.pairs
+        if not experiment.joined or pairs is None:
+            return EnrolledPaillier(authority)
+        return RemoteJoined(EnrolledPaillier(authority, of_shares=True), pairs, owner, key.by[0])
+    if experiment.joined:
+        raise ConfigurationError(
+            "joined: sides need a key authority; make its key with: lab keys deal"
+        )
     return EnrolledPaillier(Holders(charter.roster, folder / SHARE_FILE, key.split))
 
 

@@ -28,15 +28,16 @@ from federated.deployment.coordinator.resumable_run import ResumableRun
 from federated.deployment.enrolment import INSURERS
 from federated.deployment.evidence import PLAN, SCORES
 from federated.deployment.folders import charter_of, identity_of
+from federated.deployment.pairs import agreed
 from federated.deployment.plan import announced, questions_of
 from federated.federation import agreement, single_threaded_blas
 from federated.messages import Request, message_of, read
 from federated.study.bound import agreed_levels, join_released
 from federated.study.experiment import Experiment
-from federated.study.market import RemoteMarket
 from federated.study.outcome import Outcome, carry_out
 from federated.study.plan import StudyPlan
 from federated.study.result import ArmResult, Study
+from federated.study.rows import RemoteMarket
 from federated.study.settings import Query
 from federated.study.steps import Steps, carried_out
 from federated.transport import node_line as fleet
@@ -63,6 +64,8 @@ def _insurers_of(
                 f"{experiment.name}: the charter allows {', '.join(charter.analyses)}, not '{kind}'"
             )
     names = charter.roster.names
+    if without and experiment.joined:
+        raise ConfigurationError("--without: a total of joined sides is of all of them, or of none")
     if unknown := sorted(set(without) - set(names)):
         raise ConfigurationError(
             f"--without {unknown[0]}: is no insurer; the charter's insurers are {', '.join(names)}"
@@ -90,7 +93,7 @@ def gathered(
     charter = charter_of(folder, identity.card.name)
     secret, without = exchange.secret_of(folder), tuple(without)
     insurers = _insurers_of(experiment, plan, charter, without)
-    protection = protection_of(experiment, charter, folder)
+    protection = protection_of(experiment, charter, folder, plan.owner)
     watch = partial(progress or (lambda arm, what, step, of: None), "federated")
     with (
         closing(
@@ -125,7 +128,9 @@ def run_study(
     progress: Any = None,
 ) -> Study:
     """Run the federated arm of an experiment with the parties of an exchange, as `gathered`."""
-    plan, start = announced(experiment), time.perf_counter()
+    charter, start = charter_of(folder, identity_of(folder).card.name), time.perf_counter()
+    experiment = agreed(experiment, charter.pairs)
+    plan = announced(experiment)
     tell = progress or (lambda arm, what, step, of: None)
     with gathered(
         experiment, plan, folder, fresh=fresh, without=without, progress=progress

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from federated.deployment.charter import Charter
-from federated.deployment.node.settings import APPROVED, REQUESTS
+from federated.deployment.node.rules.settings import APPROVED, REQUESTS
+from federated.study.joined import LEARNS
 from federated.study.plan import StudyPlan
 from lab.errors import ConfigurationError
 from lab.files import canonical, write_whole
@@ -62,6 +63,7 @@ def request_lines(plan: StudyPlan, charter: Charter) -> list[str]:
         f"  parties    {', '.join(charter.roster.names)}; {charter.parties_line}",
         f"  persons    {plan.rules.minimum_count.persons} or more behind every cell that is told",
         f"  totals     {_opening(plan, charter)}",
+        *_joined(plan, charter),
         f"  digest     {digest}",
         "  plan",
         *(f"    {line}" for line in plan_lines(plan.model_dump(mode="json"))),
@@ -73,6 +75,19 @@ def plan_lines(values: dict[str, Any]) -> list[str]:
     absent: list[str] = []
     lines = list(_fields(values, (), absent))
     return [*lines, f"not set: {', '.join(absent)}"]
+
+
+def _joined(plan: StudyPlan, charter: Charter) -> Iterator[str]:
+    """Whose rows are joined to whose, who learns of whom, and how sides multiply."""
+    pairs, alignment = charter.pairs, plan.experiment.alignment
+    if not plan.experiment.joined or pairs is None:
+        return
+    insurers = ", ".join(pairs.peers(pairs.fund))
+    least = f"{pairs.minimum_persons} persons or more"
+    yield f"  joined     fund: {pairs.fund}; insurers: {insurers}; {least}"
+    yield f"  alignment  {LEARNS[alignment.learns]} who is common; sets filled up to {pairs.cap:,}"
+    how = "randomness that the supervisor deals" if pairs.product == "triples" else "Paillier"
+    yield f"  products   by {how}; the fund's columns are {', '.join(map(_key, plan.fund_columns))}"
 
 
 def _opening(plan: StudyPlan, charter: Charter) -> str:

@@ -19,14 +19,15 @@ from federated.deployment import certificates
 from federated.deployment.audit_logs import LOG_NAME, verify_together
 from federated.deployment.enrolment import INSURERS
 from federated.deployment.folders import IDENTITY, charter_of, identity_of
-from federated.deployment.node.policy import InsurerPolicy
-from federated.deployment.node.settings import (
+from federated.deployment.node.rules.policy import InsurerPolicy
+from federated.deployment.node.rules.settings import (
     AUTHORITY,
     CERTIFICATE,
     KEY,
     NodeSettings,
     admission_of,
 )
+from federated.deployment.node.sides.policy import SidePolicy
 from federated.transport.node_line import LineError, NodeLine, bundle
 from lab.errors import LabError, PeerError
 
@@ -53,6 +54,7 @@ def examine(folder: Path) -> list[Finding]:
         ("disk", checks.disk),
         ("charter", checks.charter),
         ("data", checks.data),
+        ("joined", checks.joined),
         ("log", checks.log),
         ("admission", checks.admission),
         ("certificate", checks.certificate),
@@ -159,6 +161,22 @@ class _Checks:
         caps = ", ".join(f"{name} at {limit:.12g}" for name, limit in insurer.data.caps.items())
         capped = f"; capped: {caps}" if caps else ""
         return f"{len(table.frame):,} rows keep contract {contract.name}{belong}{capped}"
+
+    def joined(self) -> str:
+        charter = charter_of(self._folder, self._settings.name)
+        if self._settings.role not in INSURERS or charter.pairs is None:
+            return "to nobody"
+        side = SidePolicy(self._folder, self._settings, charter)
+        peers, (table, keys) = side.pairs.peers(side.settings.name), side.keyed()
+        barred = [peer for peer in peers if not side.own.products.get(peer)]
+        if side.own.key != side.pairs.keys[side.settings.name] or barred:
+            raise PeerError(
+                f"the charter has the key {', '.join(side.pairs.keys[side.settings.name])}, and products "
+                f"with {', '.join(peers)}; correct joined.key and joined.products of node.toml"
+            )
+        made = side.alignments.made(keys)
+        aligned = [f"{peer}{'' if peer in made else ', not aligned yet'}" for peer in peers]
+        return f"{len(table.frame):,} rows by {' and '.join(side.own.key)} to {'; '.join(aligned)}"
 
     def log(self) -> str:
         path = self._folder / LOG_NAME

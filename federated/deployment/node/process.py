@@ -28,15 +28,14 @@ from federated.deployment.charter import same
 from federated.deployment.enrolment import INSURERS
 from federated.deployment.folders import charter_of, identity_of, seed_of
 from federated.deployment.node import run_state as run_states
-from federated.deployment.node.policy import InsurerPolicy, Refusal
 from federated.deployment.node.roles import (
     SECRETS,
     InsurerRole,
     NodeRole,
-    SupervisorRole,
 )
-from federated.deployment.node.run_state import RunState
-from federated.deployment.node.settings import (
+from federated.deployment.node.rules.policy import InsurerPolicy
+from federated.deployment.node.rules.refusals import Refusal
+from federated.deployment.node.rules.settings import (
     APPROVED,
     AUTHORITY,
     CERTIFICATE,
@@ -45,6 +44,8 @@ from federated.deployment.node.settings import (
     NodeSettings,
     admission_of,
 )
+from federated.deployment.node.run_state import RunState
+from federated.deployment.node.supervisor_role import SupervisorRole
 from federated.deployment.signed_messages import SignedMessage, claimed, received
 from federated.federation import single_threaded_blas
 from federated.message_kinds import MessageKind

@@ -15,7 +15,7 @@ from pathlib import Path
 from flwr.app import ConfigRecord, RecordDict
 
 from federated.deployment.charter import Charter
-from federated.deployment.node.policy import Refusal
+from federated.deployment.node.rules.refusals import Refusal
 from federated.deployment.node.run_state import RunState
 from federated.messages import Reply, Request, message_of, read
 from federated.study.plan import StudyPlan

@@ -16,7 +16,7 @@ from federated.study.plan import StudyPlan
 from federated.study.run_folder import plain
 from federated.study.scoring import Scorer, scored
 from federated.study.simulation import in_process
-from lab.errors import LabError
+from lab.errors import ConfigurationError, LabError
 from lab.files import canonical, write_whole
 from lab.models import files as models
 from lab.privacy.disclosure import Rules
@@ -45,6 +45,8 @@ def take(folder: Path, run: str, study: StudyPlan, party: Party, outcome: Outcom
 
 def _scores(study: StudyPlan, party: Party, outcome: Outcome) -> dict[str, dict[str, Any]]:
     """The scores of each part on this party's own test rows."""
+    if study.experiment.joined:
+        raise ConfigurationError("the other side's columns are not here")
     own = Rules.of_own_rows()
     alone = replace(party, policy=Policy(minimum_rows=1, rules=own), binding=None)
     alone.profiles = party.profiles

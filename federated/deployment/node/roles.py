@@ -1,4 +1,4 @@
-"""The two roles of a node: an insurer answers from its rows, a supervisor opens totals."""
+"""The role of an insurer's node: it answers from its rows; a supervisor's opens totals."""
 
 from __future__ import annotations
 
@@ -11,37 +11,34 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from federated.app import client_app
 from federated.deployment.audit_logs import LOG_NAME, log_outcome
-from federated.deployment.charter import Charter, same
-from federated.deployment.folders import identity_of
+from federated.deployment.charter import same
 from federated.deployment.node import profiles, solver
-from federated.deployment.node.openings import Openings
-from federated.deployment.node.policy import InsurerPolicy, Refusal, check_disclosure
 from federated.deployment.node.results import take
+from federated.deployment.node.rules.policy import InsurerPolicy
+from federated.deployment.node.rules.refusals import Refusal
+from federated.deployment.node.rules.settings import STATE
 from federated.deployment.node.run_state import RunState
-from federated.deployment.node.settings import STATE
-from federated.deployment.node.solver import ReleaserSteps
-from federated.deployment.node.supervisor import SHARE_FILE, log_opened, opened_total, volume_of
+from federated.deployment.node.sides.node_side import NodeSide, log_letters
+from federated.deployment.node.sides.policy import SidePolicy
+from federated.deployment.node.supervisor import SHARE_FILE, log_opened
 from federated.deployment.signed_messages import SignedMessage
 from federated.deployment.totals import TotalsOnDisk
+from federated.joined.side import JoinedSide
 from federated.message_kinds import MessageKind
 from federated.messages import Reply, Request, read
 from federated.party.binding import Binding, SignedSteps
 from federated.party.party import Party
 from federated.party.party_sets import PartySets
 from federated.party.state import NodeState
-from federated.party.statistics import RELEASED
-from federated.study.outcome import Outcome
 from federated.study.plan import StudyPlan
 from federated.study.steps import Replay
 from lab.audit import log_format as audit
 from lab.audit.log_writer import Log
 from lab.errors import ConfigurationError, PeerError, PolicyError
 from lab.files import read_json
-from lab.privacy.disclosure import Rules
 from lab.statistics import QUESTIONS
 from secure_agg.errors import SecureAggError
 from secure_agg.identity import Identity
-from secure_agg.keys import PrivateKey
 from secure_agg.shares import SplitKey
 from secure_agg.transcript import Transcript
 
@@ -85,6 +82,9 @@ class InsurerRole:
     ) -> None:
         self._folder, self._insurer, self._seed, self._tell = folder, insurer, seed, tell
         self._charter, self._name = insurer.charter, insurer.settings.name
+        self._side: NodeSide | None = None
+        if self._charter.pairs is not None and insurer.settings.joined is not None:
+            self._side = NodeSide(folder, SidePolicy(folder, insurer.settings, self._charter))
         self._parties: dict[str, Party] = {}
         sets = folder / STATE / "party_sets.jsonl"
         refuse_lost(sets, folder / LOG_NAME)
@@ -97,12 +97,21 @@ class InsurerRole:
         self._app = client_app(lambda seat: self._parties[self._now], insurer.limits.hiding)
 
     def begin(self, run_state: RunState, study: StudyPlan) -> None:
-        self._insurer.consider(study)
+        self._policy(study).consider(study)
         self._take_up(run_state, study)
-        self._memory(run_state)
+        self._memory(run_state, study)
+
+    def _policy(self, study: StudyPlan) -> InsurerPolicy:
+        """The rules by which this node takes part in a plan."""
+        return self._side_of(study).policy if study.experiment.joined else self._insurer
+
+    def _side_of(self, study: StudyPlan) -> NodeSide:
+        if self._side is None or not study.experiment.joined:
+            raise Refusal("pairs", "this party is joined to no other in this plan")
+        return self._side
 
     def _take_up(self, run_state: RunState, study: StudyPlan) -> None:
-        party = self._insurer.party(study, rows_secret(self._seed))
+        party = self._policy(study).party(study, rows_secret(self._seed))
         self._parties[run_state.run] = party
         party.party_sets = self._party_sets
         party.profiles |= profiles.load_profiles(self._folder / STATE, run_state.run)
@@ -151,7 +160,7 @@ class InsurerRole:
             self._totals(run).write(own.step, own.question.hex(), total)
             party.binding.give(own.step, total, levels)
 
-    def _memory(self, run_state: RunState) -> Context:
+    def _memory(self, run_state: RunState, study: StudyPlan) -> Context:
         """The app's state, with the secrets that stand elsewhere put back."""
         seat = self._charter.roster.names.index(self._name)
         context = Context(
@@ -159,7 +168,7 @@ class InsurerRole:
             node_id=0,
             node_config={
                 "partition-id": seat,
-                "minimum-parties": self._least,
+                "minimum-parties": self._least(study),
             },
             state=run_state.records,
             run_config={},
@@ -171,18 +180,21 @@ class InsurerRole:
                 modulus = key.public.n.to_bytes(-(-key.public.bits // 8), "big")
                 split, share = share_of(self._folder, key.split, self._name)
                 roster = self._charter.roster.to_bytes()
-                NodeState(context, self._name, "paillier").enrol(roster, modulus, split, share)
+                NodeState(context, self._name, "paillier").enrol(
+                    roster, modulus, split, share, fewest=self._charter.fewest
+                )
             else:
                 roster = self._charter.roster.to_bytes()
                 NodeState(context, self._name, "masks").enrol(roster, b"", b"", b"")
         return context
 
-    @property
-    def _least(self) -> int:
+    def _least(self, study: StudyPlan) -> int:
         """Parties behind a sum at least. Who holds a share of the key sees no other opening, so that
-        with a split key nobody but all parties together can tell what sets of them would show."""
+        with a split key nobody but all parties together can tell what sets of them would show; and of
+        joined sides each has a share of every sum."""
         split = self._charter.key is not None and self._charter.key.opens == "split"
-        return len(self._charter.roster.names) if split else self._insurer.minimum_parties
+        whole = split or bool(study.experiment.joined)
+        return len(self._charter.roster.names) if whole else self._insurer.minimum_parties
 
     def allow_asker(self, name: str) -> None:
         self._insurer.allow_asker(name)
@@ -194,20 +206,13 @@ class InsurerRole:
             raise PolicyError("this run was not announced here; nothing in it is answered")
         study = StudyPlan.from_json(run_state.study)
         party = self._party(run_state, study, signed_message.sender)
-        memory = self._memory(run_state)
+        memory = self._memory(run_state, study)
         acknowledgement = RecordDict({"acknowledgement": ConfigRecord({"party": self._name})})
         if signed_message.kind == MessageKind.TOTAL:
             self._take_total(run_state.run, self._state(memory), party, message.content)
             return acknowledgement
         if signed_message.kind == MessageKind.DELIVER:
-            own_steps = None
-            if isinstance(party.binding, Replay):
-                own_steps = party.binding.steps(self._state(memory).standing().levels)
-            outcome = solver.check_outcome(
-                self._charter, study, run_state.run, message.content, own_steps
-            )
-            log_outcome(log, run_state.run, study.digest, outcome)
-            self._tell(take(self._folder, run_state.run, study, party, outcome))
+            self._deliver(run_state.run, study, party, memory, message.content, log)
             return acknowledgement
         header = message.content.config_records.get("request", {})
         if "statistic" in header:
@@ -216,6 +221,10 @@ class InsurerRole:
             if not str(header.get("query", "")).startswith(f"{run_state.run}-"):
                 raise PeerError("coordinator: sends a query of another run")
             same(self._charter.digest, str(header.get("charter", "")), signed_message.sender)
+        if isinstance(party, JoinedSide):
+            reply = self._between_sides(run_state.run, study, party, memory, message, log)
+            if reply is not None:
+                return reply
         match signed_message.kind, header.get("statistic"):
             case MessageKind.VOUCH, _:
                 own = Identity(self._name, self._seed)
@@ -229,12 +238,61 @@ class InsurerRole:
                 profiles.consider(run_state, study, party.rules, request)
         self._now = run_state.run
         reply = self._app(message, memory).content
+        if signed_message.kind == MessageKind.PRODUCT:
+            query, statistic = str(header.get("query", "")), str(header.get("statistic", ""))
+            log_letters(log, run_state.run, query, statistic, reply)
         if signed_message.kind == MessageKind.JOIN:
             profiles.save_profiles(self._folder / STATE, run_state.run, party.profiles)
         if signed_message.kind == MessageKind.RELEASE and "reply" in reply.config_records:
             profiles.note_released(run_state, message.content, reply)
             _log_release(log, run_state.run, message.content, reply)
         return reply
+
+    def _deliver(
+        self,
+        run: str,
+        study: StudyPlan,
+        party: Party,
+        memory: Context,
+        content: RecordDict,
+        log: Log,
+    ) -> None:
+        """Take the model home, if it is what the plan comes to."""
+        own_steps = None
+        if isinstance(party.binding, Replay):
+            own_steps = party.binding.steps(self._state(memory).standing().levels)
+        outcome = solver.check_outcome(self._charter, study, run, content, own_steps)
+        log_outcome(log, run, study.digest, outcome)
+        self._tell(take(self._folder, run, study, party, outcome))
+
+    def _between_sides(
+        self,
+        run: str,
+        study: StudyPlan,
+        party: JoinedSide,
+        memory: Context,
+        message: Message,
+        log: Log,
+    ) -> RecordDict | None:
+        """The reply to what sides say to each other; None where the app answers, with what the
+        message then holds."""
+        side, state, content = self._side_of(study), self._state(memory), message.content
+        match message.metadata.message_type:
+            case MessageKind.ALIGNED:
+                return side.aligned()
+            case MessageKind.ALIGN:
+                reply = side.align(content, run, log)
+                if int(str(reply.config_records["aligned"]["size"])) >= 0:
+                    self._parties.pop(run)  # its rows have places now
+                return reply
+            case MessageKind.PAIR:
+                side.pair(state, content, run)
+                return RecordDict()
+            case MessageKind.PRODUCT:
+                message.content = side.product(party, study, state, content)
+            case "query":
+                side.check_share(party, content)
+        return None
 
 
 def rows_secret(seed: bytes) -> bytes:
@@ -276,83 +334,3 @@ def split_of(path: Path, digest: str) -> SplitKey:
     if split.digest.hex() != digest:
         raise ConfigurationError(f"{path}: belongs to another key than the charter's")
     return split
-
-
-class SupervisorRole:
-    """A supervisor opens totals by the rule of the key authority, and remembers all it opened."""
-
-    def __init__(self, folder: Path, charter: Charter, private: PrivateKey, rules: Rules) -> None:
-        self._charter, self._private, self._rules = charter, private, rules
-        if charter.key is None or charter.key.public.n != private.public.n:
-            raise ConfigurationError(f"{folder}: its key is not the charter's key")
-        self._openings, self._identity = Openings(folder), identity_of(folder)
-        self._state, self._solvers = folder / STATE, dict[str, ReleaserSteps]()
-
-    def begin(self, run_state: RunState, study: StudyPlan) -> None:
-        check_disclosure(study, self._rules)
-        for kind in study.kinds:
-            if kind not in self._charter.analyses:
-                raise Refusal("analyses", f"the charter does not allow '{kind}'")
-
-    def allow_asker(self, name: str) -> None:
-        if name != self._charter.coordinator:
-            raise Refusal("askers", f"'{name}' is not the coordinator of the charter")
-
-    def answer(
-        self, run_state: RunState, signed_message: SignedMessage, message: Message, log: Log
-    ) -> RecordDict:
-        kind, run = signed_message.kind, signed_message.run
-        if kind not in (MessageKind.NEXT, MessageKind.OPEN, MessageKind.VOUCH):
-            raise PeerError(f"coordinator: sends a supervisor '{kind}', which insurers answer")
-        if not run_state.study:
-            raise PolicyError("this run was not announced here; nothing in it is answered")
-        if kind == MessageKind.VOUCH:
-            return profiles.vouch(run_state, self._charter, self._identity, message.content)
-        study = StudyPlan.from_json(run_state.study)
-        if study.kind == QUESTIONS:
-            return self._opened(run_state, run, message.content, log)
-        if kind == MessageKind.NEXT:
-            levels = read(message.content, "levels").decode()
-            record = run_state.records.config_records.setdefault("levels", ConfigRecord())
-            if record.setdefault("agreed", levels) != levels:
-                raise PeerError("coordinator: other names of levels were agreed on before")
-            return self._next(run, study, self._solver(run_state, study), log)
-        steps, request = self._solver(run_state, study), Request.from_record(message.content)
-        steps.check(request)
-        reply = self._opened(run_state, run, message.content, log)
-        total = Reply.from_record(reply)
-        steps.give(total.sums)
-        sums = total.sums if request.statistic in RELEASED else solver.NOTHING
-        answer = Reply.of(total.party, sums, None).to_record()
-        answer["opened"] = ConfigRecord(dict(volume_of(total.sums)))
-        answer.update(self._next(run, study, steps, log))
-        return answer
-
-    def _next(self, run: str, study: StudyPlan, steps: ReleaserSteps, log: Log) -> RecordDict:
-        """What follows from the totals so far, signed; the outcome has a line before it leaves."""
-        answer = steps.next()
-        if "request" not in answer.config_records:
-            outcome = Outcome.from_bytes(read(answer, "outcome"))
-            log_outcome(log, run, study.digest, outcome)
-        return answer
-
-    def _solver(self, run_state: RunState, study: StudyPlan) -> ReleaserSteps:
-        run = run_state.run
-        if run not in self._solvers:
-            levels = run_state.records.config_records.get("levels", {})
-            if "agreed" not in levels:
-                raise PeerError("coordinator: asks for a step before levels were agreed on")
-            self._solvers[run] = ReleaserSteps(
-                self._state, run, study, self._charter, self._identity, str(levels["agreed"])
-            )
-            for old in list(self._solvers)[:-AT_HAND]:
-                self._solvers.pop(old).close()
-        return self._solvers[run]
-
-    def _opened(self, run_state: RunState, run: str, content: RecordDict, log: Log) -> RecordDict:
-        """The total of a transcript, or what the rules leave of it, as a reply."""
-        reply = opened_total(
-            self._charter, self._private, self._rules, self._openings, log, run, content
-        )
-        profiles.note_released(run_state, content, reply)
-        return reply

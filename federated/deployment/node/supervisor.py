@@ -20,6 +20,9 @@ from federated.deployment.folders import charter_of, identity_of
 from federated.deployment.node.openings import Openings, subject_of
 from federated.hiding.paillier import KeyAuthority
 from federated.hiding.protocol import fields_of
+from federated.joined.factors import Owner
+from federated.joined.product import is_alone, joined_sum
+from federated.joined.protection import checked_total
 from federated.messages import Form, Reply, Request, form_from_json, form_to_json, read
 from federated.party.release import RELEASED
 from lab.audit.log_writer import Log
@@ -30,7 +33,7 @@ from lab.sums import Sums
 from secure_agg import shares
 from secure_agg.errors import FaultyParty, KeyFileRefused
 from secure_agg.keys import PrivateKey, generate, load_private, save_private
-from secure_agg.transcript import Transcript
+from secure_agg.transcript import Terms, Transcript
 
 KEY_FILE, SHARE_FILE = "paillier.key", "share.json"
 
@@ -43,31 +46,19 @@ def opened_total(
     log: Log,
     run: str,
     content: RecordDict,
+    owner: Owner | None = None,
 ) -> RecordDict:
     """The total of a transcript, if it may be opened; of a question's, what the rules leave of it.
 
-    Raises what speaks against it.
+    owner: who holds a column, where the parties are joined sides. Raises what speaks against it.
     """
     transcript, request = (
         Transcript.from_bytes(read(content, "transcript")),
         Request.from_record(content),
     )
     terms, roster = transcript.terms, charter.roster
-    if request.charter != charter.digest:
-        raise PeerError("coordinator: sends a question under another charter")
-    if not charter.allows(request.statistic):
-        raise PolicyError(f"the charter does not allow '{request.statistic}'", "analyses")
-    if len(terms.parties) < charter.minimum_parties:
-        raise PolicyError(
-            f"a total of {len(terms.parties)} parties is not opened, "
-            f"the charter requires {charter.minimum_parties}",
-            "parties",
-        )
-    if not terms.query.startswith(f"{run}-"):
-        raise PeerError("coordinator: sends a query of another run")
     form = form_from_json(read(content, "form").decode())
-    if fields_of(form) != tuple(terms.layout.fields):
-        raise PeerError("coordinator: sends another form of the total than the parties packed")
+    _check_asked(charter, run, transcript.terms, request, form, owner)
     parties = frozenset(terms.parties)
     subject = subject_of(request.statistic, terms.question.hex())
     openings.check(run, subject, parties, charter)
@@ -81,10 +72,38 @@ def opened_total(
         log.append("fault", run=run, query=terms.query, what=str(error), **blame)
         openings.note_fault(run, terms.query, others, error.culprits)
         raise
+    pairs = charter.pairs
+    if owner is not None and pairs is not None and not is_alone(request, owner, False):
+        persons = max(pairs.minimum_persons, rules.minimum_count.persons)
+        total = checked_total(joined_sum(request, owner), total, request.statistic, persons)
     reply = Reply.of(charter.key.by[0] if charter.key else "", total, None).to_record()
     log_opened(log, run, transcript, request.statistic, total)
     openings.note(run, terms.query, subject, parties)
     return reply
+
+
+def _check_asked(
+    charter: Charter, run: str, terms: Terms, request: Request, form: Form, owner: Owner | None
+) -> None:
+    """Raises what speaks against opening what is asked, before anything is opened."""
+    if request.charter != charter.digest:
+        raise PeerError("coordinator: sends a question under another charter")
+    if not charter.allows(request.statistic):
+        raise PolicyError(f"the charter does not allow '{request.statistic}'", "analyses")
+    least = charter.minimum_parties if owner is None else len(charter.roster.names)
+    if len(terms.parties) < least:
+        raise PolicyError(
+            f"a total of {len(terms.parties)} parties is not opened, the charter requires {least}",
+            "parties",
+        )
+    if terms.of_shares != (owner is not None):
+        raise PeerError(
+            "coordinator: sends shares of joined sides for sums of parties, or these for those"
+        )
+    if not terms.query.startswith(f"{run}-"):
+        raise PeerError("coordinator: sends a query of another run")
+    if fields_of(form) != tuple(terms.layout.fields):
+        raise PeerError("coordinator: sends another form of the total than the parties packed")
 
 
 def readmit(folder: Path, name: str, who: str) -> None:

@@ -52,14 +52,14 @@ def test_published_tables_are_found_below_a_folder_and_as_a_file(tmp_path: Path)
     place.touch()
     shipped = list(quality.SHIPPED)
     motor = ["frequency, French motor"]
-    assert [n for n, _ in quality.tables(place, quick=False)] == shipped + motor
-    below = [n for n, _ in quality.tables(tmp_path, quick=True)]
-    assert below == [shipped[0], *motor, "pure premium, French motor"]
-    for _, values in quality.tables(place, quick=False):
+    assert [n for n, _ in quality.tables(place)] == shipped + motor
+    below = [n for n, _ in quality.tables(tmp_path)]
+    assert below == [*shipped, *motor, "pure premium, French motor"]
+    for _, values in quality.tables(place):
         assert Experiment.model_validate(values).model.kind == "trees"
     (tmp_path / "other.csv").touch()
     with pytest.raises(ConfigurationError, match=r"other.csv: quality takes a folder"):
-        list(quality.tables(tmp_path / "other.csv", quick=True))
+        list(quality.tables(tmp_path / "other.csv"))
 
 
 @pytest.mark.parametrize("law", ["poisson", "tweedie"])

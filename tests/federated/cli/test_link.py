@@ -12,7 +12,10 @@ from click.testing import CliRunner
 
 from federated.cli.main import lab
 from lab.errors import ConfigurationError, PolicyError
+from lab.files import canonical, write_whole
 from lab.market.make import make
+from tests.federated.link.test_desk import IDENTITIES, night, running
+from tests.federated.link.test_duplicates import CLAIM
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +128,23 @@ def test_a_question_with_a_mistake_is_refused_in_one_line(
     options = [part for k, v in (QUESTION | changes).items() for part in (f"--{k}", v)]
     with pytest.raises((ConfigurationError, PolicyError), match=words):
         run("condition", market, "--charter", terms, "--look-up", "open", *options)
+
+
+def test_ask_prints_the_answer_in_a_line(tmp_path: Path) -> None:
+    from federated.deployment.enrolment import IDENTITY_FORMAT
+
+    folders = night(tmp_path)
+    for name, folder in folders.items():
+        content = {"format": IDENTITY_FORMAT, "name": name, "seed": name.encode().ljust(32).hex()}
+        write_whole(folder.path / "identity.json", canonical(content), 0o600)
+    assert set(folders) == set(IDENTITIES)
+    values = [f"{column}={value}" for column, value in CLAIM.items()]
+    with running(folders):
+        text = run("ask", tmp_path / "fund", *values)
+        assert text.startswith("another payer has this claim, by key 'invoice': north, south (")
+        content = json.loads(run("ask", tmp_path / "north", *values, "claimed=1", "--json"))
+        assert (content["key"], content["payers"]) == (None, [])
+        with pytest.raises(ConfigurationError, match="invoice is missing"):
+            run("ask", tmp_path / "north", *values[:1])
+        with pytest.raises(ConfigurationError, match="needs the form key=value, as provider=1060"):
+            run("ask", tmp_path / "north", "invoice")

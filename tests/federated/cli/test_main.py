@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from federated.deployment.node.settings import NodeSettings
+from federated.deployment.node.rules.settings import NodeSettings
 from federated.run import run
 from federated.study.run_folder import log
 from lab.report import tracking

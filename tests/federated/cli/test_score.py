@@ -31,7 +31,15 @@ KINDS: dict[str, dict[str, Any]] = {
     "glm": {"kind": "glm"},
     "product": {"kind": "glm", "severity": {"target": "paid", "per": "n"}},
     "network": {"kind": "network", "rounds": 1, "hidden": [3]},
-    "trees": {"kind": "trees", "family": "poisson", "trees": 4, "depth": 3, "min_child_rows": 5},
+    "trees": {
+        "kind": "trees",
+        "family": "poisson",
+        "trees": 4,
+        "depth": 3,
+        "min_child_rows": 5,
+        "min_gain": 0.0,
+        "validation_share": 0.0,
+    },
 }
 
 

@@ -341,3 +341,48 @@ def test_a_contract_is_named_with_or_without_its_version(
             *("charter", "init", charter, "--name", "x", "--coordinator", enrolment),
             *("--contract", "claims-v3=2"),
         )
+
+
+def paired(five: Members, tmp_path: Path, *more: object) -> Path:
+    """A charter whose fund and two insurers are joined, by the command."""
+    path = tmp_path / "charter.json"
+    five.sign(path)
+    command(
+        *("charter", "pair", path, "--fund", "city fund=card", "--insurer", "ping-an=member"),
+        *("--insurer", "太保=member", "--cap", 5000, *more),
+    )
+    return path
+
+
+def test_a_charter_says_whose_persons_are_joined_and_is_signed_anew(
+    five: Members, tmp_path: Path
+) -> None:
+    path = paired(five, tmp_path, "--learns", "fund", "--minimum-persons", 50)
+    charter, absent = charters.read(path)
+    assert set(absent) == set(five.identities) and charter.version == five.charter.version + 1
+    pairs = charter.pairs
+    assert pairs is not None and pairs.peers("city fund") == ("ping-an", "太保")
+    assert pairs.peers("太保") == ("city fund",) and pairs.minimum_persons == 50
+    assert (pairs.common(9000), charter.fewest, five.charter.fewest) == (1000, 2, 3)
+    shown = command("charter", "show", path)
+    assert "fund: city fund by card; insurers: ping-an by member, 太保 by member" in shown
+    assert "the fund alone is told who is common; sets of 5,000" in shown
+    with pytest.raises(ConfigurationError, match="add members first"):
+        charters.with_member(charter, five.enrolments["ping-an"])
+
+
+@pytest.mark.parametrize(
+    ("sides", "words"),
+    [
+        (("--insurer", "ping-an=member"), "their sides are all insurers of the charter"),
+        (("--insurer", "ping-an=a,b", "--insurer", "太保=a"), "as many columns at each side"),
+        (("--insurer", "ping-an"), "needs the form NAME=KEY"),
+    ],
+)
+def test_pairs_that_can_t_be_joined_are_refused(
+    five: Members, tmp_path: Path, sides: tuple[str, ...], words: str
+) -> None:
+    path = tmp_path / "charter.json"
+    five.sign(path)
+    with pytest.raises(ConfigurationError, match=words):
+        command("charter", "pair", path, "--fund", "city fund=card", *sides, "--cap", 9)

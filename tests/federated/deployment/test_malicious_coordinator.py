@@ -14,16 +14,16 @@ import pytest
 
 from federated.deployment import plan
 from federated.deployment.coordinator import study as conduct
-from federated.deployment.node import policy as insurer
-from federated.deployment.node import settings as node_folder
-from federated.deployment.node.policy import Refusal
+from federated.deployment.dealt_tables import deal_tables
+from federated.deployment.node.rules import policy as insurer
+from federated.deployment.node.rules import settings as node_folder
+from federated.deployment.node.rules.refusals import Refusal
 from federated.hiding.paillier import terms_of
 from federated.hiding.protocol import ask_sums, fields_of
 from federated.messages import Request, message_of, one_form, read
 from federated.study.experiment import Experiment
 from federated.study.plan import StudyPlan
 from federated.study.settings import Query
-from federated.study.simulation import deal_tables
 from lab.errors import PeerError, PolicyError
 from lab.models import profile
 from lab.models.profile import Profile, ProfileCells, Profiling

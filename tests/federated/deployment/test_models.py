@@ -16,17 +16,18 @@ import pytest
 
 from federated.deployment.audit_logs import LOG_NAME
 from federated.deployment.coordinator.federation import DeployedFederation
+from federated.deployment.dealt_tables import deal_tables
 from federated.deployment.folders import seed_of
-from federated.deployment.node import policy as insurer
-from federated.deployment.node import settings as node_folder
 from federated.deployment.node.roles import rows_secret
+from federated.deployment.node.rules import policy as insurer
+from federated.deployment.node.rules import settings as node_folder
 from federated.deployment.node.solver import total_message
 from federated.deployment.plan import announced
 from federated.message_kinds import MessageKind
 from federated.messages import Reply, Request
 from federated.study import arms, result
 from federated.study.experiment import Experiment
-from federated.study.simulation import SimulatedMarket, deal_tables
+from federated.study.simulation import SimulatedMarket
 from lab.audit import log_format as audit
 from lab.errors import ConfigurationError, PeerError, PolicyError
 from lab.files import read_json

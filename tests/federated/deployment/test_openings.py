@@ -15,7 +15,7 @@ from federated.deployment.coordinator.study import ask_questions
 from federated.deployment.node import supervisor
 from federated.deployment.node.openings import OPENINGS, RELEASE, Openings
 from federated.deployment.node.roles import refuse_lost
-from federated.deployment.node.settings import SETTINGS
+from federated.deployment.node.rules.settings import SETTINGS
 from federated.party.party_sets import check_apart
 from lab.audit.log_format import head_file
 from lab.errors import ConfigurationError, LogError, PeerError, PolicyError

@@ -14,8 +14,8 @@ import pytest
 from federated.deployment import plan
 from federated.deployment.coordinator import study as conduct
 from federated.deployment.node import approval
-from federated.deployment.node import policy as insurer
-from federated.deployment.node.settings import QUESTIONS, SETTINGS, NodeSettings
+from federated.deployment.node.rules import policy as insurer
+from federated.deployment.node.rules.settings import QUESTIONS, SETTINGS, NodeSettings
 from federated.hiding.protocol import Clear
 from federated.queries.desk import Desk
 from federated.queries.holdings import Holdings

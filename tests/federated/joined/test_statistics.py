@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from flwr.app import Context, RecordDict
 
 from federated.joined.factors import Role
 from federated.joined.product import (
@@ -24,7 +25,8 @@ from federated.joined.product import (
 )
 from federated.party import statistics
 from federated.party.party import Party
-from lab.errors import ModelError, PeerError
+from federated.party.state import NodeState
+from lab.errors import ModelError, PeerError, PolicyError
 from lab.models.design import Encoding, Feature, Levels, Number
 from lab.models.families import Scale
 from lab.models.glm import GLM, Task
@@ -116,7 +118,10 @@ def by_both(request: Any, frame: pd.DataFrame, way: str, private: PrivateKey) ->
     if way == "triples":
         talk = {r: by_triples(layout, half, spines[r], dealt[r]) for r, half in halves.items()}
     else:
-        talk = {r: by_paillier(layout, half, spines[r], private) for r, half in halves.items()}
+        talk = {
+            r: by_paillier(layout, half, spines[r], lambda: private, 2048)
+            for r, half in halves.items()
+        }
     letters = {role: next(side) for role, side in talk.items()}
     shares: dict[str, Any] = {}
     turn = 0
@@ -264,3 +269,13 @@ def test_resamples_are_sums_of_bags_that_add_up_to_the_sample(private):
 def test_what_no_side_knows_is_refused():
     with pytest.raises(PeerError, match="can't be asked of joined parties"):
         joined_sum(SimpleNamespace(statistic="drift"), owner)  # type: ignore[arg-type]
+
+
+def test_a_product_is_begun_once_whatever_was_begun_since():
+    context = Context(0, 0, {"partition-id": 0}, RecordDict(), {})
+    memory = NodeState(context, "fund", "paillier")
+    for query in ("run-1", "run-2"):
+        memory.begin_product(query)
+    for query in ("run-1", "run-2"):
+        with pytest.raises(PolicyError, match="was begun before"):
+            NodeState(context, "fund", "paillier").begin_product(query)

@@ -229,6 +229,26 @@ def test_a_letter_is_taken_once_and_in_its_session_alone(tmp_path: Path) -> None
             services["north"].help(b"{}")
 
 
+def test_bytes_that_are_nearly_a_letter_raise_nothing_but_refusals(tmp_path: Path) -> None:
+    folders = night(tmp_path)
+    data = letter(folders, question(folders, FUTURE), FUTURE)
+    generator = np.random.default_rng(5)
+    with running(folders) as services:
+        for _ in range(200):
+            broken = bytearray(data)
+            for at in generator.integers(0, len(data), 3):
+                broken[at] = generator.integers(256)
+            cut = bytes(broken)[: generator.integers(1, len(data) + 1)]
+            with pytest.raises((FaultyParty, MalformedMessage)):
+                services["north"].help(cut)
+        long = question(folders, FUTURE) | {"number": bytes(9)}
+        with pytest.raises(FaultyParty, match="fund: sent a question of nobody"):
+            services["north"].help(letter(folders, long, FUTURE))
+        for body in (b"[]", b"{", b'{"invoice": [1]}', b'{"invoice": {"a": 1}, "day": null}'):
+            status, reply = service._claim(services["north"], body)
+            assert status == 409 and json.loads(reply)["kind"] == "configuration"
+
+
 def test_a_letter_in_the_name_of_another_is_refused(tmp_path: Path) -> None:
     folders = night(tmp_path)
     session = folders["fund"].shared.terms.digest

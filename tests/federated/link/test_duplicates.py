@@ -153,6 +153,8 @@ def test_a_number_is_the_same_however_it_is_written_and_other_texts_are_none() -
     }
     assert len(texts) == 1
     assert one_claim(CLAIM | {"claimed": "500.01"}, terms)[0] not in next(iter(texts))
+    with pytest.raises(ConfigurationError, match="day must be a text or a number"):
+        one_claim(CLAIM | {"day": [20]}, terms)
     with pytest.raises(ConfigurationError, match="day must be a number") as error:
         one_claim(CLAIM | {"day": "20 May"}, terms)
     assert "20 May" not in str(error.value)

@@ -30,9 +30,15 @@ from flwr.proto.node_pb2 import Node
 from federated.deployment import certificates
 from federated.deployment.coordinator import exchange
 from federated.deployment.enrolment import Admission
-from federated.deployment.node import settings as node_folder
 from federated.deployment.node.checks import examine
-from federated.deployment.node.settings import AUTHORITY, CERTIFICATE, KEY, SETTINGS, admission_of
+from federated.deployment.node.rules import settings as node_folder
+from federated.deployment.node.rules.settings import (
+    AUTHORITY,
+    CERTIFICATE,
+    KEY,
+    SETTINGS,
+    admission_of,
+)
 from federated.transport.connections import MOST_LINES
 from federated.transport.node_line import LineError, NodeLine
 from lab.audit import log_format as audit

@@ -19,7 +19,7 @@ import pytest
 
 from federated.deployment import certificates
 from federated.deployment.coordinator import exchange
-from federated.deployment.node.settings import AUTHORITY, CERTIFICATE, KEY, admission_of
+from federated.deployment.node.rules.settings import AUTHORITY, CERTIFICATE, KEY, admission_of
 from federated.transport import broker, connections
 from federated.transport.connections import (
     MOST_CONNECTIONS,

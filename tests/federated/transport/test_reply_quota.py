@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 
 from federated.deployment import certificates
 from federated.deployment.coordinator import exchange
-from federated.deployment.node.settings import AUTHORITY, CERTIFICATE, KEY, admission_of
+from federated.deployment.node.rules.settings import AUTHORITY, CERTIFICATE, KEY, admission_of
 from federated.transport.exchange_grid import ExchangeGrid
 from federated.transport.node_line import LineError, NodeLine, bundle
 from federated.transport.reply_quota import (

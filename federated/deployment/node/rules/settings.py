@@ -79,6 +79,20 @@ class NodeLimits(Strict):
     quota: int = Field(default=10_000, ge=0)
 
 
+class OwnPairs(Strict):
+    """``[joined]``: what this side gives into products with others that know the same persons.
+
+    key: the columns that name a person; products: by the other side the columns that may enter
+    products with it, "*" for all; equations_per_person: numbers that depend on a column and may be
+    opened, ever, for each person in common; alignments: that are begun with each other side, ever.
+    """
+
+    key: tuple[str, ...] = Field(min_length=1)
+    products: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    equations_per_person: float = Field(default=0.5, gt=0)
+    alignments: int = Field(default=10, ge=1)
+
+
 class NodeSettings(Strict):
     """``node.toml``. disclosure: a file of rules by which answers are released, else the lab's own."""
 
@@ -87,6 +101,7 @@ class NodeSettings(Strict):
     disclosure: str | None = None
     data: OwnData | None = None
     limits: NodeLimits = NodeLimits()
+    joined: OwnPairs | None = None
     budget: Budget | None = None
 
     @classmethod
@@ -98,6 +113,15 @@ class NodeSettings(Strict):
         return Rules.read(None if self.disclosure is None else folder / self.disclosure)
 
 
+JOINED = """
+[joined]                       # with others that know the same persons in other columns
+{key:<31}# the columns that name a person
+{products:<31}# by the other side the columns that may enter products
+                               # with it, "*" for all
+equations_per_person = 0.5     # numbers about a column that may be opened, ever, for
+                               # each person in common
+alignments = 10                # begun with each other side, ever
+"""
 TEMPLATE = """# What this insurer's node holds and takes part in. Nothing outside can loosen it.
 name = {name}
 role = {role}
@@ -128,6 +152,7 @@ announces = []                 # columns whose names of levels may be told
 noised = false                 # true: questions are answered with noise alone
 quota = 10000                  # cells of questions that each asker may ask for, ever
 
+{joined}
 # [budget]                     # what noised answers may cost, for ever; without it none is given
 # epsilon = 1.0
 # delta = 1e-6
@@ -146,19 +171,23 @@ def init(
     test: tuple[str, str | int] | None = None,
     caps: Mapping[str, float] | None = None,
     analyses: tuple[str, ...] = ("glm",),
+    key: tuple[str, ...] = (),
+    products: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Enrolment:
     """A new node in a new folder: keys, a commented node.toml, the enrolment to hand over.
 
     encoding: of a CSV that is not UTF-8; person: the column of who a row belongs to, "" where each is
-    a person's; test: the column and the value that mark rows for testing; caps: the largest value by column.
+    a person's; test: the column and the value that mark rows for testing; caps: the largest value by
+    column; key: the columns that name a person, at a side of joined pairs; products: its columns that may
+    enter products, by the other side.
     """
     make_folder(folder)
     for subfolder in (REQUESTS, APPROVED, STATE):
         (folder / subfolder).mkdir(mode=0o700)
-    key = certificates.new_key()
-    certificates.write_key(folder / KEY, key)
-    certificates.request(folder / CERTIFICATE_REQUEST, key, name)
-    enrolment = make_party(folder, name, role, certificates.openssh_line(key))
+    tls = certificates.new_key()
+    certificates.write_key(folder / KEY, tls)
+    certificates.request(folder / CERTIFICATE_REQUEST, tls, name)
+    enrolment = make_party(folder, name, role, certificates.openssh_line(tls))
     names = {"name": _toml(name), "role": _toml(role)}
     if role == "supervisor":
         rules = '# disclosure = "rules.toml"    # rules by which answers to questions are released'
@@ -172,12 +201,26 @@ def init(
             "test_column": f"{'# ' * (test is None)}test_column = {_toml(column)} ",
             "test_value": f"{'# ' * (test is None)}test_value = {_toml(value)} ",
             "analyses": f"analyses = {_toml(list(analyses))} ",
-            "caps": f"caps = {{{', '.join(f'{_toml(k)} = {_toml(v)}' for k, v in (caps or {}).items())}}} ",
-            "data": "\n".join(f"{key} = {_toml(v)}" for key, v in data.items() if v),
+            "caps": f"caps = {_table(caps or {})} ",
+            "data": "\n".join(f"{name} = {_toml(v)}" for name, v in data.items() if v),
+            "joined": _joined(key, products or {}) if key else "",
         }
         text = TEMPLATE.format(**names, **fields)
     write_whole(folder / SETTINGS, text.encode(), 0o600)  # an address may hold a password
     return enrolment
+
+
+def _joined(key: tuple[str, ...], products: Mapping[str, tuple[str, ...]]) -> str:
+    """The section of a side of joined pairs."""
+    columns = {peer: list(names) for peer, names in products.items()}
+    return JOINED.format(
+        key=f"key = {_toml(list(key))} ", products=f"products = {_table(columns)} "
+    )
+
+
+def _table(values: Mapping[str, object]) -> str:
+    """A table of TOML on one line."""
+    return f"{{{', '.join(f'{_toml(k)} = {_toml(v)}' for k, v in values.items())}}}"
 
 
 def _toml(value: object) -> str:

@@ -17,52 +17,33 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from federated.deployment.charter import Charter
-from federated.deployment.node.settings import APPROVED, QUESTIONS, REQUESTS, SETTINGS, NodeSettings
+from federated.deployment.node.rules.refusals import Refusal, check_columns, check_disclosure
+from federated.deployment.node.rules.settings import (
+    APPROVED,
+    QUESTIONS,
+    REQUESTS,
+    SETTINGS,
+    NodeSettings,
+)
 from federated.party.party import Party, Policy, numbered
 from federated.party.statistics import belongs, find
 from federated.study.experiment import Experiment
 from federated.study.plan import StudyPlan
 from federated.study.rows import columns_needed, usable
-from lab.errors import ConfigurationError, PolicyError
+from lab.errors import ConfigurationError
 from lab.files import canonical, read_json, write_whole
 from lab.models.glm import Task
-from lab.privacy.disclosure import Rules
 from lab.queries import sql_plan as sql
 from lab.queries.query_table import Budget, QueryTable
 from lab.queries.questions import Question
 from lab.records import parse
 from lab.statistics import PROFILES
-from lab.tables.contracts import Column, Contract
+from lab.tables.contracts import Contract
 from lab.tables.partition import drawn
 from lab.tables.sources import SOURCES, Table, built_in, load
 
 #: Ways in which rows were capped or left out, profiles, and how many of each there may be.
 VARIANTS, MOST_VARIANTS = "row_variants.json", 5
-
-
-class Refusal(PolicyError):
-    """A node's refusal by a rule of its own."""
-
-    def __init__(self, rule: str, text: str) -> None:
-        super().__init__(text, rule)
-
-
-def check_disclosure(study: StudyPlan, rules: Rules) -> None:
-    """Raises :class:`Refusal` where a plan lets out what stands on fewer persons than a party's
-    rules say: by rules of its own, or by the levels, bins and leaves of its model."""
-    if study.rules != rules:
-        raise Refusal("disclosure", "the plan has other rules of disclosure than this party")
-    least, persons = rules.minimum_count.persons, study.experiment.model.min_persons
-    if persons < least:
-        raise Refusal(
-            "disclosure",
-            f"the plan lets a model stand on {persons} persons and this party's rules ask for "
-            f"{least}; raise model.min_persons",
-        )
-    parties = rules.minimum_parties.parties
-    if study.least_parties < parties and not study.experiment.joined:
-        few = f"the plan lets a cell of a model stand on {study.least_parties} parties"
-        raise Refusal("disclosure", f"{few} and this party's rules ask for {parties}")
 
 
 class InsurerPolicy:
@@ -294,13 +275,7 @@ class InsurerPolicy:
             version = f"{theirs.name} version {theirs.version}"
             raise Refusal("contract", f"contract {version} is not in force by the charter")
         person = study.experiment.data.person
-        for name in sorted(columns | ({person} if person else set())):
-            here, there = ours.columns.get(name), theirs.columns.get(name)
-            if here is None or there is None or _rule_of(here) != _rule_of(there):
-                raise Refusal(
-                    "contract",
-                    f"column '{name}' is not the same in this party's contract as in {theirs.name}",
-                )
+        check_columns(ours, theirs, columns | ({person} if person else set()))
 
     def party(self, study: StudyPlan, secret: bytes) -> Party:
         """This insurer's rows for one run, and the gate before them."""
@@ -393,8 +368,3 @@ def _equal(column: pd.Series[Any], value: str) -> NDArray[np.bool_]:
         except ValueError:
             return np.zeros(len(column), dtype=bool)
     return np.asarray(column.astype("str").to_numpy() == value, dtype=bool)
-
-
-def _rule_of(column: Column) -> dict[str, Any]:
-    """What a column must be, without what a contract says for people, and its role."""
-    return column.model_dump(exclude={"description", "advice", "unit", "role"})

@@ -1,0 +1,141 @@
+"""The coordinator's part among joined sides: it carries letters that it can't read, and learns sizes.
+
+Sides are aligned pair by pair, unless what they have on disk still stands. The supervisor deals what
+products need, and opens the totals of their shares.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+
+from flwr.app import ConfigRecord, RecordDict
+
+from federated.deployment.pairs import Pairs
+from federated.hiding.paillier import Opener, Paillier
+from federated.hiding.protocol import Talk
+from federated.joined.factors import JoinedSum, Owner
+from federated.joined.product import is_alone, joined_sum
+from federated.joined.protection import INTERRUPTED, Joined, Pair
+from federated.message_kinds import MessageKind
+from federated.messages import Request, message_of, read
+from lab.errors import LabError, PeerError
+from lab.sums import Sums
+from secure_agg.identity import Roster
+
+#: How often what a side lost in a restart is begun anew, each time.
+BEGUN_ANEW = 3
+
+
+class RemoteJoined(Joined):
+    """Sums of shares among sides that run processes of their own.
+
+    inner: Paillier whose totals the supervisor opens; owner: who holds a column.
+    """
+
+    def __init__(self, inner: Paillier, pairs: Pairs, owner: Owner, supervisor: str) -> None:
+        super().__init__(inner, (), owner, pairs.product, pairs.minimum_persons)
+        self.opener: Opener = inner.opener
+        self._sides, self._supervisor = pairs, supervisor
+
+    def enrol(self, talk: Talk, roster: Roster) -> None:
+        """Align the sides where they are not aligned, and have the secrets of the run dealt."""
+        self.inner.enrol(talk, roster)
+        fund = self._sides.fund
+        standing = self._standing(talk)
+        pairs = []
+        for insurer in self._sides.peers(fund):
+            ours, theirs = standing[insurer].get(fund), standing[fund].get(insurer)
+            rows = ours[1] if ours and ours == theirs else self._align(talk, insurer)
+            pairs.append(Pair(insurer, fund, rows))
+        self.pairs = tuple(pairs)
+        talk.ask(MessageKind.PAIR, self._dealt_secrets(talk))
+
+    def total(self, talk: Talk, request: Request) -> Sums:
+        """What may be shown of the total over all joined rows, which the supervisor opens."""
+        if not is_alone(request, self._owner, self._known):
+            self.multiply(talk, request, joined_sum(request, self._owner))
+        return self.inner.total(talk, request)
+
+    def dealt(self, talk: Talk, request: Request, total: JoinedSum, turn: int) -> dict[Pair, bytes]:
+        asked = request.to_record()
+        asked["turn"] = ConfigRecord({"turn": turn})
+        parts = talk.ask(MessageKind.DEAL, {self._supervisor: asked})[self._supervisor]
+        return {pair: read(parts, f"dealt {pair.insurer}") for pair in self.pairs}
+
+    def _dealt_secrets(self, talk: Talk) -> dict[str, RecordDict]:
+        """For each side what the supervisor sealed to it; nothing where it deals none."""
+        if self._sides.product != "triples":
+            return {name: RecordDict() for name in self._sides.keys}
+        rows = json.dumps({pair.insurer: pair.rows for pair in self.pairs})
+        asked = RecordDict({"sizes": ConfigRecord({"rows": rows})})
+        answer = talk.ask(MessageKind.DEALER, {self._supervisor: asked})[self._supervisor]
+        return {
+            name: message_of(
+                **{
+                    f"dealt {peer}": read(answer, f"{name} with {peer}")
+                    for peer in self._sides.peers(name)
+                }
+            )
+            for name in self._sides.keys
+        }
+
+    # Alignment.
+
+    def _standing(self, talk: Talk) -> dict[str, dict[str, tuple[str, int]]]:
+        """The alignments that stand at each side, by the other."""
+        asked = dict.fromkeys(self._sides.keys, RecordDict())
+        return {
+            name: _alignments(name, a) for name, a in talk.ask(MessageKind.ALIGNED, asked).items()
+        }
+
+    def _align(self, talk: Talk, insurer: str) -> int:
+        """Align a pair, anew where a side lost its part; the rows of their spine."""
+        for attempt in range(BEGUN_ANEW + 1):
+            try:
+                return self._aligned(talk, insurer, secrets.token_hex(16))
+            except LabError as error:
+                if error.rule != INTERRUPTED or attempt == BEGUN_ANEW:
+                    raise
+        raise AssertionError
+
+    def _aligned(self, talk: Talk, insurer: str, session: str) -> int:
+        peers, turn = {insurer: self._sides.fund, self._sides.fund: insurer}, 0
+        letters: dict[str, dict[str, bytes]] = {name: {} for name in peers}
+        while True:
+            messages = {}
+            for name, peer in peers.items():
+                messages[name] = message_of(**letters[name])
+                head = {"peer": peer, "session": session, "turn": turn}
+                messages[name]["align"] = ConfigRecord(head)
+            answers = talk.ask(MessageKind.ALIGN, messages)
+            sizes = {name: _size(name, answer) for name, answer in answers.items()}
+            if min(sizes.values()) >= 0:
+                return _one_size(sizes)
+            letters = {
+                name: {"letter": read(answers[peer], "letter")} for name, peer in peers.items()
+            }
+            turn += 1
+
+
+def _alignments(name: str, answer: RecordDict) -> dict[str, tuple[str, int]]:
+    try:
+        values = json.loads(str(answer.config_records["aligned"]["standing"]))
+        return {str(peer): (str(session), int(size)) for peer, (session, size) in values.items()}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        raise PeerError(f"{name}: does not say what it is aligned with", name) from None
+
+
+def _size(name: str, answer: RecordDict) -> int:
+    size = answer.config_records.get("aligned", ConfigRecord()).get("size")
+    if type(size) is not int:
+        raise PeerError(f"{name}: does not say where it is in an alignment", name)
+    return size
+
+
+def _one_size(sizes: Mapping[str, int]) -> int:
+    if len(set(sizes.values())) > 1:
+        said = " and ".join(f"{name} {size:,}" for name, size in sizes.items())
+        raise PeerError(f"{' and '.join(sizes)}: arrived at spines of {said} rows; begin anew")
+    return next(iter(sizes.values()))

@@ -1,0 +1,169 @@
+"""The policy and the rows of a side of joined pairs, which holds some of a plan's columns."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from federated.deployment.charter import Charter
+from federated.deployment.folders import identity_of
+from federated.deployment.node.rules.policy import InsurerPolicy
+from federated.deployment.node.rules.refusals import Refusal, check_columns
+from federated.deployment.node.rules.settings import SETTINGS, NodeSettings
+from federated.deployment.node.sides.alignments import Alignments
+from federated.deployment.pairs import RULE, check_pairs
+from federated.joined.factors import Role
+from federated.joined.side import JoinedSide
+from federated.party.party import Policy, numbered
+from federated.study.experiment import Experiment
+from federated.study.plan import StudyPlan
+from federated.study.rows import Features, columns_needed, usable
+from federated.study.settings import KEY
+from lab.errors import ConfigurationError, ContractError
+from lab.models.design import check_features
+from lab.tables.identifiers import KeyTexts, key_texts
+from lab.tables.sources import Table
+
+#: All columns that may take part in anything, in ``joined.products``.
+ALL = "*"
+
+
+class SidePolicy(InsurerPolicy):
+    """The rules of a node for plans of joined sides. Raises :class:`ConfigurationError` where its
+    settings have no section ``[joined]``."""
+
+    def __init__(self, folder: Path, settings: NodeSettings, charter: Charter) -> None:
+        super().__init__(folder, settings, charter)
+        if settings.joined is None or charter.pairs is None:
+            raise ConfigurationError(
+                f"{folder / SETTINGS}: the section [joined] is missing; a side of the charter's pairs "
+                "says there by which key and with which columns it takes part"
+            )
+        self.own, self.pairs = settings.joined, charter.pairs
+        self.role: Role = charter.pairs.role(settings.name)
+        self.alignments = Alignments(folder, identity_of(folder), charter, self.own.alignments)
+
+    def keyed(self) -> tuple[Table, KeyTexts]:
+        """The rows that have a key, with it, and the keys. Raises :class:`ContractError`."""
+        table = self.table()
+        (keys,) = key_texts(table.frame, [self.own.key], self.contract(), table.origin)
+        there = keys.texts != ""
+        named = table.frame.assign(**{KEY: pd.Series(keys.texts, table.frame.index, dtype="str")})
+        frame = named.loc[there].reset_index(drop=True)
+        return replace(table, frame=frame), replace(keys, texts=keys.texts[there])
+
+    def columns_of(self, study: StudyPlan) -> list[str]:
+        """The columns of this side that a plan reads."""
+        alone = study.experiment.model_copy(update={"joined": ()})
+        names = columns_needed(alone, study.features)
+        return [name for name in names if name != KEY and study.owner(name) == self.role]
+
+    def consider(self, study: StudyPlan) -> None:
+        check_pairs(study, self.pairs)
+        if self.own.key != self.pairs.keys[self.settings.name]:
+            raise Refusal(RULE, "joined.key of node.toml is another key than the charter's")
+        for peer in self.pairs.peers(self.settings.name):
+            allowed = self.own.products.get(peer, ())
+            barred = set(self.columns_of(study)) - {*allowed, self.data.test_column}
+            if barred and ALL not in allowed:
+                raise Refusal(
+                    "products",
+                    f"{', '.join(sorted(barred))} may not enter products with {peer} by joined.products of "
+                    "node.toml",
+                )
+        super().consider(study)
+
+    def _columns(self, study: StudyPlan) -> set[str]:
+        return set(self.columns_of(study))
+
+    def _check_marks(self, experiment: Experiment) -> None:
+        if self.role == "insurer":  # which rows are for testing is the insurer's to say
+            super()._check_marks(experiment)
+
+    def _check_shares(self, experiment: Experiment) -> None:
+        if self.role == "insurer":
+            super()._check_shares(experiment)
+
+    def _check_caps(self, caps: Mapping[str, float], columns: set[str]) -> None:
+        super()._check_caps({n: limit for n, limit in caps.items() if n in columns}, columns)
+
+    def _check_contract(self, study: StudyPlan, columns: set[str]) -> None:
+        own, data = self.contract(), study.experiment.data
+        if not self.charter.holds(own.name, own.version):
+            raise Refusal(
+                "contract",
+                f"contract {own.name} version {own.version} is not in force by the charter",
+            )
+        person = set() if data.person == KEY or self.role == "fund" else {str(data.person)}
+        check_columns(own, study.contract, columns | person)
+
+    def party(self, study: StudyPlan, secret: bytes) -> JoinedSide:
+        """This side's rows for one run; where they stand on spines is said by its alignments."""
+        experiment, (table, keys) = study.experiment, self.keyed()
+        marks = np.zeros(len(table.frame), dtype=bool)
+        data = experiment.data
+        if self.role == "insurer" and (data.test > 0 or data.test_column is not None):
+            marks = self._marks(table.frame, experiment, secret)
+        frame, row_numbers = self._usable(study, table)
+        frame, test = numbered(self.settings.name, frame), marks[row_numbers]
+        train = frame.iloc[~test]
+        if train.empty:
+            raise Refusal("rows", "this party has no row for training")
+        side = JoinedSide(
+            self.settings.name,
+            train,
+            train if not test.any() else frame.iloc[test],
+            data.person if self.role == "insurer" else KEY,
+            Policy(
+                minimum_rows=self._minimum_rows(experiment),
+                announces=self.limits.announces,
+                shows_receipt=self.limits.shows_receipt,
+                rules=self.settings.rules(self.folder),
+            ),
+            secret=secret,
+            rows_secret=hmac.digest(secret, b"rows", "sha256"),
+            role=self.role,
+            columns=frozenset(self.columns_of(study)),
+            product=experiment.protection.product,
+            key_bits=experiment.protection.key_bits,
+            tells_cuts=False,  # which would be a bit of each person
+        )
+        for peer, alignment in self.alignments.made(keys).items():
+            side.places[peer] = pd.Series(alignment.place[row_numbers], index=frame.index)
+            side.sizes[peer] = alignment.size
+        return side
+
+    def _usable(self, study: StudyPlan, table: Table) -> tuple[pd.DataFrame, NDArray[np.int64]]:
+        """The columns of this side, capped, without rows left out; and which rows are left."""
+        experiment, columns = study.experiment, self.columns_of(study)
+        features: Features = {
+            task: tuple(f for f in chosen if study.owner(f.column) == self.role)
+            for task, chosen in study.features.items()
+        }
+        cap = {n: limit for n, limit in experiment.data.cap.items() if n in columns}
+        if self.role == "insurer":
+            data = experiment.data.model_copy(update={"cap": cap})
+            alone = experiment.model_copy(update={"joined": (), "data": data})
+            return usable(alone, features, table)
+        absent = [name for name in columns if name not in table.frame]
+        if absent:
+            raise ConfigurationError(f"{table.origin}: there is no column '{absent[0]}'")
+        frame = table.frame[[*columns, KEY]].copy()
+        for name, limit in cap.items():
+            frame[name] = frame[name].clip(upper=limit)
+        row_numbers = np.arange(len(frame))
+        if experiment.data.missing == "drop":
+            row_numbers = np.flatnonzero(frame.notna().all(axis=1))
+            frame = frame.iloc[row_numbers]
+        if frame.empty:
+            raise ContractError(f"{table.origin}: no row is left after dropping missing values")
+        check_features(
+            frame, tuple(f for own in features.values() for f in own), experiment.data.missing
+        )
+        return frame.reset_index(drop=True), row_numbers
