@@ -78,7 +78,7 @@ def test_the_table_names_every_key_of_a_shipped_experiment(path: Path) -> None:
         place = heading.split(",")[0].strip("[]")
         names.setdefault(place, set()).update(key.name for key in keys)
     names["the file itself"] |= {"data", "parties", "model", "detection", "profile"}
-    names["the file itself"] |= {"protection", "arms", "query", "joined", "alignment"}
+    names["the file itself"] |= {"protection", "arms", "query", "joined", "alignment", "tune"}
     values: dict[str, Any] = tomllib.loads(path.read_text())
     assert set(values) <= names["the file itself"]
     for place, table in values.items():
