@@ -271,7 +271,7 @@ def test_tables_that_can_t_be_joined_are_refused(tmp_path, change, message):
     ("tables", "message"),
     [
         ({"arms": {"run": ["alone"]}}, "'alone' is not for joined sides"),
-        ({"model": {"kind": "trees"}}, "joined sides take 'glm'"),
+        ({"model": {"kind": "network"}}, "joined sides take 'glm' or 'trees'"),
         (
             {
                 "model": {"family": "binomial"},
