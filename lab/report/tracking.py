@@ -12,6 +12,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,13 +43,13 @@ DIGEST_SHOWN = 36
 LONGEST_PARAM = 6000
 
 
+#: Where MLflow tracks, unless it is told.
+VARIABLE = "MLFLOW_TRACKING_URI"
+
+
 def address(runs: Path, uri: str | None) -> str:
     """Where runs are tracked: the flag, MLFLOW_TRACKING_URI, or SQLite in the runs folder."""
-    return (
-        uri
-        or os.environ.get("MLFLOW_TRACKING_URI")
-        or f"sqlite:///{(runs / 'mlflow.db').resolve()}"
-    )
+    return uri or os.environ.get(VARIABLE) or f"sqlite:///{(runs / 'mlflow.db').resolve()}"
 
 
 def log(folder: Path, uri: str) -> tuple[str, str]:
@@ -249,8 +250,7 @@ def _log_model(folder: Path, result: Result, uri: str, parent: str) -> ModelInfo
 
     inputs = Schema([ColSpec(AnyType(), name) for name in result["data"]["inputs"]])
     output = Schema([ColSpec("double", "prediction")])
-    mlflow.set_tracking_uri(uri)
-    with mlflow.start_run(run_id=parent):
+    with _tracked_at(uri), mlflow.start_run(run_id=parent):
         return mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("mlflow_model.py")),
@@ -260,6 +260,22 @@ def _log_model(folder: Path, result: Result, uri: str, parent: str) -> ModelInfo
                 f"insurance-privacy-lab=={result['versions']['insurance-privacy-lab']}"
             ],
         )
+
+
+@contextmanager
+def _tracked_at(uri: str) -> Iterator[None]:
+    """MLflow's own functions log here; the variable that it sets for good is put back, because a later
+    run in this process may keep its runs elsewhere."""
+    import mlflow
+
+    before = os.environ.get(VARIABLE)
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        os.environ.pop(VARIABLE, None)
+        if before is not None:
+            os.environ[VARIABLE] = before
 
 
 def arm_metrics(arm: str, values: dict[str, Any], result: Result) -> list[tuple[str, float, int]]:

@@ -55,6 +55,7 @@ TREES = {
     "min_child_rows": 5.0,
     "bins": 8,
     "learning_rate": 0.4,
+    "validation_share": 0.0,
 }
 STOPPED = {**TREES, "validation_share": 0.3, "patience": 1, "features": 0.6}
 NETWORK = {"kind": "network", "family": "binomial", "hidden": [4], "rounds": 2, "epochs": 1}

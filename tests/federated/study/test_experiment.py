@@ -290,7 +290,13 @@ def test_noll_split_gives_the_published_deviances(published) -> None:
     [
         ({"kind": "glm", "family": "poisson"}, {"level_counts", "score_levels", "score_lorenz"}),
         (
-            {"kind": "trees", "family": "poisson", "trees": 2},
+            {
+                "kind": "trees",
+                "family": "poisson",
+                "trees": 2,
+                "min_gain": 0.0,
+                "validation_share": 0.0,
+            },
             {"trees_persons", "trees_leaves", "score_levels", "score_lorenz"},
         ),
     ],

@@ -288,7 +288,7 @@ def test_the_built_in_source_market_reads_a_folder(tmp_path: Path) -> None:
         ConfigurationError, match="not the folder of a market; make one with: lab market make"
     ):
         load("market", str(tmp_path))
-    with pytest.raises(ConfigurationError, match=r"data\.path is needed for market"):
+    with pytest.raises(ConfigurationError, match=r"a path is needed for market"):
         load("market")
 
 

@@ -61,7 +61,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     (folder / "experiment.toml").write_text(EXPERIMENT)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        return run(folder / "experiment.toml", runs=folder / "runs")
+        study = run(folder / "experiment.toml", runs=folder / "runs")
+        assert "MLFLOW_TRACKING_URI" not in os.environ  # a later run may keep its runs elsewhere
+        return study
 
 
 def client(study: Study):  # type: ignore[no-untyped-def]
@@ -98,9 +100,12 @@ def test_the_table_is_logged_by_its_digest_and_none_of_its_rows(study: Study) ->
     assert {c["name"]: c["type"] for c in columns} == {"region": "string", "age": "long"}
 
 
-def test_the_model_reads_whole_numbers_and_codes_as_text_or_as_numbers(study: Study) -> None:
+def test_the_model_reads_whole_numbers_and_codes_as_text_or_as_numbers(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import mlflow
 
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "put back after MLflow sets it")
     mlflow.set_tracking_uri(tracking.address(study.folder.parent, None))
     model = mlflow.pyfunc.load_model("models:/claims by region/1")
     rows = pd.DataFrame({"region": ["1", "3", "2"], "age": [20, 40, 60]}, index=[7, 8, 9])
