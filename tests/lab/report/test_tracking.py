@@ -105,8 +105,9 @@ def test_the_model_reads_whole_numbers_and_codes_as_text_or_as_numbers(
 ) -> None:
     import mlflow
 
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "put back after MLflow sets it")
-    mlflow.set_tracking_uri(tracking.address(study.folder.parent, None))
+    place = tracking.address(study.folder.parent, None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", place)  # which MLflow sets for good
+    mlflow.set_tracking_uri(place)
     model = mlflow.pyfunc.load_model("models:/claims by region/1")
     rows = pd.DataFrame({"region": ["1", "3", "2"], "age": [20, 40, 60]}, index=[7, 8, 9])
     ours = study.arms["federated"].models["all"]["model"].model.predict(rows)
