@@ -211,6 +211,22 @@ def indicators(frame: pd.DataFrame, feature: Any, levels: tuple[str, ...]) -> Fl
     return np.asarray(codes[:, None] == np.arange(len(levels)), dtype=np.float64)
 
 
+@dataclass(frozen=True)
+class Arguments:
+    """What every statistic of joined rows is made from: the record of its arguments, the arrays that came
+    with them, and who holds a column."""
+
+    a: Any
+    arrays: Mapping[str, Floats]
+    owner: Owner
+    curves: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def form(self) -> Format:
+        """Fine where shares are not multiplied again."""
+        return FINE
+
+
 class CurvedSum(JoinedSum, Protocol):
     """A statistic that needs curves: f(a + b) as sum_k f_k(a) g_k(b), exact to a stated error.
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from federated.joined.factors import (
-    FINE,
-    Format,
+    Arguments,
     Groups,
     Half,
     Halves,
     Multiplied,
-    Owner,
     Shares,
     Widths,
     within,
@@ -28,14 +25,10 @@ from secure_agg.arithmetic.ring import Integers
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(Arguments):
     """``glm_step``: score, curvature, deviance and Pearson's statistic at coefficients."""
 
     a: glm.OfStep
-    arrays: Mapping[str, Floats]
-    owner: Owner
-    form: ClassVar[Format] = FINE
-    curves: ClassVar[tuple[str, ...]] = ()
 
     @property
     def _halves(self) -> Halves:
@@ -135,14 +128,10 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Likelihood:
+class Likelihood(Arguments):
     """``glm_likelihood``: the log-likelihood at coefficients."""
 
     a: glm.OfLikelihood
-    arrays: Mapping[str, Floats]
-    owner: Owner
-    form: ClassVar[Format] = FINE
-    curves: ClassVar[tuple[str, ...]] = ()
 
     @property
     def _halves(self) -> Halves:

@@ -43,12 +43,17 @@ class KnownRows:
 class Law:
     """A family as sums of products. ``scale``: what an average row is like, which sets units.
 
+    Raises :class:`ConfigurationError` for a family whose sums are no inner products.
+
     rights: the fund's factors by name, each a function of its part of the linear predictor; the names
     of those that a sum needs are ``score_rights`` and so on, which both sides know.
     """
 
     family: Family
     scale: Scale
+
+    def __post_init__(self) -> None:
+        check_law(self.family)
 
     @property
     def _spread(self) -> float:

@@ -19,12 +19,12 @@ import numpy as np
 from federated.joined.curves import REACH, TERMS, polynomials, shifted
 from federated.joined.factors import (
     COARSE,
+    Arguments,
     Format,
     Groups,
     Half,
     Halves,
     Multiplied,
-    Owner,
     Shares,
     Widths,
     indicators,
@@ -45,12 +45,9 @@ ONE = round(1 / COARSE.resolution)
 
 
 @dataclass(frozen=True)
-class Logit:
+class Logit(Arguments):
     """What all statistics of a logistic model have in common: halves, curves, the insurer's numbers."""
 
-    a: Any
-    arrays: Mapping[str, Floats]
-    owner: Owner
     form: ClassVar[Format] = COARSE
     curves: ClassVar[tuple[str, ...]] = ("mean", "slope", "softplus")
     part: ClassVar[Part] = "train"

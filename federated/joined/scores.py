@@ -12,13 +12,12 @@ from scipy import special
 
 from federated.joined.factors import (
     COARSE,
-    FINE,
+    Arguments,
     Format,
     Groups,
     Half,
     Halves,
     Multiplied,
-    Owner,
     Shares,
     Widths,
     indicators,
@@ -58,14 +57,8 @@ def model_of(text: str) -> GLM:
 
 
 @dataclass(frozen=True)
-class JoinedFit:
+class JoinedFit(Arguments):
     """``score_fit``: deviance, actual and expected of a model on test rows, without resamples."""
-
-    a: Any
-    arrays: Mapping[str, Floats]
-    owner: Owner
-    form: ClassVar[Format] = FINE
-    curves: ClassVar[tuple[str, ...]] = ()
 
     @property
     def _model(self) -> GLM:
@@ -246,14 +239,9 @@ def _size_unit(scale: Scale) -> float:
 
 
 @dataclass(frozen=True)
-class ByLevel:
+class ByLevel(Arguments):
     """``score_levels``: exposure, actual and expected at each level of one feature of either side."""
 
-    a: Any
-    arrays: Mapping[str, Floats]
-    owner: Owner
-    form: ClassVar[Format] = FINE
-    curves: ClassVar[tuple[str, ...]] = ()
     _fit: JoinedFit = field(init=False)
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from flwr.app import RecordDict
 
-from federated.joined.factors import Groups, Role
+from federated.joined.factors import Role
 from federated.joined.letters import LETTER, purpose, sealed, unsealed
 from federated.joined.product import (
     Products,
@@ -276,9 +276,3 @@ def pair(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
 def dealt_to(name: str, peer: str) -> bytes:
     """What a dealer's secret is sealed for."""
     return wire.join(LETTER, [b"dealt", name.encode(), peer.encode()])
-
-
-def groups_of(side: JoinedSide, request: Request) -> Groups:
-    """A side's columns for a request; for tests and attacks."""
-    total = joined_sum(request, side.owner)
-    return total.left(side) if side.role == "insurer" else total.right(side)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from federated.joined import trees
 from federated.joined.factors import (
-    FINE,
-    Format,
+    Arguments,
     Groups,
     Half,
     Halves,
@@ -37,15 +36,9 @@ Maker = Callable[[Any, Mapping[str, Floats], Owner], JoinedSum]
 
 
 @dataclass(frozen=True)
-class JoinedTotals:
+class JoinedTotals(Arguments):
     """``totals``: what the constant model needs, over rows that both sides have; with an encoding,
     ``glm_start``, and the persons behind each pair of columns."""
-
-    a: Any
-    arrays: Mapping[str, Floats]
-    owner: Owner
-    form: ClassVar[Format] = FINE
-    curves: ClassVar[tuple[str, ...]] = ()
 
     @property
     def _halves(self) -> Halves | None:
@@ -108,14 +101,8 @@ class JoinedTotals:
 
 
 @dataclass(frozen=True)
-class Moments:
+class Moments(Arguments):
     """``moments`` of numbers at either side, over rows that both have."""
-
-    a: Any
-    arrays: Mapping[str, Floats]
-    owner: Owner
-    form: ClassVar[Format] = FINE
-    curves: ClassVar[tuple[str, ...]] = ()
 
     def _own(self, role: str) -> list[int]:
         terms = enumerate(self.a.features)
@@ -161,14 +148,8 @@ def _powers_of(term: Number, rows: Any) -> Floats:
 
 
 @dataclass(frozen=True)
-class LevelCounts:
+class LevelCounts(Arguments):
     """``level_counts``: rows, which are persons here, at each level of features at either side."""
-
-    a: Any
-    arrays: Mapping[str, Floats]
-    owner: Owner
-    form: ClassVar[Format] = FINE
-    curves: ClassVar[tuple[str, ...]] = ()
 
     def _own(self, role: str) -> list[int]:
         return [k for k, t in enumerate(self.a.features) if self.owner(t.feature.column) == role]

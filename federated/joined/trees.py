@@ -18,8 +18,8 @@ import pandas as pd
 
 from federated.joined.factors import (
     BOTH,
-    FINE,
     WITHIN,
+    Arguments,
     Format,
     Groups,
     Multiplied,
@@ -53,13 +53,8 @@ def _told(place: Place, cuts: tuple[Cuts, ...], owner: Owner) -> list[Cut]:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Place(Arguments):
     """What questions have in common that stand at a tree that grows."""
-
-    a: Any
-    arrays: Mapping[str, Floats]
-    owner: Owner
-    curves: ClassVar[tuple[str, ...]] = ()
 
     @property
     def place(self) -> Place:
@@ -233,14 +228,8 @@ class Leaves(_Place):
 
 
 @dataclass(frozen=True)
-class LevelsOfFund:
+class LevelsOfFund(Arguments):
     """``score_levels`` of trees, by levels of one of the fund's features."""
-
-    a: Any
-    arrays: Mapping[str, Floats]
-    owner: Owner
-    form: ClassVar[Format] = FINE
-    curves: ClassVar[tuple[str, ...]] = ()
 
     def products(self) -> Multiplied:
         return [(("terms", "here", "valid"), ("levels", "here", "valid"))]

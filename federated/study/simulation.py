@@ -50,6 +50,7 @@ class SimulatedMarket:
     """The rows of an experiment, dealt to parties and split for training and testing."""
 
     def __init__(self, experiment: Experiment) -> None:
+        experiment.check()
         data = experiment.data
         own = Contract.read(Path(data.contract)) if data.contract else None
         public_contract = own or (built_in(data.source) if data.source else None)

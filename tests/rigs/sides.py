@@ -120,7 +120,7 @@ class Sides(Trial):
                 "test_value", "# test_value"
             )
         lines = ["[joined]", f"key = {json.dumps(list(key))}", "equations_per_person = 50"]
-        lines += ["[joined.products]", *(f'"{peer}" = ["*"]' for peer in peers)]
+        lines += ["alignments = 100", "[joined.products]", *(f'"{peer}" = ["*"]' for peer in peers)]
         path.write_text(text + "\n".join(lines) + "\n")
         self.limits(name, announces='["region", "chronic"]')
 

@@ -15,6 +15,7 @@ from lab.errors import ConfigurationError
 from lab.tables.contracts import Contract
 
 ROWS = 1016
+DETECTOR = {"kind": "glm", "family": "binomial"}
 
 
 def patients() -> pd.DataFrame:
@@ -105,7 +106,8 @@ def test_an_identifier_that_is_listed_is_refused_with_what_to_do(
         severity = {"target": "income", "per": "visits", "features": [column]}
         SimulatedMarket(experiment(tmp_path, model={"kind": "glm", "severity": severity}))
     with pytest.raises(ConfigurationError, match=f"detection.groups: '{column}'"):
-        SimulatedMarket(experiment(tmp_path, {"features": ["age"]}, detection={"groups": [column]}))
+        detector = {"model": DETECTOR, "detection": {"groups": [column]}}
+        SimulatedMarket(experiment(tmp_path, {"features": ["age"]}, **detector))
 
 
 def test_a_column_with_one_value_for_each_person_is_an_identifier_of_persons(
@@ -139,7 +141,11 @@ def test_a_table_of_which_nothing_is_a_feature_says_why_of_each_column(tmp_path:
 
 
 def test_the_amount_of_a_detector_stays_readable_and_is_no_feature(tmp_path: Path) -> None:
-    market = SimulatedMarket(experiment(tmp_path, detection={"amount": "income"}))
+    asked = experiment(tmp_path, model=DETECTOR, detection={"amount": "income"})
+    patients().assign(visits=lambda f: f.visits.clip(upper=1)).to_csv(
+        tmp_path / "t.csv", index=False
+    )
+    market = SimulatedMarket(asked)
     assert market.contract.columns["income"].role == "target"
     assert market.contract.columns["receipt"].role == "identifier"
     assert "income" in market.parties[0].train.columns
@@ -151,7 +157,7 @@ def test_the_amount_of_a_detector_stays_readable_and_is_no_feature(tmp_path: Pat
     [
         {"profile": [{"name": "p", "by": "clinic_id", "day": "age", "means": ["patient_id"]}]},
         {"profile": [{"name": "p", "by": "patient_id", "day": "age"}]},
-        {"detection": {"groups": ["patient_id"]}},
+        {"model": DETECTOR, "detection": {"groups": ["patient_id"]}},
     ],
     ids=["mean", "provider", "group"],
 )

@@ -78,7 +78,7 @@ def experiment(values: dict[str, Any], **tables: dict[str, Any]) -> Experiment:
         {name: {**values.get(name, {}), **more} for name, more in tables.items()}
         | {k: v for k, v in values.items() if k not in tables}
     )
-    made.check_joined()
+    made.check()
     return made
 
 
@@ -130,6 +130,24 @@ def test_the_joined_fit_is_statsmodels_on_the_joined_table(tmp_path):
 )
 def test_every_family_is_the_pooled_fit(tmp_path, model, data):
     check_equal(perform(experiment(written(tmp_path), model=model, data=data)))
+
+
+def test_two_sides_of_dvisits_give_the_known_answers(published):
+    folder = published("fate_vertical")
+    files = {"insurer": "dvisits_hetero_guest.csv.gz", "fund": "dvisits_hetero_host.csv.gz"}
+    sides = [{"role": role, "path": str(folder / name)} for role, name in files.items()]
+    values = {
+        "name": "dvisits",
+        "data": {"target": "doctorco", "test": 0.0},
+        "joined": [side | {"key": "id"} for side in sides],
+        "model": {"kind": "glm", "family": "poisson"},
+        "protection": {"sums": "clear"},
+        "arms": {"run": ["federated"], "replicates": 0},
+    }
+    fit = fitted(perform(experiment(values)), "federated")
+    assert fit.rows == 5190
+    assert fit.log_likelihood == pytest.approx(-3355.5413, abs=5e-5)
+    assert fit.deviance == pytest.approx(4379.5151, abs=5e-5)
 
 
 @pytest.mark.parametrize("learns", ["both", "insurer", "fund"])
@@ -287,6 +305,12 @@ def test_tables_that_can_t_be_joined_are_refused(tmp_path, change, message):
 def test_what_joined_sides_can_t_do_is_refused_before_the_run(tmp_path, tables, message):
     with pytest.raises((ConfigurationError, ValueError), match=message):
         experiment(written(tmp_path), **tables)
+
+
+def test_an_experiment_that_no_file_gave_is_checked_too(tmp_path):
+    values = written(tmp_path) | {"protection": {"sums": "masks"}}
+    with pytest.raises(ConfigurationError, match="joined sides take 'paillier' or 'clear'"):
+        perform(Experiment.model_validate(values))
 
 
 def test_arms_of_sides_need_sides():
