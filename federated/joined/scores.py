@@ -23,7 +23,7 @@ from federated.joined.factors import (
     indicators,
     within,
 )
-from federated.joined.laws import NONE, KnownRows, Law, columns_of, names_of, picked
+from federated.joined.laws import NONE, KnownRows, Law, columns_of, names_of, picked, power_of_two
 from lab.errors import ConfigurationError
 from lab.models.families import Family, Scale
 from lab.models.files import from_json
@@ -235,7 +235,7 @@ class ResampledFit(JoinedFit):
 
 
 def _size_unit(scale: Scale) -> float:
-    return float(2.0 ** np.round(np.log2(scale.exposure)))
+    return power_of_two(scale.exposure)
 
 
 @dataclass(frozen=True)

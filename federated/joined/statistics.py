@@ -24,6 +24,7 @@ from federated.joined.factors import (
 )
 from federated.joined.glm import Likelihood, Step
 from federated.joined.logit import LogitByLevel, LogitFit, LogitLikelihood, LogitStep
+from federated.joined.lorenz import JoinedLorenz
 from federated.joined.scores import ByLevel, JoinedFit, ResampledFit
 from lab.models.design import Number
 from lab.models.glm import PERSON_PAIRS, SUMMED, Response
@@ -254,6 +255,7 @@ JOINED: Mapping[str, Maker] = {
     "moments": Moments,
     "level_counts": LevelCounts,
     "score_fit": _fit_of,
+    "score_lorenz": JoinedLorenz,
     "score_levels": _by_family(ByLevel, LogitByLevel, trees.LevelsOfFund),
     "trees_level": trees.Level,
     "trees_leaves": trees.Leaves,

@@ -78,6 +78,12 @@ class OfScores(Strict):
     task: Task
 
 
+class OfCurve(OfScores):
+    """scale: of the market, around whose mean joined sides count bins."""
+
+    scale: Scale
+
+
 class OfScoresByLevel(Strict):
     model: str
     task: Task
@@ -189,7 +195,7 @@ def _score_fit(holding: Holding, a: OfFit, arrays: Arrays) -> Sums:
     )
 
 
-def _score_lorenz(holding: Holding, a: OfScores, arrays: Arrays) -> Sums:
+def _score_lorenz(holding: Holding, a: OfCurve, arrays: Arrays) -> Sums:
     return accuracy.lorenz_sums(holding.once(scored, a.model, a.task), edges=arrays["edges"])
 
 
@@ -282,7 +288,7 @@ COMMON: Mapping[str, Statistic] = {
         _any_model("totals", OfTask, _totals),
         _any_model("histogram", OfHistogram, _histogram, "edges"),
         _any_model("score_fit", OfFit, _score_fit),
-        _by_cell("score_lorenz", OfScores, _score_lorenz, "edges"),
+        _by_cell("score_lorenz", OfCurve, _score_lorenz, "edges"),
         _by_cell("score_levels", OfScoresByLevel, _score_levels),
         _by_cell("detection_rank", OfRanking, _detection_rank, "edges"),
         _by_cell("detection_groups", OfGroups, _detection_groups),

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from flwr.app import Context, RecordDict
 
-from federated.joined.factors import Role
+from federated.joined.factors import Halves, Role
 from federated.joined.product import (
     Products,
     Spine,
@@ -27,10 +27,11 @@ from federated.party import statistics
 from federated.party.party import Party
 from federated.party.state import NodeState
 from lab.errors import ModelError, PeerError, PolicyError
-from lab.models.design import Encoding, Feature, Levels, Number
+from lab.models.design import Design, Encoding, Feature, Levels, Number
 from lab.models.families import Scale
-from lab.models.glm import GLM, Task
-from lab.privacy.joining import PARTIES
+from lab.models.glm import GLM, Response, Task
+from lab.privacy.joining import PARTIES, PERSONS
+from lab.scores import places
 from lab.sums import Sums, combine
 from secure_agg import wire
 from secure_agg.keys import PrivateKey, generate
@@ -264,6 +265,58 @@ def test_resamples_are_sums_of_bags_that_add_up_to_the_sample(private):
     assert resampled["weighted_deviance"][0] == pytest.approx(
         once["weighted_deviance"][0], rel=1e-8
     )
+
+
+def curves(
+    frame: pd.DataFrame, task: Task, private: PrivateKey, way: str
+) -> tuple[list[places.Places], Sums]:
+    """The bins that were asked for one after the other, and the last sums by two sides."""
+    asked = {name: arguments for name, arguments, _ in questions(frame, task)}
+    arguments = {name: asked["score_fit"][name] for name in ("model", "task", "scale")}
+    bins = []
+
+    def ask(of: places.Places) -> Sums:
+        bins.append(of)
+        edges = {"edges": of.edges}
+        request = statistics.request("score_lorenz", arguments, edges, query="", hiding="clear")
+        return by_both(request, frame, way, private)
+
+    return bins, places.curve(ask, PERSONS)
+
+
+@pytest.mark.parametrize("family", TASKS)
+def test_a_curve_over_joined_rows_is_of_the_sum_of_two_rounded_parts(family, private):
+    frame, task = table(600), TASKS[family]
+    if family == "gamma":
+        frame["y"] += 0.5
+    if family == "binomial":
+        frame["y"] = (frame["y"] > 1).astype(float)
+    bins, curve = curves(frame, task, private, "triples")
+    arguments = {name: a for name, a, _ in questions(frame, task)}["score_fit"]
+    model, scale = GLM.model_validate_json(arguments["model"]), arguments["scale"]
+    halves, middle = Halves(model.encoding, owner), places.Middle.of(task.law, scale)
+    numbers = 0
+    for role, of_market in (("insurer", middle.of_market), ("fund", 0.0)):
+        part = halves.matrix(role, frame) @ np.array(model.beta)[halves.places[role]]
+        numbers += np.rint((part - of_market) / middle.unit / bins[-1].step).astype(int)
+    r = Response(frame, task)
+    for name, value in {"size": r.weight * r.exposure, "actual": r.weight * r.y}.items():
+        right = np.bincount(numbers - bins[-1].first, value, bins[-1].count)
+        np.testing.assert_allclose(curve[name], right, atol=1e-2)
+    assert len(bins) == 3 and (curve[PERSONS] > 0).sum() > 30
+    predicted = Design(frame, model.encoding).matrix() @ np.array(model.beta)
+    expected = r.weight * r.exposure * task.law.mean(predicted)
+    assert curve["expected"].sum() == pytest.approx(expected.sum(), rel=0.02)
+
+
+def test_a_curve_by_paillier_is_the_curve_by_triples(private):
+    frame, task = table(4), TASKS["poisson"]
+    arguments = {name: a for name, a, _ in questions(frame, task)}["score_fit"]
+    arguments = {name: arguments[name] for name in ("model", "task", "scale")}
+    edges = {"edges": 0.1 * (np.arange(9) - 4.5)}
+    request = statistics.request("score_lorenz", arguments, edges, query="", hiding="clear")
+    by = [by_both(request, frame, way, private) for way in ("triples", "paillier")]
+    assert all((by[0][name] == by[1][name]).all() for name in by[0].arrays)
 
 
 def test_what_no_side_knows_is_refused():
