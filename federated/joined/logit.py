@@ -168,6 +168,10 @@ class LogitStep(Logit):
         each = ring.dots(columns[:, :, None], slope)
         return {**own, f"{name} slope": each}
 
+    @property
+    def shared(self) -> tuple[str, ...]:
+        return (*self.curves, "x slope", "z slope")
+
     def combined(self, shares: Shares) -> dict[str, Integers]:
         places, pairs, width = self.halves.places, self.halves.pairs, self.encoding.width
         score = np.zeros(width, dtype=object)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from flwr.app import RecordDict
 
+from federated.joined.by_paillier import by_paillier
 from federated.joined.factors import Role
 from federated.joined.letters import LETTER, purpose, sealed, unsealed
 from federated.joined.product import (
@@ -16,7 +17,6 @@ from federated.joined.product import (
     Spine,
     Talking,
     answer_alone,
-    by_paillier,
     by_triples,
     contribution,
     joined_sum,

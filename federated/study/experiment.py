@@ -158,16 +158,6 @@ class Experiment(Strict):
             )
         for task in self.tasks().values():
             check_law(task.law)
-            if self.arms.replicates and self.protection.product == "paillier":
-                raise ConfigurationError(
-                    "arms.replicates: intervals over joined sides need protection.product = 'triples'; drop "
-                    "the key"
-                )
-            if task.law.name == "binomial" and self.protection.product == "paillier":
-                raise ConfigurationError(
-                    "protection.product: a binomial model over joined sides needs 'triples'; its mean is "
-                    "no product of what the sides know, and Paillier would take hours"
-                )
 
     def _check_joined_trees(self) -> None:
         """Refuse what trees can't do over joined sides."""

@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 from flwr.app import Context, RecordDict
 
+from federated.joined.by_paillier import by_paillier
 from federated.joined.factors import Halves, Role
 from federated.joined.product import (
     Products,
     Spine,
-    by_paillier,
     by_triples,
     contribution,
     deal,
@@ -74,22 +74,24 @@ def owner(column: str) -> Role:
     return "insurer" if column in OURS else "fund"
 
 
-def sides(frame: pd.DataFrame, seed: int = 5) -> tuple[dict[Role, HalfTable], dict[Role, Spine]]:
-    """The two halves, each with 50 rows more than the common ones, and places on a spine of all."""
+def sides(
+    frame: pd.DataFrame, more: int = 50, seed: int = 5
+) -> tuple[dict[Role, HalfTable], dict[Role, Spine]]:
+    """The two halves, each with rows more than the common ones, and places on a spine of all."""
     rng, n = np.random.default_rng(seed), len(frame)
-    more = table(100, seed=9).assign(y=1.0)
-    own, theirs = pd.concat([frame, more[:50]]), pd.concat([frame, more[50:]])
+    rest = table(2 * more, seed=9).assign(y=1.0)
+    own, theirs = pd.concat([frame, rest[:more]]), pd.concat([frame, rest[more:]])
     halves: dict[Role, HalfTable] = {}
     spines: dict[Role, Spine] = {}
-    at = rng.permutation(n + 100)
-    for role, part, columns, rest in (
-        ("insurer", own, OURS, at[n : n + 50]),
-        ("fund", theirs, THEIRS, at[n + 50 :]),
+    at = rng.permutation(n + 2 * more)
+    for role, part, columns, alone in (
+        ("insurer", own, OURS, at[n : n + more]),
+        ("fund", theirs, THEIRS, at[n + more :]),
     ):
-        place = np.concatenate([at[:n], rest])
+        place = np.concatenate([at[:n], alone])
         order = rng.permutation(len(part))
         halves[role] = HalfTable(role, part[list(columns)].iloc[order].reset_index(drop=True))
-        spines[role] = Spine(place[order], n + 100)
+        spines[role] = Spine(place[order], n + 2 * more)
     return halves, spines
 
 
@@ -109,9 +111,11 @@ def encoding(frame: pd.DataFrame) -> Encoding:
     )
 
 
-def by_both(request: Any, frame: pd.DataFrame, way: str, private: PrivateKey) -> Sums:
+def by_both(
+    request: Any, frame: pd.DataFrame, way: str, private: PrivateKey, more: int = 50
+) -> Sums:
     """The total of a request, made by two sides."""
-    halves, spines = sides(frame)
+    halves, spines = sides(frame, more)
     total = joined_sum(request, owner)
     layout = Products("q", spines["fund"].size, total)
     left, right = (secrets.token_bytes(32) for _ in range(2))
@@ -189,7 +193,9 @@ def questions(frame: pd.DataFrame, task: Task) -> list[tuple[str, dict[str, Any]
     ]
 
 
-def compared(task: Task, way: str, private: PrivateKey, rows: int, only: tuple[str, ...]) -> None:
+def compared(
+    task: Task, way: str, private: PrivateKey, rows: int, only: tuple[str, ...], more: int = 50
+) -> None:
     frame = table(rows)
     if task.family == "gamma":
         frame["y"] += 0.5
@@ -201,7 +207,7 @@ def compared(task: Task, way: str, private: PrivateKey, rows: int, only: tuple[s
         if only and name not in only:
             continue
         request = statistics.request(name, arguments, arrays, query="", hiding="clear")
-        right, ours = pool.take(request), by_both(request, frame, way, private)
+        right, ours = pool.take(request), by_both(request, frame, way, private, more)
         assert ours.rows == rows
         parts = [key for key in right.arrays if key != PARTIES]  # a pair is one
         assert ours.limits == {key: right.limits[key] for key in parts}, name
@@ -225,6 +231,10 @@ def test_sums_by_triples_are_those_of_the_joined_table(family, private):
 
 def test_sums_by_paillier_are_those_of_the_joined_table(private):
     compared(TASKS["poisson"], "paillier", private, 12, ("glm_step", "moments"))
+
+
+def test_a_logistic_step_by_paillier_is_that_of_the_joined_table(private):
+    compared(TASKS["binomial"], "paillier", private, 12, ("glm_step",), more=1)
 
 
 def test_a_row_beyond_all_bounds_is_not_valid_and_changes_no_other(private):

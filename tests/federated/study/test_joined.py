@@ -194,6 +194,28 @@ def test_the_fit_by_paillier_is_the_pooled_one(tmp_path):
     check_equal(perform(experiment(written(tmp_path), protection={"product": "paillier"})))
 
 
+@pytest.mark.slow
+def test_a_logistic_fit_and_intervals_by_paillier_are_those_of_the_joined_table(tmp_path):
+    values, frame = written(tmp_path), persons().iloc[:80]
+    for name, key in (("own0", "person"), ("fund", "card")):
+        table = pd.read_csv(tmp_path / f"{name}.csv")
+        table[table[key].isin(frame.person)].to_csv(tmp_path / f"{name}.csv", index=False)
+    study = perform(
+        experiment(
+            values,
+            model={"family": "binomial"},
+            data={"target": "any", "exposure": None, "features": ["age", "stays"], "test": 0.3},
+            protection={"product": "paillier"},
+            arms={"replicates": 20},
+        )
+    )
+    fits = [fitted(study, arm).coefficients() for arm in ("federated", "pooled")]
+    np.testing.assert_allclose(fits[0].estimate, fits[1].estimate, rtol=1e-6)
+    np.testing.assert_allclose(fits[0].standard_error, fits[1].standard_error, rtol=1e-6)
+    (line,) = study.differences.query("party == 'all'").itertuples()
+    assert abs(line.difference) < 1e-6 and -1e-3 < line.low <= line.high < 1e-3
+
+
 def test_arms_of_sides_are_scored_on_the_same_persons(tmp_path):
     values = written(tmp_path)
     study = perform(
@@ -292,14 +314,6 @@ def test_tables_that_can_t_be_joined_are_refused(tmp_path, change, message):
     [
         ({"arms": {"run": ["alone"]}}, "'alone' is not for joined sides"),
         ({"model": {"kind": "network"}}, "joined sides take 'glm' or 'trees'"),
-        (
-            {
-                "model": {"family": "binomial"},
-                "data": {"exposure": None},
-                "protection": {"product": "paillier"},
-            },
-            "needs 'triples'",
-        ),
         ({"protection": {"sums": "masks"}}, "joined sides take 'paillier' or 'clear'"),
         ({"data": {"path": "x.csv"}}, r"rows come from \[\[joined\]\]"),
     ],
