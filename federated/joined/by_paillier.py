@@ -31,7 +31,7 @@ from secure_agg.encrypted_product import Packing
 from secure_agg.encrypted_sums import Blocks
 from secure_agg.encrypted_vectors import Vectors
 from secure_agg.errors import MalformedMessage
-from secure_agg.keys import PrivateKey, PublicKey
+from secure_agg.keys import PrivateKey, PublicKey, generate
 from secure_agg.triples import ProductTerms
 
 ENCRYPTED = b"SAGGJE01"
@@ -99,6 +99,18 @@ def _curves(
     return ring.from_integers(share)
 
 
+def encrypted_bytes(layout: Products, key_bits: int) -> tuple[int, int]:
+    """The largest letters of the insurer's side and of the fund's, about."""
+    ciphertext, curves, sizes = key_bits // 4, layout.curves, [0, 0]
+    for product in layout.products:
+        way = _way(layout.total, product, generate, key_bits)
+        sizes[not way.left] += way.ciphertexts * ciphertext
+    if curves is not None:
+        vectors = Vectors(curves, (layout.total.form.bits, layout.total.form.bits), key_bits)
+        sizes[0] = max(sizes[0], vectors.ciphertexts * ciphertext)
+    return sizes[0], sizes[1]
+
+
 def _modulus(key: Key, key_bits: int) -> bytes:
     return int(key().public.n).to_bytes(key_bits // 8, "big")
 
@@ -118,6 +130,13 @@ class _Way:
     left: bool
     how: Packing | Blocks
     key: Key
+
+    @property
+    def ciphertexts(self) -> int:
+        """Of all rows."""
+        if isinstance(self.how, Blocks):
+            return sum(few.ciphertexts for _, few in self.how.parts)
+        return self.how.terms.rows * self.how.groups
 
     @property
     def adds(self) -> bool:

@@ -293,6 +293,17 @@ def with_shares(total: JoinedSum, own: dict[str, Digits], share: Digits) -> dict
     return cast(CurvedSum, total).with_curves(total.form.ring, {**own, **columns})
 
 
+def masked_bytes(layout: Products) -> tuple[int, int]:
+    """The largest letters of the insurer's side and of the fund's, by dealt randomness, about."""
+    sizes = [(terms.left, terms.right) for _, _, terms in layout.products]
+    both = [tuple(map(sum, zip(*sizes, strict=True)))] if sizes else []
+    if (curves := layout.curves) is not None:
+        both.append((curves.left, curves.right))
+    each = layout.rows * layout.ring.bits // 8
+    left, right = (max((one[side] for one in both), default=0) * each for side in (0, 1))
+    return left, right
+
+
 def deal(layout: Products, turn: int, left_secret: bytes, right_secret: bytes) -> list[bytes]:
     """The dealer's part: what the right side needs beside the letter that it hears in a turn."""
     curves, turn = layout.curves, turn - layout.tells
