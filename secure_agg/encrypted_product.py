@@ -20,7 +20,7 @@ and Oosterwijk, "Faster batch forgery identification", INDOCRYPT 2012, section 4
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -122,7 +122,7 @@ def encrypted_rows(
 ) -> bytes:
     """Step 1. matrix: (rows, left) whole numbers of magnitude below ``2**(bits - 1)``."""
     terms = packing.terms
-    agreed(matrix, terms.rows, terms.left)
+    _agreed(matrix, terms.rows, terms.left)
     plaintexts = packing.packed(packing.shifted(matrix, 0))
     return wire.join(ROWS, [terms.digest, ciphertexts_of(public, plaintexts, workers)])
 
@@ -135,7 +135,7 @@ def raised(
     matrix: (rows, right). message: of step 1. Raises MalformedMessage and InvalidCiphertext.
     """
     terms, groups = packing.terms, packing.groups
-    agreed(matrix, terms.rows, terms.right)
+    _agreed(matrix, terms.rows, terms.right)
     exponents = packing.shifted(matrix, 1)
     ciphertexts = read_ciphertexts(ROWS, terms, public, message, terms.rows * groups)
     firsts, place = _groups(exponents)
@@ -144,18 +144,18 @@ def raised(
     for group in range(groups):
         bases = _multiplied(ciphertexts[group::groups], place, len(firsts), n_squared)
         powers += [
-            power_product(bases, exponents[firsts, j].tolist(), packing.bits[1], n_squared)
+            _power_product(bases, exponents[firsts, j].tolist(), packing.bits[1], n_squared)
             for j in range(terms.right)
         ]
     masks = packing.masks(terms.right)
-    answers = masked(packing, public, powers, masks, workers)
+    answers = _masked(packing, public, powers, masks, workers)
     share = -_matrix(packing, masks) - packing.shifts[0] * exponents.sum(axis=0)[None, :]
     return wire.join(RAISED, [terms.digest, answers]), np.asarray(
         share % terms.ring.modulus, dtype=object
     )
 
 
-def masked(
+def _masked(
     packing: Packing, public: PublicKey, powers: list[mpz], masks: list[list[int]], workers: int
 ) -> bytes:
     """Powers times encryptions of masks, which is what goes back."""
@@ -177,7 +177,7 @@ def opened(packing: Packing, private: PrivateKey, matrix: Integers, message: byt
     return np.asarray(share % terms.ring.modulus, dtype=object)
 
 
-def agreed(matrix: Integers, rows: int, columns: int) -> None:
+def _agreed(matrix: Integers, rows: int, columns: int) -> None:
     """Raises InvalidLayout for a matrix of another shape."""
     if matrix.shape != (rows, columns):
         raise InvalidLayout("the matrix is not of the shape that was agreed on")
@@ -230,7 +230,7 @@ def _window(rows: int, bits: int) -> int:
     return best
 
 
-def power_product(bases: list[mpz], exponents: list[int], bits: int, modulus: mpz) -> mpz:
+def _power_product(bases: list[mpz], exponents: list[int], bits: int, modulus: mpz) -> mpz:
     """prod_i bases[i] ** exponents[i] mod modulus, exponents of so many bits."""
     window = _window(len(bases), bits)
     digits, total = (1 << window) - 1, mpz(1)
@@ -282,3 +282,98 @@ def read_ciphertexts(
     except InvalidCiphertext as error:
         raise InvalidCiphertext(f"of a product: {error}") from None
     return ciphertexts
+
+
+# Row by row: each row's inner products, as shares that stay with the row. One row's terms stand in the place of
+# the rows of a product, and many of them in one message.
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """How rows are packed. terms: of the side that encrypts, left, ``terms.vectors`` vectors of a row, each as
+    long as the one of the other side; bits: as of a `Packing`. Raises InvalidLayout."""
+
+    terms: ProductTerms
+    bits: tuple[int, int]
+    key_bits: int
+
+    def __post_init__(self) -> None:
+        _ = self.packing
+
+    @property
+    def packing(self) -> Packing:
+        """Of one row: its terms are the rows of a product."""
+        terms = self.terms
+        one = ProductTerms(terms.query, terms.right, terms.vectors, 1, terms.ring)
+        return Packing(one, self.bits, self.key_bits)
+
+    @property
+    def ciphertexts(self) -> int:
+        return self.terms.rows * self.terms.right * self.packing.groups
+
+
+def encrypted_vectors(
+    vectors: Vectors, public: PublicKey, matrix: Integers, *, workers: int = 2
+) -> bytes:
+    """Step 1. matrix: (rows, vectors * terms)."""
+    packing, terms = vectors.packing, vectors.terms
+    _agreed(matrix, terms.rows, terms.left)
+    by_term = _by_vector(terms, packing.shifted(matrix, 0)).transpose(0, 2, 1)
+    plaintexts = packing.packed(by_term.reshape(-1, terms.vectors))
+    return wire.join(ROWS, [terms.digest, ciphertexts_of(public, plaintexts, workers)])
+
+
+def raised_vectors(
+    vectors: Vectors, public: PublicKey, matrix: Integers, message: bytes, *, workers: int = 2
+) -> tuple[bytes, Integers]:
+    """Step 2: what goes back, and the evaluating side's share, (rows, vectors). matrix: (rows, terms).
+
+    Raises MalformedMessage and InvalidCiphertext.
+    """
+    packing, terms = vectors.packing, vectors.terms
+    _agreed(matrix, terms.rows, terms.right)
+    exponents = packing.shifted(matrix, 1)
+    ciphertexts = read_ciphertexts(ROWS, terms, public, message, vectors.ciphertexts)
+    powers, masks = [], []
+    for row, bases in zip(exponents.tolist(), _rows(vectors, ciphertexts), strict=True):
+        for group in range(packing.groups):
+            own = bases[group :: packing.groups]
+            powers.append(_power_product(own, row, packing.bits[1], public.n_squared))
+        masks += packing.masks(1)
+    answers = _masked(packing, public, powers, masks, workers)
+    share = -_by_row(vectors, masks) - packing.shifts[0] * exponents.sum(axis=1)[:, None]
+    return wire.join(RAISED, [terms.digest, answers]), np.asarray(
+        share % terms.ring.modulus, dtype=object
+    )
+
+
+def opened_vectors(
+    vectors: Vectors, private: PrivateKey, matrix: Integers, message: bytes
+) -> Integers:
+    """Step 3: the encrypting side's share, (rows, vectors). Raises MalformedMessage, InvalidCiphertext."""
+    packing, terms = vectors.packing, vectors.terms
+    count = terms.rows * packing.groups
+    ciphertexts = read_ciphertexts(RAISED, terms, private.public, message, count)
+    slots = [
+        packing.unpacked(plaintext, at % packing.groups)
+        for at, plaintext in enumerate(decrypt_raw(private, ciphertexts))
+    ]
+    sums = _by_vector(terms, matrix).sum(axis=2)
+    share = _by_row(vectors, slots) - packing.shifts[1] * sums
+    return np.asarray(share % terms.ring.modulus, dtype=object)
+
+
+def _by_vector(terms: ProductTerms, matrix: Integers) -> Integers:
+    return matrix.reshape(terms.rows, terms.vectors, terms.right)
+
+
+def _rows(vectors: Vectors, ciphertexts: list[mpz]) -> Iterator[list[mpz]]:
+    size = vectors.terms.right * vectors.packing.groups
+    for at in range(0, len(ciphertexts), size):
+        yield ciphertexts[at : at + size]
+
+
+def _by_row(vectors: Vectors, slots: list[list[int]]) -> Integers:
+    """(rows, vectors) of the slots of each row's groups."""
+    values = [value for group in slots for value in group]
+    return np.array(values, dtype=object).reshape(vectors.terms.rows, vectors.terms.vectors)

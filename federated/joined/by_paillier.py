@@ -14,7 +14,6 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, cast
 
-from federated.joined.factors import CurvedSum, Half, JoinedSum
 from federated.joined.letters import LETTER
 from federated.joined.product import (
     Product,
@@ -25,11 +24,11 @@ from federated.joined.product import (
     placed,
     with_shares,
 )
-from secure_agg import encrypted_product, encrypted_sums, encrypted_vectors, wire
+from federated.joined.sums.factors import CurvedSum, Half, JoinedSum
+from secure_agg import encrypted_product, encrypted_sums, wire
 from secure_agg.arithmetic.ring import Digits, Integers
-from secure_agg.encrypted_product import Packing
+from secure_agg.encrypted_product import Packing, Vectors
 from secure_agg.encrypted_sums import Blocks
-from secure_agg.encrypted_vectors import Vectors
 from secure_agg.errors import MalformedMessage
 from secure_agg.keys import PrivateKey, PublicKey, generate
 from secure_agg.triples import ProductTerms
@@ -85,16 +84,16 @@ def _curves(
         factors = curved.left_curves(half)
         matrix = placed(factors.reshape(len(factors), -1), spine, total.form)
         numbers = ring.signed(ring.integers(matrix))
-        message = encrypted_vectors.encrypted(vectors, key().public, numbers)
+        message = encrypted_product.encrypted_vectors(vectors, key().public, numbers)
         yield wire.join(ENCRYPTED, [_modulus(key, vectors.key_bits), message])
         heard = yield wire.join(LETTER, [])
         (answer,) = wire.split(LETTER, heard, 1)
-        return ring.from_integers(encrypted_vectors.opened(vectors, key(), numbers, answer))
+        return ring.from_integers(encrypted_product.opened_vectors(vectors, key(), numbers, answer))
     matrix = placed(curved.right_curves(half), spine, total.form)
     heard = yield wire.join(LETTER, [])
     modulus, message = wire.split(ENCRYPTED, heard, 2)
     public, numbers = _public(modulus, vectors.key_bits), ring.signed(ring.integers(matrix))
-    answer, share = encrypted_vectors.raised(vectors, public, numbers, message)
+    answer, share = encrypted_product.raised_vectors(vectors, public, numbers, message)
     wire.split(LETTER, (yield wire.join(LETTER, [answer])), 0)
     return ring.from_integers(share)
 

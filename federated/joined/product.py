@@ -20,7 +20,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from federated.joined.factors import (
+from federated.joined.letters import LETTER
+from federated.joined.sums.factors import (
     BOTH,
     WITHIN,
     CurvedSum,
@@ -33,8 +34,7 @@ from federated.joined.factors import (
     Shares,
     TellingSum,
 )
-from federated.joined.letters import LETTER
-from federated.joined.statistics import JOINED, Answer, alone
+from federated.joined.sums.statistics import JOINED, Answer, alone
 from federated.messages import Request
 from federated.party import statistics
 from lab.errors import ModelError, PeerError

@@ -11,7 +11,6 @@ from flwr.app import ConfigRecord, RecordDict
 
 from federated.hiding.protocol import Protection, Talk
 from federated.joined.by_paillier import encrypted_bytes
-from federated.joined.factors import JoinedSum, Owner
 from federated.joined.letters import LETTER
 from federated.joined.product import (
     Products,
@@ -23,6 +22,7 @@ from federated.joined.product import (
     turns,
 )
 from federated.joined.side import dealt_to
+from federated.joined.sums.factors import JoinedSum, Owner
 from federated.message_kinds import MessageKind
 from federated.messages import Hiding, Request, message_of, read
 from lab.errors import PeerError, PolicyError

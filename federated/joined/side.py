@@ -10,7 +10,6 @@ import pandas as pd
 from flwr.app import RecordDict
 
 from federated.joined.by_paillier import by_paillier
-from federated.joined.factors import Role
 from federated.joined.letters import LETTER, purpose, sealed, unsealed
 from federated.joined.product import (
     Products,
@@ -22,8 +21,9 @@ from federated.joined.product import (
     joined_sum,
     telling,
 )
-from federated.joined.told import CommonRows, Cut
-from federated.joined.trees import refuse_untold
+from federated.joined.sums.factors import Role
+from federated.joined.sums.told import CommonRows, Cut
+from federated.joined.sums.trees import refuse_untold
 from federated.messages import Request, message_of, read
 from federated.party.party import Party
 from federated.party.state import NodeState, Released

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from federated.joined.laws import check_law
+from federated.joined.sums.laws import check_law
 from federated.shipped import experiment_file
 from federated.solvers.glm import GLMSettings
 from federated.solvers.kinds import AnySettings

@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 
-from federated.joined.curves import REACH, error_bound
-from federated.joined.factors import Owner
+from federated.joined.sums.curves import REACH, error_bound
+from federated.joined.sums.factors import Owner
 from federated.study.experiment import Experiment
 from federated.study.rows import Features
 from federated.study.settings import BLOCK, KEY, MADE, JoinedTable

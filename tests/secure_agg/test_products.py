@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secure_agg import encrypted_product, encrypted_vectors, triples, wire
+from secure_agg import encrypted_product, triples, wire
 from secure_agg.arithmetic.ring import Ring
-from secure_agg.encrypted_product import Packing
-from secure_agg.encrypted_vectors import Vectors
+from secure_agg.encrypted_product import Packing, Vectors
 from secure_agg.errors import InvalidCiphertext, InvalidLayout, MalformedMessage
 from secure_agg.triples import ProductTerms
 
@@ -87,9 +86,11 @@ def test_products_with_shares_of_any_size_add_up_modulo_the_ring(private, a, b):
 
 def row_by_row(vectors: Vectors, private, left, right):
     """Every role of the protocol, in order: both shares."""
-    rows = encrypted_vectors.encrypted(vectors, private.public, left, workers=1)
-    answer, share = encrypted_vectors.raised(vectors, private.public, right, rows, workers=1)
-    return encrypted_vectors.opened(vectors, private, left, answer), share
+    rows = encrypted_product.encrypted_vectors(vectors, private.public, left, workers=1)
+    answer, share = encrypted_product.raised_vectors(
+        vectors, private.public, right, rows, workers=1
+    )
+    return encrypted_product.opened_vectors(vectors, private, left, answer), share
 
 
 @settings(max_examples=10)
@@ -106,21 +107,21 @@ def test_messages_row_by_row_that_were_bent_are_refused(private):
     left, right = matrices(2, 3, 3)
     terms, other = (ProductTerms(name, 2, 3, 3, RING) for name in ("one", "two"))
     vectors = Vectors(terms, (50, 50), 2048)
-    rows = encrypted_vectors.encrypted(vectors, private.public, left, workers=1)
+    rows = encrypted_product.encrypted_vectors(vectors, private.public, left, workers=1)
     size = private.public.ciphertext_bytes
     for bad, error in (
         (rows[:-size] + bytes(size), InvalidCiphertext),
         (rows[:-1], MalformedMessage),
     ):
         with pytest.raises(error):
-            encrypted_vectors.raised(vectors, private.public, right, bad, workers=1)
+            encrypted_product.raised_vectors(vectors, private.public, right, bad, workers=1)
     with pytest.raises(MalformedMessage, match="another product"):
-        encrypted_vectors.raised(
+        encrypted_product.raised_vectors(
             Vectors(other, (50, 50), 2048), private.public, right, rows, workers=1
         )
-    answer, _ = encrypted_vectors.raised(vectors, private.public, right, rows, workers=1)
+    answer, _ = encrypted_product.raised_vectors(vectors, private.public, right, rows, workers=1)
     with pytest.raises(MalformedMessage, match="outside every slot"):
-        encrypted_vectors.opened(vectors, private, left, changed(answer, len(answer) - 9))
+        encrypted_product.opened_vectors(vectors, private, left, changed(answer, len(answer) - 9))
 
 
 @given(st.integers(1, 9), st.integers(1, 3), st.integers(1, 3), st.integers(0, 9))

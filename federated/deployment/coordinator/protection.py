@@ -16,7 +16,7 @@ from federated.deployment.node.supervisor import SHARE_FILE, with_form
 from federated.hiding.masks import Masks
 from federated.hiding.paillier import KeyHolders, Paillier
 from federated.hiding.protocol import Clear, Protection, Talk, named_reply
-from federated.joined.factors import Owner
+from federated.joined.sums.factors import Owner
 from federated.message_kinds import MessageKind
 from federated.messages import Form, Request, message_of
 from federated.study.experiment import Experiment

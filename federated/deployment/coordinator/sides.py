@@ -16,9 +16,9 @@ from flwr.app import ConfigRecord, RecordDict
 from federated.deployment.pairs import Pairs
 from federated.hiding.paillier import Opener, Paillier
 from federated.hiding.protocol import Talk
-from federated.joined.factors import JoinedSum, Owner
 from federated.joined.product import is_alone, joined_sum
 from federated.joined.protection import INTERRUPTED, Joined, Pair
+from federated.joined.sums.factors import JoinedSum, Owner
 from federated.message_kinds import MessageKind
 from federated.messages import Request, message_of, read
 from federated.transport.connections import ListenerLimits

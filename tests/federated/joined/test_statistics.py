@@ -13,7 +13,6 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from federated.joined.by_paillier import by_paillier
-from federated.joined.factors import Halves, Role
 from federated.joined.product import (
     Products,
     Spine,
@@ -23,6 +22,7 @@ from federated.joined.product import (
     joined_sum,
     joined_total,
 )
+from federated.joined.sums.factors import Halves, Role
 from federated.party import statistics
 from federated.party.party import Party
 from federated.party.state import NodeState

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from federated.joined import trees
-from federated.joined.factors import (
+from federated.joined.sums import trees
+from federated.joined.sums.factors import (
     Arguments,
     Groups,
     Half,
@@ -22,10 +22,10 @@ from federated.joined.factors import (
     indicators,
     within,
 )
-from federated.joined.glm import Likelihood, Step
-from federated.joined.logit import LogitByLevel, LogitFit, LogitLikelihood, LogitStep
-from federated.joined.lorenz import JoinedLorenz
-from federated.joined.scores import ByLevel, JoinedFit, ResampledFit
+from federated.joined.sums.logit import LogitByLevel, LogitFit, LogitLikelihood, LogitStep
+from federated.joined.sums.lorenz import JoinedLorenz
+from federated.joined.sums.scores import ByLevel, JoinedFit, ResampledFit
+from federated.joined.sums.steps import Likelihood, Step
 from lab.models.design import Number
 from lab.models.glm import PERSON_PAIRS, SUMMED, Response
 from lab.models.magnitudes import CLASSES, OfMagnitudes, magnitudes, of_features

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from federated.joined.factors import Shares
+from federated.joined.sums.factors import Shares
 from lab.errors import ConfigurationError
 from lab.models.families import Family, Scale
 from lab.sums import Floats

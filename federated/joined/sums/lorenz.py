@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
-from federated.joined.factors import (
+from federated.joined.sums.factors import (
     Arguments,
     Format,
     Groups,
@@ -27,8 +27,8 @@ from federated.joined.factors import (
     Widths,
     within,
 )
-from federated.joined.laws import power_of_two
-from federated.joined.scores import model_of
+from federated.joined.sums.laws import power_of_two
+from federated.joined.sums.scores import model_of
 from lab.models.glm import GLM, Response
 from lab.privacy.joining import PERSONS
 from lab.scores import accuracy, places
