@@ -148,6 +148,12 @@ class Experiment(Strict):
             raise ConfigurationError(
                 "joined: takes one model, without [[profile]], [[query]] and model.severity"
             )
+        for feature in self.data.features or ():
+            if isinstance(feature, Feature) and isinstance(feature.knots, int):
+                raise ConfigurationError(
+                    f"data.features: '{feature.column}' has knots at quantiles, which joined sides do not look "
+                    "up; list the knots, as spline = [20.0, 40.0, 60.0]"
+                )
         if self.model.kind == "trees":
             self._check_joined_trees()
             return
@@ -368,9 +374,15 @@ class Experiment(Strict):
             raise ConfigurationError(
                 f"data.features: '{name}' has the role '{column.role}' in contract {contract.name}"
             )
-        if column.type == "category" and (feature.log or feature.cut):
+        curved = feature.knots is not None
+        if column.type == "category" and (feature.log or feature.cut or curved):
             raise ConfigurationError(
-                f"data.features: '{name}' is a category; log and cut are for numbers"
+                f"data.features: '{name}' is a category; log, cut, spline and pieces are for numbers"
+            )
+        if curved and self.model.kind != "glm":
+            raise ConfigurationError(
+                f"data.features: '{name}' has a curve, which a GLM takes; drop spline or pieces, for "
+                f"{self.model.kind} bend by themselves"
             )
 
     def columns_besides_features(self) -> list[str]:

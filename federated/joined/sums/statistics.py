@@ -26,9 +26,9 @@ from federated.joined.sums.logit import LogitByLevel, LogitFit, LogitLikelihood,
 from federated.joined.sums.lorenz import JoinedLorenz
 from federated.joined.sums.scores import ByLevel, JoinedFit, ResampledFit
 from federated.joined.sums.steps import Likelihood, Step
+from lab.models.agreement import CLASSES, OfMagnitudes, magnitudes, of_features
 from lab.models.design import Number
 from lab.models.glm import PERSON_PAIRS, SUMMED, Response
-from lab.models.magnitudes import CLASSES, OfMagnitudes, magnitudes, of_features
 from lab.privacy.joining import PERSONS
 from lab.sums import COUNT, FLAG, Floats, Sums, limit_of
 from secure_agg.arithmetic.ring import Integers
@@ -142,7 +142,7 @@ POWERS = ("count", "first", "second")
 
 
 def _powers_of(term: Number, rows: Any) -> Floats:
-    values = (term.feature.numbers(rows, term.levels) - term.mean) / term.scale
+    values = term.standardised(rows)
     there = ~np.isnan(values)
     known = np.where(there, values, 0.0)
     return np.column_stack([there.astype(float), known, known**2])

@@ -126,6 +126,15 @@ def test_the_joined_fit_is_statsmodels_on_the_joined_table(tmp_path):
         ({"family": "gaussian"}, {"exposure": None}),
         ({"family": "tweedie", "power": 1.5}, {"target": "paid"}),
         ({"family": "poisson", "ridge": 0.01}, {}),
+        (
+            {},
+            {
+                "features": [
+                    {"column": "age", "spline": (20.0, 40.0, 60.0, 80.0)},
+                    {"column": "stays", "pieces": (1.0,)},
+                ]
+            },
+        ),
     ],
 )
 def test_every_family_is_the_pooled_fit(tmp_path, model, data):
@@ -315,6 +324,7 @@ def test_tables_that_can_t_be_joined_are_refused(tmp_path, change, message):
         ({"arms": {"run": ["alone"]}}, "'alone' is not for joined sides"),
         ({"model": {"kind": "network"}}, "joined sides take 'glm' or 'trees'"),
         ({"protection": {"sums": "masks"}}, "joined sides take 'paillier' or 'clear'"),
+        ({"data": {"features": [{"column": "age", "spline": 4}]}}, "list the knots"),
         ({"data": {"path": "x.csv"}}, r"rows come from \[\[joined\]\]"),
     ],
 )
