@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from lab.models.glm import Response, Task
 from lab.privacy.disclosure import Rules
 from lab.queries.questions import Question
 from lab.records import Strict
-from lab.scores import accuracy, detection, groups
+from lab.scores import accuracy, detection, explanation, groups
 from lab.statistics import ANY_MODEL, PROFILES, QUESTIONS, Arrays, Holding, Part, Statistic
 from lab.sums import Floats, Sums
 
@@ -88,6 +89,18 @@ class OfScoresByLevel(Strict):
     model: str
     task: Task
     feature: Levels
+
+
+class OfPartial(OfScores):
+    column: str
+    values: tuple[float | str, ...]
+
+
+class OfShuffled(OfScores):
+    column: str
+    scale: Scale
+    replicates: int
+    seed: int
 
 
 class OfRanking(Strict):
@@ -195,6 +208,25 @@ def _score_fit(holding: Holding, a: OfFit, arrays: Arrays) -> Sums:
     )
 
 
+def _explain_partial(holding: Holding, a: OfPartial, arrays: Arrays) -> Sums:
+    size = holding.once(scored, a.model, a.task).size
+    rows = holding.rows(a.task, "test")
+    return explanation.partial_sums(from_json(a.model), rows, size, a.column, a.values)
+
+
+def _explain_shuffled(holding: Holding, a: OfShuffled, arrays: Arrays) -> Sums:
+    own = hmac.digest(holding.secret, b"shuffled " + a.column.encode(), "sha256")
+    rows = explanation.shuffled(holding.rows(a.task, "test"), a.column, [a.seed, *own])
+    plain = holding.once(scored, a.model, a.task)
+    return accuracy.fit_sums(
+        replace(plain, rate=from_json(a.model).predict(rows)),
+        family=a.task.law,
+        scale=a.scale,
+        replicates=a.replicates,
+        seed=_resampling(holding, a.seed),
+    )
+
+
 def _score_lorenz(holding: Holding, a: OfCurve, arrays: Arrays) -> Sums:
     return accuracy.lorenz_sums(holding.once(scored, a.model, a.task), edges=arrays["edges"])
 
@@ -290,6 +322,8 @@ COMMON: Mapping[str, Statistic] = {
         _any_model("score_fit", OfFit, _score_fit),
         _by_cell("score_lorenz", OfCurve, _score_lorenz, "edges"),
         _by_cell("score_levels", OfScoresByLevel, _score_levels),
+        _any_model("explain_partial", OfPartial, _explain_partial),
+        _any_model("explain_shuffled", OfShuffled, _explain_shuffled),
         _by_cell("detection_rank", OfRanking, _detection_rank, "edges"),
         _by_cell("detection_groups", OfGroups, _detection_groups),
         _by_rules("profile", OfProfile, _profile),

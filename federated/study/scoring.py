@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from federated.solvers.encoding import is_category
 from federated.study.experiment import Experiment
 from federated.study.rows import Features
 from federated.study.simulation import SimulatedMarket
+from lab.errors import ConfigurationError
 from lab.models import files as models
 from lab.models.design import Feature, Levels
 from lab.models.families import Scale
@@ -23,6 +24,7 @@ from lab.privacy import joining
 from lab.privacy.joining import NO_RULE, PERSONS, Least, by_parties
 from lab.scores import accuracy as scoring
 from lab.scores import detection, places
+from lab.scores.explanation import Explained, columns_of, values_of
 from lab.sums import Sums, combine
 from lab.tables.contracts import Contract
 
@@ -61,6 +63,7 @@ class Evaluation:
     levels: ByLevel
     detected: Detected | None = None
     own_null: float | None = None
+    explained: Mapping[str, Explained] = field(default_factory=dict)
 
     @property
     def scores(self) -> scoring.Scores:
@@ -145,8 +148,26 @@ class Scorer:
             whole = federation is not None and federation.everybody
             rounded = federation is not None and self._of_sides
             total = self._evaluate(part, everybody, self._least, whole=whole, rounded=rounded)
+            if federation is not None and part == next(reversed(self.tasks)):
+                total = replace(total, explained=self._explain(part, model[part], everybody))
             evaluations[part] = {"all": total, **self._own(part, model)}
         return evaluations
+
+    def _explain(self, part: str, model: str, ask: Ask) -> dict[str, Explained]:
+        """What a model makes of each feature that ``[explain]`` names, over everybody's test rows."""
+        settings, explained = self.experiment.explain, dict[str, Explained]()
+        if settings is None:
+            return explained
+        read = models.from_json(model)
+        for column in settings.features or columns_of(read):
+            values = values_of(read, column, settings.points)
+            if not values:  # it never varied, and was left out
+                continue
+            sums = ask("explain_partial", column=column, values=values)
+            rates = (sums["expected"] / sums.total("size")).tolist()
+            lost = ask("explain_shuffled", column=column, **self._resampled(part))
+            explained[column] = Explained(values, tuple(rates), lost)
+        return explained
 
     def beside(
         self, model: dict[str, str], everybody: Mapping[str, Evaluation]
@@ -210,13 +231,7 @@ class Scorer:
     ) -> Evaluation:
         """whole: by sums over all rows alone, by no bin, level or group; rounded: of predictions that
         two sides know a part of each."""
-        experiment = self.experiment
-        fit = ask(
-            "score_fit",
-            scale=self.constants[part],
-            replicates=experiment.arms.replicates,
-            seed=experiment.seed,
-        )
+        fit = ask("score_fit", **self._resampled(part))
         if whole:
             return Evaluation(fit, None, {})
         lorenz = self._lorenz(partial(ask, "score_lorenz", scale=self.constants[part]), rounded)
@@ -228,6 +243,11 @@ class Scorer:
             for term in self.by_level[part]
         }
         return Evaluation(fit, lorenz, levels, self._detect(ask, least))
+
+    def _resampled(self, part: str) -> dict[str, Any]:
+        """What the deviance is measured in, and the resamples, which are the same for every model."""
+        arms, seed = self.experiment.arms, self.experiment.seed
+        return {"scale": self.constants[part], "replicates": arms.replicates, "seed": seed}
 
     def _lorenz(self, ask: Ask, rounded: bool) -> Sums:
         """Exposure, actual and expected in bins of the predicted rate: coarse ones, then finer."""
@@ -277,6 +297,7 @@ Comparisons = tuple[dict[str, tuple[Levels, ...]], tuple[Levels, ...]]
 
 def simulated_comparisons(experiment: Experiment, market: SimulatedMarket) -> Comparisons:
     """For parties whose rows are here: numbers are cut around their mean, levels are those seen."""
+    _check_explained(experiment, market.features)
     by_level = {
         part: tuple(
             _levels_in(market, feature)
@@ -295,9 +316,20 @@ def public_comparisons(
 ) -> Comparisons:
     """For parties whose rows are elsewhere: nothing is cut by the values of numbers, which nobody
     here has seen."""
+    _check_explained(experiment, features)
     by_part = {**features, "pure premium": features.get("frequency", ())}
     by_level = {part: _public_levels(contract, by_part[part]) for part in experiment.all_tasks()}
     return by_level, _public_levels(contract, _groups(experiment))
+
+
+def _check_explained(experiment: Experiment, features: Features) -> None:
+    """Raises :class:`ConfigurationError` for a column of ``[explain]`` that is no feature."""
+    read = [feature.column for own in features.values() for feature in own]
+    for name in (experiment.explain and experiment.explain.features) or ():
+        if name not in read:
+            raise ConfigurationError(
+                f"explain.features: '{name}' is no feature of the model; these are: {', '.join(read)}"
+            )
 
 
 def simulated_scorer(
