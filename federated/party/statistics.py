@@ -18,7 +18,7 @@ from lab.errors import PeerError, PolicyError
 from lab.models import agreement, glm, profile
 from lab.models.design import Design, Encoding, Levels, Number, codes_of
 from lab.models.families import Scale
-from lab.models.files import KINDS, from_json, statistics_of
+from lab.models.files import from_json, kinds, statistics_of
 from lab.models.glm import Response, Task
 from lab.privacy.disclosure import Rules
 from lab.queries.questions import Question
@@ -335,14 +335,17 @@ COMMON: Mapping[str, Statistic] = {
 #: Statistics of questions, and all that only a release answers.
 ASKED_IN_QUESTIONS = tuple(row.name for row in COMMON.values() if row.analysis == QUESTIONS)
 RELEASED = tuple(row.name for row in COMMON.values() if row.released)
-#: What a charter and a node may allow.
-ANALYSES = (*KINDS, QUESTIONS, PROFILES)
+
+
+def analyses() -> tuple[str, ...]:
+    """What a charter and a node may allow."""
+    return (*kinds(), QUESTIONS, PROFILES)
 
 
 def find(name: str) -> Statistic:
     """The row of a statistic. Raises :class:`PeerError` for a name that stands nowhere."""
     row, kind = COMMON.get(name), name.partition("_")[0]
-    if row is None and kind in KINDS:
+    if row is None and kind in kinds():
         row = next((own for own in statistics_of(kind) if own.name == name), None)
     if row is None:
         raise PeerError(f"no statistic '{name[:60]}' here")
@@ -351,11 +354,14 @@ def find(name: str) -> Statistic:
 
 def belongs(name: str, analyses: Iterable[str]) -> bool:
     """Whether a statistic is asked for by one of these analyses; what stands nowhere is by none."""
+    kind, models = name.partition("_")[0], kinds()
+    if name not in COMMON and kind not in analyses:
+        return False
     try:
         analysis = find(name).analysis
     except PeerError:
         return False
-    return analysis in analyses or (analysis == ANY_MODEL and any(a in KINDS for a in analyses))
+    return analysis in analyses or (analysis == ANY_MODEL and any(a in models for a in analyses))
 
 
 def request(

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, TypeAdapter
 from federated.federation import ModelTotals
 from federated.solvers.encoding import totals_of
 from federated.solvers.glm import Fit
-from federated.solvers.kinds import SOLVERS
+from federated.solvers.kinds import solver_of
 from federated.solvers.solution import Solution, Watch
 from federated.study.experiment import Experiment
 from federated.study.plan import StudyPlan
@@ -175,7 +175,7 @@ def fit_models(
         left_out = []
     federation.join(profiles)
     digests = tuple(profile.digest for profile in profiles)
-    solve: Callable[..., Solution] = SOLVERS[experiment.model.kind].solve
+    solve: Callable[..., Solution] = solver_of(experiment.model.kind).solve
     fitted: dict[str, Fitted] = {}
     for part, task in experiment.tasks().items():
         solution = solve(

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from lab.models.design import Feature
+from lab.models.design import Feature, Number
+from lab.models.files import terms_of
 from lab.records import Strict
 from lab.scores import accuracy
 from lab.sums import SCORE, Floats, Sums
@@ -53,40 +54,24 @@ def values_of(model: Any, column: str, points: int) -> tuple[Value, ...]:
     Empty for a column that it does not read, such as one of a profile.
     """
     numbers: set[float] = set()
-    for part in _parts(model):
-        if hasattr(part, "encoding"):
-            for term in part.encoding.categories:
-                if term.feature.column == column:
-                    if term.feature.cut is None:
-                        return tuple(term.levels)
-                    numbers |= set(_between(np.array(term.feature.cut)))
-            for term in part.encoding.numbers:
-                if term.feature.column == column and term.bend is None:
-                    numbers |= set(
-                        _around(term.feature, term.mean, term.scale, term.levels, points)
-                    )
-                elif term.feature.column == column:
-                    ends = term.bend.knots[0], term.bend.knots[-1]
-                    numbers |= set(_in_units(term.feature, np.linspace(*ends, points)))
-        for cut in getattr(part, "cuts", ()):
-            if cut.feature.column == column:
-                if cut.edges is None:
-                    return tuple(cut.levels)
-                numbers |= set(_between(np.array(cut.edges or (0.0,))))
+    read = [t for part in _parts(model) for t in terms_of(part) if t.feature.column == column]
+    for term in read:
+        edges = term.feature.cut or getattr(term, "edges", None)
+        if edges is not None:
+            numbers |= set(_between(np.array(edges or (0.0,))))
+        elif not isinstance(term, Number):
+            return tuple(term.levels)
+        elif term.bend is None:
+            numbers |= set(_around(term.feature, term.mean, term.scale, term.levels, points))
+        else:
+            ends = term.bend.knots[0], term.bend.knots[-1]
+            numbers |= set(_in_units(term.feature, np.linspace(*ends, points)))
     return tuple(_few(np.array(sorted(numbers)), points))
 
 
 def columns_of(model: Any) -> tuple[str, ...]:
     """The columns that a model reads of a row, but those that it looks up in profiles."""
-    terms = [
-        term
-        for part in _parts(model)
-        for term in (
-            *getattr(getattr(part, "encoding", None), "numbers", ()),
-            *getattr(getattr(part, "encoding", None), "categories", ()),
-            *getattr(part, "cuts", ()),
-        )
-    ]
+    terms = [term for part in _parts(model) for term in terms_of(part)]
     looked_up = {c for profile in getattr(model, "profiles", ()) for c in profile.columns}
     return tuple(
         dict.fromkeys(t.feature.column for t in terms if t.feature.column not in looked_up)
