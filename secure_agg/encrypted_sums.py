@@ -10,7 +10,8 @@ to a power and several rows share a ciphertext:
     3  encrypting  opened    its share: what the blocks that count hold; the other's share is minus the mask
 
 Of the other blocks, which hold other rows' numbers, the encrypting side sees masked numbers as well: a
-mask is uniform in 40 bits more than a slot's number needs.
+mask is uniform in 40 bits more than a slot's number needs. Where a ciphertext holds one row, there are
+none, and the sums of several columns share an answer, block by block.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from secure_agg.paillier import decrypt_raw
 from secure_agg.triples import ProductTerms
 
 ROWS, ADDED = b"SAGGES01", b"SAGGEA01"
-#: Multiplications that an encryption takes, about.
-ENCRYPTION = 100
+#: Multiplications that an encryption and a decryption take, about.
+ENCRYPTION, DECRYPTION = 100, 700
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,38 @@ class Blocks:
     @property
     def rows(self) -> int:
         """Of a ciphertext: those that cost the fewest multiplications, while shifted blocks have room."""
-        terms = self.terms
+        terms, answer = self.terms, ENCRYPTION + DECRYPTION
         cheapest = round((ENCRYPTION * terms.rows / (terms.right * self.width)) ** 0.5)
-        most = ((self.key_bits - 1) // self.width + 1) // 2
-        return int(max(1, min(cheapest, most)))
+        several = int(max(1, min(cheapest, (self._room + 1) // 2)))
+        encrypted = ENCRYPTION * terms.rows / several
+        of_several = encrypted + terms.right * ((several - 1) * self.width + answer)
+        of_one = ENCRYPTION * terms.rows + terms.right * (self.width + answer / self._room)
+        return several if of_several < of_one else 1
+
+    @property
+    def _room(self) -> int:
+        """Blocks that a ciphertext has room for."""
+        return (self.key_bits - 1) // self.width
 
     @property
     def ciphertexts(self) -> int:
         return -(-self.terms.rows // self.rows)
+
+    @property
+    def sums(self) -> int:
+        """Of an answer: those of so many columns."""
+        return self._room if self.rows == 1 else 1
+
+    @property
+    def blocks(self) -> int:
+        """Of an answer."""
+        return max(self.sums, 2 * self.rows - 1)
+
+    @property
+    def answers(self) -> list[int]:
+        """The sums in each answer."""
+        most, right = self.sums, self.terms.right
+        return [min(most, right - at) for at in range(0, right, most)]
 
 
 def encrypted_rows(
@@ -118,12 +143,13 @@ def added(
     rows = read_ciphertexts(ROWS, terms, public, message, count)
     columns = np.ascontiguousarray(matrix.T, dtype=np.uint8)
     sums = [_sum(blocks, rows, column, public.n_squared) for column in columns]
-    masks = [_mask(blocks) for _ in sums]
+    packed = [_side_by_side(blocks, sums, k, public.n_squared) for k in range(len(blocks.answers))]
+    masks = [_mask(blocks) for _ in packed]
     plaintexts = [gmpy2.pack(mask, blocks.slot) for mask in masks]
     fresh = read_all(public, ciphertexts_of(public, plaintexts, workers))
-    answers = [a * b % public.n_squared for a, b in zip(sums, fresh, strict=True)]
+    answers = [a * b % public.n_squared for a, b in zip(packed, fresh, strict=True)]
     data = b"".join(c.to_bytes(public.ciphertext_bytes, "big") for c in answers)
-    share = -np.array([_counted(blocks, mask) for mask in masks], dtype=object).T
+    share = -_counted(blocks, masks)
     return wire.join(ADDED, [terms.digest, data]), np.asarray(share % terms.ring.modulus)
 
 
@@ -138,28 +164,39 @@ def _sum(blocks: Blocks, rows: list[mpz], column: NDArray[np.uint8], modulus: mp
     return total
 
 
+def _side_by_side(blocks: Blocks, sums: list[mpz], answer: int, modulus: mpz) -> mpz:
+    """The encrypted sums of one answer, the first lowest."""
+    first, *others = sums[answer * blocks.sums : (answer + 1) * blocks.sums][::-1]
+    for one in others:
+        first = gmpy2.powmod(first, mpz(1) << blocks.width, modulus) * one % modulus
+    return first
+
+
 def _mask(blocks: Blocks) -> list[mpz]:
     """Of each slot, also of blocks that do not count; above 0 by what a negative sum may be."""
     least = 1 << (blocks.bits - 1)
-    count = (2 * blocks.rows - 1) * blocks.terms.left
+    count = blocks.blocks * blocks.terms.left
     return [mpz(secrets.randbits(blocks.bits + MASK_BITS) + least) for _ in range(count)]
 
 
-def _counted(blocks: Blocks, slots: list[mpz]) -> list[int]:
-    """The slots of the block that counts."""
-    start = (blocks.rows - 1) * blocks.terms.left
-    return [int(v) for v in slots[start : start + blocks.terms.left]]
+def _counted(blocks: Blocks, answers: list[list[mpz]]) -> Integers:
+    """(left, right) the slots of the blocks that count, of all slots of all answers."""
+    left, columns = blocks.terms.left, []
+    for slots, count in zip(answers, blocks.answers, strict=True):
+        start = (blocks.rows - 1) * left
+        counted = [int(v) for v in slots[start : start + count * left]]
+        columns += [counted[at : at + left] for at in range(0, count * left, left)]
+    return np.array(columns, dtype=object).T
 
 
 def opened(blocks: Blocks, private: PrivateKey, message: bytes) -> Integers:
     """Step 3: the encrypting side's share, (left, right). Raises MalformedMessage, InvalidCiphertext."""
-    terms, columns = blocks.terms, []
+    terms, answers, count = blocks.terms, [], len(blocks.answers)
     for plaintext in decrypt_raw(
-        private, read_ciphertexts(ADDED, terms, private.public, message, terms.right)
+        private, read_ciphertexts(ADDED, terms, private.public, message, count)
     ):
-        if plaintext >> ((2 * blocks.rows - 1) * blocks.width):
+        if plaintext >> (blocks.blocks * blocks.width):
             raise MalformedMessage("a sum's answer has bits outside every slot")
         slots = gmpy2.unpack(plaintext, blocks.slot)
-        slots += [mpz(0)] * ((2 * blocks.rows - 1) * terms.left - len(slots))
-        columns.append(_counted(blocks, slots))
-    return np.asarray(np.array(columns, dtype=object).T % terms.ring.modulus)
+        answers.append(slots + [mpz(0)] * (blocks.blocks * terms.left - len(slots)))
+    return np.asarray(_counted(blocks, answers) % terms.ring.modulus)

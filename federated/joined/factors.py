@@ -43,7 +43,8 @@ class Format:
     """The fixed-point format of a side's numbers, which are scaled so that an average row's are about 1.
 
     ring: that sums of products stay in; bits: of a number with its sign; indicators: the fund's numbers
-    are 0 or 1.
+    are 0 or 1; encrypted: the insurer's are too, and products are made by Paillier whatever the plan says,
+    for the fund's columns are so many that letters of dealt randomness would not travel.
     """
 
     bound: float
@@ -51,12 +52,17 @@ class Format:
     ring: Ring = RING
     bits: int = 90
     indicators: bool = False
+    encrypted: bool = False
 
     @classmethod
-    def counted(cls, most: float) -> Format:
+    def counted(cls, most: float, *, encrypted: bool = False) -> Format:
         """Of whole numbers up to this at the insurer's side, added up by what the fund's side knows."""
         bits = int(most).bit_length() + 1
-        return cls(2.0 ** (bits - 1), 1.0, Ring(64), bits, indicators=True)
+        return cls(2.0 ** (bits - 1), 1.0, Ring(64), bits, indicators=True, encrypted=encrypted)
+
+    def made_by(self, product: str) -> str:
+        """How products are made, triples or paillier, where a plan says product."""
+        return "paillier" if self.encrypted else product
 
 
 #: Of sums that are products of two numbers; where shares are multiplied again, coarser.

@@ -170,6 +170,10 @@ class Products:
 
 def _placed(columns: Floats, spine: Spine, form: Format) -> Digits:
     there = spine.place >= 0
+    if columns.dtype == np.bool_:  # which are added up as they are
+        flags = np.zeros((spine.size, columns.shape[1], 1), dtype=np.uint16)
+        flags[spine.place[there], :, 0] = columns[there]
+        return flags
     ring = form.ring
     matrix = np.zeros((spine.size, columns.shape[1], ring.digits), dtype=np.uint16)
     matrix[spine.place[there]] = ring.encoded(columns[there], form.bound, form.resolution)
@@ -387,11 +391,12 @@ def _way(form: Format, terms: ProductTerms, key: Callable[[], PrivateKey], key_b
     left = form.indicators or terms.left <= terms.right
     if not left:
         terms = ProductTerms(terms.query, terms.rows, terms.right, terms.left, terms.ring)
+    bits = terms.rows.bit_length() + 1 if form.encrypted else form.bits
     make = Blocks if form.indicators else Packing
-    return _Way(left, make(terms, form.bits, key_bits), key)
+    return _Way(left, make(terms, bits, key_bits), key)
 
 
 def turns(total: JoinedSum, product: str) -> int:
     """Turns in which letters go to and fro, by the way of making products."""
     before = bool(total.curves) + isinstance(total, TellingSum)
-    return {"triples": 1, "paillier": 2}[product] + before
+    return {"triples": 1, "paillier": 2}[total.form.made_by(product)] + before

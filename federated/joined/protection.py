@@ -71,7 +71,7 @@ class Joined:
         known: bool = False,
     ) -> None:
         """owner: who holds a column; least: rows that both sides must have behind a total; known:
-        whether both know who is common."""
+        whether insurers know who is common."""
         self.inner, self.pairs, self._owner = inner, pairs, owner
         self.hiding: Hiding = inner.hiding
         self._product, self._least, self._dealer = product, least, TripleDealer()
@@ -117,7 +117,7 @@ class Joined:
         letters: dict[str, dict[str, bytes]] = {name: {} for name in request.parties}
         last = turns(total, self._product)
         for turn in range(last + 1):
-            if turn and self._product == "triples":
+            if turn and total.form.made_by(self._product) == "triples":
                 for pair, dealt in self.dealt(talk, request, total, turn).items():
                     letters[pair.fund][f"dealt {pair.insurer}"] = dealt
             answers = talk.ask(MessageKind.PRODUCT, _turn(request, turn, letters))

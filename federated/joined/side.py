@@ -42,15 +42,6 @@ CUTS = "trees_cuts"
 OTHER: Mapping[Role, Role] = {"insurer": "fund", "fund": "insurer"}
 
 
-def _trained(side: JoinedSide) -> Party:
-    """The fund's rows that any insurer trains with."""
-    if not side.trained:
-        raise PolicyError("the insurers did not say which common rows are for training")
-    labels = np.concatenate([rows.to_numpy() for rows in side.trained.values()])
-    rows = side.train.loc[labels]
-    return Party(side.name, rows, rows, side.person, side.policy)
-
-
 @dataclass(frozen=True)
 class Conversation:
     """A sum that a side is at with one other side."""
@@ -66,7 +57,7 @@ class JoinedSide(Party):
     ``columns``: those that it holds; ``places``: for each other side the rows of their spine, by the
     label of an own row, and ``sizes``, how many the spine has; ``key_bits``: of its own key for products.
     The fund's rows are all there for training and for testing: which count is the insurer's to say.
-    ``known``: whether both know who is common; ``trained``: where trees are grown, the labels of the fund's rows that an insurer trains with;
+    ``known``: whether insurers know who is common, and count by themselves what they know alone;
     ``tells_cuts``: whether the fund tells an insurer who is on which side of a cut on its columns.
     """
 
@@ -74,7 +65,6 @@ class JoinedSide(Party):
     columns: frozenset[str] = frozenset()
     places: dict[str, pd.Series] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
-    trained: dict[str, pd.Index] = field(default_factory=dict)
     known: bool = False
     tells_cuts: bool = True
     product: str = "paillier"
@@ -125,14 +115,6 @@ class JoinedSide(Party):
         return self._common
 
     @property
-    def training(self) -> Party:
-        """The rows that trees are grown from, as a party."""
-        if self.role == "insurer":
-            return self.common.party
-        party: Party = self.once(_trained)
-        return party
-
-    @property
     def spine_size(self) -> int:
         """Rows of an insurer's one spine."""
         (size,) = self.sizes.values()
@@ -164,7 +146,7 @@ class JoinedSide(Party):
             spine = self._spine(request, peer)
             talk = (
                 by_triples(layout, self, spine, secrets[peer])
-                if self.product == "triples"
+                if total.form.made_by(self.product) == "triples"
                 else by_paillier(layout, self, spine, self.own_key, self.key_bits)
             )
             talk = telling(layout, self, peer, talk)
@@ -199,6 +181,11 @@ class JoinedSide(Party):
             raise PeerError("coordinator: asks for a share of a sum that was not made")
         return contribution(share, self.rings.pop(request.query))
 
+    def is_dealt(self, request: Request) -> bool:
+        """Whether a dealer gives this side something for each turn of a sum."""
+        made_by = joined_sum(request, self.owner).form.made_by(self.product)
+        return self.role == "fund" and made_by == "triples"
+
     def _pair(self, peer: str) -> str:
         return " & ".join((self.name, peer) if self.role == "insurer" else (peer, self.name))
 
@@ -230,12 +217,12 @@ def answer_product(holder: Party, memory: NodeState, message: RecordDict) -> Rec
         if (new := len(holder.cuts_told) - before) > 0:
             memory.note(_of_cuts(holder, request, new))
     else:
-        letters = {}
+        letters, dealt_to_it = {}, holder.is_dealt(request)
         for peer in holder.places:
             kind = purpose(request.query, turn - 1, peer, holder.name)
             letter = unsealed(identity, roster[peer], kind, read(message, f"from {peer}"))
             try:
-                if holder.product == "triples" and holder.role == "fund":
+                if dealt_to_it:
                     dealt_parts = wire.split(LETTER, read(message, f"dealt {peer}"), 0, 99)
                     letter = wire.join(LETTER, [*wire.split(LETTER, letter, 0, 99), *dealt_parts])
                 letters[peer] = holder.hear(request.query, peer, letter)

@@ -3,8 +3,8 @@
 The insurer's side knows target, derivatives and the node of each row; the fund's side knows the bins of
 its own columns. Histograms of the insurer's columns are sums of its own rows, those of the fund's are
 products of derivatives with indicators of bins. All are whole numbers, so that cuts and trees are those
-of the joined table to the bit. Both sides know which persons are common, and the fund which of them
-are for training.
+of the joined table to the bit. The insurer knows which of its persons are common; the fund learns of none
+whether it is for training.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from federated.joined.bins import ONES
 from federated.joined.factors import (
     BOTH,
     WITHIN,
@@ -42,8 +43,6 @@ from lab.privacy.joining import PERSONS
 from lab.scores import accuracy
 from lab.sums import COUNT, FLAG, HEADS, Floats, Limit, Sums
 from secure_agg.arithmetic.ring import Integers
-
-ONES = {"here": 1, "valid": 1}
 
 
 def _told(place: Place, cuts: tuple[Cuts, ...], owner: Owner) -> list[Cut]:
@@ -279,41 +278,6 @@ def _trees(text: str) -> Trees:
     return model
 
 
-def _own(side: Any, a: Any) -> tuple[Party, list[int], Any]:
-    """A side's training rows, which features it holds, and the arguments for those alone."""
-    own = [j for j, cut in enumerate(a.cuts) if side.holds(cut.feature.column)]
-    return side.training, own, a.model_copy(update={"cuts": tuple(a.cuts[j] for j in own)})
-
-
-def _rows_of(side: Any, party: Party) -> int:
-    """Joined rows are counted at the insurer's side."""
-    return len(party.train) if side.role == "insurer" else 0
-
-
-def bins_alone(side: Any, a: Any, arrays: Mapping[str, Floats]) -> Sums:
-    """``trees_bins`` of a side's own features; of the others none."""
-    party, own, asked = _own(side, a)
-    edges = arrays["edges"]
-    count = np.zeros((len(edges), edges.shape[1] + 1))
-    if own:
-        row = statistics.find("trees_bins")
-        count[own] = row.function(party, asked, {"edges": edges[own]})["count"]
-    return Sums({"count": count}, {"count": HEADS}, _rows_of(side, party))
-
-
-def persons_alone(side: Any, a: Any, arrays: Mapping[str, Floats]) -> Sums:
-    """``trees_persons`` of a side's own features; of the others none."""
-    party, own, asked = _own(side, a)
-    ends = np.cumsum([cut.bins for cut in a.cuts])
-    parts = np.split(np.zeros(int(ends[-1])), ends[:-1])
-    if own:
-        persons = statistics.find("trees_persons").function(party, asked, arrays)[PERSONS]
-        widths = np.cumsum([a.cuts[j].bins for j in own])[:-1]
-        for j, each in zip(own, np.split(persons, widths), strict=True):
-            parts[j] = each
-    return Sums({PERSONS: np.concatenate(parts)}, {PERSONS: HEADS}, _rows_of(side, party))
-
-
 def totals_alone(side: Any, a: Any, arrays: Mapping[str, Floats]) -> Sums:
     """``totals`` of common rows, which the insurer's side knows by itself."""
     row = statistics.find("totals")
@@ -347,11 +311,6 @@ def _nobody(side: Any, task: Task, names: Sequence[str | None] = ()) -> Party:
     return Party(side.name, empty, empty)
 
 
-#: What each side answers of trees for its own rows and columns.
-ALONE: Mapping[str, Callable[[Any, Any, Mapping[str, Floats]], Sums]] = {
-    "trees_bins": bins_alone,
-    "trees_persons": persons_alone,
-}
 SCORES = ("score_fit", "score_lorenz", "score_levels", "detection_rank", "detection_groups")
 
 

@@ -79,6 +79,11 @@ def leaves(model, codes: np.ndarray) -> np.ndarray:
     return np.column_stack(nodes)
 
 
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Study:
+    return perform(written(tmp_path_factory.mktemp("attack")))
+
+
 def test_unprotected_the_sign_of_a_derivative_is_the_label():
     labels = tables().fraud.to_numpy()
     derivatives = 1 / (1 + np.exp(0.0)) - labels  # of a logistic loss, shown to the fund
@@ -105,18 +110,18 @@ def test_what_the_fund_hears_of_derivatives_goes_with_no_label(tmp_path, monkeyp
     )  # of 1,000 fair bits, six standard deviations
 
 
-def test_unprotected_nodes_of_rows_tell_labels_apart(tmp_path):
+def test_unprotected_nodes_of_rows_tell_labels_apart(study):
     """ID2Graph: rows that are often at one leaf have one label."""
-    frame, model = tables(), trees_of(perform(written(tmp_path)))
+    frame, model = tables(), trees_of(study)
     at = leaves(model, binned(frame, model.cuts))
     shown = guessed(frame, at[:, 0])
     assert shown > 0.8
     assert guessed(frame, np.zeros(PERSONS)) < 0.6
 
 
-def test_what_the_fund_knows_of_nodes_by_its_own_columns_tells_little(tmp_path):
+def test_what_the_fund_knows_of_nodes_by_its_own_columns_tells_little(study):
     """It knows cuts on its own columns, and follows its rows no further than the first other cut."""
-    frame, model = tables(), trees_of(perform(written(tmp_path)))
+    frame, model = tables(), trees_of(study)
     at = leaves(model, binned(frame, model.cuts))
     theirs = {j for j, cut in enumerate(model.cuts) if cut.feature.column in ("stays", "dose")}
     known = np.zeros(PERSONS, dtype=np.int32)
@@ -130,11 +135,13 @@ def test_what_the_fund_knows_of_nodes_by_its_own_columns_tells_little(tmp_path):
     assert guessed(frame, at[:, 0]) - guessed(frame, known) > 0.2
 
 
-@pytest.mark.parametrize(("own_trees", "told"), [(5, False), (0, True)])
-def test_trees_of_own_columns_tell_the_insurer_nothing(tmp_path, own_trees, told):
-    study = perform(written(tmp_path, own_trees=own_trees))
-    lines = [line for line in study.receipts["fund"] if line.statistic == "trees_cuts"]
-    assert bool(lines) == told
+def cuts_told(study: Study):
+    return [line for line in study.receipts["fund"] if line.statistic == "trees_cuts"]
+
+
+def test_trees_of_own_columns_tell_the_insurer_nothing(tmp_path, study):
+    assert cuts_told(study)
+    assert not cuts_told(perform(written(tmp_path, trees=2, own_trees=2)))
 
 
 def test_an_insurer_knows_of_a_column_the_cuts_that_were_told_and_no_more():
