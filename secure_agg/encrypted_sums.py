@@ -40,11 +40,13 @@ ENCRYPTION, DECRYPTION = 100, 700
 @dataclass(frozen=True)
 class Blocks:
     """How rows are packed. terms: left is the side that encrypts; bits: of a sum of a column's
-    magnitudes over all rows, with its sign. Raises InvalidLayout."""
+    magnitudes over all rows, with its sign; again: whether the same rows are summed up again and again, so
+    that they are encrypted once. Raises InvalidLayout."""
 
     terms: ProductTerms
     bits: int
     key_bits: int
+    again: bool = False
 
     def __post_init__(self) -> None:
         if self.width >= self.key_bits:
@@ -68,6 +70,8 @@ class Blocks:
     @property
     def rows(self) -> int:
         """Of a ciphertext: those that cost the fewest multiplications, while shifted blocks have room."""
+        if self.again:
+            return 1
         terms, answer = self.terms, ENCRYPTION + DECRYPTION
         cheapest = round((ENCRYPTION * terms.rows / (terms.right * self.width)) ** 0.5)
         several = int(max(1, min(cheapest, (self._room + 1) // 2)))
@@ -103,21 +107,36 @@ class Blocks:
 
 
 def encrypted_rows(
-    blocks: Blocks, public: PublicKey, matrix: Integers, *, workers: int = 2
+    blocks: Blocks,
+    public: PublicKey,
+    matrix: Integers,
+    *,
+    workers: int = 2,
+    kept: dict[bytes, bytes] | None = None,
 ) -> bytes:
     """Step 1. matrix: (rows, left) whole numbers; a column's magnitudes add up to less than
-    ``2**(bits - 1)``."""
+    ``2**(bits - 1)``; kept: ciphertexts of rows that are summed up again."""
     terms = blocks.terms
     if matrix.shape != (terms.rows, terms.left):
         raise InvalidLayout("the matrix is not of the shape that was agreed on")
     if np.abs(matrix).sum(axis=0).max() >= 1 << (blocks.bits - 1):
         raise InvalidLayout(f"the numbers of a column add up to more than {blocks.bits} bits")
     numbers = matrix.ravel().tolist()
-    size, n = blocks.rows * terms.left, public.n
+    if not blocks.again or kept is None:
+        kept = {}
+    name = wire.digest(ROWS, [str((blocks.slot, public.n, numbers)).encode()])
+    if name not in kept:
+        kept.clear()
+        kept[name] = _encrypted(blocks, public, numbers, workers)
+    return wire.join(ROWS, [terms.digest, kept[name]])
+
+
+def _encrypted(blocks: Blocks, public: PublicKey, numbers: list[int], workers: int) -> bytes:
+    size, n = blocks.rows * blocks.terms.left, public.n
     plaintexts = [
         _packed(numbers[at : at + size], blocks.slot) % n for at in range(0, len(numbers), size)
     ]
-    return wire.join(ROWS, [terms.digest, ciphertexts_of(public, plaintexts, workers)])
+    return ciphertexts_of(public, plaintexts, workers)
 
 
 def _packed(values: list[int], slot: int) -> mpz:

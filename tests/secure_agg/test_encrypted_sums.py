@@ -52,6 +52,20 @@ def test_sums_share_an_answer_where_a_ciphertext_holds_one_row():
     assert blocks(10_000, 2, 330).sums == 1
 
 
+def test_rows_that_are_summed_up_again_are_encrypted_once(private):
+    one, other = (np.array([[bit], [1]], dtype=object) for bit in (0, 1))
+    kept: dict[bytes, bytes] = {}
+
+    def ciphertexts(query, left):
+        how = Blocks(ProductTerms(query, 2, 1, 1, RING), 10, 2048, again=True)
+        rows = encrypted_sums.encrypted_rows(how, private.public, left, workers=1, kept=kept)
+        return wire.split(encrypted_sums.ROWS, rows, 2)[1]
+
+    first = ciphertexts("q", one)
+    assert ciphertexts("r", one) == first
+    assert ciphertexts("q", other) != first
+
+
 def test_what_is_opened_is_masked_by_40_bits_in_every_slot(private):
     left, right = np.ones((4000, 1), dtype=object), np.ones((4000, 1), dtype=np.int64)
     how = blocks(4000, 1, 1, bits=14)
