@@ -112,6 +112,11 @@ class _Counted(Arguments):
         values[self._places(self._of("fund"), full=True)] = shares("trained", "bins")[0]
         return {self.array: values}
 
+    def about(self, column: str, numbers: int) -> int:
+        return sum(
+            len(self.full(j)) for j, cut in enumerate(self.a.cuts) if cut.feature.column == column
+        )
+
     def opened(self, values: Mapping[str, Floats], rows: int) -> Sums:
         return Sums({self.array: values[self.array]}, {self.array: self.limit}, rows)
 

@@ -60,6 +60,10 @@ class Format:
         bits = int(most).bit_length() + 1
         return cls(2.0 ** (bits - 1), 1.0, Ring(64), bits, indicators=True, encrypted=encrypted)
 
+    def bits_over(self, rows: int) -> int:
+        """Bits of a number of so many rows, with its sign: where 1 is the most, of a column's sum."""
+        return rows.bit_length() + 1 if self.encrypted else self.bits
+
     def made_by(self, product: str) -> str:
         """How products are made, triples or paillier, where a plan says product."""
         return "paillier" if self.encrypted else product
@@ -81,6 +85,7 @@ class Half(Protocol):
         """Who each of these rows belongs to."""
 
     secret: bytes
+    kept: dict[bytes, bytes]  # ciphertexts of rows that are summed up again
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,9 @@ class JoinedSum(Protocol):
 
     def opened(self, values: Mapping[str, Floats], rows: int) -> Sums:
         """The total, of what the shares add up to."""
+
+    def about(self, column: str, numbers: int) -> int:
+        """Of so many numbers that are opened, those that depend on a column."""
 
 
 def within(groups: Groups, rows: int, form: Format = FINE) -> Groups:
@@ -231,6 +239,10 @@ class Arguments:
     def form(self) -> Format:
         """Fine where shares are not multiplied again."""
         return FINE
+
+    def about(self, column: str, numbers: int) -> int:
+        """Of so many numbers that are opened, those that depend on a column."""
+        return numbers
 
 
 class CurvedSum(JoinedSum, Protocol):

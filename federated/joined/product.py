@@ -169,14 +169,11 @@ class Products:
 
 
 def _placed(columns: Floats, spine: Spine, form: Format) -> Digits:
-    there = spine.place >= 0
-    if columns.dtype == np.bool_:  # which are added up as they are
-        flags = np.zeros((spine.size, columns.shape[1], 1), dtype=np.uint16)
-        flags[spine.place[there], :, 0] = columns[there]
-        return flags
-    ring = form.ring
-    matrix = np.zeros((spine.size, columns.shape[1], ring.digits), dtype=np.uint16)
-    matrix[spine.place[there]] = ring.encoded(columns[there], form.bound, form.resolution)
+    ring, there = form.ring, spine.place >= 0
+    rows, flags = columns[there], columns.dtype == np.bool_  # which are added up as they are
+    values = rows[..., None] if flags else ring.encoded(rows, form.bound, form.resolution)
+    matrix = np.zeros((spine.size, *values.shape[1:]), dtype=np.uint16)
+    matrix[spine.place[there]] = values
     return matrix
 
 
@@ -316,8 +313,7 @@ def deal(layout: Products, turn: int, left_secret: bytes, right_secret: bytes) -
 def by_paillier(
     layout: Products, half: Half, spine: Spine, key: Callable[[], PrivateKey], key_bits: int
 ) -> Talking:
-    """With Paillier. key: this side's own, made where it encrypts; in each product the side of fewer
-    columns does."""
+    """With Paillier. key: this side's own, made where it encrypts: the side of fewer columns does."""
     if layout.curves is not None:
         raise PeerError("a binomial model over joined sides needs protection.product = 'triples'")
     own = layout.on_spine(_groups(layout.total, half), spine)
@@ -329,7 +325,7 @@ def by_paillier(
         for m, way, ours in zip(matrices, ways, encrypts, strict=True)
     ]
     rows = [
-        way.encrypted(n) if ours else b""
+        way.encrypted(n, half.kept) if ours else b""
         for way, n, ours in zip(ways, numbers, encrypts, strict=True)
     ]
     modulus = int(key().public.n).to_bytes(key_bits // 8, "big") if any(encrypts) else b""
@@ -365,10 +361,11 @@ class _Way:
     def adds(self) -> bool:
         return isinstance(self.how, Blocks)
 
-    def encrypted(self, numbers: Integers) -> bytes:
+    def encrypted(self, numbers: Integers, kept: dict[bytes, bytes]) -> bytes:
+        public = self.key().public
         if isinstance(self.how, Blocks):
-            return encrypted_sums.encrypted_rows(self.how, self.key().public, numbers)
-        return encrypted_product.encrypted_rows(self.how, self.key().public, numbers)
+            return encrypted_sums.encrypted_rows(self.how, public, numbers, kept=kept)
+        return encrypted_product.encrypted_rows(self.how, public, numbers)
 
     def evaluated(
         self, modulus: bytes, numbers: Integers, message: bytes
@@ -391,9 +388,10 @@ def _way(form: Format, terms: ProductTerms, key: Callable[[], PrivateKey], key_b
     left = form.indicators or terms.left <= terms.right
     if not left:
         terms = ProductTerms(terms.query, terms.rows, terms.right, terms.left, terms.ring)
-    bits = terms.rows.bit_length() + 1 if form.encrypted else form.bits
-    make = Blocks if form.indicators else Packing
-    return _Way(left, make(terms, bits, key_bits), key)
+    if form.indicators:
+        bits = form.bits_over(terms.rows)
+        return _Way(left, Blocks(terms, bits, key_bits, form.encrypted), key)
+    return _Way(left, Packing(terms, form.bits, key_bits), key)
 
 
 def turns(total: JoinedSum, product: str) -> int:

@@ -106,10 +106,10 @@ class Joined:
 
     def total(self, talk: Talk, request: Request) -> Sums:
         """The total over all joined rows. Raises :class:`PolicyError` for fewer rows than the rules say."""
-        if is_alone(request, self._owner, self._known):
-            return self.inner.total(talk, request)
-        total = joined_sum(request, self._owner)
-        self.multiply(talk, request, total)
+        total = None
+        if not is_alone(request, self._owner, self._known):
+            total = joined_sum(request, self._owner)
+            self.multiply(talk, request, total)
         return checked_total(total, self.inner.total(talk, request), request.statistic, self._least)
 
     def multiply(self, talk: Talk, request: Request, total: JoinedSum) -> None:
@@ -144,10 +144,14 @@ class Joined:
         return letters
 
 
-def checked_total(total: JoinedSum, shares: Sums, statistic: str, least: int) -> Sums:
-    """What shares add up to. Raises :class:`PolicyError` for fewer rows than ``least``."""
-    sums = joined_total(total, shares)
-    if sums.rows < least:
+def checked_total(total: JoinedSum | None, sums: Sums, statistic: str, least: int) -> Sums:
+    """What shares add up to, or what sides answered alone, without a total.
+
+    Raises :class:`PolicyError` for fewer rows than ``least``, but where a sum is of no rows.
+    """
+    if total is not None:
+        sums = joined_total(total, sums)
+    if sums.rows < least and (total is not None or sums.rows):
         raise PolicyError(
             f"{statistic}: both sides have fewer than {least} rows behind it", "persons"
         )

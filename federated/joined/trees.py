@@ -23,8 +23,8 @@ from federated.joined.factors import (
     Arguments,
     Format,
     Groups,
+    JoinedSum,
     Multiplied,
-    Owner,
     Shares,
     Widths,
     indicators,
@@ -45,12 +45,6 @@ from lab.sums import COUNT, FLAG, HEADS, Floats, Limit, Sums
 from secure_agg.arithmetic.ring import Integers
 
 
-def _told(place: Place, cuts: tuple[Cuts, ...], owner: Owner) -> list[Cut]:
-    """The cuts on the fund's columns that a place of the trees needs."""
-    trees = [place.growing] if place.last is None else [place.last, place.growing]
-    return cuts_of(trees, cuts, lambda column: owner(column) == "fund")
-
-
 @dataclass(frozen=True)
 class _Place(Arguments):
     """What questions have in common that stand at a tree that grows."""
@@ -59,17 +53,18 @@ class _Place(Arguments):
     def place(self) -> Place:
         raise NotImplementedError
 
+    def chosen(self) -> list[Cut]:
+        """The cuts on the fund's columns that it tells."""
+        last, growing = self.place.last, self.place.growing
+        trees = [growing] if last is None else [last, growing]
+        return cuts_of(trees, self.a.cuts, lambda column: self.owner(column) == "fund")
+
     def told(self, side: Any, peer: str) -> bytes:
         """A bit for each cut and row of the spine."""
-        return bytes(side.tell(peer, _told(self.place, self.a.cuts, self.owner), self.a.cuts))
+        return bytes(side.tell(peer, self.chosen(), self.a.cuts))
 
     def hear(self, side: Any, data: bytes) -> None:
-        chosen = _told(self.place, self.a.cuts, self.owner)
-        bits, size = np.frombuffer(data, dtype=np.uint8), side.spine_size
-        if len(bits) != len(chosen) * -(-size // 8):
-            raise PeerError("the fund: tells of other cuts than were chosen")
-        rows = np.unpackbits(bits.reshape(len(chosen), -(-size // 8)), axis=1, count=size)
-        side.common.hear(self.a.cuts, chosen, rows.astype(bool))
+        side.listen(self.chosen(), self.a.cuts, data)
 
     def rows(self, side: Any) -> Any:
         """The insurer's common rows, at the leaves of the tree that grows."""
@@ -80,6 +75,13 @@ class _Place(Arguments):
                 rows.recode(j, common.codes(cut, "train"))
         rows.follow(self.place)
         return rows
+
+
+def told_by(total: JoinedSum) -> list[tuple[Cuts, tuple[bool, ...]]]:
+    """The cuts on the fund's columns that are told before a sum is made."""
+    if not isinstance(total, _Place):
+        return []
+    return [(total.a.cuts[feature], goes_left) for feature, goes_left in total.chosen()]
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,13 @@ class Level(_Place):
         if len(self.place.growing.feature) == 1:
             values |= {name: np.zeros(2, dtype=object) for name in ("loss", "size")}
         return values
+
+    def about(self, column: str, numbers: int) -> int:
+        """Of a feature those by its own bins: which rows are at a node goes by cuts, which are counted by
+        themselves."""
+        own = [j for j, cut in enumerate(self.a.cuts) if cut.feature.column == column]
+        bins = sum(self.a.cuts[j].bins for j in own if j in self.a.ask.features)
+        return 2 * len(self.a.ask.nodes) * bins if own else numbers
 
     def opened(self, values: Mapping[str, Floats], rows: int) -> Sums:
         most = self.a.ask.most

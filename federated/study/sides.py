@@ -12,7 +12,7 @@ import pandas as pd
 from federated.app import client_app
 from federated.federation import Federation
 from federated.hiding.protocol import Clear, Protection
-from federated.joined.alignment import aligned
+from federated.joined.alignment import aligned, common_of
 from federated.joined.factors import Owner
 from federated.joined.protection import Joined, Pair
 from federated.joined.side import JoinedSide
@@ -126,6 +126,11 @@ def _align(experiment: Experiment, insurer: JoinedSide, fund: JoinedSide) -> Non
     for (side, peer), own, result in zip(pairs, keys, results, strict=True):
         side.places[peer.name] = pd.Series(result.place, index=own.index)
         side.sizes[peer.name] = result.size
+        side.persons[peer.name] = common_of(settings.learns, cap, result.size)
+        if result.common is not None:
+            side.met[peer.name] = pd.Series(result.common, index=own.index)
+        if result.keys is not None:
+            side.row_keys[peer.name] = result.keys
 
 
 def is_known(experiment: Experiment) -> bool:

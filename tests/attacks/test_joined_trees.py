@@ -1,26 +1,36 @@
 """What the fund could learn of labels while trees grow over its columns, and what an insurer learns of them.
 
-Each attack has a twin that works where the guard is not: on derivatives in the clear, and on the nodes that
+Each attack has a twin that works where the guard is not: on derivatives in the clear, on the nodes that
 rows are at (Takahashi, Liu and Liu, "Eliminating label leakage in tree-based vertical federated
-learning", arXiv 2307.10318: ID2Graph).
+learning", arXiv 2307.10318: ID2Graph), on bits of persons that an insurer lacks, on a fund that answers
+whatever it is asked.
 """
 
 from __future__ import annotations
 
+import signal
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from federated.deployment.coordinator.sides import RemoteJoined
+from federated.deployment.node.process import Node
 from federated.joined import product
+from federated.joined.side import NONCE, JoinedSide
 from federated.joined.told import ToldColumn
+from federated.messages import Request
 from federated.study.arms import perform
 from federated.study.experiment import Experiment
 from federated.study.result import Study
+from lab.errors import PeerError
 from lab.models.design import Feature
-from lab.models.tree_model import Cuts, binned
+from lab.models.tree_model import Cuts, Tree, binned
 from secure_agg import wire
+from tests.rigs.sides import Sides
+from tests.rigs.trial import started
 
 PERSONS = 1000
 
@@ -155,3 +165,82 @@ def test_an_insurer_knows_of_a_column_the_cuts_that_were_told_and_no_more():
         column.hear(goes_left, goes_left[codes])
         assert (goes_left[column.codes] == goes_left[codes]).all()
     assert len(np.unique(column.codes)) == 4 < len(np.unique(codes))
+
+
+# An insurer that is alone told who is common, and looks at what the fund tells of all others.
+
+
+def told_bits(*, hidden: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(cuts, strangers) what the fund tells of them on the spine, and what is true."""
+    rng = np.random.default_rng(6)
+    frame = pd.DataFrame({"stays": rng.normal(size=PERSONS)})
+    cuts = (Cuts(feature=Feature(column="stays"), edges=tuple(np.linspace(-1, 1, 7))),)
+    fund = JoinedSide("fund", frame, frame, role="fund", columns=frozenset(["stays"]))
+    fund.places["insurer"] = pd.Series(rng.permutation(2 * PERSONS)[:PERSONS], index=frame.index)
+    fund.sizes["insurer"] = 2 * PERSONS
+    if hidden:
+        fund.row_keys["insurer"] = rng.integers(0, 256, (PERSONS, 32), dtype=np.uint8)
+    chosen = [(0, tuple(np.arange(cuts[0].bins) <= last)) for last in range(6)]
+    data = np.frombuffer(fund.tell("insurer", chosen, cuts), dtype=np.uint8)[
+        NONCE if hidden else 0 :
+    ]
+    bits = np.unpackbits(data.reshape(6, -1), axis=1, count=2 * PERSONS)
+    codes = binned(frame, cuts)[:, 0]
+    true = np.array([np.array(goes_left)[codes] for _, goes_left in chosen])
+    return bits[:, fund.places["insurer"]], true
+
+
+def test_unprotected_an_insurer_reads_bits_of_persons_that_it_lacks():
+    bits, true = told_bits(hidden=False)
+    assert (bits == true).all()
+
+
+def test_what_is_told_of_persons_that_an_insurer_lacks_is_hidden_by_their_keys():
+    bits, true = told_bits(hidden=True)
+    assert abs((bits == true).mean() - 0.5) < 0.05  # of 6,000 fair bits, seven standard deviations
+    assert abs(bits.mean() - 0.5) < 0.05
+
+
+# A coordinator among real sides that asks for cuts of its own choosing.
+
+
+def with_a_cut_of_its_own(request: Request) -> Request:
+    """A question about a leaf, at a tree that the coordinator made up."""
+    cuts = request.arguments["cuts"]
+    at_fund = next(j for j, cut in enumerate(cuts) if cut["feature"]["column"] == "stays")
+    tree = Tree(feature=(at_fund, -1, -1), left=(1, 0, 0), bins=("1", "0", "0"), value=(0.0,) * 3)
+    ask = {**request.arguments["ask"], "nodes": [1]}
+    ask["place"] = {**ask["place"], "growing": tree.model_dump(mode="json")}
+    return replace(request, arguments={**request.arguments, "ask": ask})
+
+
+@dataclass(frozen=True)
+class AnswersAnything:
+    """Holds no question against the plan."""
+
+    def __call__(self, node: Node) -> None:
+        node._answers._binding = lambda run, study: None  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bound", [False, True])
+def test_a_coordinator_is_told_no_cut_that_the_plan_did_not_choose(
+    tmp_path, authority_key, monkeypatch, bound
+):
+    """Unbound the fund tells it, and notes it; bound it refuses before anything is told."""
+    multiply = RemoteJoined.multiply
+
+    def forged(self, talk, request, total):
+        if request.statistic == "trees_level":
+            request = with_a_cut_of_its_own(request)
+        multiply(self, talk, request, total)
+
+    monkeypatch.setattr(RemoteJoined, "multiply", forged)
+    with started(Sides(tmp_path, authority_key, learns="both")) as made:
+        if not bound:
+            made.kill("fund", signal.SIGTERM)
+            made.start("fund", AnswersAnything())
+        with pytest.raises(PeerError, match=r"\[plan\] the question is not signed"):
+            made.run(made.trees())
+        told = sum(line.told["cuts"] for line in made.logged("fund", "cuts"))
+        assert told == (0 if bound else 1)

@@ -19,6 +19,7 @@ from federated.joined.factors import Owner
 from federated.message_kinds import MessageKind
 from federated.messages import Form, Request, message_of
 from federated.study.experiment import Experiment
+from federated.study.sides import is_known
 from lab.errors import ConfigurationError, PeerError
 from lab.privacy.disclosure import Rules
 from lab.sums import Sums
@@ -109,7 +110,8 @@ def protection_of(
         authority, pairs = RemoteAuthority(key.public, key.by[0]), charter.pairs
         if not experiment.joined or pairs is None:
             return EnrolledPaillier(authority)
-        return RemoteJoined(EnrolledPaillier(authority, of_shares=True), pairs, owner, key.by[0])
+        inner, known = EnrolledPaillier(authority, of_shares=True), is_known(experiment)
+        return RemoteJoined(inner, pairs, owner, key.by[0], known=known)
     if experiment.joined:
         raise ConfigurationError(
             "joined: sides need a key authority; make its key with: lab keys deal"

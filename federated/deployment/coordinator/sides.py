@@ -31,11 +31,14 @@ BEGUN_ANEW = 3
 class RemoteJoined(Joined):
     """Sums of shares among sides that run processes of their own.
 
-    inner: Paillier whose totals the supervisor opens; owner: who holds a column.
+    inner: Paillier whose totals the supervisor opens; owner: who holds a column; known: whether insurers
+    know who is common.
     """
 
-    def __init__(self, inner: Paillier, pairs: Pairs, owner: Owner, supervisor: str) -> None:
-        super().__init__(inner, (), owner, pairs.product, pairs.minimum_persons)
+    def __init__(
+        self, inner: Paillier, pairs: Pairs, owner: Owner, supervisor: str, *, known: bool
+    ) -> None:
+        super().__init__(inner, (), owner, pairs.product, pairs.minimum_persons, known)
         self.opener: Opener = inner.opener
         self._sides, self._supervisor = pairs, supervisor
 
