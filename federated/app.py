@@ -93,7 +93,7 @@ def client_app(party_of: PartyOf, hiding: Hiding) -> ClientApp:
 
 
 def _recall(holder: Party, memory: NodeState) -> None:
-    """Take up what a run knows and this process does not: released profiles, finished trees."""
+    """Take up what a run knows and this process does not: released profiles, finished trees, cuts told."""
     for digest, data in memory.profiles():
         if digest not in holder.profiles:
             holder.profiles[digest] = profile.read(data)
@@ -102,14 +102,22 @@ def _recall(holder: Party, memory: NodeState) -> None:
             from lab.models import tree_rows
 
             holder.finished[chain] = tree_rows.read_finished(text)
+    if isinstance(holder, joined.JoinedSide) and holder.places:
+        for cut, bits in memory.told():
+            if cut not in holder.told:
+                holder.take_up(cut, bits)
 
 
 def _keep_trees(holder: Party, memory: NodeState) -> None:
-    """Keep finished trees, so that rows can follow them anew."""
+    """Keep finished trees and cuts that were told, so that rows can follow them anew."""
     chains = dict(memory.trees())
     for chain, (before, tree) in holder.finished.items():
         if chain not in chains:
             memory.keep_tree(chain, f"[{json.dumps(before)},{tree.model_dump_json()}]")
+    if isinstance(holder, joined.JoinedSide):
+        kept = {cut for cut, _ in memory.told()}
+        for cut in holder.told.keys() - kept:
+            memory.keep_told(cut, holder.told[cut])
 
 
 def answer(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:

@@ -10,8 +10,9 @@ to a power and several rows share a ciphertext:
     3  encrypting  opened    its share: what the blocks that count hold; the other's share is minus the mask
 
 Of the other blocks, which hold other rows' numbers, the encrypting side sees masked numbers as well: a
-mask is uniform in 40 bits more than a slot's number needs. Where a row has more columns than a ciphertext
-has room for, some of the columns are added after the others.
+mask is uniform in 40 bits more than a slot's number needs. Where a ciphertext holds one row, there are
+none, and the sums of several columns share an answer, block by block. Where a row has more columns than a
+ciphertext has room for, some of the columns are added after the others.
 """
 
 from __future__ import annotations
@@ -33,18 +34,20 @@ from secure_agg.paillier import decrypt_raw
 from secure_agg.triples import ProductTerms
 
 ROWS, ADDED = b"SAGGES01", b"SAGGEA01"
-#: Multiplications that an encryption takes, about.
-ENCRYPTION = 100
+#: Multiplications that an encryption and a decryption take, about.
+ENCRYPTION, DECRYPTION = 100, 700
 
 
 @dataclass(frozen=True)
 class Blocks:
     """How rows are packed. terms: left is the side that encrypts; bits: of a sum of a column's
-    magnitudes over all rows, with its sign. Raises InvalidLayout."""
+    magnitudes over all rows, with its sign; again: whether the same rows are summed up again and again, so
+    that they are encrypted once. Raises InvalidLayout."""
 
     terms: ProductTerms
     bits: int
     key_bits: int
+    again: bool = False
 
     def __post_init__(self) -> None:
         if self.slot >= self.key_bits:
@@ -75,31 +78,67 @@ class Blocks:
     @property
     def rows(self) -> int:
         """Of a ciphertext: those that cost the fewest multiplications, while shifted blocks have room."""
-        terms = self.terms
+        if self.again:
+            return 1
+        terms, answer = self.terms, ENCRYPTION + DECRYPTION
         cheapest = round((ENCRYPTION * terms.rows / (terms.right * self.width)) ** 0.5)
-        most = ((self.key_bits - 1) // self.width + 1) // 2
-        return int(max(1, min(cheapest, most)))
+        several = int(max(1, min(cheapest, (self._room + 1) // 2)))
+        encrypted = ENCRYPTION * terms.rows / several
+        of_several = encrypted + terms.right * ((several - 1) * self.width + answer)
+        of_one = ENCRYPTION * terms.rows + terms.right * (self.width + answer / self._room)
+        return several if of_several < of_one else 1
+
+    @property
+    def _room(self) -> int:
+        """Blocks that a ciphertext has room for."""
+        return (self.key_bits - 1) // self.width
 
     @property
     def ciphertexts(self) -> int:
         return -(-self.terms.rows // self.rows)
 
+    @property
+    def sums(self) -> int:
+        """Of an answer: those of so many columns."""
+        return self._room if self.rows == 1 else 1
+
+    @property
+    def blocks(self) -> int:
+        """Of an answer."""
+        return max(self.sums, 2 * self.rows - 1)
+
+    @property
+    def answers(self) -> list[int]:
+        """The sums in each answer."""
+        most, right = self.sums, self.terms.right
+        return [min(most, right - at) for at in range(0, right, most)]
+
 
 def encrypted_rows(
-    blocks: Blocks, public: PublicKey, matrix: Integers, *, workers: int = 2
+    blocks: Blocks,
+    public: PublicKey,
+    matrix: Integers,
+    *,
+    workers: int = 2,
+    kept: dict[bytes, bytes] | None = None,
 ) -> bytes:
     """Step 1. matrix: (rows, left) whole numbers; a column's magnitudes add up to less than
-    ``2**(bits - 1)``."""
+    ``2**(bits - 1)``; kept: ciphertexts of rows that are summed up again."""
     terms = blocks.terms
     if matrix.shape != (terms.rows, terms.left):
         raise InvalidLayout("the matrix is not of the shape that was agreed on")
     if np.abs(matrix).sum(axis=0).max() >= 1 << (blocks.bits - 1):
         raise InvalidLayout(f"the numbers of a column add up to more than {blocks.bits} bits")
-    plaintexts = [
-        plaintext for part, few in blocks.parts for plaintext in _plaintexts(few, matrix[:, part])
-    ]
-    reduced = [plaintext % public.n for plaintext in plaintexts]
-    return wire.join(ROWS, [terms.digest, ciphertexts_of(public, reduced, workers)])
+    if not blocks.again or kept is None:
+        kept = {}
+    numbers = matrix.ravel().tolist()
+    name = wire.digest(ROWS, [str((blocks.slot, public.n, numbers)).encode()])
+    if name not in kept:
+        kept.clear()
+        plaintexts = [p for part, few in blocks.parts for p in _plaintexts(few, matrix[:, part])]
+        reduced = [plaintext % public.n for plaintext in plaintexts]
+        kept[name] = ciphertexts_of(public, reduced, workers)
+    return wire.join(ROWS, [terms.digest, kept[name]])
 
 
 def _plaintexts(blocks: Blocks, matrix: Integers) -> list[mpz]:
@@ -129,15 +168,16 @@ def added(
     parts = [few for _, few in blocks.parts]
     rows = read_ciphertexts(ROWS, terms, public, message, sum(few.ciphertexts for few in parts))
     columns = np.ascontiguousarray(matrix.T, dtype=np.uint8)
-    sums, masks, shares, at = list[mpz](), list[mpz](), list[Integers](), 0
+    packed, masks, shares, at = list[mpz](), list[mpz](), list[Integers](), 0
     for few in parts:
         own, at = rows[at : at + few.ciphertexts], at + few.ciphertexts
-        sums += [_sum(few, own, column, public.n_squared) for column in columns]
-        hiding = [_mask(few) for _ in columns]
+        sums = [_sum(few, own, column, public.n_squared) for column in columns]
+        hiding = [_mask(few) for _ in few.answers]
+        packed += [_side_by_side(few, sums, k, public.n_squared) for k in range(len(hiding))]
         masks += [gmpy2.pack(mask, few.slot) for mask in hiding]
-        shares.append(-np.array([_counted(few, mask) for mask in hiding], dtype=object).T)
+        shares.append(-_counted(few, hiding))
     fresh = read_all(public, ciphertexts_of(public, masks, workers))
-    answers = [a * b % public.n_squared for a, b in zip(sums, fresh, strict=True)]
+    answers = [a * b % public.n_squared for a, b in zip(packed, fresh, strict=True)]
     data = b"".join(c.to_bytes(public.ciphertext_bytes, "big") for c in answers)
     share = np.concatenate(shares) % terms.ring.modulus
     return wire.join(ADDED, [terms.digest, data]), np.asarray(share)
@@ -154,36 +194,46 @@ def _sum(blocks: Blocks, rows: list[mpz], column: NDArray[np.uint8], modulus: mp
     return total
 
 
+def _side_by_side(blocks: Blocks, sums: list[mpz], answer: int, modulus: mpz) -> mpz:
+    """The encrypted sums of one answer, the first lowest."""
+    first, *others = sums[answer * blocks.sums : (answer + 1) * blocks.sums][::-1]
+    for one in others:
+        first = gmpy2.powmod(first, mpz(1) << blocks.width, modulus) * one % modulus
+    return first
+
+
 def _mask(blocks: Blocks) -> list[mpz]:
     """Of each slot, also of blocks that do not count; above 0 by what a negative sum may be."""
     least = 1 << (blocks.bits - 1)
-    count = (2 * blocks.rows - 1) * blocks.terms.left
+    count = blocks.blocks * blocks.terms.left
     return [mpz(secrets.randbits(blocks.bits + MASK_BITS) + least) for _ in range(count)]
 
 
-def _counted(blocks: Blocks, slots: list[mpz]) -> list[int]:
-    """The slots of the block that counts."""
-    start = (blocks.rows - 1) * blocks.terms.left
-    return [int(v) for v in slots[start : start + blocks.terms.left]]
+def _counted(blocks: Blocks, answers: list[list[mpz]]) -> Integers:
+    """(left, right) the slots of the blocks that count, of all slots of all answers."""
+    left, columns = blocks.terms.left, []
+    for slots, count in zip(answers, blocks.answers, strict=True):
+        start = (blocks.rows - 1) * left
+        counted = [int(v) for v in slots[start : start + count * left]]
+        columns += [counted[at : at + left] for at in range(0, count * left, left)]
+    return np.array(columns, dtype=object).T
 
 
 def opened(blocks: Blocks, private: PrivateKey, message: bytes) -> Integers:
     """Step 3: the encrypting side's share, (left, right). Raises MalformedMessage, InvalidCiphertext."""
     terms, parts = blocks.terms, [few for _, few in blocks.parts]
-    count = len(parts) * terms.right
+    count = sum(len(few.answers) for few in parts)
     ciphertexts = read_ciphertexts(ADDED, terms, private.public, message, count)
-    plaintexts = list(decrypt_raw(private, ciphertexts))
-    shares = []
-    for k, few in enumerate(parts):
-        own = plaintexts[k * terms.right : (k + 1) * terms.right]
-        shares.append(np.array([_opened(few, plaintext) for plaintext in own], dtype=object).T)
+    plaintexts, shares = iter(decrypt_raw(private, ciphertexts)), []
+    for few in parts:
+        answers = [_slots(few, next(plaintexts)) for _ in few.answers]
+        shares.append(_counted(few, answers))
     return np.asarray(np.concatenate(shares) % terms.ring.modulus)
 
 
-def _opened(blocks: Blocks, plaintext: int) -> list[int]:
-    """The slots that count."""
-    if plaintext >> ((2 * blocks.rows - 1) * blocks.width):
+def _slots(blocks: Blocks, plaintext: int) -> list[mpz]:
+    """All slots of an answer. Raises MalformedMessage for bits outside of them."""
+    if plaintext >> (blocks.blocks * blocks.width):
         raise MalformedMessage("a sum's answer has bits outside every slot")
-    slots = gmpy2.unpack(plaintext, blocks.slot)
-    slots += [mpz(0)] * ((2 * blocks.rows - 1) * blocks.terms.left - len(slots))
-    return _counted(blocks, slots)
+    slots: list[mpz] = gmpy2.unpack(plaintext, blocks.slot)
+    return slots + [mpz(0)] * (blocks.blocks * blocks.terms.left - len(slots))

@@ -12,7 +12,8 @@ What is learned is chosen beforehand, and named after who learns it:
     hidden      nobody learns which: the spine is the union (Private-ID: Buddhavarapu, Knox,
                 Mohassel, Sengupta, Taubeneck and Vlaskin, eprint 2020/599), on which each side
                 can place its own rows; its length, so how many are common, is told to both
-    a side      as hidden, and that side alone learns which of its rows are common
+    a side      as hidden, and that side alone learns which of its rows are common; the other can
+                write to it about those, and it can't read what is said of rows that it lacks
 
 A *spine* is a list of rows that both sides number alike: its identifiers are random to both, and
 it is in their order. The steps of both sides, with what each sends:
@@ -25,7 +26,8 @@ it is in their order. The steps of both sides, with what each sends:
 
 and for a spine of the union, after the first two:
 
-    2  multiply   the other's elements, multiplied by one secret more, and by two
+    2  multiply   the other's elements, multiplied by one secret more, and by two; to a side that
+                  learns also by a third
     3  divide     the leader: what is in one table alone
     4  exchange   the other: the same, multiplied by its secret of the spine
     5  unite      a digest of the spine
@@ -34,7 +36,10 @@ and for a spine of the union, after the first two:
 Under a spine of the union, one side *leads*: the one that learns, or else the first. It alone sees
 both sets multiplied by both secrets, in an order that says nothing about whose row is which, takes
 one from the other, and hands on the differences. A second secret of each side makes the
-identifiers of the spine, so that they can't be matched with anything seen before.
+identifiers of the spine, so that they can't be matched with anything seen before. Where a side learns,
+the other's third secret, which no row of the other's is multiplied by before its eyes, makes a *key* of
+each row: both arrive at the same for a common row, and the side that learns at none for any other row of
+the other's.
 
 Sizes: every set is filled up with random elements to a number that is announced beforehand, the
 cap, and every message to that many elements. Sealed, messages tell who carries them nothing more.
@@ -86,7 +91,7 @@ EVERYBODY = ("both", "size", "hidden")
 #: What one side sends another in one step: names, each with bytes.
 Message = Mapping[str, bytes]
 Ids = npt.NDArray[np.bytes_]
-Number = TypeVar("Number", np.int64, np.bool_)
+Number = TypeVar("Number", np.int64, np.bool_, np.uint8)
 
 OTHER_SIZE = "sent a message of another size than agreed"
 NO_ELEMENT = "sent what is no element of the group, or the neutral one"
@@ -144,6 +149,7 @@ class Alignment:
     size: rows of the spine; the number in common where only that is told
     place: (n,) the spine's row of each own row, -1 for none
     common: (n,) whether the other side has the row's person too; None where this side isn't told
+    keys: (n, 32) where a side learns, of each row a key that the other side has too if it has the row
     records: for a log, one for each set of identifiers: what was agreed, both commitments, what
         this side learned; no row
     """
@@ -152,6 +158,7 @@ class Alignment:
     place: npt.NDArray[np.int64]
     common: npt.NDArray[np.bool_] | None
     records: tuple[Mapping[str, Any], ...] = ()
+    keys: Elements | None = None
 
 
 @dataclass(frozen=True)
@@ -163,6 +170,7 @@ class AlignmentSide:
     own: own elements, in an order drawn for it; once they stand on a spine, its identifiers
     theirs: the other's elements, multiplied by both
     rest: identifiers of the spine of rows that the other side alone has
+    keys: of own rows
     spine: its digest, and what will be the result if the other side has the same
     result: what was learned; there when all steps are done
     """
@@ -177,6 +185,7 @@ class AlignmentSide:
     theirs: Elements = field(default_factory=encoded)
     rest: Elements = field(default_factory=encoded)
     common: npt.NDArray[np.bool_] | None = None
+    keys: Elements | None = None
     spine: tuple[bytes, Alignment] | None = None
     result: Alignment | None = None
 
@@ -190,6 +199,11 @@ class AlignmentSide:
     @property
     def leads(self) -> bool:
         return self.name == self.terms.leader
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether rows get keys."""
+        return self.terms.learns in self.terms.sides
 
     def stream(self, use: bytes, size: int) -> bytes:
         """Secret bytes for one use (SHAKE-256)."""
@@ -310,7 +324,9 @@ def _multiply(side: AlignmentSide, message: Message) -> tuple[AlignmentSide, Mes
     sent = _pieces(side, "placed", _times(side, b"spine", theirs))
     if side.leads:
         return replace(side, theirs=theirs), sent
-    if side.terms.learns != side.peer:
+    if side.has_keys:
+        sent |= _pieces(side, "keyed", _times(side, b"keys", theirs))
+    else:
         theirs = theirs[side.shuffled(b"theirs", len(theirs))]
     return side, {**sent, **_pieces(side, "crossed", theirs)}
 
@@ -318,9 +334,12 @@ def _multiply(side: AlignmentSide, message: Message) -> tuple[AlignmentSide, Mes
 def _divide(side: AlignmentSide, message: Message) -> tuple[AlignmentSide, Message]:
     if not side.leads:
         (placed,) = _whole(side, message, "placed")
-        return replace(side, own=_times(side, b"spine", placed)), {}
-    placed, crossed = _whole(side, message, "placed", "crossed")
+        keys = _by_row(side, _times(side, b"keys", placed)) if side.has_keys else None
+        return replace(side, own=_times(side, b"spine", placed), keys=keys), {}
+    names = ("placed", "crossed", *(["keyed"] if side.has_keys else []))
+    placed, crossed, *keyed = _whole(side, message, *names)
     crossed, theirs = _checked(side, crossed), side.theirs
+    keys = _by_row(side, _times(side, b"spine", keyed[0])) if keyed else None
     shared = np.isin(_ids(crossed), _ids(theirs), assume_unique=True)
     alone, others = crossed[~shared], theirs[~np.isin(_ids(theirs), _ids(crossed))]
     common = _by_row(side, shared) if side.terms.learns == side.name else None
@@ -330,7 +349,7 @@ def _divide(side: AlignmentSide, message: Message) -> tuple[AlignmentSide, Messa
         **_pieces(side, "others", others[side.shuffled(b"others", len(others))]),
     }
     own = _times(side, b"spine", placed)
-    return replace(side, own=own, theirs=others, common=common), sent
+    return replace(side, own=own, theirs=others, common=common, keys=keys), sent
 
 
 def _exchange(side: AlignmentSide, message: Message) -> tuple[AlignmentSide, Message]:
@@ -383,7 +402,7 @@ def _at_spine(
         "commitments": {name: value.hex() for name, value in sorted(side.commitments.items())},
         "learned": "how many rows are common" if common is None else "which rows are common",
     }
-    result = Alignment(len(spine), place, common, (record,))
+    result = Alignment(len(spine), place, common, (record,), side.keys)
     return replace(side, spine=(digest, result)), {"spine": digest}
 
 

@@ -118,10 +118,15 @@ def _tell_sides(settings: Experiment, folder: Path) -> None:
 
     names = {block.name or block.role: block for block in settings.joined}
     marked = settings.data.test > 0 or settings.data.test_column is not None
+    trees = settings.model.kind == "trees"
     for name, block in names.items():
         peers = [n for n, other in names.items() if other.role != block.role]
         options = [f"--key {shlex.quote(','.join(block.keys))}"]
         options += [f"--product {shlex.quote(f'{peer}=*')}" for peer in peers]
+        if trees:
+            options.insert(0, "--analysis trees")
+        if trees and block.role == "fund" and settings.protection.cuts == "told":
+            options += [f"--cuts {shlex.quote(f'{peer}=*')}" for peer in peers]
         if marked and block.role == "insurer":
             column, value = settings.data.test_column or MARK, settings.data.test_value
             options.append(f"--test {column}={1 if value is None else value}")

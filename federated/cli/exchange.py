@@ -183,6 +183,12 @@ def node() -> None:
     multiple=True,
     help="Columns that may enter products with another side, * for all; may be repeated.",
 )
+@click.option(
+    "--cuts",
+    metavar="NAME=COLUMN,COLUMN|*",
+    multiple=True,
+    help="The fund: columns of which trees may tell an insurer cuts; none unless named; may be repeated.",
+)
 def init_node(
     folder: Path,
     name: str,
@@ -196,6 +202,7 @@ def init_node(
     analyses: tuple[str, ...],
     key: str | None,
     products: tuple[str, ...],
+    cuts: tuple[str, ...],
 ) -> None:
     """Make a node: keys, a commented node.toml, the enrolment to hand over.
 
@@ -213,8 +220,9 @@ def init_node(
         path = str(Path(path).resolve())
     if contract and Path(contract).exists():
         contract = str(Path(contract).resolve())
-    if products and not key:
-        raise ConfigurationError("--product: goes with --key, what names a person")
+    for option, given in (("--product", products), ("--cuts", cuts)):
+        if given and not key:
+            raise ConfigurationError(f"{option}: goes with --key, what names a person")
     enrolment = node_folder.init(
         folder,
         name,
@@ -227,7 +235,8 @@ def init_node(
         caps=dict(map(_cap, caps)),
         analyses=analyses,
         key=tuple(key.split(",")) if key else (),
-        products=dict(map(_products, products)),
+        products=dict(_columns_of(text, "--product") for text in products),
+        cuts=dict(_columns_of(text, "--cuts") for text in cuts),
     )
     say(f"{folder}: node of {name}, fingerprint {enrolment.member.fingerprint}")
     say(f"hand {folder}/enrolment.json to the coordinator")
@@ -244,13 +253,13 @@ def _mark(text: str) -> tuple[str, str | int]:
     return column, int(value) if value.lstrip("-").isdigit() else value
 
 
-def _products(text: str) -> tuple[str, tuple[str, ...]]:
-    """Another side, and the columns that may enter products with it."""
+def _columns_of(text: str, option: str) -> tuple[str, tuple[str, ...]]:
+    """Another side, and the columns that an option names for it."""
     from lab.errors import ConfigurationError
 
     name, _, columns = text.partition("=")
     if not name or not all(columns.split(",")):
-        raise ConfigurationError(f"--product {text}: needs the form NAME=COLUMN,COLUMN or NAME=*")
+        raise ConfigurationError(f"{option} {text}: needs the form NAME=COLUMN,COLUMN or NAME=*")
     return name, tuple(columns.split(","))
 
 

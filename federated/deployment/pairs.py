@@ -6,9 +6,11 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from federated.joined.alignment import common_of
 from federated.joined.letters import LETTER
 from federated.joined.sums.factors import Role
 from federated.study.experiment import Experiment
+from federated.study.joined import check_trees
 from federated.study.plan import StudyPlan
 from lab.errors import ConfigurationError, PolicyError
 from lab.records import Strict
@@ -52,7 +54,7 @@ class Pairs(Strict):
 
     def common(self, size: int) -> int:
         """Persons that two sides have in common, on a spine of so many rows."""
-        return size if self.learns == "both" else 2 * self.cap - size
+        return common_of(self.learns, self.cap, size)
 
     def peers(self, name: str) -> tuple[str, ...]:
         """The other sides of a member's pairs."""
@@ -89,6 +91,7 @@ def check_pairs(plan: StudyPlan, pairs: Pairs | None) -> None:
     if text := _difference(plan.experiment, pairs):
         raise PolicyError(text, RULE)
     plan.experiment.check_joined()
+    check_trees(plan.experiment, plan.features, plan.fund_columns)
 
 
 def secret_purpose(run: str, name: str, peer: str) -> bytes:
@@ -107,8 +110,6 @@ def _purpose(what: bytes, *names: str) -> bytes:
 
 def _difference(experiment: Experiment, pairs: Pairs) -> str:
     """In what an experiment is of other sides than the charter's, in words."""
-    if experiment.model.kind != "glm":
-        return f"model.kind: real joined sides take 'glm', got '{experiment.model.kind}'"
     blocks = {block.name or block.role: (block.role, block.keys) for block in experiment.joined}
     sides = {name: (pairs.role(name), key) for name, key in pairs.keys.items()}
     if blocks != sides:

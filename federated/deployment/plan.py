@@ -7,7 +7,7 @@ from typing import Any
 
 from federated.solvers.glm import GLMSettings
 from federated.study.experiment import Experiment
-from federated.study.joined import contract_of_sides, refuse_at_fund
+from federated.study.joined import check_trees, contract_of_sides, refuse_at_fund
 from federated.study.plan import StudyPlan
 from federated.study.rows import Features, named_apart
 from federated.study.scoring import public_comparisons
@@ -35,6 +35,7 @@ def announced(experiment: Experiment) -> StudyPlan:
     contract = named_apart(public, plan.contract)
     plan = plan.model_copy(update={"experiment": public, "contract": contract})
     features = plan.features
+    check_trees(plan.experiment, features, plan.fund_columns)
     by_level, groups = public_comparisons(plan.experiment, plan.joined, features)
     return plan.model_copy(
         update={

@@ -22,7 +22,16 @@ from lab.tables.identifiers import KeyTexts, key_texts
 from secure_agg import intersection
 from secure_agg.intersection import Alignment, AlignmentSide, AlignmentTerms, Message
 
-__all__ = ["Agreement", "Alignment", "Message", "PairedSide", "advance", "aligned", "begin"]
+__all__ = [
+    "Agreement",
+    "Alignment",
+    "Message",
+    "PairedSide",
+    "advance",
+    "aligned",
+    "begin",
+    "common_of",
+]
 
 INSURER, FUND = "insurer", "fund"
 Role = Literal["insurer", "fund"]
@@ -144,6 +153,11 @@ def aligned(
     return insurer.result, fund.result
 
 
+def common_of(learns: str, cap: int, size: int) -> int:
+    """Rows that both sides have, where their spine has so many."""
+    return size if learns == "both" else 2 * cap - size
+
+
 def _keys(ids: Any, where: str) -> tuple[KeyTexts, ...]:
     if isinstance(next(iter(ids), None), KeyTexts):
         return tuple(ids)
@@ -169,6 +183,10 @@ def _of_all_rows(alignment: Alignment, rows: NDArray[np.int64], count: int) -> A
     """An alignment of some rows as one of all, of which the others are nowhere."""
     place = np.full(count, -1, dtype=np.int64)
     place[rows] = alignment.place
+    if alignment.keys is not None:
+        keys = np.zeros((count, alignment.keys.shape[1]), dtype=np.uint8)
+        keys[rows] = alignment.keys
+        alignment = replace(alignment, keys=keys)
     if alignment.common is None:
         return replace(alignment, place=place)
     common = np.zeros(count, dtype=bool)

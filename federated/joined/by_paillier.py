@@ -53,7 +53,7 @@ def by_paillier(layout: Products, half: Half, spine: Spine, key: Key, key_bits: 
         for m, way, ours in zip(matrices, ways, encrypts, strict=True)
     ]
     rows = [
-        way.encrypted(n) if ours else b""
+        way.encrypted(n, half.kept) if ours else b""
         for way, n, ours in zip(ways, numbers, encrypts, strict=True)
     ]
     heard = yield wire.join(ENCRYPTED, [_modulus(key, key_bits) if any(encrypts) else b"", *rows])
@@ -141,10 +141,11 @@ class _Way:
     def adds(self) -> bool:
         return isinstance(self.how, Blocks)
 
-    def encrypted(self, numbers: Integers) -> bytes:
+    def encrypted(self, numbers: Integers, kept: dict[bytes, bytes]) -> bytes:
+        public = self.key().public
         if isinstance(self.how, Blocks):
-            return encrypted_sums.encrypted_rows(self.how, self.key().public, numbers)
-        return encrypted_product.encrypted_rows(self.how, self.key().public, numbers)
+            return encrypted_sums.encrypted_rows(self.how, public, numbers, kept=kept)
+        return encrypted_product.encrypted_rows(self.how, public, numbers)
 
     def evaluated(
         self, modulus: bytes, numbers: Integers, message: bytes
@@ -165,7 +166,8 @@ def _way(total: JoinedSum, product: Product, key: Key, key_bits: int) -> _Way:
     (ours, theirs, terms), form = product, total.form
     left = form.indicators or terms.left <= terms.right
     if form.indicators:
-        return _Way(left, Blocks(terms, form.bits, key_bits), key)
+        blocks = Blocks(terms, form.bits_over(terms.rows), key_bits, form.encrypted)
+        return _Way(left, blocks, key)
     share = terms.ring.bits + 1  # with its sign
     bits = [share if set(groups) & set(total.shared) else form.bits for groups in (ours, theirs)]
     if not left:

@@ -168,10 +168,11 @@ class Products:
 
 
 def placed(columns: Floats, spine: Spine, form: Format) -> Digits:
-    there = spine.place >= 0
-    ring = form.ring
-    matrix = np.zeros((spine.size, columns.shape[1], ring.digits), dtype=np.uint16)
-    matrix[spine.place[there]] = ring.encoded(columns[there], form.bound, form.resolution)
+    ring, there = form.ring, spine.place >= 0
+    rows, flags = columns[there], columns.dtype == np.bool_  # which are added up as they are
+    values = rows[..., None] if flags else ring.encoded(rows, form.bound, form.resolution)
+    matrix = np.zeros((spine.size, *values.shape[1:]), dtype=np.uint16)
+    matrix[spine.place[there]] = values
     return matrix
 
 
@@ -321,5 +322,5 @@ def deal(layout: Products, turn: int, left_secret: bytes, right_secret: bytes) -
 
 def turns(total: JoinedSum, product: str) -> int:
     """Turns in which letters go to and fro, by the way of making products."""
-    each = {"triples": 1, "paillier": 2}[product]
+    each = {"triples": 1, "paillier": 2}[total.form.made_by(product)]
     return each * (1 + bool(total.curves)) + isinstance(total, TellingSum)

@@ -81,7 +81,7 @@ class Joined:
         known: bool = False,
     ) -> None:
         """owner: who holds a column; least: rows that both sides must have behind a total; known:
-        whether both know who is common."""
+        whether insurers know who is common."""
         self.inner, self.pairs, self._owner = inner, pairs, owner
         self.hiding: Hiding = inner.hiding
         self._product, self._least, self._dealer = product, least, TripleDealer()
@@ -116,10 +116,10 @@ class Joined:
 
     def total(self, talk: Talk, request: Request) -> Sums:
         """The total over all joined rows. Raises :class:`PolicyError` for fewer rows than the rules say."""
-        if is_alone(request, self._owner, self._known):
-            return self.inner.total(talk, request)
-        total = joined_sum(request, self._owner)
-        self.multiply(talk, request, total)
+        total = None
+        if not is_alone(request, self._owner, self._known):
+            total = joined_sum(request, self._owner)
+            self.multiply(talk, request, total)
         return checked_total(total, self.inner.total(talk, request), request.statistic, self._least)
 
     def letters(self, request: Request, total: JoinedSum, key_bits: int) -> dict[str, int]:
@@ -137,7 +137,7 @@ class Joined:
         letters: dict[str, dict[str, bytes]] = {name: {} for name in request.parties}
         last = turns(total, self._product)
         for turn in range(last + 1):
-            if turn and self._product == "triples":
+            if turn and total.form.made_by(self._product) == "triples":
                 for pair, dealt in self.dealt(talk, request, total, turn).items():
                     letters[pair.fund][f"dealt {pair.insurer}"] = dealt
             answers = talk.ask(MessageKind.PRODUCT, _turn(request, turn, letters))
@@ -164,10 +164,14 @@ class Joined:
         return letters
 
 
-def checked_total(total: JoinedSum, shares: Sums, statistic: str, least: int) -> Sums:
-    """What shares add up to. Raises :class:`PolicyError` for fewer rows than ``least``."""
-    sums = joined_total(total, shares)
-    if sums.rows < least:
+def checked_total(total: JoinedSum | None, sums: Sums, statistic: str, least: int) -> Sums:
+    """What shares add up to, or what sides answered alone, without a total.
+
+    Raises :class:`PolicyError` for fewer rows than ``least``, but where a sum is of no rows.
+    """
+    if total is not None:
+        sums = joined_total(total, sums)
+    if sums.rows < least and (total is not None or sums.rows):
         raise PolicyError(
             f"{statistic}: both sides have fewer than {least} rows behind it", "persons"
         )

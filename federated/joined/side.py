@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 from flwr.app import RecordDict
+from numpy.typing import NDArray
 
 from federated.joined.by_paillier import by_paillier
 from federated.joined.letters import LETTER, purpose, sealed, unsealed
@@ -22,7 +24,7 @@ from federated.joined.product import (
     telling,
 )
 from federated.joined.sums.factors import Role
-from federated.joined.sums.told import CommonRows, Cut
+from federated.joined.sums.told import CommonRows, Cut, cut_of, pads, text_of
 from federated.joined.sums.trees import refuse_untold
 from federated.messages import Request, message_of, read
 from federated.party.party import Party
@@ -37,18 +39,11 @@ from secure_agg.arithmetic.ring import Integers, Ring
 from secure_agg.errors import SecureAggError
 from secure_agg.keys import PrivateKey, generate
 
+#: Bytes that name a letter of cuts.
+NONCE = 16
 #: What a receipt calls cuts that were told.
 CUTS = "trees_cuts"
 OTHER: Mapping[Role, Role] = {"insurer": "fund", "fund": "insurer"}
-
-
-def _trained(side: JoinedSide) -> Party:
-    """The fund's rows that any insurer trains with."""
-    if not side.trained:
-        raise PolicyError("the insurers did not say which common rows are for training")
-    labels = np.concatenate([rows.to_numpy() for rows in side.trained.values()])
-    rows = side.train.loc[labels]
-    return Party(side.name, rows, rows, side.person, side.policy)
 
 
 @dataclass(frozen=True)
@@ -64,9 +59,10 @@ class JoinedSide(Party):
     """An insurer or the fund, joined to others that know the same persons.
 
     ``columns``: those that it holds; ``places``: for each other side the rows of their spine, by the
-    label of an own row, and ``sizes``, how many the spine has; ``key_bits``: of its own key for products.
+    label of an own row, ``sizes``, how many the spine has, ``persons``, how many both have, ``met``, where
+    this side was told, which rows, and ``row_keys``, (rows, 32) where one side was; ``key_bits``: of its own key for products.
     The fund's rows are all there for training and for testing: which count is the insurer's to say.
-    ``known``: whether both know who is common; ``trained``: where trees are grown, the labels of the fund's rows that an insurer trains with;
+    ``known``: whether insurers know who is common, and count by themselves what they know alone;
     ``tells_cuts``: whether the fund tells an insurer who is on which side of a cut on its columns.
     """
 
@@ -74,7 +70,9 @@ class JoinedSide(Party):
     columns: frozenset[str] = frozenset()
     places: dict[str, pd.Series] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
-    trained: dict[str, pd.Index] = field(default_factory=dict)
+    persons: dict[str, int] = field(default_factory=dict)
+    met: dict[str, pd.Series] = field(default_factory=dict)
+    row_keys: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
     known: bool = False
     tells_cuts: bool = True
     product: str = "paillier"
@@ -86,7 +84,8 @@ class JoinedSide(Party):
         self.work: dict[tuple[str, str], Conversation] = {}
         self.shares: dict[str, Integers] = {}
         self.rings: dict[str, Ring] = {}
-        self.cuts_told: set[tuple[Cuts, tuple[bool, ...]]] = set()
+        self.told: dict[str, bytes] = {}  # cuts on the fund's columns; what each told an insurer
+        self.kept: dict[bytes, bytes] = {}
         self._common: CommonRows | None = None
         self._key: PrivateKey | None = None
 
@@ -120,17 +119,11 @@ class JoinedSide(Party):
     def common(self) -> CommonRows:
         """An insurer's rows that the fund has as well."""
         if self._common is None:
-            (place,) = self.places.values()
-            self._common = CommonRows(self, place)
+            ((peer, place),) = self.places.items()
+            if peer not in self.met:
+                raise PolicyError("this party was not told which of its persons are common")
+            self._common = CommonRows(self, place.where(self.met[peer], -1))
         return self._common
-
-    @property
-    def training(self) -> Party:
-        """The rows that trees are grown from, as a party."""
-        if self.role == "insurer":
-            return self.common.party
-        party: Party = self.once(_trained)
-        return party
 
     @property
     def spine_size(self) -> int:
@@ -144,17 +137,48 @@ class JoinedSide(Party):
         Raises :class:`PolicyError` where this party tells no cuts."""
         if chosen and not self.tells_cuts:
             raise refuse_untold()
-        place, frame = self.places[peer].reindex(self.train.index).to_numpy(), self.train
-        bits = np.zeros((len(chosen), self.sizes[peer]), dtype=bool)
-        codes = np.empty(len(frame), dtype=np.uint8)
+        place, keys, nonce = self.places[peer], self.row_keys.get(peer), b""
+        frame, at = self.train.loc[place.index], place.to_numpy()
+        own, codes = np.zeros((len(chosen), len(at)), dtype=bool), np.empty(len(at), dtype=np.uint8)
         for k, (feature, goes_left) in enumerate(chosen):
             cuts[feature].codes(frame, codes)
-            bits[k, place[place >= 0]] = np.array(goes_left)[codes[place >= 0]]
-            self.cuts_told.add((cuts[feature], goes_left))
-        return np.packbits(bits, axis=1).tobytes()
+            own[k] = np.array(goes_left)[codes]
+            self.told[text_of(cuts[feature], goes_left)] = b""
+        bits = np.zeros((len(chosen), self.sizes[peer]), dtype=bool)
+        if keys is not None:  # what stands where this side has no row must look like what does
+            drawn = np.frombuffer(secrets.token_bytes(bits.size), dtype=np.uint8)
+            bits, nonce = drawn.reshape(bits.shape) > 127, secrets.token_bytes(NONCE)
+            own ^= pads(keys, nonce, len(chosen))
+        bits[:, at[at >= 0]] = own[:, at >= 0]
+        return nonce + np.packbits(bits, axis=1).tobytes()
 
-    def begin(self, request: Request, secrets: Mapping[str, bytes]) -> dict[str, bytes]:
-        """The first letter to each other side. secrets: what the dealer gave, by the other's name."""
+    def listen(self, chosen: list[Cut], cuts: tuple[Cuts, ...], data: bytes) -> None:
+        """An insurer: take up what the fund tells of these cuts. Raises :class:`PeerError`."""
+        ((peer, place),) = self.places.items()
+        size, keys = self.sizes[peer], self.row_keys.get(peer)
+        nonce, data = (data[:NONCE], data[NONCE:]) if keys is not None else (b"", data)
+        if len(data) != len(chosen) * -(-size // 8):
+            raise PeerError(f"{peer}: tells of other cuts than were chosen", peer)
+        packed = np.frombuffer(data, dtype=np.uint8).reshape(len(chosen), -(-size // 8))
+        bits = np.unpackbits(packed, axis=1, count=size).astype(bool)
+        if keys is not None:
+            ours = self.met[peer].to_numpy()
+            at = place.to_numpy()[ours]
+            own = bits[:, at] ^ pads(keys[ours], nonce, len(chosen))
+            bits = np.zeros_like(bits)
+            bits[:, at] = own
+        for row, (feature, goes_left) in zip(np.packbits(bits, axis=1), chosen, strict=True):
+            self.take_up(text_of(cuts[feature], goes_left), row.tobytes())
+
+    def take_up(self, text: str, data: bytes) -> None:
+        """What was told of a cut, now or before a restart."""
+        if self.role == "insurer":
+            bits = np.unpackbits(np.frombuffer(data, dtype=np.uint8), count=self.spine_size)
+            self.common.hear(*cut_of(text), bits.astype(bool))
+        self.told[text] = data
+
+    def begin(self, request: Request, dealt: Mapping[str, bytes]) -> dict[str, bytes]:
+        """The first letter to each other side. dealt: what the dealer gave, by the other's name."""
         self.work.clear()  # of a sum that another side was lost from
         self.shares.clear()
         total = joined_sum(request, self.owner)
@@ -163,8 +187,8 @@ class JoinedSide(Party):
             layout = Products(f"{request.query} {self._pair(peer)}", self.sizes[peer], total)
             spine = self._spine(request, peer)
             talk = (
-                by_triples(layout, self, spine, secrets[peer])
-                if self.product == "triples"
+                by_triples(layout, self, spine, dealt[peer])
+                if total.form.made_by(self.product) == "triples"
                 else by_paillier(layout, self, spine, self.own_key, self.key_bits)
             )
             talk = telling(layout, self, peer, talk)
@@ -193,11 +217,18 @@ class JoinedSide(Party):
         """The side's share of a sum that was made with the others, once; it can't be read alone."""
         answer, arguments = answer_alone(request, self.owner, self.known)
         if answer is not None:
-            return answer(self, arguments, request.arrays)
+            sums = answer(self, arguments, request.arrays)
+            self.check_rows(request.statistic, sums)
+            return sums
         share = self.shares.pop(request.query, None)
         if share is None or any(query == request.query for query, _ in self.work):
             raise PeerError("coordinator: asks for a share of a sum that was not made")
         return contribution(share, self.rings.pop(request.query))
+
+    def is_dealt(self, request: Request) -> bool:
+        """Whether a dealer gives this side something for each turn of a sum."""
+        made_by = joined_sum(request, self.owner).form.made_by(self.product)
+        return self.role == "fund" and made_by == "triples"
 
     def _pair(self, peer: str) -> str:
         return " & ".join((self.name, peer) if self.role == "insurer" else (peer, self.name))
@@ -225,17 +256,17 @@ def answer_product(holder: Party, memory: NodeState, message: RecordDict) -> Rec
             holder.binding.check(request, memory.standing())
         memory.begin_product(request.query)
         dealt = {peer: memory.dealt(peer) for peer in holder.places}
-        before = len(holder.cuts_told)
+        before = len(holder.told)
         letters: dict[str, bytes | None] = dict(holder.begin(request, dealt))
-        if (new := len(holder.cuts_told) - before) > 0:
+        if (new := len(holder.told) - before) > 0:
             memory.note(_of_cuts(holder, request, new))
     else:
-        letters = {}
+        letters, dealt_to_it = {}, holder.is_dealt(request)
         for peer in holder.places:
             kind = purpose(request.query, turn - 1, peer, holder.name)
             letter = unsealed(identity, roster[peer], kind, read(message, f"from {peer}"))
             try:
-                if holder.product == "triples" and holder.role == "fund":
+                if dealt_to_it:
                     dealt_parts = wire.split(LETTER, read(message, f"dealt {peer}"), 0, 99)
                     letter = wire.join(LETTER, [*wire.split(LETTER, letter, 0, 99), *dealt_parts])
                 letters[peer] = holder.hear(request.query, peer, letter)
@@ -253,7 +284,7 @@ def answer_product(holder: Party, memory: NodeState, message: RecordDict) -> Rec
 
 def _of_cuts(fund: JoinedSide, request: Request, cuts: int) -> Released:
     """The receipt's line of cuts told: a bit for each person that an insurer has in common."""
-    persons = sum(int((place >= 0).sum()) for place in fund.places.values())
+    persons = sum(fund.persons.values())
     size = cuts * sum(-(-size // 8) for size in fund.sizes.values())
     return Released(request.query, CUTS, "told", cuts, cuts * persons, size, persons, 0)
 

@@ -144,12 +144,17 @@ class Party:
         if (row.analysis == QUESTIONS) != (self.policy.answers == QUESTIONS):
             raise PolicyError(f"this party answers {self.policy.answers} alone")
         sums = row.function(self, row.read(request.arguments, request.arrays), request.arrays)
-        if not row.released and 0 < sums.rows < self.policy.minimum_rows:
+        if not row.released:
+            self.check_rows(request.statistic, sums)
+        return sums
+
+    def check_rows(self, statistic: str, sums: Sums) -> None:
+        """Raises :class:`PolicyError` for a sum over fewer rows than the party's minimum."""
+        if 0 < sums.rows < self.policy.minimum_rows:
             raise PolicyError(
-                f"{request.statistic}: fewer rows behind the sum than this party's minimum "
+                f"{statistic}: fewer rows behind the sum than this party's minimum "
                 f"of {self.policy.minimum_rows}"
             )
-        return sums
 
 
 def numbered(party: str, rows: pd.DataFrame) -> pd.DataFrame:

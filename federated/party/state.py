@@ -244,6 +244,14 @@ class NodeState:
         """Trees kept, by digest."""
         return [(d, str(v)) for d, v in self._listed("trees").items()]
 
+    def keep_told(self, cut: str, bits: bytes) -> None:
+        """Keep a cut on a column of the fund, and the bits that it told of persons."""
+        self._listed("told")[cut] = bits
+
+    def told(self) -> list[tuple[str, bytes]]:
+        """Cuts kept, with their bits."""
+        return [(cut, v) for cut, v in self._listed("told").items() if isinstance(v, bytes)]
+
     def remember(self, query: str, statistic: str) -> None:
         """Note what a query was about, before its answer leaves: a name stands for one statistic,
         or what is released by rules could be opened as what is not. Raises :class:`PeerError`."""

@@ -25,6 +25,20 @@ OCTAVES = 128
 STEPS, TIMES = 8, 6
 
 
+def bins_of(feature: Feature, contract: Contract, bins: int) -> int:
+    """Bins that a feature gets at most, the one of missing values among them; where no contract lists
+    its levels, as many as a number."""
+    levels: tuple[str, ...] | None = None
+    if is_category(feature, contract):
+        levels = feature.intervals() if feature.cut else contract.columns[feature.column].levels
+    return min(len(levels or range(bins)), MOST_BINS) + 1
+
+
+def most_rungs(bins: int) -> int:
+    """Rungs of all of a feature's ladders together, at most."""
+    return (1 + TIMES) * max(2 * OCTAVES + 4, 4 * bins * (STEPS + 1))
+
+
 def agree_cuts(
     federation: ModelTotals,
     task: Task,

@@ -109,6 +109,13 @@ class TreesSettings(ModelSettings):
         return {"family": self.family, "power": self.power}
 
 
+def most_histograms(settings: TreesSettings) -> int:
+    """Nodes whose derivatives by bin are opened, at most."""
+    lesser = sum(min(1 << depth, settings.leaves - 1) for depth in range(settings.depth - 1))
+    again = 2 if settings.validation_share and settings.refit else 1
+    return again * (settings.trees * (1 + lesser) + 1)
+
+
 def solve(
     federation: ModelTotals,
     task: Task,

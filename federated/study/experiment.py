@@ -176,10 +176,10 @@ class Experiment(Strict):
             raise ConfigurationError(
                 f"model.own_trees: at most model.trees, {self.model.trees}, got {own}"
             )
-        if self.alignment.learns != "both":
+        if (learns := self.alignment.learns) not in ("both", "insurer"):
             raise ConfigurationError(
-                f"alignment.learns: trees over joined sides need 'both', got '{self.alignment.learns}': the "
-                "insurer follows its rows through cuts, and the fund counts rows for training in bins"
+                f"alignment.learns: trees over joined sides need 'insurer' or 'both', got '{learns}': the "
+                "insurer follows its rows through cuts, so it knows which are common"
             )
         if self.data.per:
             raise ConfigurationError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,26 +54,6 @@ class JoinedTables:
         """Who holds a column."""
         return lambda column: "fund" if column in self.fund_columns else "insurer"
 
-    def check(self, experiment: Experiment, features: Features) -> None:
-        """Refuse trees that would tell what the plan refuses to tell, or need what the insurer lacks."""
-        if experiment.model.kind != "trees":
-            return
-        at_fund = [
-            f.name for own in features.values() for f in own if f.column in self.fund_columns
-        ]
-        if at_fund and experiment.protection.cuts == "refused":
-            raise ConfigurationError(
-                f"protection.cuts: is 'refused', and trees on {at_fund[0]} would tell cuts on a column of the "
-                "fund; drop the fund's columns from data.features, or set 'told'"
-            )
-        detection = experiment.detection
-        columns = detection.columns() if detection else []
-        if theirs := [c for c in columns if c in self.fund_columns]:
-            raise ConfigurationError(
-                f"detection.groups: '{theirs[0]}' stands at the fund; groups, amounts and kinds of joined sides "
-                "are columns of the insurer"
-            )
-
 
 def joined_tables(experiment: Experiment, texts: Sequence[str]) -> JoinedTables:
     """Read both sides and join them by their key. Raises :class:`ContractError` for keys that name two
@@ -121,6 +101,27 @@ def joined_tables(experiment: Experiment, texts: Sequence[str]) -> JoinedTables:
         ),
         drafted=any(block.contract is None and block.source is None for block in experiment.joined),
     )
+
+
+def check_trees(experiment: Experiment, features: Features, at_fund: Collection[str]) -> None:
+    """Refuse trees that would tell what the plan refuses to tell, or need what the insurer lacks.
+
+    at_fund: the fund's columns. Raises :class:`ConfigurationError`.
+    """
+    if experiment.model.kind != "trees":
+        return
+    cut = [f.name for own in features.values() for f in own if f.column in at_fund]
+    if cut and experiment.protection.cuts == "refused":
+        raise ConfigurationError(
+            f"protection.cuts: is 'refused', and trees on {cut[0]} would tell cuts on a column of the "
+            "fund; drop the fund's columns from data.features, or set 'told'"
+        )
+    columns = experiment.detection.columns() if experiment.detection else []
+    if theirs := [c for c in columns if c in at_fund]:
+        raise ConfigurationError(
+            f"detection.groups: '{theirs[0]}' stands at the fund; groups, amounts and kinds of joined sides "
+            "are columns of the insurer"
+        )
 
 
 def refuse_at_fund(experiment: Experiment, columns: Sequence[str]) -> None:

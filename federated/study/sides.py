@@ -12,7 +12,7 @@ import pandas as pd
 from federated.app import client_app
 from federated.federation import Federation
 from federated.hiding.protocol import Clear, Protection
-from federated.joined.alignment import aligned
+from federated.joined.alignment import aligned, common_of
 from federated.joined.protection import Joined, Pair
 from federated.joined.side import JoinedSide
 from federated.joined.sums.factors import Owner
@@ -126,15 +126,15 @@ def _align(experiment: Experiment, insurer: JoinedSide, fund: JoinedSide) -> Non
     for (side, peer), own, result in zip(pairs, keys, results, strict=True):
         side.places[peer.name] = pd.Series(result.place, index=own.index)
         side.sizes[peer.name] = result.size
-    if is_known(experiment):
-        place, training = results[0].place, np.zeros(results[0].size, dtype=bool)
-        training[place[: len(insurer.train)][place[: len(insurer.train)] >= 0]] = True
-        there = results[1].place
-        fund.trained[insurer.name] = keys[1].index[(there >= 0) & training[there]]
+        side.persons[peer.name] = common_of(settings.learns, cap, result.size)
+        if result.common is not None:
+            side.met[peer.name] = pd.Series(result.common, index=own.index)
+        if result.keys is not None:
+            side.row_keys[peer.name] = result.keys
 
 
 def is_known(experiment: Experiment) -> bool:
-    """Whether sides use it that both know who is common."""
+    """Whether insurers count by themselves over the persons that they know to be common."""
     return experiment.model.kind == "trees"
 
 

@@ -22,7 +22,7 @@ from federated.joined.side import JoinedSide
 from federated.party.party import Party, Policy, numbered
 from federated.solvers.encoding import is_category
 from federated.study.experiment import Experiment
-from federated.study.joined import JoinedTables, joined_tables
+from federated.study.joined import JoinedTables, check_trees, joined_tables
 from federated.study.plan import StudyPlan
 from federated.study.rows import (
     declared_categories,
@@ -76,7 +76,7 @@ class SimulatedMarket:
         self.rules = Rules.read(_path(experiment.protection.disclosure))
         self.features = {t: experiment.features(self.contract, t) for t in experiment.tasks()}
         if self.tables is not None:
-            self.tables.check(experiment, self.features)
+            check_trees(experiment, self.features, self.tables.fund_columns)
         self.unused = unused(experiment, self.contract, self.features, self.left_out)
         frame, row_numbers = usable(experiment, self.features, table)
         split, partition = (

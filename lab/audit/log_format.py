@@ -52,6 +52,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "release": ("statistic", "hiding", "arrays", "values", "bytes", "rows", "key_bits"),
     "key": ("event", "fingerprint"),
     "alignment": ("peer", "session", "learns", "cap", "spine", "learned"),
+    "cuts": ("statistic", "peer", "columns", "cuts", "persons"),
     "deal": ("statistic", "pair", "rows", "products"),
     "budget": ("epsilon", "delta"),
     "fault": ("what",),

@@ -19,6 +19,16 @@ from tests.rigs.trial import Trial
 
 #: Persons of both tables, of the insurers' alone, of the fund's alone; more than one side has.
 BOTH, OURS, THEIRS, CAP = 240, 40, 60, 400
+TREES: dict[str, Any] = {
+    "kind": "trees",
+    "family": "poisson",
+    "trees": 2,
+    "depth": 3,
+    "bins": 8,
+    "min_child_rows": 5,
+    "learning_rate": 0.3,
+    "validation_share": 0.0,
+}
 
 
 def persons() -> pd.DataFrame:
@@ -35,7 +45,8 @@ def persons() -> pd.DataFrame:
     )
     chronic = frame.chronic == "yes"
     rate = np.exp(-0.5 + 0.01 * (frame.age - 50) + 0.5 * frame.stays + 0.4 * chronic)
-    return frame.assign(claims=rng.poisson(frame.years * rate))
+    frame = frame.assign(claims=rng.poisson(frame.years * rate))
+    return frame.assign(any=(frame.claims > 0).astype(int))
 
 
 class Sides(Trial):
@@ -44,7 +55,7 @@ class Sides(Trial):
     products, pairs: other settings of each side's node, and of the charter, than the usual ones.
     """
 
-    analyses = ("glm",)
+    analyses = ("glm", "trees")
 
     def __init__(
         self,
@@ -52,16 +63,17 @@ class Sides(Trial):
         key: Any,
         insurers: int = 1,
         test: float = 0.0,
+        target: str = "claims",
         **pairs: Any,
     ) -> None:
-        self._pairs, self._test = pairs, test
+        self._pairs, self._test, self._target = pairs, test, target
         super().__init__(root, key, insurers=insurers)
         for name in self.insurers:
             self._join(name)
 
     def _tables(self, insurers: int, rows: int) -> dict[str, tuple[Path, Path]]:
         frame = persons()
-        own = frame[["person", "claims", "years", "age", "region"]].iloc[: BOTH + OURS]
+        own = frame[["person", "claims", "any", "years", "age", "region"]].iloc[: BOTH + OURS]
         fund = frame[["person", "stays", "chronic"]].drop(index=range(BOTH, BOTH + OURS))
         fund = fund.sample(frac=1, random_state=3).rename(columns={"person": "card"})
         fund.to_csv(self.root / "fund.csv", index=False)
@@ -82,8 +94,8 @@ class Sides(Trial):
                 "name": "joined",
                 "seed": 4,
                 "data": {
-                    "target": "claims",
-                    "exposure": "years",
+                    "target": self._target,
+                    "exposure": "years" if self._target == "claims" else "",
                     "features": ["age", "region", "stays", "chronic"],
                     "test": self._test,
                 },
@@ -101,6 +113,13 @@ class Sides(Trial):
     def study(self, **changes: Any) -> Experiment:
         """The experiment on both sides' dealt tables; changes: dotted keys."""
         return Experiment.read(self.root / "tables" / DEALT, changes)
+
+    def trees(
+        self, name: str = "trees", data: dict[str, Any] | None = None, **model: Any
+    ) -> Experiment:
+        """The same with trees; data, model: other keys of these tables than the usual."""
+        changes = {f"data.{key}": value for key, value in (data or {}).items()}
+        return self.study(name=name, model=TREES | model, **changes)
 
     def _charter(self, key: Any, analyses: Any, contracts: Any) -> Charter:
         names = dict.fromkeys(self.insurers, 1)
@@ -120,9 +139,11 @@ class Sides(Trial):
                 "test_value", "# test_value"
             )
         lines = ["[joined]", f"key = {json.dumps(list(key))}", "equations_per_person = 50"]
-        lines += ["alignments = 100", "[joined.products]", *(f'"{peer}" = ["*"]' for peer in peers)]
+        allowed = [f'"{peer}" = ["*"]' for peer in peers]
+        lines += ["alignments = 100", "[joined.products]", *allowed]
+        lines += ["[joined.cuts]", *allowed] if name == "fund" else []
         path.write_text(text + "\n".join(lines) + "\n")
-        self.limits(name, announces='["region", "chronic"]')
+        self.limits(name, announces='["region", "chronic"]', analyses='["glm", "trees"]')
 
     def settle(self, name: str, old: str, new: str) -> None:
         """Change a side's settings; it must be started again."""

@@ -28,7 +28,7 @@ def shares(how: Blocks, private, left, right):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 400), st.integers(1, 60), st.integers(1, 3), st.integers(0, 9))
+@given(st.integers(1, 400), st.integers(1, 60), st.integers(1, 40), st.integers(0, 9))
 def test_shares_add_up_to_the_sums_of_groups(private, rows, a, b, seed):
     rng = np.random.default_rng(seed)
     left = rng.integers(-(2**29), 2**29, (rows, a)).astype(object)
@@ -43,6 +43,27 @@ def test_rows_share_a_ciphertext_where_that_saves_multiplications():
     assert blocks(10_000, 24, 330).rows == 1
     for how in (blocks(10_000, 2, 330), blocks(1_000_000, 2, 10)):
         assert (2 * how.rows - 1) * how.width < how.key_bits
+
+
+def test_sums_share_an_answer_where_a_ciphertext_holds_one_row():
+    how = blocks(200, 1, 600, bits=33)
+    assert (how.rows, how.sums, len(how.answers), sum(how.answers)) == (1, 27, 23, 600)
+    assert how.blocks * how.width < how.key_bits
+    assert blocks(10_000, 2, 330).sums == 1
+
+
+def test_rows_that_are_summed_up_again_are_encrypted_once(private):
+    one, other = (np.array([[bit], [1]], dtype=object) for bit in (0, 1))
+    kept: dict[bytes, bytes] = {}
+
+    def ciphertexts(query, left):
+        how = Blocks(ProductTerms(query, 2, 1, 1, RING), 10, 2048, again=True)
+        rows = encrypted_sums.encrypted_rows(how, private.public, left, workers=1, kept=kept)
+        return wire.split(encrypted_sums.ROWS, rows, 2)[1]
+
+    first = ciphertexts("q", one)
+    assert ciphertexts("r", one) == first
+    assert ciphertexts("q", other) != first
 
 
 def test_what_is_opened_is_masked_by_40_bits_in_every_slot(private):

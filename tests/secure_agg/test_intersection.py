@@ -95,6 +95,32 @@ def test_the_order_of_a_table_changes_no_row_of_the_spine(learns: str) -> None:
     assert met(turned, same, left[::-1], right) == met(mine, theirs, left, right)
 
 
+@pytest.mark.parametrize("learns", WAYS)
+def test_both_sides_have_one_key_of_a_common_row_and_others_of_all_else(learns: str) -> None:
+    left, right = texts("a", "b", "c", "d"), texts("x", "c", "a")
+    results = aligned(learns, left, right)
+    if learns not in (LEFT, RIGHT):
+        assert [result.keys for result in results] == [None, None]
+        return
+    mine, theirs = (
+        dict(zip(own, (key.tobytes() for key in result.keys), strict=True))
+        for own, result in zip((left, right), results, strict=True)
+    )
+    assert all(mine[text] == theirs[text] for text in texts("a", "c"))
+    assert not {mine[b"b"], mine[b"d"]} & set(theirs.values())
+
+
+@pytest.mark.parametrize("learns", [LEFT, RIGHT])
+def test_no_message_holds_the_key_of_a_row_that_the_side_that_learns_lacks(learns: str) -> None:
+    left, right = texts("a", "b", "c"), texts("c", "x", "y")
+    said, *sides = play(learns, left, right)
+    (other,) = (side for side in sides if side.name != learns)
+    keys = {key.tobytes() for key in other.result.keys}
+    heard = [message[other.name == RIGHT] for message in said]
+    pieces = [piece for message in heard for piece in message.values()]
+    assert not any(key in piece for key in keys for piece in pieces)
+
+
 def test_another_session_gives_another_spine() -> None:
     left = texts("a", "b", "c", "d", "e", "f")
     results = [

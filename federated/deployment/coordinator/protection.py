@@ -20,6 +20,7 @@ from federated.joined.sums.factors import Owner
 from federated.message_kinds import MessageKind
 from federated.messages import Form, Request, message_of
 from federated.study.experiment import Experiment
+from federated.study.sides import is_known
 from lab.errors import ConfigurationError, PeerError
 from lab.privacy.disclosure import Rules
 from lab.sums import Sums
@@ -110,9 +111,9 @@ def protection_of(
         authority, pairs = RemoteAuthority(key.public, key.by[0]), charter.pairs
         if not experiment.joined or pairs is None:
             return EnrolledPaillier(authority)
-        inner = EnrolledPaillier(authority, of_shares=True)
+        inner, known = EnrolledPaillier(authority, of_shares=True), is_known(experiment)
         room = Letters(exchange.Settings.read(folder).limits, settings.key_bits)
-        return RemoteJoined(inner, pairs, owner, key.by[0], room)
+        return RemoteJoined(inner, pairs, owner, key.by[0], room, known=known)
     if experiment.joined:
         raise ConfigurationError(
             "joined: sides need a key authority; make its key with: lab keys deal"

@@ -59,13 +59,21 @@ class Letters:
 class RemoteJoined(Joined):
     """Sums of shares among sides that run processes of their own.
 
-    inner: Paillier whose totals the supervisor opens; owner: who holds a column; room: for letters.
+    inner: Paillier whose totals the supervisor opens; owner: who holds a column; room: for letters; known:
+    whether insurers know who is common.
     """
 
     def __init__(
-        self, inner: Paillier, pairs: Pairs, owner: Owner, supervisor: str, room: Letters
+        self,
+        inner: Paillier,
+        pairs: Pairs,
+        owner: Owner,
+        supervisor: str,
+        room: Letters,
+        *,
+        known: bool,
     ) -> None:
-        super().__init__(inner, (), owner, pairs.product, pairs.minimum_persons)
+        super().__init__(inner, (), owner, pairs.product, pairs.minimum_persons, known)
         self.opener: Opener = inner.opener
         self._sides, self._supervisor, self._room = pairs, supervisor, room
 

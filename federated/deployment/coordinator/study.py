@@ -158,7 +158,8 @@ def _perform(
     study.run = federation.resumable_run.run
     for party in study.outlook:
         if party.role in INSURERS:
-            market.sizes[party.name] = {"train": party.rows, "test": None}
+            rows = None if experiment.joined else party.rows  # of sides, the same persons' at each
+            market.sizes[party.name] = {"train": rows, "test": None}
         if party.state != "took part":
             result.notes[party.name] = party.state.removeprefix(f"{party.name}: ")
     return study

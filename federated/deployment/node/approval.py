@@ -88,6 +88,11 @@ def _joined(plan: StudyPlan, charter: Charter) -> Iterator[str]:
     yield f"  alignment  {LEARNS[alignment.learns]} who is common; sets filled up to {pairs.cap:,}"
     how = "randomness that the supervisor deals" if pairs.product == "triples" else "Paillier"
     yield f"  products   by {how}; the fund's columns are {', '.join(map(_key, plan.fund_columns))}"
+    if plan.kind == "trees":
+        features = {f.column for own in plan.features.values() for f in own}
+        cut = [_key(name) for name in plan.fund_columns if name in features]
+        told = f"on {', '.join(cut)}: one bit each about every person in common" if cut else "none"
+        yield f"  cuts       that the fund tells the insurers: {told}"
 
 
 def _opening(plan: StudyPlan, charter: Charter) -> str:

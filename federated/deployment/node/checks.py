@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -27,7 +27,7 @@ from federated.deployment.node.rules.settings import (
     NodeSettings,
     admission_of,
 )
-from federated.deployment.node.sides.policy import SidePolicy
+from federated.deployment.node.sides.policy import ALL, SidePolicy
 from federated.transport.node_line import LineError, NodeLine, bundle
 from lab.errors import LabError, PeerError
 
@@ -74,6 +74,21 @@ def examine(folder: Path) -> list[Finding]:
         except (OSError, ValueError) as error:
             findings.append(Finding(what, False, f"{type(error).__name__}: {error}"))
     return findings
+
+
+def _cuts_of(side: SidePolicy, peers: Sequence[str]) -> str:
+    """What trees may tell of this side's columns, and how much of it they told."""
+    if side.role != "fund" or "trees" not in side.limits.analyses:
+        return ""
+    most, lines = side.own.bits_per_person, []
+    for peer in peers:
+        columns, told = ", ".join(side.own.cuts.get(peer, ())), side.cuts_told.count(peer)
+        lines.append(
+            f"{peer} may be told cuts on {columns.replace(ALL, 'all columns')}, {told:,} of {most:,} so far"
+            if columns
+            else f"{peer} is told no cuts"
+        )
+    return f"; {'; '.join(lines)}"
 
 
 class _NotYet(Exception):
@@ -176,7 +191,10 @@ class _Checks:
             )
         made = side.alignments.made(keys)
         aligned = [f"{peer}{'' if peer in made else ', not aligned yet'}" for peer in peers]
-        return f"{len(table.frame):,} rows by {' and '.join(side.own.key)} to {'; '.join(aligned)}"
+        return (
+            f"{len(table.frame):,} rows by {' and '.join(side.own.key)} to {'; '.join(aligned)}"
+            f"{_cuts_of(side, peers)}"
+        )
 
     def log(self) -> str:
         path = self._folder / LOG_NAME

@@ -289,7 +289,7 @@ class InsurerRole:
                 side.pair(state, content, run)
                 return RecordDict()
             case MessageKind.PRODUCT:
-                message.content = side.product(party, study, state, content)
+                message.content = side.product(party, study, state, content, log)
             case "query":
                 side.check_share(party, content)
         return None

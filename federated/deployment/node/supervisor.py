@@ -47,10 +47,13 @@ def opened_total(
     run: str,
     content: RecordDict,
     owner: Owner | None = None,
+    *,
+    known: bool = False,
 ) -> RecordDict:
     """The total of a transcript, if it may be opened; of a question's, what the rules leave of it.
 
-    owner: who holds a column, where the parties are joined sides. Raises what speaks against it.
+    owner: who holds a column, where the parties are joined sides; known: whether insurers know who is
+    common. Raises what speaks against it.
     """
     transcript, request = (
         Transcript.from_bytes(read(content, "transcript")),
@@ -73,9 +76,10 @@ def opened_total(
         openings.note_fault(run, terms.query, others, error.culprits)
         raise
     pairs = charter.pairs
-    if owner is not None and pairs is not None and not is_alone(request, owner, False):
+    if owner is not None and pairs is not None:
         persons = max(pairs.minimum_persons, rules.minimum_count.persons)
-        total = checked_total(joined_sum(request, owner), total, request.statistic, persons)
+        joined = None if is_alone(request, owner, known) else joined_sum(request, owner)
+        total = checked_total(joined, total, request.statistic, persons)
     reply = Reply.of(charter.key.by[0] if charter.key else "", total, None).to_record()
     log_opened(log, run, transcript, request.statistic, total)
     openings.note(run, terms.query, subject, parties)

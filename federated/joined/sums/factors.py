@@ -43,7 +43,8 @@ class Format:
     """The fixed-point format of a side's numbers, which are scaled so that an average row's are about 1.
 
     ring: that sums of products stay in; bits: of a number with its sign; indicators: the fund's numbers
-    are 0 or 1.
+    are 0 or 1; encrypted: the insurer's are too, and products are made by Paillier whatever the plan says,
+    for the fund's columns are so many that letters of dealt randomness would not travel.
     """
 
     bound: float
@@ -51,12 +52,21 @@ class Format:
     ring: Ring = RING
     bits: int = 90
     indicators: bool = False
+    encrypted: bool = False
 
     @classmethod
-    def counted(cls, most: float) -> Format:
+    def counted(cls, most: float, *, encrypted: bool = False) -> Format:
         """Of whole numbers up to this at the insurer's side, added up by what the fund's side knows."""
         bits = int(most).bit_length() + 1
-        return cls(2.0 ** (bits - 1), 1.0, Ring(64), bits, indicators=True)
+        return cls(2.0 ** (bits - 1), 1.0, Ring(64), bits, indicators=True, encrypted=encrypted)
+
+    def bits_over(self, rows: int) -> int:
+        """Bits of a number of so many rows, with its sign: where 1 is the most, of a column's sum."""
+        return rows.bit_length() + 1 if self.encrypted else self.bits
+
+    def made_by(self, product: str) -> str:
+        """How products are made, triples or paillier, where a plan says product."""
+        return "paillier" if self.encrypted else product
 
 
 #: Of sums that are products of two numbers; where shares are multiplied again, coarser.
@@ -75,6 +85,7 @@ class Half(Protocol):
         """Who each of these rows belongs to."""
 
     secret: bytes
+    kept: dict[bytes, bytes]  # ciphertexts of rows that are summed up again
 
 
 @dataclass(frozen=True)
@@ -139,6 +150,9 @@ class JoinedSum(Protocol):
 
     def opened(self, values: Mapping[str, Floats], rows: int) -> Sums:
         """The total, of what the shares add up to."""
+
+    def about(self, column: str, numbers: int) -> int:
+        """Of so many numbers that are opened, those that depend on a column."""
 
 
 def within(groups: Groups, rows: int, form: Format = FINE) -> Groups:
@@ -234,6 +248,10 @@ class Arguments:
     def shared(self) -> tuple[str, ...]:
         """Groups of either side whose numbers are shares."""
         return self.curves
+
+    def about(self, column: str, numbers: int) -> int:
+        """Of so many numbers that are opened, those that depend on a column."""
+        return numbers
 
 
 class CurvedSum(JoinedSum, Protocol):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from federated.joined.sums import trees
+from federated.joined.sums.bins import Bins, Persons
 from federated.joined.sums.factors import (
     Arguments,
     Groups,
@@ -211,14 +212,12 @@ Answer = Callable[[Any, Any, Mapping[str, Floats]], Sums]
 def alone(name: str, a: Any, owner: Owner, known: bool) -> Answer | None:
     """How each side answers for its own columns or rows by itself; None where it takes both sides.
 
-    known: whether both know who is common, and the fund who is for training.
+    known: whether insurers know who is common.
     """
     if name == "totals" and known:
         return trees.totals_alone
     if name == "magnitudes":  # public sizes, no sums
         return lambda side, a, arrays: _magnitudes(side, a)
-    if name in trees.ALONE:
-        return trees.ALONE[name]
     if name not in trees.SCORES or not trees.is_trees(a.model):
         return None
     if name == "score_levels" and owner(a.feature.feature.column) == "fund":
@@ -257,6 +256,8 @@ JOINED: Mapping[str, Maker] = {
     "score_fit": _fit_of,
     "score_lorenz": JoinedLorenz,
     "score_levels": _by_family(ByLevel, LogitByLevel, trees.LevelsOfFund),
+    "trees_bins": Bins,
+    "trees_persons": Persons,
     "trees_level": trees.Level,
     "trees_leaves": trees.Leaves,
 }

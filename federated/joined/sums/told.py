@@ -4,10 +4,15 @@ The fund's column stays at the fund. To follow its rows through a tree the insur
 on that column one bit for each common person, and keeps of the column no more than that: the class
 of bins that all bits so far put a person in. Where a class stands in for its bins, every cut that was told
 goes as it does at the fund, so that trees, leaves and scores are computed as if the column were there.
+
+Where the insurer alone knows who is common, the fund tells of all its rows, each row's bits hidden by its
+key of the alignment, which an insurer without the row does not have.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -35,6 +40,26 @@ def cuts_of(trees: Iterable[Tree], cuts: tuple[Cuts, ...], holds: Any) -> list[C
                 left = tree.goes_left[at, : cuts[feature].bins]
                 chosen[feature, tuple(map(bool, left))] = None
     return list(chosen)
+
+
+def text_of(cut: Cuts, goes_left: Iterable[bool]) -> str:
+    """A cut as it is kept: the bins of its feature, and which of them go left."""
+    bins = "".join(str(int(left)) for left in goes_left)
+    return json.dumps([cut.model_dump(mode="json"), bins], sort_keys=True)
+
+
+def cut_of(text: str) -> tuple[Cuts, tuple[bool, ...]]:
+    """The cut that :func:`text_of` wrote."""
+    cut, bins = json.loads(text)
+    return Cuts.model_validate(cut), tuple(left == "1" for left in bins)
+
+
+def pads(keys: NDArray[np.uint8], nonce: bytes, cuts: int) -> Bits:
+    """(cuts, rows) what hides the bits of rows. keys: (rows, 32); nonce: of one letter."""
+    width = -(-cuts // 8)
+    data = b"".join(hashlib.shake_128(nonce + key.tobytes()).digest(width) for key in keys)
+    rows = np.frombuffer(data, dtype=np.uint8).reshape(len(keys), width)
+    return np.unpackbits(rows, axis=1, count=cuts).T.astype(bool)
 
 
 class ToldColumn:
@@ -74,7 +99,7 @@ class ToldColumn:
 class CommonRows:
     """An insurer's rows that the fund has as well, as a party with what it was told of the fund's columns.
 
-    place: (rows,) where each of the insurer's rows stands on the spine, by its label, -1 for nowhere.
+    place: (rows,) where each row that the fund has too stands on the spine, by its label; -1 for others.
     """
 
     def __init__(self, side: Party, place: pd.Series) -> None:
@@ -101,12 +126,11 @@ class CommonRows:
             self._show(self._told[cut])
         return self._told[cut]
 
-    def hear(self, cuts: tuple[Cuts, ...], chosen: list[Cut], bits: Bits) -> None:
-        """Take up cuts. bits: (cuts, spine's rows)."""
-        for (feature, goes_left), of_spine in zip(chosen, bits, strict=True):
-            column = self.column(cuts[feature])
-            column.hear(np.array(goes_left), of_spine[self._place])
-            self._show(column)
+    def hear(self, cut: Cuts, goes_left: tuple[bool, ...], bits: Bits) -> None:
+        """Take up a cut. bits: (spine's rows,)."""
+        column = self.column(cut)
+        column.hear(np.array(goes_left), bits[self._place])
+        self._show(column)
 
     def _show(self, column: ToldColumn) -> None:
         party, values = self.party, column.values

@@ -3,8 +3,8 @@
 The insurer's side knows target, derivatives and the node of each row; the fund's side knows the bins of
 its own columns. Histograms of the insurer's columns are sums of its own rows, those of the fund's are
 products of derivatives with indicators of bins. All are whole numbers, so that cuts and trees are those
-of the joined table to the bit. Both sides know which persons are common, and the fund which of them
-are for training.
+of the joined table to the bit. The insurer knows which of its persons are common; the fund learns of none
+whether it is for training.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from federated.joined.sums.bins import ONES
 from federated.joined.sums.factors import (
     BOTH,
     WITHIN,
     Arguments,
     Format,
     Groups,
+    JoinedSum,
     Multiplied,
-    Owner,
     Shares,
     Widths,
     indicators,
@@ -43,14 +44,6 @@ from lab.scores import accuracy
 from lab.sums import COUNT, FLAG, HEADS, Floats, Limit, Sums
 from secure_agg.arithmetic.ring import Integers
 
-ONES = {"here": 1, "valid": 1}
-
-
-def _told(place: Place, cuts: tuple[Cuts, ...], owner: Owner) -> list[Cut]:
-    """The cuts on the fund's columns that a place of the trees needs."""
-    trees = [place.growing] if place.last is None else [place.last, place.growing]
-    return cuts_of(trees, cuts, lambda column: owner(column) == "fund")
-
 
 @dataclass(frozen=True)
 class _Place(Arguments):
@@ -60,17 +53,18 @@ class _Place(Arguments):
     def place(self) -> Place:
         raise NotImplementedError
 
+    def chosen(self) -> list[Cut]:
+        """The cuts on the fund's columns that it tells."""
+        last, growing = self.place.last, self.place.growing
+        trees = [growing] if last is None else [last, growing]
+        return cuts_of(trees, self.a.cuts, lambda column: self.owner(column) == "fund")
+
     def told(self, side: Any, peer: str) -> bytes:
         """A bit for each cut and row of the spine."""
-        return bytes(side.tell(peer, _told(self.place, self.a.cuts, self.owner), self.a.cuts))
+        return bytes(side.tell(peer, self.chosen(), self.a.cuts))
 
     def hear(self, side: Any, data: bytes) -> None:
-        chosen = _told(self.place, self.a.cuts, self.owner)
-        bits, size = np.frombuffer(data, dtype=np.uint8), side.spine_size
-        if len(bits) != len(chosen) * -(-size // 8):
-            raise PeerError("the fund: tells of other cuts than were chosen")
-        rows = np.unpackbits(bits.reshape(len(chosen), -(-size // 8)), axis=1, count=size)
-        side.common.hear(self.a.cuts, chosen, rows.astype(bool))
+        side.listen(self.chosen(), self.a.cuts, data)
 
     def rows(self, side: Any) -> Any:
         """The insurer's common rows, at the leaves of the tree that grows."""
@@ -81,6 +75,13 @@ class _Place(Arguments):
                 rows.recode(j, common.codes(cut, "train"))
         rows.follow(self.place)
         return rows
+
+
+def told_by(total: JoinedSum) -> list[tuple[Cuts, tuple[bool, ...]]]:
+    """The cuts on the fund's columns that are told before a sum is made."""
+    if not isinstance(total, _Place):
+        return []
+    return [(total.a.cuts[feature], goes_left) for feature, goes_left in total.chosen()]
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,13 @@ class Level(_Place):
         if len(self.place.growing.feature) == 1:
             values |= {name: np.zeros(2, dtype=object) for name in ("loss", "size")}
         return values
+
+    def about(self, column: str, numbers: int) -> int:
+        """Of a feature those by its own bins: which rows are at a node goes by cuts, which are counted by
+        themselves."""
+        own = [j for j, cut in enumerate(self.a.cuts) if cut.feature.column == column]
+        bins = sum(self.a.cuts[j].bins for j in own if j in self.a.ask.features)
+        return 2 * len(self.a.ask.nodes) * bins if own else numbers
 
     def opened(self, values: Mapping[str, Floats], rows: int) -> Sums:
         most = self.a.ask.most
@@ -279,41 +287,6 @@ def _trees(text: str) -> Trees:
     return model
 
 
-def _own(side: Any, a: Any) -> tuple[Party, list[int], Any]:
-    """A side's training rows, which features it holds, and the arguments for those alone."""
-    own = [j for j, cut in enumerate(a.cuts) if side.holds(cut.feature.column)]
-    return side.training, own, a.model_copy(update={"cuts": tuple(a.cuts[j] for j in own)})
-
-
-def _rows_of(side: Any, party: Party) -> int:
-    """Joined rows are counted at the insurer's side."""
-    return len(party.train) if side.role == "insurer" else 0
-
-
-def bins_alone(side: Any, a: Any, arrays: Mapping[str, Floats]) -> Sums:
-    """``trees_bins`` of a side's own features; of the others none."""
-    party, own, asked = _own(side, a)
-    edges = arrays["edges"]
-    count = np.zeros((len(edges), edges.shape[1] + 1))
-    if own:
-        row = statistics.find("trees_bins")
-        count[own] = row.function(party, asked, {"edges": edges[own]})["count"]
-    return Sums({"count": count}, {"count": HEADS}, _rows_of(side, party))
-
-
-def persons_alone(side: Any, a: Any, arrays: Mapping[str, Floats]) -> Sums:
-    """``trees_persons`` of a side's own features; of the others none."""
-    party, own, asked = _own(side, a)
-    ends = np.cumsum([cut.bins for cut in a.cuts])
-    parts = np.split(np.zeros(int(ends[-1])), ends[:-1])
-    if own:
-        persons = statistics.find("trees_persons").function(party, asked, arrays)[PERSONS]
-        widths = np.cumsum([a.cuts[j].bins for j in own])[:-1]
-        for j, each in zip(own, np.split(persons, widths), strict=True):
-            parts[j] = each
-    return Sums({PERSONS: np.concatenate(parts)}, {PERSONS: HEADS}, _rows_of(side, party))
-
-
 def totals_alone(side: Any, a: Any, arrays: Mapping[str, Floats]) -> Sums:
     """``totals`` of common rows, which the insurer's side knows by itself."""
     row = statistics.find("totals")
@@ -347,11 +320,6 @@ def _nobody(side: Any, task: Task, names: Sequence[str | None] = ()) -> Party:
     return Party(side.name, empty, empty)
 
 
-#: What each side answers of trees for its own rows and columns.
-ALONE: Mapping[str, Callable[[Any, Any, Mapping[str, Floats]], Sums]] = {
-    "trees_bins": bins_alone,
-    "trees_persons": persons_alone,
-}
 SCORES = ("score_fit", "score_lorenz", "score_levels", "detection_rank", "detection_groups")
 
 

@@ -147,32 +147,26 @@ def test_a_plan_of_other_sides_than_the_charter_s_is_refused(
         check_pairs(plan, None)
 
 
-def test_trees_that_would_tell_cuts_are_refused_by_real_sides(pair: Sides) -> None:
+def test_trees_are_refused_where_the_insurer_is_not_told_who_is_common(pair: Sides) -> None:
     trees = TreesSettings(kind="trees", family="poisson")
-    study = pair.study().model_copy(update={"model": trees})
-    with pytest.raises(ConfigurationError, match=r"model\.kind: real joined sides take"):
-        agreed(study, pair.charter.pairs)
-    with pytest.raises(PolicyError, match=r"model\.kind: real joined sides take"):
-        check_pairs(
-            announced(agreed(pair.study(), pair.charter.pairs)).model_copy(
-                update={"experiment": study}
-            ),
-            pair.charter.pairs,
-        )
+    plan = announced(agreed(pair.study(), pair.charter.pairs))
+    experiment = plan.experiment.model_copy(update={"model": trees})
+    with pytest.raises(ConfigurationError, match="need 'insurer' or 'both', got 'hidden'"):
+        check_pairs(plan.model_copy(update={"experiment": experiment}), pair.charter.pairs)
 
 
 def test_no_more_is_opened_about_a_column_than_a_node_allows(tmp_path: Path) -> None:
     for table in ("first", "second"):
         equations = Equations(tmp_path)  # as after a restart
-        equations.note(table, "a", 40, ["age"], 100)
-        equations.note(table, "a", 40, ["age"], 100)  # the same equations again
+        equations.note(table, "a", {"age": 40}, 100)
+        equations.note(table, "a", {"age": 40}, 100)  # the same equations again
     assert equations.opened == {"age": 80}
     with pytest.raises(
         Refusal, match=r"\[equations\] 80 numbers about 'age' .* has 21, .* allows 100"
     ):
-        equations.note("second", "b", 21, ["age", "sex"], 100)
-    equations.note("second", "b", 20, ["age", "sex"], 100)
-    assert Equations(tmp_path).opened == {"age": 100, "sex": 20}
+        equations.note("second", "b", {"age": 21, "sex": 9}, 100)
+    equations.note("second", "b", {"age": 20, "sex": 9}, 100)
+    assert Equations(tmp_path).opened == {"age": 100, "sex": 9}
 
 
 def test_a_side_does_not_start_without_its_memory(tmp_path: Path) -> None:

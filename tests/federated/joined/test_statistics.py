@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -62,6 +62,7 @@ class HalfTable:
     role: Role
     frame: pd.DataFrame
     secret: bytes = b"secret"
+    kept: dict[bytes, bytes] = field(default_factory=dict)
 
     def rows(self, task: Any, part: str) -> pd.DataFrame:
         return self.frame

@@ -72,8 +72,11 @@ def test_the_trees_of_joined_sides_are_the_pooled_ones(tmp_path, model, data):
     check_equal(perform(trees(tmp_path, model=model, data=data)))
 
 
-def test_the_trees_of_a_hybrid_are_the_pooled_ones(tmp_path):
-    check_equal(perform(trees(tmp_path, insurers=3, data={"test": 0.2})))
+@pytest.mark.parametrize(("insurers", "learns"), [(3, "both"), (2, "insurer")])
+def test_the_trees_of_a_hybrid_are_the_pooled_ones(tmp_path, insurers, learns):
+    check_equal(
+        perform(trees(tmp_path, insurers, data={"test": 0.2}, alignment={"learns": learns}))
+    )
 
 
 def test_products_by_paillier_give_the_same_trees(tmp_path):
@@ -145,7 +148,8 @@ def test_a_detector_of_joined_sides_is_judged_as_the_pooled_one(tmp_path):
 @pytest.mark.parametrize(
     ("tables", "text"),
     [
-        ({"alignment": {"learns": "hidden"}}, "alignment.learns"),
+        ({"alignment": {"learns": "hidden"}}, "need 'insurer' or 'both', got 'hidden'"),
+        ({"alignment": {"learns": "fund"}}, "need 'insurer' or 'both', got 'fund'"),
         ({"data": {"per": "claims", "target": "paid"}}, "data.per"),
         ({"model": {"own_trees": 4}}, "model.own_trees"),
     ],

@@ -83,12 +83,16 @@ class OwnPairs(Strict):
     """``[joined]``: what this side gives into products with others that know the same persons.
 
     key: the columns that name a person; products: by the other side the columns that may enter
-    products with it, "*" for all; equations_per_person: numbers that depend on a column and may be
-    opened, ever, for each person in common; alignments: that are begun with each other side, ever.
+    products with it, "*" for all; cuts: by an insurer the columns of which trees may tell it cuts, none
+    unless named, "*" for all; bits_per_person: cuts that each may be told, ever, one bit about each person
+    in common; equations_per_person: numbers that depend on a column and may be opened, ever, for each
+    person in common; alignments: that are begun with each other side, ever.
     """
 
     key: tuple[str, ...] = Field(min_length=1)
     products: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    cuts: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    bits_per_person: int = Field(default=100, ge=0)
     equations_per_person: float = Field(default=0.5, gt=0)
     alignments: int = Field(default=10, ge=1)
 
@@ -118,6 +122,9 @@ JOINED = """
 {key:<31}# the columns that name a person
 {products:<31}# by the other side the columns that may enter products
                                # with it, "*" for all
+{cuts:<31}# by an insurer the columns of which trees may tell it
+                               # cuts, "*" for all: who is on which side of each
+bits_per_person = 100          # cuts that each may be told, ever
 equations_per_person = 0.5     # numbers about a column that may be opened, ever, for
                                # each person in common
 alignments = 10                # begun with each other side, ever
@@ -173,13 +180,14 @@ def init(
     analyses: tuple[str, ...] = ("glm",),
     key: tuple[str, ...] = (),
     products: Mapping[str, tuple[str, ...]] | None = None,
+    cuts: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Enrolment:
     """A new node in a new folder: keys, a commented node.toml, the enrolment to hand over.
 
     encoding: of a CSV that is not UTF-8; person: the column of who a row belongs to, "" where each is
     a person's; test: the column and the value that mark rows for testing; caps: the largest value by
     column; key: the columns that name a person, at a side of joined pairs; products: its columns that may
-    enter products, by the other side.
+    enter products, by the other side; cuts: those of which trees may tell cuts.
     """
     make_folder(folder)
     for subfolder in (REQUESTS, APPROVED, STATE):
@@ -203,19 +211,24 @@ def init(
             "analyses": f"analyses = {_toml(list(analyses))} ",
             "caps": f"caps = {_table(caps or {})} ",
             "data": "\n".join(f"{name} = {_toml(v)}" for name, v in data.items() if v),
-            "joined": _joined(key, products or {}) if key else "",
+            "joined": _joined(key, products or {}, cuts or {}) if key else "",
         }
         text = TEMPLATE.format(**names, **fields)
     write_whole(folder / SETTINGS, text.encode(), 0o600)  # an address may hold a password
     return enrolment
 
 
-def _joined(key: tuple[str, ...], products: Mapping[str, tuple[str, ...]]) -> str:
+def _joined(
+    key: tuple[str, ...],
+    products: Mapping[str, tuple[str, ...]],
+    cuts: Mapping[str, tuple[str, ...]],
+) -> str:
     """The section of a side of joined pairs."""
-    columns = {peer: list(names) for peer, names in products.items()}
-    return JOINED.format(
-        key=f"key = {_toml(list(key))} ", products=f"products = {_table(columns)} "
-    )
+    columns = {
+        name: f"{name} = {_table({peer: list(own) for peer, own in by_peer.items()})} "
+        for name, by_peer in (("products", products), ("cuts", cuts))
+    }
+    return JOINED.format(key=f"key = {_toml(list(key))} ", **columns)
 
 
 def _table(values: Mapping[str, object]) -> str:

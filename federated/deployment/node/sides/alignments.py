@@ -42,12 +42,15 @@ ALIGNED = b"LABALN01"
 @dataclass(frozen=True)
 class KeptAlignment:
     """One that was made. place: (rows,) the spine's row of each row that has a key, -1 for none;
-    session: its name; keys: the digest of the keys that it is of."""
+    session: its name; keys: the digest of the keys that it is of; met: (rows,) where this side was told,
+    whether the other has the row too; row_keys: (rows, 32) where one side was told."""
 
     session: str
     keys: str
     size: int
     place: NDArray[np.int64]
+    met: NDArray[np.bool_] | None = None
+    row_keys: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
@@ -179,8 +182,9 @@ class Alignments:
         header: dict[str, object] = {"session": session, "keys": keys, "size": result.size}
         header |= {"peer": peer, "pairs": self._pairs.model_dump_json()}
         arrays = {"place": result.place, "header": np.array(json.dumps(header))}
-        if result.common is not None:
-            arrays["common"] = result.common
+        for name, array in (("common", result.common), ("row_keys", result.keys)):
+            if array is not None:
+                arrays[name] = array
         file = io.BytesIO()
         np.savez(file, **arrays)  # type: ignore[arg-type]
         write_whole(self._path(peer), file.getvalue(), 0o600)
@@ -192,9 +196,10 @@ class Alignments:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 header, place = json.loads(str(arrays["header"])), arrays["place"]
+                told = [arrays.get(name) for name in ("common", "row_keys")]
             if header["pairs"] != self._pairs.model_dump_json():
                 return None
-            return KeptAlignment(header["session"], header["keys"], header["size"], place)
+            return KeptAlignment(header["session"], header["keys"], header["size"], place, *told)
         except (OSError, ValueError, KeyError):
             raise ConfigurationError(
                 f"{path}: is damaged; remove it, and the next run aligns anew"

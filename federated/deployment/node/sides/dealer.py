@@ -75,6 +75,8 @@ class PairDealer:
             raise PeerError("coordinator: asks for a deal in another run")
         deals = records.config_records.setdefault("deals", ConfigRecord())
         total, sizes = joined_sum(request, study.owner), json.loads(str(record["sizes"]))
+        if total.form.made_by("triples") != "triples":
+            raise PeerError("coordinator: asks for a deal for a sum that is made by Paillier")
         if type(turn) is not int or not 1 <= turn <= turns(total, "triples"):
             raise PeerError("coordinator: asks for a deal for a turn that the sum does not have")
         if f"{request.query} {turn}" in deals:

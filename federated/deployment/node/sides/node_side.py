@@ -22,6 +22,8 @@ from federated.joined.letters import unsealed
 from federated.joined.product import Products, is_alone, joined_sum
 from federated.joined.protection import INTERRUPTED
 from federated.joined.side import JoinedSide
+from federated.joined.sums.told import text_of
+from federated.joined.sums.trees import told_by
 from federated.message_kinds import MessageKind
 from federated.messages import Request, blobs, read
 from federated.party.state import NodeState
@@ -65,7 +67,7 @@ class NodeSide:
         memory.pair(self._charter.roster.to_bytes(), dealt)
 
     def product(
-        self, party: JoinedSide, study: StudyPlan, memory: NodeState, content: RecordDict
+        self, party: JoinedSide, study: StudyPlan, memory: NodeState, content: RecordDict, log: Log
     ) -> RecordDict:
         """A turn of a product as the app takes it: checked, with what was dealt for it in the clear.
 
@@ -78,10 +80,12 @@ class NodeSide:
             if party.binding is not None:
                 party.binding.check(request, memory.standing())
             self._count(party, study, request)
+            if party.role == "fund":
+                self._note_cuts(party, request, log)
             return content
         if any((request.query, peer) not in party.work for peer in self._peers):
             raise Refusal(INTERRUPTED, "this side is at no such turn of a product; begin anew")
-        if party.product != "triples" or party.role != "fund":
+        if not party.is_dealt(request):
             return content
         letters = {f"from {peer}": read(content, f"from {peer}") for peer in self._peers}
         for peer in self._peers:
@@ -100,17 +104,37 @@ class NodeSide:
 
     def _count(self, party: JoinedSide, study: StudyPlan, request: Request) -> None:
         total = joined_sum(request, party.owner)
-        numbers = sum(Products("count", 1, total).sizes().values())
-        pairs = self.policy.pairs
-        persons = sum(map(pairs.common, party.sizes.values()))
+        size = sum(Products("count", 1, total).sizes().values())
+        pairs, persons = self.policy.pairs, sum(party.persons.values())
         if persons < pairs.minimum_persons:
             raise Refusal(
                 "persons",
                 f"{persons} persons are common, and the charter asks for {pairs.minimum_persons}",
             )
         most = int(self.policy.own.equations_per_person * persons)
-        table, columns = party.once(_digest_of_rows), self.policy.columns_of(study)
-        self._equations.note(table, request.question.hex(), numbers, columns, most)
+        numbers = {name: total.about(name, size) for name in self.policy.columns_of(study)}
+        self._equations.note(party.once(_digest_of_rows), request.question.hex(), numbers, most)
+
+    def _note_cuts(self, fund: JoinedSide, request: Request, log: Log) -> None:
+        """What is told of this side's columns before a sum, in its memory and its log before it leaves."""
+        cuts = told_by(joined_sum(request, fund.owner))
+        columns = sorted({cut.feature.column for cut, _ in cuts})
+        for peer in self._peers:
+            self.policy.check_cuts(peer, columns)
+            about = {name: fund.once(_digest_of_column, name, peer) for name in columns}
+            texts = [f"{about[cut.feature.column]} {text_of(cut, left)}" for cut, left in cuts]
+            new = self.policy.cuts_told.note(peer, texts, self.policy.own.bits_per_person)
+            if new:
+                log.append(
+                    "cuts",
+                    run=request.query.partition("-")[0],
+                    query=request.query,
+                    statistic=request.statistic,
+                    peer=peer,
+                    columns=columns,
+                    cuts=new,
+                    persons=fund.persons[peer],
+                )
 
     @property
     def _dealer(self) -> Card:
@@ -146,6 +170,12 @@ def _digest_of_rows(side: JoinedSide) -> str:
     """SHA-256 of all rows of a side that take part."""
     hashes = pd.util.hash_pandas_object(side.claims(), index=False)
     return hashlib.sha256(hashes.to_numpy().tobytes()).hexdigest()
+
+
+def _digest_of_column(side: JoinedSide, column: str, peer: str) -> str:
+    """SHA-256 of a column, and of who of its rows stands where on a spine."""
+    values = pd.util.hash_pandas_object(side.train[column], index=False).to_numpy()
+    return hashlib.sha256(values.tobytes() + side.places[peer].to_numpy().tobytes()).hexdigest()
 
 
 def dealer_of(charter: Charter) -> Card:

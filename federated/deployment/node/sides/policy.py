@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,14 +17,18 @@ from federated.deployment.node.rules.policy import InsurerPolicy
 from federated.deployment.node.rules.refusals import Refusal, check_columns
 from federated.deployment.node.rules.settings import SETTINGS, NodeSettings
 from federated.deployment.node.sides.alignments import Alignments
+from federated.deployment.node.sides.cuts import CutsTold
 from federated.deployment.pairs import RULE, check_pairs
 from federated.joined.side import JoinedSide
 from federated.joined.sums.factors import Role
 from federated.party.party import Policy, numbered
+from federated.solvers.bins import bins_of, most_rungs
+from federated.solvers.trees import TreesSettings, most_histograms
 from federated.study.experiment import Experiment
 from federated.study.plan import StudyPlan
 from federated.study.rows import Features, columns_needed, usable
 from federated.study.settings import KEY
+from federated.study.sides import is_known
 from lab.errors import ConfigurationError, ContractError
 from lab.models.design import check_features
 from lab.tables.identifiers import KeyTexts, key_texts
@@ -47,6 +51,7 @@ class SidePolicy(InsurerPolicy):
             )
         self.own, self.pairs = settings.joined, charter.pairs
         self.role: Role = charter.pairs.role(settings.name)
+        self.cuts_told = CutsTold(folder)
         self.alignments = Alignments(folder, identity_of(folder), charter, self.own.alignments)
 
     def keyed(self) -> tuple[Table, KeyTexts]:
@@ -77,7 +82,59 @@ class SidePolicy(InsurerPolicy):
                     f"{', '.join(sorted(barred))} may not enter products with {peer} by joined.products of "
                     "node.toml",
                 )
+        if self.role == "fund" and study.kind == "trees":
+            self._consider_cuts(study)
         super().consider(study)
+        if isinstance(settings := study.experiment.model, TreesSettings):
+            self._consider_equations(study, settings)
+
+    def _consider_equations(self, study: StudyPlan, settings: TreesSettings) -> None:
+        """Refuse trees that may open more about a column than this side allows, before anything is."""
+        _, keys = self.keyed()
+        made = self.alignments.made(keys)
+        aligned = set(made) == set(self.pairs.peers(self.settings.name))
+        common = [self.pairs.common(one.size) for one in made.values()]
+        persons = sum(common) if aligned else len(keys.texts)
+        features = [f for own in study.features.values() for f in own]
+        bins = {f.column: bins_of(f, study.contract, settings.bins) for f in features}
+        each, whole = 2 * most_histograms(settings), sum(bins.values())
+        numbers = {
+            name: each * bins.get(name, whole) + most_rungs(settings.bins) * (name in bins)
+            for name in self.columns_of(study)
+        }
+        column, most = max(numbers.items(), key=lambda item: item[1], default=("", 0))
+        if most > self.own.equations_per_person * persons:
+            raise Refusal(
+                "equations",
+                f"these trees may open some {most:,} numbers about '{column}' of {persons:,} persons, and "
+                f"joined.equations_per_person of node.toml is {self.own.equations_per_person:g}; they need "
+                f"{-(-10 * most // persons) / 10:g}, fewer or smaller ones less",
+            )
+
+    def _consider_cuts(self, study: StudyPlan) -> None:
+        """Refuse trees that would tell cuts which this side does not tell."""
+        features = [f for own in study.features.values() for f in own]
+        columns = sorted({f.column for f in features if study.owner(f.column) == "fund"})
+        for peer in self.pairs.peers(self.settings.name):
+            self.check_cuts(peer, columns)
+            told, most = self.cuts_told.count(peer), self.own.bits_per_person
+            if columns and told >= most:
+                raise Refusal(
+                    "cuts",
+                    f"{peer} was told {told:,} cuts on columns of this side, and joined.bits_per_person of "
+                    f"node.toml allows {most:,}, ever",
+                )
+
+    def check_cuts(self, peer: str, columns: Sequence[str]) -> None:
+        """Raises :class:`Refusal` for columns of which another side may be told no cuts."""
+        allowed = self.own.cuts.get(peer, ())
+        barred = [name for name in columns if name not in allowed]
+        if barred and ALL not in allowed:
+            raise Refusal(
+                "cuts",
+                f"trees would tell {peer} who is on which side of cuts on {', '.join(barred)}, and "
+                "joined.cuts of node.toml does not allow it",
+            )
 
     def _columns(self, study: StudyPlan) -> set[str]:
         return set(self.columns_of(study))
@@ -132,11 +189,17 @@ class SidePolicy(InsurerPolicy):
             columns=frozenset(self.columns_of(study)),
             product=experiment.protection.product,
             key_bits=experiment.protection.key_bits,
-            tells_cuts=False,  # which would be a bit of each person
+            known=is_known(experiment),
+            tells_cuts=experiment.protection.cuts == "told",
         )
         for peer, alignment in self.alignments.made(keys).items():
             side.places[peer] = pd.Series(alignment.place[row_numbers], index=frame.index)
             side.sizes[peer] = alignment.size
+            side.persons[peer] = self.pairs.common(alignment.size)
+            if alignment.met is not None:
+                side.met[peer] = pd.Series(alignment.met[row_numbers], index=frame.index)
+            if alignment.row_keys is not None:
+                side.row_keys[peer] = alignment.row_keys[row_numbers]
         return side
 
     def _usable(self, study: StudyPlan, table: Table) -> tuple[pd.DataFrame, NDArray[np.int64]]:
