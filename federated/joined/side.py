@@ -11,6 +11,7 @@ import pandas as pd
 from flwr.app import RecordDict
 from numpy.typing import NDArray
 
+from federated.joined.cuts import CommonRows, Cut, cut_of, pads, text_of
 from federated.joined.factors import Role
 from federated.joined.letters import LETTER, purpose, sealed, unsealed
 from federated.joined.product import (
@@ -24,7 +25,6 @@ from federated.joined.product import (
     joined_sum,
     telling,
 )
-from federated.joined.told import CommonRows, Cut, cut_of, pads, text_of
 from federated.joined.trees import refuse_untold
 from federated.messages import Request, message_of, read
 from federated.party.party import Party

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from federated.joined import trees
-from federated.joined.bins import Bins, Persons
+from federated.joined.cuts import Bins, Persons
 from federated.joined.factors import (
     Arguments,
     Groups,

@@ -19,8 +19,8 @@ import pytest
 from federated.deployment.coordinator.sides import RemoteJoined
 from federated.deployment.node.process import Node
 from federated.joined import product
+from federated.joined.cuts import ToldColumn
 from federated.joined.side import NONCE, JoinedSide
-from federated.joined.told import ToldColumn
 from federated.messages import Request
 from federated.study.arms import perform
 from federated.study.experiment import Experiment

@@ -18,11 +18,11 @@ from federated.deployment.node.rules.refusals import Refusal
 from federated.deployment.node.sides.equations import Equations
 from federated.deployment.node.sides.policy import SidePolicy
 from federated.deployment.pairs import correction_purpose, secret_purpose
+from federated.joined.cuts import text_of
 from federated.joined.letters import unsealed
 from federated.joined.product import Products, is_alone, joined_sum
 from federated.joined.protection import INTERRUPTED
 from federated.joined.side import JoinedSide
-from federated.joined.told import text_of
 from federated.joined.trees import told_by
 from federated.message_kinds import MessageKind
 from federated.messages import Request, blobs, read
