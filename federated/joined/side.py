@@ -138,6 +138,10 @@ class JoinedSide(Party):
         if chosen and not self.tells_cuts:
             raise refuse_untold()
         place, keys, nonce = self.places[peer], self.row_keys.get(peer), b""
+        if keys is None and peer not in self.met:
+            raise PolicyError(
+                "no keys hide what would be told of persons that the other side lacks"
+            )
         frame, at = self.train.loc[place.index], place.to_numpy()
         own, codes = np.zeros((len(chosen), len(at)), dtype=bool), np.empty(len(at), dtype=np.uint8)
         for k, (feature, goes_left) in enumerate(chosen):
