@@ -220,9 +220,7 @@ def init_node(
         path = str(Path(path).resolve())
     if contract and Path(contract).exists():
         contract = str(Path(contract).resolve())
-    for option, given in (("--product", products), ("--cuts", cuts)):
-        if given and not key:
-            raise ConfigurationError(f"{option}: goes with --key, what names a person")
+    by_peer = _by_peer(key, {"--product": products, "--cuts": cuts})
     enrolment = node_folder.init(
         folder,
         name,
@@ -235,8 +233,8 @@ def init_node(
         caps=dict(map(_cap, caps)),
         analyses=analyses,
         key=tuple(key.split(",")) if key else (),
-        products=dict(_columns_of(text, "--product") for text in products),
-        cuts=dict(_columns_of(text, "--cuts") for text in cuts),
+        products=by_peer["--product"],
+        cuts=by_peer["--cuts"],
     )
     say(f"{folder}: node of {name}, fingerprint {enrolment.member.fingerprint}")
     say(f"hand {folder}/enrolment.json to the coordinator")
@@ -251,6 +249,21 @@ def _mark(text: str) -> tuple[str, str | int]:
     if not equals or not column:
         raise ConfigurationError(f"--test {text}: needs the form COLUMN=VALUE, as held_out=1")
     return column, int(value) if value.lstrip("-").isdigit() else value
+
+
+def _by_peer(
+    key: str | None, options: dict[str, tuple[str, ...]]
+) -> dict[str, dict[str, tuple[str, ...]]]:
+    """The columns that each option names for another side."""
+    from lab.errors import ConfigurationError
+
+    for option, texts in options.items():
+        if texts and not key:
+            raise ConfigurationError(f"{option}: goes with --key, what names a person")
+    return {
+        option: dict(_columns_of(text, option) for text in texts)
+        for option, texts in options.items()
+    }
 
 
 def _columns_of(text: str, option: str) -> tuple[str, tuple[str, ...]]:

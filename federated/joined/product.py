@@ -171,7 +171,7 @@ def placed(columns: Floats, spine: Spine, form: Format) -> Digits:
     ring, there = form.ring, spine.place >= 0
     rows, flags = columns[there], columns.dtype == np.bool_  # which are added up as they are
     values = rows[..., None] if flags else ring.encoded(rows, form.bound, form.resolution)
-    matrix = np.zeros((spine.size, *values.shape[1:]), dtype=np.uint16)
+    matrix = np.zeros((spine.size, *values.shape[1:]), dtype=values.dtype)
     matrix[spine.place[there]] = values
     return matrix
 

@@ -11,7 +11,6 @@ import pandas as pd
 from flwr.app import RecordDict
 from numpy.typing import NDArray
 
-from federated.joined.by_paillier import by_paillier
 from federated.joined.letters import LETTER, purpose, sealed, unsealed
 from federated.joined.product import (
     Products,
@@ -23,8 +22,8 @@ from federated.joined.product import (
     joined_sum,
     telling,
 )
+from federated.joined.sums.cuts import CommonRows, Cut, cut_of, pads, text_of
 from federated.joined.sums.factors import Role
-from federated.joined.sums.told import CommonRows, Cut, cut_of, pads, text_of
 from federated.joined.sums.trees import refuse_untold
 from federated.messages import Request, message_of, read
 from federated.party.party import Party
@@ -138,6 +137,10 @@ class JoinedSide(Party):
         if chosen and not self.tells_cuts:
             raise refuse_untold()
         place, keys, nonce = self.places[peer], self.row_keys.get(peer), b""
+        if keys is None and peer not in self.met:
+            raise PolicyError(
+                "no keys hide what would be told of persons that the other side lacks"
+            )
         frame, at = self.train.loc[place.index], place.to_numpy()
         own, codes = np.zeros((len(chosen), len(at)), dtype=bool), np.empty(len(at), dtype=np.uint8)
         for k, (feature, goes_left) in enumerate(chosen):

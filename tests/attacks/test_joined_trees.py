@@ -20,12 +20,12 @@ from federated.deployment.coordinator.sides import RemoteJoined
 from federated.deployment.node.process import Node
 from federated.joined import product
 from federated.joined.side import NONCE, JoinedSide
-from federated.joined.sums.told import ToldColumn
+from federated.joined.sums.cuts import ToldColumn
 from federated.messages import Request
 from federated.study.arms import perform
 from federated.study.experiment import Experiment
 from federated.study.result import Study
-from lab.errors import PeerError
+from lab.errors import PeerError, PolicyError
 from lab.models.design import Feature
 from lab.models.tree_model import Cuts, Tree, binned
 from secure_agg import wire
@@ -178,7 +178,9 @@ def told_bits(*, hidden: bool) -> tuple[np.ndarray, np.ndarray]:
     fund = JoinedSide("fund", frame, frame, role="fund", columns=frozenset(["stays"]))
     fund.places["insurer"] = pd.Series(rng.permutation(2 * PERSONS)[:PERSONS], index=frame.index)
     fund.sizes["insurer"] = 2 * PERSONS
-    if hidden:
+    if not hidden:  # as if it knew that all of them are common
+        fund.met["insurer"] = pd.Series(True, index=frame.index)
+    else:
         fund.row_keys["insurer"] = rng.integers(0, 256, (PERSONS, 32), dtype=np.uint8)
     chosen = [(0, tuple(np.arange(cuts[0].bins) <= last)) for last in range(6)]
     data = np.frombuffer(fund.tell("insurer", chosen, cuts), dtype=np.uint8)[
@@ -188,6 +190,13 @@ def told_bits(*, hidden: bool) -> tuple[np.ndarray, np.ndarray]:
     codes = binned(frame, cuts)[:, 0]
     true = np.array([np.array(goes_left)[codes] for _, goes_left in chosen])
     return bits[:, fund.places["insurer"]], true
+
+
+def test_a_fund_without_keys_tells_nothing_of_persons_that_an_insurer_lacks():
+    fund = JoinedSide("fund", tables(), tables(), role="fund")
+    fund.places["insurer"] = pd.Series(range(PERSONS))
+    with pytest.raises(PolicyError, match="no keys hide what would be told"):
+        fund.tell("insurer", [], ())
 
 
 def test_unprotected_an_insurer_reads_bits_of_persons_that_it_lacks():

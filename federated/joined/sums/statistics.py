@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from federated.joined.sums import trees
-from federated.joined.sums.bins import Bins, Persons
+from federated.joined.sums.cuts import Bins, Persons
 from federated.joined.sums.factors import (
     Arguments,
     Groups,

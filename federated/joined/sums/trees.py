@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from federated.joined.sums.bins import ONES
+from federated.joined.sums.cuts import ONES, Cut, cuts_of
 from federated.joined.sums.factors import (
     BOTH,
     WITHIN,
@@ -30,7 +30,6 @@ from federated.joined.sums.factors import (
     indicators,
     within,
 )
-from federated.joined.sums.told import Cut, cuts_of
 from federated.party import statistics
 from federated.party.party import Party
 from lab.errors import PeerError, PolicyError

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,16 @@ from federated.deployment.audit_logs import LOG_NAME, open_log
 from federated.deployment.coordinator.sides import RemoteJoined
 from federated.deployment.node.approval import request_lines
 from federated.deployment.node.checks import examine
+from federated.deployment.node.process import Node
 from federated.deployment.node.rules.refusals import Refusal
 from federated.deployment.node.sides.cuts import CUTS, CutsTold
 from federated.deployment.pairs import agreed
 from federated.deployment.plan import announced
+from federated.deployment.signed_messages import claimed
+from federated.joined.side import JoinedSide
 from lab.errors import ConfigurationError, PeerError, PolicyError
 from secure_agg.identity import Identity
 from tests.federated.deployment.test_sides import policy_of, simulated
-from tests.rigs.faults import DiesAt, TellsOfNothing
 from tests.rigs.sides import BOTH, Sides
 from tests.rigs.trial import hash_of, started
 
@@ -131,6 +135,36 @@ def test_a_side_that_told_cuts_does_not_start_without_its_memory(tmp_path: Path)
 
 
 # Processes.
+
+
+@dataclass(frozen=True)
+class DiesAt:
+    """Is killed when a message about a statistic comes, after it answered so many of them."""
+
+    statistic: str
+    answered: int
+
+    def __call__(self, node: Node) -> None:
+        handle, left = node.handle, [self.answered]
+
+        def wrapped(line: Any, message: Any) -> Any:
+            content = claimed(message.content).content
+            header = content.config_records.get("request", {})
+            if header.get("statistic") == self.statistic:
+                if not left[0]:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                left[0] -= 1
+            return handle(line, message)
+
+        node.handle = wrapped  # type: ignore[method-assign]
+
+
+@dataclass(frozen=True)
+class TellsOfNothing:
+    """Tells an insurer of no cut, whatever the plan chose."""
+
+    def __call__(self, node: Node) -> None:
+        JoinedSide.tell = lambda *asked: b""  # type: ignore[method-assign]
 
 
 @pytest.fixture(scope="module")

@@ -61,9 +61,13 @@ def check_equal(study: Study) -> None:
     [
         ({}, {}),
         ({"family": "gaussian"}, {"exposure": None, "target": "paid"}),
-        ({"family": "tweedie", "power": 1.5}, {"target": "paid"}),
+        pytest.param(
+            {"family": "tweedie", "power": 1.5}, {"target": "paid"}, marks=pytest.mark.slow
+        ),
         ({"family": "binomial"}, {"target": "any", "exposure": None, "test": 0.3}),
-        ({"family": "gamma"}, {"target": "size", "exposure": None}),
+        pytest.param(
+            {"family": "gamma"}, {"target": "size", "exposure": None}, marks=pytest.mark.slow
+        ),
         ({"validation_share": 0.3, "patience": 1, "monotone": {"stays": 1}}, {}),
         ({"features": 0.5, "min_persons": 40}, {"test": 0.2}),
     ],

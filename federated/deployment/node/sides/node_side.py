@@ -22,7 +22,7 @@ from federated.joined.letters import unsealed
 from federated.joined.product import Products, is_alone, joined_sum
 from federated.joined.protection import INTERRUPTED
 from federated.joined.side import JoinedSide
-from federated.joined.sums.told import text_of
+from federated.joined.sums.cuts import text_of
 from federated.joined.sums.trees import told_by
 from federated.message_kinds import MessageKind
 from federated.messages import Request, blobs, read

@@ -82,11 +82,12 @@ class SidePolicy(InsurerPolicy):
                     f"{', '.join(sorted(barred))} may not enter products with {peer} by joined.products of "
                     "node.toml",
                 )
-        if self.role == "fund" and study.kind == "trees":
-            self._consider_cuts(study)
-        super().consider(study)
+        self._allow(study)
         if isinstance(settings := study.experiment.model, TreesSettings):
+            if self.role == "fund":
+                self._consider_cuts(study)
             self._consider_equations(study, settings)
+        super().consider(study)
 
     def _consider_equations(self, study: StudyPlan, settings: TreesSettings) -> None:
         """Refuse trees that may open more about a column than this side allows, before anything is."""
@@ -94,7 +95,7 @@ class SidePolicy(InsurerPolicy):
         made = self.alignments.made(keys)
         aligned = set(made) == set(self.pairs.peers(self.settings.name))
         common = [self.pairs.common(one.size) for one in made.values()]
-        persons = sum(common) if aligned else len(keys.texts)
+        persons = max(1, sum(common) if aligned else len(keys.texts))
         features = [f for own in study.features.values() for f in own]
         bins = {f.column: bins_of(f, study.contract, settings.bins) for f in features}
         each, whole = 2 * most_histograms(settings), sum(bins.values())
