@@ -33,26 +33,58 @@ def budget(result: Result) -> PageTable:
     )
 
 
+#: Arms of less than all, and what the federated one has more.
+LESS = {"alone": "joining", "insurer": "the fund's columns", "fund": "the insurers' columns"}
+
+
+def _arms_of_less(result: Result) -> list[str]:
+    return [arm for arm in LESS if arm in result["arms"]]
+
+
 def money_by_party(result: Result) -> PageTable | None:
-    """What the shared detector brings each party, beside its own, and the budget that pays best."""
+    """What the shared detector brings each party, beside one of less, and the budget that pays best."""
     shared = result["arms"].get("federated", {}).get("scores", {})
     if not result["experiment"]["detection"]["amount"] or not shared:
         return None
-    own = result["arms"].get("alone", {}).get("scores", {})
+    less = {arm: result["arms"][arm]["scores"] for arm in _arms_of_less(result)}
     lines = [(party, shared[party]) for party in parties(result) if party in shared]
     columns = ["party", "investigated", "frauds found", "saved", "cost", "net"]
-    columns += [*(["net, alone"] if own else []), "best budget", "net there"]
+    columns += [name for arm in less for name in (f"net, {arm}", f"{LESS[arm]} (95 % interval)")]
     rows = [
         (
             name_of(party),
             *(_whole(s[k]) for k in ("investigated", "found", "saved", "cost", "net")),
-            *((_whole(own[party]["net"]) if party in own else "no fit",) if own else ()),
+            *(
+                cell
+                for arm, own in less.items()
+                for cell in (
+                    _whole(own[party]["net"]) if party in own else "no fit",
+                    _worth(result, arm, "net", party),
+                )
+            ),
             f"{_whole(s['best_investigated'])} ({percent(s['best_investigated'] / s['rows'])})",
             _whole(s["best_net"]),
         )
         for party, s in lines
     ]
+    columns += ["best budget", "net there"]
     return PageTable.of(columns, rows, strong=[k for k, row in enumerate(rows) if row[0] == ALL])
+
+
+def _worth(
+    result: Result, against: str, measure: str, party: str = "all", kind: str | None = None
+) -> str:
+    """A difference with its interval; a dash where there is none."""
+    digits = 3 if measure == "recall" else 0
+    for line in result.get("worth", []):
+        of = (line["against"], line["measure"], line["party"], line["kind"])
+        if of == (against, measure, party, kind):
+            value, low, high = (
+                None if line[k] is None else f"{line[k]:+,.{digits}f}"
+                for k in ("difference", "low", "high")
+            )
+            return f"{value} ({low}, {high})" if low else str(value)
+    return "–"
 
 
 def joining(result: Result) -> PageTable | None:
@@ -81,7 +113,7 @@ def _detected(result: Result) -> dict[str, Result]:
 
 def typologies(result: Result) -> PageTable | None:
     """Frauds of each kind found by each arm at the budget."""
-    arms, money = _detected(result), bool(result["experiment"]["detection"]["amount"])
+    arms = _detected(result)
     kinds = [t for t in arms.get("federated", {}).get("typologies", []) if t["fraud"]]
     if not kinds:
         return None
@@ -91,12 +123,29 @@ def typologies(result: Result) -> PageTable | None:
             t["typology"].replace("_", " "),
             _whole(t["fraud"]),
             *(number(found[arm].get(t["typology"]), 3) for arm in arms),
-            *((_whole(t["saved"]),) if money else ()),
         )
         for t in kinds
     ]
-    columns = ("kind", "frauds", *(f"found, {arm}" for arm in arms))
-    return PageTable.of([*columns, *(["saved, federated"] if money else [])], rows)
+    return PageTable.of(("kind", "frauds", *(f"found, {arm}" for arm in arms)), rows)
+
+
+def worth_by_kind(result: Result) -> PageTable | None:
+    """Of each kind, what the federated detector finds and saves more than one of less."""
+    lines = [line for line in result.get("worth", []) if line["kind"] is not None]
+    if not lines:
+        return None
+    measures = ("recall", "saved") if result["experiment"]["detection"]["amount"] else ("recall",)
+    less, words = _arms_of_less(result), {"recall": "share found", "saved": "saved"}
+    rows = [
+        (
+            kind.replace("_", " "),
+            *(_worth(result, arm, of, kind=kind) for arm in less for of in measures),
+        )
+        for kind in dict.fromkeys(line["kind"] for line in lines)
+    ]
+    return PageTable.of(
+        ["kind", *(f"{LESS[arm]}, {words[of]}" for arm in less for of in measures)], rows
+    )
 
 
 def fairness(result: Result) -> PageTable | None:
