@@ -27,7 +27,7 @@ from federated.joined.laws import NONE, KnownRows, Law, columns_of, names_of, pi
 from lab.errors import ConfigurationError
 from lab.models.families import Family, Scale
 from lab.models.files import from_json
-from lab.models.glm import GLM, Response
+from lab.models.glm import GLM, Product, Response
 from lab.privacy.joining import PERSONS
 from lab.scores import accuracy
 from lab.sums import Floats, Sums
@@ -62,7 +62,8 @@ class JoinedFit(Arguments):
 
     @property
     def _model(self) -> GLM:
-        return model_of(self.a.model)
+        model = from_json(self.a.model)
+        return model.as_one(self.a.task) if isinstance(model, Product) else model_of(self.a.model)
 
     @property
     def _halves(self) -> Halves:

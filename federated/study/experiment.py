@@ -144,10 +144,8 @@ class Experiment(Strict):
                 raise ConfigurationError(
                     f"{key}: joined sides take {' or '.join(map(repr, allowed))}, got '{value}'"
                 )
-        if self.profile or self.query or len(self.tasks()) > 1:
-            raise ConfigurationError(
-                "joined: takes one model, without [[profile]], [[query]] and model.severity"
-            )
+        if self.profile or self.query:
+            raise ConfigurationError("joined: takes a model, without [[profile]] and [[query]]")
         if self.model.kind == "trees":
             self._check_joined_trees()
             return
@@ -156,7 +154,12 @@ class Experiment(Strict):
                 "detection: ranking takes each row's score, which over joined sides the insurer knows of "
                 "trees alone; set model.kind = 'trees'"
             )
-        for task in self.tasks().values():
+        tasks = self.tasks()
+        if len(tasks) > 1 and any(task.law.link != "log" for task in tasks.values()):
+            raise ConfigurationError(
+                "model.severity: over joined sides a pure premium takes the log link in both of its parts"
+            )
+        for task in tasks.values():
             check_law(task.law)
             if self.arms.replicates and self.protection.product == "paillier":
                 raise ConfigurationError(

@@ -236,7 +236,8 @@ class Study:
             lines.append("scores are in sample: of the rows that the models were fitted on")
         for name, arm in self.arms.items():
             for part, evaluations in arm.evaluations.items():
-                if (text := _unbalanced(evaluations.get("all"))) is not None:
+                most = 0.0 if part == "pure premium" else UNBALANCED
+                if (text := _unbalanced(evaluations.get("all"), most)) is not None:
                     lines.append(
                         f"{name}{'' if part == 'model' else ', ' + part}: {text} {self.judged}"
                     )
@@ -326,12 +327,12 @@ def _same_rows(one: Evaluation, other: Evaluation) -> bool:
     return one.fit.total("rows") == other.fit.total("rows")
 
 
-def _unbalanced(evaluation: Evaluation | None) -> str | None:
-    """What to say of a model that expects another total than there was."""
+def _unbalanced(evaluation: Evaluation | None, most: float) -> str | None:
+    """What to say of a model whose total is off by more than this share."""
     if evaluation is None or not evaluation.fit["actual"][0] > 0:
         return None
     ratio, low, high = scoring.balance(evaluation.fit)
-    if abs(ratio - 1) <= UNBALANCED:
+    if abs(ratio - 1) <= most:
         return None
     interval = f" (95 % interval {low:.3f} to {high:.3f})" if low == low else ""
     return f"expects {ratio:.3f} times the actual total{interval}"
