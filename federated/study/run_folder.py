@@ -196,6 +196,9 @@ def summary(study: Study) -> dict[str, Any]:
             "contract": study.market.contract.name,
             "in_sample": study.market.in_sample,
             "inputs": inputs,
+            "fund_columns": [
+                c for c in inputs if study.market.contract.columns[c].holder == "fund"
+            ],
             "features": {
                 part: [f.name for f in each] for part, each in study.market.features.items()
             },

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lab.report.style import Result
+from lab.report.style import Result, units
 from lab.report.tables import ALL, PageTable, name_of, number, parties, percent, signed
 
 
@@ -154,7 +154,7 @@ def fairness(result: Result) -> PageTable | None:
     lines = [(c, g) for c, own in groups.items() for g in own if g["rows"] is not None]
     if not lines:
         return None
-    columns = ["group", "claims", "flagged", "recall", "ratio of recall", "false positives"]
+    columns = ["group", units(result), "flagged", "recall", "ratio of recall", "false positives"]
     columns += ["ratio of false positives", "precision"]
     rows = [
         (

@@ -24,9 +24,9 @@ def insured(folder: Path) -> pd.DataFrame:
 
     Raises :class:`ConfigurationError` for a folder that is no market.
     """
-    tables = [_insured_by(folder / payer).assign(insurer=payer) for payer in payers(folder)[1:]]
+    tables = [_insured_by(folder / payer).assign(payer=payer) for payer in payers(folder)[1:]]
     rows = pd.concat(tables, ignore_index=True).sort_values(
-        ["person", "exposure_years", "insurer"], kind="stable"
+        ["person", "exposure_years", "payer"], kind="stable"
     )
     rows = rows.drop_duplicates("person", keep="last").sort_values("person")
     return rows[list(contract("insured").columns)].reset_index(drop=True)
@@ -93,13 +93,12 @@ def claimants(folder: Path) -> pd.DataFrame:
     Raises :class:`ConfigurationError` for a folder that is no market.
     """
     claims = pool(folder)
-    claims = claims[claims["payer"] != payers(folder)[0]].rename(columns={"payer": "insurer"})
-    claims["insurer"] = claims["insurer"].astype("str")
-    most = claims.groupby(["person", "insurer"], as_index=False).size()
-    most = most.sort_values(["person", "size", "insurer"], kind="stable")
+    claims = claims[claims["payer"] != payers(folder)[0]].astype({"payer": "str"})
+    most = claims.groupby(["person", "payer"], as_index=False).size()
+    most = most.sort_values(["person", "size", "payer"], kind="stable")
     most = most.drop_duplicates("person", keep="last")
-    claims = claims.merge(most[["person", "insurer"]], on=["person", "insurer"])
-    rows = _added_up(claims).join(most.set_index("person")["insurer"]).join(_truth(claims))
+    claims = claims.merge(most[["person", "payer"]], on=["person", "payer"])
+    rows = _added_up(claims).join(most.set_index("person")["payer"]).join(_truth(claims))
     by_person = claims.groupby("person")
     for name in ("deductible", "sum_insured", "days_since_inception"):
         rows[name] = by_person[name].min()

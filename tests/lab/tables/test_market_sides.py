@@ -32,10 +32,7 @@ def test_claimants_are_added_up_from_the_insurer_of_most_claims(
 ) -> None:
     own = pooled[pooled["payer"] != "public"]
     assert set(claimants.index) == set(own["person"])
-    mine = own.merge(
-        claimants["insurer"].astype(str).rename_axis("person").reset_index(), on="person"
-    )
-    mine = mine[mine["payer"].astype(str) == mine["insurer"]]
+    mine = own[own["payer"].astype(str) == own["person"].map(claimants["payer"].astype(str))]
     sums = mine.groupby("person")
     pd.testing.assert_series_equal(sums.size(), claimants["claims"], **SAME)
     pd.testing.assert_series_equal(sums["paid"].sum() / 1000, claimants["paid"], **SAME)
