@@ -64,10 +64,14 @@ def test_both_parts_are_statsmodels_on_the_joined_table(tmp_path):
 
 
 def test_the_product_of_a_hybrid_is_judged_as_the_pooled_one(tmp_path):
-    study = perform(cost(tmp_path, insurers=2, data={"test": 0.4}, arms={"replicates": 30}))
+    tables = {"data": {"test": 0.4}, "arms": {"replicates": 30}, "protection": {"sums": "clear"}}
+    study = perform(cost(tmp_path, insurers=2, **tables))
     check_equal(study)
     (line,) = (text for text in study.notices if text.startswith("federated, pure premium"))
     assert "times the actual total (95 % interval" in line
+    product, frame = of(study, "pure premium").model, persons()
+    as_one = product.as_one(study.experiment.premium_task())
+    np.testing.assert_allclose(as_one.predict(frame), product.predict(frame), rtol=1e-12)
     row = study.differences.set_index(["against", "party"]).loc[("pooled", "all")]
     assert row[["difference", "low", "high"]].abs().max() < 1e-9
 
