@@ -14,7 +14,7 @@ import numpy as np
 
 from federated.messages import Hiding, Request
 from lab.errors import PeerError, PolicyError
-from lab.models import design, glm, magnitudes, profile
+from lab.models import agreement, glm, profile
 from lab.models.design import Design, Encoding, Levels, Number, codes_of
 from lab.models.families import Scale
 from lab.models.files import KINDS, from_json, statistics_of
@@ -76,6 +76,12 @@ class OfFit(Strict):
 class OfScores(Strict):
     model: str
     task: Task
+
+
+class OfCurve(OfScores):
+    """scale: of the market, around whose mean joined sides count bins."""
+
+    scale: Scale
 
 
 class OfScoresByLevel(Strict):
@@ -158,22 +164,22 @@ def _judged(holding: Holding, a: OfRanking | OfGroups) -> tuple[Floats, Floats]:
 
 
 def _moments(holding: Holding, a: OfMoments, arrays: Arrays) -> Sums:
-    return design.moments(holding.rows(a.task, "train"), a.features, a.most)
+    return agreement.moments(holding.rows(a.task, "train"), a.features, a.most)
 
 
 def _level_counts(holding: Holding, a: OfLevels, arrays: Arrays) -> Sums:
     rows = holding.rows(a.task, "train")
-    return design.level_counts(rows, a.features, holding.units(a.task, "train"))
+    return agreement.level_counts(rows, a.features, holding.units(a.task, "train"))
 
 
 def _level_parties(holding: Holding, a: OfPresence, arrays: Arrays) -> Sums:
     rows = holding.rows(a.task, "train")
-    return design.level_parties(rows, a.features, holding.units(a.task, "train"), a.least)
+    return agreement.level_parties(rows, a.features, holding.units(a.task, "train"), a.least)
 
 
 def _histogram(holding: Holding, a: OfHistogram, arrays: Arrays) -> Sums:
     rows, owners = holding.rows(a.task, "train"), holding.units(a.task, "train")
-    return design.histogram(rows, a.features, arrays["edges"], owners, a.least)
+    return agreement.histogram(rows, a.features, arrays["edges"], owners, a.least)
 
 
 def _totals(holding: Holding, a: OfTask, arrays: Arrays) -> Sums:
@@ -191,7 +197,7 @@ def _score_fit(holding: Holding, a: OfFit, arrays: Arrays) -> Sums:
     )
 
 
-def _score_lorenz(holding: Holding, a: OfScores, arrays: Arrays) -> Sums:
+def _score_lorenz(holding: Holding, a: OfCurve, arrays: Arrays) -> Sums:
     return accuracy.lorenz_sums(holding.once(scored, a.model, a.task), edges=arrays["edges"])
 
 
@@ -279,14 +285,14 @@ def _by_rules(name: str, arguments: type[Strict], function: Any, *arrays: str) -
 COMMON: Mapping[str, Statistic] = {
     row.name: row
     for row in (
-        _any_model("magnitudes", magnitudes.OfMagnitudes, magnitudes.of_party),
+        _any_model("magnitudes", agreement.OfMagnitudes, agreement.of_party),
         _any_model("moments", OfMoments, _moments),
         _by_cell("level_counts", OfLevels, _level_counts),
         _any_model("level_parties", OfPresence, _level_parties),
         _any_model("totals", OfTask, _totals),
         _any_model("histogram", OfHistogram, _histogram, "edges"),
         _any_model("score_fit", OfFit, _score_fit),
-        _by_cell("score_lorenz", OfScores, _score_lorenz, "edges"),
+        _by_cell("score_lorenz", OfCurve, _score_lorenz, "edges"),
         _by_cell("score_levels", OfScoresByLevel, _score_levels),
         _by_cell("detection_rank", OfRanking, _detection_rank, "edges"),
         _by_cell("detection_groups", OfGroups, _detection_groups),

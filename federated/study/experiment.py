@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from federated.joined.laws import check_law
+from federated.joined.sums.laws import check_law
 from federated.shipped import experiment_file
 from federated.solvers.glm import GLMSettings
 from federated.solvers.kinds import AnySettings
@@ -34,7 +34,7 @@ from federated.study.settings import (
 from lab.errors import ConfigurationError
 from lab.models.design import Feature
 from lab.models.families import Family
-from lab.models.glm import Task
+from lab.models.glm import Task, premium_task
 from lab.models.profile import Profiling
 from lab.records import Strict, nearest, parse, read_toml, set_key
 from lab.tables.contracts import Column, Contract
@@ -146,6 +146,12 @@ class Experiment(Strict):
                 )
         if self.profile or self.query:
             raise ConfigurationError("joined: takes a model, without [[profile]] and [[query]]")
+        for feature in self.data.features or ():
+            if isinstance(feature, Feature) and isinstance(feature.knots, int):
+                raise ConfigurationError(
+                    f"data.features: '{feature.column}' has knots at quantiles, which joined sides do not look "
+                    "up; list the knots, as spline = [20.0, 40.0, 60.0]"
+                )
         if self.model.kind == "trees":
             self._check_joined_trees()
             return
@@ -161,16 +167,6 @@ class Experiment(Strict):
             )
         for task in tasks.values():
             check_law(task.law)
-            if self.arms.replicates and self.protection.product == "paillier":
-                raise ConfigurationError(
-                    "arms.replicates: intervals over joined sides need protection.product = 'triples'; drop "
-                    "the key"
-                )
-            if task.law.name == "binomial" and self.protection.product == "paillier":
-                raise ConfigurationError(
-                    "protection.product: a binomial model over joined sides needs 'triples'; its mean is "
-                    "no product of what the sides know, and Paillier would take hours"
-                )
 
     def _check_joined_trees(self) -> None:
         """Refuse what trees can't do over joined sides."""
@@ -271,15 +267,9 @@ class Experiment(Strict):
         return tasks | ({"pure premium": self.premium_task()} if "severity" in tasks else {})
 
     def premium_task(self) -> Task:
-        """The pure premium as a response: the amount with the frequency's exposure, Tweedie 1.5."""
-        assert isinstance(self.model, GLMSettings) and self.model.severity is not None
-        return Task(
-            target=self.model.severity.target,
-            exposure=self.data.exposure or None,
-            exposure_as=self.data.exposure_as,
-            family="tweedie",
-            power=1.5,
-        )
+        """The pure premium as a response."""
+        tasks = self.tasks()
+        return premium_task(tasks["frequency"], tasks["severity"])
 
     def under(self, contract: Contract) -> tuple[Experiment, tuple[str, ...]]:
         """The experiment with the exposure and the weight that its contract names where it names
@@ -381,9 +371,15 @@ class Experiment(Strict):
             raise ConfigurationError(
                 f"data.features: '{name}' has the role '{column.role}' in contract {contract.name}"
             )
-        if column.type == "category" and (feature.log or feature.cut):
+        curved = feature.knots is not None
+        if column.type == "category" and (feature.log or feature.cut or curved):
             raise ConfigurationError(
-                f"data.features: '{name}' is a category; log and cut are for numbers"
+                f"data.features: '{name}' is a category; log, cut, spline and pieces are for numbers"
+            )
+        if curved and self.model.kind != "glm":
+            raise ConfigurationError(
+                f"data.features: '{name}' has a curve, which a GLM takes; drop spline or pieces, for "
+                f"{self.model.kind} bend by themselves"
             )
 
     def columns_besides_features(self) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Self
 
 from pydantic import Field
 
-from federated.joined.factors import Owner
+from federated.joined.sums.factors import Owner
 from federated.solvers.encoding import is_category
 from federated.study.experiment import Experiment
 from federated.study.rows import Features

@@ -21,9 +21,9 @@ from lab.models.design import Feature, Levels
 from lab.models.families import Scale
 from lab.models.glm import Task
 from lab.privacy import joining
-from lab.privacy.joining import NO_RULE, Least, by_parties
+from lab.privacy.joining import NO_RULE, PERSONS, Least, by_parties
 from lab.scores import accuracy as scoring
-from lab.scores import detection, worth
+from lab.scores import detection, places, worth
 from lab.sums import Sums, combine
 from lab.tables.contracts import Contract
 
@@ -170,7 +170,8 @@ class Scorer:
                 text = model[part]
                 everybody = partial(federation.sum, model=text, task=self._task(part, text))
             whole = federation is not None and federation.everybody
-            total = self._evaluate(part, everybody, self._least, whole=whole)
+            rounded = federation is not None and self._of_sides
+            total = self._evaluate(part, everybody, self._least, whole=whole, rounded=rounded)
             evaluations[part] = {"all": total, **self._own(part, model)}
         return evaluations
 
@@ -179,6 +180,11 @@ class Scorer:
     ) -> dict[str, dict[str, Evaluation]]:
         """One model on each party's own test rows, beside what it does on everybody's."""
         return {part: {"all": everybody[part], **self._own(part, model)} for part in self.tasks}
+
+    @property
+    def _of_sides(self) -> bool:
+        """Whether nobody knows the prediction of a row."""
+        return bool(self.experiment.joined) and self.experiment.model.kind != "trees"
 
     def _own(self, part: str, model: dict[str, str]) -> dict[str, Evaluation]:
         return self._each(part, {name: self._ask(part, {name: model[part]}) for name in self.ones})
@@ -226,8 +232,11 @@ class Scorer:
         digests = getattr(getattr(models.from_json(model), "task", None), "profiles", ())
         return self.tasks[part].model_copy(update={"profiles": digests})
 
-    def _evaluate(self, part: str, ask: Ask, least: Least, *, whole: bool = False) -> Evaluation:
-        """whole: by sums over all rows alone, by no bin, level or group."""
+    def _evaluate(
+        self, part: str, ask: Ask, least: Least, *, whole: bool = False, rounded: bool = False
+    ) -> Evaluation:
+        """whole: by sums over all rows alone, by no bin, level or group; rounded: of predictions that
+        two sides know a part of each."""
         experiment = self.experiment
         fit = ask(
             "score_fit",
@@ -237,22 +246,22 @@ class Scorer:
         )
         if whole:
             return Evaluation(fit, None, {})
-        unranked = experiment.joined and experiment.model.kind != "trees"
-        lorenz = None if unranked else self._lorenz(ask, least)
+        lorenz = self._lorenz(partial(ask, "score_lorenz", scale=self.constants[part]), rounded)
+        lorenz = joining.apply(
+            lorenz, joining.in_order(by_parties(lorenz, least.parties), least.persons)
+        )
         levels = {
             term.feature.column: _of_enough(term, ask("score_levels", feature=term), least)
             for term in self.by_level[part]
         }
         return Evaluation(fit, lorenz, levels, self._detect(ask, least))
 
-    def _lorenz(self, ask: Ask, least: Least) -> Sums:
-        """Exposure, actual and expected in bins of the predicted rate."""
-        coarse = ask("score_lorenz", {"edges": scoring.GRID})
-        edges = scoring.finer_edges(coarse, scoring.GRID)
-        lorenz = ask("score_lorenz", {"edges": np.asarray(edges)})
-        return joining.apply(
-            lorenz, joining.in_order(by_parties(lorenz, least.parties), least.persons)
-        )
+    def _lorenz(self, ask: Ask, rounded: bool) -> Sums:
+        """Exposure, actual and expected in bins of the predicted rate: coarse ones, then finer."""
+        if rounded:
+            return places.curve(lambda bins: ask({"edges": bins.edges}), PERSONS)
+        edges = scoring.finer_edges(ask({"edges": scoring.GRID}), scoring.GRID)
+        return ask({"edges": np.asarray(edges)})
 
     def _detect(self, ask: Ask, least: Least) -> Detected | None:
         """The ranking in bins that are fine where claims are investigated, then the groups."""

@@ -350,6 +350,12 @@ class GLM(Strict):
         return size
 
 
+def premium_task(frequency: Task, severity: Task) -> Task:
+    """The pure premium as a response: the amount with the frequency's exposure, Tweedie 1.5."""
+    exposure = {"exposure": frequency.exposure, "exposure_as": frequency.exposure_as}
+    return Task(target=severity.target, family="tweedie", power=1.5, **exposure)
+
+
 class Product(Strict):
     """Pure premium: claim frequency times mean claim amount."""
 
@@ -365,7 +371,7 @@ class Product(Strict):
         """What each column adds to the logarithm of the pure premium of each row."""
         return self.frequency.effects(frame).plus(self.severity.effects(frame))
 
-    def as_one(self, task: Task) -> GLM:
+    def as_one(self) -> GLM:
         """The same predictions as one model of the amount: on the log link linear predictors add up.
 
         Raises ContractError where a part has another link.
@@ -383,6 +389,7 @@ class Product(Strict):
             categories=tuple(term for part in parts for term in part.encoding.categories),
         )
         beta = (sum(part.beta[0] for part in parts), *chain(*numbers), *chain(*categories))
+        task = premium_task(self.frequency.task, self.severity.task)
         return GLM(task=task, encoding=encoding, beta=beta)
 
 

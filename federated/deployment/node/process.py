@@ -170,7 +170,9 @@ class Node:
         except LineError as error:
             if error.passing:
                 raise
-            self.log.append("fault", what=f"the exchange did not take a reply: {error}")
+            what = f"the exchange did not take a reply: {error}"
+            self._tell(what)
+            self.log.append("fault", what=what)
 
     def handle(self, line: NodeLine, message: Message) -> RecordDict:
         """The records of a reply, signed; whatever goes wrong is a typed refusal.

@@ -70,8 +70,9 @@ def test_the_product_of_a_hybrid_is_judged_as_the_pooled_one(tmp_path):
     (line,) = (text for text in study.notices if text.startswith("federated, pure premium"))
     assert "times the actual total (95 % interval" in line
     product, frame = of(study, "pure premium").model, persons()
-    as_one = product.as_one(study.experiment.premium_task())
-    np.testing.assert_allclose(as_one.predict(frame), product.predict(frame), rtol=1e-12)
+    one = product.as_one()
+    assert one.task == study.experiment.premium_task()
+    np.testing.assert_allclose(one.predict(frame), product.predict(frame), rtol=1e-12)
     row = study.differences.set_index(["against", "party"]).loc[("pooled", "all")]
     assert row[["difference", "low", "high"]].abs().max() < 1e-9
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy import special
 
-from federated.joined.factors import (
+from federated.joined.sums.factors import (
     COARSE,
     Arguments,
     Format,
@@ -23,7 +23,15 @@ from federated.joined.factors import (
     indicators,
     within,
 )
-from federated.joined.laws import NONE, KnownRows, Law, columns_of, names_of, picked
+from federated.joined.sums.laws import (
+    NONE,
+    KnownRows,
+    Law,
+    columns_of,
+    names_of,
+    picked,
+    power_of_two,
+)
 from lab.errors import ConfigurationError
 from lab.models.families import Family, Scale
 from lab.models.files import from_json
@@ -47,8 +55,11 @@ def bags_of(side: Half, task: Any, seed: int) -> Floats:
 
 
 def model_of(text: str) -> GLM:
-    """The GLM that is scored. Raises :class:`ConfigurationError` for another kind of model."""
+    """The GLM that is scored, of a pure premium its parts as one. Raises :class:`ConfigurationError` for
+    another kind of model."""
     model = from_json(text)
+    if isinstance(model, Product):
+        return model.as_one()
     if not isinstance(model, GLM):
         raise ConfigurationError(
             f"model: a {type(model).__name__} can't be scored over joined parties"
@@ -62,8 +73,7 @@ class JoinedFit(Arguments):
 
     @property
     def _model(self) -> GLM:
-        model = from_json(self.a.model)
-        return model.as_one(self.a.task) if isinstance(model, Product) else model_of(self.a.model)
+        return model_of(self.a.model)
 
     @property
     def _halves(self) -> Halves:
@@ -236,7 +246,7 @@ class ResampledFit(JoinedFit):
 
 
 def _size_unit(scale: Scale) -> float:
-    return float(2.0 ** np.round(np.log2(scale.exposure)))
+    return power_of_two(scale.exposure)
 
 
 @dataclass(frozen=True)
