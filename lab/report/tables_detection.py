@@ -42,33 +42,58 @@ def _arms_of_less(result: Result) -> list[str]:
 
 
 def money_by_party(result: Result) -> PageTable | None:
-    """What the shared detector brings each party, beside one of less, and the budget that pays best."""
-    shared = result["arms"].get("federated", {}).get("scores", {})
-    if not result["experiment"]["detection"]["amount"] or not shared:
+    """What the shared detector brings each party at the budget, and the budget that pays best."""
+    shared = _paid(result, "federated")
+    if not shared:
         return None
-    less = {arm: result["arms"][arm]["scores"] for arm in _arms_of_less(result)}
-    lines = [(party, shared[party]) for party in parties(result) if party in shared]
-    columns = ["party", "investigated", "frauds found", "saved", "cost", "net"]
-    columns += [name for arm in less for name in (f"net, {arm}", f"{LESS[arm]} (95 % interval)")]
+    columns = ["party", "investigated", "frauds found", "saved", "cost", "net", "best budget"]
     rows = [
         (
             name_of(party),
             *(_whole(s[k]) for k in ("investigated", "found", "saved", "cost", "net")),
+            f"{_whole(s['best_investigated'])} ({percent(s['best_investigated'] / s['rows'])})",
+            _whole(s["best_net"]),
+        )
+        for party, s in shared.items()
+    ]
+    return PageTable.of([*columns, "net there"], rows, strong=_whole_market(rows))
+
+
+def worth_by_party(result: Result) -> PageTable | None:
+    """Net savings of the shared detector beside those of each arm of less."""
+    shared, less = _paid(result, "federated"), _arms_of_less(result)
+    if not shared or not less:
+        return None
+    nets = {arm: _paid(result, arm) for arm in less}
+    columns = [name for arm in less for name in (f"net, {arm}", f"{LESS[arm]} (95 % interval)")]
+    rows = [
+        (
+            name_of(party),
+            _whole(s["net"]),
             *(
                 cell
-                for arm, own in less.items()
+                for arm, own in nets.items()
                 for cell in (
                     _whole(own[party]["net"]) if party in own else "no fit",
                     _worth(result, arm, "net", party),
                 )
             ),
-            f"{_whole(s['best_investigated'])} ({percent(s['best_investigated'] / s['rows'])})",
-            _whole(s["best_net"]),
         )
-        for party, s in lines
+        for party, s in shared.items()
     ]
-    columns += ["best budget", "net there"]
-    return PageTable.of(columns, rows, strong=[k for k, row in enumerate(rows) if row[0] == ALL])
+    return PageTable.of(["party", "net, federated", *columns], rows, strong=_whole_market(rows))
+
+
+def _paid(result: Result, arm: str) -> dict[str, Result]:
+    """An arm's scores by party, where they are of money."""
+    scores = result["arms"].get(arm, {}).get("scores", {})
+    if not result["experiment"]["detection"]["amount"]:
+        return {}
+    return {party: scores[party] for party in parties(result) if party in scores}
+
+
+def _whole_market(rows: list[tuple[str, ...]]) -> list[int]:
+    return [k for k, row in enumerate(rows) if row[0] == ALL]
 
 
 def _worth(

@@ -57,7 +57,7 @@ def test_each_kind_of_fraud_is_compared_and_honest_persons_are_none(study: Study
 
 def test_the_report_says_what_the_fund_s_columns_are_worth(study: Study, tmp_path: Path) -> None:
     result = summary(study)
-    money = tables_detection.money_by_party(result)
+    money = tables_detection.worth_by_party(result)
     assert money is not None and "the fund's columns (95 % interval)" in money.columns
     assert [row[0] for row in money.rows] == ["whole market", "insurer 1", "insurer 2"]
     kinds = tables_detection.worth_by_kind(result)
