@@ -11,6 +11,7 @@ import pandas as pd
 from flwr.app import RecordDict
 from numpy.typing import NDArray
 
+from federated.joined.by_paillier import by_paillier
 from federated.joined.letters import LETTER, purpose, sealed, unsealed
 from federated.joined.product import (
     Products,

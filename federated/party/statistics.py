@@ -119,6 +119,8 @@ class OfGroups(Strict):
     amount: str | None
     group: Levels
     threshold: float
+    replicates: int
+    seed: int
 
 
 class OfProfile(Strict):
@@ -264,6 +266,8 @@ def _detection_groups(holding: Holding, a: OfGroups, arrays: Arrays) -> Sums:
         codes=codes_of(texts, a.group.levels).astype(np.int64),
         count=len(a.group.levels),
         threshold=a.threshold,
+        replicates=a.replicates,
+        seed=_resampling(holding, a.seed),
     )
 
 

@@ -34,7 +34,7 @@ from federated.study.settings import (
 from lab.errors import ConfigurationError
 from lab.models.design import Feature
 from lab.models.families import Family
-from lab.models.glm import Task
+from lab.models.glm import Task, premium_task
 from lab.models.profile import Profiling
 from lab.records import Strict, nearest, parse, read_toml, set_key
 from lab.scores.explanation import Explain
@@ -148,9 +148,9 @@ class Experiment(Strict):
                 raise ConfigurationError(
                     f"{key}: joined sides take {' or '.join(map(repr, allowed))}, got '{value}'"
                 )
-        if self.profile or self.query or self.explain or len(self.tasks()) > 1:
+        if self.profile or self.query or self.explain:
             raise ConfigurationError(
-                "joined: takes one model, without [[profile]], [[query]], [explain] and model.severity"
+                "joined: takes a model, without [[profile]], [[query]] and [explain]"
             )
         for feature in self.data.features or ():
             if isinstance(feature, Feature) and isinstance(feature.knots, int):
@@ -166,7 +166,12 @@ class Experiment(Strict):
                 "detection: ranking takes each row's score, which over joined sides the insurer knows of "
                 "trees alone; set model.kind = 'trees'"
             )
-        for task in self.tasks().values():
+        tasks = self.tasks()
+        if len(tasks) > 1 and any(task.law.link != "log" for task in tasks.values()):
+            raise ConfigurationError(
+                "model.severity: over joined sides a pure premium takes the log link in both of its parts"
+            )
+        for task in tasks.values():
             check_law(task.law)
 
     def _check_joined_trees(self) -> None:
@@ -268,15 +273,9 @@ class Experiment(Strict):
         return tasks | ({"pure premium": self.premium_task()} if "severity" in tasks else {})
 
     def premium_task(self) -> Task:
-        """The pure premium as a response: the amount with the frequency's exposure, Tweedie 1.5."""
-        assert isinstance(self.model, GLMSettings) and self.model.severity is not None
-        return Task(
-            target=self.model.severity.target,
-            exposure=self.data.exposure or None,
-            exposure_as=self.data.exposure_as,
-            family="tweedie",
-            power=1.5,
-        )
+        """The pure premium as a response."""
+        tasks = self.tasks()
+        return premium_task(tasks["frequency"], tasks["severity"])
 
     def under(self, contract: Contract) -> tuple[Experiment, tuple[str, ...]]:
         """The experiment with the exposure and the weight that its contract names where it names

@@ -13,7 +13,7 @@ from federated.party.state import Released
 from federated.solvers import glm
 from federated.study.experiment import Experiment
 from federated.study.rows import StudiedMarket
-from federated.study.scoring import Evaluation, scored
+from federated.study.scoring import Evaluation, detection_worth, scored
 from federated.study.settings import SIDES, Arm, Query
 from lab.models.design import Feature
 from lab.models.files import digest, terms_of
@@ -202,6 +202,21 @@ class Study:
         return pd.DataFrame(rows)
 
     @property
+    def worth(self) -> pd.DataFrame:
+        """What the federated detector saves and finds at the budget more than each arm of less: net
+        savings of each party, then of each kind of fraud the share found and the amount saved, with
+        95 % bootstrap intervals."""
+        ours, settings = self.arms.get("federated"), self.experiment.detection
+        if ours is None or settings is None or self.market.in_sample:
+            return pd.DataFrame()
+        tables = [
+            detection_worth(settings, name, ours.evaluations[self.part], other)
+            for name in ("alone", *SIDES)
+            if (other := self.arms[name].evaluations[self.part] if name in self.arms else None)
+        ]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+    @property
     def judged(self) -> str:
         """Which rows the scores are of."""
         return "in sample" if self.market.in_sample else "on test rows"
@@ -221,7 +236,8 @@ class Study:
             lines.append("scores are in sample: of the rows that the models were fitted on")
         for name, arm in self.arms.items():
             for part, evaluations in arm.evaluations.items():
-                if (text := _unbalanced(evaluations.get("all"))) is not None:
+                most = 0.0 if part == "pure premium" else UNBALANCED
+                if (text := _unbalanced(evaluations.get("all"), most)) is not None:
                     lines.append(
                         f"{name}{'' if part == 'model' else ', ' + part}: {text} {self.judged}"
                     )
@@ -311,12 +327,12 @@ def _same_rows(one: Evaluation, other: Evaluation) -> bool:
     return one.fit.total("rows") == other.fit.total("rows")
 
 
-def _unbalanced(evaluation: Evaluation | None) -> str | None:
-    """What to say of a model that expects another total than there was."""
+def _unbalanced(evaluation: Evaluation | None, most: float) -> str | None:
+    """What to say of a model whose total is off by more than this share."""
     if evaluation is None or not evaluation.fit["actual"][0] > 0:
         return None
     ratio, low, high = scoring.balance(evaluation.fit)
-    if abs(ratio - 1) <= UNBALANCED:
+    if abs(ratio - 1) <= most:
         return None
     interval = f" (95 % interval {low:.3f} to {high:.3f})" if low == low else ""
     return f"expects {ratio:.3f} times the actual total{interval}"

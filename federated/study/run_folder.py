@@ -27,6 +27,7 @@ from lab.text import slugs
 
 if TYPE_CHECKING:
     from federated.study.result import ArmResult, Study
+    from federated.study.rows import StudiedMarket
     from federated.study.scoring import Detected
     from federated.study.settings import Query
 
@@ -187,27 +188,16 @@ def summary(study: Study) -> dict[str, Any]:
         entry["seconds"] = round(arm.seconds, 3)
         arms[arm.name] = entry
     receipt = study.receipt
-    inputs = {c: study.market.contract.columns[c].type for c in study.market.inputs}
     result = {
         "experiment": study.experiment.model_dump(mode="json"),
-        "data": {
-            "origin": study.market.origin,
-            "digest": study.market.digest,
-            "contract": study.market.contract.name,
-            "in_sample": study.market.in_sample,
-            "inputs": inputs,
-            "features": {
-                part: [f.name for f in each] for part, each in study.market.features.items()
-            },
-            "unused": study.market.unused,
-            "parties": study.market.sizes,
-        },
+        "data": _data(study.market),
         "headline": study.headline,
         "notices": study.notices,
         **({"run": study.run, "outlook": list(map(vars, study.outlook))} if study.run else {}),
         "arms": arms,
         "differences": _records(study.differences),
         "joining": _records(study.joining),
+        "worth": _records(study.worth),
         "convergence": _records(study.convergence),
         "curves": {arm.name: _curves(study, arm.name) for arm in study.arms.values()},
         "answers": [_answer(query, answer) for query, answer in study.answers],
@@ -221,6 +211,22 @@ def summary(study: Study) -> dict[str, Any]:
         | {"python": platform.python_version()},
     }
     return plain(result)  # type: ignore[no-any-return]
+
+
+def _data(market: StudiedMarket) -> dict[str, Any]:
+    """Where rows come from, the columns that models read, those that the fund holds, rows of each party."""
+    columns = {c: market.contract.columns[c] for c in market.inputs}
+    return {
+        "origin": market.origin,
+        "digest": market.digest,
+        "contract": market.contract.name,
+        "in_sample": market.in_sample,
+        "inputs": {name: column.type for name, column in columns.items()},
+        "fund_columns": [name for name, column in columns.items() if column.holder == "fund"],
+        "features": {part: [f.name for f in each] for part, each in market.features.items()},
+        "unused": market.unused,
+        "parties": market.sizes,
+    }
 
 
 def _scores(study: Study, arm: str, part: str) -> dict[str, Any]:

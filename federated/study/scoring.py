@@ -14,6 +14,7 @@ from federated.federation import ModelTotals, Parties
 from federated.solvers.encoding import is_category
 from federated.study.experiment import Experiment
 from federated.study.rows import Features
+from federated.study.settings import Detection
 from federated.study.simulation import SimulatedMarket
 from lab.errors import ConfigurationError
 from lab.models import files as models
@@ -23,7 +24,7 @@ from lab.models.glm import Task
 from lab.privacy import joining
 from lab.privacy.joining import NO_RULE, PERSONS, Least, by_parties
 from lab.scores import accuracy as scoring
-from lab.scores import detection, places
+from lab.scores import detection, places, worth
 from lab.scores.explanation import Explained, columns_of, values_of
 from lab.sums import Sums, combine
 from lab.tables.contracts import Contract
@@ -85,6 +86,32 @@ def scored(experiment: Experiment, evaluation: Evaluation) -> dict[str, Any]:
         rank, cost = evaluation.detected.rank, settings.investigation_cost
         scores |= detection.scores(rank, settings.budget, investigation_cost=cost)
     return scores
+
+
+def detection_worth(
+    settings: Detection,
+    name: str,
+    ours: Mapping[str, Evaluation],
+    theirs: Mapping[str, Evaluation],
+) -> pd.DataFrame:
+    """What our detector brings more than another arm's, a line for each party and measure, of the whole
+    market for each kind of fraud as well: columns against, party, kind, measure, difference, low, high."""
+    rows = []
+    for party, other in theirs.items():
+        one, two = ours[party].detected, other.detected
+        if one is None or two is None or ours[party].fit.total("rows") != other.fit.total("rows"):
+            continue
+        if settings.amount:
+            net = worth.net_difference(
+                one.rank, two.rank, settings.budget, investigation_cost=settings.investigation_cost
+            )
+            rows.append((name, party, None, "net", *net))
+        if party == "all" and settings.typology:
+            kinds, sums = one.groups[settings.typology]
+            found = worth.found_differences(sums, two.groups[settings.typology][1], kinds)
+            rows += [(name, party, *line) for line in found.itertuples(index=False)]
+    columns = ["against", "party", "kind", "measure", "difference", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _cuts(values: pd.Series) -> tuple[float, ...]:
@@ -273,12 +300,12 @@ class Scorer:
         places = joining.in_order(by_parties(rank, least.parties), least.persons)
         rank, edges = joining.apply(rank, places), edges[np.diff(places) > 0]
         threshold = detection.threshold_at(rank, edges, settings.budget)
-        groups = {
-            group.feature.column: _of_enough(
-                group, ask("detection_groups", group=group, threshold=threshold, **columns), least
-            )
-            for group in self.groups
-        }
+        groups = {}
+        for group in self.groups:
+            of_kinds = group.feature.column == settings.typology
+            how = resampling if of_kinds else {"replicates": 0, "seed": 0}
+            sums = ask("detection_groups", group=group, threshold=threshold, **columns, **how)
+            groups[group.feature.column] = _of_enough(group, sums, least)
         return Detected(rank, groups)
 
 

@@ -11,6 +11,7 @@ from lab.models.design import Feature
 from lab.privacy.noise import Noise
 from lab.queries.query_table import Budget
 from lab.records import Strict
+from lab.tables.market_sides import TABLES
 
 Arm = Literal["alone", "without", "insurer", "fund", "federated", "personal", "pooled"]
 #: Arms of the columns of one side alone.
@@ -19,7 +20,7 @@ SIDES: tuple[Arm, ...] = ("insurer", "fund")
 ARMS_OF_SIDES: tuple[Arm, ...] = (*SIDES, "federated", "pooled")
 
 #: Joined sources that come of a market, which is made for the run where no path is given.
-MADE = ("market_insured", "market_members")
+MADE = tuple(f"market_{name}" for name in TABLES)
 #: The column of a joined table that says whose row it is: the key, in one spelling.
 KEY = "joined key"
 #: The column that marks rows for testing in a dealt table.
@@ -141,7 +142,6 @@ class JoinedTable(Strict):
     key: str | tuple[str, ...] = Field(
         description="The column, or columns together, that name a person at both sides."
     )
-
     columns: tuple[str, ...] | None = Field(
         None,
         description="The columns of the table that this side holds beside its key; default: all.",
@@ -368,7 +368,7 @@ def check_places(data: Data, joined: tuple[JoinedTable, ...], arms: tuple[Arm, .
     made = [table.source in MADE and table.path is None for table in joined]
     if data.market is not None and not all(made):
         raise ValueError(
-            f"data.market is made for joined sources {' and '.join(MADE)}, without a path"
+            f"data.market is made for joined sources {', '.join(MADE)}, without a path"
         )
     names = [table.name or table.role for table in joined]
     if len(set(names)) < len(names):

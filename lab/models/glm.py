@@ -6,6 +6,7 @@ X'WX, the score X'W(z - eta) and the deviance at given coefficients: sums over r
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Literal, Self
 
 import numpy as np
@@ -349,6 +350,12 @@ class GLM(Strict):
         return size
 
 
+def premium_task(frequency: Task, severity: Task) -> Task:
+    """The pure premium as a response: the amount with the frequency's exposure, Tweedie 1.5."""
+    exposure = {"exposure": frequency.exposure, "exposure_as": frequency.exposure_as}
+    return Task(target=severity.target, family="tweedie", power=1.5, **exposure)
+
+
 class Product(Strict):
     """Pure premium: claim frequency times mean claim amount."""
 
@@ -363,6 +370,27 @@ class Product(Strict):
     def effects(self, frame: pd.DataFrame) -> Effects:
         """What each column adds to the logarithm of the pure premium of each row."""
         return self.frequency.effects(frame).plus(self.severity.effects(frame))
+
+    def as_one(self) -> GLM:
+        """The same predictions as one model of the amount: on the log link linear predictors add up.
+
+        Raises ContractError where a part has another link.
+        """
+        parts = (self.frequency, self.severity)
+        if any(part.task.law.link != "log" for part in parts):
+            raise ContractError("a product is one model on the log link alone")
+        numbers, categories = [], []
+        for part in parts:
+            slopes, end = part.beta[1:], len(part.encoding.numbers)
+            numbers.append(slopes[:end])
+            categories.append(slopes[end:])
+        encoding = Encoding(
+            numbers=tuple(term for part in parts for term in part.encoding.numbers),
+            categories=tuple(term for part in parts for term in part.encoding.categories),
+        )
+        beta = (sum(part.beta[0] for part in parts), *chain(*numbers), *chain(*categories))
+        task = premium_task(self.frequency.task, self.severity.task)
+        return GLM(task=task, encoding=encoding, beta=beta)
 
 
 #: What a file of this kind holds.

@@ -86,7 +86,7 @@ def _detector(result: Result) -> list[tuple[str, str, Draw]]:
         ),
         (
             "Lift",
-            "How many times more frauds the highest-ranked claims hold than claims picked at random.",
+            "How many times more frauds those ranked highest hold than as many picked at random.",
             of.lift,
         ),
         (
@@ -97,7 +97,7 @@ def _detector(result: Result) -> list[tuple[str, str, Draw]]:
         ("Calibration", of.calibration_text(result), of.calibration),
         (
             "Fairness",
-            "Recall, and false positives among honest claims, beside the largest group; 4/5 to 5/4 is shaded.",
+            "Recall, and false positives among the honest, beside the largest group; 4/5 to 5/4 is shaded.",
             of.fairness,
         ),
         _IMPORTANCE,

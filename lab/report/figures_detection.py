@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lab.report.style import COLOURS, LINE, PALE, Result, resize
+from lab.report.style import COLOURS, LINE, PALE, Result, resize, units
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -81,7 +81,9 @@ def lift(result: Result, axes: Axes) -> str:
         color=PALE,
         fontsize=8,
     )
-    axes.set(xscale="log", yscale="log", xlabel="share of claims investigated", ylabel="lift")
+    axes.set(
+        xscale="log", yscale="log", xlabel=f"share of {units(result)} investigated", ylabel="lift"
+    )
     axes.set_xlim(1e-4, 1)
     _plain_ticks(axes.xaxis, _percent)
     _plain_ticks(axes.yaxis, lambda value: f"{value:,.6g}")
@@ -140,8 +142,8 @@ def calibration(result: Result, axes: Axes) -> str:
     axes.set(
         yscale="log",
         xticks=tenths,
-        xlabel="tenth of claims, the most suspicious first",
-        ylabel="share of claims",
+        xlabel=f"tenth of {units(result)}, the most suspicious first",
+        ylabel=f"share of {units(result)}",
     )
     _plain_ticks(axes.yaxis, _percent)
     axes.legend(loc="upper right")

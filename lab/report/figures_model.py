@@ -79,12 +79,22 @@ def shared_coefficients(result: Result) -> list[dict[str, Any]]:
 
 
 def importance(result: Result, axes: Axes) -> str:
-    """By how much the shared model goes by each feature, as shares of all of it."""
-    rows = shared_importance(result)[: MOST_LINES // 2][::-1]
+    """By how much the shared model goes by each feature, as shares of all of it; of joined sides, whose
+    column it is."""
+    rows = [row for row in shared_importance(result) if row["share"] > 0][: MOST_LINES // 2][::-1]
     if len(rows) < 2:
         return ""
     resize(axes, 5.2, 1.0 + 0.21 * len(rows))
-    axes.barh(range(len(rows)), [row["share"] for row in rows], 0.62, color=COLOURS["federated"])
+    at_fund = set(result["data"].get("fund_columns", []))
+    arms = [
+        "fund" if r["feature"] in at_fund else "insurer" if at_fund else "federated" for r in rows
+    ]
+    for arm in dict.fromkeys(arms):
+        at = [y for y, own in enumerate(arms) if own == arm]
+        shares = [rows[y]["share"] for y in at]
+        axes.barh(at, shares, height=0.62, color=COLOURS[arm], label=f"columns of the {arm}")
+    if at_fund:
+        axes.legend(loc="lower right")
     axes.set_yticks(range(len(rows)), [row["feature"] for row in rows])
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.grid(visible=False, axis="y")

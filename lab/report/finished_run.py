@@ -76,6 +76,11 @@ class FinishedRun:
         return pd.DataFrame(self.result["joining"])
 
     @property
+    def worth(self) -> pd.DataFrame:
+        """What the federated detector saves and finds at the budget more than each arm of less."""
+        return pd.DataFrame(self.result.get("worth", []))
+
+    @property
     def convergence(self) -> pd.DataFrame:
         """Deviance (or loss) after each step or round, by arm, holder and part."""
         return pd.DataFrame(self.result["convergence"])

@@ -8,7 +8,7 @@ from typing import Any
 
 from lab.report import tables, tables_detection
 from lab.report.figures import figures
-from lab.report.style import COLOURS, NAMES, THEMES, Result
+from lab.report.style import COLOURS, NAMES, THEMES, Result, units
 from lab.report.verdict import against_pooled, verdict
 from lab.text import printable_content
 
@@ -35,6 +35,7 @@ def render(result: Result) -> str:
         "shown": tables.shown,
     }
     environment.globals |= {"tables": tables, "detector": tables_detection}
+    environment.globals["units"] = units(result)
     return environment.get_template("report.html").render(
         r=result,
         figures=figures(result),

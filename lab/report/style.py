@@ -77,6 +77,11 @@ MARKS = {
 NAMES = {"deviance_explained": "deviance explained", "average_precision": "PR-AUC"}
 
 
+def units(result: Result) -> str:
+    """What the rows of a detector are: claims, or the persons that joined sides have in common."""
+    return "persons" if result["experiment"].get("joined") else "claims"
+
+
 def judged(result: Result) -> str:
     """The rows that scores are of."""
     return "training rows, in sample" if result["data"]["in_sample"] else "test rows"

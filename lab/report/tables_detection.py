@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lab.report.style import Result
+from lab.report.style import Result, units
 from lab.report.tables import ALL, PageTable, name_of, number, parties, percent, signed
 
 
@@ -33,26 +33,83 @@ def budget(result: Result) -> PageTable:
     )
 
 
+#: Arms of less than all, and what the federated one has more.
+LESS = {"alone": "joining", "insurer": "the fund's columns", "fund": "the insurers' columns"}
+
+
+def _arms_of_less(result: Result) -> list[str]:
+    return [arm for arm in LESS if arm in result["arms"]]
+
+
 def money_by_party(result: Result) -> PageTable | None:
-    """What the shared detector brings each party, beside its own, and the budget that pays best."""
-    shared = result["arms"].get("federated", {}).get("scores", {})
-    if not result["experiment"]["detection"]["amount"] or not shared:
+    """What the shared detector brings each party at the budget, and the budget that pays best."""
+    shared = _paid(result, "federated")
+    if not shared:
         return None
-    own = result["arms"].get("alone", {}).get("scores", {})
-    lines = [(party, shared[party]) for party in parties(result) if party in shared]
-    columns = ["party", "investigated", "frauds found", "saved", "cost", "net"]
-    columns += [*(["net, alone"] if own else []), "best budget", "net there"]
+    columns = ["party", "investigated", "frauds found", "saved", "cost", "net", "best budget"]
     rows = [
         (
             name_of(party),
             *(_whole(s[k]) for k in ("investigated", "found", "saved", "cost", "net")),
-            *((_whole(own[party]["net"]) if party in own else "no fit",) if own else ()),
             f"{_whole(s['best_investigated'])} ({percent(s['best_investigated'] / s['rows'])})",
             _whole(s["best_net"]),
         )
-        for party, s in lines
+        for party, s in shared.items()
     ]
-    return PageTable.of(columns, rows, strong=[k for k, row in enumerate(rows) if row[0] == ALL])
+    return PageTable.of([*columns, "net there"], rows, strong=_whole_market(rows))
+
+
+def worth_by_party(result: Result) -> PageTable | None:
+    """Net savings of the shared detector beside those of each arm of less."""
+    shared, less = _paid(result, "federated"), _arms_of_less(result)
+    if not shared or not less:
+        return None
+    nets = {arm: _paid(result, arm) for arm in less}
+    columns = [name for arm in less for name in (f"net, {arm}", f"{LESS[arm]} (95 % interval)")]
+    rows = [
+        (
+            name_of(party),
+            _whole(s["net"]),
+            *(
+                cell
+                for arm, own in nets.items()
+                for cell in (
+                    _whole(own[party]["net"]) if party in own else "no fit",
+                    _worth(result, arm, "net", party),
+                )
+            ),
+        )
+        for party, s in shared.items()
+    ]
+    return PageTable.of(["party", "net, federated", *columns], rows, strong=_whole_market(rows))
+
+
+def _paid(result: Result, arm: str) -> dict[str, Result]:
+    """An arm's scores by party, where they are of money."""
+    scores = result["arms"].get(arm, {}).get("scores", {})
+    if not result["experiment"]["detection"]["amount"]:
+        return {}
+    return {party: scores[party] for party in parties(result) if party in scores}
+
+
+def _whole_market(rows: list[tuple[str, ...]]) -> list[int]:
+    return [k for k, row in enumerate(rows) if row[0] == ALL]
+
+
+def _worth(
+    result: Result, against: str, measure: str, party: str = "all", kind: str | None = None
+) -> str:
+    """A difference with its interval; a dash where there is none."""
+    digits = 3 if measure == "recall" else 0
+    for line in result.get("worth", []):
+        of = (line["against"], line["measure"], line["party"], line["kind"])
+        if of == (against, measure, party, kind):
+            value, low, high = (
+                None if line[k] is None else f"{line[k]:+,.{digits}f}"
+                for k in ("difference", "low", "high")
+            )
+            return f"{value} ({low}, {high})" if low else str(value)
+    return "–"
 
 
 def joining(result: Result) -> PageTable | None:
@@ -81,7 +138,7 @@ def _detected(result: Result) -> dict[str, Result]:
 
 def typologies(result: Result) -> PageTable | None:
     """Frauds of each kind found by each arm at the budget."""
-    arms, money = _detected(result), bool(result["experiment"]["detection"]["amount"])
+    arms = _detected(result)
     kinds = [t for t in arms.get("federated", {}).get("typologies", []) if t["fraud"]]
     if not kinds:
         return None
@@ -91,12 +148,29 @@ def typologies(result: Result) -> PageTable | None:
             t["typology"].replace("_", " "),
             _whole(t["fraud"]),
             *(number(found[arm].get(t["typology"]), 3) for arm in arms),
-            *((_whole(t["saved"]),) if money else ()),
         )
         for t in kinds
     ]
-    columns = ("kind", "frauds", *(f"found, {arm}" for arm in arms))
-    return PageTable.of([*columns, *(["saved, federated"] if money else [])], rows)
+    return PageTable.of(("kind", "frauds", *(f"found, {arm}" for arm in arms)), rows)
+
+
+def worth_by_kind(result: Result) -> PageTable | None:
+    """Of each kind, what the federated detector finds and saves more than one of less."""
+    lines = [line for line in result.get("worth", []) if line["kind"] is not None]
+    if not lines:
+        return None
+    measures = ("recall", "saved") if result["experiment"]["detection"]["amount"] else ("recall",)
+    less, words = _arms_of_less(result), {"recall": "share found", "saved": "saved"}
+    rows = [
+        (
+            kind.replace("_", " "),
+            *(_worth(result, arm, of, kind=kind) for arm in less for of in measures),
+        )
+        for kind in dict.fromkeys(line["kind"] for line in lines)
+    ]
+    return PageTable.of(
+        ["kind", *(f"{LESS[arm]}, {words[of]}" for arm in less for of in measures)], rows
+    )
 
 
 def fairness(result: Result) -> PageTable | None:
@@ -105,7 +179,7 @@ def fairness(result: Result) -> PageTable | None:
     lines = [(c, g) for c, own in groups.items() for g in own if g["rows"] is not None]
     if not lines:
         return None
-    columns = ["group", "claims", "flagged", "recall", "ratio of recall", "false positives"]
+    columns = ["group", units(result), "flagged", "recall", "ratio of recall", "false positives"]
     columns += ["ratio of false positives", "precision"]
     rows = [
         (

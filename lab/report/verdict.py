@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lab.report.style import Result
+from lab.report.style import Result, units
 
 
 def verdict(result: Result) -> str:
@@ -65,7 +65,7 @@ def _against(result: Result, arm: str) -> tuple[float, float | None, float | Non
 def _rows(result: Result, scores: Result) -> str:
     if not result["experiment"]["detection"]:
         return f"{scores['rows']:,} test rows"
-    return f"{scores['rows']:,} test claims with {scores['frauds']:,.0f} frauds"
+    return f"{scores['rows']:,} test {units(result)} with {scores['frauds']:,.0f} frauds"
 
 
 def _gain(result: Result, gain: float) -> str:

@@ -47,8 +47,8 @@ def rank_sums(
     of one person are resampled together. edges: (bins - 1,) rising; a bin holds its lower edge.
 
     ``rows``, ``fraud``, ``amount`` (of frauds, yuan) and ``expected`` (sum of probabilities) have
-    shape (bins,). ``resampled``, (replicates, 2, bins), holds rows and frauds of each resample;
-    it is left out where there are none. The same seed gives every model the same resamples, so
+    shape (bins,). ``resampled``, (replicates, 2, bins), holds rows and frauds of each resample, and
+    ``resampled_amount``, (replicates, bins), the amount; they are left out where there are none. The same seed gives every model the same resamples, so
     that differences are paired; ``seed`` must hold numbers only the party knows, because
     resamples that others could repeat would be equations for single rows.
 
@@ -74,8 +74,9 @@ def rank_sums(
     limits = {"rows": COUNT, "fraud": COUNT, "amount": SCORE, "expected": SCORE, PERSONS: COUNT}
     limits[PARTIES] = COUNT
     if replicates:
-        arrays["resampled"] = _resampled(2 * place + fraud, unit, bins, replicates, seed)
-        limits["resampled"] = COUNT
+        columns = (np.ones(len(truth)), truth, np.where(fraud, amount, 0.0))
+        arrays |= resampled(place, columns, unit, bins, replicates, seed)
+        limits |= RESAMPLED
     return Sums(arrays, limits, len(truth))
 
 
@@ -95,18 +96,27 @@ def counted(code: NDArray[np.int64], value: Floats | None, count: int) -> Floats
     return np.bincount(code, value, count).astype(np.float64)
 
 
-def _resampled(
-    cell: NDArray[np.int64], unit: Floats, bins: int, replicates: int, seed: list[int]
-) -> Floats:
-    """Rows and frauds of each resample, from cells numbered 2 * bin + truth."""
+#: Limits of resamples: of two counts, and of an amount.
+RESAMPLED = {"resampled": COUNT, "resampled_amount": SCORE}
+
+
+def resampled(
+    code: Codes,
+    columns: tuple[Floats, Floats, Floats],
+    unit: Floats,
+    count: int,
+    replicates: int,
+    seed: list[int],
+) -> dict[str, Floats]:
+    """Two counts, (replicates, 2, count), and an amount, (replicates, count), of each resample of units,
+    by code. columns: what each row adds, (rows,) each."""
     persons, person = np.unique(unit, return_inverse=True)
     rng = np.random.default_rng(seed)
-    resamples = np.empty((replicates, 2, bins))
+    samples = np.empty((replicates, len(columns), count))
     for b in range(replicates):
-        weight = rng.poisson(1.0, len(persons)).astype(np.float64)
-        honest, fraud = counted(cell, weight[person], 2 * bins).reshape(bins, 2).T
-        resamples[b] = honest + fraud, fraud
-    return resamples
+        weight = rng.poisson(1.0, len(persons)).astype(np.float64)[person]
+        samples[b] = [counted(code, weight * column, count) for column in columns]
+    return {"resampled": samples[:, :2], "resampled_amount": samples[:, 2]}
 
 
 def ranking_edges(coarse: Sums, edges: Floats, bins: int = BINS) -> Floats:
@@ -121,7 +131,7 @@ def ranking_edges(coarse: Sums, edges: Floats, bins: int = BINS) -> Floats:
     A bin may hold a single claim: bins of few persons are joined before anybody sees them
     (`lab.privacy.joining`).
     """
-    cumulative, even = _from_top(coarse["rows"]), bins // 4
+    cumulative, even = from_top(coarse["rows"]), bins // 4
     shares = np.arange(1, even) / even
     tail = FINEST ** (np.arange(1, bins - even + 1) / (bins - even))
     ranks = np.maximum(np.concatenate([shares, tail]) * cumulative[-1], 1.0)
@@ -129,13 +139,13 @@ def ranking_edges(coarse: Sums, edges: Floats, bins: int = BINS) -> Floats:
     return np.asarray(np.unique(np.interp(ranks, cumulative, bounds[::-1])))
 
 
-def _from_top(values: Floats) -> Floats:
+def from_top(values: Floats) -> Floats:
     """Sums of the highest 0, 1, 2, … bins, along the last axis."""
     sums = np.cumsum(values[..., ::-1], axis=-1)
     return np.concatenate([np.zeros_like(sums[..., :1]), sums], axis=-1)
 
 
-def _ratio(part: Any, whole: Any) -> Any:
+def ratio(part: Any, whole: Any) -> Any:
     """part / whole, not a number where there is nothing to divide by."""
     return np.divide(part, np.where(np.asarray(whole) > 0, whole, np.nan))
 
@@ -157,9 +167,9 @@ def average_precision(rows: Floats, fraud: Floats) -> float:
 
 def _average_precisions(rows: Floats, fraud: Floats) -> Floats:
     """For each leading index."""
-    precision = np.nan_to_num(_ratio(_from_top(fraud)[..., 1:], _from_top(rows)[..., 1:]))
+    precision = np.nan_to_num(ratio(from_top(fraud)[..., 1:], from_top(rows)[..., 1:]))
     total = (fraud[..., ::-1] * precision).sum(axis=-1)
-    return np.asarray(_ratio(total, fraud.sum(axis=-1)))
+    return np.asarray(ratio(total, fraud.sum(axis=-1)))
 
 
 def roc_auc(rows: Floats, fraud: Floats) -> float:
@@ -173,7 +183,7 @@ def roc_auc(rows: Floats, fraud: Floats) -> float:
     """
     honest = rows - fraud
     below = np.cumsum(honest) - honest / 2
-    return float(_ratio(fraud @ below, fraud.sum() * honest.sum()))
+    return float(ratio(fraud @ below, fraud.sum() * honest.sum()))
 
 
 def interval(sums: Sums, level: float = 0.95) -> tuple[float, float, float]:
@@ -183,7 +193,7 @@ def interval(sums: Sums, level: float = 0.95) -> tuple[float, float, float]:
     few frauds it covers less than it says: 91 % instead of 95 % at 22 frauds in a simulation, 93 %
     at 260.
     """
-    return _percentiles(_with_resamples(sums), level)
+    return percentiles(_with_resamples(sums), level)
 
 
 def difference(model: Sums, other: Sums, level: float = 0.95) -> tuple[float, float, float]:
@@ -191,7 +201,7 @@ def difference(model: Sums, other: Sums, level: float = 0.95) -> tuple[float, fl
 
     Both must be of the same rows, with the same seed and number of replicates.
     """
-    return _percentiles(_with_resamples(model) - _with_resamples(other), level)
+    return percentiles(_with_resamples(model) - _with_resamples(other), level)
 
 
 def _with_resamples(sums: Sums) -> Floats:
@@ -201,7 +211,7 @@ def _with_resamples(sums: Sums) -> Floats:
     return _average_precisions(samples[:, 0], samples[:, 1])
 
 
-def _percentiles(values: Floats, level: float) -> tuple[float, float, float]:
+def percentiles(values: Floats, level: float) -> tuple[float, float, float]:
     samples = values[1:][~np.isnan(values[1:])]
     tail = (1 - level) / 2
     low, high = np.quantile(samples, [tail, 1 - tail]) if len(samples) else (np.nan, np.nan)
@@ -245,15 +255,15 @@ def at_budget(sums: Sums, share: float, *, investigation_cost: float) -> Investi
     investigated = float(min(max(round(share * rows), 1), rows))
     part = np.array([investigated / rows if rows else 0.0])
     top = {name: float(values[0]) for name, values in _tops(sums, part).items()}
-    precision = float(_ratio(top["fraud"], investigated))
+    precision = float(ratio(top["fraud"], investigated))
     cost = investigated * investigation_cost
     return Investigation(
         share=share,
         investigated=investigated,
         found=top["fraud"],
         precision=precision,
-        recall=float(_ratio(top["fraud"], fraud)),
-        lift=float(_ratio(precision * rows, fraud)),
+        recall=float(ratio(top["fraud"], fraud)),
+        lift=float(ratio(precision * rows, fraud)),
         saved=top["amount"],
         cost=cost,
         net=top["amount"] - cost,
@@ -272,8 +282,8 @@ def best_budget(sums: Sums, *, investigation_cost: float) -> tuple[float, float]
     >>> best_budget(sums, investigation_cost=90.0), best_budget(sums, investigation_cost=200.0)
     ((4.0, 640.0), (1.0, 500.0))
     """
-    rows = _from_top(sums["rows"])
-    net = _from_top(sums["amount"]) - investigation_cost * rows
+    rows = from_top(sums["rows"])
+    net = from_top(sums["amount"]) - investigation_cost * rows
     best = int(np.argmax(net))
     return float(rows[best]), float(net[best])
 
@@ -288,7 +298,7 @@ def scores(sums: Sums, share: float, *, investigation_cost: float) -> dict[str, 
         "average_precision_high": high,
         "roc_auc": roc_auc(sums["rows"], sums["fraud"]),
         "frauds": float(sums["fraud"].sum()),
-        "fraud_share": float(_ratio(sums["fraud"].sum(), sums["rows"].sum())),
+        "fraud_share": float(ratio(sums["fraud"].sum(), sums["rows"].sum())),
         "best_investigated": claims,
         "best_net": net,
     } | vars(at_budget(sums, share, investigation_cost=investigation_cost))
@@ -296,9 +306,9 @@ def scores(sums: Sums, share: float, *, investigation_cost: float) -> dict[str, 
 
 def _tops(sums: Sums, shares: Floats) -> dict[str, Floats]:
     """Sums over the top ``shares`` of claims, pro rata within a bin."""
-    cumulative = _from_top(sums["rows"])
+    cumulative = from_top(sums["rows"])
     names = ("rows", "fraud", "amount", "expected")
-    return {n: np.interp(shares * cumulative[-1], cumulative, _from_top(sums[n])) for n in names}
+    return {n: np.interp(shares * cumulative[-1], cumulative, from_top(sums[n])) for n in names}
 
 
 def threshold_at(sums: Sums, edges: Floats, share: float) -> float:
@@ -306,7 +316,7 @@ def threshold_at(sums: Sums, edges: Floats, share: float) -> float:
     where all claims are in one bin."""
     if not len(edges):
         return 0.0
-    above = _from_top(sums["rows"])
+    above = from_top(sums["rows"])
     nearest = np.argmin(np.abs(above[1:-1] - share * above[-1]))
     return float(special.expit(edges[::-1][nearest]))
 
@@ -320,7 +330,7 @@ def calibration(sums: Sums, parts: int = 10) -> pd.DataFrame:
     tops = _tops(sums, np.linspace(0.0, 1.0, parts + 1))
     table = pd.DataFrame({name: np.diff(tops[name]) for name in ("rows", "fraud", "expected")})
     table.index = pd.RangeIndex(1, parts + 1, name="tenth")
-    return table.assign(ratio=_ratio(table["fraud"].to_numpy(), table["expected"].to_numpy()))
+    return table.assign(ratio=ratio(table["fraud"].to_numpy(), table["expected"].to_numpy()))
 
 
 def precision_recall(sums: Sums) -> tuple[Floats, Floats]:
@@ -329,12 +339,12 @@ def precision_recall(sums: Sums) -> tuple[Floats, Floats]:
     Draw them as steps: lines between the points promise too much (see `average_precision`).
     """
     has_rows = sums["rows"] > 0
-    rows, fraud = (_from_top(sums[name][has_rows])[1:] for name in ("rows", "fraud"))
-    return _ratio(fraud, rows), _ratio(fraud, sums["fraud"].sum())
+    rows, fraud = (from_top(sums[name][has_rows])[1:] for name in ("rows", "fraud"))
+    return ratio(fraud, rows), ratio(fraud, sums["fraud"].sum())
 
 
 def lift_curve(sums: Sums) -> tuple[Floats, Floats]:
     """Share of claims investigated and lift, at the points of :func:`precision_recall`."""
     rows = sums["rows"][sums["rows"] > 0]
-    share = np.asarray(_ratio(_from_top(rows)[1:], rows.sum()))
-    return share, _ratio(precision_recall(sums)[1], share)
+    share = np.asarray(ratio(from_top(rows)[1:], rows.sum()))
+    return share, ratio(precision_recall(sums)[1], share)

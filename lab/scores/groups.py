@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from lab.privacy.joining import behind
-from lab.scores.detection import Codes, counted, frauds_of
+from lab.scores.detection import RESAMPLED, Codes, counted, frauds_of, resampled
 from lab.sums import COUNT, SCORE, Floats, Sums
 
 #: Rates of a group: what is counted, among what.
@@ -29,12 +29,15 @@ def group_sums(
     codes: Codes,
     count: int,
     threshold: float,
+    replicates: int = 0,
+    seed: list[int] | None = None,
 ) -> Sums:
     """Claims by group when every score of at least ``threshold``, a probability, is flagged.
 
     truth, score, amount, unit: as in :func:`rank_sums`. codes: (rows,) 0 to count - 1, or -1 for a row
     that is left out; groups of persons, or typologies of fraud. ``rows``, ``fraud``, ``flagged``,
-    ``flagged_fraud`` and ``saved`` (amount of flagged frauds, yuan) have shape (count,).
+    ``flagged_fraud`` and ``saved`` (amount of flagged frauds, yuan) have shape (count,); with replicates,
+    ``resampled`` holds frauds and flagged frauds, and ``resampled_amount`` what was saved, of each resample.
 
     Raises :class:`ModelError` as :func:`rank_sums` does.
     """
@@ -49,7 +52,13 @@ def group_sums(
         "saved": counted(code[hit], amount[member][hit], count),
         **behind(code, unit[member], count),
     }
-    return Sums(arrays, dict.fromkeys(arrays, COUNT) | {"saved": SCORE}, len(code))
+    limits = dict.fromkeys(arrays, COUNT) | {"saved": SCORE}
+    if replicates:
+        saved: Floats = np.where(hit, amount[member], 0.0)
+        counts = fraud.astype(np.float64), hit.astype(np.float64)
+        arrays |= resampled(code, (*counts, saved), unit[member], count, replicates, seed or [])
+        limits |= RESAMPLED
+    return Sums(arrays, limits, len(code))
 
 
 def fairness(sums: Sums, levels: Sequence[str], smallest: int = 10) -> pd.DataFrame:
@@ -93,4 +102,5 @@ def by_typology(sums: Sums, levels: Sequence[str], smallest: int = 10) -> pd.Dat
 
 
 def _table(sums: Sums, levels: Sequence[str], name: str) -> pd.DataFrame:
-    return pd.DataFrame(dict(sums.arrays), index=pd.Index(list(levels), name=name))
+    counts = {key: array for key, array in sums.arrays.items() if array.shape == (len(levels),)}
+    return pd.DataFrame(counts, index=pd.Index(list(levels), name=name))

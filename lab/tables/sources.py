@@ -11,7 +11,7 @@ import pandas as pd
 
 from lab.errors import ConfigurationError, ContractError
 from lab.records import nearest
-from lab.tables import databases, market_folder
+from lab.tables import databases, market_folder, market_sides
 from lab.tables.checks import Checker, check
 from lab.tables.contracts import Contract, draft
 from lab.tables.delimited import Delimited
@@ -237,12 +237,11 @@ def _either(folder: Path, stem: str) -> Path:
     raise ConfigurationError(f"{folder}: needs one of {', '.join(p.name for p in candidates)}")
 
 
-def _insured(path: str | None, contract: Contract) -> pd.DataFrame:
-    return market_folder.insured(_folder("market_insured", path))
-
-
-def _members(path: str | None, contract: Contract) -> pd.DataFrame:
-    return market_folder.members(_folder("market_members", path))
+def _sides(
+    source: str, of: Callable[[Path], pd.DataFrame]
+) -> Callable[[str | None, Contract], pd.DataFrame]:
+    """The reader of one side's table of a joined market."""
+    return lambda path, contract: of(_folder(source, path))
 
 
 _READERS: dict[str, Callable[[str | None, Contract], pd.DataFrame]] = {
@@ -252,8 +251,7 @@ _READERS: dict[str, Callable[[str | None, Contract], pd.DataFrame]] = {
     "fremtpl2_claims": _fremtpl2_claims,
     "default_credit": _default_credit,
     "market": _market,
-    "market_insured": _insured,
-    "market_members": _members,
+    **{f"market_{name}": _sides(f"market_{name}", of) for name, of in market_sides.TABLES.items()},
 }
 SOURCES = tuple(_READERS)
 #: Sources that come with the installation; the others take their file by path.

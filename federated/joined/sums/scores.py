@@ -35,7 +35,7 @@ from federated.joined.sums.laws import (
 from lab.errors import ConfigurationError
 from lab.models.families import Family, Scale
 from lab.models.files import from_json
-from lab.models.glm import GLM, Response
+from lab.models.glm import GLM, Product, Response
 from lab.privacy.joining import PERSONS
 from lab.scores import accuracy
 from lab.sums import Floats, Sums
@@ -55,8 +55,11 @@ def bags_of(side: Half, task: Any, seed: int) -> Floats:
 
 
 def model_of(text: str) -> GLM:
-    """The GLM that is scored. Raises :class:`ConfigurationError` for another kind of model."""
+    """The GLM that is scored, of a pure premium its parts as one. Raises :class:`ConfigurationError` for
+    another kind of model."""
     model = from_json(text)
+    if isinstance(model, Product):
+        return model.as_one()
     if not isinstance(model, GLM):
         raise ConfigurationError(
             f"model: a {type(model).__name__} can't be scored over joined parties"

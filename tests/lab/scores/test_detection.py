@@ -95,6 +95,7 @@ def test_a_party_without_rows_contributes_zeros() -> None:
     assert {name for name, limit in empty.limits.items() if limit == SCORE} == {
         "amount",
         "expected",
+        "resampled_amount",
     }
     total = combine([whole, empty])
     assert all((total[name] == whole[name]).all() for name in whole.arrays)
