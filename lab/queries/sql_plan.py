@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from sqlglot import exp
 
 from lab.errors import ConfigurationError, PolicyError
+from lab.queries.across import AcrossSides
 from lab.queries.questions import (
     Condition,
     Empty,
@@ -24,6 +25,7 @@ from lab.queries.questions import (
     constants,
 )
 from lab.queries.sql_functions import SelectItems, Totals
+from lab.queries.sql_join import JoinedNames, unjoined
 from lab.queries.sql_parse import (
     Scope,
     call,
@@ -52,17 +54,23 @@ def compile(
     *,
     levels: Callable[[str], tuple[str, ...]] | None = None,
     centres: Mapping[str, float] | None = None,
+    joined: JoinedNames | None = None,
 ) -> Plan:
     """Read SQL. Raises :class:`ConfigurationError` with the place and the reason.
 
     levels: finds the levels of a text column for which the contract lists none; centres: the public
-    numbers that sums of squares are taken around (else 0).
+    numbers that sums of squares are taken around (else 0); joined: the names of two sides, where the
+    contract is that of the table that they would make together.
     """
-    select = statement_of(text, contract.name)
+    select = statement_of(text, contract.name, joined=joined is not None)
+    if joined is not None:
+        select = unjoined(select, joined)
     scope = Scope(contract, person, levels or (lambda column: ()))
     try:
         plan = _plan(select, scope, centres or {})
         check(plan.question, contract, person)
+        if joined is not None:
+            _check_across(plan, joined)
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise ConfigurationError(f"query: {reason}") from None
@@ -71,6 +79,15 @@ def compile(
     except RecursionError:
         raise ConfigurationError("query: nested too deeply") from None
     return plan
+
+
+def _check_across(plan: Plan, joined: JoinedNames) -> None:
+    """Raises :class:`PolicyError` for what is not a product of what each side knows."""
+    if plan.finish in ("violations", "drift"):
+        raise PolicyError(f"{plan.finish}() is of a party's own table; there is none across sides")
+    for question in (plan.question, plan.everybody, plan.open_end):
+        if question is not None:
+            AcrossSides(question, joined.owner)
 
 
 def columns_of(text: str, contract: Contract, person: str | None) -> set[str]:
