@@ -59,6 +59,8 @@ def query(
     lab query "select idp, count(*), avg(mdvis) from rand_hie group by idp"
     lab query "select count(*), avg(disea) from rand_hie where hlthp = 1" --epsilon 0.5
     lab query "select idp, count(*) from rand_hie group by idp" --exchange exchange
+    lab query "select fund.diabetes, count(*), sum(insurer.paid) from insurer join fund
+      group by fund.diabetes" --experiment market_pair
     """
     from federated.queries.holdings import experiment_of
     from federated.run import ask
@@ -136,6 +138,7 @@ def _footnotes(attributes: dict[str, Any], key_bits: int) -> list[str]:
         f"{sum(line['values'] for line in receipt):,} values, "
         f"{sum(line['bytes'] for line in receipt):,} bytes, {protection[attributes['hiding']]}"
         + (f", noise of epsilon {noise['epsilon']:g} by each party" if noise else "")
+        + ", beside sealed letters between the two sides" * attributes.get("sides", False)
         + f", no record; {attributes['seconds']:.1f} s",
     ]
 

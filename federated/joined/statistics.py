@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,16 @@ from federated.joined.glm import Likelihood, Step
 from federated.joined.logit import LogitByLevel, LogitFit, LogitLikelihood, LogitStep
 from federated.joined.scores import ByLevel, JoinedFit, ResampledFit
 from lab.models.design import Number
-from lab.models.glm import PERSON_PAIRS, SUMMED, Response
+from lab.models.glm import PERSON_PAIRS, SUMMED, Response, Task
 from lab.models.magnitudes import CLASSES, OfMagnitudes, magnitudes, of_features
 from lab.privacy.joining import PERSONS
-from lab.sums import COUNT, FLAG, Floats, Sums, limit_of
+from lab.queries.across import PLACES
+from lab.queries.pair_cells import AskedOfPair, own_word, side_columns, widths_of
+from lab.sums import COUNT, FLAG, MOMENT, Floats, Sums, limit_of
 from secure_agg.arithmetic.ring import Integers
 
+#: All rows of a side.
+ALL_ROWS = Task(target="")
 Maker = Callable[[Any, Mapping[str, Floats], Owner], JoinedSum]
 
 
@@ -189,6 +194,50 @@ class LevelCounts(Arguments):
         return Sums(arrays, dict.fromkeys(arrays, COUNT), rows)
 
 
+@dataclass(frozen=True)
+class PairCells(Arguments):
+    """``pair_cells``: persons by the kinds of both sides' rows, and each side's amounts in its places
+    by the other's."""
+
+    @cached_property
+    def _pair(self) -> AskedOfPair:
+        return AskedOfPair(self.a.questions, self.a.nullable, self.owner)
+
+    def products(self) -> Multiplied:
+        persons: Multiplied = [(("kinds", "here", "valid"), ("kinds", "here", "valid"))]
+        return [*persons, (("amounts",), ("places",)), (("places",), ("amounts",))]
+
+    def widths(self) -> Widths:
+        ones = {"here": 1, "valid": 1}
+        ours, theirs = (
+            widths_of(self._pair, place, room) | ones
+            for place, room in zip(PLACES, self.a.kinds, strict=True)
+        )
+        return ours, theirs
+
+    def _columns(self, side: Half) -> Groups:
+        frame, room = side.rows(ALL_ROWS, "train"), self.a.kinds[PLACES.index(side.role)]
+        return within(side_columns(self._pair, side.role, frame, room), len(frame))
+
+    left = right = _columns
+
+    def combined(self, shares: Shares) -> dict[str, Integers]:
+        return {
+            "persons": shares("kinds", "kinds").ravel(),
+            "insurer": shares("amounts", "places").ravel(),
+            "fund": shares("places", "amounts").ravel(),
+        }
+
+    def opened(self, values: Mapping[str, Floats], rows: int) -> Sums:
+        return Sums(dict(values), dict.fromkeys(values, MOMENT), rows)
+
+
+def _own_word(side: Any, a: Any, arrays: Mapping[str, Floats]) -> Sums:
+    """What a side says of itself for a question across sides."""
+    pair = AskedOfPair(a.questions, a.nullable, side.owner)
+    return own_word(pair, side.role, side.rows(ALL_ROWS, "train"))
+
+
 def _magnitudes(side: Any, a: OfMagnitudes) -> Sums:
     """1 for each size that the sums of a side's own columns reach; of the others it knows nothing."""
     rows, insurer = side.rows(a.task, "train"), side.role == "insurer"
@@ -216,6 +265,8 @@ def alone(name: str, a: Any, owner: Owner, known: bool) -> Answer | None:
         return trees.totals_alone
     if name == "magnitudes":  # public sizes, no sums
         return lambda side, a, arrays: _magnitudes(side, a)
+    if name == "pair_kinds":
+        return _own_word
     if name in trees.ALONE:
         return trees.ALONE[name]
     if name not in trees.SCORES or not trees.is_trees(a.model):
@@ -255,6 +306,7 @@ JOINED: Mapping[str, Maker] = {
     "level_counts": LevelCounts,
     "score_fit": _fit_of,
     "score_levels": _by_family(ByLevel, LogitByLevel, trees.LevelsOfFund),
+    "pair_cells": PairCells,
     "trees_level": trees.Level,
     "trees_leaves": trees.Leaves,
 }

@@ -23,7 +23,7 @@ from lab.privacy.disclosure import Rules
 from lab.queries.questions import Question
 from lab.records import Strict
 from lab.scores import accuracy, detection, groups
-from lab.statistics import ANY_MODEL, PROFILES, QUESTIONS, Arrays, Holding, Part, Statistic
+from lab.statistics import ACROSS, ANY_MODEL, PROFILES, QUESTIONS, Arrays, Holding, Part, Statistic
 from lab.sums import Floats, Sums
 
 # Arguments.
@@ -112,6 +112,20 @@ class OfQuestion(Strict):
 
     question: Question
     rules: Rules
+
+
+class OfPairKinds(Strict):
+    """questions: all that joined sides answered so far, and the one that is asked; nullable: columns
+    that may be empty."""
+
+    questions: tuple[Question, ...]
+    nullable: tuple[str, ...]
+
+
+class OfPairCells(OfPairKinds):
+    """kinds: room for the insurer's kinds of rows and for the fund's."""
+
+    kinds: tuple[int, int]
 
 
 class OfViolations(OfQuestion):
@@ -258,6 +272,10 @@ def _drift(holding: Holding, a: OfQuestion, arrays: Arrays) -> Sums:
     return sums
 
 
+def _of_sides(holding: Holding, a: OfPairKinds, arrays: Arrays) -> Sums:
+    raise PolicyError("this party is joined to no other")
+
+
 def _any_model(name: str, arguments: type[Strict], function: Any, *arrays: str) -> Statistic:
     return Statistic(name, arguments, function, ANY_MODEL, arrays)
 
@@ -290,6 +308,8 @@ COMMON: Mapping[str, Statistic] = {
         _by_rules("cells", OfQuestion, _cells),
         _by_rules("violations", OfViolations, _violations),
         _by_rules("drift", OfQuestion, _drift, "shares"),
+        Statistic("pair_kinds", OfPairKinds, _of_sides, ACROSS, cells=True),
+        Statistic("pair_cells", OfPairCells, _of_sides, ACROSS, cells=True),
     )
 }
 #: Statistics of questions, and all that only a release answers.

@@ -214,6 +214,10 @@ def ask_questions(
     """
     from federated.queries.desk import Desk
 
+    if experiment.joined:
+        raise ConfigurationError(
+            "questions across sides are answered in a simulation alone so far; leave out --exchange"
+        )
     if experiment.protection.sums == "masks":
         hidden = experiment.protection.model_copy(update={"sums": "paillier"})
         experiment = experiment.model_copy(update={"protection": hidden})

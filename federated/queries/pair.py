@@ -1,0 +1,117 @@
+"""Who is asked in a simulation where two sides know the same persons: the insurer and the fund."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from federated.hiding.protocol import Protection
+from federated.joined.protection import PairReleaser
+from federated.joined.side import JoinedSide
+from federated.party.party import Policy, numbered
+from federated.queries.holdings import Holdings
+from federated.study.experiment import Experiment
+from federated.study.joined import JoinedTables, joined_tables
+from federated.study.rows import declared_categories
+from federated.study.settings import BLOCK, KEY
+from federated.study.sides import align, joined_protection
+from federated.study.simulation import of_shares
+from lab.errors import ConfigurationError
+from lab.privacy.disclosure import Rules
+from lab.queries.pair_history import PairHistory
+from lab.queries.sql_join import JoinedNames, SideTable
+from lab.tables.contracts import Contract
+
+#: Roles of columns that no question is about.
+UNASKED = ("identifier", "never_leaves")
+
+
+def pair_of_experiment(experiment: Experiment, folder: Path | None) -> tuple[Holdings, Protection]:
+    """The two sides of an experiment, and how their shares are added up and released.
+
+    folder: where the pair's history is kept; None for memory alone. Raises
+    :class:`ConfigurationError` for several insurers.
+    """
+    if (
+        experiment.parties.split != "uniform"
+        or experiment.parties.count != 1
+        or len(experiment.joined) != 2
+    ):
+        raise ConfigurationError(
+            "a question across sides is asked of one insurer and the fund, and this experiment has several "
+            "insurers; name an experiment with one"
+        )
+    tables = joined_tables(experiment, declared_categories(experiment))
+    contract, rules = tables.whole.contract, _rules(experiment)
+    sides = [_side(experiment, tables, contract, role) for role in ("insurer", "fund")]
+    align(experiment, *sides)
+    names = _names(experiment, tables, contract)
+    holdings = Holdings(tuple(sides), contract, rules, joined=names)
+    nullable = tuple(name for name, column in contract.columns.items() if column.nullable)
+    history = PairHistory.read(None if folder is None else folder / _name(experiment))
+    releaser = PairReleaser(rules, history, nullable, tables.owner())
+    protection = experiment.protection
+    inner, least = of_shares(protection, rules), rules.minimum_count.persons
+    return holdings, joined_protection(
+        inner, sides, tables.owner(), protection.product, least, releaser
+    )
+
+
+def _rules(experiment: Experiment) -> Rules:
+    file = experiment.protection.disclosure
+    return Rules.read(Path(file) if file else None).of_joined_sides()
+
+
+def _name(experiment: Experiment) -> str:
+    """The file of a pair's history: a pair is its tables and their keys."""
+    tables = [block.model_dump(mode="json") for block in experiment.joined]
+    market = experiment.data.market and experiment.data.market.model_dump(mode="json")
+    digest = hashlib.sha256(json.dumps([tables, market]).encode()).hexdigest()
+    return f"pair-{digest[:12]}.json"
+
+
+def _side(
+    experiment: Experiment, tables: JoinedTables, contract: Contract, role: str
+) -> JoinedSide:
+    """One side with all its rows and the columns that questions may be about."""
+    whole = tables.insurers if role == "insurer" else tables.fund
+    columns = _askable(whole, contract)
+    name = tables.names[0] if role == "insurer" else tables.fund_name
+    frame = numbered(name, whole[[*columns, KEY]])
+    announces = tuple(c for c in columns if contract.columns[c].type == "category")
+    policy = Policy(minimum_rows=1, announces=announces, shows_receipt=True, answers="questions")
+    protection = experiment.protection
+    return JoinedSide(
+        name,
+        frame,
+        frame,
+        KEY,
+        policy,
+        role=role,  # type: ignore[arg-type]
+        columns=frozenset(columns),
+        product=protection.product,
+        key_bits=protection.key_bits,
+    )
+
+
+def _askable(frame: pd.DataFrame, contract: Contract) -> list[str]:
+    return [
+        name
+        for name in map(str, frame.columns)
+        if name not in (KEY, BLOCK) and contract.columns[name].role not in UNASKED
+    ]
+
+
+def _names(experiment: Experiment, tables: JoinedTables, contract: Contract) -> JoinedNames:
+    """What SQL calls the sides and their columns."""
+    blocks = {block.role: block for block in experiment.joined}
+    own = {name: name for name in _askable(tables.insurers, contract)}
+    theirs = {n.removeprefix("fund."): n for n in _askable(tables.fund, contract)}
+    return JoinedNames(
+        contract.name,
+        SideTable(tables.names[0], own, blocks["insurer"].keys),
+        SideTable(tables.fund_name, theirs, blocks["fund"].keys),
+    )
