@@ -25,6 +25,10 @@ from lab.queries.pair_history import PairHistory
 from lab.queries.sql_join import JoinedNames, SideTable
 from lab.tables.contracts import Contract
 
+SEVERAL = (
+    "what is across sides is asked of one insurer and the fund, and this experiment has several insurers; "
+    "name an experiment with one"
+)
 #: Roles of columns that no question is about.
 UNASKED = ("identifier", "never_leaves")
 
@@ -35,15 +39,7 @@ def pair_of_experiment(experiment: Experiment, folder: Path | None) -> tuple[Hol
     folder: where the pair's history is kept; None for memory alone. Raises
     :class:`ConfigurationError` for several insurers.
     """
-    if (
-        experiment.parties.split != "uniform"
-        or experiment.parties.count != 1
-        or len(experiment.joined) != 2
-    ):
-        raise ConfigurationError(
-            "a question across sides is asked of one insurer and the fund, and this experiment has several "
-            "insurers; name an experiment with one"
-        )
+    check_one_insurer(experiment)
     tables = joined_tables(experiment, declared_categories(experiment))
     contract, rules = tables.whole.contract, _rules(experiment)
     sides = [_side(experiment, tables, contract, role) for role in ("insurer", "fund")]
@@ -58,6 +54,14 @@ def pair_of_experiment(experiment: Experiment, folder: Path | None) -> tuple[Hol
     return holdings, joined_protection(
         inner, sides, tables.owner(), protection.product, least, releaser
     )
+
+
+def check_one_insurer(experiment: Experiment) -> None:
+    """Raises :class:`ConfigurationError` where the fund is joined to several insurers."""
+    if experiment.parties.split != "uniform" or experiment.parties.count != 1:
+        raise ConfigurationError(SEVERAL)
+    if len(experiment.joined) != 2:
+        raise ConfigurationError(SEVERAL)
 
 
 def _rules(experiment: Experiment) -> Rules:
