@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +90,16 @@ SELECTS = (
 )
 
 
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    """Under rules that hide nothing but empty cells."""
+    with Desk.on(experiment(tmp_path_factory.mktemp("pair")), runs=None) as one:
+        yield one
+
+
 @pytest.mark.parametrize("sql", SELECTS)
-def test_answer_equals_the_same_select_over_the_joined_table(tmp_path, sql):
-    with Desk.on(experiment(tmp_path), runs=None) as desk:
-        answer = desk.ask(sql)
+def test_answer_equals_the_same_select_over_the_joined_table(desk, sql):
+    answer = desk.ask(sql)
     shown = answer.dropna(subset="n").reset_index(drop=True)
     wanted = by_sqlite(sql)
     groups = [name for name in ("chronic", "region") if name in wanted]
@@ -114,11 +121,8 @@ def test_answer_under_encryption_is_that_in_the_clear(tmp_path, product):
     pd.testing.assert_frame_equal(*answers)
 
 
-def test_spread_of_an_amount_by_the_other_side_s_groups(tmp_path):
-    with Desk.on(experiment(tmp_path), runs=None) as desk:
-        answer = desk.ask(
-            "select chronic, stddev(paid) as s from claims join fund group by chronic"
-        )
+def test_spread_of_an_amount_by_the_other_side_s_groups(desk):
+    answer = desk.ask("select chronic, stddev(paid) as s from claims join fund group by chronic")
     own, fund = tables()
     whole = own.merge(fund, left_on="person", right_on="card")
     wanted = whole.groupby("chronic")["paid"].std()
@@ -210,8 +214,8 @@ def test_a_damaged_history_answers_nothing(tmp_path):
         ("select violations() from claims join fund", "of a party's own table"),
     ],
 )
-def test_what_is_no_product_of_two_sides_is_refused_with_the_reason(tmp_path, sql, reason):
-    with Desk.on(experiment(tmp_path), runs=None) as desk, pytest.raises(LabError, match=reason):
+def test_what_is_no_product_of_two_sides_is_refused_with_the_reason(desk, sql, reason):
+    with pytest.raises(LabError, match=reason):
         desk.ask(sql)
 
 
@@ -227,13 +231,12 @@ def test_real_sides_are_not_asked_so_far(tmp_path):
         ask(experiment(tmp_path), SELECTS[0], exchange=tmp_path)
 
 
-def test_a_side_answers_no_question_about_who_a_row_is(tmp_path):
+def test_a_side_answers_no_question_about_who_a_row_is(desk):
     """A desk that does not keep to the contract."""
-    with Desk.on(experiment(tmp_path), runs=None) as desk:
-        axis = Axis(column="person", levels=("P-0001",))
-        question = Question(table=desk.contract.name, axes=(axis,))
-        with pytest.raises(PolicyError, match="no question is about 'person' across these sides"):
-            desk.totals(question)
+    axis = Axis(column="person", levels=("P-0001",))
+    question = Question(table=desk.contract.name, axes=(axis,))
+    with pytest.raises(PolicyError, match="no question is about 'person' across these sides"):
+        desk.totals(question)
 
 
 def test_questions_that_tell_a_side_s_rows_apart_in_too_many_ways_are_refused(tmp_path):
@@ -246,6 +249,7 @@ def test_questions_that_tell_a_side_s_rows_apart_in_too_many_ways_are_refused(tm
             )
 
 
+@pytest.mark.slow
 def test_lab_query_names_both_sides_as_the_experiment_does(tmp_path):
     study = experiment(tmp_path, rules=None)
     blocks = "\n".join(
