@@ -93,7 +93,8 @@ class PairReleaser:
         for column, holders in zip(pair.columns, word["held"], strict=bool(pair.columns)):
             if holders != 1:
                 raise PolicyError(f"no question is about '{column}' across these sides")
-        self.history.check_state([int(one) for one in word["state"]])
+        names = [*(f"who is at the {place}" for place in PLACES), *(f"'{c}'" for c in pair.columns)]
+        self.history.check_state(dict(zip(names, map(int, word["state"]), strict=True)))
         return room_of(word)
 
     def released(self, pair: AskedOfPair, word: Sums, total: Sums, sides: int) -> Sums:
@@ -174,14 +175,12 @@ class Joined:
         if self._releaser is None or len(self.pairs) != 1 or request.statistic != "cells":
             raise PolicyError(f"'{request.statistic}' is not asked of joined sides")
         pair = self._releaser.asked(request)
-        arguments = {
-            "questions": [question.model_dump(mode="json") for question in pair.asked],
-            "nullable": list(pair.nullable),
-        }
 
         def total(statistic: str, **more: Any) -> Sums:
             query = f"{request.query}-{statistic}"
-            own = replace(request, query=query, statistic=statistic, arguments=arguments | more)
+            own = replace(
+                request, query=query, statistic=statistic, arguments=pair.arguments | more
+            )
             return self.total(talk, own)
 
         word = total("pair_kinds")

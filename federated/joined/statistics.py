@@ -235,7 +235,9 @@ class PairCells(Arguments):
 def _own_word(side: Any, a: Any, arrays: Mapping[str, Floats]) -> Sums:
     """What a side says of itself for a question across sides."""
     pair = AskedOfPair(a.questions, a.nullable, side.owner)
-    return own_word(pair, side.role, side.rows(ALL_ROWS, "train"))
+    frame, whole = side.rows(ALL_ROWS, "train"), side.claims()
+    persons = whole.index.to_series() if side.person is None else whole[side.person]
+    return own_word(pair, side.role, frame, persons)
 
 
 def _magnitudes(side: Any, a: OfMagnitudes) -> Sums:

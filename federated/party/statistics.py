@@ -335,6 +335,8 @@ def belongs(name: str, analyses: Iterable[str]) -> bool:
         analysis = find(name).analysis
     except PeerError:
         return False
+    if analysis == ACROSS:
+        return QUESTIONS in analyses
     return analysis in analyses or (analysis == ANY_MODEL and any(a in KINDS for a in analyses))
 
 

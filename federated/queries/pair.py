@@ -6,31 +6,23 @@ import hashlib
 import json
 from pathlib import Path
 
-import pandas as pd
-
 from federated.hiding.protocol import Protection
+from federated.joined.factors import Role
 from federated.joined.protection import PairReleaser
 from federated.joined.side import JoinedSide
 from federated.party.party import Policy, numbered
 from federated.queries.holdings import Holdings
 from federated.study.experiment import Experiment
-from federated.study.joined import JoinedTables, joined_tables
+from federated.study.joined import SEVERAL, JoinedTables, joined_tables, names_of
 from federated.study.rows import declared_categories
-from federated.study.settings import BLOCK, KEY
+from federated.study.settings import KEY
 from federated.study.sides import align, joined_protection
 from federated.study.simulation import of_shares
 from lab.errors import ConfigurationError
 from lab.privacy.disclosure import Rules
+from lab.queries.across import PLACES
 from lab.queries.pair_history import PairHistory
-from lab.queries.sql_join import JoinedNames, SideTable
-from lab.tables.contracts import Contract
-
-SEVERAL = (
-    "what is across sides is asked of one insurer and the fund, and this experiment has several insurers; "
-    "name an experiment with one"
-)
-#: Roles of columns that no question is about.
-UNASKED = ("identifier", "never_leaves")
+from lab.queries.sql_join import JoinedNames
 
 
 def pair_of_experiment(experiment: Experiment, folder: Path | None) -> tuple[Holdings, Protection]:
@@ -42,9 +34,9 @@ def pair_of_experiment(experiment: Experiment, folder: Path | None) -> tuple[Hol
     check_one_insurer(experiment)
     tables = joined_tables(experiment, declared_categories(experiment))
     contract, rules = tables.whole.contract, _rules(experiment)
-    sides = [_side(experiment, tables, contract, role) for role in ("insurer", "fund")]
+    names = names_of(experiment.joined, contract, tables.fund_columns)
+    sides = [_side(experiment, tables, place, names) for place in PLACES]
     align(experiment, *sides)
-    names = _names(experiment, tables, contract)
     holdings = Holdings(tuple(sides), contract, rules, joined=names)
     nullable = tuple(name for name, column in contract.columns.items() if column.nullable)
     history = PairHistory.read(None if folder is None else folder / _name(experiment))
@@ -78,44 +70,24 @@ def _name(experiment: Experiment) -> str:
 
 
 def _side(
-    experiment: Experiment, tables: JoinedTables, contract: Contract, role: str
+    experiment: Experiment, tables: JoinedTables, role: Role, names: JoinedNames
 ) -> JoinedSide:
     """One side with all its rows and the columns that questions may be about."""
     whole = tables.insurers if role == "insurer" else tables.fund
-    columns = _askable(whole, contract)
-    name = tables.names[0] if role == "insurer" else tables.fund_name
-    frame = numbered(name, whole[[*columns, KEY]])
-    announces = tuple(c for c in columns if contract.columns[c].type == "category")
-    policy = Policy(minimum_rows=1, announces=announces, shows_receipt=True, answers="questions")
+    own = names.insurer if role == "insurer" else names.fund
+    columns = list(own.columns.values())
+    frame = numbered(own.name, whole[[*columns, KEY]])
+    texts = [c for c in columns if tables.whole.contract.columns[c].type == "category"]
+    policy = Policy(minimum_rows=1, announces=tuple(texts), shows_receipt=True, answers="questions")
     protection = experiment.protection
     return JoinedSide(
-        name,
+        own.name,
         frame,
         frame,
         KEY,
         policy,
-        role=role,  # type: ignore[arg-type]
+        role=role,
         columns=frozenset(columns),
         product=protection.product,
         key_bits=protection.key_bits,
-    )
-
-
-def _askable(frame: pd.DataFrame, contract: Contract) -> list[str]:
-    return [
-        name
-        for name in map(str, frame.columns)
-        if name not in (KEY, BLOCK) and contract.columns[name].role not in UNASKED
-    ]
-
-
-def _names(experiment: Experiment, tables: JoinedTables, contract: Contract) -> JoinedNames:
-    """What SQL calls the sides and their columns."""
-    blocks = {block.role: block for block in experiment.joined}
-    own = {name: name for name in _askable(tables.insurers, contract)}
-    theirs = {n.removeprefix("fund."): n for n in _askable(tables.fund, contract)}
-    return JoinedNames(
-        contract.name,
-        SideTable(tables.names[0], own, blocks["insurer"].keys),
-        SideTable(tables.fund_name, theirs, blocks["fund"].keys),
     )

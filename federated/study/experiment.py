@@ -144,9 +144,9 @@ class Experiment(Strict):
                 raise ConfigurationError(
                     f"{key}: joined sides take {' or '.join(map(repr, allowed))}, got '{value}'"
                 )
-        if self.profile or self.query or len(self.tasks()) > 1:
+        if self.profile or len(self.tasks()) > 1:
             raise ConfigurationError(
-                "joined: takes one model, without [[profile]], [[query]] and model.severity"
+                "joined: takes one model, without [[profile]] and model.severity"
             )
         if self.model.kind == "trees":
             self._check_joined_trees()

@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -53,6 +54,12 @@ class AskedOfPair:
 
     def __post_init__(self) -> None:
         _ = self.questions
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """As the sides are asked."""
+        questions = [question.model_dump(mode="json") for question in self.asked]
+        return {"questions": questions, "nullable": list(self.nullable)}
 
     @cached_property
     def questions(self) -> tuple[AcrossSides, ...]:
@@ -117,9 +124,11 @@ def kinds(pair: AskedOfPair, place: Place, frame: pd.DataFrame) -> tuple[Ints, I
     return table, kind.ravel()
 
 
-def own_word(pair: AskedOfPair, place: Place, frame: pd.DataFrame) -> Sums:
+def own_word(pair: AskedOfPair, place: Place, frame: pd.DataFrame, persons: pd.Series) -> Sums:
     """What a side says of itself, 0 where it is the other's: its kinds, how large its amounts are to a
-    power of two, a digest of its table, and which columns it holds."""
+    power of two, digests of whom it has and of its columns, and which columns it holds.
+
+    persons: (rows,) who each row is."""
     at, (table, _) = PLACES.index(place), kinds(pair, place, frame)
     codes = np.zeros((len(PLACES), MOST_KINDS, table.shape[1]))
     codes[at, : len(table)] = table + 2  # 0: there is no such kind, 1: in no place
@@ -127,8 +136,11 @@ def own_word(pair: AskedOfPair, place: Place, frame: pd.DataFrame) -> Sums:
     sizes = (s for _, total in pair.now.amounts(place) for s in measures(total, frame)[1])
     for k, size in zip(pair.magnitudes[place], sizes, strict=True):
         reach[k] = _exponent(size) + EXPONENT
-    state = np.zeros(len(PLACES))
-    state[at] = _digest(frame)
+    state = np.zeros(len(PLACES) + len(pair.columns))
+    state[at] = _digest(persons.to_frame("person"))
+    for k, column in enumerate(pair.columns, len(PLACES)):
+        if column in frame:
+            state[k] = _digest(pd.DataFrame({"person": persons, "value": frame[column]}))
     held = np.array([float(column in frame) for column in pair.columns] or [1.0])
     told = {"codes": codes, "reach": reach, "state": state, "held": held}
     return Sums(told, dict.fromkeys(told, COUNT), 0)
@@ -140,7 +152,7 @@ def _exponent(size: Floats) -> int:
 
 
 def _digest(frame: pd.DataFrame) -> float:
-    """39 bits of a digest of a table."""
+    """39 bits of a digest of a table, in whatever order its rows are."""
     rows = np.sort(TableRows.of(frame, None).key).astype("<u8").tobytes()
     return float(int.from_bytes(hashlib.sha256(rows).digest()[:5], "big") >> 1)
 

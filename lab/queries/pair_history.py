@@ -9,13 +9,13 @@ counts, which are of no person, `lab.privacy.query_audit` decides as it does for
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from lab.errors import ConfigurationError, PolicyError
 from lab.files import write_whole
@@ -40,9 +40,10 @@ class ToldAnswer(Strict):
 
 
 class _Kept(Strict):
-    """The file. state: a digest of each side's table; asked: cells that were asked for."""
+    """The file. state: digests of whom each side has and of each column that was asked about; asked:
+    cells that were asked for."""
 
-    state: tuple[int, ...] = ()
+    state: dict[str, int] = Field(default_factory=dict)
     asked: int = 0
     told: tuple[ToldAnswer, ...] = ()
 
@@ -71,14 +72,16 @@ class PairHistory:
         """What was answered, in its order."""
         return tuple(one.question for one in self._kept.told)
 
-    def check_state(self, state: Sequence[int]) -> None:
+    def check_state(self, state: Mapping[str, int]) -> None:
         """Raises :class:`PolicyError` where a side's table is not the one that was asked about."""
-        if self._kept.state not in ((), tuple(state)):
-            raise PolicyError(
-                "a side's table changed since this pair was first asked, and nobody can say which "
-                f"persons two answers would differ by; remove {self._name} to begin a new history"
-            )
-        self._kept = self._kept.model_copy(update={"state": tuple(state)})
+        before = self._kept.state
+        for name in before:
+            if before[name] != state.get(name, before[name]):
+                raise PolicyError(
+                    f"{name} changed since this pair was first asked, and nobody can say which persons two "
+                    f"answers would differ by; remove {self._name} to begin a new history"
+                )
+        self._kept = self._kept.model_copy(update={"state": {**before, **state}})
 
     @property
     def _name(self) -> str:

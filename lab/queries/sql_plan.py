@@ -90,9 +90,11 @@ def _check_across(plan: Plan, joined: JoinedNames) -> None:
             AcrossSides(question, joined.owner)
 
 
-def columns_of(text: str, contract: Contract, person: str | None) -> set[str]:
+def columns_of(
+    text: str, contract: Contract, person: str | None, joined: JoinedNames | None = None
+) -> set[str]:
     """The columns that a question in SQL looks at. Raises :class:`ConfigurationError`."""
-    plan = compile(text, contract, person, levels=lambda column: ("",))
+    plan = compile(text, contract, person, levels=lambda column: ("",), joined=joined)
     return plan.question.columns | {rung.column for rung in plan.rungs.values()}
 
 
@@ -102,6 +104,7 @@ def belongs(
     contract: Contract,
     person: str | None,
     statistic: str = "cells",
+    joined: JoinedNames | None = None,
 ) -> bool:
     """Whether a question is asked on the way to the answer of this SQL.
 
@@ -115,7 +118,9 @@ def belongs(
     levels: dict[str, tuple[Any, ...]] = {axis.column: axis.levels for axis in question.axes}
     for column, value, _ in constants(question.where):
         levels[column] = (*levels.get(column, ()), value)
-    plan = compile(text, contract, person, levels=lambda column: levels.get(column, ("",)))
+    plan = compile(
+        text, contract, person, levels=lambda column: levels.get(column, ("",)), joined=joined
+    )
     whole = plan.question
     # 2. The question is made for nothing else, and takes no totals that the answer does not need.
     if statistic != "cells" and statistic != plan.finish:
