@@ -85,6 +85,7 @@ class PairReleaser:
             raise PolicyError(
                 "the question was asked under other disclosure rules than the releaser's"
             )
+        self.history.refresh()
         return AskedOfPair((*self.history.questions, a.question), self.nullable, self.owner)
 
     def room(self, pair: AskedOfPair, word: Sums) -> tuple[int, int]:

@@ -39,7 +39,7 @@ def pair_of_experiment(experiment: Experiment, folder: Path | None) -> tuple[Hol
     align(experiment, *sides)
     holdings = Holdings(tuple(sides), contract, rules, joined=names)
     nullable = tuple(name for name, column in contract.columns.items() if column.nullable)
-    history = PairHistory.read(None if folder is None else folder / _name(experiment))
+    history = PairHistory(None if folder is None else folder / _name(experiment))
     releaser = PairReleaser(rules, history, nullable, tables.owner())
     protection = experiment.protection
     inner, least = of_shares(protection, rules), rules.minimum_count.persons

@@ -8,11 +8,10 @@ counts, which are of no person, `lab.privacy.query_audit` decides as it does for
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 from pydantic import Field, ValidationError
@@ -48,23 +47,25 @@ class _Kept(Strict):
     told: tuple[ToldAnswer, ...] = ()
 
 
-@dataclass
 class PairHistory:
-    """The history of one pair. path: its file, None for memory alone."""
+    """The history of one pair. path: its file, None for memory alone.
 
-    path: Path | None = None
-    _kept: _Kept = field(default_factory=_Kept)
+    Raises :class:`ConfigurationError` for a file that is no history."""
 
-    @classmethod
-    def read(cls, path: Path | None) -> Self:
-        """Raises :class:`ConfigurationError` for a file that is no history."""
-        if path is None or not path.exists():
-            return cls(path)
+    def __init__(self, path: Path | None = None) -> None:
+        self.path, self._kept, self._content = path, _Kept(), b""
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take up what the file says now: a question begins with it."""
+        if self.path is None or not self.path.exists():
+            return
+        self._content = self.path.read_bytes()
         try:
-            return cls(path, _Kept.model_validate_json(path.read_bytes()))
+            self._kept = _Kept.model_validate_json(self._content)
         except (ValidationError, ValueError):
             raise ConfigurationError(
-                f"{path.name}: the history of questions cannot be used; nothing is answered without it"
+                f"{self.path.name}: the history of questions cannot be used; nothing is answered without it"
             ) from None
 
     @property
@@ -93,7 +94,8 @@ class PairHistory:
         """(the vetoed cells, counters: cells asked for, and how many can still be answered).
 
         parts: of each question so far and of this one, its splits over the persons, who are numbered by
-        kind. The answer counts as told before it leaves.
+        kind. The answer counts as told before it leaves. Raises :class:`PolicyError` where another
+        question was answered since this one began.
         """
         answers = Answers.nothing(persons)
         for one, splits in zip(self._kept.told, parts, strict=False):
@@ -105,11 +107,24 @@ class PairHistory:
             told += (ToldAnswer(question=question, vetoed=tuple(np.flatnonzero(vetoed).tolist())),)
         asked = self._kept.asked + question.cells
         self._kept = self._kept.model_copy(update={"told": told, "asked": asked})
-        if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path, json.dumps(self._kept.model_dump(mode="json")).encode(), 0o600)
+        self._write()
         left = max(persons // least - independent_cells(after), 0)
         return vetoed, {"asked": float(asked), "left": float(_two_digits(left))}
+
+    def _write(self) -> None:
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        content = json.dumps(self._kept.model_dump(mode="json")).encode()
+        with self.path.with_suffix(".lock").open("wb") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            there = self.path.read_bytes() if self.path.exists() else b""
+            if there != self._content:
+                raise PolicyError(
+                    "another question of this pair was answered meanwhile; ask again", "interrupted"
+                )
+            write_whole(self.path, content, 0o600)
+        self._content = content
 
 
 def _two_digits(count: int) -> int:

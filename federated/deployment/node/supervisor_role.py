@@ -122,7 +122,20 @@ class SupervisorRole:
             turn = content.config_records.get("turn", {}).get("turn")
             return self._dealer.deal(run_state.run, run_state.records, study, request, turn, log)
         total = Reply.from_record(self._opened(run_state, study, content, log))
-        return Reply.of(total.party, asked.told(request, total.sums), None).to_record()
+        told = asked.told(request, total.sums)
+        if "shown" in told.arrays:
+            log.append(
+                "release",
+                run=run_state.run,
+                query=request.query,
+                statistic="cells",
+                hiding="released by rules",
+                **volume_of(told),
+                rows=told.rows,
+                key_bits=self._private.public.bits,
+                shown=int(told["shown"].sum()),
+            )
+        return Reply.of(total.party, told, None).to_record()
 
     def _next(self, run: str, study: StudyPlan, steps: ReleaserSteps, log: Log) -> RecordDict:
         """What follows from the totals so far, signed; the outcome has a line before it leaves."""

@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 
 from federated.deployment.coordinator.sides import RemoteJoined
+from federated.deployment.dealt_tables import dealt_experiment
 from federated.queries.desk import Desk
 from federated.run import ask
+from federated.study.experiment import Experiment
 from lab.errors import LabError, PeerError
 from tests.rigs.sides import Sides
 from tests.rigs.trial import started
@@ -36,6 +38,14 @@ def pair(tmp_path_factory: Any, authority_key: Any) -> Iterator[AskedSides]:
 
 def asked(pair: AskedSides, sql: str) -> pd.DataFrame:
     return ask(pair.study(), sql, exchange=pair.exchange)
+
+
+def test_dealt_tables_of_a_simulated_market_are_an_experiment_of_their_own() -> None:
+    dealt = dealt_experiment(Experiment.read("market_pair"), in_sample=True)
+    assert {block.path for block in Experiment.model_validate(dealt).joined} == {
+        "insurer/table.parquet",
+        "fund/table.parquet",
+    }
 
 
 @pytest.mark.slow

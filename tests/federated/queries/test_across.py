@@ -14,6 +14,7 @@ import pytest
 from federated.queries.desk import Desk
 from federated.study.experiment import Experiment
 from lab.errors import ConfigurationError, LabError, PolicyError
+from lab.queries.pair_history import PairHistory
 from lab.queries.questions import Axis, Question
 from tests.federated.cli.test_main import lab
 
@@ -163,6 +164,20 @@ def test_two_answers_that_differ_by_one_common_person_are_not_both_given(tmp_pat
         assert desk.ask(text)["count(*)"].notna().all()
 
 
+def test_two_questions_at_once_are_not_answered_beside_each_other(tmp_path):
+    """The second begins before the first is answered, by a history that lacks it."""
+    study, text = experiment(tmp_path, rules=None), "select count(*) from claims join fund"
+    runs = tmp_path / "runs"
+    with Desk.on(study, runs=runs) as one, Desk.on(study, runs=runs) as other:
+        history, refresh = one.federation.protection._releaser.history, PairHistory.refresh
+        begun = lambda: (refresh(history), other.ask(text))  # noqa: E731
+        history.refresh = begun
+        with pytest.raises(PolicyError, match="answered meanwhile; ask again"):
+            one.ask(f"{text} where age <> 97")
+        history.refresh = lambda: refresh(history)
+        assert one.ask(f"{text} where age <> 97")["count(*)"].isna().all()
+
+
 def test_unprotected_two_answers_show_one_person_s_amount(tmp_path):
     study, text = experiment(tmp_path), "select sum(cost) as s from claims join fund"
     with Desk.on(study, runs=None) as desk:
@@ -205,7 +220,7 @@ def test_a_damaged_history_answers_nothing(tmp_path):
     study = experiment(tmp_path, rules=None)
     with Desk.on(study, runs=tmp_path / "runs") as desk:
         desk.ask("select count(*) from claims join fund")
-    (file,) = (tmp_path / "runs" / "parties").iterdir()
+    (file,) = (tmp_path / "runs" / "parties").glob("*.json")
     file.write_text(file.read_text()[:-5])
     with pytest.raises(ConfigurationError, match="history of questions cannot be used"):
         Desk.on(study, runs=tmp_path / "runs")

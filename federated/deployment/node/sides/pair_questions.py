@@ -49,7 +49,7 @@ class PairQuestions:
         """What the sides are asked for a question. Raises what speaks against it."""
         if request.statistic != "cells":
             raise Refusal("analyses", f"'{request.statistic}' is not asked of joined sides")
-        history = PairHistory.read(self._history)
+        history = PairHistory(self._history)
         self._releaser = PairReleaser(self._rules, history, self._nullable, self._study.owner)
         self._pair, self._word = self._releaser.asked(request), None
         if not self._study.announces(self._pair.now.question):
