@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import date, timedelta
@@ -31,7 +32,7 @@ from lab.models.families import Family
 from lab.models.prediction import predict
 from secure_agg.identity import Identity
 from tests.federated.cli.test_main import lab
-from tests.federated.study.test_joined import persons, written
+from tests.federated.study.test_joined import BOTH, persons, written
 
 TODAY, LAW = date(2026, 3, 1), Family.make("poisson")
 EDGES = (0.1, 0.2, 0.4)
@@ -207,6 +208,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("joined")
     values = written(folder) | {"protection": {"sums": "clear"}}
     values["arms"] = {"run": ["insurer", "federated"], "replicates": 0}
+    values["query"] = [{"sql": "select region, count(*) from insurer join fund group by region"}]
     study = run(Experiment.model_validate(values), runs=folder / "runs", track=False)
     assert study.folder is not None
     return study.folder
@@ -226,6 +228,11 @@ def test_bands_of_a_run_are_those_of_its_model_on_the_joined_table(finished, tmp
                 told.append(trial.ask(consent, TODAY).answer)
             places = np.searchsorted(terms.bands, score * np.exp([-1 / 32, 1 / 32]))
             assert set(told) <= {terms.band(place) for place in places}
+
+
+def test_questions_of_an_experiment_of_joined_sides_enter_its_result(finished):
+    (answer,) = json.loads((finished / "result.json").read_text())["answers"]
+    assert sum(count or 0 for _, count in answer["rows"]) == BOTH
 
 
 @pytest.mark.slow
