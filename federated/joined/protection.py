@@ -17,7 +17,7 @@ from federated.joined.product import Products, deal, is_alone, joined_sum, joine
 from federated.joined.side import dealt_to
 from federated.message_kinds import MessageKind
 from federated.messages import Hiding, Request, message_of, read
-from federated.party.statistics import RELEASED, OfQuestion
+from federated.party.statistics import RELEASED, find
 from lab.errors import PeerError, PolicyError
 from lab.privacy.disclosure import Rules
 from lab.privacy.query_audit import OUTSIDE
@@ -79,8 +79,9 @@ class PairReleaser:
     owner: Owner
 
     def asked(self, request: Request) -> AskedOfPair:
-        """The question after all that were answered. Raises :class:`PolicyError` for other rules."""
-        a = OfQuestion.model_validate(dict(request.arguments))
+        """The question after all that were answered. Raises :class:`PolicyError` for other rules, and
+        :class:`PeerError` for what is no question."""
+        a = find("cells").read(request.arguments, request.arrays)
         if a.rules != self.rules:
             raise PolicyError(
                 "the question was asked under other disclosure rules than the releaser's"

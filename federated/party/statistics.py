@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from federated.messages import Hiding, Request
 from lab.errors import PeerError, PolicyError
@@ -118,7 +119,7 @@ class OfPairKinds(Strict):
     """questions: all that joined sides answered so far, and the one that is asked; nullable: columns
     that may be empty."""
 
-    questions: tuple[Question, ...]
+    questions: tuple[Question, ...] = Field(min_length=1)
     nullable: tuple[str, ...]
 
 

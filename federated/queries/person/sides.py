@@ -183,7 +183,7 @@ class AskedSide:
     ) -> tuple[bytes, ScoreReceipt]:
         """(what the asker reads, this side's receipt). asker, role: who brought the question.
 
-        Raises :class:`PolicyError` by the rule "consent", "purpose", "group", "ration" or "person", and
+        Raises :class:`PolicyError` by the rule "consent", "purpose", "ration" or "person", and
         :class:`PeerError` for what is no question; each is logged, and nothing is told."""
         side = self.side
         try:
@@ -204,6 +204,8 @@ class AskedSide:
     def _admitted(self, consent: ConsentToken, asker: str, role: Role, today: date) -> ToldScore:
         side, terms = self.side, self.side.terms
         terms.check_asker(consent.purpose, role)
+        if consent.group != side.model:
+            raise PolicyError("the consent is for scores of another model than this one", "consent")
         spent = {line.number for line in self.history}
         held = terms.consent_terms(side.name, side.model)
         check_consent(consent, held, asker, today, spent, self.person_keys)

@@ -137,7 +137,7 @@ def test_nothing_of_the_question_tells_the_asker_s_part(pair):
         ({"purpose": "employment"}, "refuses the purpose 'employment'"),
         ({"purpose": "curiosity"}, "'curiosity' is no purpose"),
         ({"purpose": "invite to a care programme"}, "a purpose of the fund, who asks for it"),
-        ({"group": "b" * 64}, "is no group of the charter"),
+        ({"group": "b" * 64}, "for scores of another model"),
         ({"fund": "another"}, "is not for insurer to ask fund"),
         ({"person": "eve"}, "insurer has no complete row of this person"),
         ({"person": "own"}, "fund has no complete row of this person"),

@@ -22,15 +22,13 @@ from federated.deployment.pairs import RULE, check_pairs
 from federated.joined.factors import Role
 from federated.joined.side import JoinedSide
 from federated.party.party import Policy, numbered
-from federated.party.statistics import find
+from federated.party.statistics import OfPairKinds, find
 from federated.study.experiment import Experiment
 from federated.study.plan import StudyPlan
 from federated.study.rows import Features, columns_needed, usable
 from federated.study.settings import KEY
 from lab.errors import ConfigurationError, ContractError
 from lab.models.design import check_features
-from lab.queries.questions import Question
-from lab.records import parse
 from lab.statistics import ACROSS, QUESTIONS
 from lab.tables.identifiers import KeyTexts, key_texts
 from lab.tables.sources import Table
@@ -102,8 +100,8 @@ class SidePolicy(InsurerPolicy):
         if find(statistic).analysis != ACROSS:
             raise Refusal("analyses", f"'{statistic}' is not asked of joined sides")
         self._allow(study)
-        question = json.loads(arguments)["questions"][-1]
-        if not study.announces(parse(Question, question, where="the question")):
+        asked: OfPairKinds = find(statistic).read(json.loads(arguments), {})
+        if not study.announces(asked.questions[-1]):
             raise Refusal("analyses", "this question was not announced")
 
     def _check_person(self, experiment: Experiment) -> None:
