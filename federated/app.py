@@ -167,7 +167,7 @@ def levels(holder: Party, memory: NodeState, message: RecordDict) -> RecordDict:
     names_by_feature = [
         seen_levels(rows, f, owners, least) if holder.holds(f.column) else [] for f in features
     ]
-    if table is not None:
+    if holder.policy.answers == "questions":
         names_by_feature = [[n for n in names if n != RARE] for names in names_by_feature]
     names, count = json.dumps(names_by_feature), sum(map(len, names_by_feature))
     columns = [feature.column for feature in features]

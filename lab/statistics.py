@@ -23,8 +23,9 @@ Part = Literal["train", "test"]
 Arrays = Mapping[str, Floats]
 #: What a function makes of a party's rows.
 Product = TypeVar("Product")
-#: Analyses beside the kinds of model: statistics that every model asks for, questions, profiles.
-ANY_MODEL, QUESTIONS, PROFILES = "any model", "questions", "profiles"
+#: Analyses beside the kinds of model: statistics that every model asks for, questions, profiles, and
+#: what questions across joined sides are made from.
+ANY_MODEL, QUESTIONS, PROFILES, ACROSS = "any model", "questions", "profiles", "across sides"
 
 
 class Holding(Protocol):
@@ -64,7 +65,7 @@ class Holding(Protocol):
 class Statistic:
     """One row. function: (holding, arguments, arrays) -> the party's sums.
 
-    analysis: a kind of model, or one of :data:`ANY_MODEL`, :data:`QUESTIONS`, :data:`PROFILES`;
+    analysis: a kind of model, or one of :data:`ANY_MODEL`, :data:`QUESTIONS`, :data:`PROFILES`, :data:`ACROSS`;
     arrays: the names of the arrays that are sent along, None where the model names them;
     persons: how the fewest persons behind it are set, by the party's minimum of rows for the whole
     or by rules of disclosure cell by cell; cells: its numbers stand on parts of the rows, some

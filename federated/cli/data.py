@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from federated.cli.console import plain_table, print_heading, say, say_lines, say_table, screen
+from federated.cli.queries import tell_scores
 
 if TYPE_CHECKING:
     from federated.study.experiment import Experiment
@@ -226,7 +227,7 @@ def _contract(name: str) -> Contract:
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.argument("table")
+@click.argument("table", required=False)
 @click.option("--out", type=click.Path(path_type=Path), help="A .csv, .csv.gz or .parquet file.")
 @click.option("--contract", help="Check the table against this contract, or built-in source.")
 @click.option("--query", help="Rows to read where the table is a database: SQL.")
@@ -234,31 +235,72 @@ def _contract(name: str) -> Contract:
 @click.option(
     "--reasons", is_flag=True, help="With the features that move each score most (glm, trees)."
 )
+@click.option("--side", help="Score by the model of this side's columns alone: insurer or fund.")
+@click.option(
+    "--sides",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Across an insurer and the fund: what each keeps; made if there is none.",
+)
+@click.option("--person", "persons", multiple=True, help="Whom, with --sides; signs at its desk.")
+@click.option("--purpose", help="What for; default the first of the terms.")
+@click.option(
+    "--consent",
+    "consents",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Or the file of a consent.",
+)
+@click.option("--terms", type=click.Path(path_type=Path), help="Bands, purposes, rations.")
 def score(
     model: Path,
-    table: str,
-    out: Path | None,
-    contract: str | None,
-    query: str | None,
-    encoding: str | None,
-    reasons: bool,
+    table: str | None,
+    sides: Path | None,
+    persons: tuple[str, ...],
+    purpose: str | None,
+    consents: tuple[Path, ...],
+    terms: Path | None,
+    **how: Any,
 ) -> None:
     """Score a table: its rows with a column "prediction", as CSV unless --out says otherwise.
 
-    MODEL is a model's JSON file or a run's folder, TABLE a CSV or Parquet file or a database.
+    MODEL is a model's JSON file or a run's folder, TABLE a CSV or Parquet file or a database. With --sides,
+    and no TABLE, the side that has the purpose asks the other for the band of a person's score.
 
     \b
     lab score runs/20261124-005153-visits-rand-hie-df28 claims.csv --out scored.csv
     lab score runs/20261124-005153-visits-rand-hie-df28 claims.csv --reasons
+    lab score runs/20261129-180417-claims-1238 --sides trial --person 17 --purpose "offer a renewal"
+    lab score runs/20261129-180417-claims-1238 policies.parquet --side insurer
     """
+    from lab.errors import ConfigurationError
+
+    if sides is None:
+        if table is None:
+            raise ConfigurationError("name a TABLE, or --sides and --person")
+        _score_table(model, table, **how)
+        return
+    if table is not None or not (persons or consents):
+        raise ConfigurationError("--sides takes --person or --consent, and no table")
+    tell_scores(model, sides, persons, consents, purpose, terms)
+
+
+def _score_table(
+    model: Path, table: str, *, out: Path | None, contract: str | None, side: str | None, **how: Any
+) -> None:
+    """The rows of a table with their scores, as CSV or in a file."""
+    from lab.errors import ContractError
+    from lab.models.files import model_file
     from lab.models.prediction import check_ending, predict, write
 
     if out is not None:
         check_ending(out)
     rules = _contract(contract) if contract else None
-    frame, notes = predict(
-        model, table, contract=rules, query=query, encoding=encoding, reasons=reasons
-    )
+    try:
+        frame, notes = predict(model_file(model, side), table, contract=rules, **how)
+    except ContractError:
+        if side is None and (model / "models" / "insurer.json").is_file():
+            say("a table of one side's columns is scored with --side insurer, or fund", err=True)
+        raise
     if out is None:
         say_table(frame.to_csv(index=False))
     else:

@@ -13,7 +13,7 @@ from federated.cli.console import say, say_json
 
 if TYPE_CHECKING:
     from federated.link.charter import LinkCharter
-    from secure_agg.identity import Card
+    from secure_agg.identity import Card, Identity
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -35,17 +35,21 @@ def roles_of(
     folder: Path, payers: tuple[str, ...], port: int
 ) -> tuple[dict[str, Card], dict[str, str]]:
     """Cards and addresses of a desk's roles; a role without an identity gets one."""
-    from federated.deployment.enrolment import load_identity, new_identity
     from federated.link.ring import COORDINATOR
 
     cards, addresses = {}, {}
     for at, name in enumerate([*payers, COORDINATOR]):
-        home = folder / name
-        home.mkdir(parents=True, exist_ok=True)
-        file = home / "identity.json"
-        identity = load_identity(file) if file.exists() else new_identity(file, name)
-        cards[name], addresses[name] = identity.card, f"127.0.0.1:{port + at}"
+        cards[name], addresses[name] = identity_of(folder, name).card, f"127.0.0.1:{port + at}"
     return cards, addresses
+
+
+def identity_of(folder: Path, name: str) -> Identity:
+    """The identity that a role keeps in its folder of a trial; one is made where there is none."""
+    from federated.deployment.enrolment import load_identity, new_identity
+
+    file = folder / name / "identity.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return load_identity(file) if file.exists() else new_identity(file, name)
 
 
 @click.command("init")

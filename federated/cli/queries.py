@@ -59,6 +59,8 @@ def query(
     lab query "select idp, count(*), avg(mdvis) from rand_hie group by idp"
     lab query "select count(*), avg(disea) from rand_hie where hlthp = 1" --epsilon 0.5
     lab query "select idp, count(*) from rand_hie group by idp" --exchange exchange
+    lab query "select fund.diabetes, count(*), sum(insurer.paid) from insurer join fund
+      group by fund.diabetes" --experiment market_pair
     """
     from federated.queries.holdings import experiment_of
     from federated.run import ask
@@ -136,6 +138,7 @@ def _footnotes(attributes: dict[str, Any], key_bits: int) -> list[str]:
         f"{sum(line['values'] for line in receipt):,} values, "
         f"{sum(line['bytes'] for line in receipt):,} bytes, {protection[attributes['hiding']]}"
         + (f", noise of epsilon {noise['epsilon']:g} by each party" if noise else "")
+        + ", beside sealed letters between the two sides" * attributes.get("sides", False)
         + f", no record; {attributes['seconds']:.1f} s",
     ]
 
@@ -157,3 +160,46 @@ def _counters(asked_cells: int | None, cells_left: int | None) -> list[str]:
     return [
         f"you have asked each party for {cells}; it can answer about {cells_left:,} more, at most"
     ]
+
+
+def tell_scores(
+    run: Path,
+    folder: Path,
+    persons: tuple[str, ...],
+    consents: tuple[Path, ...],
+    purpose: str | None,
+    terms_file: Path | None,
+) -> None:
+    """Scores of single persons across two sides, or why not, a line for each. Exit code 1 if none was told."""
+    from contextlib import ExitStack
+    from datetime import UTC, datetime
+    from functools import partial
+
+    from federated.cli.desk import identity_of
+    from federated.queries.person.terms import ScoreTerms
+    from federated.queries.person.trial import ScoringTrial, read_consent
+    from lab.errors import PolicyError
+
+    terms, today = ScoreTerms.read(terms_file), datetime.now(UTC).date()
+    purpose = purpose or next(iter(terms.purposes))
+    table, told = plain_table("person", "consent", "score"), 0
+    with ExitStack() as stack:
+        trial = ScoringTrial(run, folder, terms, partial(identity_of, folder), stack)
+        signed = [trial.consent(person, purpose, today) for person in persons]
+        for file in (*signed, *consents):
+            consent = read_consent(file)
+            try:
+                answer = trial.ask(consent, today).answer
+                told += 1
+            except PolicyError as error:
+                answer = f"refused: {error}"
+            table.add_row(consent.person, str(file), answer)
+    console = screen()
+    console.print(table)
+    how = "EXACT, which tells the other side's part" if terms.exact else "a band, no part of it"
+    console.print(
+        f"\nby models/federated.json, the columns of both sides; told: {how}", style="dim"
+    )
+    console.print(f"receipts: {folder}/receipts; logs: lab audit verify {folder}", style="dim")
+    if not told:
+        raise SystemExit(1)

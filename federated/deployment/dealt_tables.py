@@ -58,6 +58,7 @@ def deal_tables(experiment: Experiment, folder: Path) -> dict[str, Path]:
 def dealt_experiment(experiment: Experiment, *, in_sample: bool) -> dict[str, Any]:
     """The experiment of joined sides on their dealt tables, for a simulation and for real sides."""
     values = experiment.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    values["data"].pop("market", None)  # whose tables these are
     if not in_sample and experiment.data.test_column is None:
         values["data"] |= {"test_column": MARK, "test_value": 1}
     values["joined"] = [

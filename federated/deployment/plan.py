@@ -123,7 +123,7 @@ def _public_sides(experiment: Experiment) -> StudyPlan:
     )
     arm = experiment.arms.model_copy(update={"run": ("federated",)})
     protection = experiment.protection.model_copy(update={"disclosure": None})
-    changes = {"data": public, "arms": arm, "joined": joined, "protection": protection}
+    changes = {"data": public, "arms": arm, "joined": joined, "protection": protection, "query": ()}
     return StudyPlan(
         experiment=experiment.model_copy(update=changes),
         contract=contract_of_sides(blocks[0], own, theirs, fund),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 
 from federated.hiding.protocol import Protection, Talk
@@ -25,7 +27,14 @@ from federated.joined.side import dealt_to
 from federated.joined.sums.factors import JoinedSum, Owner
 from federated.message_kinds import MessageKind
 from federated.messages import Hiding, Request, message_of, read
+from federated.party.statistics import RELEASED, find
 from lab.errors import PeerError, PolicyError
+from lab.privacy.disclosure import Rules
+from lab.privacy.query_audit import OUTSIDE
+from lab.queries import cells
+from lab.queries.across import PLACES
+from lab.queries.pair_cells import AskedOfPair, amounts_of, persons_of, room_of
+from lab.queries.pair_history import PairHistory
 from lab.sums import Sums
 from secure_agg import wire
 from secure_agg.identity import Roster
@@ -68,6 +77,53 @@ class TripleDealer:
         return wire.join(LETTER, deal(layout, turn, *self.secrets_of(pair)))
 
 
+@dataclass
+class PairReleaser:
+    """Releases answers to questions across a pair: whoever opens their totals.
+
+    nullable: columns that may be empty, by the contract; owner: who holds a column."""
+
+    rules: Rules
+    history: PairHistory
+    nullable: tuple[str, ...]
+    owner: Owner
+
+    def asked(self, request: Request) -> AskedOfPair:
+        """The question after all that were answered. Raises :class:`PolicyError` for other rules, and
+        :class:`PeerError` for what is no question."""
+        a = find("cells").read(request.arguments, request.arrays)
+        if a.rules != self.rules:
+            raise PolicyError(
+                "the question was asked under other disclosure rules than the releaser's"
+            )
+        self.history.refresh()
+        return AskedOfPair((*self.history.questions, a.question), self.nullable, self.owner)
+
+    def room(self, pair: AskedOfPair, word: Sums) -> tuple[int, int]:
+        """Room for each side's kinds: their number is told to a power of two. Raises
+        :class:`PolicyError` for columns that no side has, and tables that changed."""
+        for column, holders in zip(pair.columns, word["held"], strict=bool(pair.columns)):
+            if holders != 1:
+                raise PolicyError(f"no question is about '{column}' across these sides")
+        names = [*(f"who is at the {place}" for place in PLACES), *(f"'{c}'" for c in pair.columns)]
+        self.history.check_state(dict(zip(names, map(int, word["state"]), strict=True)))
+        return room_of(word)
+
+    def released(self, pair: AskedOfPair, word: Sums, total: Sums, sides: int) -> Sums:
+        """What may be shown of a question's totals; sides: how many counters are added over."""
+        question = pair.now.question
+        parts, persons = persons_of(pair, word, total["persons"])
+        least = self.rules.minimum_difference.persons
+        vetoed, counters = self.history.admit(question, parts, persons, least)
+        rows = parts[-1][0].part
+        count = np.bincount(rows[rows != OUTSIDE], minlength=question.cells).astype(np.float64)
+        arrays = {"total 0": count, "parties": np.sign(count), "vetoes": vetoed.astype(np.float64)}
+        for place in PLACES:
+            arrays |= amounts_of(pair, place, word, total[place], self.rules)
+        arrays |= {name: np.array([value * sides]) for name, value in counters.items()}
+        return cells.release(question, self.rules, cells.sums(cells.form(question), arrays, 0))
+
+
 class Joined:
     """A protection of shares: the sides make them between each other, the inner protection adds them."""
 
@@ -79,9 +135,11 @@ class Joined:
         product: str,
         least: int,
         known: bool = False,
+        releaser: PairReleaser | None = None,
     ) -> None:
         """owner: who holds a column; least: rows that both sides must have behind a total; known:
-        whether insurers know who is common."""
+        whether insurers know who is common; releaser: of answers to questions, None: there are none."""
+        self._releaser = releaser
         self.inner, self.pairs, self._owner = inner, pairs, owner
         self.hiding: Hiding = inner.hiding
         self._product, self._least, self._dealer = product, least, TripleDealer()
@@ -116,6 +174,8 @@ class Joined:
 
     def total(self, talk: Talk, request: Request) -> Sums:
         """The total over all joined rows. Raises :class:`PolicyError` for fewer rows than the rules say."""
+        if request.statistic in RELEASED:
+            return self._released(talk, request)
         total = None
         if not is_alone(request, self._owner, self._known):
             total = joined_sum(request, self._owner)
@@ -131,6 +191,23 @@ class Joined:
             both = encrypted_bytes(layout, key_bits) if by_paillier else masked_bytes(layout)
             sizes.update({pair.insurer: both[0], pair.fund: both[1]})
         return dict(sizes)
+
+    def _released(self, talk: Talk, request: Request) -> Sums:
+        """What the rules and the history of this pair leave of the totals of a question."""
+        if self._releaser is None or len(self.pairs) != 1 or request.statistic != "cells":
+            raise PolicyError(f"'{request.statistic}' is not asked of joined sides")
+        pair = self._releaser.asked(request)
+
+        def total(statistic: str, **more: Any) -> Sums:
+            query = f"{request.query}-{statistic}"
+            own = replace(
+                request, query=query, statistic=statistic, arguments=pair.arguments | more
+            )
+            return self.total(talk, own)
+
+        word = total("pair_kinds")
+        totals = total("pair_cells", kinds=list(self._releaser.room(pair, word)))
+        return self._releaser.released(pair, word, totals, len(request.parties))
 
     def multiply(self, talk: Talk, request: Request, total: JoinedSum) -> None:
         """Carry letters between the sides until each has its share of a sum."""

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from federated.messages import Hiding, Request
 from lab.errors import PeerError, PolicyError
@@ -24,7 +25,7 @@ from lab.privacy.disclosure import Rules
 from lab.queries.questions import Question
 from lab.records import Strict
 from lab.scores import accuracy, detection, explanation, groups
-from lab.statistics import ANY_MODEL, PROFILES, QUESTIONS, Arrays, Holding, Part, Statistic
+from lab.statistics import ACROSS, ANY_MODEL, PROFILES, QUESTIONS, Arrays, Holding, Part, Statistic
 from lab.sums import Floats, Sums
 
 # Arguments.
@@ -85,9 +86,7 @@ class OfCurve(OfScores):
     scale: Scale
 
 
-class OfScoresByLevel(Strict):
-    model: str
-    task: Task
+class OfScoresByLevel(OfScores):
     feature: Levels
 
 
@@ -96,31 +95,20 @@ class OfPartial(OfScores):
     values: tuple[float | str, ...]
 
 
-class OfShuffled(OfScores):
+class OfShuffled(OfFit):
     column: str
-    scale: Scale
-    replicates: int
-    seed: int
 
 
-class OfRanking(Strict):
-    model: str
-    task: Task
+class OfRanking(OfScores):
     truth: str
     amount: str | None
     replicates: int
     seed: int
 
 
-class OfGroups(Strict):
-    model: str
-    task: Task
-    truth: str
-    amount: str | None
+class OfGroups(OfRanking):
     group: Levels
     threshold: float
-    replicates: int
-    seed: int
 
 
 class OfProfile(Strict):
@@ -133,6 +121,20 @@ class OfQuestion(Strict):
 
     question: Question
     rules: Rules
+
+
+class OfPairKinds(Strict):
+    """questions: all that joined sides answered so far, and the one that is asked; nullable: columns
+    that may be empty."""
+
+    questions: tuple[Question, ...] = Field(min_length=1)
+    nullable: tuple[str, ...]
+
+
+class OfPairCells(OfPairKinds):
+    """kinds: room for the insurer's kinds of rows and for the fund's."""
+
+    kinds: tuple[int, int]
 
 
 class OfViolations(OfQuestion):
@@ -300,6 +302,10 @@ def _drift(holding: Holding, a: OfQuestion, arrays: Arrays) -> Sums:
     return sums
 
 
+def _of_sides(holding: Holding, a: OfPairKinds, arrays: Arrays) -> Sums:
+    raise PolicyError("this party is joined to no other")
+
+
 def _any_model(name: str, arguments: type[Strict], function: Any, *arrays: str) -> Statistic:
     return Statistic(name, arguments, function, ANY_MODEL, arrays)
 
@@ -334,6 +340,8 @@ COMMON: Mapping[str, Statistic] = {
         _by_rules("cells", OfQuestion, _cells),
         _by_rules("violations", OfViolations, _violations),
         _by_rules("drift", OfQuestion, _drift, "shares"),
+        Statistic("pair_kinds", OfPairKinds, _of_sides, ACROSS, cells=True),
+        Statistic("pair_cells", OfPairCells, _of_sides, ACROSS, cells=True),
     )
 }
 #: Statistics of questions, and all that only a release answers.
@@ -365,6 +373,8 @@ def belongs(name: str, analyses: Iterable[str]) -> bool:
         analysis = find(name).analysis
     except PeerError:
         return False
+    if analysis == ACROSS:
+        return QUESTIONS in analyses
     return analysis in analyses or (analysis == ANY_MODEL and any(a in models for a in analyses))
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +24,7 @@ from federated.app import client_app
 from federated.federation import Federation, Parties
 from federated.hiding.protocol import Protection
 from federated.queries.holdings import Holdings, experiment_of
+from federated.queries.pair import pair_of_experiment
 from federated.queries.tables import finished
 from federated.study.experiment import Experiment
 from federated.study.simulation import protected
@@ -36,6 +38,7 @@ from lab.privacy.noise import Noise
 from lab.queries import cells
 from lab.queries import sql_plan as sql
 from lab.queries.questions import ROWS, Question, Total
+from lab.queries.sql_join import JoinedNames
 from lab.queries.whole_answers import CURVES, Plan
 from lab.sums import Floats, Sums
 from lab.tables.contracts import Contract
@@ -48,7 +51,8 @@ class Desk:
     """Where an analyst asks questions of all parties; open it with ``with``.
 
     federation: the parties, wherever they are; contract, rules, person: what they agreed on; fault:
-    what is wrong with the table, if anybody knows; grid: the parties' own, closed with the desk. Raises :class:`~lab.errors.LabError` for all that
+    what is wrong with the table, if anybody knows; grid: the parties' own, closed with the desk; joined:
+    the names of two sides that the table is joined from. Raises :class:`~lab.errors.LabError` for all that
     can be explained.
     """
 
@@ -60,9 +64,11 @@ class Desk:
         person: str | None,
         fault: ContractError | None = None,
         grid: InProcessGrid | None = None,
+        joined: JoinedNames | None = None,
     ) -> None:
         self.federation, self.contract, self.rules = federation, contract, rules
         self.person, self._fault, self._grid = person, fault, grid
+        self._joined = joined
         self._counters: dict[str, int] = {}
         self._opened: list[Opened] = []
 
@@ -80,7 +86,7 @@ class Desk:
             grid.close()
             raise
         contract, rules, person = holdings.contract, holdings.rules, holdings.person
-        return cls(federation, contract, rules, person, holdings.fault, grid)
+        return cls(federation, contract, rules, person, holdings.fault, grid, holdings.joined)
 
     @classmethod
     def on(
@@ -102,6 +108,8 @@ class Desk:
                 "rules are kept; questions need 'paillier'"
             )
         place = Path(runs) / "parties" if runs is not None else None
+        if experiment.joined:
+            return cls.simulated(*pair_of_experiment(experiment, place))
         holdings = Holdings.of_experiment(experiment, place)
         return cls.simulated(holdings, protected(experiment.protection, holdings.rules))
 
@@ -129,8 +137,8 @@ class Desk:
         ``seconds``, ``asked``: for how many cells this asker has asked a party so far, and ``left``:
         how many more it can answer, at most, both on average and None under noise, ``hidden_by``:
         the kinds of rules that can have hidden a cell of it; which did is not told, because that
-        would narrow what is hidden; ``opened``: what was told of the totals; and ``receipt``: what
-        left each party for this question.
+        would narrow what is hidden; ``opened``: what was told of the totals; ``sides``: whether it is
+        across an insurer and the fund; and ``receipt``: what left each party for this question.
         """
         start = time.perf_counter()
         before = {party: len(lines) for party, lines in self.federation.receipts().items()}
@@ -150,7 +158,8 @@ class Desk:
             "noise": noise.model_dump() if noise else None,
             "seconds": seconds,
             **{name: self._counters.get(name) for name in cells.COUNTERS},
-            "hidden_by": _rules(plan.question),
+            "hidden_by": _kinds_of_rules(plan.question, self.rules),
+            "sides": self._joined is not None,
             "opened": [vars(line) for line in by_statistic(self._opened)],
             "receipt": [
                 {"party": party, **asdict(line)}
@@ -162,10 +171,12 @@ class Desk:
 
     def _plan(self, text: str, noise: Noise | None) -> Plan:
         contract, person = self.contract, self.person
-        plan = sql.compile(text, contract, person, levels=self._levels)
+        read = partial(
+            sql.compile, text, contract, person, levels=self._levels, joined=self._joined
+        )
+        plan = read()
         if plan.centred:
-            centres = self._centres(plan, noise)
-            plan = sql.compile(text, contract, person, levels=self._levels, centres=centres)
+            plan = read(centres=self._centres(plan, noise))
         formulas = [*plan.formulas.values(), *([plan.having] if plan.having else [])]
         ratios = any(formula.operation != "total" for formula in formulas)
         if self.rules.rounding.base > 1 and (ratios or plan.finish in CURVES):
@@ -230,10 +241,16 @@ class Desk:
         return released["shown"] > 0, [released[f"total {k}"] for k in range(len(question.totals))]
 
 
-def _rules(question: Question) -> tuple[str, ...]:
+def _kinds_of_rules(question: Question, rules: Rules) -> tuple[str, ...]:
     """The kinds of rules that can hide a cell of a question."""
     if question.noise is not None:
         return ("persons",)
     amounts = any(total.kind == "sum" for total in question.totals)
-    kinds = {"persons": True, "parties": True, "amounts": amounts, "margins": bool(question.axes)}
+    parties = rules.minimum_parties.parties > 1
+    kinds = {
+        "persons": True,
+        "parties": parties,
+        "amounts": amounts,
+        "margins": bool(question.axes),
+    }
     return (*(kind for kind, holds in kinds.items() if holds), "earlier answers")

@@ -19,6 +19,7 @@ from federated.study.experiment import Experiment
 from lab.errors import ConfigurationError, ContractError
 from lab.privacy.disclosure import Rules
 from lab.queries.query_table import Budget, QueryTable
+from lab.queries.sql_join import JoinedNames
 from lab.records import read_toml
 from lab.tables.checks import check
 from lab.tables.contracts import Contract
@@ -46,13 +47,15 @@ def experiment_of(path: str | Path, changes: Mapping[str, Any] | None = None) ->
 @dataclass(frozen=True)
 class Holdings:
     """Who is asked: parties that each hold a part of one table, under one contract and one set of
-    rules. fault: what is wrong with the table; then only its violations can be asked about."""
+    rules. fault: what is wrong with the table; then only its violations can be asked about; joined: the
+    names of two sides, which together are the table."""
 
     parties: tuple[Party, ...]
     contract: Contract
     rules: Rules
     person: str | None = None
     fault: ContractError | None = None
+    joined: JoinedNames | None = None
 
     @classmethod
     def of(

@@ -148,10 +148,8 @@ class Experiment(Strict):
                 raise ConfigurationError(
                     f"{key}: joined sides take {' or '.join(map(repr, allowed))}, got '{value}'"
                 )
-        if self.profile or self.query or self.explain:
-            raise ConfigurationError(
-                "joined: takes a model, without [[profile]], [[query]] and [explain]"
-            )
+        if self.profile or self.explain:
+            raise ConfigurationError("joined: takes a model, without [[profile]] and [explain]")
         for feature in self.data.features or ():
             if isinstance(feature, Feature) and isinstance(feature.knots, int):
                 raise ConfigurationError(

@@ -18,12 +18,17 @@ from federated.study.rows import Features
 from federated.study.settings import BLOCK, KEY, MADE, JoinedTable
 from lab.errors import ConfigurationError, ContractError
 from lab.market.make import make
+from lab.queries.sql_join import JoinedNames, SideTable
 from lab.records import nearest
 from lab.scores.places import COUNT
 from lab.tables.contracts import Column, Contract
 from lab.tables.identifiers import KeyTexts, key_texts
 from lab.tables.sources import Table, load
 
+SEVERAL = (
+    "what is across sides is asked of one insurer and the fund, and this experiment has several insurers; "
+    "name an experiment with one"
+)
 #: Who is told of the common persons, in words.
 LEARNS = {
     "hidden": "no side is told",
@@ -223,6 +228,27 @@ def _apart(own: pd.DataFrame, theirs: Table, fund: JoinedTable) -> tuple[Table, 
     columns = {names.get(c, c): column for c, column in theirs.contract.columns.items()}
     contract = theirs.contract.model_copy(update={"columns": columns})
     return replace(theirs, frame=theirs.frame.rename(columns=names), contract=contract), both
+
+
+def names_of(
+    blocks: Sequence[JoinedTable], contract: Contract, fund_columns: Collection[str]
+) -> JoinedNames:
+    """What SQL calls an insurer and the fund and their columns; those that identify somebody or never
+    leave are no question's. Raises :class:`ConfigurationError` for several insurers."""
+    sides = {block.role: block for block in blocks}
+    if len(blocks) != len(sides):
+        raise ConfigurationError(SEVERAL)
+    asked = [n for n, c in contract.columns.items() if c.role not in ("identifier", "never_leaves")]
+    own, theirs = sides["insurer"], sides["fund"]
+    return JoinedNames(
+        contract.name,
+        SideTable(own.name or own.role, {n: n for n in asked if n not in fund_columns}, own.keys),
+        SideTable(
+            theirs.name or theirs.role,
+            {n.removeprefix("fund."): n for n in asked if n in fund_columns},
+            theirs.keys,
+        ),
+    )
 
 
 def contract_of_sides(

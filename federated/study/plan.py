@@ -16,12 +16,16 @@ from pydantic import Field
 from federated.joined.sums.factors import Owner
 from federated.solvers.encoding import is_category
 from federated.study.experiment import Experiment
+from federated.study.joined import names_of
 from federated.study.rows import Features
 from lab.errors import ConfigurationError
 from lab.files import canonical
 from lab.models.design import Feature, Levels
 from lab.models.profile import ProfileCells, profiled
 from lab.privacy.disclosure import Rules
+from lab.queries.questions import Question
+from lab.queries.sql_join import JoinedNames
+from lab.queries.sql_plan import belongs
 from lab.records import Strict, parse
 from lab.statistics import PROFILES, QUESTIONS
 from lab.tables.contracts import Contract
@@ -57,6 +61,26 @@ class StudyPlan(Strict):
     def owner(self) -> Owner:
         """Which of two joined sides holds a column."""
         return lambda column: "fund" if column in self.fund_columns else "insurer"
+
+    @property
+    def names(self) -> JoinedNames | None:
+        """What questions call two joined sides and their columns; None where none are joined."""
+        if not self.experiment.joined:
+            return None
+        return names_of(self.experiment.joined, self.contract, self.fund_columns)
+
+    @property
+    def person(self) -> str | None:
+        """The column that says in questions whose row it is; of joined sides each row is a person's."""
+        return None if self.experiment.joined else self.experiment.data.person
+
+    def announces(self, question: Question, statistic: str = "cells") -> bool:
+        """Whether a question is asked on the way to the answers of this plan's SQL."""
+        return any(
+            query.noise == question.noise
+            and belongs(question, query.sql, self.contract, self.person, statistic, self.names)
+            for query in self.experiment.query
+        )
 
     @property
     def kind(self) -> str:

@@ -13,15 +13,15 @@ from federated.party.state import Released
 from federated.solvers import glm
 from federated.study.experiment import Experiment
 from federated.study.rows import StudiedMarket
-from federated.study.scoring import Evaluation, detection_worth, scored
-from federated.study.settings import SIDES, Arm, Query
+from federated.study.scoring import Evaluation, scored
+from federated.study.settings import SIDES, Arm, Detection, Query
 from lab.models.design import Feature
 from lab.models.files import digest, terms_of
 from lab.models.profile import Profile, Profiled
 from lab.privacy.joining import Opened, by_statistic
 from lab.report import finished_run
 from lab.scores import accuracy as scoring
-from lab.scores import detection
+from lab.scores import detection, worth
 
 #: A difference in deviance explained that is rounding, not a difference.
 NOTHING = 1e-9
@@ -210,7 +210,7 @@ class Study:
         if ours is None or settings is None or self.market.in_sample:
             return pd.DataFrame()
         tables = [
-            detection_worth(settings, name, ours.evaluations[self.part], other)
+            _worth(settings, name, ours.evaluations[self.part], other)
             for name in ("alone", *SIDES)
             if (other := self.arms[name].evaluations[self.part] if name in self.arms else None)
         ]
@@ -336,6 +336,33 @@ def _unbalanced(evaluation: Evaluation | None, most: float) -> str | None:
         return None
     interval = f" (95 % interval {low:.3f} to {high:.3f})" if low == low else ""
     return f"expects {ratio:.3f} times the actual total{interval}"
+
+
+def _worth(
+    settings: Detection,
+    name: str,
+    ours: Mapping[str, Evaluation],
+    theirs: Mapping[str, Evaluation],
+) -> pd.DataFrame:
+    """What our detector brings more than another arm's, a line for each party and measure, of the whole
+    market for each kind of fraud as well: columns against, party, kind, measure, difference, low, high."""
+    rows = []
+    for party, other in theirs.items():
+        one, two = ours[party].detected, other.detected
+        if one is None or two is None or ours[party].fit.total("rows") != other.fit.total("rows"):
+            continue
+        if settings.amount:
+            net = worth.net_difference(
+                one.rank, two.rank, settings.budget, investigation_cost=settings.investigation_cost
+            )
+            rows.append((name, party, None, "net", *net))
+        if party == "all" and settings.typology:
+            kinds, sums = one.groups[settings.typology]
+            found = worth.found_differences(sums, two.groups[settings.typology][1], kinds)
+            rows += [(name, party, *line) for line in found.itertuples(index=False)]
+    return pd.DataFrame(
+        rows, columns=["against", "party", "kind", "measure", "difference", "low", "high"]
+    )
 
 
 def _terms(model: Any) -> set[Feature]:

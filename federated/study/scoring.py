@@ -14,7 +14,6 @@ from federated.federation import ModelTotals, Parties
 from federated.solvers.encoding import is_category
 from federated.study.experiment import Experiment
 from federated.study.rows import Features
-from federated.study.settings import Detection
 from federated.study.simulation import SimulatedMarket
 from lab.errors import ConfigurationError
 from lab.models import files as models
@@ -24,7 +23,7 @@ from lab.models.glm import Task
 from lab.privacy import joining
 from lab.privacy.joining import NO_RULE, PERSONS, Least, by_parties
 from lab.scores import accuracy as scoring
-from lab.scores import detection, places, worth
+from lab.scores import detection, places
 from lab.scores.explanation import Explained, columns_of, values_of
 from lab.sums import Sums, combine
 from lab.tables.contracts import Contract
@@ -86,32 +85,6 @@ def scored(experiment: Experiment, evaluation: Evaluation) -> dict[str, Any]:
         rank, cost = evaluation.detected.rank, settings.investigation_cost
         scores |= detection.scores(rank, settings.budget, investigation_cost=cost)
     return scores
-
-
-def detection_worth(
-    settings: Detection,
-    name: str,
-    ours: Mapping[str, Evaluation],
-    theirs: Mapping[str, Evaluation],
-) -> pd.DataFrame:
-    """What our detector brings more than another arm's, a line for each party and measure, of the whole
-    market for each kind of fraud as well: columns against, party, kind, measure, difference, low, high."""
-    rows = []
-    for party, other in theirs.items():
-        one, two = ours[party].detected, other.detected
-        if one is None or two is None or ours[party].fit.total("rows") != other.fit.total("rows"):
-            continue
-        if settings.amount:
-            net = worth.net_difference(
-                one.rank, two.rank, settings.budget, investigation_cost=settings.investigation_cost
-            )
-            rows.append((name, party, None, "net", *net))
-        if party == "all" and settings.typology:
-            kinds, sums = one.groups[settings.typology]
-            found = worth.found_differences(sums, two.groups[settings.typology][1], kinds)
-            rows += [(name, party, *line) for line in found.itertuples(index=False)]
-    columns = ["against", "party", "kind", "measure", "difference", "low", "high"]
-    return pd.DataFrame(rows, columns=columns)
 
 
 def _cuts(values: pd.Series) -> tuple[float, ...]:

@@ -13,7 +13,7 @@ from federated.app import client_app
 from federated.federation import Federation
 from federated.hiding.protocol import Clear, Protection
 from federated.joined.alignment import aligned, common_of
-from federated.joined.protection import Joined, Pair
+from federated.joined.protection import Joined, Pair, PairReleaser
 from federated.joined.side import JoinedSide
 from federated.joined.sums.factors import Owner
 from federated.party.party import Party, numbered
@@ -53,7 +53,7 @@ def sides_of(
         test = train if party.test is party.train else party.test[columns]
         side = _side(party, "insurer", train, test, frozenset(columns), experiment)
         insurers.append(side)
-        _align(experiment, side, fund)
+        align(experiment, side, fund)
     return [*insurers, fund]
 
 
@@ -111,7 +111,7 @@ def _unmatched(
     return [rows[at == k][list(columns)] for k in range(len(parties))]
 
 
-def _align(experiment: Experiment, insurer: JoinedSide, fund: JoinedSide) -> None:
+def align(experiment: Experiment, insurer: JoinedSide, fund: JoinedSide) -> None:
     """Give both sides their places on a spine, by the protocol that real sides use."""
     settings = experiment.alignment
     both = [insurer.train, *([] if insurer.test is insurer.train else [insurer.test])]
@@ -139,13 +139,18 @@ def is_known(experiment: Experiment) -> bool:
 
 
 def joined_protection(
-    inner: Protection, sides: Sequence[JoinedSide], owner: Owner, product: str, least: int
+    inner: Protection,
+    sides: Sequence[JoinedSide],
+    owner: Owner,
+    product: str,
+    least: int,
+    releaser: PairReleaser | None = None,
 ) -> Joined:
-    """Sums of shares under an inner protection."""
+    """Sums of shares under an inner protection; releaser: of answers to questions."""
     *insurers, fund = sides
     known = all(side.known for side in sides)
     pairs = tuple(Pair(one.name, fund.name, one.sizes[fund.name]) for one in insurers)
-    return Joined(inner, pairs, owner, product, least, known)
+    return Joined(inner, pairs, owner, product, least, known, releaser)
 
 
 @contextmanager

@@ -143,11 +143,8 @@ class SimulatedMarket:
         settings, least = self.experiment.protection, self.rules.minimum_count.persons
         if self.tables is None:
             return protected(settings, self.rules)
-        inner: Protection = Clear(self.rules)
-        if settings.sums == "paillier":
-            authority = KeyAuthority.with_new_key(settings.key_bits, self.rules)
-            inner = Paillier(authority, of_shares=True)
         owner, sides = self.tables.owner(), self.sides
+        inner = of_shares(settings, self.rules)
         return joined_protection(inner, sides, owner, settings.product, least)
 
     @property
@@ -349,6 +346,13 @@ def protected(settings: ProtectionSettings, rules: Rules | None = None) -> Prote
             return Paillier(KeyAuthority.with_new_key(settings.key_bits, rules))
         case _:
             return Paillier(Dealer(generate(settings.key_bits)))
+
+
+def of_shares(settings: ProtectionSettings, rules: Rules) -> Protection:
+    """How joined sides' shares are added up."""
+    if settings.sums == "clear":
+        return Clear(rules)
+    return Paillier(KeyAuthority.with_new_key(settings.key_bits, rules), of_shares=True)
 
 
 @contextmanager

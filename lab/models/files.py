@@ -28,6 +28,10 @@ KINDS = ("glm", "network", "trees")
 COMPOSED: Mapping[str, type[Strict]] = {"product": Product, "profiled": Profiled}
 
 
+#: Models of the columns of one side alone, which a run of joined sides makes beside the federated one.
+ONE_SIDED = ("insurer", "fund")
+
+
 class Model(Protocol):
     """What every model can do: predict the mean for one unit of exposure, and be written as JSON."""
 
@@ -96,10 +100,24 @@ def terms_of(model: Any) -> tuple[Any, ...]:
     return tuple(model.terms)
 
 
+def model_file(path: Path, side: str | None = None) -> Path:
+    """A model's file; of a run's folder the federated one, or that of a side's columns alone.
+
+    Raises :class:`ConfigurationError` for a side without one."""
+    if side is None:
+        return path / "models" / "federated.json" if path.is_dir() else path
+    file = path / "models" / f"{side}.json"
+    if side not in ONE_SIDED or not file.is_file():
+        raise ConfigurationError(
+            f"{path}: has no model of one side's columns for '{side}'; a run of joined sides makes "
+            f"{' and '.join(ONE_SIDED)} where arms.run lists them"
+        )
+    return file
+
+
 def read(path: Path) -> Model:
     """The model in a file; of a run's folder, the federated one."""
-    if path.is_dir():
-        path = path / "models" / "federated.json"
+    path = model_file(path)
     try:
         with path.open("rb") as file:
             data = file.read(LARGEST + 1)

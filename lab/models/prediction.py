@@ -66,7 +66,7 @@ def predict(
     if Path(table).name.removesuffix(".gz").endswith(".csv"):  # numbers as they are written there
         frame = sources.read_file(Path(table), as_text=True, encoding=encoding)
     frame = frame.assign(**{PREDICTION: _predictions(predictor, rows, origin)})
-    notes = [_meaning(predictor), *_unknown(predictor, rows)]
+    notes = [_meaning(predictor), *_one_sided(model), *_unknown(predictor, rows)]
     if reasons:
         effects = _effects(predictor, rows)
         table_of_reasons = effects.reasons().set_axis(frame.index, axis="index")
@@ -188,6 +188,12 @@ def _meaning(model: Any) -> str:
     if first.exposure:
         meaning += f" for one unit of {first.exposure}; multiply by it where a row has more or less"
     return meaning
+
+
+def _one_sided(file: Path) -> Iterator[str]:
+    """Which side's columns a model of a run of joined sides goes by, where it is one side's."""
+    if file.parent.name == "models" and file.stem in models.ONE_SIDED:
+        yield f"by {file.name}: the model of the {file.stem}'s columns alone"
 
 
 def _unknown(model: Model, rows: pd.DataFrame) -> Iterator[str]:

@@ -71,6 +71,13 @@ class Rules(Strict):
         path = path or RULES
         return parse(cls, read_toml(path), where=str(path))
 
+    def of_joined_sides(self) -> Rules:
+        """These for a table that two sides make together, which are one party: who holds an amount
+        learns its sums over groups of the other side's, which is what is asked."""
+        source = "an insurer and the fund are one party, whose persons are common to both"
+        one = MinimumParties(source=source, parties=1)
+        return self.model_copy(update={"minimum_parties": one})
+
     @classmethod
     def of_own_rows(cls) -> Rules:
         """What a party may see of its own rows: everything."""
@@ -90,10 +97,9 @@ def words(rules: Rules) -> str:
     The parameters of concentration rules are told to nobody who reads tables, because with them a
     hidden amount can be bounded (Handbook on Statistical Disclosure Control, ESSnet, section 4.2).
     """
-    clauses = [
-        f"at least {rules.minimum_count.persons} persons",
-        f"at least {rules.minimum_parties.parties} parties",
-    ]
+    clauses = [f"at least {rules.minimum_count.persons} persons"]
+    if rules.minimum_parties.parties > 1:
+        clauses.append(f"at least {rules.minimum_parties.parties} parties")
     if rules.dominance or rules.p_percent:
         clauses.append("no person's amount can be estimated closely")
     clauses.append(
@@ -134,6 +140,28 @@ def sensitivity(contributions: Floats, cell: Indices, cells: int, rules: Rules) 
         n, k = rules.dominance.largest, rules.dominance.percent
         measures.append(total(rank < n) - k / (100 - k) * total(rank >= n))
     return np.max(measures, axis=0) if measures else np.zeros(cells)
+
+
+def sensitivity_bound(classes: Floats, ends: Floats, total: Floats, rules: Rules) -> Floats:
+    """No less than `sensitivity`, where only classes of the contributions are known.
+
+    classes: (classes, cells) how many contributions of a cell are in each class, the largest first;
+    ends: (classes,) no contribution of a class is larger; total: (cells,) the sum of all. A sensitivity
+    rises with each of the largest contributions, so it is taken as if they were at their classes' ends.
+    """
+
+    def largest(count: int) -> Floats:
+        """The most that so many contributions of a cell can come to."""
+        taken = np.minimum(np.cumsum(classes, axis=0), count)
+        return np.minimum(np.diff(taken, axis=0, prepend=0.0).T @ ends, total)
+
+    bounds = []
+    if rules.p_percent:
+        bounds.append(largest(1) - 100 / rules.p_percent.percent * (total - largest(2)))
+    if rules.dominance:
+        n, k = rules.dominance.largest, rules.dominance.percent
+        bounds.append(largest(n) - k / (100 - k) * (total - largest(n)))
+    return np.max(bounds, axis=0) if bounds else np.zeros_like(total)
 
 
 def rounded(values: Floats, rules: Rules) -> Floats:

@@ -196,6 +196,21 @@ class CellParts:
         return np.where(out, OUTSIDE, self.part)
 
 
+def admitted_parts(
+    before: Answers, splits: Sequence[CellParts], cells: int, persons: Ints | None, minimum: int
+) -> tuple[Mask, Answers]:
+    """`admit` for a question whose cells come in parts by several splits: the cells of which no part
+    may be answered with the others, and what answers tell apart then."""
+    vetoed, last = np.zeros(cells, dtype=bool), None
+    while last is None or (vetoed != last).any():
+        last, answers = vetoed.copy(), before
+        for split in splits:
+            parts = len(split.cell)
+            own, answers = admit(answers, split.without(last), max(parts, 1), persons, minimum)
+            vetoed[split.cell[own[:parts]]] = True
+    return vetoed, answers
+
+
 class History:
     """A party's history on disk (or in memory), for the present rows of its table.
 
@@ -229,13 +244,7 @@ class History:
         if self._rows.owner is not None:
             owner = np.where(owner == NOBODY, NOBODY, pd.factorize(owner)[0])
         spread = [replace(one, part=columns.codes(self._rows, one.part)) for one in splits]
-        vetoed, before = np.zeros(cells, dtype=bool), None
-        while before is None or (vetoed != before).any():
-            before, answers = vetoed.copy(), record.answers
-            for split in spread:
-                parts = len(split.cell)
-                own, answers = admit(answers, split.without(before), max(parts, 1), owner, minimum)
-                vetoed[split.cell[own[:parts]]] = True
+        vetoed, answers = admitted_parts(record.answers, spread, cells, owner, minimum)
         return vetoed, record if answers is record.answers else replace(record, answers=answers)
 
     def left(self, minimum: int) -> int:

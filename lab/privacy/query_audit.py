@@ -100,7 +100,7 @@ def admit(
         heads = _persons(codes, cells, persons)
         vetoed = _vetoed(answers, pieces, kinds, heads, minimum)
     visible = np.where(vetoed[codes] & (codes != OUTSIDE), OUTSIDE, codes)
-    return vetoed, _with_answer(answers, visible, cells)
+    return vetoed, with_answer(answers, visible, cells)
 
 
 def _split(answers: Answers, codes: Ints, cells: int) -> tuple[_Pieces, Ints]:
@@ -144,7 +144,7 @@ def _kinds(place: Ints, persons: Ints | None) -> _Kinds:
     return _Kinds(np.concatenate(ends), np.concatenate(sets), np.concatenate(counts))
 
 
-def _with_answer(answers: Answers, codes: Ints, cells: int) -> Answers:
+def with_answer(answers: Answers, codes: Ints, cells: int) -> Answers:
     """The history with one more question answered; one that says nothing new leaves it as it is."""
     pieces, place = _split(answers, codes, cells)
     repeats = _repeats(answers, pieces, cells)

@@ -81,10 +81,11 @@ COMPARISONS: dict[type[exp.Expression], Literal["=", "<>", "<", "<=", ">", ">="]
 _MIRRORED = {"=": "=", "<>": "<>", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
 
-def statement_of(text: str, table: str = "") -> exp.Select:
+def statement_of(text: str, table: str = "", *, joined: bool = False) -> exp.Select:
     """The one SELECT that a text holds, of no clauses but those that are answered.
 
-    table: a name that may stand after FROM without quotes, whatever signs it has. Raises :class:`ConfigurationError` for text that is not readable, with the place; for another
+    table: a name that may stand after FROM without quotes, whatever signs it has; joined: whether
+    JOIN is answered. Raises :class:`ConfigurationError` for text that is not readable, with the place; for another
     statement or several; for a clause that is not answered; for one nested too deeply.
     """
     try:
@@ -100,7 +101,7 @@ def statement_of(text: str, table: str = "") -> exp.Select:
     if not isinstance(statement, exp.Select):
         raise ConfigurationError("query: one SELECT is answered, and nothing else")
     for key, value in statement.args.items():
-        if value and key not in _ANSWERED:
+        if value and key not in _ANSWERED and not (joined and key == "joins"):
             raise ConfigurationError(
                 f"query: {_REASONS.get(key, f'{key.upper()} is not answered')}"
             )

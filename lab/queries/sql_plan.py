@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from sqlglot import exp
 
 from lab.errors import ConfigurationError, PolicyError
+from lab.queries.across import AcrossSides
 from lab.queries.questions import (
     Condition,
     Empty,
@@ -24,6 +25,7 @@ from lab.queries.questions import (
     constants,
 )
 from lab.queries.sql_functions import SelectItems, Totals
+from lab.queries.sql_join import JoinedNames, unjoined
 from lab.queries.sql_parse import (
     Scope,
     call,
@@ -52,17 +54,23 @@ def compile(
     *,
     levels: Callable[[str], tuple[str, ...]] | None = None,
     centres: Mapping[str, float] | None = None,
+    joined: JoinedNames | None = None,
 ) -> Plan:
     """Read SQL. Raises :class:`ConfigurationError` with the place and the reason.
 
     levels: finds the levels of a text column for which the contract lists none; centres: the public
-    numbers that sums of squares are taken around (else 0).
+    numbers that sums of squares are taken around (else 0); joined: the names of two sides, where the
+    contract is that of the table that they would make together.
     """
-    select = statement_of(text, contract.name)
+    select = statement_of(text, contract.name, joined=joined is not None)
+    if joined is not None:
+        select = unjoined(select, joined)
     scope = Scope(contract, person, levels or (lambda column: ()))
     try:
         plan = _plan(select, scope, centres or {})
         check(plan.question, contract, person)
+        if joined is not None:
+            _check_across(plan, joined)
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise ConfigurationError(f"query: {reason}") from None
@@ -73,9 +81,20 @@ def compile(
     return plan
 
 
-def columns_of(text: str, contract: Contract, person: str | None) -> set[str]:
+def _check_across(plan: Plan, joined: JoinedNames) -> None:
+    """Raises :class:`PolicyError` for what is not a product of what each side knows."""
+    if plan.finish in ("violations", "drift"):
+        raise PolicyError(f"{plan.finish}() is of a party's own table; there is none across sides")
+    for question in (plan.question, plan.everybody, plan.open_end):
+        if question is not None:
+            AcrossSides(question, joined.owner)
+
+
+def columns_of(
+    text: str, contract: Contract, person: str | None, joined: JoinedNames | None = None
+) -> set[str]:
     """The columns that a question in SQL looks at. Raises :class:`ConfigurationError`."""
-    plan = compile(text, contract, person, levels=lambda column: ("",))
+    plan = compile(text, contract, person, levels=lambda column: ("",), joined=joined)
     return plan.question.columns | {rung.column for rung in plan.rungs.values()}
 
 
@@ -85,6 +104,7 @@ def belongs(
     contract: Contract,
     person: str | None,
     statistic: str = "cells",
+    joined: JoinedNames | None = None,
 ) -> bool:
     """Whether a question is asked on the way to the answer of this SQL.
 
@@ -98,7 +118,9 @@ def belongs(
     levels: dict[str, tuple[Any, ...]] = {axis.column: axis.levels for axis in question.axes}
     for column, value, _ in constants(question.where):
         levels[column] = (*levels.get(column, ()), value)
-    plan = compile(text, contract, person, levels=lambda column: levels.get(column, ("",)))
+    plan = compile(
+        text, contract, person, levels=lambda column: levels.get(column, ("",)), joined=joined
+    )
     whole = plan.question
     # 2. The question is made for nothing else, and takes no totals that the answer does not need.
     if statistic != "cells" and statistic != plan.finish:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flwr.app import ConfigRecord, RecordDict
 
@@ -21,6 +21,7 @@ from federated.joined.protection import INTERRUPTED, Joined, Pair
 from federated.joined.sums.factors import JoinedSum, Owner
 from federated.message_kinds import MessageKind
 from federated.messages import Request, message_of, read
+from federated.party.statistics import RELEASED
 from federated.transport.connections import ListenerLimits
 from lab.errors import ConfigurationError, LabError, PeerError
 from lab.sums import Sums
@@ -92,11 +93,27 @@ class RemoteJoined(Joined):
 
     def total(self, talk: Talk, request: Request) -> Sums:
         """What may be shown of the total over all joined rows, which the supervisor opens."""
+        if request.statistic in RELEASED:
+            return self._answer(talk, request)
         if not is_alone(request, self._owner, self._known):
             total = joined_sum(request, self._owner)
             self._room.check(self.letters(request, total, self._room.key_bits), request.statistic)
             self.multiply(talk, request, total)
         return self.inner.total(talk, request)
+
+    def _answer(self, talk: Talk, request: Request) -> Sums:
+        """What the supervisor releases of a question, in two sums that it says the arguments of."""
+        told = talk.ask(MessageKind.NEXT, {self._supervisor: request.to_record()})
+        try:
+            arguments = json.loads(read(told[self._supervisor], "arguments"))
+            own = replace(request, query=f"{request.query}-kinds", statistic="pair_kinds")
+            word = self.total(talk, replace(own, arguments=arguments))
+            room = {"kinds": [int(size) for size in word["room"]]}
+        except (ValueError, TypeError, KeyError):
+            name = self._supervisor
+            raise PeerError(f"{name}: does not say what a question is made of", name) from None
+        cells = replace(request, query=f"{request.query}-cells", statistic="pair_cells")
+        return self.total(talk, replace(cells, arguments=arguments | room))
 
     def dealt(self, talk: Talk, request: Request, total: JoinedSum, turn: int) -> dict[Pair, bytes]:
         asked = request.to_record()

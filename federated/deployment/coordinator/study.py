@@ -215,16 +215,18 @@ def ask_questions(
     """
     from federated.queries.desk import Desk
 
+    charter = charter_of(folder, identity_of(folder).card.name)
+    experiment = agreed(experiment, charter.pairs)
     if experiment.protection.sums == "masks":
         hidden = experiment.protection.model_copy(update={"sums": "paillier"})
         experiment = experiment.model_copy(update={"protection": hidden})
-    plan, rules, person = questions_of(experiment), rules_of(experiment), experiment.data.person
-    for query in experiment.query:
-        sql.columns_of(
-            query.sql, plan.contract, person
-        )  # say what is wrong before anybody is asked
+    plan, rules = questions_of(experiment), rules_of(experiment)
+    if experiment.joined:
+        rules = rules.of_joined_sides()
+    for query in experiment.query:  # say what is wrong before anybody is asked
+        sql.columns_of(query.sql, plan.contract, plan.person, plan.names)
     with gathered(
         experiment, plan, folder, fresh=fresh, without=without, progress=progress
     ) as federation:
-        desk = Desk(federation, plan.contract, rules, person)
+        desk = Desk(federation, plan.contract, rules, plan.person, joined=plan.names)
         return [(query, desk.ask(query.sql, noise=query.noise)) for query in experiment.query]

@@ -217,7 +217,7 @@ class InsurerRole:
         header = message.content.config_records.get("request", {})
         if "statistic" in header:
             arguments = str(header.get("arguments", "{}"))
-            self._insurer.allow_statistic(study, str(header["statistic"]), arguments)
+            self._policy(study).allow_statistic(study, str(header["statistic"]), arguments)
             if not str(header.get("query", "")).startswith(f"{run_state.run}-"):
                 raise PeerError("coordinator: sends a query of another run")
             same(self._charter.digest, str(header.get("charter", "")), signed_message.sender)

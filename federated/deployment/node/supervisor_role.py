@@ -16,6 +16,7 @@ from federated.deployment.node.rules.refusals import Refusal, check_disclosure
 from federated.deployment.node.rules.settings import STATE
 from federated.deployment.node.run_state import RunState
 from federated.deployment.node.sides.dealer import PairDealer
+from federated.deployment.node.sides.pair_questions import HISTORY, PairQuestions
 from federated.deployment.node.solver import ReleaserSteps
 from federated.deployment.node.supervisor import opened_total, volume_of
 from federated.deployment.pairs import check_pairs
@@ -51,6 +52,7 @@ class SupervisorRole:
             raise ConfigurationError(f"{folder}: its key is not the charter's key")
         self._openings, self._identity = Openings(folder), identity_of(folder)
         self._state, self._solvers = folder / STATE, dict[str, ReleaserSteps]()
+        self._questions = dict[str, PairQuestions]()
 
     def begin(self, run_state: RunState, study: StudyPlan) -> None:
         check_pairs(study, self._charter.pairs)
@@ -75,11 +77,11 @@ class SupervisorRole:
             return profiles.vouch(run_state, self._charter, self._identity, message.content)
         study = StudyPlan.from_json(run_state.study)
         if study.kind == QUESTIONS:
+            if study.experiment.joined:
+                return self._across(run_state, study, kind, message.content, log)
             return self._opened(run_state, study, message.content, log)
         if kind == MessageKind.DEALER:
-            return PairDealer(self._charter, self._identity).begin(
-                run, run_state.records, message.content
-            )
+            return self._dealer.begin(run, run_state.records, message.content)
         if kind == MessageKind.NEXT:
             levels = read(message.content, "levels").decode()
             record = run_state.records.config_records.setdefault("levels", ConfigRecord())
@@ -89,9 +91,8 @@ class SupervisorRole:
         steps, request = self._solver(run_state, study), Request.from_record(message.content)
         steps.check(request)
         if kind == MessageKind.DEAL:
-            dealer = PairDealer(self._charter, self._identity)
             turn = message.content.config_records.get("turn", {}).get("turn")
-            return dealer.deal(run, run_state.records, study, request, turn, log)
+            return self._dealer.deal(run, run_state.records, study, request, turn, log)
         reply = self._opened(run_state, study, message.content, log)
         total = Reply.from_record(reply)
         steps.give(total.sums)
@@ -100,6 +101,42 @@ class SupervisorRole:
         answer["opened"] = ConfigRecord(dict(volume_of(total.sums)))
         answer.update(self._next(run, study, steps, log))
         return answer
+
+    @property
+    def _dealer(self) -> PairDealer:
+        return PairDealer(self._charter, self._identity)
+
+    def _across(
+        self, run_state: RunState, study: StudyPlan, kind: str, content: RecordDict, log: Log
+    ) -> RecordDict:
+        """A question across joined sides: what they are asked for it, randomness, what is released."""
+        if kind == MessageKind.DEALER:
+            return self._dealer.begin(run_state.run, run_state.records, content)
+        asked = self._questions.setdefault(
+            run_state.run, PairQuestions(self._state / HISTORY, self._charter, self._rules, study)
+        )
+        if kind == MessageKind.NEXT:
+            return asked.begin(Request.from_record(content))
+        request = Request.from_record(content)
+        asked.check(request)
+        if kind == MessageKind.DEAL:
+            turn = content.config_records.get("turn", {}).get("turn")
+            return self._dealer.deal(run_state.run, run_state.records, study, request, turn, log)
+        total = Reply.from_record(self._opened(run_state, study, content, log))
+        told = asked.told(request, total.sums)
+        if "shown" in told.arrays:
+            log.append(
+                "release",
+                run=run_state.run,
+                query=request.query,
+                statistic="cells",
+                hiding="released by rules",
+                **volume_of(told),
+                rows=told.rows,
+                key_bits=self._private.public.bits,
+                shown=int(told["shown"].sum()),
+            )
+        return Reply.of(total.party, told, None).to_record()
 
     def _next(self, run: str, study: StudyPlan, steps: ReleaserSteps, log: Log) -> RecordDict:
         """What follows from the totals so far, signed; the outcome has a line before it leaves."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,11 +30,15 @@ from federated.joined.sums.scores import ByLevel, JoinedFit, ResampledFit
 from federated.joined.sums.steps import Likelihood, Step
 from lab.models.agreement import CLASSES, OfMagnitudes, magnitudes, of_features
 from lab.models.design import Number
-from lab.models.glm import PERSON_PAIRS, SUMMED, Response
+from lab.models.glm import PERSON_PAIRS, SUMMED, Response, Task
 from lab.privacy.joining import PERSONS
-from lab.sums import COUNT, FLAG, Floats, Sums, limit_of
+from lab.queries.across import PLACES
+from lab.queries.pair_cells import AskedOfPair, own_word, side_columns, widths_of
+from lab.sums import COUNT, FLAG, MOMENT, Floats, Sums, limit_of
 from secure_agg.arithmetic.ring import Integers
 
+#: All rows of a side.
+ALL_ROWS = Task(target="")
 Maker = Callable[[Any, Mapping[str, Floats], Owner], JoinedSum]
 
 
@@ -191,6 +196,52 @@ class LevelCounts(Arguments):
         return Sums(arrays, dict.fromkeys(arrays, COUNT), rows)
 
 
+@dataclass(frozen=True)
+class PairCells(Arguments):
+    """``pair_cells``: persons by the kinds of both sides' rows, and each side's amounts in its places
+    by the other's."""
+
+    @cached_property
+    def _pair(self) -> AskedOfPair:
+        return AskedOfPair(self.a.questions, self.a.nullable, self.owner)
+
+    def products(self) -> Multiplied:
+        persons: Multiplied = [(("kinds", "here", "valid"), ("kinds", "here", "valid"))]
+        return [*persons, (("amounts",), ("places",)), (("places",), ("amounts",))]
+
+    def widths(self) -> Widths:
+        ones = {"here": 1, "valid": 1}
+        ours, theirs = (
+            widths_of(self._pair, place, room) | ones
+            for place, room in zip(PLACES, self.a.kinds, strict=True)
+        )
+        return ours, theirs
+
+    def _columns(self, side: Half) -> Groups:
+        frame, room = side.rows(ALL_ROWS, "train"), self.a.kinds[PLACES.index(side.role)]
+        return within(side_columns(self._pair, side.role, frame, room), len(frame))
+
+    left = right = _columns
+
+    def combined(self, shares: Shares) -> dict[str, Integers]:
+        return {
+            "persons": shares("kinds", "kinds").ravel(),
+            "insurer": shares("amounts", "places").ravel(),
+            "fund": shares("places", "amounts").ravel(),
+        }
+
+    def opened(self, values: Mapping[str, Floats], rows: int) -> Sums:
+        return Sums(dict(values), dict.fromkeys(values, MOMENT), rows)
+
+
+def _own_word(side: Any, a: Any, arrays: Mapping[str, Floats]) -> Sums:
+    """What a side says of itself for a question across sides."""
+    pair = AskedOfPair(a.questions, a.nullable, side.owner)
+    frame, whole = side.rows(ALL_ROWS, "train"), side.claims()
+    persons = whole.index.to_series() if side.person is None else whole[side.person]
+    return own_word(pair, side.role, frame, persons)
+
+
 def _magnitudes(side: Any, a: OfMagnitudes) -> Sums:
     """1 for each size that the sums of a side's own columns reach; of the others it knows nothing."""
     rows, insurer = side.rows(a.task, "train"), side.role == "insurer"
@@ -218,6 +269,8 @@ def alone(name: str, a: Any, owner: Owner, known: bool) -> Answer | None:
         return trees.totals_alone
     if name == "magnitudes":  # public sizes, no sums
         return lambda side, a, arrays: _magnitudes(side, a)
+    if name == "pair_kinds":
+        return _own_word
     if name not in trees.SCORES or not trees.is_trees(a.model):
         return None
     if name == "score_levels" and owner(a.feature.feature.column) == "fund":
@@ -258,6 +311,7 @@ JOINED: Mapping[str, Maker] = {
     "score_levels": _by_family(ByLevel, LogitByLevel, trees.LevelsOfFund),
     "trees_bins": Bins,
     "trees_persons": Persons,
+    "pair_cells": PairCells,
     "trees_level": trees.Level,
     "trees_leaves": trees.Leaves,
 }

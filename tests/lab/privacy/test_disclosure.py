@@ -19,6 +19,7 @@ from lab.privacy.disclosure import (
     primary,
     rounded,
     sensitivity,
+    sensitivity_bound,
     words,
 )
 from lab.privacy.suppression import FEW, suppressed
@@ -203,6 +204,18 @@ def test_sensitivity_says_what_the_rules_say(values: list[float]) -> None:
 def test_sensitivity_is_subadditive(one: list[float], other: list[float]) -> None:
     apart = one_cell(one, SHIPPED) + one_cell(other, SHIPPED)
     assert one_cell(one + other, SHIPPED) <= apart + 1e-9 * (1 + abs(apart))
+
+
+@given(amounts, st.integers(1, 6))
+def test_sensitivity_of_classes_alone_is_never_below_that_of_the_amounts(
+    values: list[float], count: int
+) -> None:
+    each = np.array(values)
+    ends = max(values, default=1.0) * 0.5 ** np.arange(count)
+    below = np.append(ends[1:], 0.0)
+    classes = ((each > below[:, None]) & (each <= ends[:, None])).sum(axis=1, keepdims=True)
+    bound = sensitivity_bound(classes.astype(float), ends, each.sum(keepdims=True), SHIPPED)
+    assert bound[0] >= one_cell(values, SHIPPED) - 1e-9 * sum(values)
 
 
 def test_sensitivity_keeps_cells_apart_and_nothing_is_safe() -> None:

@@ -98,13 +98,7 @@ class InsurerPolicy:
         self._allow(study)
         if study.kind == "questions":
             question = parse(Question, json.loads(arguments)["question"], where="the question")
-            if not any(
-                query.noise == question.noise
-                and sql.belongs(
-                    question, query.sql, study.contract, study.experiment.data.person, statistic
-                )
-                for query in study.experiment.query
-            ):
+            if not study.announces(question, statistic):
                 raise Refusal("analyses", "this question was not announced")
         elif find(statistic).analysis != PROFILES:
             task = parse(Task, json.loads(arguments)["task"], where="the task")
@@ -119,9 +113,9 @@ class InsurerPolicy:
         experiment = study.experiment
         if study.kind != "questions":
             return set(columns_needed(experiment, study.features))
-        person = experiment.data.person
         column_sets = [
-            sql.columns_of(query.sql, study.contract, person) for query in experiment.query
+            sql.columns_of(query.sql, study.contract, study.person, study.names)
+            for query in experiment.query
         ]
         return set().union(*column_sets)
 

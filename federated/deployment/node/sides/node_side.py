@@ -30,6 +30,10 @@ from federated.party.state import NodeState
 from federated.study.plan import StudyPlan
 from lab.audit.log_writer import Log
 from lab.errors import PeerError
+from lab.privacy.counters import Counters
+from lab.queries.query_table import COUNTERS
+from lab.queries.questions import Question
+from lab.statistics import QUESTIONS
 from secure_agg.identity import Card
 
 
@@ -40,6 +44,8 @@ class NodeSide:
         self.policy, self._charter = policy, policy.charter
         self._name, self._peers = policy.settings.name, policy.pairs.peers(policy.settings.name)
         self._equations = Equations(folder)
+        (folder / QUESTIONS).mkdir(exist_ok=True)
+        self._counters = Counters(folder / QUESTIONS / COUNTERS)
         policy.keyed()  # keys that name two rows are told now, not in the first run
 
     def aligned(self) -> RecordDict:
@@ -111,6 +117,9 @@ class NodeSide:
                 "persons",
                 f"{persons} persons are common, and the charter asks for {pairs.minimum_persons}",
             )
+        if study.kind == QUESTIONS:  # of which the supervisor keeps the history
+            self._charge(request)
+            return
         most = int(self.policy.own.equations_per_person * persons)
         numbers = {name: total.about(name, size) for name in self.policy.columns_of(study)}
         self._equations.note(party.once(_digest_of_rows), request.question.hex(), numbers, most)
@@ -135,6 +144,17 @@ class NodeSide:
                     cuts=new,
                     persons=fund.persons[peer],
                 )
+
+    def _charge(self, request: Request) -> None:
+        """Count the cells of a question against the coordinator's quota."""
+        question = Question.model_validate(request.arguments["questions"][-1])
+        quota, asker = self.policy.limits.quota, self._charter.coordinator
+        total = self._counters.add(f"cells {asker}", question.cells, quota)
+        if total > quota:
+            raise Refusal(
+                "quota",
+                f"{asker} may ask for {quota:,} cells here, ever; this question makes {total:,}",
+            )
 
     @property
     def _dealer(self) -> Card:

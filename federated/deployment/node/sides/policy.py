@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from federated.deployment.charter import Charter
 from federated.deployment.folders import identity_of
 from federated.deployment.node.rules.policy import InsurerPolicy
-from federated.deployment.node.rules.refusals import Refusal, check_columns
+from federated.deployment.node.rules.refusals import Refusal, check_columns, check_disclosure
 from federated.deployment.node.rules.settings import SETTINGS, NodeSettings
 from federated.deployment.node.sides.alignments import Alignments
 from federated.deployment.node.sides.cuts import CutsTold
@@ -22,6 +23,7 @@ from federated.deployment.pairs import RULE, check_pairs
 from federated.joined.side import JoinedSide
 from federated.joined.sums.factors import Role
 from federated.party.party import Policy, numbered
+from federated.party.statistics import OfPairKinds, find
 from federated.solvers.bins import bins_of, most_rungs
 from federated.solvers.trees import TreesSettings, most_histograms
 from federated.study.experiment import Experiment
@@ -31,6 +33,7 @@ from federated.study.settings import KEY
 from federated.study.sides import is_known
 from lab.errors import ConfigurationError, ContractError
 from lab.models.design import check_features
+from lab.statistics import ACROSS, QUESTIONS
 from lab.tables.identifiers import KeyTexts, key_texts
 from lab.tables.sources import Table
 
@@ -65,6 +68,8 @@ class SidePolicy(InsurerPolicy):
 
     def columns_of(self, study: StudyPlan) -> list[str]:
         """The columns of this side that a plan reads."""
+        if study.kind == QUESTIONS:
+            return sorted(n for n in super()._columns(study) if study.owner(n) == self.role)
         alone = study.experiment.model_copy(update={"joined": ()})
         names = columns_needed(alone, study.features)
         return [name for name in names if name != KEY and study.owner(name) == self.role]
@@ -87,6 +92,12 @@ class SidePolicy(InsurerPolicy):
             if self.role == "fund":
                 self._consider_cuts(study)
             self._consider_equations(study, settings)
+        if study.kind == QUESTIONS:
+            check_disclosure(study, self.settings.rules(self.folder))
+            if self.limits.noised:
+                raise Refusal(
+                    "noise", "this party answers with noise alone, and none is made across sides"
+                )
         super().consider(study)
 
     def _consider_equations(self, study: StudyPlan, settings: TreesSettings) -> None:
@@ -140,6 +151,62 @@ class SidePolicy(InsurerPolicy):
     def _columns(self, study: StudyPlan) -> set[str]:
         return set(self.columns_of(study))
 
+    def allow_statistic(self, study: StudyPlan, statistic: str, arguments: str) -> None:
+        if study.kind != QUESTIONS:
+            super().allow_statistic(study, statistic, arguments)
+            return
+        if find(statistic).analysis != ACROSS:
+            raise Refusal("analyses", f"'{statistic}' is not asked of joined sides")
+        self._allow(study)
+        asked: OfPairKinds = find(statistic).read(json.loads(arguments), {})
+        if not study.announces(asked.questions[-1]):
+            raise Refusal("analyses", "this question was not announced")
+
+    def _check_person(self, experiment: Experiment) -> None:
+        """Each row of a side is a person's, by its key."""
+
+    def _asked_about(self, study: StudyPlan) -> list[str]:
+        """All columns that questions to this side may be about, now or before."""
+        names = study.names
+        assert names is not None
+        own = names.insurer if self.role == "insurer" else names.fund
+        allowed = [self.own.products.get(peer, ()) for peer in self.pairs.peers(self.settings.name)]
+        withheld = self._withheld_columns(study)
+        return [
+            name
+            for name in own.columns.values()
+            if name not in withheld and all(ALL in each or name in each for each in allowed)
+        ]
+
+    def _side_for_questions(self, study: StudyPlan, secret: bytes) -> JoinedSide:
+        """All this side's rows, with the columns that questions may be about."""
+        (table, keys), columns = self.keyed(), self._asked_about(study)
+        frame = numbered(self.settings.name, table.frame[[*columns, KEY]])
+        policy = Policy(
+            minimum_rows=1,  # rules of disclosure hold, which count persons cell by cell
+            announces=self.limits.announces,
+            shows_receipt=self.limits.shows_receipt,
+            answers="questions",
+            rules=self.settings.rules(self.folder),
+        )
+        side = JoinedSide(
+            self.settings.name,
+            frame,
+            frame,
+            KEY,
+            policy,
+            secret=secret,
+            role=self.role,
+            columns=frozenset(columns),
+            product=study.experiment.protection.product,
+            key_bits=study.experiment.protection.key_bits,
+            tells_cuts=False,
+        )
+        for peer, alignment in self.alignments.made(keys).items():
+            side.places[peer] = pd.Series(alignment.place, index=frame.index)
+            side.sizes[peer] = alignment.size
+        return side
+
     def _check_marks(self, experiment: Experiment) -> None:
         if self.role == "insurer":  # which rows are for testing is the insurer's to say
             super()._check_marks(experiment)
@@ -163,6 +230,8 @@ class SidePolicy(InsurerPolicy):
 
     def party(self, study: StudyPlan, secret: bytes) -> JoinedSide:
         """This side's rows for one run; where they stand on spines is said by its alignments."""
+        if study.kind == QUESTIONS:
+            return self._side_for_questions(study, secret)
         experiment, (table, keys) = study.experiment, self.keyed()
         marks = np.zeros(len(table.frame), dtype=bool)
         data = experiment.data

@@ -1,0 +1,185 @@
+"""Scores of single persons by a run of joined sides, with both sides and a desk for consents in this process.
+
+What each side keeps stands in a folder of its own: its identity, its log; consents and receipts beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from federated.joined.side import OTHER
+from federated.joined.sums.factors import Halves, Role
+from federated.link.consent import ConsentToken, consented
+from federated.link.keys import one_identifier
+from federated.link.service import LOG, party_log
+from federated.queries.pair import check_one_insurer
+from federated.queries.person import sides
+from federated.queries.person.sides import AskedSide, ScoredSide, ScoreReceipt, history_of
+from federated.queries.person.terms import ScoreTerms
+from federated.study.experiment import Experiment
+from federated.study.joined import JoinedTables, joined_tables
+from federated.study.rows import declared_categories
+from federated.study.settings import KEY
+from lab.audit.log_format import entries, read_lines
+from lab.errors import ConfigurationError
+from lab.files import read_json, write_whole
+from lab.models import files
+from lab.models.glm import GLM
+from secure_agg.identity import Identity
+
+DESK, CONSENTS, RECEIPTS = "consent desk", "consents", "receipts"
+FIRST_DAYS = 7
+
+
+@dataclass(frozen=True)
+class ToldBand:
+    """What the asker learned, and both receipts."""
+
+    answer: str
+    receipts: tuple[ScoreReceipt, ScoreReceipt]
+
+
+class ScoringTrial:
+    """Both sides of a run, and a desk where persons sign.
+
+    folder: kept from one question to the next; identity_of: a party's, by its name; stack: closes logs."""
+
+    def __init__(
+        self,
+        run: Path,
+        folder: Path,
+        terms: ScoreTerms,
+        identity_of: Callable[[str], Identity],
+        stack: ExitStack,
+    ) -> None:
+        experiment, self.model = _experiment(run), _glm(run)
+        self.folder, self._identity_of = folder, identity_of
+        self.desk = identity_of(DESK)
+        signers = {DESK: self.desk.card.verifying.hex()} | terms.signers
+        self.terms = terms.model_copy(update={"signers": signers})
+        _check_bands(self.terms, self.model)
+        self.digest = files.digest((run / "models" / "federated.json").read_text())
+        tables = joined_tables(experiment, declared_categories(experiment))
+        names: dict[Role, str] = {"insurer": tables.names[0], "fund": tables.fund_name}
+        self.sides = {
+            role: self._side(role, name, tables, experiment, stack) for role, name in names.items()
+        }
+
+    def _side(
+        self,
+        role: Role,
+        name: str,
+        tables: JoinedTables,
+        experiment: Experiment,
+        stack: ExitStack,
+    ) -> ScoredSide:
+        identity = self._identity_of(name)
+        parts = parts_of(self.model, tables, experiment, role)
+        log = stack.enter_context(party_log(identity, self.folder / name))
+        law = self.model.task.law
+        return ScoredSide(identity, role, self.terms, self.digest, law, parts, log)
+
+    def consent(self, person: str, purpose: str, today: date) -> Path:
+        """The file of a consent that the person signs at the desk today. Raises ConfigurationError."""
+        if purpose not in self.terms.purposes:
+            owners = ", ".join(f"'{p}' ({side})" for p, side in self.terms.purposes.items())
+            raise ConfigurationError(f"--purpose '{purpose}': the terms have {owners}")
+        role = self.terms.purposes[purpose]
+        wanted: dict[str, object] = {
+            "insurer": self.sides[role].name,
+            "fund": self.sides[OTHER[role]].name,
+            "person": one_identifier(person, "normal"),
+            "purpose": purpose,
+            "group": self.digest,
+            "before": today,
+            "expires": today + timedelta(days=min(FIRST_DAYS, self.terms.token_days)),
+        }
+        token = consented(self.desk, DESK, wanted)
+        return self._write(CONSENTS, token.digest[:12], token)
+
+    def ask(self, consent: ConsentToken, today: date) -> ToldBand:
+        """One question through both sides. Raises PolicyError by the rules of the side that is asked."""
+        role: Role = "fund" if consent.insurer == self.sides["fund"].name else "insurer"
+        asker, other = self.sides[role], self.sides[OTHER[role]]
+        log = self.folder / other.name / LOG
+        asked = AskedSide(other, {}, history_of(entries(read_lines(log))))
+        own = sides.question(asker, consent)
+        reply, theirs = asked.answer(consent, asker.name, role, own.sent, today)
+        answer, ours = sides.read(asker, own, reply, today)
+        for receipt in (ours, theirs):
+            self._write(RECEIPTS, f"{consent.digest[:12]}-{receipt.by}", receipt)
+        return ToldBand(answer, (ours, theirs))
+
+    def _write(self, place: str, name: str, record: ConsentToken | ScoreReceipt) -> Path:
+        file = self.folder / place / f"{name}.json"
+        file.parent.mkdir(exist_ok=True)
+        write_whole(file, record.model_dump_json(indent=1).encode() + b"\n", 0o600)
+        return file
+
+
+def read_consent(file: Path) -> ConsentToken:
+    """Raises ConfigurationError, without what stands in the file."""
+    try:
+        return ConsentToken.model_validate(read_json(file))
+    except ValidationError:
+        raise ConfigurationError(f"{file}: is no consent, or a damaged one") from None
+
+
+def parts_of(
+    model: GLM, tables: JoinedTables, experiment: Experiment, role: Role
+) -> dict[str, float]:
+    """A side's part of the linear predictor of each of its persons, by the person's key; the intercept
+    is the insurer's."""
+    frame = tables.insurers if role == "insurer" else tables.fund
+    limits = {c: most for c, most in experiment.data.cap.items() if c in frame}
+    frame = frame.assign(**{c: frame[c].clip(upper=most) for c, most in limits.items()})
+    halves = Halves(model.encoding, tables.owner())
+    features = [term.feature for term in model.encoding.numbers]
+    features += [term.feature for term in model.encoding.categories]
+    own = [each.column for each in features if halves.owner(each.column) == role]
+    frame = frame[frame[own].notna().all(axis=1)]
+    beta = np.array(model.beta)[halves.places[role]]
+    return dict(zip(frame[KEY], (halves.matrix(role, frame) @ beta).tolist(), strict=True))
+
+
+def _experiment(run: Path) -> Experiment:
+    """The experiment of a run over one insurer and the fund."""
+    try:
+        content: Any = read_json(run / "result.json")
+        experiment = Experiment.model_validate(content["experiment"])
+    except (ValidationError, KeyError, TypeError):
+        raise ConfigurationError(f"{run}: is not the folder of a run") from None
+    if not experiment.joined:
+        raise ConfigurationError(
+            f"{run}: one party has all its columns; score its rows with: lab score {run} TABLE"
+        )
+    check_one_insurer(experiment)
+    return experiment
+
+
+def _glm(run: Path) -> GLM:
+    """The model of a run's two sides together."""
+    model = files.read(run)
+    if not isinstance(model, GLM):
+        raise ConfigurationError(
+            f"{run}: scores of one person are of a glm, whose two sides add up; this is a {model.kind}"
+        )
+    return model
+
+
+def _check_bands(terms: ScoreTerms, model: GLM) -> None:
+    low = 0.0 if model.task.law.link != "identity" else -np.inf
+    high = 1.0 if model.task.law.name == "binomial" else np.inf
+    if not all(low < edge < high for edge in terms.bands):
+        raise ConfigurationError(
+            f"bands: edges of a {model.task.law.name} score must lie between {low:g} and {high:g}, got "
+            f"{list(terms.bands)}"
+        )
