@@ -338,12 +338,10 @@ def _unbalanced(evaluation: Evaluation | None, most: float) -> str | None:
     return f"expects {ratio:.3f} times the actual total{interval}"
 
 
-def _worth(
-    settings: Detection,
-    name: str,
-    ours: Mapping[str, Evaluation],
-    theirs: Mapping[str, Evaluation],
-) -> pd.DataFrame:
+ByParty = Mapping[str, Evaluation]
+
+
+def _worth(settings: Detection, name: str, ours: ByParty, theirs: ByParty) -> pd.DataFrame:
     """What our detector brings more than another arm's, a line for each party and measure, of the whole
     market for each kind of fraud as well: columns against, party, kind, measure, difference, low, high."""
     rows = []
