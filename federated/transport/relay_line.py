@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 import httpx
 
@@ -19,6 +20,8 @@ from secure_agg.errors import MalformedMessage
 REQUEST_SECONDS = 60.0
 #: Seconds to wait for another member's reply.
 PATIENCE_SECONDS = 10.0
+#: Seconds that the exchange holds a request that waits.
+HELD_SECONDS = 20
 #: Connections at a time: the exchange takes some more of one certificate, for a node that runs too.
 MOST_CONNECTIONS = 8
 
@@ -40,46 +43,57 @@ class Unreachable(PeerError):
 class RelayLine:
     """Calls to and from other members. where: the exchange, in words."""
 
-    def __init__(self, client: httpx.Client, where: str) -> None:
-        self._client, self._where = client, where
+    def __init__(self, make: Callable[[], httpx.Client], where: str) -> None:
+        self._make, self._client, self._where = make, make(), where
 
     @classmethod
     def over_tls(cls, address: str, tls: ssl.SSLContext) -> RelayLine:
         """The line of a node, by the certificate that it shows."""
-        limits = httpx.Limits(max_connections=MOST_CONNECTIONS)
-        client = httpx.Client(
+        make = partial(
+            httpx.Client,
             base_url=f"https://{address}",
             verify=tls,
             timeout=REQUEST_SECONDS,
-            limits=limits,
+            limits=httpx.Limits(max_connections=MOST_CONNECTIONS),
             trust_env=False,  # a proxy of the environment gets no letter
         )
-        return cls(client, f"the exchange at {address}")
+        return cls(make, f"the exchange at {address}")
 
     @classmethod
     def inside(cls, listener: str, headers: dict[str, str]) -> RelayLine:
         """The line of the exchange's own folder, by its local socket."""
-        client = httpx.Client(
-            base_url="http://exchange",
-            transport=httpx.HTTPTransport(uds=listener),
-            headers=headers,
-            timeout=REQUEST_SECONDS,
-        )
-        return cls(client, "the exchange")
+
+        def make() -> httpx.Client:
+            transport = httpx.HTTPTransport(uds=listener)
+            return httpx.Client(
+                base_url="http://exchange",
+                transport=transport,
+                headers=headers,
+                timeout=REQUEST_SECONDS,
+            )
+
+        return cls(make, "the exchange")
+
+    def another(self) -> RelayLine:
+        """A line of the same member, with connections of its own."""
+        return RelayLine(self._make, self._where)
 
     def call(self, to: str, service: str, data: bytes, patience: float = PATIENCE_SECONDS) -> bytes:
         """Another member's reply. Raises Unreachable, which names it, and PeerError."""
         end = time.monotonic() + patience
         number = self._post(f"call/{service}/{place_of(to)}", data, to).decode()
         while time.monotonic() < end:
-            hold = max(1, min(20, round(end - time.monotonic())))
+            hold = max(1, min(HELD_SECONDS, round(end - time.monotonic())))
             if reply := self._post(f"answer/{number}", b"", to, hold):
                 return reply
         raise _silent(to)
 
-    def next(self, services: Iterable[str]) -> IncomingCall | None:
-        """The next call of these services, None after a while without one. Raises PeerError."""
-        data = self._post(f"next/{','.join(services)}", b"", "")
+    def next(self, services: Iterable[str], hold: int = HELD_SECONDS) -> IncomingCall | None:
+        """The next call of these services, None after a while without one. Raises PeerError.
+
+        hold: seconds of a while, at most 20
+        """
+        data = self._post(f"next/{','.join(services)}", b"", "", hold)
         if not data:
             return None
         try:
@@ -99,11 +113,11 @@ class RelayLine:
     def close(self) -> None:
         self._client.close()
 
-    def _post(self, route: str, data: bytes, to: str, hold: int = 20) -> bytes:
+    def _post(self, route: str, data: bytes, to: str, hold: int = HELD_SECONDS) -> bytes:
         headers = {"lab-hold": str(hold), "content-length": str(len(data))}
         try:
             response = self._client.post(f"{LINK}{route}", content=data, headers=headers)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, RuntimeError) as error:  # the latter: the line was closed
             reason = printable(str(error)[:200]) or type(error).__name__
             raise Unreachable(f"{self._where} does not answer ({reason}); is it served?") from None
         if response.status_code == httpx.codes.OK:

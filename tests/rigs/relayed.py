@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
-from federated.transport.listener import Listener, passed_on
+from federated.transport.listener import HttpRefusal, Listener, passed_on
 from federated.transport.relay import Relay
 from federated.transport.relay_line import RelayLine
 
@@ -21,13 +22,21 @@ LIMIT = 2**22
 class Post:
     """Lines of any member, by the name it says in place of its certificate."""
 
-    def __init__(self, socket: Path) -> None:
-        self._socket, self._lines = socket, []  # type: ignore[var-annotated]
+    def __init__(self, socket: Path, relay: Relay, shut: Callable[[], None]) -> None:
+        self._socket, self._relay, self.shut = socket, relay, shut
+        self._lines: list[RelayLine] = []
 
     def line(self, name: str) -> RelayLine:
         line = RelayLine.inside(str(self._socket), {"x-name": name.encode().hex()})
         self._lines.append(line)
         return line
+
+    def until_there(self, name: str, service: str) -> None:
+        """Wait until a member waits for calls of a service."""
+        end = time.monotonic() + 20
+        while (name, service) not in self._relay._present:
+            assert time.monotonic() < end, f"{name} does not come"
+            time.sleep(0.002)
 
     def close(self) -> None:
         for line in self._lines:
@@ -41,9 +50,11 @@ async def _nobody(scope: Any, receive: Any, send: Any) -> None:
 @contextmanager
 def post(folder: Path) -> Iterator[Post]:
     """The relay, until the block is left. folder: with a short path, for a socket."""
-    relay = Relay(LIMIT)
+    relay, shut = Relay(LIMIT), threading.Event()
 
     async def ask(scope: Any, body: bytes) -> Any:
+        if shut.is_set():
+            raise HttpRefusal(410, "the test is over")
         name = dict(scope["headers"])[b"x-name"]
         return passed_on(relay, bytes.fromhex(name.decode()).decode(), scope, body)
 
@@ -59,15 +70,23 @@ def post(folder: Path) -> Iterator[Post]:
         ws="none",
     )
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=lambda: loop.run_until_complete(server.serve()))
     thread.start()
+
+    def close() -> None:
+        """Let nobody wait any more."""
+        shut.set()
+        loop.call_soon_threadsafe(relay.news.tell)
+
     while not server.started:
         assert thread.is_alive(), "the relay did not start"
         threading.Event().wait(0.005)
-    opened = Post(socket)
+    opened = Post(socket, relay, close)
     try:
         yield opened
     finally:
         opened.close()
         server.should_exit = True
         thread.join()
+        loop.close()

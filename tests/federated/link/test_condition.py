@@ -260,9 +260,12 @@ def test_the_fund_helps_with_no_other_question_than_the_desk_signed_for(unseen: 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"group": "asthma"}, r"\[group\] 'asthma' is no group of the charter; there are diabetes"),
+        (
+            {"group": "asthma"},
+            r"\[group\] 'asthma' is no group that may be asked about; there are diabetes",
+        ),
         ({"purpose": "raise the premium"}, r"\[purpose\] the charter refuses the purpose"),
-        ({"purpose": "curiosity"}, r"\[purpose\] 'curiosity' is no purpose of the charter"),
+        ({"purpose": "curiosity"}, r"\[purpose\] 'curiosity' is no purpose that is allowed"),
         ({"before": TODAY + timedelta(days=1)}, "asks about a date in the future, 2024-03-02"),
         ({"expires": TODAY - timedelta(days=1)}, "expired on 2024-02-29; let the person sign"),
         ({"expires": TODAY + timedelta(days=31)}, "good for more than the charter's 30 days"),
