@@ -4,6 +4,8 @@
     next     a member: waits for the next call of its services   -> number, caller, service, bytes
     reply    that member: bytes for a number
     answer   the caller: waits for the reply to a number
+    drop     the caller: waits no more
+    gone     a member: waits for calls of its services no more
 
 Callers are known by their certificates. What is passed on are letters, sealed and signed; the
 exchange learns who calls whom, when, and how many bytes. It keeps nothing on disk, and nothing
@@ -95,6 +97,14 @@ class Relay:
                 return self._reply(caller, number, body)
             case ["answer", number]:
                 return self._answer(caller, number)
+            case ["drop", number]:
+                if self._of(caller, number):
+                    del self._calls[number]
+                return b"dropped"
+            case ["gone", services]:
+                for service in services.split(","):
+                    self._present.pop((caller, service), None)
+                return b"gone"
             case _:
                 raise RelayRefusal(404, "no such route")
 
@@ -129,12 +139,16 @@ class Relay:
         return b"taken"
 
     def _answer(self, caller: str, number: str) -> bytes:
-        call = self._calls.get(number)
-        if call is None or call.caller != caller:
+        call = self._of(caller, number)
+        if call is None:
             raise RelayRefusal(404, "no call under way has this number")
         if call.reply:
             del self._calls[number]
         return call.reply
+
+    def _of(self, caller: str, number: str) -> RelayedCall | None:
+        call = self._calls.get(number)
+        return call if call is not None and call.caller == caller else None
 
     def _forget(self) -> None:
         now = self._clock()

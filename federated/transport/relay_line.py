@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -86,6 +87,7 @@ class RelayLine:
             hold = max(1, min(HELD_SECONDS, round(end - time.monotonic())))
             if reply := self._post(f"answer/{number}", b"", to, hold):
                 return reply
+        self._post(f"drop/{number}", b"", to)
         raise _silent(to)
 
     def next(self, services: Iterable[str], hold: int = HELD_SECONDS) -> IncomingCall | None:
@@ -109,6 +111,11 @@ class RelayLine:
             self._post(f"reply/{call.number}", data, call.caller)
         except Unreachable:
             return
+
+    def gone(self, services: Iterable[str]) -> None:
+        """Say that nobody waits here any more, if anybody listens."""
+        with suppress(PeerError):
+            self._post(f"gone/{','.join(services)}", b"", "")
 
     def close(self) -> None:
         self._client.close()

@@ -107,22 +107,25 @@ def serve(
 
     hold: seconds between two looks at whether it is
     """
+    lost = False
     with ThreadPoolExecutor(WORKERS) as pool:
-        lost = False
-        while not stop.is_set():
-            try:
-                call = line.next(handlers, hold)
-            except PeerError as error:
-                if not lost and not stop.is_set():
-                    tell(f"{error}; retrying")
-                lost = True
-                stop.wait(AGAIN_SECONDS)
-                continue
-            if lost:
-                tell("back at the exchange")
-                lost = False
-            if call is not None:
-                pool.submit(_answer, line, call, handlers[call.service], tell)
+        try:
+            while not stop.is_set():
+                try:
+                    call = line.next(handlers, hold)
+                except PeerError as error:
+                    if not lost and not stop.is_set():
+                        tell(f"{error}; retrying")
+                    lost = True
+                    stop.wait(AGAIN_SECONDS)
+                    continue
+                if lost:
+                    tell("back at the exchange")
+                    lost = False
+                if call is not None:
+                    pool.submit(_answer, line, call, handlers[call.service], tell)
+        finally:
+            line.gone(handlers)
 
 
 def ask(

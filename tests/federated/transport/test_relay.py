@@ -128,6 +128,21 @@ def test_calls_are_forgotten_and_whoever_left_is_not_there() -> None:
         relay.handle("north", f"{LINK}answer/{number}", b"")
 
 
+def test_a_call_that_its_caller_dropped_is_handed_to_nobody_and_a_service_can_say_it_is_gone() -> (
+    None
+):
+    relay, _, to = opened(Clock())
+    number = relay.handle("north", f"{LINK}call/ask/{to}", b"x").decode()
+    relay.handle("third", f"{LINK}drop/{number}", b"")
+    relay.handle("north", f"{LINK}drop/{number}", b"")
+    assert relay.handle("south", f"{LINK}next/ask", b"") == b""
+    relay.handle("third", f"{LINK}gone/ask", b"")
+    relay.handle("north", f"{LINK}call/ask/{to}", b"x")
+    relay.handle("south", f"{LINK}gone/ask", b"")
+    with pytest.raises(RelayRefusal, match="nobody waits"):
+        relay.handle("north", f"{LINK}call/ask/{to}", b"x")
+
+
 def test_a_members_calls_under_way_are_bounded_in_number_and_bytes() -> None:
     relay, _, to = opened(Clock())
     relay.handle("third", f"{LINK}call/ask/{to}", bytes(150))
@@ -141,7 +156,8 @@ def test_a_members_calls_under_way_are_bounded_in_number_and_bytes() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["", "call/ask", "call/../x", "call/ask/zz", "next/", "next/ask,", "next/A", "drop/1"]
+    "path",
+    ["", "call/ask", "call/../x", "call/ask/zz", "next/", "next/ask,", "next/A", "drop", "keep/1"],
 )
 def test_another_route_is_refused(path: str) -> None:
     with pytest.raises(RelayRefusal) as error:
