@@ -83,34 +83,41 @@ def admitted(
     check_consent(consent, terms, insurer, today, spent, person_keys)
     if same:
         return same[0]
-    lately = [line for line in history if line.day > today - timedelta(days=terms.window_days)]
-    now = [line for line in lately if line.day == today]
-    if sum(line.insurer == insurer for line in now) >= terms.insurer_a_day:
+    line = Asked(today, insurer, person, consent.group, consent.number, letter)
+    _check_rates(line, terms, history)
+    return line
+
+
+def _check_rates(line: Asked, terms: ConditionTerms, history: Sequence[Asked]) -> None:
+    """Raises PolicyError for a question too many, and for one by which an insurer probes."""
+    today, insurer, person = line.day, line.insurer, line.person
+    lately = [each for each in history if each.day > today - timedelta(days=terms.window_days)]
+    now = [each for each in lately if each.day == today]
+    if sum(each.insurer == insurer for each in now) >= terms.insurer_a_day:
         raise PolicyError(
             f"{insurer} has asked {terms.insurer_a_day:,} questions today, as many as it "
             "may; ask tomorrow",
             "rate",
         )
-    if sum(line.person == person for line in now) >= terms.person_a_day:
+    if sum(each.person == person for each in now) >= terms.person_a_day:
         raise PolicyError(
             f"this person was asked about {terms.person_a_day:,} times today; ask tomorrow", "rate"
         )
-    own = [line for line in lately if line.insurer == insurer]
-    groups = {line.group for line in own if line.person == person} | {consent.group}
+    own = [each for each in lately if each.insurer == insurer]
+    groups = {each.group for each in own if each.person == person} | {line.group}
     if len(groups) > terms.groups_of_a_person:
         raise PolicyError(
             f"{insurer} asks about one group after another of one person: more than "
             f"{terms.groups_of_a_person} in {terms.window_days} days",
             "probing",
         )
-    persons = {line.person for line in own if line.group == consent.group} | {person}
+    persons = {each.person for each in own if each.group == line.group} | {person}
     if len(persons) > terms.persons_of_a_group:
         raise PolicyError(
             f"{insurer} asks about one group of one person after another: more than "
             f"{terms.persons_of_a_group:,} in {terms.window_days} days",
             "probing",
         )
-    return Asked(today, insurer, person, consent.group, consent.number, letter)
 
 
 class FundSide:

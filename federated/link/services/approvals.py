@@ -12,6 +12,7 @@ from federated.link.consent import ConsentToken
 from lab.errors import ConfigurationError, PolicyError
 from lab.files import canonical, read_json, write_whole
 from lab.records import parse
+from lab.text import printable
 
 REQUESTS, APPROVED = "requests", "approved"
 
@@ -63,7 +64,8 @@ def approve_question(folder: Path, digest: str, who: str) -> str:
 
 def question_lines(consent: ConsentToken, look_up: str) -> list[str]:
     """A question as a person reads it before approving."""
-    person = consent.person if look_up == "open" else f"not told; handle {consent.person[:12]}"
+    who = printable(consent.person)
+    person = who if look_up == "open" else f"not told; handle {who[:12]}"
     return [
         f"{consent.digest[:12]}  condition known before",
         f"  asked by   {consent.insurer}, to {consent.purpose}",

@@ -33,7 +33,7 @@ from federated.link.services.fund_record import FundRecord, list_digest, listed
 from federated.link.services.process import (
     Handler,
     LinkMember,
-    Numbers,
+    LetterNumbers,
     ask,
     ask_own,
     own_handler,
@@ -146,7 +146,7 @@ class InsurerService:
         today: Callable[[], date] = lambda: datetime.now(UTC).date(),
     ) -> None:
         self.folder, self.member, self.terms, self._today = folder, member, terms, today
-        self._box, self._numbers, self._turn = _box(member), Numbers(), Lock()
+        self._box, self._numbers, self._turn = _box(member), LetterNumbers(), Lock()
         self._list: tuple[str, HiddenList | None] = ("", None)
         for name in (ASKED, RECEIPTS):
             (folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ from federated.link.services.desk_folder import DeskFolder
 from federated.link.services.process import (
     Handler,
     LinkMember,
-    Numbers,
+    LetterNumbers,
     ask,
     ask_own,
     own_handler,
@@ -76,7 +76,7 @@ class DeskService:
         desk.question(self.terms, folder.seed, blank, bytes(32))  # nobody waits for libsodium later
         self.asks = counted(folder.path)
         self.box = LetterBox(member.identity, self.terms.digest, self.cards, time.time_ns())
-        self._numbers, self._turn = Numbers(), threading.Lock()
+        self._numbers, self._turn = LetterNumbers(), threading.Lock()
 
     def handlers(self, own: LetterBox) -> dict[str, Handler]:
         """What it answers. own: takes its owner's letters."""

@@ -84,8 +84,8 @@ class LinkMember:
         return noted
 
 
-class Numbers:
-    """Numbers of letters, each used once, also after a restart."""
+class LetterNumbers:
+    """LetterNumbers of letters, each used once, also after a restart."""
 
     def __init__(self) -> None:
         self._last, self._turn = time.time_ns(), Lock()
