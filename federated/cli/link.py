@@ -14,6 +14,8 @@ from federated.cli.console import plain_table, say, say_json, screen
 from federated.cli.desk import CHARTER, FILE, FOLDER, charter_of
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from federated.link.charter import ConditionTerms, LinkCharter
     from federated.link.duplicates import Comparison
     from federated.link.planted import DetectionScore
@@ -102,19 +104,23 @@ def _print_duplicates(comparison: Comparison, scores: Iterable[DetectionScore]) 
 
 def _print_detection(title: str, scores: Iterable[DetectionScore]) -> None:
     rows = list(scores)
-    if not rows:
-        return
-    say()
-    say(f"{title}:")
+    if rows:
+        say()
+        say(f"{title}:")
+        screen().print(detection_table(rows))
+
+
+def detection_table(scores: Iterable[DetectionScore]) -> Table:
+    """How much of planted fraud was found, line by line, and in money."""
     names = ("claims", "hits", "false alarms", "recall", "precision", "yuan", "yuan of hits")
-    table = plain_table("", *names, numbers=names)
+    table: Table = plain_table("", *names, numbers=names)
     table.columns[0].no_wrap = True
-    for score in rows:
+    for score in scores:
         shares = (_share(score.recall), _share(score.precision))
         counts = (f"{n:,}" for n in (score.claims, score.hits, score.false_alarms))
         yuan = (f"{x:,.0f}" for x in (score.yuan, score.hit_yuan))
         table.add_row(score.name, *counts, *shares, *yuan)
-    screen().print(table)
+    return table
 
 
 def _share(value: float) -> str:

@@ -208,6 +208,7 @@ def summary(study: Study) -> dict[str, Any]:
         "arms": arms,
         "differences": _records(study.differences),
         "joining": _records(study.joining),
+        "told": _records(pd.DataFrame(study.market.told)),
         "convergence": _records(study.convergence),
         "curves": {arm.name: _curves(study, arm.name) for arm in study.arms.values()},
         "answers": [_answer(query, answer) for query, answer in study.answers],

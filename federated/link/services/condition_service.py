@@ -32,8 +32,8 @@ from federated.link.services.approvals import approved_by
 from federated.link.services.fund_record import FundRecord, list_digest, listed
 from federated.link.services.process import (
     Handler,
-    LinkMember,
     LetterNumbers,
+    LinkMember,
     ask,
     ask_own,
     own_handler,
@@ -52,7 +52,7 @@ REPLY = "told"
 LIST_STATISTIC = "condition_list"
 ASKED, RECEIPTS, LIST = "asked", "receipts", "list.bin"
 #: Seconds for the fund's list, which is large.
-LIST_PATIENCE_SECONDS = 40.0
+LIST_PATIENCE_SECONDS = 20.0
 #: Bytes of a list's entry and of an element, for the log.
 ENTRY, ELEMENT = 17, 32
 Record = TypeVar("Record", bound=Strict)

@@ -26,8 +26,8 @@ from federated.link.ring import COORDINATOR
 from federated.link.services.desk_folder import DeskFolder
 from federated.link.services.process import (
     Handler,
-    LinkMember,
     LetterNumbers,
+    LinkMember,
     ask,
     ask_own,
     own_handler,

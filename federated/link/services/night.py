@@ -46,7 +46,7 @@ POST, ANNOUNCED, NIGHTS = "post", "night.json", "nights.jsonl"
 ANSWERS = 2**16  # numbers of the coordinator's letters begin here
 UNUSED = "0" * 64
 #: Seconds for one try to bring a letter, between two tries, and between two looks into the post.
-TRY_SECONDS, AGAIN_SECONDS, LOOK_SECONDS = 60.0, 0.5, 0.05
+TRY_SECONDS, AGAIN_SECONDS, LOOK_SECONDS = 20.0, 0.5, 0.05
 
 
 class NightRole:
