@@ -189,7 +189,8 @@ class FundSide:
             told |= {"consent": consent.digest, "letter": letter}
             self.log.append("request", statistic=STATISTIC, **told)
             self.history.append(line)
-        self.log.append("answer", statistic=STATISTIC, by=insurer, answer=said, number=line.number)
+        told = {"by": insurer, "answer": said, "number": line.number, "consent": consent.digest}
+        self.log.append("answer", statistic=STATISTIC, **told)
         return reply, receipt(self.identity, consent, today, said)
 
     def _reply(self, consent: ConsentToken, insurer: str, question: bytes) -> tuple[bytes, Answer]:
