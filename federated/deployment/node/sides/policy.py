@@ -18,8 +18,8 @@ from federated.deployment.node.rules.refusals import Refusal, check_columns
 from federated.deployment.node.rules.settings import SETTINGS, NodeSettings
 from federated.deployment.node.sides.alignments import Alignments
 from federated.deployment.pairs import RULE, check_pairs
-from federated.joined.factors import Role
 from federated.joined.side import JoinedSide
+from federated.joined.sums.factors import Role
 from federated.party.party import Policy, numbered
 from federated.study.experiment import Experiment
 from federated.study.plan import StudyPlan
