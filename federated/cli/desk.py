@@ -82,7 +82,7 @@ def night(folder: Path, table: Path | None, patience: float) -> None:
     place = link_folder(folder)
     with place.member() as member:
         try:
-            role = NightRole(place.home, member, place.agreed, patience)
+            role = NightRole(place.home, member, place.agreed, patience, say_with_time)
             with role.at_work():
                 say(_compared(place, role, table))
                 role.finish()

@@ -187,6 +187,8 @@ def condition(
     if consent is not None:
         desk.ask_condition(folder, consent, as_json)
         return
+    if (folder / "node.toml").exists():
+        raise ConfigurationError(f"{folder}: a node asks by a consent: --consent FILE")
     charter = charter_of(charter_file)
     terms = charter.condition
     if terms is None:

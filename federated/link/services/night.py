@@ -53,15 +53,21 @@ class NightRole:
     """One role of one night: its post, and what it remembers of the night.
 
     home: the role's folder; agreed: what all agreed on; patience: seconds to wait for a letter, or to
-    have one taken
+    have one taken; tell: is told for whom it waits
 
     Raises ConfigurationError, and FaultyParty for a night that its coordinator did not announce.
     """
 
     def __init__(
-        self, home: Path, member: LinkMember, agreed: DeskTerms, patience: float = 3600.0
+        self,
+        home: Path,
+        member: LinkMember,
+        agreed: DeskTerms,
+        patience: float = 3600.0,
+        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.home, self.member, self.agreed, self.patience = home, member, agreed, patience
+        self.tell = tell
         self.post, self.name, self.cards = home / POST, member.name, agreed.roster()
         if self.cards.get(self.name) != member.identity.card:
             raise ConfigurationError(f"{home}: this identity takes no part in the desk")
@@ -84,8 +90,7 @@ class NightRole:
     def _taking(self, handlers: Mapping[str, Handler]) -> Iterator[None]:
         stop, line = Event(), self.member.line.another()
         noted = {name: self.member.noting(STATISTIC, each) for name, each in handlers.items()}
-        silent: Callable[[str], None] = lambda text: None  # noqa: E731  the night itself tells
-        taking = Thread(target=serve, args=(line, noted, stop, silent, 1), daemon=True)
+        taking = Thread(target=serve, args=(line, noted, stop, self.tell, 1), daemon=True)
         taking.start()
         try:
             yield
@@ -210,6 +215,8 @@ class NightRole:
 
     def _wait(self, there: Callable[[], bool], otherwise: str, culprit: str) -> None:
         end = self._end()
+        if not there():
+            self.tell(f"waits for {culprit}")
         while not there():
             if time.monotonic() > end:
                 raise PeerError(otherwise, culprit)
