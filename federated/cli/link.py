@@ -271,14 +271,14 @@ def show_rates(log: Path, as_json: bool) -> None:
     \b
     lab link rates logs/public/log.jsonl
     """
-    from federated.link.condition import rates
+    from federated.link.condition import RATES, rates
     from lab.audit.log_format import entries, read_lines
 
-    names = ("questions", "persons", "groups", "refused", "probing")
     rows = rates(list(entries(read_lines(log))))
     if as_json:
-        say_json({"rates": [dict(zip(("insurer", "day", *names), r, strict=True)) for r in rows]})
+        say_json({"rates": [dict(zip(("insurer", "day", *RATES), r, strict=True)) for r in rows]})
         return
+    names = [name.replace("_", " ") for name in RATES]
     table = plain_table("insurer", "day", *names, numbers=names)
     for insurer, day, *counts in rows:
         table.add_row(insurer, day, *(f"{count:,}" for count in counts))

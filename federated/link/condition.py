@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -276,8 +277,12 @@ def history_of(lines: Sequence[Entry]) -> list[Asked]:
     ]
 
 
-def rates(lines: Sequence[Entry]) -> list[tuple[str, str, int, int, int, int, int]]:
-    """For each insurer and day of a fund's log: questions, persons, groups, refused, of these probing."""
+#: What `rates` counts for each insurer and day; most_of_one: questions about the person asked about most.
+RATES = ("questions", "persons", "most_of_one", "groups", "refused", "probing")
+
+
+def rates(lines: Sequence[Entry]) -> list[tuple[str, str, int, int, int, int, int, int]]:
+    """(insurer, day, the counts of `RATES`) for each insurer and day of a fund's log."""
     days: dict[tuple[str, str], list[Entry]] = {}
     for line in lines:
         if line.told.get("statistic") == STATISTIC and line.kind in ("request", "refusal"):
@@ -287,9 +292,10 @@ def rates(lines: Sequence[Entry]) -> list[tuple[str, str, int, int, int, int, in
     for (insurer, day), entries in sorted(days.items()):
         questions = [line for line in entries if line.kind == "request"]
         refusals = [line for line in entries if line.kind == "refusal"]
-        persons = {line.told["person"] for line in questions}
+        persons = Counter(line.told["person"] for line in questions)
         groups = {line.told["group"] for line in questions}
         probing = sum(line.told["rule"] == "probing" for line in refusals)
-        counts = len(questions), len(persons), len(groups), len(refusals), probing
+        most = max(persons.values(), default=0)
+        counts = len(questions), len(persons), most, len(groups), len(refusals), probing
         rows.append((insurer, day, *counts))
     return rows

@@ -33,6 +33,7 @@ from federated.deployment.evidence import (
     verify_package,
     zipped,
 )
+from federated.link.condition import RATES as COUNTED
 from federated.link.condition import STATISTIC, rates
 from federated.link.party_log import OF_LINK
 from lab.audit import log_format as audit
@@ -42,7 +43,6 @@ from lab.records import Strict, parse
 
 RATES, QUESTIONS = "rates.json", "questions.json"
 FORMAT: Literal["insurance-privacy-lab link package 1"] = "insurance-privacy-lab link package 1"
-COUNTS = ("questions", "persons", "groups", "refused", "probing")
 
 
 class LinkManifest(Strict):
@@ -147,7 +147,7 @@ def _summaries(charter: Charter, files: Mapping[str, bytes]) -> dict[str, bytes]
     }
     terms = charter.link.condition if charter.link else None
     fund = terms.fund if terms else ""
-    columns = ("insurer", "day", *COUNTS)
+    columns = ("insurer", "day", *COUNTED)
     counted = [dict(zip(columns, row, strict=True)) for row in rates(lines.get(fund, []))]
     questions: dict[str, dict[str, Any]] = {}
     for party, entries in lines.items():

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from federated.link.charter import ConditionTerms
-from federated.link.condition import FundSide, InsurerSide, history_of
+from federated.link.condition import FundSide, InsurerSide, history_of, rates
 from federated.link.consent import (
     PERSON,
     ConsentToken,
@@ -380,6 +380,17 @@ def test_rates_are_counted_from_the_log_also_after_a_restart(
         consent(expires=TODAY + timedelta(days=20)), "north", TODAY + timedelta(days=1)
     )
     pair.close()
+
+
+def test_rates_are_questions_persons_the_most_about_one_groups_and_refusals(both: Both) -> None:
+    for person, group in (("anna", "diabetes"), ("anna", "cancer"), ("bert", "diabetes")):
+        asked(both, person=person, group=group)
+    with pytest.raises(PolicyError, match=r"\[probing\]"):
+        asked(both, group="copd")
+    with pytest.raises(PolicyError, match=r"\[group\]"):
+        asked(both, group="asthma")
+    (line,) = rates(list(entries(read_lines(both.folder / "fund.jsonl"))))
+    assert line == ("north", "2024-03-01", 3, 2, 2, 2, 2, 1)
 
 
 def test_a_charter_whose_purposes_or_keys_contradict_is_refused() -> None:
