@@ -102,6 +102,11 @@ class LetterBox:
             _refuse(name, "a letter in its name was altered, or sealed for somebody else")
 
 
+def number_of(data: bytes) -> int:
+    """The number of a sealed letter, as its head says. Raises MalformedMessage."""
+    return eight_bytes(wire.split(FORMAT, data, 6)[1])
+
+
 def eight_bytes(data: bytes) -> int:
     """A number of 8 bytes. Raises MalformedMessage."""
     if len(data) != 8:

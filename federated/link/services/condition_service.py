@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from federated.link.charter import ConditionTerms
 from federated.link.condition import STATISTIC, FundSide, InsurerSide, history_of
 from federated.link.consent import Answer, ConsentToken, Receipt, SignedQuestion
-from federated.link.letters import Letter, LetterBox, packed, unpacked
+from federated.link.letters import Letter, LetterBox, number_of, packed, unpacked
 from federated.link.lookup import HiddenList
 from federated.link.party_log import LOG
 from federated.link.services.approvals import approved_by
@@ -38,7 +38,7 @@ from federated.link.services.process import (
     ask_own,
     own_handler,
 )
-from federated.transport.relay_line import RelayLine
+from federated.transport.relay_line import PATIENCE_SECONDS, RelayLine
 from lab.audit.log_format import entries, read_lines
 from lab.errors import ConfigurationError, PolicyError
 from lab.files import canonical, read_json, write_whole
@@ -210,7 +210,7 @@ class InsurerService:
             self.member.log_release(STATISTIC, size // ELEMENT, size, to=self.terms.fund)
             write_whole(place, self._letter(CONDITION, content), 0o600)
         data = place.read_bytes()
-        return self._opened(ask(self.member.line, self.terms.fund, CONDITION, data))
+        return self._told(CONDITION, data)
 
     def _letter_file(self, signed: SignedQuestion) -> Path:
         return self.folder / ASKED / f"{signed.consent.digest}.letter"
@@ -225,7 +225,7 @@ class InsurerService:
             self._list = list_digest(data), listed(data)
         fund, known = self.terms.fund, self._list[0].encode()
         letter = self._letter(LISTING, {"known": known})
-        reply = self._opened(ask(self.member.line, fund, LISTING, letter, LIST_PATIENCE_SECONDS))
+        reply = self._told(LISTING, letter, LIST_PATIENCE_SECONDS)
         digest, data = reply.get("digest", b"").decode("ascii", "replace"), reply.get("list", b"")
         if digest != self._list[0]:
             table = listed(data)
@@ -243,8 +243,15 @@ class InsurerService:
         letter = Letter(_session(member), number, member.name, fund, kind, packed(content))
         return letter.sealed(member.identity, member.cards[fund])
 
-    def _opened(self, data: bytes) -> dict[str, bytes]:
-        return unpacked(self._box.read(data, REPLY, self.terms.fund).content, self.terms.fund)
+    def _told(
+        self, service: str, data: bytes, patience: float = PATIENCE_SECONDS
+    ) -> dict[str, bytes]:
+        """What the fund replies to a letter. Raises its refusal, and PeerError."""
+        fund = self.terms.fund
+        reply = self._box.read(ask(self.member.line, fund, service, data, patience), REPLY, fund)
+        if reply.number != number_of(data):
+            raise FaultyParty("the exchange: brings the reply to another letter", "the exchange")
+        return unpacked(reply.content, fund)
 
 
 def asked_about(identity: Identity, line: RelayLine, signed: SignedQuestion) -> Answered:

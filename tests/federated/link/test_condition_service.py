@@ -6,12 +6,14 @@ import json
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from federated.link.charter import LinkCharter
 from federated.link.consent import SignedQuestion, consented, consented_unseen
 from federated.link.letters import Letter, packed, unpacked
 from federated.link.lookup import Condition
@@ -255,6 +257,9 @@ def test_a_question_waits_for_a_person_and_keeps_its_consent(tmp_path: Path) -> 
 def test_a_members_own_limits_are_kept_and_never_looser_than_the_charters(tmp_path: Path) -> None:
     own = OwnLink(groups=("cancer",), insurer_a_day=1, person_a_day=99)
     assert own.tightened(terms_of()).person_a_day == terms_of().person_a_day
+    shipped = LinkCharter.read()
+    asks = [OwnLink(asks_a_day=n).asks(shipped) for n in (None, 5, 10**9)]
+    assert asks == [shipped.desk.asks_a_day, 5, shipped.desk.asks_a_day]
     with sides(tmp_path) as pair:
         pair.start("fund", own=own)
         pair.start("north")
@@ -342,6 +347,12 @@ def _no_answer(handlers: Mapping[str, Any], data: bytes) -> bytes:
     return _sealed(letter, unpacked(letter.content, "fund") | {"reply": bytes(17 * 32)})
 
 
+def _of_another_letter(handlers: Mapping[str, Any], data: bytes) -> bytes:
+    """An exchange that brings a reply that the fund gave elsewhere."""
+    letter = _opened(handlers[CONDITION](data))
+    return _sealed(replace(letter, number=letter.number - 1), unpacked(letter.content, "fund"))
+
+
 def _opened(reply: bytes) -> Letter:
     from federated.link.letters import LetterBox
     from federated.link.services.condition_service import _session
@@ -360,18 +371,17 @@ def _sealed(letter: Letter, content: dict[str, bytes]) -> bytes:
     [
         (_swapped_receipt, "fund: sent a receipt of another question, or did not sign it"),
         (_no_answer, "fund: sent what is no answer"),
+        (_of_another_letter, "the exchange: brings the reply to another letter"),
     ],
 )
-def test_a_fund_that_answers_something_else_is_named(
-    tmp_path: Path, tamper: Any, words: str
-) -> None:
+def test_who_answers_something_else_is_named(tmp_path: Path, tamper: Any, words: str) -> None:
     with sides(tmp_path) as pair:
         pair.start("fund", tamper=tamper)
         pair.start("north")
         with pytest.raises(PeerError, match=words) as error:
             pair.ask(signed())
-        assert error.value.culprits == ("fund",)
-    assert pair.kinds("north")[-1][1]["by"] == "fund"
+        assert error.value.culprits == (words.partition(":")[0],)
+    assert pair.kinds("north")[-1][1]["by"] == words.partition(":")[0]
 
 
 # --- the fund's table --------------------------------------------------------------------------------
