@@ -257,6 +257,25 @@ def ask_condition(folder: Path, file: Path, as_json: bool) -> None:
     say(f"receipts of both, for the person: {receipts}")
 
 
+@click.command()
+@click.argument("file", type=FILE)
+@click.option("--charter", "charter_file", required=True, type=FILE)
+def receipt(file: Path, charter_file: Path) -> None:
+    """Check the receipts of one answer, as a person gets them: what the insurer and the fund signed.
+
+    \b
+    lab link receipt receipts/3f2a….json --charter charter.json
+    """
+    from federated.deployment.link.signer import read_receipts
+
+    told = read_receipts(file, charter_file)
+    word, fund = told.insurer, told.fund
+    say(f"{word.by} asked {fund.by} on {fund.day}, to {word.purpose}:")
+    say(f"{word.group} on record before {word.before}? {told.answer}")
+    seen = "saw neither person nor answer" if fund.answer == "not told" else "answered so"
+    say(f"signed by both; {fund.by} {seen}; consent {word.consent[:16]}…")
+
+
 def day_of(text: str) -> date:
     from datetime import date
 

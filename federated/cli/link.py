@@ -26,7 +26,15 @@ def link() -> None:
     """What payers may tell each other: a claim paid twice, a condition known before."""
 
 
-for _command in (desk.init_trial, desk.night, desk.serve, desk.ask, desk.signer, desk.consent):
+for _command in (
+    desk.init_trial,
+    desk.night,
+    desk.serve,
+    desk.ask,
+    desk.signer,
+    desk.consent,
+    desk.receipt,
+):
     link.add_command(_command)
 
 

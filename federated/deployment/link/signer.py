@@ -1,4 +1,4 @@
-"""A desk at which persons sign: its folder, and what it hands an insurer for one question."""
+"""A desk at which persons sign: its folder, what it hands an insurer, what a person gets back."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from federated.deployment.folders import CHARTER, IDENTITY, identity_of, make_fo
 from federated.link.charter import ConditionTerms
 from federated.link.consent import SignedQuestion, check_consent, consented, consented_unseen
 from federated.link.keys import one_identifier
-from lab.errors import ConfigurationError
+from federated.link.services.condition_service import Answered
+from lab.errors import ConfigurationError, PeerError
 from lab.files import canonical, read_json, write_whole
+from lab.records import parse
 from secure_agg.identity import Identity
 
 #: Days that a consent is good for, where nobody says another number.
@@ -76,6 +78,28 @@ def sign_question(
     return SignedQuestion(
         consent=consent, person=identifier, blinding=blinding.hex(), question=question.hex()
     )
+
+
+def read_receipts(path: Path, charter_file: Path) -> Answered:
+    """What both sides signed of one answer. Raises ConfigurationError, and PeerError, which names who
+    did not sign it or says something else."""
+    charter = charters.read_signed(charter_file)
+    told = parse(Answered, read_json(path), where=str(path))
+    fund = _terms(charter).fund
+    for receipt, name in ((told.fund, fund), (told.insurer, told.insurer.insurer)):
+        if receipt.by != name or not receipt.holds(charter.member(name).card.verifying):
+            raise PeerError(
+                f"{path}: the receipt of {name} was altered, or lacks its signature", name
+            )
+    said = [
+        each.model_dump(exclude={"by", "answer", "day", "signature"})
+        for each in (told.fund, told.insurer)
+    ]
+    if said[0] != said[1] or told.fund.answer not in (told.insurer.answer, "not told"):
+        raise PeerError(f"{path}: the two receipts are of different questions or answers")
+    if told.answer != told.insurer.answer:
+        raise PeerError(f"{path}: the answer is not that of the receipts")
+    return told
 
 
 def _terms(charter: Charter) -> ConditionTerms:

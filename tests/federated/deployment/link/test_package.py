@@ -9,7 +9,9 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from federated.cli.main import lab
 from federated.deployment.charter import Charter
 from federated.deployment.evidence import unzipped, zipped
 from federated.deployment.link.member import LinkFolder, link_folder
@@ -21,13 +23,14 @@ from federated.deployment.link.package import (
     verify_any,
     verify_link,
 )
-from federated.deployment.link.signer import sign_question
+from federated.deployment.link.signer import read_receipts, sign_question
 from federated.deployment.link.trial import EXCHANGE, SIGNER, make_trial
 from federated.link.charter import LinkCharter
 from federated.link.condition import FundSide, InsurerSide
 from federated.link.lookup import Condition
 from federated.link.party_log import party_log
-from lab.errors import ConfigurationError, LogError, PolicyError
+from federated.link.services.condition_service import Answered
+from lab.errors import ConfigurationError, LogError, PeerError, PolicyError
 from lab.records import parse
 from tests.federated.deployment.link.test_processes import TERMS
 
@@ -54,8 +57,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         wanted = {"insurer": "north", "person": "1", "group": "diabetes"}
         word = sign_question(root / SIGNER, before=date(2023, 1, 1), today=TODAY, **wanted).consent
         north.asks(word)
-        reply, _ = fund.answer(word, "north", TODAY)
-        north.read(word, reply, TODAY)
+        reply, theirs = fund.answer(word, "north", TODAY)
+        answer, ours = north.read(word, reply, TODAY)
+        told = Answered(answer=answer, fund=theirs, insurer=ours)
+        (root / "receipts.json").write_text(told.model_dump_json())
         with pytest.raises(PolicyError):
             fund.answer(word, "north", TODAY)
     return root
@@ -86,6 +91,26 @@ def test_a_package_shows_rates_and_each_question_as_both_sides_noted_it(root: Pa
     (sides,) = json.loads(files[QUESTIONS]).values()
     assert {name: side["answer"] for name, side in sides.items()} == {"fund": "yes", "north": "yes"}
     assert file.read_bytes() == export_link(root / "fund" / "charter.json", _logs(root))
+
+
+def test_a_person_checks_what_both_sides_signed(root: Path) -> None:
+    file, charter = root / "receipts.json", root / "fund" / "charter.json"
+    assert read_receipts(file, charter).answer == "yes"
+    done = CliRunner().invoke(lab, ["link", "receipt", str(file), "--charter", str(charter)])
+    assert (
+        "diabetes on record before 2023-01-01? yes\nsigned by both; fund answered so" in done.output
+    )
+    content = json.loads(file.read_text())
+    changes = {
+        "receipt of fund was altered": {"fund": content["fund"] | {"group": "cancer"}},
+        "receipt of north was altered": {"insurer": content["insurer"] | {"answer": "no"}},
+        "the answer is not that": {"answer": "no"},
+    }
+    for words, change in changes.items():
+        altered = root / "altered.json"
+        altered.write_text(json.dumps(content | change))
+        with pytest.raises(PeerError, match=words):
+            read_receipts(altered, charter)
 
 
 def test_a_log_that_is_missing_is_named_or_left_out_knowingly(root: Path) -> None:
