@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -48,8 +49,8 @@ async def _nobody(scope: Any, receive: Any, send: Any) -> None:
 
 
 @contextmanager
-def post(folder: Path) -> Iterator[Post]:
-    """The relay, until the block is left. folder: with a short path, for a socket."""
+def post() -> Iterator[Post]:
+    """The relay, until the block is left; its socket has a short path, as sockets need."""
     relay, shut = Relay(LIMIT), threading.Event()
 
     async def ask(scope: Any, body: bytes) -> Any:
@@ -59,7 +60,8 @@ def post(folder: Path) -> Iterator[Post]:
         return passed_on(relay, bytes.fromhex(name.decode()).decode(), scope, body)
 
     listener = Listener(_nobody, lambda scope: None, ask, LIMIT, relay.news)
-    socket = folder / "post.sock"
+    folder = tempfile.TemporaryDirectory()
+    socket = Path(folder.name) / "post.sock"
     config = uvicorn.Config(
         listener,
         uds=str(socket),
@@ -90,3 +92,4 @@ def post(folder: Path) -> Iterator[Post]:
         server.should_exit = True
         thread.join()
         loop.close()
+        folder.cleanup()

@@ -134,7 +134,7 @@ def handlers_of(fund: FundService) -> Mapping[str, Any]:
 
 @contextmanager
 def sides(folder: Path, **changes: Any) -> Iterator[Sides]:
-    with post(folder) as opened:
+    with post() as opened:
         pair = Sides(opened, folder, **changes)
         try:
             yield pair

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -76,8 +75,7 @@ class Desk:
 @contextmanager
 def running(folders: dict[str, DeskFolder]) -> Iterator[Desk]:
     with ExitStack() as stack:
-        place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        opened, stop = stack.enter_context(post(place)), threading.Event()
+        opened, stop = stack.enter_context(post()), threading.Event()
         services, threads = {}, []
         for name, folder in folders.items():
             identity = IDENTITIES[name]
@@ -192,7 +190,7 @@ def test_a_night_of_another_charter_is_of_no_use_to_the_desk(tmp_path: Path) -> 
     folder = night(tmp_path)["fund"]
     with ExitStack() as stack:
         log = stack.enter_context(party_log(IDENTITIES["fund"], folder.path))
-        opened = stack.enter_context(post(tmp_path))
+        opened = stack.enter_context(post())
         member = LinkMember(IDENTITIES["fund"], {}, opened.line("fund"), log, "0" * 64)
         with pytest.raises(ConfigurationError, match="the last night was under another charter"):
             DeskService(folder, member, 9)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,7 +47,7 @@ def agreed(**changes: Any) -> DeskTerms:
 
 @pytest.fixture
 def opened() -> Iterator[Post]:
-    with tempfile.TemporaryDirectory() as folder, post(Path(folder)) as found:
+    with post() as found:
         yield found
         found.shut()
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -26,7 +24,7 @@ from tests.rigs.relayed import LIMIT, Post, post
 
 @pytest.fixture
 def open_post() -> Iterator[Post]:
-    with tempfile.TemporaryDirectory() as folder, post(Path(folder)) as opened:
+    with post() as opened:
         yield opened
 
 
