@@ -191,8 +191,8 @@ pd.Series(attempts).to_frame("what came back")
 # name is in it.
 
 # %%
-from federated.link.condition import rates
+from federated.link.condition import RATES, rates
 
 stack.close()
-names = ["insurer", "day", "questions", "persons", "groups", "refused", "probing"]
-pd.DataFrame(rates(list(entries(read_lines(logs / "public" / "log.jsonl")))), columns=names)
+lines = list(entries(read_lines(logs / "public" / "log.jsonl")))
+pd.DataFrame(rates(lines), columns=["insurer", "day", *RATES])

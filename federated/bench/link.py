@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -15,13 +13,12 @@ from statistics import median
 import numpy as np
 import pandas as pd
 
+from federated.bench.loopback import LAB, free_port
 from federated.bench.measurement import Row, row, timed
-from federated.deployment.enrolment import new_identity
+from federated.deployment.link.member import link_folder
+from federated.deployment.link.trial import EXCHANGE, make_trial, one_night
 from federated.link.charter import LinkCharter
-from federated.link.desk_folder import read_desk
-from federated.link.night import desk_of
-from federated.link.ring import COORDINATOR
-from federated.link.service import asked
+from federated.link.services.desk_service import asked
 from lab.records import parse
 
 PAYERS = ("public", "insurer-1", "insurer-2")
@@ -29,25 +26,25 @@ QUICK, FULL = 20_000, 1_000_000
 ASKS = 60
 COLUMNS = ["invoice", "provider", "admission_day", "claimed"]
 LIMIT_SECONDS = 1.0
-PATIENCE_SECONDS = 120.0
 
 
 def figures(path: Path | None, quick: bool) -> list[Row]:
     """Three payers' invoices by one exact key, one in a thousand at two of them. At night: reading,
     hashing, all steps of all payers and the coordinator one after another on the cores there are, the
     lists for the desk; twice the keys or grids take twice as long. In the clear: the same join by
-    pandas. At the desk: services of four processes on loopback, from the asker's desk to the answer,
-    every line of every log on disk; half of the claims asked about are at another payer."""
+    pandas. At the desk: processes of three payers, the coordinator and the exchange on loopback, over
+    TLS, from the asker's desk to the answer, every line of every log on disk; half of the claims asked about are at another payer."""
     count = QUICK if quick else FULL
     tables = _tables(count)
     with tempfile.TemporaryDirectory() as draft:
-        folder = Path(draft)
-        seconds, shared = timed(lambda: _night(tables, folder, count))
+        trial = Path(draft) / "trial"
+        _agree(tables, trial, count)
+        seconds, shared = timed(lambda: _night(tables, trial))
         clear, expected = timed(lambda: _in_the_clear(tables))
         if shared != expected:
             raise AssertionError(f"{shared} claims at two payers is wrong, {expected} is right")
-        with _services(folder):
-            asks = _asks(tables, folder)
+        with _services(trial):
+            asks = _asks(tables, trial)
     size = f"3 x {count:,} invoices"
     slow = asks[int(0.95 * len(asks))]
     return [
@@ -82,22 +79,20 @@ def _tables(count: int) -> dict[str, pd.DataFrame]:
     return tables
 
 
+def _agree(tables: Mapping[str, pd.DataFrame], trial: Path, count: int) -> None:
+    """Folders of all members; the tables are compared from memory."""
+    make_trial(trial, dict.fromkeys(tables, trial), _charter(count), [], free_port())
+
+
 def _charter(count: int) -> LinkCharter:
     key = {"name": "invoice", "columns": COLUMNS}
     values = {"name": "bench", "cap": count, "rows": {"paid": "paid"}, "key": [key]}
     return parse(LinkCharter, values | {"tells": "payer"}, where="bench")
 
 
-def _night(tables: Mapping[str, pd.DataFrame], folder: Path, count: int) -> int:
-    """Compare and write the desk's folders; how many rows met."""
-    cards, addresses = {}, {}
-    for name in (*PAYERS, COORDINATOR):
-        (folder / name).mkdir()
-        cards[name] = new_identity(folder / name / "identity.json", name).card
-        with socket.socket() as holder:
-            holder.bind(("127.0.0.1", 0))
-            addresses[name] = f"127.0.0.1:{holder.getsockname()[1]}"
-    comparison = desk_of(tables, _charter(count), folder, cards, addresses)
+def _night(tables: Mapping[str, pd.DataFrame], trial: Path) -> int:
+    """Compare, and write what the members' processes need; how many rows met."""
+    comparison = one_night(trial, tables)
     return sum(len(answer.matches) for answer in comparison.payers.values())
 
 
@@ -107,48 +102,44 @@ def _in_the_clear(tables: Mapping[str, pd.DataFrame]) -> int:
 
 
 @contextmanager
-def _services(folder: Path) -> Iterator[None]:
-    """The desk's services as processes of their own, until the block is left."""
-    command = [sys.executable, "-c", "from federated.cli.main import main; main()"]
-    processes = [
-        subprocess.Popen(  # noqa: S603  our own command
-            [*command, "link", "serve", str(folder / name)], stdout=subprocess.DEVNULL
-        )
-        for name in (*PAYERS, COORDINATOR)
-    ]
+def _services(trial: Path) -> Iterator[None]:
+    """The exchange and the members' processes, until the block is left."""
+    members = [["link", "serve", str(trial / name)] for name in (*PAYERS, EXCHANGE)]
+    processes: list[subprocess.Popen[str]] = []
     try:
-        for name in (*PAYERS, COORDINATOR):
-            _wait(read_desk(folder / name).shared.addresses[name])
+        for command in (["exchange", "serve", str(trial / EXCHANGE)], *members):
+            processes.append(
+                subprocess.Popen([*LAB, *command], stdout=subprocess.PIPE, text=True)  # noqa: S603
+            )
+            _wait(processes[-1], "exchange is open" if len(processes) == 1 else " answers: ")
         yield
     finally:
-        for process in processes:
+        for process in reversed(processes):
             process.terminate()
-            process.wait()
+            process.communicate()
 
 
-def _wait(address: str) -> None:
-    host, _, port = address.rpartition(":")
-    end = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < end:
-        try:
-            with socket.create_connection((host, int(port)), 1):
-                return
-        except OSError:
-            time.sleep(0.1)
-    raise AssertionError(f"no service at {address} after {PATIENCE_SECONDS:.0f} s")
+def _wait(process: subprocess.Popen[str], text: str) -> None:
+    """Until a process says that it is ready."""
+    for line in iter(process.stdout.readline, "") if process.stdout else ():
+        if text in line:
+            return
+    raise AssertionError(f"a process ended with {process.wait()} before it was ready")
 
 
-def _asks(tables: Mapping[str, pd.DataFrame], folder: Path) -> list[float]:
+def _asks(tables: Mapping[str, pd.DataFrame], trial: Path) -> list[float]:
     """Seconds of each question, sorted; every answer is checked."""
-    desk, name, seconds = read_desk(folder / PAYERS[1]), PAYERS[1], []
+    name, seconds = PAYERS[1], []
+    place = link_folder(trial / name)
     rows = tables[name][COLUMNS].astype("str")
     half, middle = ASKS // 2, len(rows) // 2
     elsewhere, nowhere = rows.iloc[-half:], rows.iloc[middle : middle + half]
     claims = [*elsewhere.to_dict("records"), *nowhere.to_dict("records")]
-    for at, claim in enumerate(claims):
-        start = time.perf_counter()
-        reply = asked(desk, name, {str(k): v for k, v in claim.items()})
-        seconds.append(time.perf_counter() - start)
-        if bool(reply.key) != (at < half):
-            raise AssertionError(f"a claim's answer is wrong: '{reply.key}'")
+    with place.line() as line:
+        for at, claim in enumerate(claims):
+            start = time.perf_counter()
+            reply = asked(place.identity, line, {str(k): v for k, v in claim.items()})
+            seconds.append(time.perf_counter() - start)
+            if bool(reply.key) != (at < half):
+                raise AssertionError(f"a claim's answer is wrong: '{reply.key}'")
     return sorted(seconds)

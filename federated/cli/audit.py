@@ -13,6 +13,7 @@ from federated.cli.console import say, say_json
 if TYPE_CHECKING:
     from federated.deployment.audit_logs import CheckedLog
     from federated.deployment.evidence import Manifest
+    from federated.deployment.link.package import LinkManifest
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -38,7 +39,7 @@ def verify(paths: tuple[Path, ...], charter_file: Path | None, key: str | None) 
     lab audit verify package.zip
     """
     from federated.deployment.audit_logs import logs_in, verify_together
-    from federated.deployment.evidence import verify_package
+    from federated.deployment.link.package import verify_any
     from lab.errors import ConfigurationError
 
     logs: list[Path] = []
@@ -46,8 +47,7 @@ def verify(paths: tuple[Path, ...], charter_file: Path | None, key: str | None) 
         if path.is_dir():
             logs += logs_in(path)
         elif path.suffix == ".zip":
-            manifest = verify_package(path)
-            _tell_package(path, manifest, "holds")
+            _tell_package(path, verify_any(path), "holds")
         else:
             logs.append(path)
     if not logs and any(path.is_dir() for path in paths):
@@ -85,8 +85,9 @@ def _key(key: str | None) -> bytes:
     return public_key
 
 
-def _tell_package(path: Path, manifest: Manifest, verdict: str) -> None:
-    say(f"{path}: run {manifest.run}, {len(manifest.files)} files, {verdict}")
+def _tell_package(path: Path, manifest: Manifest | LinkManifest, verdict: str) -> None:
+    run = getattr(manifest, "run", "")
+    say(f"{path}: {f'run {run}' if run else 'a link'}, {len(manifest.files)} files, {verdict}")
     if manifest.without:
         say(f"  without the logs of {', '.join(manifest.without)}: nothing of theirs is shown")
 
@@ -192,7 +193,8 @@ def extract(path: Path, run: str, out: Path) -> None:
 
 
 @audit.command()
-@click.option("--run", required=True, help="The run's folder, or its name below --runs.")
+@click.option("--run", default="", help="The run's folder, or its name below --runs.")
+@click.option("--link", "of_link", is_flag=True, help="Of a link, instead of a run.")
 @click.option("--runs", default="runs", envvar="LAB_RUNS", type=click.Path(path_type=Path))
 @click.option("--charter", "charter_file", required=True, type=FILE)
 @click.option(
@@ -207,6 +209,7 @@ def extract(path: Path, run: str, out: Path) -> None:
 @click.option("--out", required=True, type=FILE)
 def export(
     run: str,
+    of_link: bool,
     runs: Path,
     charter_file: Path,
     logs: tuple[Path, ...],
@@ -215,16 +218,24 @@ def export(
 ) -> None:
     """Write the supervisor's package of one run: charter, plan, approvals, receipts, scores, logs.
 
+    Or that of a link: charter, logs, who asked how often, each question as both sides noted it.
+
     \b
     lab audit export --run 20261124-005153-visits --charter charter.json --log logs --out run.zip
+    lab audit export --link --charter charter.json --log logs --out link.zip
     """
     from federated.deployment.audit_logs import logs_in
     from federated.deployment.evidence import export as package
-    from federated.deployment.evidence import verify_package
+    from federated.deployment.link.package import export_link, verify_any
+    from lab.errors import ConfigurationError
     from lab.files import write_whole
 
-    folder = Path(run) if Path(run).is_dir() else runs / run
+    if of_link == bool(run):
+        raise ConfigurationError("needs --run or --link, and not both")
     paths = [log for path in logs for log in (logs_in(path) if path.is_dir() else [path])]
-    write_whole(out, package(folder, charter_file, paths, without))
-    manifest = verify_package(out)
-    _tell_package(out, manifest, "verified")
+    if of_link:
+        write_whole(out, export_link(charter_file, paths, without))
+    else:
+        folder = Path(run) if Path(run).is_dir() else runs / run
+        write_whole(out, package(folder, charter_file, paths, without))
+    _tell_package(out, verify_any(out), "verified")

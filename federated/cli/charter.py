@@ -193,6 +193,25 @@ def pair(file: Path, fund: str, insurers: tuple[str, ...], **terms: Any) -> None
     say(f"{file}: version {next_charter.version}; all members sign it now")
 
 
+@charter.command("link")
+@click.argument("file", type=FILE)
+@click.argument("terms", type=FILE)
+def agree_on_link(file: Path, terms: Path) -> None:
+    """Agree on what payers tell each other of a claim or a condition; all members sign anew.
+
+    TERMS is a file as federated/link/link.toml: keys, caps, groups, purposes, rates.
+
+    \b
+    lab charter link charter.json link.toml
+    """
+    from federated.deployment import charter as charters
+    from federated.link.charter import LinkCharter
+
+    charter = charters.with_link(charters.Charter.read(file), LinkCharter.read(terms))
+    charters.write(file, charter, {})
+    say(f"{file}: version {charter.version}; all members sign it now")
+
+
 def _key(text: str) -> tuple[str, tuple[str, ...]]:
     """A side's name and the columns of its key."""
     from lab.errors import ConfigurationError
@@ -286,6 +305,7 @@ def show(file: Path, as_json: bool) -> None:
         ("analyses", ", ".join(charter.analyses)),
         ("contracts", contracts),
         *_pairs(charter),
+        *_link(charter),
         ("budget", f"ε {limits.epsilon:g}, δ {limits.delta:g} for each party, for ever"),
         ("digest", charter.digest),
     ):
@@ -308,6 +328,27 @@ def _pairs(charter: Charter) -> list[tuple[str, str]]:
         f"{pairs.minimum_persons} persons or more"
     )
     return [("joined", text)]
+
+
+def _link(charter: Charter) -> list[tuple[str, str]]:
+    """What payers tell each other of a claim or a condition."""
+    link = charter.link
+    if link is None:
+        return []
+    told = "that another has it" if link.tells == "match" else "that another has it, and who"
+    keys = ", ".join(f"'{key.name}'" for key in link.key)
+    lines = [("claims", f"by {keys}, of a payer's own {told}; {link.desk.asks_a_day:,} asks a day")]
+    if (terms := link.condition) is not None:
+        seen = "the person" if terms.look_up == "open" else "neither person nor answer"
+        lines.append(
+            (
+                "condition",
+                f"asked of {terms.fund}, which sees {seen}: {', '.join(terms.groups)}; to "
+                f"{', '.join(terms.purposes)}; never to {', '.join(terms.refused_purposes) or '–'}; "
+                f"{terms.insurer_a_day:,} questions an insurer, {terms.person_a_day} a person a day",
+            )
+        )
+    return lines
 
 
 def _opens(charter: Charter) -> str:

@@ -198,6 +198,9 @@ def flags(folder: Path) -> None:
     \b
     lab market flags my-market
     """
+    from federated.cli.link import detection_table
+    from federated.link.charter import LinkCharter
+    from federated.link.told import told
     from lab.market.red_flags import INSURERS, PUBLIC, compare
 
     table = plain_table(
@@ -216,6 +219,10 @@ def flags(folder: Path) -> None:
         "that is not listed has no such claims",
         style="dim",
     )
+    console.print(
+        "\nwhat payers find by telling each other (lab link), among all insurers' claims:"
+    )
+    console.print(detection_table(told(folder, LinkCharter.read())))
 
 
 def _contract(name: str) -> Contract:

@@ -1,4 +1,4 @@
-"""`lab link` at the desk: agree, compare at night, answer and ask about single claims."""
+"""`lab link` as members run it: the night, the process that answers, questions, consents."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from federated.cli.console import say, say_json
+from federated.cli.console import say, say_json, say_with_time
 
 if TYPE_CHECKING:
+    from datetime import date
+
+    from federated.deployment.link.member import LinkFolder
     from federated.link.charter import LinkCharter
-    from secure_agg.identity import Card, Identity
+    from federated.link.services.night import NightRole
+    from secure_agg.identity import Identity
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -31,18 +35,6 @@ def charter_of(file: Path | None) -> LinkCharter:
     return LinkCharter.read(file or SHIPPED)
 
 
-def roles_of(
-    folder: Path, payers: tuple[str, ...], port: int
-) -> tuple[dict[str, Card], dict[str, str]]:
-    """Cards and addresses of a desk's roles; a role without an identity gets one."""
-    from federated.link.ring import COORDINATOR
-
-    cards, addresses = {}, {}
-    for at, name in enumerate([*payers, COORDINATOR]):
-        cards[name], addresses[name] = identity_of(folder, name).card, f"127.0.0.1:{port + at}"
-    return cards, addresses
-
-
 def identity_of(folder: Path, name: str) -> Identity:
     """The identity that a role keeps in its folder of a trial; one is made where there is none."""
     from federated.deployment.enrolment import load_identity, new_identity
@@ -54,101 +46,110 @@ def identity_of(folder: Path, name: str) -> Identity:
 
 @click.command("init")
 @click.argument("folder", type=FOLDER)
-@click.argument("payers", nargs=-1, required=True)
+@click.argument("market", type=FOLDER)
 @CHARTER
-@click.option("--port", default=7101, show_default=True, help="Of the first service of the desk.")
-def init_desk(folder: Path, payers: tuple[str, ...], charter_file: Path | None, port: int) -> None:
-    """Make a trial's folders: for each payer and the coordinator its identity and what was agreed on.
+@click.option("--port", default=9443, show_default=True, help="Where the exchange will listen.")
+def init_trial(folder: Path, market: Path, charter_file: Path | None, port: int) -> None:
+    """Make a trial's folders: an exchange, a node for each payer of MARKET, a desk where persons sign.
+
+    Real members use lab exchange init, lab node init and lab charter link.
 
     \b
-    lab link init desk public insurer-1 insurer-2
+    lab link init trial my-market
     """
-    from federated.link.night import agreed_terms
-    from lab.errors import ConfigurationError
-    from lab.files import canonical, write_whole
+    from federated.deployment.link.trial import EXCHANGE, SIGNER, make_trial
+    from federated.link.disclosure import market_records
+    from federated.link.planted import claim_files
 
-    if folder.exists():
-        raise ConfigurationError(f"{folder}: exists; name a new folder")
-    charter = charter_of(charter_file)
-    cards, addresses = roles_of(folder, payers, port)
-    shared = agreed_terms(charter, payers, cards, addresses)
-    _ = shared.terms, shared.roster()
-    for name in cards:
-        write_whole(folder / name / "desk.json", canonical(shared.model_dump(mode="json")))
-    say(f"{folder}: {', '.join(cards)}")
-    say(f"next, for each: lab link night {folder}/ROLE --post {folder}/post --table CLAIMS")
+    charter, claims = charter_of(charter_file), claim_files(market)
+    conditions = market_records(market) if charter.condition is not None else []
+    make_trial(folder, claims, charter, conditions, port)
+    say(f"{folder}: {EXCHANGE}, {', '.join(claims)}{f', {SIGNER}' if charter.condition else ''}")
+    say("next, each in a terminal of its own:")
+    say(f"  lab exchange serve {folder}/{EXCHANGE}")
+    say(f"  lab link night {folder}/MEMBER      # {EXCHANGE} and each payer, once a night")
+    say(f"  lab link serve {folder}/MEMBER      # then, for the day")
 
 
 @click.command()
 @click.argument("folder", type=FOLDER)
-@click.option("--post", required=True, type=FOLDER, help="Where all roles' letters lie.")
-@click.option("--table", type=FILE, help="A payer's claims.")
-@click.option("--patience", default=3600.0, show_default=True, help="Seconds to wait for a letter.")
-def night(folder: Path, post: Path, table: Path | None, patience: float) -> None:
-    """Take part in a night's comparison as one role; go on where it was after a stop.
+@click.option("--table", type=FILE, help="A payer's claims; default: link.claims of node.toml.")
+@click.option("--patience", default=3600.0, show_default=True, help="Seconds to wait for others.")
+def night(folder: Path, table: Path | None, patience: float) -> None:
+    """Take part in a night's comparison; go on where it was after a stop.
+
+    FOLDER is a payer's node or the exchange.
 
     \b
-    lab link night desk/coordinator --post desk/post
-    lab link night desk/insurer-1 --post desk/post --table my-market/insurer-1/claims.parquet
+    lab link night exchange
+    lab link night insurer-1
     """
-    from federated.deployment.enrolment import load_identity
-    from federated.link.night import NightRole, coordinator_night, payer_night
-    from federated.link.planted import claims_of
-    from federated.link.ring import COORDINATOR
-    from federated.link.service import party_log
-    from lab.errors import ConfigurationError, LabError
-    from lab.files import write_whole
+    from federated.deployment.link.member import link_folder
+    from federated.link.services.night import STATISTIC, NightRole
+    from lab.errors import LabError
     from secure_agg.errors import SecureAggError
 
-    identity = load_identity(folder / "identity.json")
-    name = identity.card.name
-    if (table is None) != (name == COORDINATOR):
-        raise ConfigurationError(f"{name}: a payer needs --table, the coordinator takes none")
-    with party_log(identity, folder) as log:
+    place = link_folder(folder)
+    with place.member() as member:
         try:
-            role = NightRole(folder, identity, post, log, patience)
-            if table is None:
-                counts = coordinator_night(role)
-                write_whole(folder / "counts.csv", counts.to_csv(index=False).encode(), 0o600)
-                say(f"{name}: {len(role.terms.payers)} payers compared; {folder / 'counts.csv'}")
-                return
-            answer = payer_night(role, claims_of(table, role.shared.charter))
+            role = NightRole(place.home, member, place.agreed, patience, say_with_time)
+            with role.at_work():
+                say(_compared(place, role, table))
+                role.finish()
         except (LabError, SecureAggError) as error:
-            by = ", ".join(getattr(error, "culprits", ())) or name
-            rule = getattr(error, "rule", "letter")
-            log.append("refusal", statistic="link_night", rule=rule, text=str(error), by=by)
+            member.log_refusal(STATISTIC, error)
             raise
-    content = answer.matches.to_csv(index=False).encode()
-    write_whole(folder / "matches.csv", content, 0o600)
-    say(
-        f"{name}: {len(answer.matches):,} of {answer.claims.rows:,} claims are at another payer too; "
-        f"{folder / 'matches.csv'}"
-    )
+
+
+def _compared(place: LinkFolder, role: NightRole, table: Path | None) -> str:
+    """All steps of a role, and what it writes for its owner, in words."""
+    from federated.link.planted import claims_of
+    from federated.link.ring import COORDINATOR
+    from federated.link.services.night import coordinator_night, payer_night
+    from lab.errors import ConfigurationError
+    from lab.files import write_whole
+
+    if role.name == COORDINATOR:
+        file = place.home / "counts.csv"
+        counts = coordinator_night(role)
+        write_whole(file, counts.to_csv(index=False).encode(), 0o600)
+        return f"{len(role.terms.payers)} payers compared; {file}"
+    if table is None and place.own.claims is None:
+        raise ConfigurationError(f"{role.name}: needs --table, or link.claims in node.toml")
+    claims = table or place.folder / str(place.own.claims)
+    answer, file = payer_night(role, claims_of(claims, place.terms)), place.home / "matches.csv"
+    write_whole(file, answer.matches.to_csv(index=False).encode(), 0o600)
+    found, rows = len(answer.matches), answer.claims.rows
+    return f"{role.name}: {found:,} of {rows:,} claims are at another payer too; {file}"
 
 
 @click.command()
 @click.argument("folder", type=FOLDER)
 def serve(folder: Path) -> None:
-    """Answer the other payers' questions about single claims, and one's own desk's, until stopped.
+    """Answer other members, and one's own desk, until Ctrl-C or SIGTERM.
 
-    FOLDER is a role's, after lab link night or lab link duplicates --desk.
+    FOLDER is a payer's node or the exchange. A payer helps others to ask about single claims, by the
+    lists of its last night; the fund answers whether a condition was known.
 
     \b
-    lab link serve desk/insurer-1
+    lab link serve insurer-1
     """
-    from federated.deployment.enrolment import load_identity
-    from federated.link.desk_folder import read_desk
-    from federated.link.service import DeskService, served
+    from threading import Event
+
+    from federated.deployment.link.member import link_folder, services
+    from federated.link.services.process import serve as answer
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    desk, identity = read_desk(folder), load_identity(folder / "identity.json")
-    service = DeskService(desk, identity)
-    with service.log, served(service) as server:
-        say(f"{service.name} answers at {desk.shared.addresses[service.name]}; stop with Ctrl-C")
+    place = link_folder(folder)
+    with place.member() as member:
+        handlers, gaps = services(place, member)
+        for gap in gaps:
+            say(gap)
+        say_with_time(f"{member.name} answers: {', '.join(handlers)}; stop with Ctrl-C")
         try:
-            server.serve_forever(0.1)
+            answer(member.line, handlers, Event(), say_with_time)
         except KeyboardInterrupt:
-            say("stopped")
+            say_with_time("stopped")
 
 
 @click.command()
@@ -156,20 +157,20 @@ def serve(folder: Path) -> None:
 @click.argument("values", nargs=-1, required=True, metavar="COLUMN=VALUE…")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 def ask(folder: Path, values: tuple[str, ...], as_json: bool) -> None:
-    """Ask whether another payer has a claim, before it is paid. FOLDER is one's own desk.
+    """Ask whether another payer has a claim, before it is paid. FOLDER is one's own node.
 
     \b
-    lab link ask desk/insurer-1 invoice=A17 provider=1060 admission_day=652 claimed=3896 person=1012
+    lab link ask insurer-1 invoice=A17 provider=1060 admission_day=652 claimed=3896 person=1012
     """
     from federated.cli.console import pairs
-    from federated.deployment.enrolment import load_identity
-    from federated.link.desk_folder import read_desk
-    from federated.link.service import asked
+    from federated.deployment.link.member import link_folder
+    from federated.link.services.desk_service import asked
 
-    desk = read_desk(folder)
-    name, start = load_identity(folder / "identity.json").card.name, time.perf_counter()
-    reply = asked(desk, name, pairs(values))
-    seconds = time.perf_counter() - start
+    place, claim = link_folder(folder), pairs(values)
+    with place.line() as line:
+        start = time.perf_counter()
+        reply = asked(place.identity, line, claim)
+        seconds = time.perf_counter() - start
     if as_json:
         say_json({"key": reply.key or None, "payers": reply.payers, "seconds": round(seconds, 4)})
         return
@@ -178,3 +179,119 @@ def ask(folder: Path, values: tuple[str, ...], as_json: bool) -> None:
         say(f"another payer has this claim, by key '{reply.key}'{whose} ({seconds:.2f} s)")
     else:
         say(f"no other payer has this claim ({seconds:.2f} s)")
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--name", required=True, help="The desk's name in the charter.")
+def signer(folder: Path, name: str) -> None:
+    """Make a desk at which persons sign consents: its keys, in a new folder.
+
+    \b
+    lab link signer clinic --name clinic
+    """
+    import json
+
+    from federated.deployment.link.signer import make_signer
+
+    key = make_signer(folder, name).card.verifying.hex()
+    say("for [condition] of the file of lab charter link:")
+    say(f'signers = {{ {json.dumps(name, ensure_ascii=False)} = "{key}" }}')
+    say(f"put into {folder}: charter.json, charter.signatures.json")
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--insurer", required=True, help="Who may ask.")
+@click.option("--person", required=True, help="Who signs, and is asked about.")
+@click.option("--group", required=True, help="Which group of conditions.")
+@click.option("--before", required=True, metavar="YYYY-MM-DD", help="Before which day.")
+@click.option("--purpose", default="", help="What for; default the charter's first purpose.")
+@click.option("--days", default=7, show_default=True, help="How long it is good for.")
+@click.option("--out", type=FILE, required=True, help="What the insurer gets: a new file.")
+def consent(
+    folder: Path,
+    insurer: str,
+    person: str,
+    group: str,
+    before: str,
+    purpose: str,
+    days: int,
+    out: Path,
+) -> None:
+    """Sign for a person that one question may be asked, once. FOLDER is a desk's.
+
+    \b
+    lab link consent clinic --insurer insurer-1 --person 91 --group diabetes --before 2022-03-01 \\
+      --out consent.json
+    """
+    from datetime import UTC, datetime
+
+    from federated.deployment.link.signer import sign_question
+    from lab.errors import ConfigurationError
+    from lab.files import canonical, write_whole
+
+    if out.exists():
+        raise ConfigurationError(f"{out}: exists; name a new file")
+    today = datetime.now(UTC).date()
+    signed = sign_question(
+        folder,
+        insurer=insurer,
+        person=person,
+        group=group,
+        before=day_of(before),
+        today=today,
+        purpose=purpose,
+        days=days,
+    )
+    write_whole(out, canonical(signed.model_dump(mode="json")) + b"\n", 0o600)
+    word = signed.consent
+    say(f"{out}: {word.insurer} may ask {word.fund} once, until {word.expires}, to {word.purpose}:")
+    say(f"{word.group} on record before {word.before}?")
+
+
+def ask_condition(folder: Path, file: Path, as_json: bool) -> None:
+    """One question of an insurer's node, by the consent of a file."""
+    from federated.deployment.link.member import link_folder
+    from federated.link.services.condition_service import RECEIPTS, asked_about, read_question
+
+    place, signed = link_folder(folder), read_question(file)
+    with place.line() as line:
+        told = asked_about(place.identity, line, signed)
+    word, receipts = signed.consent, place.home / RECEIPTS / f"{signed.consent.digest}.json"
+    if as_json:
+        say_json(told.model_dump(mode="json"))
+        return
+    again = f" (told on {told.insurer.day}; nothing was asked again)" if told.before else ""
+    say(f"{word.group} on record before {word.before}: {told.answer}{again}")
+    say(f"receipts of both, for the person: {receipts}")
+
+
+@click.command()
+@click.argument("file", type=FILE)
+@click.option("--charter", "charter_file", required=True, type=FILE)
+def receipt(file: Path, charter_file: Path) -> None:
+    """Check the receipts of one answer, as a person gets them: what the insurer and the fund signed.
+
+    \b
+    lab link receipt receipts/3f2a….json --charter charter.json
+    """
+    from federated.deployment.link.signer import read_receipts
+
+    told = read_receipts(file, charter_file)
+    word, fund = told.insurer, told.fund
+    say(f"{word.by} asked {fund.by} on {fund.day}, to {word.purpose}:")
+    say(f"{word.group} on record before {word.before}? {told.answer}")
+    seen = "saw neither person nor answer" if fund.answer == "not told" else "answered so"
+    say(f"signed by both; {fund.by} {seen}; consent {word.consent[:16]}…")
+
+
+def day_of(text: str) -> date:
+    from datetime import date
+
+    from lab.errors import ConfigurationError
+
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise ConfigurationError(f"--before {text}: needs a day, as 2022-03-01") from None

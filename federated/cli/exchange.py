@@ -327,21 +327,29 @@ def join_node(folder: Path) -> None:
 @node.command("requests")
 @click.argument("folder", type=FOLDER)
 def list_requests(folder: Path) -> None:
-    """Show plans that wait for a person's approval, each with all that it holds.
+    """Show what waits for a person's approval: plans, each with all that it holds, and questions.
 
     \b
     lab node requests ping-an
     """
     from federated.deployment.folders import charter_of, identity_of
+    from federated.deployment.link.member import LINK_FOLDER
     from federated.deployment.node.approval import request_lines, waiting
+    from federated.link.services.approvals import question_lines, waiting_questions
 
-    plans = waiting(folder)
-    if not plans:
+    plans, questions = waiting(folder), waiting_questions(folder / LINK_FOLDER)
+    if not plans and not questions:
         say("nothing waits for approval")
         return
     charter = charter_of(folder, identity_of(folder).card.name)
     for digest, plan in plans.items():
         for line in request_lines(plan, charter):
+            say(line)
+        say(f"  to approve: lab node approve {folder} {digest[:12]} --by NAME")
+        say()
+    for digest, consent in questions.items():
+        look_up = charter.link.condition.look_up if charter.link and charter.link.condition else ""
+        for line in question_lines(consent, look_up):
             say(line)
         say(f"  to approve: lab node approve {folder} {digest[:12]} --by NAME")
         say()
@@ -352,11 +360,17 @@ def list_requests(folder: Path) -> None:
 @click.argument("digest")
 @click.option("--by", required=True, help="Who approves, for the log.")
 def approve_request(folder: Path, digest: str, by: str) -> None:
-    """Approve a plan, as lab node requests shows it; the coordinator asks again.
+    """Approve a plan or a question, as lab node requests shows it; whoever asked asks again.
 
     \b
     lab node approve ping-an 3f2a90c1d4e5 --by 'Li Wei'
     """
+    from federated.deployment.link.member import LINK_FOLDER
     from federated.deployment.node.approval import approve
+    from federated.link.services.approvals import approve_question, waiting_questions
 
+    home = folder / LINK_FOLDER
+    if any(full.startswith(digest) for full in waiting_questions(home)):
+        say(f"approved {approve_question(home, digest, by)}")
+        return
     say(f"approved {approve(folder, digest, by)}")

@@ -11,10 +11,10 @@ import click
 
 from federated.cli import desk
 from federated.cli.console import plain_table, say, say_json, screen
-from federated.cli.desk import CHARTER, FOLDER, charter_of, roles_of
+from federated.cli.desk import CHARTER, FILE, FOLDER, charter_of
 
 if TYPE_CHECKING:
-    from datetime import date
+    from rich.table import Table
 
     from federated.link.charter import ConditionTerms, LinkCharter
     from federated.link.duplicates import Comparison
@@ -26,7 +26,15 @@ def link() -> None:
     """What payers may tell each other: a claim paid twice, a condition known before."""
 
 
-for _command in (desk.init_desk, desk.night, desk.serve, desk.ask):
+for _command in (
+    desk.init_trial,
+    desk.night,
+    desk.serve,
+    desk.ask,
+    desk.signer,
+    desk.consent,
+    desk.receipt,
+):
     link.add_command(_command)
 
 
@@ -35,33 +43,30 @@ for _command in (desk.init_desk, desk.night, desk.serve, desk.ask):
 @CHARTER
 @click.option("--out", type=FOLDER, help="Write each payer's matches here, a CSV for each.")
 @click.option(
-    "--desk", "desk_folder", type=FOLDER, help="Keep what answers single claims tomorrow."
+    "--desk", type=FOLDER, help="A trial of lab link init: be its night, for all members at once."
 )
-@click.option("--port", default=7101, show_default=True, help="Of the first service of the desk.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 def duplicates(
     folder: Path,
     charter_file: Path | None,
     out: Path | None,
-    desk_folder: Path | None,
-    port: int,
+    desk: Path | None,
     as_json: bool,
 ) -> None:
     """Find claims that more than one payer paid. FOLDER holds a folder with claims for each payer.
 
     \b
     lab link duplicates my-market
-    lab link duplicates my-market --out matches --desk desk
+    lab link duplicates my-market --out matches
+    lab link duplicates my-market --desk trial
     """
+    from federated.deployment.link.trial import one_night
     from federated.link.duplicates import compared
     from federated.link.planted import is_market, payer_tables, twice_detected
 
     charter, start = charter_of(charter_file), time.perf_counter()
     tables = payer_tables(folder, charter)
-    if desk_folder is None:
-        comparison = compared(tables, charter)
-    else:
-        comparison = _with_desk(tables, charter, desk_folder, port)
+    comparison = compared(tables, charter) if desk is None else one_night(desk, tables)
     if out is not None:
         _write(comparison, out)
     scores = twice_detected(folder, tables, comparison) if is_market(folder) else []
@@ -71,16 +76,8 @@ def duplicates(
     _print_duplicates(comparison, scores)
     say()
     say(f"{len(tables)} payers, {time.perf_counter() - start:.1f} s")
-    if desk_folder is not None:
-        say(f"desk: lab link serve {desk_folder}/PAYER for each, and lab link ask")
-
-
-def _with_desk(tables: Any, charter: LinkCharter, folder: Path, port: int) -> Comparison:
-    """The comparison, and a folder for each role, whose identity is made where it has none."""
-    from federated.link.night import desk_of
-
-    cards, addresses = roles_of(folder, tuple(tables), port)
-    return desk_of(tables, charter, folder, cards, addresses)
+    if desk is not None:
+        say(f"next: lab link serve {desk}/MEMBER for each, and lab link ask")
 
 
 def _write(comparison: Comparison, out: Path) -> None:
@@ -115,19 +112,23 @@ def _print_duplicates(comparison: Comparison, scores: Iterable[DetectionScore]) 
 
 def _print_detection(title: str, scores: Iterable[DetectionScore]) -> None:
     rows = list(scores)
-    if not rows:
-        return
-    say()
-    say(f"{title}:")
+    if rows:
+        say()
+        say(f"{title}:")
+        screen().print(detection_table(rows))
+
+
+def detection_table(scores: Iterable[DetectionScore]) -> Table:
+    """How much of planted fraud was found, line by line, and in money."""
     names = ("claims", "hits", "false alarms", "recall", "precision", "yuan", "yuan of hits")
-    table = plain_table("", *names, numbers=names)
+    table: Table = plain_table("", *names, numbers=names)
     table.columns[0].no_wrap = True
-    for score in rows:
+    for score in scores:
         shares = (_share(score.recall), _share(score.precision))
         counts = (f"{n:,}" for n in (score.claims, score.hits, score.false_alarms))
         yuan = (f"{x:,.0f}" for x in (score.yuan, score.hit_yuan))
         table.add_row(score.name, *counts, *shares, *yuan)
-    screen().print(table)
+    return table
 
 
 def _share(value: float) -> str:
@@ -164,20 +165,26 @@ def _content(comparison: Comparison, scores: Iterable[DetectionScore]) -> dict[s
     "--look-up", type=click.Choice(["open", "oblivious"]), help="Instead of the charter's."
 )
 @click.option("--logs", type=FOLDER, help="Keep all sides' logs here, in a new folder.")
+@click.option(
+    "--consent", type=FILE, help="Ask as an insurer's node, by what lab link consent wrote."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 def condition(
     folder: Path,
     charter_file: Path | None,
     look_up: str | None,
     logs: Path | None,
+    consent: Path | None,
     as_json: bool,
     **question: str | None,
 ) -> None:
-    """Ask the fund whether a condition was known before: all insurers of a market, or one question.
+    """Ask the fund whether a condition was known before.
 
-    FOLDER is a simulated market; all sides run in this process.
+    FOLDER is an insurer's node, which asks by a consent; or a simulated market, whose sides all run in
+    this process: all insurers' questions, or one.
 
     \b
+    lab link condition insurer-1 --consent consent.json
     lab link condition my-market
     lab link condition my-market --insurer insurer-1 --person 91 --group diabetes --before 2022-03-01
     """
@@ -185,6 +192,11 @@ def condition(
 
     from lab.errors import ConfigurationError
 
+    if consent is not None:
+        desk.ask_condition(folder, consent, as_json)
+        return
+    if (folder / "node.toml").exists():
+        raise ConfigurationError(f"{folder}: a node asks by a consent: --consent FILE")
     charter = charter_of(charter_file)
     terms = charter.condition
     if terms is None:
@@ -241,7 +253,7 @@ def _one_question(
     if absent:
         raise ConfigurationError(f"one question needs --{absent[0]} too")
     person = one_identifier(str(question["person"]), charter.spelling.get("person", "normal"))
-    before, group = _date(str(question["before"])), str(question["group"])
+    before, group = desk.day_of(str(question["before"])), str(question["group"])
     insurer, purpose = str(question["insurer"]), question["purpose"] or ""
     with ExitStack() as stack:
         trial = DisclosureTrial(folder, terms, logs, stack)
@@ -258,17 +270,6 @@ def _one_question(
     say(f"receipts of both, for the person: consent {ours.consent[:16]}…, {ours.day}")
 
 
-def _date(text: str) -> date:
-    from datetime import date
-
-    from lab.errors import ConfigurationError
-
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise ConfigurationError(f"--before {text}: needs a day, as 2022-03-01") from None
-
-
 @link.command("rates")
 @click.argument("log", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
@@ -278,14 +279,14 @@ def show_rates(log: Path, as_json: bool) -> None:
     \b
     lab link rates logs/public/log.jsonl
     """
-    from federated.link.condition import rates
+    from federated.link.condition import RATES, rates
     from lab.audit.log_format import entries, read_lines
 
-    names = ("questions", "persons", "groups", "refused", "probing")
     rows = rates(list(entries(read_lines(log))))
     if as_json:
-        say_json({"rates": [dict(zip(("insurer", "day", *names), r, strict=True)) for r in rows]})
+        say_json({"rates": [dict(zip(("insurer", "day", *RATES), r, strict=True)) for r in rows]})
         return
+    names = [name.replace("_", " ") for name in RATES]
     table = plain_table("insurer", "day", *names, numbers=names)
     for insurer, day, *counts in rows:
         table.add_row(insurer, day, *(f"{count:,}" for count in counts))

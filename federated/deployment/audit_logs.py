@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from federated.link.party_log import OF_LINK
 from federated.study.outcome import Outcome
 from lab.audit import log_format as audit
 from lab.audit.log_format import Checkpoint, Entry, Verdict
@@ -107,7 +108,7 @@ def _verify(
 ) -> CheckedLog:
     first = next(audit.entries(audit.read_lines(path)), None)
     party = str(first.told.get("party", "")) if first else ""
-    key = keys.get(party, key)
+    key = keys.get(party.removesuffix(OF_LINK), key)  # a member's log of its link is another
     public_key = key or _own_word(first)
     witnesses = [
         c

@@ -26,6 +26,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from federated.deployment.enrolment import INSURERS, Enrolment, Hex32, Member
 from federated.deployment.pairs import Pairs
+from federated.link.charter import LinkCharter
 from federated.party.statistics import analyses, belongs
 from lab.errors import ConfigurationError, PeerError
 from lab.files import canonical, read_json, write_whole
@@ -97,7 +98,7 @@ class Charter(Strict):
 
     contracts: names of data contracts and the version in force; parties_may_leave: whether runs go on
     without a party, although totals with it and without it may show its own sums; pairs: which insurers
-    know the same persons, if any do.
+    know the same persons, if any do; link: what payers may tell each other of a claim or a condition.
     """
 
     format: Literal["insurance-privacy-lab charter 1"] = "insurance-privacy-lab charter 1"
@@ -112,6 +113,7 @@ class Charter(Strict):
     contracts: dict[str, int] = Field(min_length=1)
     limits: CharterLimits = CharterLimits()
     pairs: Pairs | None = None
+    link: LinkCharter | None = None
 
     @model_validator(mode="after")
     def _members_fit_together(self) -> Self:
@@ -134,6 +136,8 @@ class Charter(Strict):
             raise ValueError(f"needs exactly one coordinator among its members: {self.coordinator}")
         if self.pairs is not None:
             _check_sides(self.pairs, by_name)
+        if self.link is not None:
+            _check_payers(self.link, by_name)
         if self.key is not None:
             _check_holders(self.key, by_name)
             if self.key.public.bits < self.limits.key_bits:
@@ -203,6 +207,13 @@ def _check_sides(pairs: Pairs, members: Mapping[str, Member]) -> None:
         raise ValueError("pairs: their sides are all insurers of the charter, and nobody else")
 
 
+def _check_payers(link: LinkCharter, members: Mapping[str, Member]) -> None:
+    insurers = {name for name, member in members.items() if member.role in INSURERS}
+    named = {*link.caps, *([link.condition.fund] if link.condition else [])}
+    for name in sorted(named - insurers):
+        raise ValueError(f"link: '{name}' is no insurer of the charter")
+
+
 def new(
     name: str,
     coordinator: Enrolment,
@@ -260,6 +271,11 @@ def with_key(charter: Charter, public: PublicKey, opened_by: str | SplitKey) -> 
 def with_pairs(charter: Charter, pairs: Pairs) -> Charter:
     """The next version of a charter, whose insurers know the same persons. Raises ConfigurationError."""
     return _next(charter, {"pairs": pairs.model_dump()})
+
+
+def with_link(charter: Charter, link: LinkCharter) -> Charter:
+    """The next version of a charter, whose payers tell each other this. Raises ConfigurationError."""
+    return _next(charter, {"link": link.model_dump()})
 
 
 def _next(charter: Charter, change: dict[str, object]) -> Charter:

@@ -84,10 +84,10 @@ def export(
         SIGNATURES: charters.signatures_beside(charter_file).read_bytes(),
         **{name: _file_of(folder, name) for name in (PLAN, SCORES)},
         **_summaries(extracts, run),
-        **{_log_name(charter, name): extracts[name] for name in keys if name in extracts},
+        **{log_name(charter, name): extracts[name] for name in keys if name in extracts},
     }
     manifest = _manifest(run, charter, absent, files)
-    return _zipped({MANIFEST: _pretty(manifest.model_dump(mode="json")), **files})
+    return zipped({MANIFEST: pretty(manifest.model_dump(mode="json")), **files})
 
 
 def _extracts(logs: Iterable[Path], keys: Mapping[str, bytes], run: str) -> dict[str, bytes]:
@@ -137,7 +137,7 @@ def _summaries(extracts: Mapping[str, bytes], run: str) -> dict[str, bytes]:
         for entry in _lines(data, run):
             if entry.kind in summaries:
                 summaries[entry.kind].setdefault(party, []).append(_line(entry))
-    return {SUMMARIES[kind]: _pretty(lines) for kind, lines in summaries.items()}
+    return {SUMMARIES[kind]: pretty(lines) for kind, lines in summaries.items()}
 
 
 def _lines(extract: bytes, run: str) -> list[Entry]:
@@ -150,17 +150,17 @@ def _line(entry: Entry) -> dict[str, Any]:
     return {"line": entry.seq + 1, "time": entry.time, "query": entry.query, **details}
 
 
-def _log_name(charter: Charter, party: str) -> str:
+def log_name(charter: Charter, party: str) -> str:
     seat = [member.name for member in charter.members].index(party) + 1
     name = re.sub(r"[^\w.-]", "_", party)
     return f"logs/{seat:02}-{name}.jsonl"
 
 
-def _pretty(content: Any) -> bytes:
+def pretty(content: Any) -> bytes:
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
-def _zipped(files: Mapping[str, bytes]) -> bytes:
+def zipped(files: Mapping[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as package:
         for name, data in files.items():
@@ -180,7 +180,7 @@ def verify_package(path: Path) -> Manifest:
     Raises :class:`ConfigurationError` for a file that is no package, and :class:`LogError` that
     names the file in it that does not hold.
     """
-    files = _unzipped(path)
+    files = unzipped(path)
     try:
         return _Package(files).verify()
     except (ConfigurationError, LogError) as error:
@@ -238,7 +238,7 @@ class _Package:
         for name in without:
             if name not in members:
                 raise LogError(f"{MANIFEST}: leaves out the log of {name}, who is no member")
-        return {_log_name(self.charter, m): m for m in members if m not in without}
+        return {log_name(self.charter, m): m for m in members if m not in without}
 
     @cached_property
     def extracts(self) -> dict[str, bytes]:
@@ -317,7 +317,7 @@ class _Package:
             )
 
 
-def _unzipped(path: Path) -> dict[str, bytes]:
+def unzipped(path: Path) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(path) as package:
             items = package.infolist()

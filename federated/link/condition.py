@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 
@@ -45,13 +46,17 @@ STATISTIC = "condition"
 
 @dataclass(frozen=True)
 class Asked:
-    """One question that was admitted. person: a handle of the fund's own, for its log."""
+    """One question that was admitted.
+
+    person: a handle of the fund's own, for its log; letter: digest of the letter that brought it
+    """
 
     day: date
     insurer: str
     person: str
     group: str
     number: str
+    letter: str = ""
 
 
 def admitted(
@@ -62,43 +67,58 @@ def admitted(
     person: str,
     today: date,
     person_keys: Mapping[str, str],
+    letter: str = "",
 ) -> Asked:
     """The question of a consent, if it may be answered.
 
-    history: all that was admitted before; person: the fund's handle of the consent's person
+    history: all that was admitted before; person: the fund's handle of the consent's person;
+    letter: digest of the letter that brought it. The same letter, brought again because its answer
+    was lost, is the same question.
 
     Raises PolicyError by the rule "consent", "purpose", "group", "rate" or "probing".
     """
-    spent = {line.number for line in history}
+    same = [
+        line for line in history if line.number == consent.number and line.letter == letter != ""
+    ]
+    spent = {line.number for line in history} if not same else ()
     check_consent(consent, terms, insurer, today, spent, person_keys)
-    lately = [line for line in history if line.day > today - timedelta(days=terms.window_days)]
-    now = [line for line in lately if line.day == today]
-    if sum(line.insurer == insurer for line in now) >= terms.insurer_a_day:
+    if same:
+        return same[0]
+    line = Asked(today, insurer, person, consent.group, consent.number, letter)
+    _check_rates(line, terms, history)
+    return line
+
+
+def _check_rates(line: Asked, terms: ConditionTerms, history: Sequence[Asked]) -> None:
+    """Raises PolicyError for a question too many, and for one by which an insurer probes."""
+    today, insurer, person = line.day, line.insurer, line.person
+    lately = [each for each in history if each.day > today - timedelta(days=terms.window_days)]
+    now = [each for each in lately if each.day == today]
+    if sum(each.insurer == insurer for each in now) >= terms.insurer_a_day:
         raise PolicyError(
-            f"{insurer} has asked {terms.insurer_a_day:,} questions today, as many as the charter "
-            "lets it; ask tomorrow",
+            f"{insurer} has asked {terms.insurer_a_day:,} questions today, as many as it "
+            "may; ask tomorrow",
             "rate",
         )
-    if sum(line.person == person for line in now) >= terms.person_a_day:
+    if sum(each.person == person for each in now) >= terms.person_a_day:
         raise PolicyError(
             f"this person was asked about {terms.person_a_day:,} times today; ask tomorrow", "rate"
         )
-    own = [line for line in lately if line.insurer == insurer]
-    groups = {line.group for line in own if line.person == person} | {consent.group}
+    own = [each for each in lately if each.insurer == insurer]
+    groups = {each.group for each in own if each.person == person} | {line.group}
     if len(groups) > terms.groups_of_a_person:
         raise PolicyError(
             f"{insurer} asks about one group after another of one person: more than "
             f"{terms.groups_of_a_person} in {terms.window_days} days",
             "probing",
         )
-    persons = {line.person for line in own if line.group == consent.group} | {person}
+    persons = {each.person for each in own if each.group == line.group} | {person}
     if len(persons) > terms.persons_of_a_group:
         raise PolicyError(
             f"{insurer} asks about one group of one person after another: more than "
             f"{terms.persons_of_a_group:,} in {terms.window_days} days",
             "probing",
         )
-    return Asked(today, insurer, person, consent.group, consent.number)
 
 
 class FundSide:
@@ -106,6 +126,7 @@ class FundSide:
 
     key: the scalar of the hidden list; secret: 32 bytes, for the handles in its log
     person_keys: a person's Ed25519 key, hexadecimal, where persons sign themselves
+    approval: where a person approves each question: who did; raises PolicyError while nobody has
     """
 
     def __init__(
@@ -118,19 +139,25 @@ class FundSide:
         log: Log,
         history: Sequence[Asked] = (),
         person_keys: Mapping[str, str] | None = None,
+        approval: Callable[[ConsentToken], str] | None = None,
     ) -> None:
-        self.identity, self.terms, self.log = identity, terms, log
+        self.identity, self.terms, self.log, self.approval = identity, terms, log, approval
         self.person_keys = dict(person_keys or {})
         self.history = list(history)
         self._first, self._key, self._secret = earliest(records), key, secret
 
     def answer(
-        self, consent: ConsentToken, insurer: str, today: date, question: bytes = b""
+        self,
+        consent: ConsentToken,
+        insurer: str,
+        today: date,
+        question: bytes = b"",
+        letter: str = "",
     ) -> tuple[bytes, Receipt]:
         """(what the insurer reads, the fund's receipt).
 
         insurer: who brought the question, by its signature; question: the blinded elements where
-        the look-up is oblivious
+        the look-up is oblivious; letter: digest of the letter that brought it
 
         Raises PolicyError, and PeerError for a question that is not of the agreed form; each is
         logged before.
@@ -144,8 +171,12 @@ class FundSide:
                 self._handle(consent.person),
                 today,
                 self.person_keys,
+                letter,
             )
             reply, said = self._reply(consent, insurer, question)
+            if self.approval is not None and line not in self.history:
+                by = self.approval(consent)
+                self.log.append("approval", statistic=STATISTIC, by=by, consent=consent.digest)
         except (PolicyError, PeerError) as error:
             rule, text = error.rule, str(error)
             day = today.isoformat()
@@ -153,11 +184,14 @@ class FundSide:
                 "refusal", statistic=STATISTIC, rule=rule, text=text, by=insurer, day=day
             )
             raise
-        told = {"by": insurer, "group": line.group, "purpose": consent.purpose}
-        told |= {"person": line.person, "number": line.number, "day": line.day.isoformat()}
-        self.log.append("request", statistic=STATISTIC, consent=consent.digest, **told)
-        self.history.append(line)
-        self.log.append("answer", statistic=STATISTIC, by=insurer, answer=said, number=line.number)
+        if line not in self.history:
+            told = {"by": insurer, "group": line.group, "purpose": consent.purpose}
+            told |= {"person": line.person, "number": line.number, "day": line.day.isoformat()}
+            told |= {"consent": consent.digest, "letter": letter}
+            self.log.append("request", statistic=STATISTIC, **told)
+            self.history.append(line)
+        told = {"by": insurer, "answer": said, "number": line.number, "consent": consent.digest}
+        self.log.append("answer", statistic=STATISTIC, **told)
         return reply, receipt(self.identity, consent, today, said)
 
     def _reply(self, consent: ConsentToken, insurer: str, question: bytes) -> tuple[bytes, Answer]:
@@ -236,14 +270,19 @@ def history_of(lines: Sequence[Entry]) -> list[Asked]:
             line.told["person"],
             line.told["group"],
             line.told["number"],
+            line.told["letter"],
         )
         for line in lines
         if line.kind == "request" and line.told.get("statistic") == STATISTIC
     ]
 
 
-def rates(lines: Sequence[Entry]) -> list[tuple[str, str, int, int, int, int, int]]:
-    """For each insurer and day of a fund's log: questions, persons, groups, refused, of these probing."""
+#: What `rates` counts for each insurer and day; most_of_one: questions about the person asked about most.
+RATES = ("questions", "persons", "most_of_one", "groups", "refused", "probing")
+
+
+def rates(lines: Sequence[Entry]) -> list[tuple[str, str, int, int, int, int, int, int]]:
+    """(insurer, day, the counts of `RATES`) for each insurer and day of a fund's log."""
     days: dict[tuple[str, str], list[Entry]] = {}
     for line in lines:
         if line.told.get("statistic") == STATISTIC and line.kind in ("request", "refusal"):
@@ -253,9 +292,10 @@ def rates(lines: Sequence[Entry]) -> list[tuple[str, str, int, int, int, int, in
     for (insurer, day), entries in sorted(days.items()):
         questions = [line for line in entries if line.kind == "request"]
         refusals = [line for line in entries if line.kind == "refusal"]
-        persons = {line.told["person"] for line in questions}
+        persons = Counter(line.told["person"] for line in questions)
         groups = {line.told["group"] for line in questions}
         probing = sum(line.told["rule"] == "probing" for line in refusals)
-        counts = len(questions), len(persons), len(groups), len(refusals), probing
+        most = max(persons.values(), default=0)
+        counts = len(questions), len(persons), most, len(groups), len(refusals), probing
         rows.append((insurer, day, *counts))
     return rows

@@ -66,6 +66,21 @@ class ConsentToken(Strict):
         return hashlib.sha256(self.statement).hexdigest()
 
 
+class SignedQuestion(Strict):
+    """What a desk hands an insurer: a consent, and what the question is made of.
+
+    person: its identifier; blinding, question: where the fund must not see the person, hexadecimal
+    """
+
+    format: Literal["insurance-privacy-lab link question 1"] = (
+        "insurance-privacy-lab link question 1"
+    )
+    consent: ConsentToken
+    person: str = Field(min_length=1)
+    blinding: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    question: str = Field(default="", pattern=r"^([0-9a-f]{2})*$", max_length=4096)
+
+
 class Receipt(Strict):
     """What one side says was asked and answered; for the person too.
 
@@ -173,7 +188,8 @@ def check_consent(
     """
     if consent.group not in terms.groups:
         raise PolicyError(
-            f"'{consent.group}' is no group of the charter; there are {', '.join(terms.groups)}",
+            f"'{consent.group}' is no group that may be asked about; there are "
+            f"{', '.join(terms.groups)}",
             "group",
         )
     if consent.purpose in terms.refused_purposes:
@@ -183,7 +199,7 @@ def check_consent(
         )
     if consent.purpose not in terms.purposes:
         raise PolicyError(
-            f"'{consent.purpose}' is no purpose of the charter; there are {', '.join(terms.purposes)}",
+            f"'{consent.purpose}' is no purpose that is allowed; there are {', '.join(terms.purposes)}",
             "purpose",
         )
     reason = _void(consent, terms, insurer, today, spent) or _unsigned(consent, terms, person_keys)

@@ -22,9 +22,9 @@ from federated.link.charter import ConditionTerms
 from federated.link.condition import FundSide, InsurerSide
 from federated.link.consent import Answer, Receipt, consented, consented_unseen
 from federated.link.lookup import Condition, HiddenList, hidden_list
+from federated.link.party_log import party_log
 from federated.link.planted import DetectionScore, detection, of_kind
-from federated.link.service import party_log
-from lab.errors import PolicyError
+from lab.errors import ConfigurationError, PolicyError
 from lab.market.assumptions import CHAPTER_OF
 from lab.tables.market_folder import payers
 from secure_agg.identity import Identity
@@ -113,8 +113,11 @@ class DisclosureTrial:
 
 
 def market_records(market: Path) -> list[Condition]:
-    """The public insurer's record of conditions."""
-    frame = pd.read_parquet(market / "public" / "conditions.parquet")
+    """The public insurer's record of conditions. Raises ConfigurationError where there is none."""
+    file = market / "public" / "conditions.parquet"
+    if not file.is_file():
+        raise ConfigurationError(f"{file}: missing; {market} is no market of lab market make")
+    frame = pd.read_parquet(file)
     persons, groups = frame["person"].astype("str"), frame["condition"].astype("str")
     days = [DAY_0 + timedelta(days=int(day)) for day in frame["first_day"]]
     return [Condition(*line) for line in zip(persons, groups, days, strict=True)]

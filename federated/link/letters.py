@@ -63,7 +63,13 @@ class LetterBox:
     turn: Lock = field(default_factory=Lock, repr=False)
 
     def opened(self, data: bytes, kind: str, sender: str | None = None) -> Letter:
-        """A letter of this kind that came, taken once.
+        """A letter of this kind that came, taken once; as `read`."""
+        letter = self.read(data, kind, sender)
+        self.take(letter.sender, letter.number)
+        return letter
+
+    def read(self, data: bytes, kind: str, sender: str | None = None) -> Letter:
+        """A letter of this kind that came, which may come again.
 
         sender: who must have written it, where that is known
         Raises FaultyParty, which names who is to blame, and MalformedMessage.
@@ -80,7 +86,6 @@ class LetterBox:
         letter = Letter(session, place, name, to, what, content)
         if not card.signed(PURPOSE, letter.statement, signature):
             _refuse(name, "a letter in its name was altered, or lacks its signature")
-        self.take(name, place)
         return letter
 
     def take(self, name: str, place: int) -> None:
@@ -95,6 +100,11 @@ class LetterBox:
             return wire.split(PARTS, self.identity.unseal(PURPOSE, sealed), 2)
         except MalformedMessage:
             _refuse(name, "a letter in its name was altered, or sealed for somebody else")
+
+
+def number_of(data: bytes) -> int:
+    """The number of a sealed letter, as its head says. Raises MalformedMessage."""
+    return eight_bytes(wire.split(FORMAT, data, 6)[1])
 
 
 def eight_bytes(data: bytes) -> int:

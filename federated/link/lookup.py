@@ -115,7 +115,7 @@ def question_texts(person: str, group: str, before: date) -> list[bytes]:
     """The ranges that a day lies in, one of each length. Raises ConfigurationError."""
     day = _day(before)
     if not person or not 0 < day <= LAST_DAY:
-        raise ConfigurationError(f"a question needs a person and a day after {FIRST}")
+        raise ConfigurationError(f"a question needs a person and a day after {FIRST}, before 2109")
     return [_text(person, group, level, day >> level) for level in range(LEVELS)]
 
 

@@ -49,7 +49,12 @@ class DetectionScore:
 
 
 def payer_tables(folder: Path, charter: LinkCharter) -> dict[str, pd.DataFrame]:
-    """The claims of each payer: a folder for each, with claims.parquet or claims.csv.
+    """The claims of each payer, as `claim_files` finds them. Raises as it and `claims_of`."""
+    return {name: claims_of(file, charter) for name, file in claim_files(folder).items()}
+
+
+def claim_files(folder: Path) -> dict[str, Path]:
+    """Each payer's claims: a folder for each, with claims.parquet or claims.csv.
 
     Raises ConfigurationError where fewer than two have such a file.
     """
@@ -66,7 +71,7 @@ def payer_tables(folder: Path, charter: LinkCharter) -> dict[str, pd.DataFrame]:
             f"{folder}: needs a folder for each payer with its claims.parquet or claims.csv, as "
             "lab market make writes them"
         )
-    return {name: claims_of(file, charter) for name, file in files.items()}
+    return files
 
 
 def claims_of(file: Path, charter: LinkCharter) -> pd.DataFrame:

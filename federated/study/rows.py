@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -231,7 +231,7 @@ class StudiedMarket(Protocol):
     """A study's market: where it comes from, its contract, the features and sizes of its parties.
 
     by_contract: what the experiment left to the contract, in words; unused: why each other column
-    of the contract is no feature.
+    of the contract is no feature; told: what payers of a simulated market find by telling each other.
     """
 
     origin: str
@@ -240,6 +240,7 @@ class StudiedMarket(Protocol):
     contract: Contract
     by_contract: tuple[str, ...]
     unused: dict[str, str]
+    told: tuple[dict[str, Any], ...]
 
     @property
     def features(self) -> Features:
@@ -258,6 +259,7 @@ class RemoteMarket:
     """A market whose rows are at real parties."""
 
     origin, digest = "each party's own table", ""
+    told: tuple[dict[str, Any], ...] = ()
 
     def __init__(self, experiment: Experiment, contract: Contract, features: Features) -> None:
         experiment, self.by_contract = experiment.under(contract)

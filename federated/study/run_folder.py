@@ -198,6 +198,7 @@ def summary(study: Study) -> dict[str, Any]:
         "differences": _records(study.differences),
         "joining": _records(study.joining),
         "worth": _records(study.worth),
+        "told": _records(pd.DataFrame(study.market.told)),
         "convergence": _records(study.convergence),
         "curves": {arm.name: _curves(study, arm.name) for arm in study.arms.values()},
         "answers": [_answer(query, answer) for query, answer in study.answers],

@@ -19,6 +19,8 @@ from federated.hiding.masks import Masks
 from federated.hiding.paillier import Dealer, KeyAuthority, Paillier
 from federated.hiding.protocol import Clear, Protection
 from federated.joined.side import JoinedSide
+from federated.link.charter import LinkCharter
+from federated.link.told import told
 from federated.party.party import Party, Policy, numbered
 from federated.solvers.encoding import is_category
 from federated.study.experiment import Experiment
@@ -69,6 +71,7 @@ class SimulatedMarket:
         with _place(data) as path:
             table = self._sifted(path, own, public_contract)
             self.cells = _all_cells(experiment, table.contract, path)
+            self.told = _told(experiment, path)
         self.digest = table.digest
         self.origin = _origin(data) or table.origin
         self._own_contract = table.contract
@@ -281,6 +284,16 @@ def _place(data: Data) -> Iterator[str | None]:
         return
     with TemporaryDirectory() as folder:
         yield str(make(Path(folder) / "market", **data.market.model_dump()).folder)
+
+
+def _told(experiment: Experiment, path: str | None) -> tuple[dict[str, Any], ...]:
+    """What payers of a simulated market find by telling each other, where kinds of fraud are told."""
+    detection = experiment.detection
+    known = detection is not None and detection.typology is not None
+    if not known or experiment.data.source != "market" or path is None:
+        return ()
+    scores = told(Path(path), LinkCharter.read())
+    return tuple(vars(s) | {"recall": s.recall, "precision": s.precision} for s in scores)
 
 
 def _origin(data: Data) -> str | None:

@@ -173,6 +173,24 @@ def worth_by_kind(result: Result) -> PageTable | None:
     )
 
 
+def told(result: Result) -> PageTable | None:
+    """What payers of the simulated market find by telling each other, among all insurers' claims."""
+    lines = [line for line in result.get("told", ()) if line["claims"]]
+    if not lines:
+        return None
+    rows = [
+        (
+            line["name"].replace("_", " "),
+            *(_whole(line[name]) for name in ("claims", "hits", "false_alarms")),
+            *(number(line[name], 3) for name in ("recall", "precision")),
+            *(_whole(line[name]) for name in ("yuan", "hit_yuan")),
+        )
+        for line in lines
+    ]
+    columns = ("kind", "frauds", "found", "false alarms", "recall", "precision")
+    return PageTable.of([*columns, "paid on frauds", "of these found"], rows)
+
+
 def fairness(result: Result) -> PageTable | None:
     """Rates of each group, and their ratios to the largest."""
     groups = _detected(result).get("federated", {}).get("groups", {})

@@ -246,6 +246,10 @@ class FolderRegister:
         self._look()
         return self._state.get(key, "unknown")
 
+    def name_of(self, key: bytes) -> str:
+        """The member whose key was admitted here, revoked or not."""
+        return self._names.get(key, "")
+
     def _look(self) -> None:
         places = (self._folder / ADMITTED, self._folder / REVOKED)
         mtimes = tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in places)

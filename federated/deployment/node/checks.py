@@ -28,6 +28,8 @@ from federated.deployment.node.rules.settings import (
     admission_of,
 )
 from federated.deployment.node.sides.policy import ALL, SidePolicy
+from federated.link.own_terms import OwnLink
+from federated.link.services.fund_record import read_conditions
 from federated.transport.node_line import LineError, NodeLine, bundle
 from lab.errors import LabError, PeerError
 
@@ -55,6 +57,7 @@ def examine(folder: Path) -> list[Finding]:
         ("charter", checks.charter),
         ("data", checks.data),
         ("joined", checks.joined),
+        ("link", checks.link),
         ("log", checks.log),
         ("admission", checks.admission),
         ("certificate", checks.certificate),
@@ -195,6 +198,26 @@ class _Checks:
             f"{len(table.frame):,} rows by {' and '.join(side.own.key)} to {'; '.join(aligned)}"
             f"{_cuts_of(side, peers)}"
         )
+
+    def link(self) -> str:
+        charter = charter_of(self._folder, self._settings.name)
+        if self._settings.role not in INSURERS or charter.link is None:
+            return "with nobody"
+        own, terms = self._settings.link or OwnLink(), charter.link.condition
+        text = f"{own.asks(charter.link):,} asks of a payer a day"
+        if terms is None:
+            return text
+        kept = own.tightened(terms)
+        if terms.fund != self._settings.name:
+            return f"{text}; conditions are asked of {terms.fund}"
+        if own.conditions is None:
+            raise PeerError(
+                "link.conditions of node.toml is missing: the table that it answers from"
+            )
+        spelling = charter.link.spelling.get("person", "normal")
+        lines = read_conditions(self._folder / own.conditions, spelling)
+        approval = ", each approved by a person" * (own.approval == "always")
+        return f"{text}; {len(lines):,} conditions, asked by {', '.join(kept.groups)}{approval}"
 
     def log(self) -> str:
         path = self._folder / LOG_NAME

@@ -19,7 +19,7 @@ from federated.joined.side import OTHER
 from federated.joined.sums.factors import Halves, Role
 from federated.link.consent import ConsentToken, consented
 from federated.link.keys import one_identifier
-from federated.link.service import LOG, party_log
+from federated.link.party_log import LOG, party_log
 from federated.queries.pair import check_one_insurer
 from federated.queries.person import sides
 from federated.queries.person.sides import AskedSide, ScoredSide, ScoreReceipt, history_of
@@ -83,7 +83,7 @@ class ScoringTrial:
     ) -> ScoredSide:
         identity = self._identity_of(name)
         parts = parts_of(self.model, tables, experiment, role)
-        log = stack.enter_context(party_log(identity, self.folder / name))
+        log = stack.enter_context(party_log(identity, self.folder / name, of=""))
         law = self.model.task.law
         return ScoredSide(identity, role, self.terms, self.digest, law, parts, log)
 

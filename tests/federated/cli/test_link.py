@@ -12,15 +12,14 @@ from click.testing import CliRunner
 
 from federated.cli.main import lab
 from lab.errors import ConfigurationError, PolicyError
-from lab.files import canonical, write_whole
 from lab.market.make import make
-from tests.federated.link.test_desk import IDENTITIES, night, running
-from tests.federated.link.test_duplicates import CLAIM
 
 
 @pytest.fixture(scope="module")
 def market(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(tmp_path_factory.mktemp("link") / "market", persons=2000, seed=3).folder
+    return make(
+        tmp_path_factory.mktemp("link") / "market", persons=1500, insurers=2, seed=17
+    ).folder
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +27,7 @@ def terms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped charter with caps for a small market, and exact keys alone."""
     from federated.link.charter import SHIPPED
 
-    text = SHIPPED.read_text().replace("10_000  ", "1_000 ").replace("300_000", "10_000")
+    text = SHIPPED.read_text().replace("10_000  ", "500 ").replace("300_000", "6_500")
     head, near = text.split('[[key]]\nname = "near visit"')
     file = tmp_path_factory.mktemp("charter") / "link.toml"
     file.write_text(head + near[near.index("[desk]") :])
@@ -113,7 +112,7 @@ QUESTION = {"insurer": "insurer-1", "person": "7", "group": "diabetes", "before"
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"group": "asthma"}, r"\[group\] 'asthma' is no group of the charter"),
+        ({"group": "asthma"}, r"\[group\] 'asthma' is no group that may be asked about"),
         ({"before": "2025-01-01"}, r"\[consent\] the consent asks about a date in the future"),
         ({"before": "31.12.2022"}, "needs a day, as 2022-03-01"),
         ({"insurer": "insurer-9"}, "there are insurer-1, insurer-2"),
@@ -130,21 +129,82 @@ def test_a_question_with_a_mistake_is_refused_in_one_line(
         run("condition", market, "--charter", terms, "--look-up", "open", *options)
 
 
-def test_ask_prints_the_answer_in_a_line(tmp_path: Path) -> None:
-    from federated.deployment.enrolment import IDENTITY_FORMAT
+@pytest.fixture(scope="module")
+def trial(market: Path, terms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trial's folders on this market; nothing runs."""
+    folder = tmp_path_factory.mktemp("trial") / "trial"
+    text = run("init", folder, market, "--charter", terms, "--port", 9)
+    assert "lab link night" in text and "lab link serve" in text
+    return folder
 
-    folders = night(tmp_path)
-    for name, folder in folders.items():
-        content = {"format": IDENTITY_FORMAT, "name": name, "seed": name.encode().ljust(32).hex()}
-        write_whole(folder.path / "identity.json", canonical(content), 0o600)
-    assert set(folders) == set(IDENTITIES)
-    values = [f"{column}={value}" for column, value in CLAIM.items()]
-    with running(folders):
-        text = run("ask", tmp_path / "fund", *values)
-        assert text.startswith("another payer has this claim, by key 'invoice': north, south (")
-        content = json.loads(run("ask", tmp_path / "north", *values, "claimed=1", "--json"))
-        assert (content["key"], content["payers"]) == (None, [])
-        with pytest.raises(ConfigurationError, match="invoice is missing"):
-            run("ask", tmp_path / "north", *values[:1])
-        with pytest.raises(ConfigurationError, match="needs the form key=value, as provider=1060"):
-            run("ask", tmp_path / "north", "invoice")
+
+def test_a_trials_members_have_a_charter_that_all_signed_and_nodes_of_their_own(
+    trial: Path, market: Path, tmp_path: Path
+) -> None:
+    from federated.deployment.link.member import link_folder
+    from federated.link.ring import COORDINATOR
+
+    payers = ("insurer-1", "insurer-2", "public")
+    folders = [link_folder(trial / name) for name in (*payers, "exchange")]
+    assert [folder.name for folder in folders] == [*payers, COORDINATOR]
+    assert len({folder.charter.digest for folder in folders}) == 1
+    assert folders[0].agreed == folders[-1].agreed and folders[0].agreed.payers == payers
+    with pytest.raises(ConfigurationError, match="exists; name a new folder"):
+        run("init", trial, market)
+    with pytest.raises(ConfigurationError, match="needs a folder for each payer"):
+        run("init", tmp_path / "other", tmp_path)
+
+
+CONSENT = QUESTION | {"insurer": "insurer-1"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"group": "asthma"}, r"\[group\] 'asthma' is no group that may be asked about"),
+        ({"purpose": "renewal"}, r"\[purpose\] the charter refuses the purpose 'renewal'"),
+        ({"before": "2099-01-01"}, r"\[consent\] the consent asks about a date in the future"),
+        ({"before": "yesterday"}, "needs a day, as 2022-03-01"),
+        ({"days": "31"}, "good for more than the charter's 30 days"),
+        ({"days": "-1"}, "the consent expired on"),
+        ({"insurer": "public"}, "--insurer public: there are insurer-1, insurer-2"),
+        ({"person": " "}, "the person's identifier is no normal number"),
+    ],
+)
+def test_a_desk_signs_for_nothing_that_the_charter_does_not_allow(
+    trial: Path, tmp_path: Path, changes: dict[str, str], words: str
+) -> None:
+    options = [part for k, v in (CONSENT | changes).items() for part in (f"--{k}", v)]
+    with pytest.raises((ConfigurationError, PolicyError), match=words):
+        run("consent", trial / "clinic", *options, "--out", tmp_path / "consent.json")
+    assert not (tmp_path / "consent.json").exists()
+
+
+def test_a_consent_is_a_file_for_its_insurer_and_a_stranger_signs_nothing(
+    trial: Path, tmp_path: Path
+) -> None:
+    options = [part for k, v in CONSENT.items() for part in (f"--{k}", v)]
+    out = tmp_path / "consent.json"
+    text = run("consent", trial / "clinic", *options, "--out", out)
+    assert "insurer-1 may ask public once, until " in text
+    content = json.loads(out.read_text())
+    assert content["consent"]["person"] != content["person"] == "7"
+    assert out.stat().st_mode & 0o077 == 0
+    assert "signers = {" in run("signer", tmp_path / "elsewhere", "--name", "clinic")
+    for name in ("charter.json", "charter.signatures.json"):
+        (tmp_path / "elsewhere" / name).write_bytes((trial / "clinic" / name).read_bytes())
+    with pytest.raises(ConfigurationError, match="the charter names no signer 'clinic' with this"):
+        run("consent", tmp_path / "elsewhere", *options, "--out", tmp_path / "another.json")
+
+
+def test_who_asks_before_the_night_or_without_an_exchange_is_told_what_to_do(
+    trial: Path, tmp_path: Path
+) -> None:
+    from lab.errors import PeerError
+
+    with pytest.raises(PeerError, match=r"exchange at 127.0.0.1:9 does not answer .* is it served"):
+        run("ask", trial / "insurer-1", "invoice=1")
+    with pytest.raises(ConfigurationError, match="the exchange is not served; start it with"):
+        run("serve", trial / "exchange")
+    with pytest.raises(ConfigurationError, match="lab link consent"):
+        run("condition", trial / "insurer-1", "--consent", trial / "insurer-1" / "charter.json")

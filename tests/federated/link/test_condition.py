@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from federated.link.charter import ConditionTerms
-from federated.link.condition import FundSide, InsurerSide, history_of
+from federated.link.condition import FundSide, InsurerSide, history_of, rates
 from federated.link.consent import (
     PERSON,
     ConsentToken,
@@ -260,9 +260,12 @@ def test_the_fund_helps_with_no_other_question_than_the_desk_signed_for(unseen: 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"group": "asthma"}, r"\[group\] 'asthma' is no group of the charter; there are diabetes"),
+        (
+            {"group": "asthma"},
+            r"\[group\] 'asthma' is no group that may be asked about; there are diabetes",
+        ),
         ({"purpose": "raise the premium"}, r"\[purpose\] the charter refuses the purpose"),
-        ({"purpose": "curiosity"}, r"\[purpose\] 'curiosity' is no purpose of the charter"),
+        ({"purpose": "curiosity"}, r"\[purpose\] 'curiosity' is no purpose that is allowed"),
         ({"before": TODAY + timedelta(days=1)}, "asks about a date in the future, 2024-03-02"),
         ({"expires": TODAY - timedelta(days=1)}, "expired on 2024-02-29; let the person sign"),
         ({"expires": TODAY + timedelta(days=31)}, "good for more than the charter's 30 days"),
@@ -377,6 +380,17 @@ def test_rates_are_counted_from_the_log_also_after_a_restart(
         consent(expires=TODAY + timedelta(days=20)), "north", TODAY + timedelta(days=1)
     )
     pair.close()
+
+
+def test_rates_are_questions_persons_the_most_about_one_groups_and_refusals(both: Both) -> None:
+    for person, group in (("anna", "diabetes"), ("anna", "cancer"), ("bert", "diabetes")):
+        asked(both, person=person, group=group)
+    with pytest.raises(PolicyError, match=r"\[probing\]"):
+        asked(both, group="copd")
+    with pytest.raises(PolicyError, match=r"\[group\]"):
+        asked(both, group="asthma")
+    (line,) = rates(list(entries(read_lines(both.folder / "fund.jsonl"))))
+    assert line == ("north", "2024-03-01", 3, 2, 2, 2, 2, 1)
 
 
 def test_a_charter_whose_purposes_or_keys_contradict_is_refused() -> None:

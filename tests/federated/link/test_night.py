@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 
-from federated.link.desk_folder import read_desk
-from federated.link.night import (
+from federated.link.letters import Letter, packed
+from federated.link.party_log import party_log
+from federated.link.ring import COORDINATOR
+from federated.link.services.desk_folder import DeskTerms, read_desk
+from federated.link.services.desk_service import DeskReply
+from federated.link.services.night import (
+    ANNOUNCE,
+    RING,
     NightRole,
     agreed_terms,
     coordinator_night,
     payer_night,
 )
-from federated.link.ring import COORDINATOR
-from federated.link.service import DeskReply, asked, party_log
+from federated.link.services.process import LinkMember, ask
+from lab.audit.log_format import entries, read_lines
 from lab.errors import ConfigurationError, PeerError
-from lab.files import canonical, write_whole
 from secure_agg.errors import FaultyParty
-from tests.federated.link.test_desk import IDENTITIES, addresses, running
+from secure_agg.identity import Identity
+from tests.federated.link.test_desk import IDENTITIES, running
 from tests.federated.link.test_duplicates import BILL, CLAIM, PAYERS, charter, table
+from tests.rigs.relayed import Post, post
 
 TABLES = {
     "fund": table((1, "F9", "P1", 3, 80)),
@@ -40,36 +40,44 @@ TABLES = {
 }
 
 
-def homes(folder: Path, **changes: Any) -> Path:
-    """A folder for each role with what was agreed on."""
+def agreed(**changes: Any) -> DeskTerms:
     cards = {name: identity.card for name, identity in IDENTITIES.items()}
-    shared = agreed_terms(charter(**changes), PAYERS, cards, addresses())
-    for name in IDENTITIES:
-        (folder / name).mkdir(parents=True)
-        write_whole(folder / name / "desk.json", canonical(shared.model_dump(mode="json")))
-    return folder
+    return agreed_terms(charter(**changes), PAYERS, cards)
+
+
+@pytest.fixture
+def opened() -> Iterator[Post]:
+    with post() as found:
+        yield found
+        found.shut()
 
 
 @contextmanager
-def role(folder: Path, name: str, patience: float = 30.0) -> Iterator[NightRole]:
+def role(
+    folder: Path, name: str, opened: Post, patience: float = 30.0, terms: DeskTerms | None = None
+) -> Iterator[NightRole]:
     identity = IDENTITIES[name]
     with party_log(identity, folder / name) as log:
-        yield NightRole(folder / name, identity, folder / "post", log, patience)
+        member = LinkMember(identity, {}, opened.line(name), log)
+        one = NightRole(folder / name, member, terms or agreed(), patience)
+        with one.at_work():
+            yield one
 
 
-def take_part(folder: Path, name: str, patience: float = 30.0) -> Any:
-    with role(folder, name, patience) as one:
-        if name == COORDINATOR:
-            return coordinator_night(one)
-        return payer_night(one, TABLES[name])
+def take_part(folder: Path, name: str, opened: Post, patience: float = 30.0) -> Any:
+    with role(folder, name, opened, patience) as one:
+        table = TABLES.get(name)
+        result: Any = coordinator_night(one) if table is None else payer_night(one, table)
+        one.finish()
+        return result
 
 
-def all_roles(folder: Path) -> dict[str, Any]:
+def all_roles(folder: Path, opened: Post) -> dict[str, Any]:
     outcomes: dict[str, Any] = {}
 
     def run(name: str) -> None:
         try:
-            outcomes[name] = take_part(folder, name)
+            outcomes[name] = take_part(folder, name, opened)
         except Exception as error:
             outcomes[name] = error
 
@@ -82,6 +90,7 @@ def all_roles(folder: Path) -> dict[str, Any]:
 
 
 def check(outcomes: dict[str, Any]) -> None:
+    assert not [each for each in outcomes.values() if isinstance(each, Exception)], outcomes
     rows = {name: outcomes[name].matches.to_numpy().tolist() for name in PAYERS}
     assert rows["fund"] == [[0, "visit", "south"]]
     assert rows["north"] == [[0, "visit", "south"]]
@@ -89,141 +98,138 @@ def check(outcomes: dict[str, Any]) -> None:
     assert outcomes[COORDINATOR]["names"].tolist() == [1, 1]
 
 
-def test_a_night_by_letters_finds_what_one_process_finds_and_opens_the_desk(tmp_path: Path) -> None:
-    check(all_roles(homes(tmp_path)))
+def refusals(folder: Path, name: str) -> list[str]:
+    lines = entries(read_lines(folder / name / "log.jsonl"))
+    return [line.told["text"] for line in lines if line.kind == "refusal"]
+
+
+def test_a_night_finds_what_one_process_finds_and_opens_the_desk(
+    tmp_path: Path, opened: Post
+) -> None:
+    check(all_roles(tmp_path, opened))
     folders = {name: read_desk(tmp_path / name) for name in IDENTITIES}
-    with running(folders):
-        assert asked(folders["fund"], "fund", CLAIM) == DeskReply("invoice", ("north", "south"))
+    with running(folders) as one:
+        assert one.ask("fund", CLAIM) == DeskReply("invoice", ("north", "south"))
 
 
-def test_a_role_that_stopped_in_the_middle_goes_on_where_it_was(tmp_path: Path) -> None:
-    folder = homes(tmp_path)
+def test_a_role_that_stopped_in_the_middle_goes_on_where_it_was(
+    tmp_path: Path, opened: Post
+) -> None:
+    """South stops twice: before it sent anything, and when it had sent all but got no answer."""
     with pytest.raises(PeerError, match="coordinator: announced no night"):
-        take_part(folder, "south", patience=0)
-    with role(folder, COORDINATOR):
-        pass
-    with pytest.raises(PeerError, match="north: its letter did not come in 0 s"):
-        take_part(folder, "south", patience=0)
-    first = (folder / "post" / "ring-32.letter").read_bytes()
-    check(all_roles(folder))
-    assert (folder / "post" / "ring-32.letter").read_bytes() == first
-    check(all_roles(folder))
+        take_part(tmp_path, "south", opened, patience=0.5)
+    others = {name for name in IDENTITIES if name != "south"}
+    threads = [threading.Thread(target=take_part, args=(tmp_path, name, opened)) for name in others]
+    for thread in threads:
+        thread.start()
+    with role(tmp_path, "south", opened) as south:
+        session, texts = south.shared.session, (south.post / "night.json").read_text()
+        south.take(RING, 32 - 16, "north")
+    with role(tmp_path, "south", opened) as south:
+        assert (south.shared.session, texts) == (session, (south.post / "night.json").read_text())
+        first = payer_night(south, TABLES["south"])
+    with role(tmp_path, "south", opened) as south:
+        again = payer_night(south, TABLES["south"])
+        south.finish()
+    for thread in threads:
+        thread.join()
+    assert first.matches.equals(again.matches) and len(again.matches) == 2
+    assert not (tmp_path / "south" / "post").exists()
 
 
-def test_a_night_of_other_terms_or_of_nobody_is_refused(tmp_path: Path) -> None:
-    folder = homes(tmp_path / "one")
-    with role(folder, COORDINATOR):
-        pass
-    other = homes(tmp_path / "two", cap=9)
-    shutil.copytree(folder / "post", other / "post")
-    for content in (None, {"session": "0" * 64, "signature": "00"}, {"session": 7}):
-        if content is not None:
-            (other / "post" / "night.json").write_text(json.dumps(content))
-        with pytest.raises(FaultyParty, match="coordinator: announced a night for other terms"):
-            take_part(other, "north")
+def test_a_night_of_other_terms_or_of_nobody_is_refused_and_noted(
+    tmp_path: Path, opened: Post
+) -> None:
+    failed: list[Exception] = []
+
+    def announce() -> None:
+        try:
+            with role(tmp_path, COORDINATOR, opened, terms=agreed(cap=9)):
+                pass
+        except PeerError as error:
+            failed.append(error)
+
+    coordinator = threading.Thread(target=announce)
+    coordinator.start()
+    with pytest.raises(PeerError, match="announced no night"):
+        take_part(tmp_path, "fund", opened, patience=2)
+    coordinator.join()
+    assert "announced a night for other terms than were agreed on here" in str(failed[0])
+    assert "announced a night for other terms" in refusals(tmp_path, "fund")[0]
+    waiting = threading.Thread(target=_one_night, args=(tmp_path, opened))
+    waiting.start()
+    opened.until_there("north", ANNOUNCE)
+    for content in (b"{", b"[]", json.dumps({"session": "0" * 64, "signature": "00"}).encode()):
+        with pytest.raises(PeerError, match="coordinator: announced a night for other terms"):
+            ask(opened.line("fund"), "north", ANNOUNCE, content)
+    waiting.join()
 
 
-def test_a_night_that_was_before_is_refused(tmp_path: Path) -> None:
-    folder = homes(tmp_path)
-    check(all_roles(folder))
-    (folder / "post").rename(folder / "old")
-    check(all_roles(folder))
-    shutil.rmtree(folder / "post")
-    (folder / "old").rename(folder / "post")
+def _one_night(folder: Path, opened: Post) -> None:
+    with pytest.raises(PeerError, match="announced no night"):
+        take_part(folder, "north", opened, patience=2)
+
+
+def test_a_night_that_was_before_is_refused(tmp_path: Path, opened: Post) -> None:
+    identity = IDENTITIES[COORDINATOR]
+    with party_log(identity, tmp_path / COORDINATOR) as log:
+        member = LinkMember(identity, {}, opened.line(COORDINATOR), log)
+        one = NightRole(tmp_path / COORDINATOR, member, agreed(), 0)
+        one._announce()
+    announced = (one.post / "night.json").read_bytes()
+    check(all_roles(tmp_path, opened))
+    (tmp_path / "north" / "post").mkdir()
+    (tmp_path / "north" / "post" / "night.json").write_bytes(announced)
     with pytest.raises(FaultyParty, match="coordinator: announces a night that was before"):
-        take_part(folder, "north")
+        take_part(tmp_path, "north", opened)
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("sender", "name", "kind", "to", "words"),
     [
-        (lambda post: _swap(post, "ring-0", "ring-32"), "a letter came from nobody"),
-        (lambda post: _flip(post, "ring-0"), "fund: a letter in its name was altered"),
-        (lambda post: _flip(post, "answer-65537"), "coordinator: a letter in its name was altered"),
+        ("south", "fund", RING, "north", "fund: a letter in its name was altered, or lacks"),
+        ("fund", "fund", "answer", "north", "fund: sent a letter of another session, kind"),
+        ("fund", "fund", RING, "south", "altered, or sealed for somebody else|another session"),
     ],
 )
-def test_a_letter_that_was_changed_or_moved_is_refused_and_its_sender_named(
-    tmp_path: Path, change: Any, words: str
+def test_a_letter_that_is_not_the_senders_is_refused_noted_and_never_kept(
+    tmp_path: Path, opened: Post, sender: str, name: str, kind: str, to: str, words: str
 ) -> None:
-    folder = homes(tmp_path)
-    check(all_roles(folder))
-    change(folder / "post")
-    with pytest.raises(Exception, match=words):
-        take_part(folder, "north")
+    coordinator = threading.Thread(target=_announcing, args=(tmp_path, opened))
+    coordinator.start()
+    with role(tmp_path, "north", opened) as north:
+        letter = Letter(north.terms.digest, 0, name, to, kind, packed({"0": b"forged"}))
+        data = letter.sealed(IDENTITIES[sender], IDENTITIES["north"].card)
+        opened.until_there("north", RING)
+        with pytest.raises(PeerError, match=words):
+            ask(opened.line("fund"), "north", RING, data)
+        assert not list(north.post.glob("*.letter"))
+    coordinator.join()
+    assert len(refusals(tmp_path, "north")) == 1
 
 
-def _swap(post: Path, one: str, other: str) -> None:
-    first, second = post / f"{one}.letter", post / f"{other}.letter"
-    data = first.read_bytes()
-    first.write_bytes(second.read_bytes())
-    second.write_bytes(data)
+def _announcing(folder: Path, opened: Post) -> None:
+    with pytest.raises(PeerError), role(folder, COORDINATOR, opened, patience=1):
+        pass
 
 
-def _flip(post: Path, name: str) -> None:
-    data = bytearray((post / f"{name}.letter").read_bytes())
-    data[-1] ^= 1
-    (post / f"{name}.letter").write_bytes(bytes(data))
-
-
-def test_a_letter_in_the_place_of_another_of_its_sender_is_refused(tmp_path: Path) -> None:
-    folder = homes(tmp_path)
-    check(all_roles(folder))
-    post = folder / "post"
-    (post / "ring-0.letter").write_bytes((post / "ring-33.letter").read_bytes())
-    with pytest.raises(FaultyParty, match="fund: replays letter 33 as 0"):
-        take_part(folder, "north")
-
-
-def test_an_identity_of_another_is_refused(tmp_path: Path) -> None:
-    folder = homes(tmp_path)
-    refusal, log_file = (
-        pytest.raises(ConfigurationError, match="takes no part"),
-        folder / "elsewhere",
-    )
-    with party_log(IDENTITIES["south"], log_file) as log, refusal:
-        NightRole(folder / "south", IDENTITIES["fund"].generate("south"), folder, log, 0)
-
-
-# --- as processes ------------------------------------------------------------------------------
-
-
-def command(*arguments: Any) -> list[str]:
-    start = "from federated.cli.main import main; main()"
-    return [sys.executable, "-c", start, "link", *map(str, arguments)]
-
-
-def test_four_processes_one_of_them_killed_in_the_middle_compare_three_tables(
-    tmp_path: Path,
+def test_a_letter_in_the_place_of_another_of_its_sender_is_refused(
+    tmp_path: Path, opened: Post
 ) -> None:
-    folder, terms = tmp_path / "desk", tmp_path / "link.toml"
-    terms.write_text(
-        'name = "t"\ncap = 4\n[rows]\npaid = "paid"\n'
-        '[[key]]\nname = "visit"\ncolumns = ["person", "provider", "day", "claimed"]\n'
-    )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run(
-        command("init", folder, *PAYERS, "--charter", terms), check=True, env=environment
-    )
+    coordinator = threading.Thread(target=_announcing, args=(tmp_path, opened))
+    coordinator.start()
+    with role(tmp_path, "north", opened) as north:
+        letter = Letter(north.terms.digest, 33, "fund", "north", RING, packed({"0": b""}))
+        data = letter.sealed(IDENTITIES["fund"], IDENTITIES["north"].card)
+        (north.post / "ring-0.letter").write_bytes(data)
+        with pytest.raises(FaultyParty, match="fund: replays letter 33 as 0"):
+            north.take(RING, 0, "fund")
+    coordinator.join()
 
-    def start(name: str) -> subprocess.Popen[bytes]:
-        options: list[Any] = ["--post", folder / "post", "--patience", 120]
-        if name != COORDINATOR:
-            TABLES[name].to_csv(tmp_path / f"{name}.csv", index=False)
-            options += ["--table", tmp_path / f"{name}.csv"]
-        return subprocess.Popen(
-            command("night", folder / name, *options), env=environment, stdout=subprocess.PIPE
-        )
 
-    coordinator, south = start(COORDINATOR), start("south")
-    until = time.monotonic() + 120
-    while not (folder / "post" / "ring-32.letter").exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    south.send_signal(signal.SIGKILL)
-    south.communicate()
-    processes = {COORDINATOR: coordinator} | {name: start(name) for name in PAYERS}
-    for name, process in processes.items():
-        output, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, f"{name}: {output.decode()}"
-    matches = pd.read_csv(folder / "south" / "matches.csv")
-    assert matches["row"].tolist() == [0, 1]
-    assert pd.read_csv(folder / "coordinator" / "counts.csv")["names"].tolist() == [1, 1]
+def test_an_identity_of_another_is_refused(tmp_path: Path, opened: Post) -> None:
+    stranger = Identity.generate("south")
+    with party_log(stranger, tmp_path) as log:
+        member = LinkMember(stranger, {}, opened.line("south"), log)
+        with pytest.raises(ConfigurationError, match="takes no part"):
+            NightRole(tmp_path, member, agreed(), 0)

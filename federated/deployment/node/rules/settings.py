@@ -19,6 +19,7 @@ from federated.deployment.enrolment import (
     Role,
 )
 from federated.deployment.folders import make_folder, make_party
+from federated.link.own_terms import OwnLink
 from lab.errors import ConfigurationError
 from lab.files import write_whole
 from lab.privacy.disclosure import Rules
@@ -106,6 +107,7 @@ class NodeSettings(Strict):
     data: OwnData | None = None
     limits: NodeLimits = NodeLimits()
     joined: OwnPairs | None = None
+    link: OwnLink | None = None
     budget: Budget | None = None
 
     @classmethod
@@ -160,6 +162,16 @@ noised = false                 # true: questions are answered with noise alone
 quota = 10000                  # cells of questions that each asker may ask for, ever
 
 {joined}
+# [link]                       # what other payers may ask (lab link): limits of its own, each at most
+#                              # the charter's
+# claims = "claims.parquet"    # compared at night
+# asks_a_day = 1000            # of each payer, about single claims
+# conditions = "record.csv"    # of a fund: person, group, first (a day, or nothing)
+# groups = ["diabetes"]        # that may be asked about; purposes likewise
+# insurer_a_day = 100          # questions about conditions; person_a_day, groups_of_a_person,
+#                              # persons_of_a_group likewise
+# approval = "always"          # a person approves each question about a condition first
+
 # [budget]                     # what noised answers may cost, for ever; without it none is given
 # epsilon = 1.0
 # delta = 1e-6

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,16 +24,16 @@ Hex32 = Field(pattern=r"^[0-9a-f]{64}$")
 class DeskTerms(Strict):
     """What all roles of a desk share: `desk.json`.
 
-    session: names the night; addresses: host and port where each role's service answers; cards:
-    names and public keys, hexadecimal
+    session: names the night; cards: names and public keys, hexadecimal; signed: digest of the charter
+    of all members that this is of, empty for a comparison in one process
     """
 
     format: Literal["insurance-privacy-lab link desk 1"] = "insurance-privacy-lab link desk 1"
     charter: LinkCharter
     payers: tuple[str, ...]
     session: str = Hex32
-    addresses: dict[str, str]
     cards: dict[str, str]
+    signed: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
 
     @property
     def terms(self) -> RingTerms:
@@ -50,19 +49,15 @@ class DeskTerms(Strict):
         except (ValueError, MalformedMessage, InvalidIdentity):
             raise ConfigurationError("desk.json: a card is damaged") from None
         roster = {card.name: card for card in cards}
-        if set(roster) != {*self.payers, COORDINATOR} or set(self.addresses) != set(roster):
-            raise ConfigurationError("desk.json: needs a card and an address for each role")
+        if set(roster) != {*self.payers, COORDINATOR}:
+            raise ConfigurationError("desk.json: needs a card for each role")
         return roster
 
 
 class DeskSecrets(Strict):
-    """What a role shows nobody: `secrets.json`, mode 0600.
-
-    seed: of the night's comparison; password: with which its own desk asks its service
-    """
+    """What a role shows nobody: `secrets.json`, mode 0600. seed: of the night's comparison."""
 
     seed: str = Hex32
-    password: str = Hex32
 
 
 @dataclass(frozen=True)
@@ -85,13 +80,17 @@ def write_desk(path: Path, shared: DeskTerms, seed: bytes, names: NameList | Non
     if names is not None:
         for name, values in (("names", names.names), ("owners", names.owners)):
             write_whole(path / f"{name}.bin", values.tobytes(), 0o600)
-    own = DeskSecrets(seed=seed.hex(), password=secrets.token_hex(32))
+    own = DeskSecrets(seed=seed.hex())
     write_whole(path / "secrets.json", canonical(own.model_dump(mode="json")), 0o600)
     write_whole(path / "desk.json", canonical(shared.model_dump(mode="json")))
 
 
 def read_desk(path: Path) -> DeskFolder:
     """A folder that `write_desk` wrote. Raises ConfigurationError."""
+    if not (path / "secrets.json").is_file():
+        raise ConfigurationError(
+            f"{path}: there was no night yet, so no claim can be asked about; lab link night"
+        )
     shared = parse(DeskTerms, read_json(path / "desk.json"), where=str(path / "desk.json"))
     own = parse(DeskSecrets, read_json(path / "secrets.json"), where=str(path / "secrets.json"))
     if not (path / "names.bin").is_file():

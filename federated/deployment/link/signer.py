@@ -1,0 +1,110 @@
+"""A desk at which persons sign: its folder, what it hands an insurer, what a person gets back."""
+
+from __future__ import annotations
+
+import secrets
+from datetime import date, timedelta
+from pathlib import Path
+
+from federated.deployment import charter as charters
+from federated.deployment.charter import Charter
+from federated.deployment.enrolment import new_identity
+from federated.deployment.folders import CHARTER, IDENTITY, identity_of, make_folder
+from federated.link.charter import ConditionTerms
+from federated.link.consent import SignedQuestion, check_consent, consented, consented_unseen
+from federated.link.keys import one_identifier
+from federated.link.services.condition_service import Answered
+from lab.errors import ConfigurationError, PeerError
+from lab.files import canonical, read_json, write_whole
+from lab.records import parse
+from secure_agg.identity import Identity
+
+#: Days that a consent is good for, where nobody says another number.
+DAYS = 7
+HANDLES = "handles.json"
+
+
+def make_signer(folder: Path, name: str) -> Identity:
+    """A new desk in a new folder. Its key goes into the charter's link.condition.signers."""
+    make_folder(folder)
+    identity = new_identity(folder / IDENTITY, name)
+    write_whole(folder / HANDLES, canonical({"secret": secrets.token_hex(32)}), 0o600)
+    return identity
+
+
+def sign_question(
+    folder: Path,
+    *,
+    insurer: str,
+    person: str,
+    group: str,
+    before: date,
+    today: date,
+    purpose: str = "",
+    days: int = DAYS,
+) -> SignedQuestion:
+    """A person's consent to one question, signed by the desk, and what the question is made of.
+
+    purpose: the charter's first if empty. Raises ConfigurationError, and PolicyError for what the
+    charter does not allow.
+    """
+    identity, charter = identity_of(folder), charters.read_signed(folder / CHARTER)
+    terms, name = _terms(charter), identity.card.name
+    if terms.signers.get(name) != identity.card.verifying.hex():
+        raise ConfigurationError(
+            f"{folder}: the charter names no signer '{name}' with this key; it must stand in "
+            "condition.signers of the file of lab charter link"
+        )
+    if insurer == terms.fund or insurer not in charter.roster:
+        others = ", ".join(n for n in charter.roster.names if n != terms.fund)
+        raise ConfigurationError(f"--insurer {insurer}: there are {others}")
+    assert charter.link is not None
+    identifier = one_identifier(person, charter.link.spelling.get("person", "normal"))
+    wanted = {
+        "insurer": insurer,
+        "fund": terms.fund,
+        "purpose": purpose or terms.purposes[0],
+        "group": group,
+        "before": before,
+        "expires": today + timedelta(days=days),
+    }
+    if terms.look_up == "open":
+        consent = consented(identity, name, {**wanted, "person": identifier})
+        check_consent(consent, terms, insurer, today, (), {})
+        return SignedQuestion(consent=consent, person=identifier)
+    blinding, secret = secrets.token_bytes(32), bytes.fromhex(read_json(folder / HANDLES)["secret"])
+    consent, question = consented_unseen(identity, name, wanted, identifier, secret, blinding)
+    check_consent(consent, terms, insurer, today, (), {})
+    return SignedQuestion(
+        consent=consent, person=identifier, blinding=blinding.hex(), question=question.hex()
+    )
+
+
+def read_receipts(path: Path, charter_file: Path) -> Answered:
+    """What both sides signed of one answer. Raises ConfigurationError, and PeerError, which names who
+    did not sign it or says something else."""
+    charter = charters.read_signed(charter_file)
+    told = parse(Answered, read_json(path), where=str(path))
+    fund = _terms(charter).fund
+    for receipt, name in ((told.fund, fund), (told.insurer, told.insurer.insurer)):
+        if receipt.by != name or not receipt.holds(charter.member(name).card.verifying):
+            raise PeerError(
+                f"{path}: the receipt of {name} was altered, or lacks its signature", name
+            )
+    said = [
+        each.model_dump(exclude={"by", "answer", "day", "signature"})
+        for each in (told.fund, told.insurer)
+    ]
+    if said[0] != said[1] or told.fund.answer not in (told.insurer.answer, "not told"):
+        raise PeerError(f"{path}: the two receipts are of different questions or answers")
+    if told.answer != told.insurer.answer:
+        raise PeerError(f"{path}: the answer is not that of the receipts")
+    return told
+
+
+def _terms(charter: Charter) -> ConditionTerms:
+    if charter.link is None or charter.link.condition is None:
+        raise ConfigurationError(
+            f"charter {charter.name}: says nothing of conditions, so nothing may be asked"
+        )
+    return charter.link.condition

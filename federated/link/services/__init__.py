@@ -1,0 +1,1 @@
+"""What members answer each other over the exchange, as processes: desk, night, conditions."""
