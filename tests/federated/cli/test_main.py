@@ -111,7 +111,8 @@ def test_a_run_is_logged_listed_and_its_model_loads_from_mlflow(tmp_path: Path) 
     heading, line = listed.stdout.rstrip().splitlines()
     assert heading.split()[-3:] == ["federated", "size", "MLflow"]
     assert "visits, RAND HIE" in line
-    assert line.split()[-3:] == ["0.2", "MB", "yes"]
+    size, *rest = line.split()[-3:]
+    assert 0.1 < float(size) < 1 and rest == ["MB", "yes"]
     code = (
         "import mlflow, sys, pandas as pd; mlflow.set_tracking_uri(sys.argv[1]);"
         "runs = mlflow.search_runs(experiment_names=['insurance-privacy-lab']);"
