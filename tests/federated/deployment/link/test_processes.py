@@ -172,6 +172,8 @@ def test_a_night_and_the_desk_with_members_killed_in_the_middle(members: Members
     assert "does not answer" in members.ask("north")
     members.serve(THE_EXCHANGE)
     _until(lambda: members.ask("north").startswith(found))
+    members.run("exchange", "revoke", members.root / EXCHANGE, "south")
+    assert "answers 403: this node's key is revoked here" in members.ask("south")
     verified = members.run("audit", "verify", members.root, "--charter", _charter(members))
     assert verified.count(" holds: ") == 4 and "DOES NOT" not in verified
 
