@@ -26,7 +26,7 @@ class Limit:
 
 
 #: Binary digits from a bound down to its grid: as many as float64 has, so that no party's numbers
-#: stand apart in the last digits of a total (`lab.models.magnitudes`).
+#: stand apart in the last digits of a total (`lab.models.agreement`).
 DIGITS = 52
 
 

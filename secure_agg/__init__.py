@@ -13,6 +13,7 @@ private key opens the product once and sees the total, never a party's own numbe
     masks       another way: pairwise masks for long vectors; their threat model
     triples     shares of a product of two matrices, each at one side, by dealt randomness
     encrypted_product   the same without a dealer, by Paillier
+    encrypted_sums      of few columns over rows in groups, the same way
     wire        how small messages travel
     arithmetic  powers, random factors of ciphertexts, vectors and matrices modulo powers of two
 

@@ -20,7 +20,7 @@ and Oosterwijk, "Faster batch forgery identification", INDOCRYPT 2012, section 4
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -42,11 +42,12 @@ MASK_BITS = 40
 
 @dataclass(frozen=True)
 class Packing:
-    """How rows are packed. terms: left is the side that encrypts; bits: of a number of each side with
-    its sign, so that magnitudes stay below ``2**(bits - 1)``. Raises InvalidLayout."""
+    """How rows are packed. terms: left is the side that encrypts; bits: of a number of either side with
+    its sign, so that magnitudes stay below ``2**(bits - 1)``; more than the ring has where a side's
+    numbers are shares, of which only the product modulo the ring counts. Raises InvalidLayout."""
 
     terms: ProductTerms
-    bits: int
+    bits: tuple[int, int]
     key_bits: int
 
     def __post_init__(self) -> None:
@@ -54,7 +55,7 @@ class Packing:
             raise InvalidLayout(
                 f"a slot needs {self.slot} bits, more than a key of {self.key_bits} has; use a larger key"
             )
-        if self.range >= self.terms.ring.bits:
+        if self.range >= self.terms.ring.bits >= max(self.bits):
             raise InvalidLayout(
                 f"a ring of {self.terms.ring.bits} bits can't hold sums of {self.range} bits"
             )
@@ -62,7 +63,7 @@ class Packing:
     @property
     def range(self) -> int:
         """Bits of a sum of all rows, after the shift."""
-        return 2 * self.bits + self.terms.rows.bit_length()
+        return sum(self.bits) + self.terms.rows.bit_length()
 
     @property
     def slot(self) -> int:
@@ -79,28 +80,51 @@ class Packing:
         return -(-self.terms.left // self.slots)
 
     @property
-    def shift(self) -> int:
-        return 1 << (self.bits - 1)
+    def shifts(self) -> tuple[int, int]:
+        """What is added to the numbers of either side."""
+        left, right = self.bits
+        return 1 << (left - 1), 1 << (right - 1)
 
-    def shifted(self, matrix: Integers, columns: int) -> Integers:
-        if matrix.shape != (self.terms.rows, columns):
-            raise InvalidLayout("the matrix is not of the shape that was agreed on")
-        if np.abs(matrix).max() >= self.shift:
-            raise InvalidLayout(f"a number has more than {self.bits} bits")
-        return np.asarray(matrix + self.shift, dtype=object)
+    def shifted(self, matrix: Integers, side: int) -> Integers:
+        """The numbers of one side, 0 for the one that encrypts, as 0 or more. matrix: (…, columns)."""
+        if np.abs(matrix).max() >= self.shifts[side]:
+            raise InvalidLayout(f"a number has more than {self.bits[side]} bits")
+        return np.asarray(matrix + self.shifts[side], dtype=object)
+
+    def packed(self, numbers: Integers) -> list[mpz]:
+        """Shifted rows of the side that encrypts, each a few plaintexts. numbers: (rows, left)."""
+        width = self.slots
+        return [
+            gmpy2.pack([mpz(v) for v in row[at : at + width]], self.slot)
+            for row in numbers.tolist()
+            for at in range(0, self.terms.left, width)
+        ]
+
+    def masks(self, each: int) -> list[list[int]]:
+        """Of the slots of so many answers of each group of columns."""
+        widths = [min(self.slots, self.terms.left - g * self.slots) for g in range(self.groups)]
+        bits = self.range + MASK_BITS
+        return [
+            [secrets.randbits(bits) for _ in range(width)] for width in widths for _ in range(each)
+        ]
+
+    def unpacked(self, plaintext: int, group: int) -> list[int]:
+        """The slots of an answer. Raises MalformedMessage for bits outside of them."""
+        width = min(self.slots, self.terms.left - group * self.slots)
+        if plaintext >> (width * self.slot):
+            raise MalformedMessage("a product's answer has bits outside every slot")
+        values = [int(v) for v in gmpy2.unpack(plaintext, self.slot)]
+        return values + [0] * (width - len(values))
 
 
 def encrypted_rows(
     packing: Packing, public: PublicKey, matrix: Integers, *, workers: int = 2
 ) -> bytes:
     """Step 1. matrix: (rows, left) whole numbers of magnitude below ``2**(bits - 1)``."""
-    numbers, width = packing.shifted(matrix, packing.terms.left), packing.slots
-    plaintexts = [
-        gmpy2.pack([mpz(v) for v in row[at : at + width]], packing.slot)
-        for row in numbers.tolist()
-        for at in range(0, packing.terms.left, width)
-    ]
-    return wire.join(ROWS, [packing.terms.digest, ciphertexts_of(public, plaintexts, workers)])
+    terms = packing.terms
+    _agreed(matrix, terms.rows, terms.left)
+    plaintexts = packing.packed(packing.shifted(matrix, 0))
+    return wire.join(ROWS, [terms.digest, ciphertexts_of(public, plaintexts, workers)])
 
 
 def raised(
@@ -111,45 +135,52 @@ def raised(
     matrix: (rows, right). message: of step 1. Raises MalformedMessage and InvalidCiphertext.
     """
     terms, groups = packing.terms, packing.groups
-    exponents = packing.shifted(matrix, terms.right)
+    _agreed(matrix, terms.rows, terms.right)
+    exponents = packing.shifted(matrix, 1)
     ciphertexts = read_ciphertexts(ROWS, terms, public, message, terms.rows * groups)
     firsts, place = _groups(exponents)
     n_squared = public.n_squared
-    masks, powers = [], []
+    powers = []
     for group in range(groups):
         bases = _multiplied(ciphertexts[group::groups], place, len(firsts), n_squared)
         powers += [
-            _power_product(bases, exponents[firsts, j].tolist(), packing.bits, n_squared)
+            _power_product(bases, exponents[firsts, j].tolist(), packing.bits[1], n_squared)
             for j in range(terms.right)
         ]
-    for group in range(groups):
-        width = min(packing.slots, terms.left - group * packing.slots)
-        for _ in range(terms.right):
-            masks.append([secrets.randbits(packing.range + MASK_BITS) for _ in range(width)])
+    masks = packing.masks(terms.right)
+    answers = _masked(packing, public, powers, masks, workers)
+    share = -_matrix(packing, masks) - packing.shifts[0] * exponents.sum(axis=0)[None, :]
+    return wire.join(RAISED, [terms.digest, answers]), np.asarray(
+        share % terms.ring.modulus, dtype=object
+    )
+
+
+def _masked(
+    packing: Packing, public: PublicKey, powers: list[mpz], masks: list[list[int]], workers: int
+) -> bytes:
+    """Powers times encryptions of masks, which is what goes back."""
     plaintexts = [gmpy2.pack([mpz(v) for v in mask], packing.slot) for mask in masks]
     fresh = read_all(public, ciphertexts_of(public, plaintexts, workers))
-    answers = [a * b % n_squared for a, b in zip(powers, fresh, strict=True)]
-    share = -_matrix(packing, masks) - packing.shift * exponents.sum(axis=0)[None, :]
-    answer = wire.join(RAISED, [terms.digest, _bytes(public, answers)])
-    return answer, np.asarray(share % terms.ring.modulus, dtype=object)
+    answers = [a * b % public.n_squared for a, b in zip(powers, fresh, strict=True)]
+    return _bytes(public, answers)
 
 
 def opened(packing: Packing, private: PrivateKey, matrix: Integers, message: bytes) -> Integers:
     """Step 3: the encrypting side's share, (left, right). Raises MalformedMessage, InvalidCiphertext."""
     terms, count = packing.terms, packing.groups * packing.terms.right
     ciphertexts = read_ciphertexts(RAISED, terms, private.public, message, count)
-    slots = []
-    for at, plaintext in enumerate(decrypt_raw(private, ciphertexts)):
-        group = at // terms.right
-        width = min(packing.slots, terms.left - group * packing.slots)
-        if plaintext >> (width * packing.slot):
-            raise MalformedMessage("a product's answer has bits outside every slot")
-        values = [int(v) for v in gmpy2.unpack(plaintext, packing.slot)]
-        slots.append(values + [0] * (width - len(values)))
-    shifted = packing.shifted(matrix, terms.left)
-    both = terms.rows * packing.shift**2
-    share = _matrix(packing, slots) - packing.shift * shifted.sum(axis=0)[:, None] + both
+    slots = [
+        packing.unpacked(plaintext, at // terms.right)
+        for at, plaintext in enumerate(decrypt_raw(private, ciphertexts))
+    ]
+    share = _matrix(packing, slots) - packing.shifts[1] * matrix.sum(axis=0)[:, None]
     return np.asarray(share % terms.ring.modulus, dtype=object)
+
+
+def _agreed(matrix: Integers, rows: int, columns: int) -> None:
+    """Raises InvalidLayout for a matrix of another shape."""
+    if matrix.shape != (rows, columns):
+        raise InvalidLayout("the matrix is not of the shape that was agreed on")
 
 
 def _matrix(packing: Packing, slots: Sequence[Sequence[int]]) -> Integers:
@@ -251,3 +282,98 @@ def read_ciphertexts(
     except InvalidCiphertext as error:
         raise InvalidCiphertext(f"of a product: {error}") from None
     return ciphertexts
+
+
+# Row by row: each row's inner products, as shares that stay with the row. One row's terms stand in the place of
+# the rows of a product, and many of them in one message.
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """How rows are packed. terms: of the side that encrypts, left, ``terms.vectors`` vectors of a row, each as
+    long as the one of the other side; bits: as of a `Packing`. Raises InvalidLayout."""
+
+    terms: ProductTerms
+    bits: tuple[int, int]
+    key_bits: int
+
+    def __post_init__(self) -> None:
+        _ = self.packing
+
+    @property
+    def packing(self) -> Packing:
+        """Of one row: its terms are the rows of a product."""
+        terms = self.terms
+        one = ProductTerms(terms.query, terms.right, terms.vectors, 1, terms.ring)
+        return Packing(one, self.bits, self.key_bits)
+
+    @property
+    def ciphertexts(self) -> int:
+        return self.terms.rows * self.terms.right * self.packing.groups
+
+
+def encrypted_vectors(
+    vectors: Vectors, public: PublicKey, matrix: Integers, *, workers: int = 2
+) -> bytes:
+    """Step 1. matrix: (rows, vectors * terms)."""
+    packing, terms = vectors.packing, vectors.terms
+    _agreed(matrix, terms.rows, terms.left)
+    by_term = _by_vector(terms, packing.shifted(matrix, 0)).transpose(0, 2, 1)
+    plaintexts = packing.packed(by_term.reshape(-1, terms.vectors))
+    return wire.join(ROWS, [terms.digest, ciphertexts_of(public, plaintexts, workers)])
+
+
+def raised_vectors(
+    vectors: Vectors, public: PublicKey, matrix: Integers, message: bytes, *, workers: int = 2
+) -> tuple[bytes, Integers]:
+    """Step 2: what goes back, and the evaluating side's share, (rows, vectors). matrix: (rows, terms).
+
+    Raises MalformedMessage and InvalidCiphertext.
+    """
+    packing, terms = vectors.packing, vectors.terms
+    _agreed(matrix, terms.rows, terms.right)
+    exponents = packing.shifted(matrix, 1)
+    ciphertexts = read_ciphertexts(ROWS, terms, public, message, vectors.ciphertexts)
+    powers, masks = [], []
+    for row, bases in zip(exponents.tolist(), _rows(vectors, ciphertexts), strict=True):
+        for group in range(packing.groups):
+            own = bases[group :: packing.groups]
+            powers.append(_power_product(own, row, packing.bits[1], public.n_squared))
+        masks += packing.masks(1)
+    answers = _masked(packing, public, powers, masks, workers)
+    share = -_by_row(vectors, masks) - packing.shifts[0] * exponents.sum(axis=1)[:, None]
+    return wire.join(RAISED, [terms.digest, answers]), np.asarray(
+        share % terms.ring.modulus, dtype=object
+    )
+
+
+def opened_vectors(
+    vectors: Vectors, private: PrivateKey, matrix: Integers, message: bytes
+) -> Integers:
+    """Step 3: the encrypting side's share, (rows, vectors). Raises MalformedMessage, InvalidCiphertext."""
+    packing, terms = vectors.packing, vectors.terms
+    count = terms.rows * packing.groups
+    ciphertexts = read_ciphertexts(RAISED, terms, private.public, message, count)
+    slots = [
+        packing.unpacked(plaintext, at % packing.groups)
+        for at, plaintext in enumerate(decrypt_raw(private, ciphertexts))
+    ]
+    sums = _by_vector(terms, matrix).sum(axis=2)
+    share = _by_row(vectors, slots) - packing.shifts[1] * sums
+    return np.asarray(share % terms.ring.modulus, dtype=object)
+
+
+def _by_vector(terms: ProductTerms, matrix: Integers) -> Integers:
+    return matrix.reshape(terms.rows, terms.vectors, terms.right)
+
+
+def _rows(vectors: Vectors, ciphertexts: list[mpz]) -> Iterator[list[mpz]]:
+    size = vectors.terms.right * vectors.packing.groups
+    for at in range(0, len(ciphertexts), size):
+        yield ciphertexts[at : at + size]
+
+
+def _by_row(vectors: Vectors, slots: list[list[int]]) -> Integers:
+    """(rows, vectors) of the slots of each row's groups."""
+    values = [value for group in slots for value in group]
+    return np.array(values, dtype=object).reshape(vectors.terms.rows, vectors.terms.vectors)

@@ -10,13 +10,14 @@ to a power and several rows share a ciphertext:
     3  encrypting  opened    its share: what the blocks that count hold; the other's share is minus the mask
 
 Of the other blocks, which hold other rows' numbers, the encrypting side sees masked numbers as well: a
-mask is uniform in 40 bits more than a slot's number needs.
+mask is uniform in 40 bits more than a slot's number needs. Where a row has more columns than a ciphertext
+has room for, some of the columns are added after the others.
 """
 
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import gmpy2
 import numpy as np
@@ -46,14 +47,21 @@ class Blocks:
     key_bits: int
 
     def __post_init__(self) -> None:
-        if self.width >= self.key_bits:
+        if self.slot >= self.key_bits:
             raise InvalidLayout(
-                f"a row needs {self.width} bits, more than a key of {self.key_bits} has; use a larger key"
+                f"a sum needs {self.slot} bits, more than a key of {self.key_bits} has; use a larger key"
             )
         if self.bits >= self.terms.ring.bits:
             raise InvalidLayout(
                 f"a ring of {self.terms.ring.bits} bits can't hold sums of {self.bits} bits"
             )
+
+    @property
+    def parts(self) -> list[tuple[slice, Blocks]]:
+        """The columns that fit one ciphertext, one after the other; all at once where they do."""
+        room, terms = (self.key_bits - 1) // self.slot, self.terms
+        columns = [slice(at, min(at + room, terms.left)) for at in range(0, terms.left, room)]
+        return [(c, replace(self, terms=replace(terms, left=c.stop - c.start))) for c in columns]
 
     @property
     def slot(self) -> int:
@@ -87,12 +95,16 @@ def encrypted_rows(
         raise InvalidLayout("the matrix is not of the shape that was agreed on")
     if np.abs(matrix).sum(axis=0).max() >= 1 << (blocks.bits - 1):
         raise InvalidLayout(f"the numbers of a column add up to more than {blocks.bits} bits")
-    numbers = matrix.ravel().tolist()
-    size, n = blocks.rows * terms.left, public.n
     plaintexts = [
-        _packed(numbers[at : at + size], blocks.slot) % n for at in range(0, len(numbers), size)
+        plaintext for part, few in blocks.parts for plaintext in _plaintexts(few, matrix[:, part])
     ]
-    return wire.join(ROWS, [terms.digest, ciphertexts_of(public, plaintexts, workers)])
+    reduced = [plaintext % public.n for plaintext in plaintexts]
+    return wire.join(ROWS, [terms.digest, ciphertexts_of(public, reduced, workers)])
+
+
+def _plaintexts(blocks: Blocks, matrix: Integers) -> list[mpz]:
+    numbers, size = matrix.ravel().tolist(), blocks.rows * blocks.terms.left
+    return [_packed(numbers[at : at + size], blocks.slot) for at in range(0, len(numbers), size)]
 
 
 def _packed(values: list[int], slot: int) -> mpz:
@@ -114,17 +126,21 @@ def added(
         raise InvalidLayout("the matrix is not of the shape that was agreed on")
     if not np.isin(matrix, (0, 1)).all():
         raise InvalidLayout("an indicator is neither 0 nor 1")
-    count = blocks.ciphertexts
-    rows = read_ciphertexts(ROWS, terms, public, message, count)
+    parts = [few for _, few in blocks.parts]
+    rows = read_ciphertexts(ROWS, terms, public, message, sum(few.ciphertexts for few in parts))
     columns = np.ascontiguousarray(matrix.T, dtype=np.uint8)
-    sums = [_sum(blocks, rows, column, public.n_squared) for column in columns]
-    masks = [_mask(blocks) for _ in sums]
-    plaintexts = [gmpy2.pack(mask, blocks.slot) for mask in masks]
-    fresh = read_all(public, ciphertexts_of(public, plaintexts, workers))
+    sums, masks, shares, at = list[mpz](), list[mpz](), list[Integers](), 0
+    for few in parts:
+        own, at = rows[at : at + few.ciphertexts], at + few.ciphertexts
+        sums += [_sum(few, own, column, public.n_squared) for column in columns]
+        hiding = [_mask(few) for _ in columns]
+        masks += [gmpy2.pack(mask, few.slot) for mask in hiding]
+        shares.append(-np.array([_counted(few, mask) for mask in hiding], dtype=object).T)
+    fresh = read_all(public, ciphertexts_of(public, masks, workers))
     answers = [a * b % public.n_squared for a, b in zip(sums, fresh, strict=True)]
     data = b"".join(c.to_bytes(public.ciphertext_bytes, "big") for c in answers)
-    share = -np.array([_counted(blocks, mask) for mask in masks], dtype=object).T
-    return wire.join(ADDED, [terms.digest, data]), np.asarray(share % terms.ring.modulus)
+    share = np.concatenate(shares) % terms.ring.modulus
+    return wire.join(ADDED, [terms.digest, data]), np.asarray(share)
 
 
 def _sum(blocks: Blocks, rows: list[mpz], column: NDArray[np.uint8], modulus: mpz) -> mpz:
@@ -153,13 +169,21 @@ def _counted(blocks: Blocks, slots: list[mpz]) -> list[int]:
 
 def opened(blocks: Blocks, private: PrivateKey, message: bytes) -> Integers:
     """Step 3: the encrypting side's share, (left, right). Raises MalformedMessage, InvalidCiphertext."""
-    terms, columns = blocks.terms, []
-    for plaintext in decrypt_raw(
-        private, read_ciphertexts(ADDED, terms, private.public, message, terms.right)
-    ):
-        if plaintext >> ((2 * blocks.rows - 1) * blocks.width):
-            raise MalformedMessage("a sum's answer has bits outside every slot")
-        slots = gmpy2.unpack(plaintext, blocks.slot)
-        slots += [mpz(0)] * ((2 * blocks.rows - 1) * terms.left - len(slots))
-        columns.append(_counted(blocks, slots))
-    return np.asarray(np.array(columns, dtype=object).T % terms.ring.modulus)
+    terms, parts = blocks.terms, [few for _, few in blocks.parts]
+    count = len(parts) * terms.right
+    ciphertexts = read_ciphertexts(ADDED, terms, private.public, message, count)
+    plaintexts = list(decrypt_raw(private, ciphertexts))
+    shares = []
+    for k, few in enumerate(parts):
+        own = plaintexts[k * terms.right : (k + 1) * terms.right]
+        shares.append(np.array([_opened(few, plaintext) for plaintext in own], dtype=object).T)
+    return np.asarray(np.concatenate(shares) % terms.ring.modulus)
+
+
+def _opened(blocks: Blocks, plaintext: int) -> list[int]:
+    """The slots that count."""
+    if plaintext >> ((2 * blocks.rows - 1) * blocks.width):
+        raise MalformedMessage("a sum's answer has bits outside every slot")
+    slots = gmpy2.unpack(plaintext, blocks.slot)
+    slots += [mpz(0)] * ((2 * blocks.rows - 1) * blocks.terms.left - len(slots))
+    return _counted(blocks, slots)

@@ -6,8 +6,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from federated.joined.factors import Role
 from federated.joined.letters import LETTER
+from federated.joined.sums.factors import Role
 from federated.study.experiment import Experiment
 from federated.study.plan import StudyPlan
 from lab.errors import ConfigurationError, PolicyError

@@ -13,14 +13,15 @@ learns their sizes.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from federated.joined.factors import (
+from federated.joined.letters import LETTER
+from federated.joined.sums.factors import (
     BOTH,
     WITHIN,
     CurvedSum,
@@ -33,26 +34,20 @@ from federated.joined.factors import (
     Shares,
     TellingSum,
 )
-from federated.joined.letters import LETTER
-from federated.joined.statistics import JOINED, Answer, alone
+from federated.joined.sums.statistics import JOINED, Answer, alone
 from federated.messages import Request
 from federated.party import statistics
 from lab.errors import ModelError, PeerError
 from lab.sums import Floats, Limit, Sums
-from secure_agg import encrypted_product, encrypted_sums, triples, wire
+from secure_agg import triples, wire
 from secure_agg.arithmetic.ring import Digits, Integers, Ring
-from secure_agg.encrypted_product import Packing
-from secure_agg.encrypted_sums import Blocks
-from secure_agg.errors import MalformedMessage
 from secure_agg.identity import derived
-from secure_agg.keys import PrivateKey, PublicKey
 from secure_agg.triples import ProductTerms
 
 #: A share as float64 numbers, lowest first; sums of them over 2**27 sides are exact.
 PIECE_BITS = 26
 PIECE = Limit(bound=2.0**PIECE_BITS, resolution=1.0)
 SHARES = "shares"
-ENCRYPTED = b"SAGGJE01"
 
 
 @dataclass(frozen=True)
@@ -83,6 +78,10 @@ def is_alone(request: Request, owner: Owner, known: bool) -> bool:
     return answer_alone(request, owner, known)[0] is not None
 
 
+#: Groups of the left side, groups of the right side, terms.
+Product = tuple[tuple[str, ...], tuple[str, ...], ProductTerms]
+
+
 @dataclass(frozen=True)
 class Products:
     """The products of a statistic that have columns on both sides, with their sizes."""
@@ -101,8 +100,8 @@ class Products:
         return isinstance(self.total, TellingSum)
 
     @property
-    def products(self) -> list[tuple[tuple[str, ...], tuple[str, ...], ProductTerms]]:
-        """Groups of the left side, groups of the right side, terms."""
+    def products(self) -> list[Product]:
+        """Those of which each side has a column."""
         left, right = self.total.widths()
         found = []
         for at, (ours, theirs) in enumerate(self.total.products()):
@@ -114,7 +113,7 @@ class Products:
 
     def on_spine(self, groups: Groups, spine: Spine) -> dict[str, Digits]:
         """A side's groups on the rows of the spine."""
-        return {name: _placed(columns, spine, self.total.form) for name, columns in groups.items()}
+        return {name: placed(columns, spine, self.total.form) for name, columns in groups.items()}
 
     def matrices(self, role: Role, own: Mapping[str, Digits]) -> list[Digits]:
         """A side's matrix in each product."""
@@ -168,7 +167,7 @@ class Products:
         )
 
 
-def _placed(columns: Floats, spine: Spine, form: Format) -> Digits:
+def placed(columns: Floats, spine: Spine, form: Format) -> Digits:
     there = spine.place >= 0
     ring = form.ring
     matrix = np.zeros((spine.size, columns.shape[1], ring.digits), dtype=np.uint16)
@@ -238,10 +237,10 @@ def by_triples(layout: Products, half: Half, spine: Spine, secret: bytes) -> Tal
     """With dealt randomness. secret: what the dealer gave this side; what the fund's side hears ends
     with what was dealt for it."""
     side: triples.Side = "left" if half.role == "insurer" else "right"
-    own = layout.on_spine(_groups(layout.total, half), spine)
+    own = layout.on_spine(groups_of(layout.total, half), spine)
     if (curves := layout.curves) is not None:
         share = yield from _curves_by_triples(layout, curves, half, spine, secret)
-        own = _with_curves(layout.total, own, share)
+        own = with_shares(layout.total, own, share)
     products = [terms for _, _, terms in layout.products]
     matrices = layout.matrices(half.role, own)
     seeds = [triples.seed_of(secret, terms) for terms in products]
@@ -267,11 +266,11 @@ def _curves_by_triples(
     total, seed = cast(CurvedSum, layout.total), triples.seed_of(secret, terms)
     if half.role == "insurer":
         factors = total.left_curves(half)
-        matrix = _placed(factors.reshape(len(factors), -1), spine, total.form)
+        matrix = placed(factors.reshape(len(factors), -1), spine, total.form)
         heard = yield wire.join(LETTER, [triples.masked(terms, seed, "left", matrix)])
         (part,), _ = _heard(heard, 1, "left")
         return triples.left_rows(terms, seed, matrix, part)
-    matrix = _placed(total.right_curves(half), spine, total.form)
+    matrix = placed(total.right_curves(half), spine, total.form)
     heard = yield wire.join(LETTER, [triples.masked(terms, seed, "right", matrix)])
     (part,), (dealt,) = _heard(heard, 1, "right")
     return triples.right_rows(terms, seed, part, dealt)
@@ -283,15 +282,26 @@ def _heard(heard: bytes, count: int, side: triples.Side) -> tuple[list[bytes], l
     return parts[:count], parts[count:]
 
 
-def _groups(total: JoinedSum, half: Half) -> Groups:
+def groups_of(total: JoinedSum, half: Half) -> Groups:
     with np.errstate(all="ignore"):  # what is no number is told by `within`
         return total.left(half) if half.role == "insurer" else total.right(half)
 
 
-def _with_curves(total: JoinedSum, own: dict[str, Digits], share: Digits) -> dict[str, Digits]:
+def with_shares(total: JoinedSum, own: dict[str, Digits], share: Digits) -> dict[str, Digits]:
     """A side's groups, with its shares of the curves as columns of their names."""
     columns = {name: share[:, k : k + 1] for k, name in enumerate(total.curves)}
     return cast(CurvedSum, total).with_curves(total.form.ring, {**own, **columns})
+
+
+def masked_bytes(layout: Products) -> tuple[int, int]:
+    """The largest letters of the insurer's side and of the fund's, by dealt randomness, about."""
+    sizes = [(terms.left, terms.right) for _, _, terms in layout.products]
+    both = [tuple(map(sum, zip(*sizes, strict=True)))] if sizes else []
+    if (curves := layout.curves) is not None:
+        both.append((curves.left, curves.right))
+    each = layout.rows * layout.ring.bits // 8
+    left, right = (max((one[side] for one in both), default=0) * each for side in (0, 1))
+    return left, right
 
 
 def deal(layout: Products, turn: int, left_secret: bytes, right_secret: bytes) -> list[bytes]:
@@ -309,89 +319,7 @@ def deal(layout: Products, turn: int, left_secret: bytes, right_secret: bytes) -
     ]
 
 
-def by_paillier(
-    layout: Products, half: Half, spine: Spine, key: Callable[[], PrivateKey], key_bits: int
-) -> Talking:
-    """With Paillier. key: this side's own, made where it encrypts; in each product the side of fewer
-    columns does."""
-    if layout.curves is not None:
-        raise PeerError("a binomial model over joined sides needs protection.product = 'triples'")
-    own = layout.on_spine(_groups(layout.total, half), spine)
-    matrices, ring = layout.matrices(half.role, own), layout.ring
-    ways = [_way(layout.total.form, terms, key, key_bits) for _, _, terms in layout.products]
-    encrypts = [way.left == (half.role == "insurer") for way in ways]
-    numbers: list[Any] = [
-        ring.signed(ring.integers(m)) if ours or not way.adds else m[..., 0]
-        for m, way, ours in zip(matrices, ways, encrypts, strict=True)
-    ]
-    rows = [
-        way.encrypted(n) if ours else b""
-        for way, n, ours in zip(ways, numbers, encrypts, strict=True)
-    ]
-    modulus = int(key().public.n).to_bytes(key_bits // 8, "big") if any(encrypts) else b""
-    heard = yield wire.join(ENCRYPTED, [modulus, *rows])
-    theirs, *asked = wire.split(ENCRYPTED, heard, 1 + len(ways))
-    answers, shares = [], []
-    for way, n, ours, message in zip(ways, numbers, encrypts, asked, strict=True):
-        answer, share = (b"", n) if ours else way.evaluated(theirs, n, message)
-        answers.append(answer)
-        shares.append(share)
-    heard = yield wire.join(LETTER, answers)
-    messages = wire.split(LETTER, heard, len(ways))
-    made = [
-        way.opened(n, message) if ours else share
-        for way, n, ours, message, share in zip(
-            ways, numbers, encrypts, messages, shares, strict=True
-        )
-    ]
-    turned = [m if way.left else m.T for way, m in zip(ways, made, strict=True)]
-    return layout.shared(turned, own)
-
-
-@dataclass(frozen=True)
-class _Way:
-    """How one product is made with Paillier. left: whether the insurer's side encrypts; how: its rows'
-    packing, of sums where the fund's numbers are 0 or 1; key: this side's own."""
-
-    left: bool
-    how: Packing | Blocks
-    key: Callable[[], PrivateKey]
-
-    @property
-    def adds(self) -> bool:
-        return isinstance(self.how, Blocks)
-
-    def encrypted(self, numbers: Integers) -> bytes:
-        if isinstance(self.how, Blocks):
-            return encrypted_sums.encrypted_rows(self.how, self.key().public, numbers)
-        return encrypted_product.encrypted_rows(self.how, self.key().public, numbers)
-
-    def evaluated(
-        self, modulus: bytes, numbers: Integers, message: bytes
-    ) -> tuple[bytes, Integers]:
-        public = PublicKey(wire.number(modulus))
-        if public.bits != self.how.key_bits:
-            raise MalformedMessage("the other side's key is of another length than the plan's")
-        if isinstance(self.how, Blocks):
-            return encrypted_sums.added(self.how, public, numbers, message)
-        return encrypted_product.raised(self.how, public, numbers, message)
-
-    def opened(self, numbers: Integers, message: bytes) -> Integers:
-        if isinstance(self.how, Blocks):
-            return encrypted_sums.opened(self.how, self.key(), message)
-        return encrypted_product.opened(self.how, self.key(), numbers, message)
-
-
-def _way(form: Format, terms: ProductTerms, key: Callable[[], PrivateKey], key_bits: int) -> _Way:
-    """The side of fewer columns encrypts; of indicators, the insurer's. It stands on the left."""
-    left = form.indicators or terms.left <= terms.right
-    if not left:
-        terms = ProductTerms(terms.query, terms.rows, terms.right, terms.left, terms.ring)
-    make = Blocks if form.indicators else Packing
-    return _Way(left, make(terms, form.bits, key_bits), key)
-
-
 def turns(total: JoinedSum, product: str) -> int:
     """Turns in which letters go to and fro, by the way of making products."""
-    before = bool(total.curves) + isinstance(total, TellingSum)
-    return {"triples": 1, "paillier": 2}[product] + before
+    each = {"triples": 1, "paillier": 2}[product]
+    return each * (1 + bool(total.curves)) + isinstance(total, TellingSum)

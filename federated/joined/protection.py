@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,10 +12,19 @@ import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 
 from federated.hiding.protocol import Protection, Talk
-from federated.joined.factors import JoinedSum, Owner
+from federated.joined.by_paillier import encrypted_bytes
 from federated.joined.letters import LETTER
-from federated.joined.product import Products, deal, is_alone, joined_sum, joined_total, turns
+from federated.joined.product import (
+    Products,
+    deal,
+    is_alone,
+    joined_sum,
+    joined_total,
+    masked_bytes,
+    turns,
+)
 from federated.joined.side import dealt_to
+from federated.joined.sums.factors import JoinedSum, Owner
 from federated.message_kinds import MessageKind
 from federated.messages import Hiding, Request, message_of, read
 from federated.party.statistics import RELEASED, find
@@ -188,6 +198,16 @@ class Joined:
         word = total("pair_kinds")
         totals = total("pair_cells", kinds=list(self._releaser.room(pair, word)))
         return self._releaser.released(pair, word, totals, len(request.parties))
+
+    def letters(self, request: Request, total: JoinedSum, key_bits: int) -> dict[str, int]:
+        """Bytes of the largest message of letters that each side sends for a sum, about."""
+        sizes: Counter[str] = Counter()
+        for pair in self.pairs:
+            layout = pair.layout(request, total)
+            by_paillier = self._product == "paillier"
+            both = encrypted_bytes(layout, key_bits) if by_paillier else masked_bytes(layout)
+            sizes.update({pair.insurer: both[0], pair.fund: both[1]})
+        return dict(sizes)
 
     def multiply(self, talk: Talk, request: Request, total: JoinedSum) -> None:
         """Carry letters between the sides until each has its share of a sum."""

@@ -9,21 +9,21 @@ import numpy as np
 import pandas as pd
 from flwr.app import RecordDict
 
-from federated.joined.factors import Role
+from federated.joined.by_paillier import by_paillier
 from federated.joined.letters import LETTER, purpose, sealed, unsealed
 from federated.joined.product import (
     Products,
     Spine,
     Talking,
     answer_alone,
-    by_paillier,
     by_triples,
     contribution,
     joined_sum,
     telling,
 )
-from federated.joined.told import CommonRows, Cut
-from federated.joined.trees import refuse_untold
+from federated.joined.sums.factors import Role
+from federated.joined.sums.told import CommonRows, Cut
+from federated.joined.sums.trees import refuse_untold
 from federated.messages import Request, message_of, read
 from federated.party.party import Party
 from federated.party.state import NodeState, Released

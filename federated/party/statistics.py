@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from federated.messages import Hiding, Request
 from lab.errors import PeerError, PolicyError
-from lab.models import design, glm, magnitudes, profile
+from lab.models import agreement, glm, profile
 from lab.models.design import Design, Encoding, Levels, Number, codes_of
 from lab.models.families import Scale
-from lab.models.files import KINDS, from_json, statistics_of
+from lab.models.files import from_json, kinds, statistics_of
 from lab.models.glm import Response, Task
 from lab.privacy.disclosure import Rules
+from lab.queries.pair_cells import OfPairCells, OfPairKinds
 from lab.queries.questions import Question
 from lab.records import Strict
-from lab.scores import accuracy, detection, groups
+from lab.scores import accuracy, detection, explanation, groups
 from lab.statistics import ACROSS, ANY_MODEL, PROFILES, QUESTIONS, Arrays, Holding, Part, Statistic
 from lab.sums import Floats, Sums
 
@@ -79,10 +80,28 @@ class OfScores(Strict):
     task: Task
 
 
+class OfCurve(OfScores):
+    """scale: of the market, around whose mean joined sides count bins."""
+
+    scale: Scale
+
+
 class OfScoresByLevel(Strict):
     model: str
     task: Task
     feature: Levels
+
+
+class OfPartial(OfScores):
+    column: str
+    values: tuple[float | str, ...]
+
+
+class OfShuffled(OfScores):
+    column: str
+    scale: Scale
+    replicates: int
+    seed: int
 
 
 class OfRanking(Strict):
@@ -113,20 +132,6 @@ class OfQuestion(Strict):
 
     question: Question
     rules: Rules
-
-
-class OfPairKinds(Strict):
-    """questions: all that joined sides answered so far, and the one that is asked; nullable: columns
-    that may be empty."""
-
-    questions: tuple[Question, ...] = Field(min_length=1)
-    nullable: tuple[str, ...]
-
-
-class OfPairCells(OfPairKinds):
-    """kinds: room for the insurer's kinds of rows and for the fund's."""
-
-    kinds: tuple[int, int]
 
 
 class OfViolations(OfQuestion):
@@ -171,22 +176,22 @@ def _judged(holding: Holding, a: OfRanking | OfGroups) -> tuple[Floats, Floats]:
 
 
 def _moments(holding: Holding, a: OfMoments, arrays: Arrays) -> Sums:
-    return design.moments(holding.rows(a.task, "train"), a.features, a.most)
+    return agreement.moments(holding.rows(a.task, "train"), a.features, a.most)
 
 
 def _level_counts(holding: Holding, a: OfLevels, arrays: Arrays) -> Sums:
     rows = holding.rows(a.task, "train")
-    return design.level_counts(rows, a.features, holding.units(a.task, "train"))
+    return agreement.level_counts(rows, a.features, holding.units(a.task, "train"))
 
 
 def _level_parties(holding: Holding, a: OfPresence, arrays: Arrays) -> Sums:
     rows = holding.rows(a.task, "train")
-    return design.level_parties(rows, a.features, holding.units(a.task, "train"), a.least)
+    return agreement.level_parties(rows, a.features, holding.units(a.task, "train"), a.least)
 
 
 def _histogram(holding: Holding, a: OfHistogram, arrays: Arrays) -> Sums:
     rows, owners = holding.rows(a.task, "train"), holding.units(a.task, "train")
-    return design.histogram(rows, a.features, arrays["edges"], owners, a.least)
+    return agreement.histogram(rows, a.features, arrays["edges"], owners, a.least)
 
 
 def _totals(holding: Holding, a: OfTask, arrays: Arrays) -> Sums:
@@ -204,7 +209,26 @@ def _score_fit(holding: Holding, a: OfFit, arrays: Arrays) -> Sums:
     )
 
 
-def _score_lorenz(holding: Holding, a: OfScores, arrays: Arrays) -> Sums:
+def _explain_partial(holding: Holding, a: OfPartial, arrays: Arrays) -> Sums:
+    size = holding.once(scored, a.model, a.task).size
+    rows = holding.rows(a.task, "test")
+    return explanation.partial_sums(from_json(a.model), rows, size, a.column, a.values)
+
+
+def _explain_shuffled(holding: Holding, a: OfShuffled, arrays: Arrays) -> Sums:
+    own = hmac.digest(holding.secret, b"shuffled " + a.column.encode(), "sha256")
+    rows = explanation.shuffled(holding.rows(a.task, "test"), a.column, [a.seed, *own])
+    plain = holding.once(scored, a.model, a.task)
+    return accuracy.fit_sums(
+        replace(plain, rate=from_json(a.model).predict(rows)),
+        family=a.task.law,
+        scale=a.scale,
+        replicates=a.replicates,
+        seed=_resampling(holding, a.seed),
+    )
+
+
+def _score_lorenz(holding: Holding, a: OfCurve, arrays: Arrays) -> Sums:
     return accuracy.lorenz_sums(holding.once(scored, a.model, a.task), edges=arrays["edges"])
 
 
@@ -294,15 +318,17 @@ def _by_rules(name: str, arguments: type[Strict], function: Any, *arrays: str) -
 COMMON: Mapping[str, Statistic] = {
     row.name: row
     for row in (
-        _any_model("magnitudes", magnitudes.OfMagnitudes, magnitudes.of_party),
+        _any_model("magnitudes", agreement.OfMagnitudes, agreement.of_party),
         _any_model("moments", OfMoments, _moments),
         _by_cell("level_counts", OfLevels, _level_counts),
         _any_model("level_parties", OfPresence, _level_parties),
         _any_model("totals", OfTask, _totals),
         _any_model("histogram", OfHistogram, _histogram, "edges"),
         _any_model("score_fit", OfFit, _score_fit),
-        _by_cell("score_lorenz", OfScores, _score_lorenz, "edges"),
+        _by_cell("score_lorenz", OfCurve, _score_lorenz, "edges"),
         _by_cell("score_levels", OfScoresByLevel, _score_levels),
+        _any_model("explain_partial", OfPartial, _explain_partial),
+        _any_model("explain_shuffled", OfShuffled, _explain_shuffled),
         _by_cell("detection_rank", OfRanking, _detection_rank, "edges"),
         _by_cell("detection_groups", OfGroups, _detection_groups),
         _by_rules("profile", OfProfile, _profile),
@@ -316,14 +342,17 @@ COMMON: Mapping[str, Statistic] = {
 #: Statistics of questions, and all that only a release answers.
 ASKED_IN_QUESTIONS = tuple(row.name for row in COMMON.values() if row.analysis == QUESTIONS)
 RELEASED = tuple(row.name for row in COMMON.values() if row.released)
-#: What a charter and a node may allow.
-ANALYSES = (*KINDS, QUESTIONS, PROFILES)
+
+
+def analyses() -> tuple[str, ...]:
+    """What a charter and a node may allow."""
+    return (*kinds(), QUESTIONS, PROFILES)
 
 
 def find(name: str) -> Statistic:
     """The row of a statistic. Raises :class:`PeerError` for a name that stands nowhere."""
     row, kind = COMMON.get(name), name.partition("_")[0]
-    if row is None and kind in KINDS:
+    if row is None and kind in kinds():
         row = next((own for own in statistics_of(kind) if own.name == name), None)
     if row is None:
         raise PeerError(f"no statistic '{name[:60]}' here")
@@ -332,13 +361,16 @@ def find(name: str) -> Statistic:
 
 def belongs(name: str, analyses: Iterable[str]) -> bool:
     """Whether a statistic is asked for by one of these analyses; what stands nowhere is by none."""
+    kind, models = name.partition("_")[0], kinds()
+    if name not in COMMON and kind not in analyses:
+        return False
     try:
         analysis = find(name).analysis
     except PeerError:
         return False
     if analysis == ACROSS:
         return QUESTIONS in analyses
-    return analysis in analyses or (analysis == ANY_MODEL and any(a in KINDS for a in analyses))
+    return analysis in analyses or (analysis == ANY_MODEL and any(a in models for a in analyses))
 
 
 def request(

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 from federated.hiding.protocol import Protection
-from federated.joined.factors import Role
 from federated.joined.protection import PairReleaser
 from federated.joined.side import JoinedSide
+from federated.joined.sums.factors import Role
 from federated.party.party import Policy, numbered
 from federated.queries.holdings import Holdings
 from federated.study.experiment import Experiment

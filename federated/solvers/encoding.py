@@ -8,14 +8,16 @@ import numpy as np
 
 from federated.federation import ModelTotals
 from lab.errors import ConfigurationError, ModelError
-from lab.models.design import Encoding, Feature, Levels, Number
+from lab.models.agreement import bounds
+from lab.models.design import Encoding, Feature, Levels, Number, bends
 from lab.models.glm import Task
-from lab.models.magnitudes import bounds
 from lab.privacy.joining import RARE, Opened, by_parties
 from lab.sums import Floats, Sums
 from lab.tables.contracts import Contract
 from lab.tables.values import DECIMAL, code
 
+#: Intervals that quantiles are read off, and how far they reach, in standard deviations.
+INTERVALS, REACH = 1024, 8.0
 #: About what rounding to the grid can add to a sum of squares whose largest is 1.
 ROUNDED = 2.0**-44
 
@@ -44,7 +46,9 @@ def agree(
     categorical = [f for f in features if is_category(f, contract)]
     numeric = [f for f in features if not is_category(f, contract)]
     return Encoding(
-        numbers=_standardised(federation, task, numeric, contract, left_out),
+        numbers=_standardised(
+            federation, task, _bent(federation, task, numeric, contract, least), left_out
+        ),
         categories=levelled(federation, task, categorical, contract, least, left_out),
     )
 
@@ -60,17 +64,12 @@ def is_category(feature: Feature, contract: Contract) -> bool:
 def _standardised(
     federation: ModelTotals,
     task: Task,
-    features: list[Feature],
-    contract: Contract,
+    terms: tuple[Number, ...],
     left_out: list[str] | None,
 ) -> tuple[Number, ...]:
-    if not features:
+    if not terms:
         return ()
     # 1. In what power of two the parties' sums lie: a scale on which no sum is above 1.
-    terms = tuple(
-        Number(feature=f, mean=0.0, scale=1.0, levels=contract.columns[f.column].levels or ())
-        for f in features
-    )
     largest = magnitudes(federation, task, terms)[0]
     # 2. The mean, and a scale on which the squares around it sum up to the rows at most.
     around_zero = _moments(federation, task, _around(terms, 0 * largest, largest), 1.0)
@@ -86,19 +85,76 @@ def _standardised(
         if scale > 1e-9 * abs(mean):
             numbers.append(term.model_copy(update={"scale": float(scale)}))
         else:
-            leave_out(term.feature, left_out)
+            leave_out(term.name, left_out)
     federation.opened.append(Opened("moments", 2 * len(numbers)))
     return tuple(numbers)
 
 
-def leave_out(feature: Feature, left_out: list[str] | None) -> None:
+def _bent(
+    federation: ModelTotals,
+    task: Task,
+    features: list[Feature],
+    contract: Contract,
+    least: int,
+) -> tuple[Number, ...]:
+    """The columns of each number, one or those of its curve, not standardised yet."""
+    lines = {
+        f: Number(feature=f, mean=0.0, scale=1.0, levels=contract.columns[f.column].levels or ())
+        for f in features
+    }
+    counted = {f: f.knots for f in features if isinstance(f.knots, int)}
+    knots = {f: f.knots for f in features if isinstance(f.knots, tuple)}
+    knots |= _at_quantiles(federation, task, [lines[f] for f in counted], least)
+    return tuple(
+        line.model_copy(update={"bend": bend})
+        for f, line in lines.items()
+        for bend in (bends(f.curve, knots[f]) if f in knots else (None,))
+    )
+
+
+def _at_quantiles(
+    federation: ModelTotals, task: Task, lines: list[Number], least: int
+) -> dict[Feature, tuple[float, ...]]:
+    """Knots of each number, rounded to three digits: with as many rows between any two of them.
+
+    A spline's first and last knot are at the ends of what most rows have (Harrell, Regression Modeling
+    Strategies (2015), section 2.4.6). Raises :class:`ModelError` where values are too few for the knots.
+    """
+    if not lines:
+        return {}
+    terms = _standardised(federation, task, tuple(lines), None)
+    edges = np.linspace(-REACH, REACH, INTERVALS + 1)
+    sums = federation.sum("histogram", {"edges": edges}, task=task, features=terms, least=least)
+    knots = {}
+    for term, counts in zip(terms, sums["count"], strict=True):
+        count = term.feature.knots
+        assert isinstance(count, int)  # asked for by their number
+        reached = np.concatenate([[0.0], np.cumsum(counts) / counts.sum()])
+        ends = (
+            (0.05, 0.95)
+            if term.feature.spline is not None
+            else (1 / (count + 1), count / (count + 1))
+        )
+        places = np.interp(np.linspace(*ends, count), reached, edges)
+        if np.diff(places).min(initial=np.inf) < 2 * (edges[1] - edges[0]):
+            raise ModelError(
+                f"feature '{term.feature.name}': {count} knots do not lie apart, since many rows have the same "
+                "value; take fewer, or list them"
+            )
+        values = [float(f"{v:.3g}") for v in term.mean + term.scale * places]
+        knots[term.feature] = tuple(values)
+    federation.opened.append(Opened("histogram", sum(map(len, knots.values()))))
+    return knots
+
+
+def leave_out(name: str, left_out: list[str] | None) -> None:
     """Note a feature that never varies. Raises :class:`ModelError` where there is no list for it."""
     if left_out is None:
         raise ModelError(
-            f"feature '{feature.name}' is the same in every training row but few; leave it out, or set "
+            f"feature '{name}' is the same in every training row but few; leave it out, or set "
             "data.constant = 'drop'"
         )
-    left_out.append(feature.name)
+    left_out.append(name)
 
 
 def _around(terms: tuple[Number, ...], means: Floats, scales: Floats) -> tuple[Number, ...]:
@@ -149,7 +205,7 @@ def levelled(
     categories = []
     for term in standing(federation, task, terms, least):
         if len(term.levels) < 2:
-            leave_out(term.feature, left_out)
+            leave_out(term.feature.name, left_out)
         else:
             categories.append(term)
     return tuple(categories)

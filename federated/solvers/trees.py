@@ -133,7 +133,7 @@ def solve(
     model, losses = train(federation, task, features, contract, settings, seed, watch)
     used = {cut.feature for cut in model.cuts}
     for feature in (f for f in features if f not in used):
-        leave_out(feature, left_out)
+        leave_out(feature.name, left_out)
     return Solution(model, losses)
 
 

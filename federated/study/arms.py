@@ -21,7 +21,7 @@ from flwr.serverapp import Grid
 from federated.app import client_app, server_app
 from federated.federation import Federation, ModelTotals, single_threaded_blas
 from federated.hiding.protocol import Clear, Protection
-from federated.joined.factors import Role
+from federated.joined.sums.factors import Role
 from federated.party.binding import Binding
 from federated.party.party import Party
 from federated.party.state import Released

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from federated.joined.laws import check_law
+from federated.joined.sums.laws import check_law
 from federated.shipped import experiment_file
 from federated.solvers.glm import GLMSettings
 from federated.solvers.kinds import AnySettings
@@ -37,6 +37,7 @@ from lab.models.families import Family
 from lab.models.glm import Task
 from lab.models.profile import Profiling
 from lab.records import Strict, nearest, parse, read_toml, set_key
+from lab.scores.explanation import Explain
 from lab.tables.contracts import Column, Contract
 from lab.tables.partition import Split
 
@@ -53,6 +54,9 @@ class Experiment(Strict):
     model: AnySettings = Field(description="What is fitted.")
     detection: Detection | None = Field(
         None, description="How a fraud detector is scored; default: not at all."
+    )
+    explain: Explain | None = Field(
+        None, description="What the federated model makes of its features; default: not asked."
     )
     profile: tuple[Profiling, ...] = Field(
         (), description="Profiles of providers that all parties share, as features."
@@ -144,10 +148,16 @@ class Experiment(Strict):
                 raise ConfigurationError(
                     f"{key}: joined sides take {' or '.join(map(repr, allowed))}, got '{value}'"
                 )
-        if self.profile or len(self.tasks()) > 1:
+        if self.profile or self.explain or len(self.tasks()) > 1:
             raise ConfigurationError(
-                "joined: takes one model, without [[profile]] and model.severity"
+                "joined: takes one model, without [[profile]], [explain] and model.severity"
             )
+        for feature in self.data.features or ():
+            if isinstance(feature, Feature) and isinstance(feature.knots, int):
+                raise ConfigurationError(
+                    f"data.features: '{feature.column}' has knots at quantiles, which joined sides do not look "
+                    "up; list the knots, as spline = [20.0, 40.0, 60.0]"
+                )
         if self.model.kind == "trees":
             self._check_joined_trees()
             return
@@ -158,16 +168,6 @@ class Experiment(Strict):
             )
         for task in self.tasks().values():
             check_law(task.law)
-            if self.arms.replicates and self.protection.product == "paillier":
-                raise ConfigurationError(
-                    "arms.replicates: intervals over joined sides need protection.product = 'triples'; drop "
-                    "the key"
-                )
-            if task.law.name == "binomial" and self.protection.product == "paillier":
-                raise ConfigurationError(
-                    "protection.product: a binomial model over joined sides needs 'triples'; its mean is "
-                    "no product of what the sides know, and Paillier would take hours"
-                )
 
     def _check_joined_trees(self) -> None:
         """Refuse what trees can't do over joined sides."""
@@ -378,9 +378,15 @@ class Experiment(Strict):
             raise ConfigurationError(
                 f"data.features: '{name}' has the role '{column.role}' in contract {contract.name}"
             )
-        if column.type == "category" and (feature.log or feature.cut):
+        curved = feature.knots is not None
+        if column.type == "category" and (feature.log or feature.cut or curved):
             raise ConfigurationError(
-                f"data.features: '{name}' is a category; log and cut are for numbers"
+                f"data.features: '{name}' is a category; log, cut, spline and pieces are for numbers"
+            )
+        if curved and self.model.kind != "glm":
+            raise ConfigurationError(
+                f"data.features: '{name}' has a curve, which a GLM takes; drop spline or pieces, for "
+                f"{self.model.kind} bend by themselves"
             )
 
     def columns_besides_features(self) -> list[str]:

@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 
-from federated.joined.curves import REACH, error_bound
-from federated.joined.factors import Owner
+from federated.joined.sums.curves import REACH, error_bound
+from federated.joined.sums.factors import Owner
 from federated.study.experiment import Experiment
 from federated.study.rows import Features
 from federated.study.settings import BLOCK, KEY, MADE, JoinedTable
@@ -20,6 +20,7 @@ from lab.errors import ConfigurationError, ContractError
 from lab.market.make import make
 from lab.queries.sql_join import JoinedNames, SideTable
 from lab.records import nearest
+from lab.scores.places import COUNT
 from lab.tables.contracts import Column, Contract
 from lab.tables.identifiers import KeyTexts, key_texts
 from lab.tables.sources import Table, load
@@ -139,7 +140,12 @@ def refuse_at_fund(experiment: Experiment, columns: Sequence[str]) -> None:
 
 def _approximations(experiment: Experiment) -> Iterator[str]:
     """What is not exact, and by how much."""
-    if experiment.model.family == "binomial" and experiment.model.kind == "glm":
+    if experiment.model.kind == "trees":
+        return
+    yield (
+        f"Gini and tenths are of predictions in at most {COUNT} even bins, as each side rounds its part"
+    )
+    if experiment.model.family == "binomial":
         yield (
             f"each row's mean is right to {error_bound():.0e}, for parts of the fund's columns within "
             f"{REACH:g} on the logit scale"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -15,14 +15,16 @@ from federated.solvers.encoding import is_category
 from federated.study.experiment import Experiment
 from federated.study.rows import Features
 from federated.study.simulation import SimulatedMarket
+from lab.errors import ConfigurationError
 from lab.models import files as models
 from lab.models.design import Feature, Levels
 from lab.models.families import Scale
 from lab.models.glm import Task
 from lab.privacy import joining
-from lab.privacy.joining import NO_RULE, Least, by_parties
+from lab.privacy.joining import NO_RULE, PERSONS, Least, by_parties
 from lab.scores import accuracy as scoring
-from lab.scores import detection
+from lab.scores import detection, places
+from lab.scores.explanation import Explained, columns_of, values_of
 from lab.sums import Sums, combine
 from lab.tables.contracts import Contract
 
@@ -61,6 +63,7 @@ class Evaluation:
     levels: ByLevel
     detected: Detected | None = None
     own_null: float | None = None
+    explained: Mapping[str, Explained] = field(default_factory=dict)
 
     @property
     def scores(self) -> scoring.Scores:
@@ -143,15 +146,39 @@ class Scorer:
                 text = model[part]
                 everybody = partial(federation.sum, model=text, task=self._task(part, text))
             whole = federation is not None and federation.everybody
-            total = self._evaluate(part, everybody, self._least, whole=whole)
+            rounded = federation is not None and self._of_sides
+            total = self._evaluate(part, everybody, self._least, whole=whole, rounded=rounded)
+            if federation is not None and part == next(reversed(self.tasks)):
+                total = replace(total, explained=self._explain(part, model[part], everybody))
             evaluations[part] = {"all": total, **self._own(part, model)}
         return evaluations
+
+    def _explain(self, part: str, model: str, ask: Ask) -> dict[str, Explained]:
+        """What a model makes of each feature that ``[explain]`` names, over everybody's test rows."""
+        settings, explained = self.experiment.explain, dict[str, Explained]()
+        if settings is None:
+            return explained
+        read = models.from_json(model)
+        for column in settings.features or columns_of(read):
+            values = values_of(read, column, settings.points)
+            if not values:  # it never varied, and was left out
+                continue
+            sums = ask("explain_partial", column=column, values=values)
+            rates = (sums["expected"] / sums.total("size")).tolist()
+            lost = ask("explain_shuffled", column=column, **self._resampled(part))
+            explained[column] = Explained(values, tuple(rates), lost)
+        return explained
 
     def beside(
         self, model: dict[str, str], everybody: Mapping[str, Evaluation]
     ) -> dict[str, dict[str, Evaluation]]:
         """One model on each party's own test rows, beside what it does on everybody's."""
         return {part: {"all": everybody[part], **self._own(part, model)} for part in self.tasks}
+
+    @property
+    def _of_sides(self) -> bool:
+        """Whether nobody knows the prediction of a row."""
+        return bool(self.experiment.joined) and self.experiment.model.kind != "trees"
 
     def _own(self, part: str, model: dict[str, str]) -> dict[str, Evaluation]:
         return self._each(part, {name: self._ask(part, {name: model[part]}) for name in self.ones})
@@ -199,33 +226,35 @@ class Scorer:
         digests = getattr(getattr(models.from_json(model), "task", None), "profiles", ())
         return self.tasks[part].model_copy(update={"profiles": digests})
 
-    def _evaluate(self, part: str, ask: Ask, least: Least, *, whole: bool = False) -> Evaluation:
-        """whole: by sums over all rows alone, by no bin, level or group."""
-        experiment = self.experiment
-        fit = ask(
-            "score_fit",
-            scale=self.constants[part],
-            replicates=experiment.arms.replicates,
-            seed=experiment.seed,
-        )
+    def _evaluate(
+        self, part: str, ask: Ask, least: Least, *, whole: bool = False, rounded: bool = False
+    ) -> Evaluation:
+        """whole: by sums over all rows alone, by no bin, level or group; rounded: of predictions that
+        two sides know a part of each."""
+        fit = ask("score_fit", **self._resampled(part))
         if whole:
             return Evaluation(fit, None, {})
-        unranked = experiment.joined and experiment.model.kind != "trees"
-        lorenz = None if unranked else self._lorenz(ask, least)
+        lorenz = self._lorenz(partial(ask, "score_lorenz", scale=self.constants[part]), rounded)
+        lorenz = joining.apply(
+            lorenz, joining.in_order(by_parties(lorenz, least.parties), least.persons)
+        )
         levels = {
             term.feature.column: _of_enough(term, ask("score_levels", feature=term), least)
             for term in self.by_level[part]
         }
         return Evaluation(fit, lorenz, levels, self._detect(ask, least))
 
-    def _lorenz(self, ask: Ask, least: Least) -> Sums:
-        """Exposure, actual and expected in bins of the predicted rate."""
-        coarse = ask("score_lorenz", {"edges": scoring.GRID})
-        edges = scoring.finer_edges(coarse, scoring.GRID)
-        lorenz = ask("score_lorenz", {"edges": np.asarray(edges)})
-        return joining.apply(
-            lorenz, joining.in_order(by_parties(lorenz, least.parties), least.persons)
-        )
+    def _resampled(self, part: str) -> dict[str, Any]:
+        """What the deviance is measured in, and the resamples, which are the same for every model."""
+        arms, seed = self.experiment.arms, self.experiment.seed
+        return {"scale": self.constants[part], "replicates": arms.replicates, "seed": seed}
+
+    def _lorenz(self, ask: Ask, rounded: bool) -> Sums:
+        """Exposure, actual and expected in bins of the predicted rate: coarse ones, then finer."""
+        if rounded:
+            return places.curve(lambda bins: ask({"edges": bins.edges}), PERSONS)
+        edges = scoring.finer_edges(ask({"edges": scoring.GRID}), scoring.GRID)
+        return ask({"edges": np.asarray(edges)})
 
     def _detect(self, ask: Ask, least: Least) -> Detected | None:
         """The ranking in bins that are fine where claims are investigated, then the groups."""
@@ -268,6 +297,7 @@ Comparisons = tuple[dict[str, tuple[Levels, ...]], tuple[Levels, ...]]
 
 def simulated_comparisons(experiment: Experiment, market: SimulatedMarket) -> Comparisons:
     """For parties whose rows are here: numbers are cut around their mean, levels are those seen."""
+    _check_explained(experiment, market.features)
     by_level = {
         part: tuple(
             _levels_in(market, feature)
@@ -286,9 +316,20 @@ def public_comparisons(
 ) -> Comparisons:
     """For parties whose rows are elsewhere: nothing is cut by the values of numbers, which nobody
     here has seen."""
+    _check_explained(experiment, features)
     by_part = {**features, "pure premium": features.get("frequency", ())}
     by_level = {part: _public_levels(contract, by_part[part]) for part in experiment.all_tasks()}
     return by_level, _public_levels(contract, _groups(experiment))
+
+
+def _check_explained(experiment: Experiment, features: Features) -> None:
+    """Raises :class:`ConfigurationError` for a column of ``[explain]`` that is no feature."""
+    read = [feature.column for own in features.values() for feature in own]
+    for name in (experiment.explain and experiment.explain.features) or ():
+        if name not in read:
+            raise ConfigurationError(
+                f"explain.features: '{name}' is no feature of the model; these are: {', '.join(read)}"
+            )
 
 
 def simulated_scorer(

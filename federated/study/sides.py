@@ -13,9 +13,9 @@ from federated.app import client_app
 from federated.federation import Federation
 from federated.hiding.protocol import Clear, Protection
 from federated.joined.alignment import aligned
-from federated.joined.factors import Owner
 from federated.joined.protection import Joined, Pair, PairReleaser
 from federated.joined.side import JoinedSide
+from federated.joined.sums.factors import Owner
 from federated.party.party import Party, numbered
 from federated.study.experiment import Experiment
 from federated.study.joined import JoinedTables

@@ -1,8 +1,11 @@
 """From a party's columns to a design that all parties agree on.
 
 An :class:`Encoding` is public: for every term its column, how it is cut or scaled, and its
-levels. It is made from federated sums over training rows (``federated/solvers/encoding.py``); this
-file takes those sums of one party's rows, and applies the encoding to them.
+levels. It is made from federated sums over training rows (``federated/solvers/encoding.py``), which a
+party takes in `lab.models.agreement`; this file applies it to the party's rows.
+
+Natural cubic splines in truncated powers: Hastie, Tibshirani and Friedman, The Elements of Statistical
+Learning (2nd ed. 2009), section 5.2.1, whose columns span the same curves as ``cr`` of patsy.
 """
 
 from __future__ import annotations
@@ -18,15 +21,76 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from lab.errors import ConfigurationError, ContractError
-from lab.privacy.joining import PARTIES, PERSONS, RARE, behind, in_order, persons_by
+from lab.privacy.joining import RARE
 from lab.records import Strict
-from lab.sums import COUNT, FLAG, Floats, Sums, limit_of
+from lab.sums import Floats
 from lab.tables.values import level_of
 
 #: Rows handled at once: a block of the design stays in the processor's cache.
 BLOCK = 4096
+#: Knots of a curve at quantiles.
+MOST_KNOTS = 20
 #: Levels of a category: their codes are 16-bit numbers.
 MOST_LEVELS = 2**15 - 1
+
+
+class Bend(Strict):
+    """One column of a number's curve.
+
+    ``natural``: column ``at`` of a cubic spline that is straight beyond its first and last knot, K knots
+    make K - 1 columns; ``straight``: how far a value is above knot ``at`` - 1, or for ``at`` 0 the value.
+    """
+
+    kind: Literal["natural", "straight"]
+    knots: tuple[float, ...] = Field(min_length=1)
+    at: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if any(low >= high for low, high in itertools.pairwise(self.knots)):
+            raise ValueError("knots must be strictly increasing")
+        if self.kind == "natural" and len(self.knots) < 3:
+            raise ValueError("a natural spline needs 3 knots or more")
+        if self.at >= columns(self.kind, self.knots):
+            raise ValueError(f"has no column {self.at}")
+        return self
+
+    def of(self, x: Floats) -> Floats:
+        """The column, of the same shape; NaN stays.
+
+        >>> Bend(kind="straight", knots=(30.0,), at=1).of(np.array([20.0, 50.0])).tolist()
+        [0.0, 20.0]
+        """
+        if self.at == 0:
+            return x
+        if self.kind == "straight":
+            return np.maximum(x - self.knots[self.at - 1], 0.0)
+        inner, last = self._cubed(x, self.at - 1), self._cubed(x, len(self.knots) - 2)
+        return np.asarray(inner - last)
+
+    def _cubed(self, x: Floats, k: int) -> Floats:
+        """d_k of section 5.2.1, with the range of the knots as the unit."""
+        low, high = self.knots[0], self.knots[-1]
+        t, knots = (x - low) / (high - low), (np.array(self.knots) - low) / (high - low)
+        above = [np.maximum(t - knots[at], 0.0) ** 3 for at in (k, -1)]
+        return np.asarray((above[0] - above[1]) / (1.0 - knots[k]))
+
+    @property
+    def label(self) -> str:
+        """What a column is called beside its feature."""
+        if self.kind == "natural":
+            return f"[spline {self.at + 1}]"
+        return "" if self.at == 0 else f"[above {self.knots[self.at - 1]:g}]"
+
+
+def columns(kind: str, knots: tuple[float, ...]) -> int:
+    """How many columns a curve has."""
+    return len(knots) - 1 if kind == "natural" else len(knots) + 1
+
+
+def bends(kind: Literal["natural", "straight"], knots: tuple[float, ...]) -> tuple[Bend, ...]:
+    """All columns of a curve."""
+    return tuple(Bend(kind=kind, knots=knots, at=k) for k in range(columns(kind, knots)))
 
 
 class Feature(Strict):
@@ -34,7 +98,8 @@ class Feature(Strict):
 
     ``log``: the natural logarithm. ``cut``: intervals closed on the right, so ``[20, 25]`` makes
     up to 20, above 20 up to 25, above 25. ``category``: each value is a level. ``ordinal``: the
-    position of a category's level in its contract, as a number.
+    position of a category's level in its contract, as a number. ``spline``, ``pieces``: a curve instead of
+    a straight line, see :class:`Bend`, through so many knots at quantiles or through these knots.
     """
 
     column: str = Field(description="A column of the table.")
@@ -47,13 +112,43 @@ class Feature(Strict):
         False, description="Take the position of a category's level in its contract, as a number."
     )
 
+    spline: int | tuple[float, ...] | None = Field(
+        None, description="A natural cubic spline: how many knots, or the knots."
+    )
+    pieces: int | tuple[float, ...] | None = Field(
+        None, description="Straight pieces: how many knots between them, or the knots."
+    )
+
     @model_validator(mode="after")
     def _one_way(self) -> Self:
         if sum([self.log, self.cut is not None, self.category, self.ordinal]) > 1:
             raise ValueError("use only one of log, cut, category and ordinal")
+        self._check_curve()
         if self.cut is not None and sorted(set(self.cut)) != list(self.cut):
             raise ValueError("cut points must be strictly increasing")
         return self
+
+    def _check_curve(self) -> None:
+        if (knots := self.knots) is None:
+            return
+        others = self.cut is not None or self.category or self.ordinal
+        if others or (self.spline is not None and self.pieces is not None):
+            raise ValueError("spline and pieces are for numbers, one of them, with log or without")
+        least = 3 if self.spline is not None else 1
+        if isinstance(knots, int):
+            if not least <= knots <= MOST_KNOTS:
+                raise ValueError(f"takes {least} to {MOST_KNOTS} knots, got {knots}")
+        else:
+            bends(self.curve, knots)
+
+    @property
+    def knots(self) -> int | tuple[float, ...] | None:
+        """Of its curve: how many, or which; None for a straight line."""
+        return self.pieces if self.spline is None else self.spline
+
+    @property
+    def curve(self) -> Literal["natural", "straight"]:
+        return "straight" if self.spline is None else "natural"
 
     @property
     def name(self) -> str:
@@ -107,6 +202,19 @@ class Number(Strict):
     mean: float
     scale: float = Field(gt=0)
     levels: tuple[str, ...] = ()
+    bend: Bend | None = None
+
+    @property
+    def name(self) -> str:
+        return self.feature.name + (self.bend.label if self.bend else "")
+
+    def values(self, frame: pd.DataFrame) -> Floats:
+        """The term of each row in its own units; NaN where the value is missing."""
+        own = self.feature.numbers(frame, self.levels)
+        return own if self.bend is None else self.bend.of(own)
+
+    def standardised(self, frame: pd.DataFrame) -> Floats:
+        return (self.values(frame) - self.mean) / self.scale
 
 
 class Levels(Strict):
@@ -139,7 +247,7 @@ class Encoding(Strict):
         """Column names: intercept, ``age``, ``log(density)``, ``region[T.north]``."""
         return (
             "intercept",
-            *(term.feature.name for term in self.numbers),
+            *(term.name for term in self.numbers),
             *(
                 f"{term.feature.column}[T.{level}]"
                 for term in self.categories
@@ -191,8 +299,7 @@ class Design:
         self.rows, self.width, self.pairs = len(frame), encoding.width, encoding.pairs
         self.numbers = np.zeros((self.rows, len(encoding.numbers)))
         for j, term in enumerate(encoding.numbers):
-            values = (term.feature.numbers(frame, term.levels) - term.mean) / term.scale
-            self.numbers[:, j] = np.nan_to_num(values)
+            self.numbers[:, j] = np.nan_to_num(term.standardised(frame))
         self.codes: list[tuple[NDArray[np.int32], int, int]] = []
         start = 1 + len(encoding.numbers)
         for category in encoding.categories:
@@ -250,70 +357,6 @@ def seen_levels(
     persons = np.bincount(level[level >= 0], minlength=len(texts.cat.categories))
     counts = zip(texts.cat.categories, persons, strict=True)
     return sorted({str(name) if n >= minimum else RARE for name, n in counts if n > 0})
-
-
-def moments(frame: pd.DataFrame, features: tuple[Number, ...], most: float) -> Sums:
-    """Count, sum and sum of squares of each numeric feature around a public ``mean``, in units of a
-    public ``scale``. most: a bound of the sums."""
-    count, first, second = (np.zeros(len(features)) for _ in range(3))
-    for j, term in enumerate(features):
-        values = (term.feature.numbers(frame, term.levels) - term.mean) / term.scale
-        values = values[~np.isnan(values)]
-        count[j], first[j], second[j] = len(values), values.sum(), (values**2).sum()
-    arrays = {"count": count, "first": first, "second": second}
-    limit = limit_of(most)
-    return Sums(arrays, {"count": COUNT, "first": limit, "second": limit}, len(frame))
-
-
-def histogram(
-    frame: pd.DataFrame, features: tuple[Number, ...], edges: Floats, owners: Floats, least: int
-) -> Sums:
-    """Rows by interval of each standardised feature, (features, intervals); the ends are open.
-
-    owners: (rows,) who each row belongs to. Neighbours are joined, at that of them which is nearest
-    to the middle, until ``least`` persons of this party stand behind them: no interval shows fewer.
-    """
-    size = len(edges) - 1
-    counts = np.zeros((len(features), len(edges) - 1))
-    for j, term in enumerate(features):
-        values = (term.feature.numbers(frame, term.levels) - term.mean) / term.scale
-        valid = ~np.isnan(values)
-        inside = np.clip(values[valid], edges[0], edges[-1])
-        place = np.clip(np.searchsorted(edges, inside, side="right") - 1, 0, size - 1)
-        places = in_order(persons_by(place, owners[valid], size), least)
-        first, end = (np.searchsorted(places, places, side=side) for side in ("left", "right"))
-        nearest = np.clip(size // 2, first, end - 1)
-        counts[j] = np.bincount(nearest[place], minlength=size)
-    return Sums({"count": counts}, {"count": COUNT}, len(frame))
-
-
-def level_counts(frame: pd.DataFrame, features: tuple[Levels, ...], owners: Floats) -> Sums:
-    """Rows and persons at each level of each categorical feature, one after the other.
-
-    owners: (rows,) who each row belongs to.
-    """
-    rows = [np.zeros(0)]
-    persons: dict[str, list[Floats]] = {PERSONS: [np.zeros(0)], PARTIES: [np.zeros(0)]}
-    for term in features:
-        codes, size = codes_of(term.feature.texts(frame), term.levels), len(term.levels)
-        there = codes >= 0
-        rows.append(np.bincount(codes[there], minlength=size).astype(float))
-        for name, values in behind(codes[there].astype(np.int64), owners[there], size).items():
-            persons[name].append(values)
-    arrays = {"count": np.concatenate(rows)}
-    arrays |= {name: np.concatenate(values) for name, values in persons.items()}
-    return Sums(arrays, dict.fromkeys(arrays, COUNT), len(frame))
-
-
-def level_parties(
-    frame: pd.DataFrame, features: tuple[Levels, ...], owners: Floats, least: int
-) -> Sums:
-    """1 for each level at which this party has ``least`` persons, 0 for the others.
-
-    What is told of levels where everybody sees the totals: no count of few persons.
-    """
-    persons = level_counts(frame, features, owners)[PERSONS]
-    return Sums({"parties": (persons >= least).astype(float)}, {"parties": FLAG}, len(frame))
 
 
 def check_features(frame: pd.DataFrame, features: tuple[Feature, ...], missing: str) -> None:

@@ -97,7 +97,7 @@ def inputs(frame: pd.DataFrame, encoding: Encoding, bends: Bends) -> tuple[Tenso
     """Bent numbers in [-1/2, 1/2] and level codes; a level nobody trained on is the last code."""
     columns = []
     for term, knots in zip(encoding.numbers, bends.knots, strict=True):
-        x = np.nan_to_num((term.feature.numbers(frame, term.levels) - term.mean) / term.scale)
+        x = np.nan_to_num(term.standardised(frame))
         for low, high in itertools.pairwise(knots):
             columns.append(np.clip((x - low) / (high - low), 0, 1) - 0.5)
     numbers = np.stack(columns, 1) if columns else np.zeros((len(frame), 0))

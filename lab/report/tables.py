@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lab.report import receipts
+from lab.report.learned import who_learns
 from lab.report.style import NAMES, Result, judged
 
 ALL = "whole market"
@@ -217,6 +218,14 @@ def left(result: Result) -> list[PageTable]:
         PageTable.of(purposes, receipts.left_by_statistic(result), left=range(4)),
         PageTable.of(by_party, receipts.left_by_party(result)),
     ]
+
+
+def learned(result: Result) -> PageTable:
+    """Who learns what, where sides are joined."""
+    rows = who_learns(result)
+    strong = [at for at, (_, chosen) in enumerate(rows) if chosen]
+    columns = ("what", "an insurer", "the fund", "the coordinator", "the supervisor")
+    return PageTable.of(columns, [row for row, _ in rows], left=range(5), strong=strong)
 
 
 def opened(result: Result) -> PageTable:

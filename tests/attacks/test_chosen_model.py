@@ -16,6 +16,7 @@ from federated.study.experiment import Experiment
 from federated.study.simulation import SimulatedMarket
 from lab.errors import ConfigurationError, PolicyError
 from lab.models.design import Encoding, Feature, Number
+from lab.models.families import Scale
 from lab.models.glm import GLM, Task
 from lab.records import parse
 from tests.attacks.setting import AGES, REGIONS, federation_of, insurers, persons
@@ -35,8 +36,9 @@ def read_records(federation: Federation) -> pd.DataFrame:
     model = GLM(
         task=task, encoding=Encoding(numbers=numbers), beta=(0.0, REGIONS * cell, cell)
     ).model_dump_json()
+    scale = Scale(rows=1, weight=1, exposure=1, target=1, square=1)
     edges = (np.arange(AGES * REGIONS - 1) + 0.5) * cell
-    curve = federation.sum("score_lorenz", {"edges": edges}, model=model, task=task)
+    curve = federation.sum("score_lorenz", {"edges": edges}, model=model, task=task, scale=scale)
     alone = np.flatnonzero(curve["size"] == 1)
     return pd.DataFrame(
         {"age": alone // REGIONS, "region": alone % REGIONS, "claims": curve["actual"][alone]}

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from federated.joined import side
-from federated.joined.factors import RING
 from federated.joined.product import contribution
+from federated.joined.sums.factors import RING
 from federated.study.arms import perform
 from federated.study.experiment import Experiment
 from federated.study.sides import in_the_clear

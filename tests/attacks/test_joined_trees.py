@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from federated.joined import product
-from federated.joined.told import ToldColumn
+from federated.joined.sums.told import ToldColumn
 from federated.study.arms import perform
 from federated.study.experiment import Experiment
 from federated.study.result import Study

@@ -19,9 +19,9 @@ from federated.hiding.protocol import Talk
 from federated.messages import Request, form_from_json, read
 from federated.solvers import glm
 from federated.solvers.encoding import agree
+from lab.models.agreement import CLASSES, bounds
 from lab.models.design import Feature
 from lab.models.glm import Task
-from lab.models.magnitudes import CLASSES, bounds
 from lab.sums import DIGITS, Limit, Sums, limit_of
 from lab.tables.contracts import draft
 from tests.conftest import federate, split

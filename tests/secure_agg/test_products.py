@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from secure_agg import encrypted_product, triples, wire
 from secure_agg.arithmetic.ring import Ring
-from secure_agg.encrypted_product import Packing
+from secure_agg.encrypted_product import Packing, Vectors
 from secure_agg.errors import InvalidCiphertext, InvalidLayout, MalformedMessage
 from secure_agg.triples import ProductTerms
 
@@ -59,7 +59,7 @@ def test_encrypted_shares_add_up_to_the_product(private, data, rows, a, b, bits)
         np.array([[data.draw(numbers) for _ in range(n)] for _ in range(rows)], dtype=object)
         for n in (a, b)
     )
-    packing = Packing(ProductTerms("q", rows, a, b, RING), bits, 2048)
+    packing = Packing(ProductTerms("q", rows, a, b, RING), (bits, bits), 2048)
     shares = by_paillier(packing, private, left, right)
     assert (RING.signed(sum(shares)) == left.T @ right).all()
 
@@ -67,8 +67,61 @@ def test_encrypted_shares_add_up_to_the_product(private, data, rows, a, b, bits)
 def test_many_rows_and_rows_that_repeat_give_the_product(private):
     left, right = matrices(300, 2, 3)
     right[:200] = right[0]
-    packing = Packing(ProductTerms("q", 300, 2, 3, RING), 50, 2048)
+    packing = Packing(ProductTerms("q", 300, 2, 3, RING), (50, 50), 2048)
     assert (RING.signed(sum(by_paillier(packing, private, left, right))) == left.T @ right).all()
+
+
+@pytest.mark.parametrize(("a", "b"), [(1, 1), (9, 2)])
+def test_products_with_shares_of_any_size_add_up_modulo_the_ring(private, a, b):
+    left, right = matrices(5, a, b)
+    right = right * 2**79 + 12345
+    terms = ProductTerms("q", 5, a, b, RING)
+    for packing, matrix in (
+        (Packing(terms, (50, RING.bits + 1), 2048), (left, right)),
+        (Packing(ProductTerms("q", 5, b, a, RING), (RING.bits + 1, 50), 2048), (right, left)),
+    ):
+        shares = by_paillier(packing, private, *matrix)
+        assert ((sum(shares) - matrix[0].T @ matrix[1]) % RING.modulus == 0).all()
+
+
+def row_by_row(vectors: Vectors, private, left, right):
+    """Every role of the protocol, in order: both shares."""
+    rows = encrypted_product.encrypted_vectors(vectors, private.public, left, workers=1)
+    answer, share = encrypted_product.raised_vectors(
+        vectors, private.public, right, rows, workers=1
+    )
+    return encrypted_product.opened_vectors(vectors, private, left, answer), share
+
+
+@settings(max_examples=10)
+@given(st.integers(1, 4), st.integers(1, 12), st.integers(1, 5), st.integers(0, 9))
+def test_encrypted_shares_of_each_row_add_up_to_its_inner_products(private, rows, v, k, seed):
+    left, right = (m[0] for m in (matrices(rows, v * k, 1, seed=seed), matrices(rows, k, 1)))
+    vectors = Vectors(ProductTerms("q", rows, v * k, k, RING), (50, 50), 2048)
+    shares = row_by_row(vectors, private, left, right)
+    whole = (left.reshape(rows, v, k) * right[:, None, :]).sum(axis=2)
+    assert (RING.signed(sum(shares)) == whole).all()
+
+
+def test_messages_row_by_row_that_were_bent_are_refused(private):
+    left, right = matrices(2, 3, 3)
+    terms, other = (ProductTerms(name, 2, 3, 3, RING) for name in ("one", "two"))
+    vectors = Vectors(terms, (50, 50), 2048)
+    rows = encrypted_product.encrypted_vectors(vectors, private.public, left, workers=1)
+    size = private.public.ciphertext_bytes
+    for bad, error in (
+        (rows[:-size] + bytes(size), InvalidCiphertext),
+        (rows[:-1], MalformedMessage),
+    ):
+        with pytest.raises(error):
+            encrypted_product.raised_vectors(vectors, private.public, right, bad, workers=1)
+    with pytest.raises(MalformedMessage, match="another product"):
+        encrypted_product.raised_vectors(
+            Vectors(other, (50, 50), 2048), private.public, right, rows, workers=1
+        )
+    answer, _ = encrypted_product.raised_vectors(vectors, private.public, right, rows, workers=1)
+    with pytest.raises(MalformedMessage, match="outside every slot"):
+        encrypted_product.opened_vectors(vectors, private, left, changed(answer, len(answer) - 9))
 
 
 @given(st.integers(1, 9), st.integers(1, 3), st.integers(1, 3), st.integers(0, 9))
@@ -91,7 +144,7 @@ def test_a_share_and_a_message_alone_are_uniform():
 
 def test_masks_of_an_encrypted_product_cover_its_range_by_40_bits(private):
     left, right = matrices(4, 1, 1, bits=8)
-    packing = Packing(ProductTerms("q", 4, 1, 1, RING), 8, 2048)
+    packing = Packing(ProductTerms("q", 4, 1, 1, RING), (8, 8), 2048)
     largest = max(int(by_paillier(packing, private, left, right)[0][0, 0]) for _ in range(8))
     assert packing.range + 30 < largest.bit_length() <= RING.bits
     assert packing.slot == packing.range + 41
@@ -122,7 +175,7 @@ def test_a_message_of_another_product_side_or_size_is_refused():
 def test_a_bent_ciphertext_or_answer_is_refused(private):
     left, right = matrices(2, 1, 1)
     terms = ProductTerms("q", 2, 1, 1, RING)
-    packing = Packing(terms, 50, 2048)
+    packing = Packing(terms, (50, 50), 2048)
     rows = encrypted_product.encrypted_rows(packing, private.public, left, workers=1)
     size = private.public.ciphertext_bytes
     with pytest.raises(MalformedMessage, match="cut off"):
@@ -142,8 +195,8 @@ def test_numbers_that_do_not_fit_are_refused(private):
     left, right = matrices(2, 1, 1)
     terms = ProductTerms("q", 2, 1, 1, RING)
     with pytest.raises(InvalidLayout, match="more than 40 bits"):
-        by_paillier(Packing(terms, 40, 2048), private, left, right)
+        by_paillier(Packing(terms, (40, 40), 2048), private, left, right)
     with pytest.raises(InvalidLayout, match="can't hold"):
-        Packing(terms, 80, 2048)
+        Packing(terms, (80, 80), 2048)
     with pytest.raises(InvalidLayout, match="larger key"):
-        Packing(ProductTerms("q", 2, 1, 1, Ring(1024)), 500, 1024)
+        Packing(ProductTerms("q", 2, 1, 1, Ring(1024)), (500, 500), 1024)

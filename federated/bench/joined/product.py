@@ -53,7 +53,7 @@ def _integers(rows: int, columns: int) -> Integers:
 def _by_paillier(persons: int, columns: int) -> tuple[float, float, float]:
     """Seconds of encrypting and opening, of raising, and of the multiplications that raising needs."""
     left, right, key = _integers(persons, columns), _integers(persons, columns), generate(2048)
-    packing = Packing(ProductTerms("bench", persons, columns, columns, RING), BITS, 2048)
+    packing = Packing(ProductTerms("bench", persons, columns, columns, RING), (BITS, BITS), 2048)
     start = time.perf_counter()
     message = encrypted_product.encrypted_rows(packing, key.public, left)
     middle = time.perf_counter()

@@ -9,13 +9,14 @@ from typing import Any
 from flwr.app import RecordDict
 
 from federated.deployment.charter import Charter
-from federated.deployment.coordinator.sides import RemoteJoined
+from federated.deployment.coordinator import exchange
+from federated.deployment.coordinator.sides import Letters, RemoteJoined
 from federated.deployment.node.roles import split_of
 from federated.deployment.node.supervisor import SHARE_FILE, with_form
 from federated.hiding.masks import Masks
 from federated.hiding.paillier import KeyHolders, Paillier
 from federated.hiding.protocol import Clear, Protection, Talk, named_reply
-from federated.joined.factors import Owner
+from federated.joined.sums.factors import Owner
 from federated.message_kinds import MessageKind
 from federated.messages import Form, Request, message_of
 from federated.study.experiment import Experiment
@@ -109,7 +110,9 @@ def protection_of(
         authority, pairs = RemoteAuthority(key.public, key.by[0]), charter.pairs
         if not experiment.joined or pairs is None:
             return EnrolledPaillier(authority)
-        return RemoteJoined(EnrolledPaillier(authority, of_shares=True), pairs, owner, key.by[0])
+        inner = EnrolledPaillier(authority, of_shares=True)
+        room = Letters(exchange.Settings.read(folder).limits, settings.key_bits)
+        return RemoteJoined(inner, pairs, owner, key.by[0], room)
     if experiment.joined:
         raise ConfigurationError(
             "joined: sides need a key authority; make its key with: lab keys deal"

@@ -9,37 +9,66 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from flwr.app import ConfigRecord, RecordDict
 
 from federated.deployment.pairs import Pairs
 from federated.hiding.paillier import Opener, Paillier
 from federated.hiding.protocol import Talk
-from federated.joined.factors import JoinedSum, Owner
 from federated.joined.product import is_alone, joined_sum
 from federated.joined.protection import INTERRUPTED, Joined, Pair
+from federated.joined.sums.factors import JoinedSum, Owner
 from federated.message_kinds import MessageKind
 from federated.messages import Request, message_of, read
 from federated.party.statistics import RELEASED
-from lab.errors import LabError, PeerError
+from federated.transport.connections import ListenerLimits
+from lab.errors import ConfigurationError, LabError, PeerError
 from lab.sums import Sums
 from secure_agg.identity import Roster
 
+MEGABYTE = 2**20
+#: Flower sends arrays in pieces of 5 MB; a body that has room for them takes letters of any size.
+PIECE_BYTES, MOST_MEGABYTES = 6 * MEGABYTE, 1024
 #: How often what a side lost in a restart is begun anew, each time.
 BEGUN_ANEW = 3
+
+
+@dataclass(frozen=True)
+class Letters:
+    """What the exchange takes of a side at a time. key_bits: of a side's own key for products."""
+
+    limits: ListenerLimits
+    key_bits: int
+
+    def check(self, sizes: Mapping[str, int], statistic: str) -> None:
+        """Raises :class:`ConfigurationError` for letters that the exchange would not take."""
+        body, stored = self.limits.body_bytes, self.limits.stored_bodies
+        room = body * (stored if body > PIECE_BYTES else 1)
+        name = max(sizes, key=lambda side: sizes[side])
+        if sizes[name] <= room:
+            return
+        least = -(-sizes[name] // (stored * MEGABYTE))
+        raise ConfigurationError(
+            f"body_megabytes of exchange.toml: the letters of {name} for {statistic} have "
+            f"{sizes[name] / MEGABYTE:,.0f} MB, and the exchange takes {room / MEGABYTE:,.0f} MB of a side; set "
+            f"{max(least + 1, 6)} or more"
+            + ("" if least < MOST_MEGABYTES else f", with more than {stored} stored_bodies")
+        )
 
 
 class RemoteJoined(Joined):
     """Sums of shares among sides that run processes of their own.
 
-    inner: Paillier whose totals the supervisor opens; owner: who holds a column.
+    inner: Paillier whose totals the supervisor opens; owner: who holds a column; room: for letters.
     """
 
-    def __init__(self, inner: Paillier, pairs: Pairs, owner: Owner, supervisor: str) -> None:
+    def __init__(
+        self, inner: Paillier, pairs: Pairs, owner: Owner, supervisor: str, room: Letters
+    ) -> None:
         super().__init__(inner, (), owner, pairs.product, pairs.minimum_persons)
         self.opener: Opener = inner.opener
-        self._sides, self._supervisor = pairs, supervisor
+        self._sides, self._supervisor, self._room = pairs, supervisor, room
 
     def enrol(self, talk: Talk, roster: Roster) -> None:
         """Align the sides where they are not aligned, and have the secrets of the run dealt."""
@@ -59,7 +88,9 @@ class RemoteJoined(Joined):
         if request.statistic in RELEASED:
             return self._answer(talk, request)
         if not is_alone(request, self._owner, self._known):
-            self.multiply(talk, request, joined_sum(request, self._owner))
+            total = joined_sum(request, self._owner)
+            self._room.check(self.letters(request, total, self._room.key_bits), request.statistic)
+            self.multiply(talk, request, total)
         return self.inner.total(talk, request)
 
     def _answer(self, talk: Talk, request: Request) -> Sums:

@@ -20,9 +20,9 @@ from federated.deployment.folders import charter_of, identity_of
 from federated.deployment.node.openings import Openings, subject_of
 from federated.hiding.paillier import KeyAuthority
 from federated.hiding.protocol import fields_of
-from federated.joined.factors import Owner
 from federated.joined.product import is_alone, joined_sum
 from federated.joined.protection import checked_total
+from federated.joined.sums.factors import Owner
 from federated.messages import Form, Reply, Request, form_from_json, form_to_json, read
 from federated.party.release import RELEASED
 from lab.audit.log_writer import Log

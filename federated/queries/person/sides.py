@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from federated.joined.factors import Role
+from federated.joined.sums.factors import Role
 from federated.link.consent import ConsentToken, check_consent
 from federated.queries.person import bands
 from federated.queries.person.terms import ScoreTerms

@@ -8,7 +8,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from federated.joined.factors import Role
+from federated.joined.sums.factors import Role
 from federated.link.charter import ConditionTerms
 from lab.errors import PolicyError
 from lab.records import Strict, parse, read_toml

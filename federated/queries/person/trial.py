@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from federated.joined.factors import Halves, Role
 from federated.joined.side import OTHER
+from federated.joined.sums.factors import Halves, Role
 from federated.link.consent import ConsentToken, consented
 from federated.link.keys import one_identifier
 from federated.link.service import LOG, party_log

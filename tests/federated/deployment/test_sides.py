@@ -30,6 +30,7 @@ from federated.study.experiment import Experiment
 from federated.study.simulation import SimulatedMarket
 from lab.errors import ConfigurationError, PeerError, PolicyError
 from secure_agg.identity import Identity
+from tests.rigs import sides as rig
 from tests.rigs.sides import BOTH, CAP, Sides
 from tests.rigs.trial import hash_of, started
 
@@ -256,3 +257,17 @@ def test_the_model_is_the_simulation_s_whoever_learns_what(
         assert hash_of(found) == hash_of(told)
         ours, theirs = (s.scores.loc[("federated", "all")] for s in (found, told))
         assert ours[found.headline] == pytest.approx(theirs[found.headline], rel=1e-9)
+
+
+@pytest.mark.slow
+def test_letters_that_the_exchange_would_not_take_are_refused_before_they_leave(
+    tmp_path: Path, authority_key: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("BOTH", 1800), ("CAP", 3000)):
+        monkeypatch.setattr(rig, name, value)
+    made = Sides(tmp_path, authority_key)
+    made.settings(body_megabytes=1)
+    with started(made) as large:
+        message = "the letters of insurer 1 for glm_start have 2 MB, and the exchange takes 1 MB"
+        with pytest.raises(ConfigurationError, match=f"body_megabytes .*{message}.* set 6 or more"):
+            large.run(large.study())

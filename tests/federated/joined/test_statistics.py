@@ -12,25 +12,26 @@ import pandas as pd
 import pytest
 from flwr.app import Context, RecordDict
 
-from federated.joined.factors import Role
+from federated.joined.by_paillier import by_paillier
 from federated.joined.product import (
     Products,
     Spine,
-    by_paillier,
     by_triples,
     contribution,
     deal,
     joined_sum,
     joined_total,
 )
+from federated.joined.sums.factors import Halves, Role
 from federated.party import statistics
 from federated.party.party import Party
 from federated.party.state import NodeState
 from lab.errors import ModelError, PeerError, PolicyError
-from lab.models.design import Encoding, Feature, Levels, Number
+from lab.models.design import Design, Encoding, Feature, Levels, Number
 from lab.models.families import Scale
-from lab.models.glm import GLM, Task
-from lab.privacy.joining import PARTIES
+from lab.models.glm import GLM, Response, Task
+from lab.privacy.joining import PARTIES, PERSONS
+from lab.scores import places
 from lab.sums import Sums, combine
 from secure_agg import wire
 from secure_agg.keys import PrivateKey, generate
@@ -73,22 +74,24 @@ def owner(column: str) -> Role:
     return "insurer" if column in OURS else "fund"
 
 
-def sides(frame: pd.DataFrame, seed: int = 5) -> tuple[dict[Role, HalfTable], dict[Role, Spine]]:
-    """The two halves, each with 50 rows more than the common ones, and places on a spine of all."""
+def sides(
+    frame: pd.DataFrame, more: int = 50, seed: int = 5
+) -> tuple[dict[Role, HalfTable], dict[Role, Spine]]:
+    """The two halves, each with rows more than the common ones, and places on a spine of all."""
     rng, n = np.random.default_rng(seed), len(frame)
-    more = table(100, seed=9).assign(y=1.0)
-    own, theirs = pd.concat([frame, more[:50]]), pd.concat([frame, more[50:]])
+    rest = table(2 * more, seed=9).assign(y=1.0)
+    own, theirs = pd.concat([frame, rest[:more]]), pd.concat([frame, rest[more:]])
     halves: dict[Role, HalfTable] = {}
     spines: dict[Role, Spine] = {}
-    at = rng.permutation(n + 100)
-    for role, part, columns, rest in (
-        ("insurer", own, OURS, at[n : n + 50]),
-        ("fund", theirs, THEIRS, at[n + 50 :]),
+    at = rng.permutation(n + 2 * more)
+    for role, part, columns, alone in (
+        ("insurer", own, OURS, at[n : n + more]),
+        ("fund", theirs, THEIRS, at[n + more :]),
     ):
-        place = np.concatenate([at[:n], rest])
+        place = np.concatenate([at[:n], alone])
         order = rng.permutation(len(part))
         halves[role] = HalfTable(role, part[list(columns)].iloc[order].reset_index(drop=True))
-        spines[role] = Spine(place[order], n + 100)
+        spines[role] = Spine(place[order], n + 2 * more)
     return halves, spines
 
 
@@ -108,9 +111,11 @@ def encoding(frame: pd.DataFrame) -> Encoding:
     )
 
 
-def by_both(request: Any, frame: pd.DataFrame, way: str, private: PrivateKey) -> Sums:
+def by_both(
+    request: Any, frame: pd.DataFrame, way: str, private: PrivateKey, more: int = 50
+) -> Sums:
     """The total of a request, made by two sides."""
-    halves, spines = sides(frame)
+    halves, spines = sides(frame, more)
     total = joined_sum(request, owner)
     layout = Products("q", spines["fund"].size, total)
     left, right = (secrets.token_bytes(32) for _ in range(2))
@@ -188,7 +193,9 @@ def questions(frame: pd.DataFrame, task: Task) -> list[tuple[str, dict[str, Any]
     ]
 
 
-def compared(task: Task, way: str, private: PrivateKey, rows: int, only: tuple[str, ...]) -> None:
+def compared(
+    task: Task, way: str, private: PrivateKey, rows: int, only: tuple[str, ...], more: int = 50
+) -> None:
     frame = table(rows)
     if task.family == "gamma":
         frame["y"] += 0.5
@@ -200,7 +207,7 @@ def compared(task: Task, way: str, private: PrivateKey, rows: int, only: tuple[s
         if only and name not in only:
             continue
         request = statistics.request(name, arguments, arrays, query="", hiding="clear")
-        right, ours = pool.take(request), by_both(request, frame, way, private)
+        right, ours = pool.take(request), by_both(request, frame, way, private, more)
         assert ours.rows == rows
         parts = [key for key in right.arrays if key != PARTIES]  # a pair is one
         assert ours.limits == {key: right.limits[key] for key in parts}, name
@@ -224,6 +231,10 @@ def test_sums_by_triples_are_those_of_the_joined_table(family, private):
 
 def test_sums_by_paillier_are_those_of_the_joined_table(private):
     compared(TASKS["poisson"], "paillier", private, 12, ("glm_step", "moments"))
+
+
+def test_a_logistic_step_by_paillier_is_that_of_the_joined_table(private):
+    compared(TASKS["binomial"], "paillier", private, 12, ("glm_step",), more=1)
 
 
 def test_a_row_beyond_all_bounds_is_not_valid_and_changes_no_other(private):
@@ -264,6 +275,58 @@ def test_resamples_are_sums_of_bags_that_add_up_to_the_sample(private):
     assert resampled["weighted_deviance"][0] == pytest.approx(
         once["weighted_deviance"][0], rel=1e-8
     )
+
+
+def curves(
+    frame: pd.DataFrame, task: Task, private: PrivateKey, way: str
+) -> tuple[list[places.Places], Sums]:
+    """The bins that were asked for one after the other, and the last sums by two sides."""
+    asked = {name: arguments for name, arguments, _ in questions(frame, task)}
+    arguments = {name: asked["score_fit"][name] for name in ("model", "task", "scale")}
+    bins = []
+
+    def ask(of: places.Places) -> Sums:
+        bins.append(of)
+        edges = {"edges": of.edges}
+        request = statistics.request("score_lorenz", arguments, edges, query="", hiding="clear")
+        return by_both(request, frame, way, private)
+
+    return bins, places.curve(ask, PERSONS)
+
+
+@pytest.mark.parametrize("family", TASKS)
+def test_a_curve_over_joined_rows_is_of_the_sum_of_two_rounded_parts(family, private):
+    frame, task = table(600), TASKS[family]
+    if family == "gamma":
+        frame["y"] += 0.5
+    if family == "binomial":
+        frame["y"] = (frame["y"] > 1).astype(float)
+    bins, curve = curves(frame, task, private, "triples")
+    arguments = {name: a for name, a, _ in questions(frame, task)}["score_fit"]
+    model, scale = GLM.model_validate_json(arguments["model"]), arguments["scale"]
+    halves, middle = Halves(model.encoding, owner), places.Middle.of(task.law, scale)
+    numbers = 0
+    for role, of_market in (("insurer", middle.of_market), ("fund", 0.0)):
+        part = halves.matrix(role, frame) @ np.array(model.beta)[halves.places[role]]
+        numbers += np.rint((part - of_market) / middle.unit / bins[-1].step).astype(int)
+    r = Response(frame, task)
+    for name, value in {"size": r.weight * r.exposure, "actual": r.weight * r.y}.items():
+        right = np.bincount(numbers - bins[-1].first, value, bins[-1].count)
+        np.testing.assert_allclose(curve[name], right, atol=1e-2)
+    assert len(bins) == 3 and (curve[PERSONS] > 0).sum() > 30
+    predicted = Design(frame, model.encoding).matrix() @ np.array(model.beta)
+    expected = r.weight * r.exposure * task.law.mean(predicted)
+    assert curve["expected"].sum() == pytest.approx(expected.sum(), rel=0.02)
+
+
+def test_a_curve_by_paillier_is_the_curve_by_triples(private):
+    frame, task = table(4), TASKS["poisson"]
+    arguments = {name: a for name, a, _ in questions(frame, task)}["score_fit"]
+    arguments = {name: arguments[name] for name in ("model", "task", "scale")}
+    edges = {"edges": 0.1 * (np.arange(9) - 4.5)}
+    request = statistics.request("score_lorenz", arguments, edges, query="", hiding="clear")
+    by = [by_both(request, frame, way, private) for way in ("triples", "paillier")]
+    assert all((by[0][name] == by[1][name]).all() for name in by[0].arrays)
 
 
 def test_what_no_side_knows_is_refused():

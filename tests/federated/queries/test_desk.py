@@ -118,12 +118,13 @@ def asked(rows: pd.DataFrame) -> Iterator[Desk]:
 
 
 def close(got: Any, wanted: Any, size: Any = 0.0) -> None:
-    """To 1e-9 of the value, or of the size of what was added up to it."""
+    """To 1e-9 of the value, or of the size of what was added up to it, which for a cell of equal values is
+    that of their distance from the market's mean."""
     np.testing.assert_allclose(
         np.asarray(got, float),
         np.asarray(wanted, float),
         rtol=1e-9,
-        atol=1e-9 * np.max(size) + 1e-15,
+        atol=1e-9 * np.max(size) + 1e-12,
     )
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
+import patsy
 import pytest
 import statsmodels.api as sm
 from statsmodels.genmod.families import links
@@ -229,6 +232,70 @@ def test_transforms_make_the_columns_they_name() -> None:
         ours.coefficients()["estimate"], theirs.fit(tol=1e-14).params, rtol=1e-8
     )
     assert list(ours.coefficients()["name"])[1:] == ["log(income)", "age[T.30-60]", "age[T.>60]"]
+
+
+@pytest.mark.parametrize("family", ["poisson", "gamma"])
+def test_a_natural_spline_is_the_fit_of_statsmodels_with_patsy_s_cr(family: str) -> None:
+    frame, knots = table(family), (15.0, 30.0, 45.0, 60.0, 80.0)
+    features = [Feature(column="age", spline=knots), Feature(column="region")]
+    ours = fit_glm(split(frame, 3), Task(target="y", family=family, link="log"), features)
+    curve = "cr(age, knots=knots[1:-1], lower_bound=knots[0], upper_bound=knots[-1]) - 1"
+    regions = pd.get_dummies(frame.region, drop_first=True).astype(float)
+    design = np.hstack([np.asarray(patsy.dmatrix(curve, frame)), regions])
+    law = {"poisson": sm.families.Poisson(), "gamma": sm.families.Gamma(links.Log())}[family]
+    theirs = sm.GLM(frame.y.to_numpy(), design, family=law).fit(tol=1e-14)
+    np.testing.assert_allclose(ours.model.predict(frame), theirs.fittedvalues, rtol=1e-7)
+    assert ours.deviance == pytest.approx(theirs.deviance, rel=1e-10)
+    assert ours.log_likelihood == pytest.approx(theirs.llf, rel=1e-8)
+    names = list(ours.coefficients()["name"])
+    assert names[1:5] == [f"age[spline {k}]" for k in (1, 2, 3, 4)]
+    far = frame.iloc[:3].assign(age=[100.0, 110.0, 120.0], region="east")
+    low, middle, high = np.log(ours.model.predict(far))
+    assert high - middle == pytest.approx(middle - low, rel=1e-9)  # straight beyond the last knot
+
+
+def test_straight_pieces_are_a_line_with_bends() -> None:
+    frame = table("poisson")
+    ours = fit_glm(split(frame, 3), Task(target="y"), [Feature(column="age", pieces=(30, 55))])
+    columns = [np.ones(len(frame)), frame.age, *(np.maximum(frame.age - k, 0) for k in (30, 55))]
+    theirs = sm.GLM(frame.y.to_numpy(), np.column_stack(columns), family=sm.families.Poisson())
+    np.testing.assert_allclose(
+        ours.coefficients()["estimate"], theirs.fit(tol=1e-14).params, rtol=1e-7
+    )
+    assert list(ours.coefficients()["name"])[1:] == ["age", "age[above 30]", "age[above 55]"]
+
+
+def test_knots_are_at_the_quantiles_of_all_rows_however_they_are_split() -> None:
+    frame = table("poisson", n=4000)
+    features = [Feature(column="age", spline=4), Feature(column="income", pieces=1, log=True)]
+    fits = [fit_glm(split(frame, n), Task(target="y"), features) for n in (1, 4)]
+    knots = [[t.bend.knots for t in fit.model.encoding.numbers] for fit in fits]
+    assert knots[0] == knots[1]
+    wanted = np.quantile(frame.age, [0.05, 0.35, 0.65, 0.95])
+    np.testing.assert_allclose(knots[0][0], wanted, atol=0.5)
+    assert knots[0][-1][0] == pytest.approx(np.log(frame.income).median(), abs=0.05)
+    assert fits[0].deviance == pytest.approx(fits[1].deviance, rel=1e-12)
+
+
+def test_more_knots_than_values_lie_apart_are_refused() -> None:
+    frame = table("poisson").assign(age=lambda f: (f.age > 45).astype(float))
+    with pytest.raises(ModelError, match=r"feature 'age': 5 knots do not lie apart"):
+        fit_glm(split(frame, 3), Task(target="y"), [Feature(column="age", spline=5)])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"spline": 2}, "takes 3 to 20 knots, got 2"),
+        ({"spline": (1.0, 2.0)}, "needs 3 knots or more"),
+        ({"pieces": (2.0, 1.0)}, "strictly increasing"),
+        ({"pieces": 1, "cut": (1.0,)}, "are for numbers, one of them"),
+        ({"pieces": 1, "spline": 3}, "one of them"),
+    ],
+)
+def test_a_curve_that_can_t_be_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Feature(column="age", **values)
 
 
 UNITS = [("gaussian", None), ("gamma", "log"), ("gamma", "canonical"), ("tweedie", None)]

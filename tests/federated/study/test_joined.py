@@ -126,6 +126,15 @@ def test_the_joined_fit_is_statsmodels_on_the_joined_table(tmp_path):
         ({"family": "gaussian"}, {"exposure": None}),
         ({"family": "tweedie", "power": 1.5}, {"target": "paid"}),
         ({"family": "poisson", "ridge": 0.01}, {}),
+        (
+            {},
+            {
+                "features": [
+                    {"column": "age", "spline": (20.0, 40.0, 60.0, 80.0)},
+                    {"column": "stays", "pieces": (1.0,)},
+                ]
+            },
+        ),
     ],
 )
 def test_every_family_is_the_pooled_fit(tmp_path, model, data):
@@ -194,6 +203,28 @@ def test_the_fit_by_paillier_is_the_pooled_one(tmp_path):
     check_equal(perform(experiment(written(tmp_path), protection={"product": "paillier"})))
 
 
+@pytest.mark.slow
+def test_a_logistic_fit_and_intervals_by_paillier_are_those_of_the_joined_table(tmp_path):
+    values, frame = written(tmp_path), persons().iloc[:80]
+    for name, key in (("own0", "person"), ("fund", "card")):
+        table = pd.read_csv(tmp_path / f"{name}.csv")
+        table[table[key].isin(frame.person)].to_csv(tmp_path / f"{name}.csv", index=False)
+    study = perform(
+        experiment(
+            values,
+            model={"family": "binomial"},
+            data={"target": "any", "exposure": None, "features": ["age", "stays"], "test": 0.3},
+            protection={"product": "paillier"},
+            arms={"replicates": 20},
+        )
+    )
+    fits = [fitted(study, arm).coefficients() for arm in ("federated", "pooled")]
+    np.testing.assert_allclose(fits[0].estimate, fits[1].estimate, rtol=1e-6)
+    np.testing.assert_allclose(fits[0].standard_error, fits[1].standard_error, rtol=1e-6)
+    (line,) = study.differences.query("party == 'all'").itertuples()
+    assert abs(line.difference) < 1e-6 and -1e-3 < line.low <= line.high < 1e-3
+
+
 def test_arms_of_sides_are_scored_on_the_same_persons(tmp_path):
     values = written(tmp_path)
     study = perform(
@@ -207,6 +238,8 @@ def test_arms_of_sides_are_scored_on_the_same_persons(tmp_path):
     assert scores.loc["federated", "deviance_explained"] == pytest.approx(
         scores.loc["pooled", "deviance_explained"], rel=1e-9
     )
+    exact = study.table().xs("insurer", level="party")
+    assert (scores.gini - exact.gini).abs().max() < 0.04  # 96 rows, ten persons a bin
     assert (
         scores.loc["insurer", "deviance_explained"] < scores.loc["federated", "deviance_explained"]
     )
@@ -228,7 +261,7 @@ def test_rows_without_a_key_take_no_part_and_are_counted(tmp_path):
     table.to_csv(tmp_path / "fund.csv", index=False)
     market = SimulatedMarket(experiment(values))
     assert market.by_contract[0] == "fund: 5 rows without card take no part"
-    assert "of both, which no side is told" in market.by_contract[-1]
+    assert "of both, which no side is told" in market.by_contract[-2]
 
 
 def test_columns_of_one_name_at_both_sides_are_told_apart(tmp_path):
@@ -290,15 +323,8 @@ def test_tables_that_can_t_be_joined_are_refused(tmp_path, change, message):
     [
         ({"arms": {"run": ["alone"]}}, "'alone' is not for joined sides"),
         ({"model": {"kind": "network"}}, "joined sides take 'glm' or 'trees'"),
-        (
-            {
-                "model": {"family": "binomial"},
-                "data": {"exposure": None},
-                "protection": {"product": "paillier"},
-            },
-            "needs 'triples'",
-        ),
         ({"protection": {"sums": "masks"}}, "joined sides take 'paillier' or 'clear'"),
+        ({"data": {"features": [{"column": "age", "spline": 4}]}}, "list the knots"),
         ({"data": {"path": "x.csv"}}, r"rows come from \[\[joined\]\]"),
     ],
 )

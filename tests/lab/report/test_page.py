@@ -12,6 +12,7 @@ import pytest
 
 from federated.party.statistics import COMMON
 from federated.study.experiment import Experiment
+from federated.study.joined import LEARNS
 from lab.models.files import KINDS, statistics_of
 from lab.report import page, receipts, tables, verdict
 from lab.report.style import COLOURS, THEMES, judged, themed
@@ -105,6 +106,21 @@ def test_a_party_without_a_fit_is_said_to_have_none() -> None:
 def test_every_statistic_is_explained_in_the_receipt() -> None:
     names = {*COMMON, *(row.name for kind in KINDS for row in statistics_of(kind))}
     assert names <= set(receipts.EXPLANATIONS)
+
+
+def test_who_learns_what_of_joined_sides_is_on_the_page_for_every_way() -> None:
+    settings = {
+        "joined": [{"role": "fund"}],
+        "alignment": {"learns": "both"},
+        "protection": {"product": "paillier"},
+        "model": {"kind": "trees"},
+    }
+    table = tables.learned(result(experiment=settings))
+    names = [row[0] for row in table.rows]
+    assert names[:4] == [f"alignment: {way}" for way in LEARNS]
+    chosen = [names[at] for at in sorted(table.strong)]
+    assert chosen[:2] == ["alignment: both", "products: paillier"] and "cuts" in chosen
+    assert not tables.learned(result()).rows
 
 
 def line(party: str, statistic: str, rows: int) -> dict[str, Any]:

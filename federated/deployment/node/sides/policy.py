@@ -19,16 +19,17 @@ from federated.deployment.node.rules.refusals import Refusal, check_columns, che
 from federated.deployment.node.rules.settings import SETTINGS, NodeSettings
 from federated.deployment.node.sides.alignments import Alignments
 from federated.deployment.pairs import RULE, check_pairs
-from federated.joined.factors import Role
 from federated.joined.side import JoinedSide
+from federated.joined.sums.factors import Role
 from federated.party.party import Policy, numbered
-from federated.party.statistics import OfPairKinds, find
+from federated.party.statistics import find
 from federated.study.experiment import Experiment
 from federated.study.plan import StudyPlan
 from federated.study.rows import Features, columns_needed, usable
 from federated.study.settings import KEY
 from lab.errors import ConfigurationError, ContractError
 from lab.models.design import check_features
+from lab.queries.pair_cells import OfPairKinds
 from lab.statistics import ACROSS, QUESTIONS
 from lab.tables.identifiers import KeyTexts, key_texts
 from lab.tables.sources import Table

@@ -60,7 +60,7 @@ class Format:
 
 
 #: Of sums that are products of two numbers; where shares are multiplied again, coarser.
-FINE, COARSE = Format(2.0**44, 2.0**-44), Format(2.0**24, 2.0**-32)
+FINE, COARSE = Format(2.0**44, 2.0**-44), Format(2.0**24, 2.0**-32, bits=58)
 
 
 class Half(Protocol):
@@ -117,6 +117,10 @@ class JoinedSum(Protocol):
     @property
     def form(self) -> Format:
         """The format of both sides' numbers."""
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """Groups of either side whose numbers are shares, anywhere in the ring."""
 
     def products(self) -> Multiplied:
         """Groups of the insurer's side and of the fund's that are multiplied with each other."""
@@ -225,6 +229,11 @@ class Arguments:
     def form(self) -> Format:
         """Fine where shares are not multiplied again."""
         return FINE
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """Groups of either side whose numbers are shares."""
+        return self.curves
 
 
 class CurvedSum(JoinedSum, Protocol):

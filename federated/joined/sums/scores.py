@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy import special
 
-from federated.joined.factors import (
+from federated.joined.sums.factors import (
     COARSE,
     Arguments,
     Format,
@@ -23,7 +23,15 @@ from federated.joined.factors import (
     indicators,
     within,
 )
-from federated.joined.laws import NONE, KnownRows, Law, columns_of, names_of, picked
+from federated.joined.sums.laws import (
+    NONE,
+    KnownRows,
+    Law,
+    columns_of,
+    names_of,
+    picked,
+    power_of_two,
+)
 from lab.errors import ConfigurationError
 from lab.models.families import Family, Scale
 from lab.models.files import from_json
@@ -235,7 +243,7 @@ class ResampledFit(JoinedFit):
 
 
 def _size_unit(scale: Scale) -> float:
-    return float(2.0 ** np.round(np.log2(scale.exposure)))
+    return power_of_two(scale.exposure)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from federated.joined.factors import (
+from federated.joined.sums.factors import (
     Arguments,
     Groups,
     Half,
@@ -17,7 +17,7 @@ from federated.joined.factors import (
     Widths,
     within,
 )
-from federated.joined.laws import NONE, KnownRows, Law, columns_of, names_of, picked
+from federated.joined.sums.laws import NONE, KnownRows, Law, columns_of, names_of, picked
 from lab.models import glm
 from lab.models.glm import Response
 from lab.sums import Floats, Sums, limit_of

@@ -1,5 +1,5 @@
 """A logistic model over joined rows. Its mean is no product of what the sides know, so that shares of each
-row's curves (`federated.joined.curves`) are made first and enter the products as columns of both sides.
+row's curves (`federated.joined.sums.curves`) are made first and enter the products as columns of both sides.
 
 With m the weighted mean of a row and s its weighted slope, of which each side has a share:
 
@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from federated.joined.curves import REACH, TERMS, polynomials, shifted
-from federated.joined.factors import (
+from federated.joined.sums.curves import REACH, TERMS, polynomials, shifted
+from federated.joined.sums.factors import (
     COARSE,
     Arguments,
     Format,
@@ -30,7 +30,7 @@ from federated.joined.factors import (
     indicators,
     within,
 )
-from federated.joined.scores import BAGS, bags_of, model_of
+from federated.joined.sums.scores import BAGS, bags_of, model_of
 from lab.models import glm
 from lab.models.design import Encoding
 from lab.models.glm import Response
@@ -168,6 +168,10 @@ class LogitStep(Logit):
         each = ring.dots(columns[:, :, None], slope)
         return {**own, f"{name} slope": each}
 
+    @property
+    def shared(self) -> tuple[str, ...]:
+        return (*self.curves, "x slope", "z slope")
+
     def combined(self, shares: Shares) -> dict[str, Integers]:
         places, pairs, width = self.halves.places, self.halves.pairs, self.encoding.width
         score = np.zeros(width, dtype=object)
@@ -256,7 +260,7 @@ class OfTestRows(Logit):
 
 @dataclass(frozen=True)
 class LogitFit(OfTestRows):
-    """``score_fit`` of a logistic model; resamples as `federated.joined.scores.JoinedFit`."""
+    """``score_fit`` of a logistic model; resamples as `federated.joined.sums.scores.JoinedFit`."""
 
     def products(self) -> Multiplied:
         return [

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from federated.joined import trees
-from federated.joined.factors import (
+from federated.joined.sums import trees
+from federated.joined.sums.factors import (
     Arguments,
     Groups,
     Half,
@@ -23,12 +23,13 @@ from federated.joined.factors import (
     indicators,
     within,
 )
-from federated.joined.glm import Likelihood, Step
-from federated.joined.logit import LogitByLevel, LogitFit, LogitLikelihood, LogitStep
-from federated.joined.scores import ByLevel, JoinedFit, ResampledFit
+from federated.joined.sums.logit import LogitByLevel, LogitFit, LogitLikelihood, LogitStep
+from federated.joined.sums.lorenz import JoinedLorenz
+from federated.joined.sums.scores import ByLevel, JoinedFit, ResampledFit
+from federated.joined.sums.steps import Likelihood, Step
+from lab.models.agreement import CLASSES, OfMagnitudes, magnitudes, of_features
 from lab.models.design import Number
 from lab.models.glm import PERSON_PAIRS, SUMMED, Response, Task
-from lab.models.magnitudes import CLASSES, OfMagnitudes, magnitudes, of_features
 from lab.privacy.joining import PERSONS
 from lab.queries.across import PLACES
 from lab.queries.pair_cells import AskedOfPair, own_word, side_columns, widths_of
@@ -146,7 +147,7 @@ POWERS = ("count", "first", "second")
 
 
 def _powers_of(term: Number, rows: Any) -> Floats:
-    values = (term.feature.numbers(rows, term.levels) - term.mean) / term.scale
+    values = term.standardised(rows)
     there = ~np.isnan(values)
     known = np.where(there, values, 0.0)
     return np.column_stack([there.astype(float), known, known**2])
@@ -307,6 +308,7 @@ JOINED: Mapping[str, Maker] = {
     "moments": Moments,
     "level_counts": LevelCounts,
     "score_fit": _fit_of,
+    "score_lorenz": JoinedLorenz,
     "score_levels": _by_family(ByLevel, LogitByLevel, trees.LevelsOfFund),
     "pair_cells": PairCells,
     "trees_level": trees.Level,

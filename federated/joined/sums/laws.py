@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from federated.joined.factors import Shares
+from federated.joined.sums.factors import Shares
 from lab.errors import ConfigurationError
 from lab.models.families import Family, Scale
 from lab.sums import Floats
@@ -58,7 +58,7 @@ class Law:
     @property
     def _spread(self) -> float:
         """A power of two that is about the size of a target, for the identity link."""
-        return float(2.0 ** np.round(np.log2(np.sqrt(self.scale.square / self.scale.weight))))
+        return power_of_two(np.sqrt(self.scale.square / self.scale.weight))
 
     @property
     def is_log(self) -> bool:
@@ -189,14 +189,14 @@ class Law:
         scale, law = self.scale, self.family
         match of:
             case "mean":
-                return _power_of_two(np.sqrt(scale.square * scale.weight))
+                return power_of_two(np.sqrt(scale.square * scale.weight))
             case "curvature":
                 return scale.curvature(law)
             case _ if self.is_log:
                 return scale.curvature(law)
             case "score":
-                return _power_of_two(scale.score(law))
-        return _power_of_two(scale.deviance(law))
+                return power_of_two(scale.score(law))
+        return power_of_two(scale.deviance(law))
 
     def _power(self, a: Floats, plus: int) -> Floats:
         """exp((plus - p) a), in units of a sum: with w (and y for 1, y**2 for 0) an average row is 1."""
@@ -216,7 +216,7 @@ def check_law(family: Family) -> None:
     )
 
 
-def _power_of_two(value: float) -> float:
+def power_of_two(value: float) -> float:
     return float(2.0 ** np.round(np.log2(value)))
 
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from federated.joined.factors import (
+from federated.joined.sums.factors import (
     BOTH,
     WITHIN,
     Arguments,
@@ -29,7 +29,7 @@ from federated.joined.factors import (
     indicators,
     within,
 )
-from federated.joined.told import Cut, cuts_of
+from federated.joined.sums.told import Cut, cuts_of
 from federated.party import statistics
 from federated.party.party import Party
 from lab.errors import PeerError, PolicyError

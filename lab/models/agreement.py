@@ -1,0 +1,127 @@
+"""What a party adds up so that all agree on a design: how large sums may be, then moments, levels, counts.
+
+Sizes come first and from public numbers alone, so that the grid of sums is no finer than it must be. A party's float64 numbers end at a digit that depends on their size. On a grid that is finer than the
+last digits of the larger parties, those of the smallest party would stand alone in the total. So a
+grid has :data:`~lab.sums.DIGITS` binary digits below the largest sum that a party may have, and that
+bound follows from what all parties know: first in which power of 2**8 the parties' sums lie, then
+from means over all rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from lab.models.design import Levels, Number, codes_of
+from lab.models.glm import Response, Task
+from lab.privacy.joining import PARTIES, PERSONS, behind, in_order, persons_by
+from lab.records import Strict
+from lab.statistics import Arrays, Holding
+from lab.sums import COUNT, FLAG, Floats, Sums, limit_of
+
+#: Sizes that sums are told apart by.
+CLASSES = 2.0 ** np.arange(-96, 105, 8)
+STEP = 2.0**8
+
+
+def magnitudes(frame: pd.DataFrame, response: Response, features: tuple[Number, ...]) -> Sums:
+    """1 for each size that this party's sums reach: ``features`` (features, sizes) of the magnitudes
+    of each number, ``task`` (4, sizes) of weights, targets, exposures and squared targets."""
+    r = response
+    of_task = [r.weight, r.weight * np.abs(r.y), r.weight * r.exposure, r.weight * r.y**2]
+    arrays = {"task": _sizes(of_task)}
+    if features:
+        arrays["features"] = of_features(frame, features)
+    return Sums(arrays, dict.fromkeys(arrays, FLAG), len(frame))
+
+
+def of_features(frame: pd.DataFrame, features: tuple[Number, ...]) -> Floats:
+    """(features, sizes) 1 for each size that the magnitudes of a number add up to."""
+    return _sizes([np.abs(term.values(frame)) for term in features])
+
+
+def _sizes(quantities: list[Floats]) -> Floats:
+    return np.array([np.nansum(values) >= CLASSES for values in quantities], dtype=np.float64)
+
+
+def bounds(parties: Floats) -> Floats:
+    """(quantities,) what no party's sum reaches. parties: (quantities, sizes) how many reach each."""
+    highest = np.where(parties.any(axis=1), (parties > 0).sum(axis=1) - 1, 0)
+    return np.asarray(STEP * CLASSES[highest], dtype=np.float64)
+
+
+class OfMagnitudes(Strict):
+    """Arguments of :func:`magnitudes`."""
+
+    task: Task
+    features: tuple[Number, ...]
+
+
+def of_party(holding: Holding, a: OfMagnitudes, arrays: Arrays) -> Sums:
+    """:func:`magnitudes` of a party's training rows."""
+    rows = holding.rows(a.task, "train")
+    return magnitudes(rows, Response(rows, a.task), a.features)
+
+
+def moments(frame: pd.DataFrame, features: tuple[Number, ...], most: float) -> Sums:
+    """Count, sum and sum of squares of each numeric feature around a public ``mean``, in units of a
+    public ``scale``. most: a bound of the sums."""
+    count, first, second = (np.zeros(len(features)) for _ in range(3))
+    for j, term in enumerate(features):
+        values = term.standardised(frame)
+        values = values[~np.isnan(values)]
+        count[j], first[j], second[j] = len(values), values.sum(), (values**2).sum()
+    arrays = {"count": count, "first": first, "second": second}
+    limit = limit_of(most)
+    return Sums(arrays, {"count": COUNT, "first": limit, "second": limit}, len(frame))
+
+
+def histogram(
+    frame: pd.DataFrame, features: tuple[Number, ...], edges: Floats, owners: Floats, least: int
+) -> Sums:
+    """Rows by interval of each standardised feature, (features, intervals); the ends are open.
+
+    owners: (rows,) who each row belongs to. Neighbours are joined, at that of them which is nearest
+    to the middle, until ``least`` persons of this party stand behind them: no interval shows fewer.
+    """
+    size = len(edges) - 1
+    counts = np.zeros((len(features), len(edges) - 1))
+    for j, term in enumerate(features):
+        values = term.standardised(frame)
+        valid = ~np.isnan(values)
+        inside = np.clip(values[valid], edges[0], edges[-1])
+        place = np.clip(np.searchsorted(edges, inside, side="right") - 1, 0, size - 1)
+        places = in_order(persons_by(place, owners[valid], size), least)
+        first, end = (np.searchsorted(places, places, side=side) for side in ("left", "right"))
+        nearest = np.clip(size // 2, first, end - 1)
+        counts[j] = np.bincount(nearest[place], minlength=size)
+    return Sums({"count": counts}, {"count": COUNT}, len(frame))
+
+
+def level_counts(frame: pd.DataFrame, features: tuple[Levels, ...], owners: Floats) -> Sums:
+    """Rows and persons at each level of each categorical feature, one after the other.
+
+    owners: (rows,) who each row belongs to.
+    """
+    rows = [np.zeros(0)]
+    persons: dict[str, list[Floats]] = {PERSONS: [np.zeros(0)], PARTIES: [np.zeros(0)]}
+    for term in features:
+        codes, size = codes_of(term.feature.texts(frame), term.levels), len(term.levels)
+        there = codes >= 0
+        rows.append(np.bincount(codes[there], minlength=size).astype(float))
+        for name, values in behind(codes[there].astype(np.int64), owners[there], size).items():
+            persons[name].append(values)
+    arrays = {"count": np.concatenate(rows)}
+    arrays |= {name: np.concatenate(values) for name, values in persons.items()}
+    return Sums(arrays, dict.fromkeys(arrays, COUNT), len(frame))
+
+
+def level_parties(
+    frame: pd.DataFrame, features: tuple[Levels, ...], owners: Floats, least: int
+) -> Sums:
+    """1 for each level at which this party has ``least`` persons, 0 for the others.
+
+    What is told of levels where everybody sees the totals: no count of few persons.
+    """
+    persons = level_counts(frame, features, owners)[PERSONS]
+    return Sums({"parties": (persons >= least).astype(float)}, {"parties": FLAG}, len(frame))
