@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from federated.messages import Hiding, Request
 from lab.errors import PeerError, PolicyError
@@ -22,6 +21,7 @@ from lab.models.families import Scale
 from lab.models.files import from_json, kinds, statistics_of
 from lab.models.glm import Response, Task
 from lab.privacy.disclosure import Rules
+from lab.queries.pair_cells import OfPairCells, OfPairKinds
 from lab.queries.questions import Question
 from lab.records import Strict
 from lab.scores import accuracy, detection, explanation, groups
@@ -121,20 +121,6 @@ class OfQuestion(Strict):
 
     question: Question
     rules: Rules
-
-
-class OfPairKinds(Strict):
-    """questions: all that joined sides answered so far, and the one that is asked; nullable: columns
-    that may be empty."""
-
-    questions: tuple[Question, ...] = Field(min_length=1)
-    nullable: tuple[str, ...]
-
-
-class OfPairCells(OfPairKinds):
-    """kinds: room for the insurer's kinds of rows and for the fund's."""
-
-    kinds: tuple[int, int]
 
 
 class OfViolations(OfQuestion):

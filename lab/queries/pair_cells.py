@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from lab.errors import PolicyError
 from lab.privacy.disclosure import Rules, sensitivity_bound
@@ -31,6 +32,7 @@ from lab.queries.across import (
     split_codes,
 )
 from lab.queries.questions import Question
+from lab.records import Strict
 from lab.sums import COUNT, Floats, Sums
 
 #: Kinds of a side's rows that questions may tell apart, in all.
@@ -39,6 +41,20 @@ MOST_KINDS = 256
 CLASSES, STEP = 16, 2.0**-0.5
 #: What is added to the binary exponent of a largest amount, so that none is below 1.
 EXPONENT = 1100
+
+
+class OfPairKinds(Strict):
+    """questions: all that joined sides answered so far, and the one that is asked; nullable: columns
+    that may be empty."""
+
+    questions: tuple[Question, ...] = Field(min_length=1)
+    nullable: tuple[str, ...]
+
+
+class OfPairCells(OfPairKinds):
+    """kinds: room for the insurer's kinds of rows and for the fund's."""
+
+    kinds: tuple[int, int]
 
 
 @dataclass(frozen=True)

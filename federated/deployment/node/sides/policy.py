@@ -23,7 +23,7 @@ from federated.deployment.pairs import RULE, check_pairs
 from federated.joined.side import JoinedSide
 from federated.joined.sums.factors import Role
 from federated.party.party import Policy, numbered
-from federated.party.statistics import OfPairKinds, find
+from federated.party.statistics import find
 from federated.solvers.bins import bins_of, most_rungs
 from federated.solvers.trees import TreesSettings, most_histograms
 from federated.study.experiment import Experiment
@@ -33,6 +33,7 @@ from federated.study.settings import KEY
 from federated.study.sides import is_known
 from lab.errors import ConfigurationError, ContractError
 from lab.models.design import check_features
+from lab.queries.pair_cells import OfPairKinds
 from lab.statistics import ACROSS, QUESTIONS
 from lab.tables.identifiers import KeyTexts, key_texts
 from lab.tables.sources import Table
