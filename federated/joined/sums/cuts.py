@@ -87,6 +87,11 @@ class _Counted(Arguments):
         parts = [start[j] + (self.full(j) if full else np.arange(self.sizes[j])) for j in features]
         return np.concatenate([np.zeros(0, dtype=np.int64), *parts]).astype(np.int64)
 
+    @property
+    def _opened(self) -> Codes:
+        """Which numbers of the array are opened; the others are 0."""
+        return self._places(list(range(len(self.a.cuts))), full=True)
+
     def told(self, side: Any, peer: str) -> bytes:
         return b""
 
@@ -114,17 +119,18 @@ class _Counted(Arguments):
     def alone(self, side: Any) -> dict[str, Integers]:
         own, party = self._of("insurer"), side.common.party
         rows = np.array([len(party.train)], dtype=object)
-        values = {BOTH: rows, WITHIN: rows, self.array: np.zeros(sum(self.sizes), dtype=object)}
+        whole = np.zeros(sum(self.sizes), dtype=object)
         if own:
             asked = self.a.model_copy(update={"cuts": tuple(self.a.cuts[j] for j in own)})
             arrays = {name: each[own] for name, each in self.arrays.items()}
             sums = statistics.find(self.name).function(party, asked, arrays)
-            values[self.array][self._places(own)] = [int(v) for v in sums[self.array].ravel()]
-        return values
+            whole[self._places(own)] = [int(v) for v in sums[self.array].ravel()]
+        return {BOTH: rows, WITHIN: rows, self.array: whole[self._opened]}
 
     def combined(self, shares: Shares) -> dict[str, Integers]:
-        values = np.zeros(sum(self.sizes), dtype=object)
-        values[self._places(self._of("fund"), full=True)] = shares("trained", "bins")[0]
+        opened, at_fund = self._opened, self._places(self._of("fund"), full=True)
+        values = np.zeros(len(opened), dtype=object)
+        values[np.searchsorted(opened, at_fund)] = shares("trained", "bins")[0]
         return {self.array: values}
 
     def about(self, column: str, numbers: int) -> int:
@@ -133,7 +139,13 @@ class _Counted(Arguments):
         )
 
     def opened(self, values: Mapping[str, Floats], rows: int) -> Sums:
-        return Sums({self.array: values[self.array]}, {self.array: self.limit}, rows)
+        whole = np.zeros(sum(self.sizes))
+        whole[self._opened] = values[self.array]
+        return Sums({self.array: self.shaped(whole)}, {self.array: self.limit}, rows)
+
+    def shaped(self, whole: Floats) -> Floats:
+        """The array in the form that it is opened in."""
+        return whole
 
 
 @dataclass(frozen=True)
@@ -164,9 +176,8 @@ class Bins(_Counted):
         values = cut.feature.numbers(rows, cut.levels)
         return np.where(np.isnan(values), -1, np.searchsorted(self._edges[feature], values))
 
-    def opened(self, values: Mapping[str, Floats], rows: int) -> Sums:
-        count = values["count"].reshape(len(self._edges), -1)
-        return super().opened({"count": count}, rows)
+    def shaped(self, whole: Floats) -> Floats:
+        return whole.reshape(len(self._edges), -1)
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,8 @@ class Format:
     def counted(cls, most: float, *, encrypted: bool = False) -> Format:
         """Of whole numbers up to this at the insurer's side, added up by what the fund's side knows."""
         bits = int(most).bit_length() + 1
-        return cls(2.0 ** (bits - 1), 1.0, Ring(64), bits, indicators=True, encrypted=encrypted)
+        ring = Ring(48 if encrypted else 64)
+        return cls(2.0 ** (bits - 1), 1.0, ring, bits, indicators=True, encrypted=encrypted)
 
     def bits_over(self, rows: int) -> int:
         """Bits of a number of so many rows, with its sign: where 1 is the most, of a column's sum."""
