@@ -23,15 +23,15 @@ class AnalysisName(click.ParamType):  # type: ignore[type-arg]  # older versions
     name = "analysis"
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        from federated.party.statistics import ANALYSES
+        from federated.party.statistics import analyses
 
-        return f"[{'|'.join(ANALYSES)}]"
+        return f"[{'|'.join(analyses())}]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from federated.party.statistics import ANALYSES
+        from federated.party.statistics import analyses
 
-        if value not in ANALYSES:
-            self.fail(f"{value!r} is not one of {', '.join(ANALYSES)}", param, ctx)
+        if value not in analyses():
+            self.fail(f"{value!r} is not one of {', '.join(analyses())}", param, ctx)
         return str(value)
 
 

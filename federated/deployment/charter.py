@@ -26,7 +26,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from federated.deployment.enrolment import INSURERS, Enrolment, Hex32, Member
 from federated.deployment.pairs import Pairs
-from federated.party.statistics import ANALYSES, belongs
+from federated.party.statistics import analyses, belongs
 from lab.errors import ConfigurationError, PeerError
 from lab.files import canonical, read_json, write_whole
 from lab.records import Strict, parse
@@ -41,8 +41,10 @@ PURPOSE = b"charter"
 
 
 def _an_analysis(name: str) -> str:
-    if name not in ANALYSES:
-        raise ValueError(f"must be one of {', '.join(ANALYSES)}")
+    if name not in analyses():
+        raise ValueError(
+            f"must be one of {', '.join(analyses())}, or a kind of model of an installed package"
+        )
     return name
 
 

@@ -14,6 +14,7 @@ from federated.study.scoring import public_comparisons
 from federated.study.settings import KEY, JoinedTable
 from federated.study.simulation import public_cells
 from lab.errors import ConfigurationError
+from lab.packages import version_of
 from lab.privacy.disclosure import Rules
 from lab.tables.contracts import Contract
 from lab.tables.partition import Split
@@ -92,6 +93,7 @@ def _public(experiment: Experiment) -> StudyPlan:
     )
     rules = _rules(experiment)
     return StudyPlan(
+        package=version_of(experiment.model.kind),
         experiment=public_experiment,
         contract=contract,
         rules=rules,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,12 @@ from lab.errors import PeerError, PolicyError
 from lab.models import agreement, glm, profile
 from lab.models.design import Design, Encoding, Levels, Number, codes_of
 from lab.models.families import Scale
-from lab.models.files import KINDS, from_json, statistics_of
+from lab.models.files import from_json, kinds, statistics_of
 from lab.models.glm import Response, Task
 from lab.privacy.disclosure import Rules
 from lab.queries.questions import Question
 from lab.records import Strict
-from lab.scores import accuracy, detection, groups
+from lab.scores import accuracy, detection, explanation, groups
 from lab.statistics import ANY_MODEL, PROFILES, QUESTIONS, Arrays, Holding, Part, Statistic
 from lab.sums import Floats, Sums
 
@@ -88,6 +89,18 @@ class OfScoresByLevel(Strict):
     model: str
     task: Task
     feature: Levels
+
+
+class OfPartial(OfScores):
+    column: str
+    values: tuple[float | str, ...]
+
+
+class OfShuffled(OfScores):
+    column: str
+    scale: Scale
+    replicates: int
+    seed: int
 
 
 class OfRanking(Strict):
@@ -197,6 +210,25 @@ def _score_fit(holding: Holding, a: OfFit, arrays: Arrays) -> Sums:
     )
 
 
+def _explain_partial(holding: Holding, a: OfPartial, arrays: Arrays) -> Sums:
+    size = holding.once(scored, a.model, a.task).size
+    rows = holding.rows(a.task, "test")
+    return explanation.partial_sums(from_json(a.model), rows, size, a.column, a.values)
+
+
+def _explain_shuffled(holding: Holding, a: OfShuffled, arrays: Arrays) -> Sums:
+    own = hmac.digest(holding.secret, b"shuffled " + a.column.encode(), "sha256")
+    rows = explanation.shuffled(holding.rows(a.task, "test"), a.column, [a.seed, *own])
+    plain = holding.once(scored, a.model, a.task)
+    return accuracy.fit_sums(
+        replace(plain, rate=from_json(a.model).predict(rows)),
+        family=a.task.law,
+        scale=a.scale,
+        replicates=a.replicates,
+        seed=_resampling(holding, a.seed),
+    )
+
+
 def _score_lorenz(holding: Holding, a: OfCurve, arrays: Arrays) -> Sums:
     return accuracy.lorenz_sums(holding.once(scored, a.model, a.task), edges=arrays["edges"])
 
@@ -294,6 +326,8 @@ COMMON: Mapping[str, Statistic] = {
         _any_model("score_fit", OfFit, _score_fit),
         _by_cell("score_lorenz", OfCurve, _score_lorenz, "edges"),
         _by_cell("score_levels", OfScoresByLevel, _score_levels),
+        _any_model("explain_partial", OfPartial, _explain_partial),
+        _any_model("explain_shuffled", OfShuffled, _explain_shuffled),
         _by_cell("detection_rank", OfRanking, _detection_rank, "edges"),
         _by_cell("detection_groups", OfGroups, _detection_groups),
         _by_rules("profile", OfProfile, _profile),
@@ -305,14 +339,17 @@ COMMON: Mapping[str, Statistic] = {
 #: Statistics of questions, and all that only a release answers.
 ASKED_IN_QUESTIONS = tuple(row.name for row in COMMON.values() if row.analysis == QUESTIONS)
 RELEASED = tuple(row.name for row in COMMON.values() if row.released)
-#: What a charter and a node may allow.
-ANALYSES = (*KINDS, QUESTIONS, PROFILES)
+
+
+def analyses() -> tuple[str, ...]:
+    """What a charter and a node may allow."""
+    return (*kinds(), QUESTIONS, PROFILES)
 
 
 def find(name: str) -> Statistic:
     """The row of a statistic. Raises :class:`PeerError` for a name that stands nowhere."""
     row, kind = COMMON.get(name), name.partition("_")[0]
-    if row is None and kind in KINDS:
+    if row is None and kind in kinds():
         row = next((own for own in statistics_of(kind) if own.name == name), None)
     if row is None:
         raise PeerError(f"no statistic '{name[:60]}' here")
@@ -321,11 +358,14 @@ def find(name: str) -> Statistic:
 
 def belongs(name: str, analyses: Iterable[str]) -> bool:
     """Whether a statistic is asked for by one of these analyses; what stands nowhere is by none."""
+    kind, models = name.partition("_")[0], kinds()
+    if name not in COMMON and kind not in analyses:
+        return False
     try:
         analysis = find(name).analysis
     except PeerError:
         return False
-    return analysis in analyses or (analysis == ANY_MODEL and any(a in KINDS for a in analyses))
+    return analysis in analyses or (analysis == ANY_MODEL and any(a in models for a in analyses))
 
 
 def request(

@@ -37,6 +37,7 @@ from lab.models.families import Family
 from lab.models.glm import Task, premium_task
 from lab.models.profile import Profiling
 from lab.records import Strict, nearest, parse, read_toml, set_key
+from lab.scores.explanation import Explain
 from lab.tables.contracts import Column, Contract
 from lab.tables.partition import Split
 
@@ -53,6 +54,9 @@ class Experiment(Strict):
     model: AnySettings = Field(description="What is fitted.")
     detection: Detection | None = Field(
         None, description="How a fraud detector is scored; default: not at all."
+    )
+    explain: Explain | None = Field(
+        None, description="What the federated model makes of its features; default: not asked."
     )
     profile: tuple[Profiling, ...] = Field(
         (), description="Profiles of providers that all parties share, as features."
@@ -144,8 +148,10 @@ class Experiment(Strict):
                 raise ConfigurationError(
                     f"{key}: joined sides take {' or '.join(map(repr, allowed))}, got '{value}'"
                 )
-        if self.profile or self.query:
-            raise ConfigurationError("joined: takes a model, without [[profile]] and [[query]]")
+        if self.profile or self.query or self.explain:
+            raise ConfigurationError(
+                "joined: takes a model, without [[profile]], [[query]] and [explain]"
+            )
         for feature in self.data.features or ():
             if isinstance(feature, Feature) and isinstance(feature.knots, int):
                 raise ConfigurationError(

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, TypeAdapter
 from federated.federation import ModelTotals
 from federated.solvers.encoding import totals_of
 from federated.solvers.glm import Fit
-from federated.solvers.kinds import SOLVERS
+from federated.solvers.kinds import solver_of
 from federated.solvers.solution import Solution, Watch
 from federated.study.experiment import Experiment
 from federated.study.plan import StudyPlan
@@ -30,6 +30,7 @@ from lab.models.families import Scale
 from lab.models.glm import Product
 from lab.models.profile import Profile
 from lab.privacy.joining import PERSONS, Least, Opened, by_statistic
+from lab.scores.explanation import Explained
 from lab.sums import Limit, Sums
 from lab.tables.contracts import Contract
 
@@ -137,6 +138,9 @@ def _constants_out(constants: Mapping[str, Scale]) -> dict[str, Any]:
 
 def _told(evaluation: Evaluation) -> Iterator[Opened]:
     """What an evaluation tells, after its cells of few persons were joined."""
+    for each in evaluation.explained.values():
+        yield Opened("explain_partial", len(each.expected))
+        yield Opened("explain_shuffled", _size(each.shuffled))
     cells = [("score_lorenz", evaluation.lorenz)]
     cells += [("score_levels", sums) for _, sums in evaluation.levels.values()]
     if evaluation.detected is not None:
@@ -171,7 +175,7 @@ def fit_models(
         left_out = []
     federation.join(profiles)
     digests = tuple(profile.digest for profile in profiles)
-    solve: Callable[..., Solution] = SOLVERS[experiment.model.kind].solve
+    solve: Callable[..., Solution] = solver_of(experiment.model.kind).solve
     fitted: dict[str, Fitted] = {}
     for part, task in experiment.tasks().items():
         solution = solve(
@@ -255,6 +259,10 @@ def _evaluation_out(evaluation: Evaluation) -> dict[str, Any]:
         "levels": _levels_out(evaluation.levels),
         "detected": detected
         and {"rank": _sums_out(detected.rank), "groups": _levels_out(detected.groups)},
+        "explained": [
+            [column, list(each.values), list(each.expected), _sums_out(each.shuffled)]
+            for column, each in evaluation.explained.items()
+        ],
     }
 
 
@@ -265,4 +273,12 @@ def _evaluation_in(record: Mapping[str, Any]) -> Evaluation:
         record["lorenz"] and _sums_in(record["lorenz"]),
         _levels_in(record["levels"]),
         detected and Detected(_sums_in(detected["rank"]), _levels_in(detected["groups"])),
+        explained={
+            str(column): Explained(
+                tuple(v if isinstance(v, str) else float(v) for v in values),
+                tuple(float(rate) for rate in expected),
+                _sums_in(shuffled),
+            )
+            for column, values, expected, shuffled in record["explained"]
+        },
     )

@@ -34,6 +34,7 @@ SOLVERS_VERSION = version("insurance-privacy-lab")
 class StudyPlan(Strict):
     """One study, whole.
 
+    package: with its version, that adds the kind of model, where it is not one of ours;
     contract: of the parties' tables, before profiles are joined; rules: of disclosure, the fewest
     persons and parties among them; least_parties: that each level, bin, leaf and cell of a score stands
     on, where parties know different persons; cells: of each profile, from a public register; by_level,
@@ -42,6 +43,7 @@ class StudyPlan(Strict):
     """
 
     version: str = SOLVERS_VERSION
+    package: str = ""
     experiment: Experiment
     contract: Contract
     rules: Rules

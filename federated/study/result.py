@@ -13,10 +13,11 @@ from federated.party.state import Released
 from federated.solvers import glm
 from federated.study.experiment import Experiment
 from federated.study.rows import StudiedMarket
-from federated.study.scoring import Evaluation, detection_worth, scored
+from federated.study.scoring import Evaluation, scored
 from federated.study.settings import SIDES, Arm, Query
+from federated.study.worth import detection_worth
 from lab.models.design import Feature
-from lab.models.files import digest
+from lab.models.files import digest, terms_of
 from lab.models.profile import Profile, Profiled
 from lab.privacy.joining import Opened, by_statistic
 from lab.report import finished_run
@@ -340,9 +341,7 @@ def _unbalanced(evaluation: Evaluation | None, most: float) -> str | None:
 
 def _terms(model: Any) -> set[Feature]:
     """The features that a model reads."""
-    if hasattr(model, "cuts"):
-        return {cut.feature for cut in model.cuts}
-    return {term.feature for term in (*model.encoding.numbers, *model.encoding.categories)}
+    return {term.feature for term in terms_of(model)}
 
 
 def _by_value(reasons: Mapping[str, str]) -> list[tuple[str, list[str]]]:

@@ -299,6 +299,15 @@ def _curves(study: Study, arm: str) -> dict[str, Any]:
         "lorenz": {"exposure": x.tolist(), "target": y.tolist()},
         "tenths": _records(scoring.deciles(lorenz).reset_index()) if lorenz else [],
         "levels": levels,
+        "explained": [
+            {
+                "feature": column,
+                "values": list(each.values),
+                "rates": list(each.expected),
+                "importance": plain(each.importance(evaluation.fit)),
+            }
+            for column, each in evaluation.explained.items()
+        ],
         "detection": None
         if evaluation.detected is None
         else _detection(study, evaluation.detected),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -14,8 +14,8 @@ from federated.federation import ModelTotals, Parties
 from federated.solvers.encoding import is_category
 from federated.study.experiment import Experiment
 from federated.study.rows import Features
-from federated.study.settings import Detection
 from federated.study.simulation import SimulatedMarket
+from lab.errors import ConfigurationError
 from lab.models import files as models
 from lab.models.design import Feature, Levels
 from lab.models.families import Scale
@@ -23,7 +23,8 @@ from lab.models.glm import Task
 from lab.privacy import joining
 from lab.privacy.joining import NO_RULE, PERSONS, Least, by_parties
 from lab.scores import accuracy as scoring
-from lab.scores import detection, places, worth
+from lab.scores import detection, places
+from lab.scores.explanation import Explained, columns_of, values_of
 from lab.sums import Sums, combine
 from lab.tables.contracts import Contract
 
@@ -62,6 +63,7 @@ class Evaluation:
     levels: ByLevel
     detected: Detected | None = None
     own_null: float | None = None
+    explained: Mapping[str, Explained] = field(default_factory=dict)
 
     @property
     def scores(self) -> scoring.Scores:
@@ -83,32 +85,6 @@ def scored(experiment: Experiment, evaluation: Evaluation) -> dict[str, Any]:
         rank, cost = evaluation.detected.rank, settings.investigation_cost
         scores |= detection.scores(rank, settings.budget, investigation_cost=cost)
     return scores
-
-
-def detection_worth(
-    settings: Detection,
-    name: str,
-    ours: Mapping[str, Evaluation],
-    theirs: Mapping[str, Evaluation],
-) -> pd.DataFrame:
-    """What our detector brings more than another arm's, a line for each party and measure, of the whole
-    market for each kind of fraud as well: columns against, party, kind, measure, difference, low, high."""
-    rows = []
-    for party, other in theirs.items():
-        one, two = ours[party].detected, other.detected
-        if one is None or two is None or ours[party].fit.total("rows") != other.fit.total("rows"):
-            continue
-        if settings.amount:
-            net = worth.net_difference(
-                one.rank, two.rank, settings.budget, investigation_cost=settings.investigation_cost
-            )
-            rows.append((name, party, None, "net", *net))
-        if party == "all" and settings.typology:
-            kinds, sums = one.groups[settings.typology]
-            found = worth.found_differences(sums, two.groups[settings.typology][1], kinds)
-            rows += [(name, party, *line) for line in found.itertuples(index=False)]
-    columns = ["against", "party", "kind", "measure", "difference", "low", "high"]
-    return pd.DataFrame(rows, columns=columns)
 
 
 def _cuts(values: pd.Series) -> tuple[float, ...]:
@@ -172,8 +148,26 @@ class Scorer:
             whole = federation is not None and federation.everybody
             rounded = federation is not None and self._of_sides
             total = self._evaluate(part, everybody, self._least, whole=whole, rounded=rounded)
+            if federation is not None and part == next(reversed(self.tasks)):
+                total = replace(total, explained=self._explain(part, model[part], everybody))
             evaluations[part] = {"all": total, **self._own(part, model)}
         return evaluations
+
+    def _explain(self, part: str, model: str, ask: Ask) -> dict[str, Explained]:
+        """What a model makes of each feature that ``[explain]`` names, over everybody's test rows."""
+        settings, explained = self.experiment.explain, dict[str, Explained]()
+        if settings is None:
+            return explained
+        read = models.from_json(model)
+        for column in settings.features or columns_of(read):
+            values = values_of(read, column, settings.points)
+            if not values:  # it never varied, and was left out
+                continue
+            sums = ask("explain_partial", column=column, values=values)
+            rates = (sums["expected"] / sums.total("size")).tolist()
+            lost = ask("explain_shuffled", column=column, **self._resampled(part))
+            explained[column] = Explained(values, tuple(rates), lost)
+        return explained
 
     def beside(
         self, model: dict[str, str], everybody: Mapping[str, Evaluation]
@@ -237,13 +231,7 @@ class Scorer:
     ) -> Evaluation:
         """whole: by sums over all rows alone, by no bin, level or group; rounded: of predictions that
         two sides know a part of each."""
-        experiment = self.experiment
-        fit = ask(
-            "score_fit",
-            scale=self.constants[part],
-            replicates=experiment.arms.replicates,
-            seed=experiment.seed,
-        )
+        fit = ask("score_fit", **self._resampled(part))
         if whole:
             return Evaluation(fit, None, {})
         lorenz = self._lorenz(partial(ask, "score_lorenz", scale=self.constants[part]), rounded)
@@ -255,6 +243,11 @@ class Scorer:
             for term in self.by_level[part]
         }
         return Evaluation(fit, lorenz, levels, self._detect(ask, least))
+
+    def _resampled(self, part: str) -> dict[str, Any]:
+        """What the deviance is measured in, and the resamples, which are the same for every model."""
+        arms, seed = self.experiment.arms, self.experiment.seed
+        return {"scale": self.constants[part], "replicates": arms.replicates, "seed": seed}
 
     def _lorenz(self, ask: Ask, rounded: bool) -> Sums:
         """Exposure, actual and expected in bins of the predicted rate: coarse ones, then finer."""
@@ -304,6 +297,7 @@ Comparisons = tuple[dict[str, tuple[Levels, ...]], tuple[Levels, ...]]
 
 def simulated_comparisons(experiment: Experiment, market: SimulatedMarket) -> Comparisons:
     """For parties whose rows are here: numbers are cut around their mean, levels are those seen."""
+    _check_explained(experiment, market.features)
     by_level = {
         part: tuple(
             _levels_in(market, feature)
@@ -322,9 +316,20 @@ def public_comparisons(
 ) -> Comparisons:
     """For parties whose rows are elsewhere: nothing is cut by the values of numbers, which nobody
     here has seen."""
+    _check_explained(experiment, features)
     by_part = {**features, "pure premium": features.get("frequency", ())}
     by_level = {part: _public_levels(contract, by_part[part]) for part in experiment.all_tasks()}
     return by_level, _public_levels(contract, _groups(experiment))
+
+
+def _check_explained(experiment: Experiment, features: Features) -> None:
+    """Raises :class:`ConfigurationError` for a column of ``[explain]`` that is no feature."""
+    read = [feature.column for own in features.values() for feature in own]
+    for name in (experiment.explain and experiment.explain.features) or ():
+        if name not in read:
+            raise ConfigurationError(
+                f"explain.features: '{name}' is no feature of the model; these are: {', '.join(read)}"
+            )
 
 
 def simulated_scorer(

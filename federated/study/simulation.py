@@ -38,6 +38,7 @@ from lab.errors import ConfigurationError
 from lab.market.make import make
 from lab.models.design import Levels
 from lab.models.profile import ProfileCells, Profiling, cells_of, profiled
+from lab.packages import version_of
 from lab.privacy.disclosure import Rules
 from lab.tables.contracts import Contract
 from lab.tables.market_folder import REGISTER
@@ -214,6 +215,7 @@ class SimulatedMarket:
     ) -> StudyPlan:
         """The plan of the federated arm."""
         return StudyPlan(
+            package=version_of(self.experiment.model.kind),
             experiment=self.experiment,
             contract=self._own_contract,
             rules=self.rules,

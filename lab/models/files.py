@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import pandas as pd
 
+from lab import packages
 from lab.errors import ConfigurationError
 from lab.models.glm import Product
 from lab.models.profile import Profiled
@@ -19,7 +20,7 @@ from lab.records import Strict, parse
 from lab.statistics import Statistic
 from lab.sums import Floats
 
-#: Every kind of model. A kind has two files of its name: ``lab/models/KIND.py`` with its ``MODEL``, a
+#: Every kind of model of ours; packages may add others (`lab.packages`). A kind has two files of its name: ``lab/models/KIND.py`` with its ``MODEL``, a
 #: party's sums and their ``STATISTICS``, and ``federated/solvers/KIND.py`` with its ``Settings`` and
 #: ``solve``.
 KINDS = ("glm", "network", "trees")
@@ -59,24 +60,40 @@ def from_json(text: str | bytes, where: str = "model") -> Model:
         ) from None
     if kind == "profiled":
         values = values | {"model": from_json(json.dumps(inside), where)}
-    if not isinstance(kind, str) or kind not in (*KINDS, *COMPOSED):
+    known = (*kinds(), *COMPOSED)
+    if not isinstance(kind, str) or kind not in known:
         raise ConfigurationError(
-            f"{where}: unknown kind of model {kind!r:.40}; there are {', '.join((*KINDS, *COMPOSED))}"
+            f"{where}: unknown kind of model {kind!r:.40}; there are {', '.join(known)}"
         )
     form: Any = COMPOSED.get(kind) or _module(kind).MODEL
     model: Model = parse(form, values, where=where)
     return model
 
 
+def kinds() -> tuple[str, ...]:
+    """Every kind that can be loaded here, those of the user's own packages last."""
+    return (*KINDS, *(kind for kind in packages.installed() if kind not in (*KINDS, *COMPOSED)))
+
+
 def _module(kind: str) -> ModuleType:
     """The file of a kind, read when a model of it is first needed: torch and numba take a second."""
-    return import_module(f"lab.models.{kind}")
+    return import_module(f"lab.models.{kind}") if kind in KINDS else packages.load(kind)
 
 
 def statistics_of(kind: str) -> tuple[Statistic, ...]:
     """What this kind of model asks of a party, beside what every model asks."""
     rows: tuple[Statistic, ...] = _module(kind).STATISTICS
     return rows
+
+
+def terms_of(model: Any) -> tuple[Any, ...]:
+    """What a model reads, each with its ``feature``: terms of an encoding, cuts of trees, or the ``terms`` of a
+    package's own model, numbers and levels of `lab.models.design`."""
+    if hasattr(model, "cuts"):
+        return tuple(model.cuts)
+    if hasattr(model, "encoding"):
+        return (*model.encoding.numbers, *model.encoding.categories)
+    return tuple(model.terms)
 
 
 def read(path: Path) -> Model:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from lab.errors import ConfigurationError, ContractError, ModelError
 from lab.models import files as models
-from lab.models.design import Feature
+from lab.models.design import Feature, Number
 from lab.models.effects import Effects, reason_columns
 from lab.models.glm import Product
 from lab.models.profile import Profiled
@@ -51,7 +51,7 @@ def predict(
     predictor = models.read(model)
     if reasons and not hasattr(_bare(predictor), "effects"):
         raise ModelError(
-            f"{model}: a network's score is no sum of what its features add, so that it has no exact "
+            f"{model}: the score of this model is no sum of what its features add, so that it has no exact "
             "reasons; leave out --reasons, or use a glm or trees"
         )
     texts = [f.column for f, levels, _ in _terms(predictor) if any(map(_is_code, levels))]
@@ -161,18 +161,11 @@ def _terms(model: Any) -> Iterator[tuple[Feature, tuple[str, ...], bool]]:
     elif isinstance(model, Product):
         yield from _terms(model.frequency)
         yield from _terms(model.severity)
-    elif hasattr(model, "encoding"):
-        for number in model.encoding.numbers:
-            yield number.feature, number.levels, number.feature.ordinal
-        for category in model.encoding.categories:
-            yield category.feature, category.levels, category.feature.cut is None
     else:
-        for cut in model.cuts:
-            yield (
-                cut.feature,
-                cut.levels,
-                cut.feature.ordinal or (cut.edges is None and cut.feature.cut is None),
-            )
+        for term in models.terms_of(model):
+            number = isinstance(term, Number) or getattr(term, "edges", None) is not None
+            of_text = term.feature.ordinal or (not number and term.feature.cut is None)
+            yield term.feature, term.levels, of_text
 
 
 def _bare(model: Any) -> Any:

@@ -8,7 +8,14 @@ import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from lab.report.figures_model import MOST_LINES, coefficients, convergence, importance
+from lab.report.figures_model import (
+    MOST_LINES,
+    coefficients,
+    convergence,
+    dependence,
+    importance,
+    shuffling,
+)
 from lab.report.style import (
     COLOURS,
     GRID,
@@ -94,6 +101,7 @@ def _detector(result: Result) -> list[tuple[str, str, Draw]]:
             of.fairness,
         ),
         _IMPORTANCE,
+        *_EXPLAINED,
         _CONVERGENCE,
         _COEFFICIENTS,
     ]
@@ -320,6 +328,19 @@ _IMPORTANCE: tuple[str, str, Draw] = (
     "predictor, over exposure. What a model goes by need not cause anything.",
     importance,
 )
+_EXPLAINED: tuple[tuple[str, str, Draw], ...] = (
+    (
+        "What is lost without a feature",
+        "Deviance explained on test rows that the federated model loses where a column is shuffled within each party.",
+        shuffling,
+    ),
+    (
+        "What a feature makes of the rate",
+        "The mean predicted rate with one column set to a value in all test rows, for the features that matter most. "
+        "Not what would happen if the column changed.",
+        dependence,
+    ),
+)
 #: The figures of a model of claims.
 _RATES: list[tuple[str, str, Draw]] = [
     (
@@ -339,6 +360,7 @@ _RATES: list[tuple[str, str, Draw]] = [
     ),
     ("Lift", "Actual rate of each tenth over the market's mean.", _lift),
     _IMPORTANCE,
+    *_EXPLAINED,
     _CONVERGENCE,
     _COEFFICIENTS,
     (

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 #: Lines of a figure that lists coefficients, levels or features.
 MOST_LINES = 40
+#: Features whose curves are drawn.
+MOST_CURVES = 6
 
 
 def convergence(result: Result, axes: Axes) -> str:
@@ -44,9 +46,10 @@ def convergence(result: Result, axes: Axes) -> str:
 
 
 def coefficients(result: Result, axes: Axes) -> str:
-    """Estimates of the shared GLM with their intervals."""
+    """Estimates of the shared GLM with their intervals; those of a spline say nothing one by one."""
     rows = shared_coefficients(result)
-    rows = [row for row in rows if row["name"] != "intercept"][:MOST_LINES][::-1]
+    rows = [r for r in rows if r["name"] != "intercept" and "[spline" not in r["name"]]
+    rows = rows[:MOST_LINES][::-1]
     if not rows:
         return ""
     resize(axes, 5.2, 1.1 + 0.21 * len(rows))
@@ -98,6 +101,55 @@ def importance(result: Result, axes: Axes) -> str:
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     axes.set_xlabel("share of the importance of all features")
     return "; ".join(f"{row['feature']} {100 * row['share']:.1f} %" for row in rows[::-1])
+
+
+def explained(result: Result) -> list[dict[str, Any]]:
+    """Features of the federated model as its sums explain them, the one that matters most first."""
+    rows = (result["curves"].get("federated") or {}).get("explained") or []
+    return sorted(rows, key=lambda row: -row["importance"][0])
+
+
+def shuffling(result: Result, axes: Axes) -> str:
+    """The deviance explained that is lost where a feature is shuffled."""
+    rows = explained(result)[: MOST_LINES // 2][::-1]
+    if not rows:
+        return ""
+    resize(axes, 5.2, 1.0 + 0.21 * len(rows))
+    for y, row in enumerate(rows):
+        lost, low, high = row["importance"]
+        if low is not None:
+            axes.plot([low, high], [y, y], color=COLOURS["federated"], lw=1.4)
+        axes.scatter([lost], [y], color=COLOURS["federated"], s=14, zorder=3)
+    axes.axvline(0, color=PALE, lw=0.8)
+    axes.set_yticks(range(len(rows)), [row["feature"] for row in rows])
+    axes.set_ylim(-0.8, len(rows) - 0.2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
+    axes.set_xlabel("deviance explained that is lost, 95 % interval")
+    return "; ".join(f"{row['feature']} {100 * row['importance'][0]:.2f} %" for row in rows[::-1])
+
+
+def dependence(result: Result, axes: Axes) -> str:
+    """The mean predicted rate with a feature at each of its values, of those that matter most."""
+    rows = explained(result)[:MOST_CURVES]
+    if not rows:
+        return ""
+    resize(axes, 5.2, 1.2 * len(rows) + 0.4)
+    axes.set_axis_off()
+    top = max(max(row["rates"]) for row in rows)
+    for k, row in enumerate(rows):
+        own = axes.inset_axes((0.0, 1 - (k + 0.78) / len(rows), 1.0, 0.6 / len(rows)))
+        named = any(isinstance(value, str) for value in row["values"])
+        x = range(len(row["values"])) if named else row["values"]
+        own.plot(
+            x, row["rates"], marker="o", ms=3, lw=0 if named else 1.4, color=COLOURS["federated"]
+        )
+        if named:
+            own.set_xticks(range(len(row["values"])), row["values"])
+        own.set_title(row["feature"], loc="left", fontsize="small")
+        own.set_ylim(0, 1.1 * top)
+    return "; ".join(
+        f"{row['feature']} from {min(row['rates']):.4g} to {max(row['rates']):.4g}" for row in rows
+    )
 
 
 def shared_importance(result: Result) -> list[dict[str, Any]]:

@@ -29,6 +29,8 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
     "score_fit": ("scoring", "deviance, actual and expected, with resamples"),
     "score_lorenz": ("scoring", "exposure, actual and expected by bin of the predicted rate"),
     "score_levels": ("scoring", "exposure, actual and expected by level of a feature"),
+    "explain_partial": ("explaining", "expected, with a feature set to one value after the other"),
+    "explain_shuffled": ("explaining", "deviance where a feature is shuffled, with resamples"),
     "detection_rank": ("scoring", "claims, frauds and amounts by bin of the predicted probability"),
     "detection_groups": ("scoring", "claims and frauds, flagged and not, by group"),
     "cells": ("questions", "sums by cell of a question"),

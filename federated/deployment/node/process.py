@@ -56,6 +56,7 @@ from federated.study.plan import StudyPlan
 from federated.transport.node_line import LineError, NodeLine, bundle
 from lab.errors import ConfigurationError, LabError, LogError, PeerError
 from lab.files import read_json, write_whole
+from lab.packages import restrict
 from lab.text import printable
 from secure_agg.errors import Blame, SecureAggError
 from secure_agg.identity import Identity
@@ -74,6 +75,7 @@ class Node:
     def __init__(self, folder: Path, tell: Tell, unlock: Callable[[], PrivateKey]) -> None:
         self.folder, self._say = folder, tell
         self.settings = NodeSettings.read(folder)
+        restrict(self.settings.limits.analyses)
         self.identity: Identity = identity_of(folder)
         name = self.settings.name
         if self.identity.card.name != name:

@@ -33,6 +33,7 @@ from federated.study.rows import columns_needed, usable
 from lab.errors import ConfigurationError
 from lab.files import canonical, read_json, write_whole
 from lab.models.glm import Task
+from lab.packages import version_of
 from lab.queries import sql_plan as sql
 from lab.queries.query_table import Budget, QueryTable
 from lab.queries.questions import Question
@@ -166,6 +167,12 @@ class InsurerPolicy:
         for kind in study.kinds:
             if kind not in self.limits.analyses or kind not in self.charter.analyses:
                 raise Refusal("analyses", f"this party does not take part in '{kind}'")
+        if study.package != (here := version_of(study.experiment.model.kind)):
+            raise Refusal(
+                "package",
+                f"the plan's kind of model is of {study.package or 'no package'}, and here it is of "
+                f"{here or 'none'}",
+            )
 
     def _withheld_columns(self, study: StudyPlan) -> set[str]:
         """Columns of the negative list and of the contract's; whose rows are a person's is known,

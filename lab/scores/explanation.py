@@ -1,0 +1,135 @@
+"""What a model makes of one feature, from sums over rows whose column is set to a value, or shuffled.
+
+Partial dependence: Friedman, "Greedy function approximation: a gradient boosting machine" (2001), section
+8.2. Importance by shuffling: Breiman, "Random forests" (2001), section 10; here by the deviance explained
+that is lost where a column is shuffled among the test rows of each party. Neither says what would happen
+if the column were changed: columns that go together are taken apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from lab.models.design import Feature, Number
+from lab.models.files import terms_of
+from lab.records import Strict
+from lab.scores import accuracy
+from lab.sums import SCORE, Floats, Sums
+
+#: A value that a column is set to.
+Value = float | str
+
+
+class Explain(Strict):
+    """``[explain]``: which features are looked at, and at how many values of a number."""
+
+    features: tuple[str, ...] | None = Field(
+        None, description="Columns to look at; default: all features of the model."
+    )
+    points: int = Field(12, ge=2, le=50, description="Values of a number that are looked at.")
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Opened totals of one feature. values: that the column was set to; expected: (values,) the expected
+    rate there; shuffled: of :func:`~lab.scores.accuracy.fit_sums`, with the column shuffled."""
+
+    values: tuple[Value, ...]
+    expected: tuple[float, ...]
+    shuffled: Sums
+
+    def importance(self, fit: Sums) -> tuple[float, float, float]:
+        """(deviance explained that shuffling loses, low, high). fit: of the same rows and resamples."""
+        return accuracy.interval(fit, self.shuffled)
+
+
+def values_of(model: Any, column: str, points: int) -> tuple[Value, ...]:
+    """Values of a column that a model tells apart, rising; from the model alone, which is public.
+
+    Empty for a column that it does not read, such as one of a profile.
+    """
+    numbers: set[float] = set()
+    read = [t for part in _parts(model) for t in terms_of(part) if t.feature.column == column]
+    for term in read:
+        edges = term.feature.cut or getattr(term, "edges", None)
+        if edges is not None:
+            numbers |= set(_between(np.array(edges or (0.0,))))
+        elif not isinstance(term, Number):
+            return tuple(term.levels)
+        elif term.bend is None:
+            numbers |= set(_around(term.feature, term.mean, term.scale, term.levels, points))
+        else:
+            ends = term.bend.knots[0], term.bend.knots[-1]
+            numbers |= set(_in_units(term.feature, np.linspace(*ends, points)))
+    return tuple(_few(np.array(sorted(numbers)), points))
+
+
+def columns_of(model: Any) -> tuple[str, ...]:
+    """The columns that a model reads of a row, but those that it looks up in profiles."""
+    terms = [term for part in _parts(model) for term in terms_of(part)]
+    looked_up = {c for profile in getattr(model, "profiles", ()) for c in profile.columns}
+    return tuple(
+        dict.fromkeys(t.feature.column for t in terms if t.feature.column not in looked_up)
+    )
+
+
+def _parts(model: Any) -> list[Any]:
+    """The models behind a product, or one that looks features up."""
+    inner = getattr(model, "model", model)
+    return [inner.frequency, inner.severity] if hasattr(inner, "severity") else [inner]
+
+
+def _between(edges: Floats) -> Floats:
+    """A value in each interval that is closed on the right."""
+    return np.append(edges, edges[-1] + max(1.0, float(np.ptp(edges)) / len(edges)))
+
+
+def _around(
+    feature: Feature, mean: float, scale: float, levels: tuple[str, ...], points: int
+) -> Floats:
+    """Within two standard deviations; of 0 and 1, which a mean and a deviation give away, both."""
+    if feature.ordinal:
+        return np.arange(1.0, len(levels) + 1)
+    if not feature.log and abs(scale**2 - mean * (1 - mean)) < 1e-9:
+        return np.array([0.0, 1.0])
+    return _in_units(feature, np.linspace(mean - 2 * scale, mean + 2 * scale, points))
+
+
+def _in_units(feature: Feature, values: Floats) -> Floats:
+    """Three digits, in the units of the column."""
+    whole = np.exp(values) if feature.log else values
+    return np.array([float(f"{v:.3g}") for v in whole])
+
+
+def _few(values: Floats, points: int) -> list[float]:
+    if len(values) > points:
+        values = values[np.unique(np.linspace(0, len(values) - 1, points).round().astype(int))]
+    return [float(v) for v in values]
+
+
+def with_value(frame: pd.DataFrame, column: str, value: Value) -> pd.DataFrame:
+    """Rows whose column has one value."""
+    values = pd.Series([value] * len(frame), index=frame.index)
+    return frame.assign(**{column: values.astype("category") if isinstance(value, str) else values})
+
+
+def partial_sums(
+    model: Any, frame: pd.DataFrame, size: Floats, column: str, values: tuple[Value, ...]
+) -> Sums:
+    """``expected`` (values,), the predicted total over the rows with the column set to each value, and
+    ``size`` (1,). size: (rows,) exposure times weight."""
+    expected = [size @ model.predict(with_value(frame, column, value)) for value in values]
+    arrays = {"expected": np.array(expected, dtype=np.float64), "size": np.array([size.sum()])}
+    return Sums(arrays, dict.fromkeys(arrays, SCORE), len(frame))
+
+
+def shuffled(frame: pd.DataFrame, column: str, seed: list[int]) -> pd.DataFrame:
+    """Rows with one column in another order."""
+    order = np.random.default_rng(seed).permutation(len(frame))
+    values = frame[column].take(order).set_axis(frame.index)
+    return frame.assign(**{column: values})
