@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,15 +14,14 @@ from federated.solvers import glm
 from federated.study.experiment import Experiment
 from federated.study.rows import StudiedMarket
 from federated.study.scoring import Evaluation, scored
-from federated.study.settings import SIDES, Arm, Query
-from federated.study.worth import detection_worth
+from federated.study.settings import SIDES, Arm, Detection, Query
 from lab.models.design import Feature
 from lab.models.files import digest, terms_of
 from lab.models.profile import Profile, Profiled
 from lab.privacy.joining import Opened, by_statistic
 from lab.report import finished_run
 from lab.scores import accuracy as scoring
-from lab.scores import detection
+from lab.scores import detection, worth
 
 #: A difference in deviance explained that is rounding, not a difference.
 NOTHING = 1e-9
@@ -210,12 +209,16 @@ class Study:
         ours, settings = self.arms.get("federated"), self.experiment.detection
         if ours is None or settings is None or self.market.in_sample:
             return pd.DataFrame()
-        tables = [
-            detection_worth(settings, name, ours.evaluations[self.part], other)
+        rows = [
+            (name, party, *line)
             for name in ("alone", *SIDES)
-            if (other := self.arms[name].evaluations[self.part] if name in self.arms else None)
+            if name in self.arms
+            for party, other in self.arms[name].evaluations[self.part].items()
+            if _same_rows(mine := ours.evaluations[self.part][party], other)
+            for line in _brought(settings, mine, other, by_kind=party == "all")
         ]
-        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+        columns = ["against", "party", "kind", "measure", "difference", "low", "high"]
+        return pd.DataFrame(rows, columns=columns)
 
     @property
     def judged(self) -> str:
@@ -326,6 +329,21 @@ class Study:
 
 def _same_rows(one: Evaluation, other: Evaluation) -> bool:
     return one.fit.total("rows") == other.fit.total("rows")
+
+
+def _brought(
+    settings: Detection, model: Evaluation, other: Evaluation, *, by_kind: bool
+) -> Iterator[tuple[Any, ...]]:
+    """(kind, measure, difference, low, high) of what a detector brings more than another."""
+    one, two, kind = model.detected, other.detected, settings.typology
+    assert one is not None and two is not None  # as the experiment has [detection]
+    if settings.amount:
+        cost = settings.investigation_cost
+        net = worth.net_difference(one.rank, two.rank, settings.budget, investigation_cost=cost)
+        yield None, "net", *net
+    if by_kind and kind:
+        names, sums = one.groups[kind]
+        yield from worth.found_differences(sums, two.groups[kind][1], names).itertuples(index=False)
 
 
 def _unbalanced(evaluation: Evaluation | None, most: float) -> str | None:
