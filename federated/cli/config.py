@@ -78,6 +78,8 @@ def _rows_of(experiment: Experiment) -> str:
     from lab.tables.sources import INSTALLED
 
     data = experiment.data
+    if data.market is not None and experiment.joined:
+        return " and ".join(str(side.source) for side in experiment.joined)
     if experiment.joined:
         return f"{', '.join(Path(side.path or '').name for side in experiment.joined)}, beside it"
     if data.market is not None or data.source in INSTALLED:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -209,12 +209,16 @@ class Study:
         ours, settings = self.arms.get("federated"), self.experiment.detection
         if ours is None or settings is None or self.market.in_sample:
             return pd.DataFrame()
-        tables = [
-            _worth(settings, name, ours.evaluations[self.part], other)
+        rows = [
+            (name, party, *line)
             for name in ("alone", *SIDES)
-            if (other := self.arms[name].evaluations[self.part] if name in self.arms else None)
+            if name in self.arms
+            for party, other in self.arms[name].evaluations[self.part].items()
+            if _same_rows(mine := ours.evaluations[self.part][party], other)
+            for line in _brought(settings, mine, other, by_kind=party == "all")
         ]
-        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+        columns = ["against", "party", "kind", "measure", "difference", "low", "high"]
+        return pd.DataFrame(rows, columns=columns)
 
     @property
     def judged(self) -> str:
@@ -327,6 +331,21 @@ def _same_rows(one: Evaluation, other: Evaluation) -> bool:
     return one.fit.total("rows") == other.fit.total("rows")
 
 
+def _brought(
+    settings: Detection, model: Evaluation, other: Evaluation, *, by_kind: bool
+) -> Iterator[tuple[Any, ...]]:
+    """(kind, measure, difference, low, high) of what a detector brings more than another."""
+    one, two, kind = model.detected, other.detected, settings.typology
+    assert one is not None and two is not None  # as the experiment has [detection]
+    if settings.amount:
+        cost = settings.investigation_cost
+        net = worth.net_difference(one.rank, two.rank, settings.budget, investigation_cost=cost)
+        yield None, "net", *net
+    if by_kind and kind:
+        names, sums = one.groups[kind]
+        yield from worth.found_differences(sums, two.groups[kind][1], names).itertuples(index=False)
+
+
 def _unbalanced(evaluation: Evaluation | None, most: float) -> str | None:
     """What to say of a model whose total is off by more than this share."""
     if evaluation is None or not evaluation.fit["actual"][0] > 0:
@@ -336,31 +355,6 @@ def _unbalanced(evaluation: Evaluation | None, most: float) -> str | None:
         return None
     interval = f" (95 % interval {low:.3f} to {high:.3f})" if low == low else ""
     return f"expects {ratio:.3f} times the actual total{interval}"
-
-
-ByParty = Mapping[str, Evaluation]
-
-
-def _worth(settings: Detection, name: str, ours: ByParty, theirs: ByParty) -> pd.DataFrame:
-    """What our detector brings more than another arm's, a line for each party and measure, of the whole
-    market for each kind of fraud as well: columns against, party, kind, measure, difference, low, high."""
-    rows = []
-    for party, other in theirs.items():
-        one, two = ours[party].detected, other.detected
-        if one is None or two is None or ours[party].fit.total("rows") != other.fit.total("rows"):
-            continue
-        if settings.amount:
-            net = worth.net_difference(
-                one.rank, two.rank, settings.budget, investigation_cost=settings.investigation_cost
-            )
-            rows.append((name, party, None, "net", *net))
-        if party == "all" and settings.typology:
-            kinds, sums = one.groups[settings.typology]
-            found = worth.found_differences(sums, two.groups[settings.typology][1], kinds)
-            rows += [(name, party, *line) for line in found.itertuples(index=False)]
-    return pd.DataFrame(
-        rows, columns=["against", "party", "kind", "measure", "difference", "low", "high"]
-    )
 
 
 def _terms(model: Any) -> set[Feature]:
