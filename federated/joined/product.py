@@ -29,6 +29,7 @@ from federated.joined.sums.factors import (
     Groups,
     Half,
     JoinedSum,
+    Knowledge,
     Owner,
     Role,
     Shares,
@@ -67,13 +68,13 @@ def joined_sum(request: Request, owner: Owner) -> JoinedSum:
     return make(row.read(request.arguments, request.arrays), request.arrays, owner)
 
 
-def answer_alone(request: Request, owner: Owner, known: bool) -> tuple[Answer | None, Any]:
+def answer_alone(request: Request, owner: Owner, known: Knowledge) -> tuple[Answer | None, Any]:
     """How a side answers a request by itself, if it does, and the arguments."""
     a = statistics.find(request.statistic).read(request.arguments, request.arrays)
     return alone(request.statistic, a, owner, known), a
 
 
-def is_alone(request: Request, owner: Owner, known: bool) -> bool:
+def is_alone(request: Request, owner: Owner, known: Knowledge) -> bool:
     """Whether each side answers a request by itself."""
     return answer_alone(request, owner, known)[0] is not None
 

@@ -24,7 +24,7 @@ from federated.joined.product import (
     turns,
 )
 from federated.joined.side import dealt_to
-from federated.joined.sums.factors import JoinedSum, Owner
+from federated.joined.sums.factors import JoinedSum, Knowledge, Owner
 from federated.message_kinds import MessageKind
 from federated.messages import Hiding, Request, message_of, read
 from federated.party.statistics import RELEASED, find
@@ -134,11 +134,11 @@ class Joined:
         owner: Owner,
         product: str,
         least: int,
-        known: bool = False,
+        known: Knowledge = Knowledge.NOTHING,
         releaser: PairReleaser | None = None,
     ) -> None:
         """owner: who holds a column; least: rows that both sides must have behind a total; known:
-        whether insurers know who is common; releaser: of answers to questions, None: there are none."""
+        what sides know of common rows; releaser: of answers to questions, None: there are none."""
         self._releaser = releaser
         self.inner, self.pairs, self._owner = inner, pairs, owner
         self.hiding: Hiding = inner.hiding

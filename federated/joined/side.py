@@ -24,7 +24,7 @@ from federated.joined.product import (
     telling,
 )
 from federated.joined.sums.cuts import CommonRows, Cut, cut_of, pads, text_of
-from federated.joined.sums.factors import Role
+from federated.joined.sums.factors import Knowledge, Role
 from federated.joined.sums.trees import refuse_untold
 from federated.messages import Request, message_of, read
 from federated.party.party import Party
@@ -62,7 +62,7 @@ class JoinedSide(Party):
     label of an own row, ``sizes``, how many the spine has, ``persons``, how many both have, ``met``, where
     this side was told, which rows, and ``row_keys``, (rows, 32) where one side was; ``key_bits``: of its own key for products.
     The fund's rows are all there for training and for testing: which count is the insurer's to say.
-    ``known``: whether insurers know who is common, and count by themselves what they know alone;
+    ``known``: what sides know of common rows, and count by themselves;
     ``tells_cuts``: whether the fund tells an insurer who is on which side of a cut on its columns.
     """
 
@@ -73,7 +73,7 @@ class JoinedSide(Party):
     persons: dict[str, int] = field(default_factory=dict)
     met: dict[str, pd.Series] = field(default_factory=dict)
     row_keys: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
-    known: bool = False
+    known: Knowledge = Knowledge.NOTHING
     tells_cuts: bool = True
     product: str = "paillier"
     key_bits: int = 3072

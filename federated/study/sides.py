@@ -15,7 +15,7 @@ from federated.hiding.protocol import Clear, Protection
 from federated.joined.alignment import aligned, common_of
 from federated.joined.protection import Joined, Pair, PairReleaser
 from federated.joined.side import JoinedSide
-from federated.joined.sums.factors import Owner
+from federated.joined.sums.factors import Knowledge, Owner
 from federated.party.party import Party, numbered
 from federated.study.experiment import Experiment
 from federated.study.joined import JoinedTables
@@ -76,7 +76,7 @@ def _side(
         role=role,  # type: ignore[arg-type]
         columns=columns,
         product=experiment.protection.product,
-        known=is_known(experiment),
+        known=known_of(experiment),
         tells_cuts=experiment.protection.cuts == "told",
         key_bits=experiment.protection.key_bits,
     )
@@ -133,9 +133,13 @@ def align(experiment: Experiment, insurer: JoinedSide, fund: JoinedSide) -> None
             side.row_keys[peer.name] = result.keys
 
 
-def is_known(experiment: Experiment) -> bool:
-    """Whether insurers count by themselves over the persons that they know to be common."""
-    return experiment.model.kind == "trees"
+def known_of(experiment: Experiment) -> Knowledge:
+    """What sides know of the rows that they both have: of trees, whose rows an insurer follows."""
+    if experiment.model.kind != "trees":
+        return Knowledge.NOTHING
+    data, both = experiment.data, experiment.alignment.learns == "both"
+    whole = data.test == 0 and data.test_column is None and data.test_rows is None
+    return Knowledge.ALL if both and whole else Knowledge.INSURERS
 
 
 def joined_protection(
@@ -148,7 +152,7 @@ def joined_protection(
 ) -> Joined:
     """Sums of shares under an inner protection; releaser: of answers to questions."""
     *insurers, fund = sides
-    known = all(side.known for side in sides)
+    known = min(side.known for side in sides)
     pairs = tuple(Pair(one.name, fund.name, one.sizes[fund.name]) for one in insurers)
     return Joined(inner, pairs, owner, product, least, known, releaser)
 

@@ -20,7 +20,7 @@ from federated.joined.sums.factors import Owner
 from federated.message_kinds import MessageKind
 from federated.messages import Form, Request, message_of
 from federated.study.experiment import Experiment
-from federated.study.sides import is_known
+from federated.study.sides import known_of
 from lab.errors import ConfigurationError, PeerError
 from lab.privacy.disclosure import Rules
 from lab.sums import Sums
@@ -111,7 +111,7 @@ def protection_of(
         authority, pairs = RemoteAuthority(key.public, key.by[0]), charter.pairs
         if not experiment.joined or pairs is None:
             return EnrolledPaillier(authority)
-        inner, known = EnrolledPaillier(authority, of_shares=True), is_known(experiment)
+        inner, known = EnrolledPaillier(authority, of_shares=True), known_of(experiment)
         room = Letters(exchange.Settings.read(folder).limits, settings.key_bits)
         return RemoteJoined(inner, pairs, owner, key.by[0], room, known=known)
     if experiment.joined:

@@ -18,7 +18,7 @@ from federated.hiding.paillier import Opener, Paillier
 from federated.hiding.protocol import Talk
 from federated.joined.product import is_alone, joined_sum
 from federated.joined.protection import INTERRUPTED, Joined, Pair
-from federated.joined.sums.factors import JoinedSum, Owner
+from federated.joined.sums.factors import JoinedSum, Knowledge, Owner
 from federated.message_kinds import MessageKind
 from federated.messages import Request, message_of, read
 from federated.party.statistics import RELEASED
@@ -61,7 +61,7 @@ class RemoteJoined(Joined):
     """Sums of shares among sides that run processes of their own.
 
     inner: Paillier whose totals the supervisor opens; owner: who holds a column; room: for letters; known:
-    whether insurers know who is common.
+    what sides know of common rows.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class RemoteJoined(Joined):
         supervisor: str,
         room: Letters,
         *,
-        known: bool,
+        known: Knowledge,
     ) -> None:
         super().__init__(inner, (), owner, pairs.product, pairs.minimum_persons, known)
         self.opener: Opener = inner.opener

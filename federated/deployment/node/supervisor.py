@@ -22,7 +22,7 @@ from federated.hiding.paillier import KeyAuthority
 from federated.hiding.protocol import fields_of
 from federated.joined.product import is_alone, joined_sum
 from federated.joined.protection import checked_total
-from federated.joined.sums.factors import Owner
+from federated.joined.sums.factors import Knowledge, Owner
 from federated.messages import Form, Reply, Request, form_from_json, form_to_json, read
 from federated.party.release import RELEASED
 from lab.audit.log_writer import Log
@@ -48,12 +48,12 @@ def opened_total(
     content: RecordDict,
     owner: Owner | None = None,
     *,
-    known: bool = False,
+    known: Knowledge = Knowledge.NOTHING,
 ) -> RecordDict:
     """The total of a transcript, if it may be opened; of a question's, what the rules leave of it.
 
-    owner: who holds a column, where the parties are joined sides; known: whether insurers know who is
-    common. Raises what speaks against it.
+    owner: who holds a column, where the parties are joined sides; known: what they know of
+    common rows. Raises what speaks against it.
     """
     transcript, request = (
         Transcript.from_bytes(read(content, "transcript")),

@@ -26,7 +26,7 @@ from federated.messages import Reply, Request, read
 from federated.party.statistics import RELEASED
 from federated.study.outcome import Outcome
 from federated.study.plan import StudyPlan
-from federated.study.sides import is_known
+from federated.study.sides import known_of
 from lab.audit.log_writer import Log
 from lab.errors import ConfigurationError, PeerError, PolicyError
 from lab.privacy.disclosure import Rules
@@ -172,7 +172,7 @@ class SupervisorRole:
             run_state.run,
             content,
             study.owner if study.experiment.joined else None,
-            known=is_known(study.experiment),
+            known=known_of(study.experiment),
         )
         profiles.note_released(run_state, content, reply)
         return reply

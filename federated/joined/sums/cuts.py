@@ -3,7 +3,7 @@
 Before trees grow, rows for training are counted by bin. Which they are is the insurer's to know, and who is
 common perhaps too. So it encrypts 1 for each row of the spine that counts and 0 for each other, and the fund
 adds up what it can't read, by its bins: a ladder of edges that is cut finer where rows are many, with far more
-rungs than a tree has bins.
+rungs than a tree has bins. Where all common rows train and both sides know which they are, each counts its own.
 
 While trees grow, the fund's column stays at the fund. To follow its rows through a tree the insurer's side
 needs of a cut on that column one bit for each common person, and keeps of the column no more than that: the
@@ -121,11 +121,24 @@ class _Counted(Arguments):
         rows = np.array([len(party.train)], dtype=object)
         whole = np.zeros(sum(self.sizes), dtype=object)
         if own:
-            asked = self.a.model_copy(update={"cuts": tuple(self.a.cuts[j] for j in own)})
-            arrays = {name: each[own] for name, each in self.arrays.items()}
-            sums = statistics.find(self.name).function(party, asked, arrays)
-            whole[self._places(own)] = [int(v) for v in sums[self.array].ravel()]
+            whole[self._places(own)] = [int(v) for v in self._counts(party, own)]
         return {BOTH: rows, WITHIN: rows, self.array: whole[self._opened]}
+
+    def _counts(self, party: Party, own: list[int]) -> Floats:
+        """Of some features, whose columns a party holds."""
+        asked = self.a.model_copy(update={"cuts": tuple(self.a.cuts[j] for j in own)})
+        arrays = {name: each[own] for name, each in self.arrays.items()}
+        return statistics.find(self.name).function(party, asked, arrays)[self.array].ravel()
+
+    def known(self, side: Any) -> Sums:
+        """What a side counts of its own features where it knows which rows train."""
+        insurer, own = side.role == "insurer", self._of(side.role)
+        parties = [side.common.party] if insurer else [_met(side, peer) for peer in side.met]
+        whole = np.zeros(sum(self.sizes))
+        for party in parties if own else ():
+            whole[self._places(own)] += self._counts(party, own)
+        rows = len(side.common.party.train) if insurer else 0
+        return Sums({self.array: self.shaped(whole)}, {self.array: self.limit}, rows)
 
     def combined(self, shares: Shares) -> dict[str, Integers]:
         opened, at_fund = self._opened, self._places(self._of("fund"), full=True)
@@ -146,6 +159,13 @@ class _Counted(Arguments):
     def shaped(self, whole: Floats) -> Floats:
         """The array in the form that it is opened in."""
         return whole
+
+
+def _met(fund: Any, peer: str) -> Party:
+    """The fund's rows that an insurer has too, as a party."""
+    there = fund.met[peer].reindex(fund.train.index, fill_value=False).to_numpy(dtype=bool)
+    rows = fund.train[there]
+    return Party(fund.name, rows, rows, fund.person, fund.policy)
 
 
 @dataclass(frozen=True)
@@ -194,6 +214,10 @@ class Persons(_Counted):
     def codes(self, feature: int, rows: Any) -> Codes:
         cuts: tuple[Cuts, ...] = (self.a.cuts[feature],)
         return binned(rows, cuts)[:, 0].astype(np.int64)
+
+
+#: What is counted of bins before trees grow.
+COUNTED: Mapping[str, type[_Counted]] = {each.name: each for each in (Bins, Persons)}
 
 
 # What is told of cuts.

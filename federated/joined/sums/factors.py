@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -72,6 +73,17 @@ class Format:
 
 #: Of sums that are products of two numbers; where shares are multiplied again, coarser.
 FINE, COARSE = Format(2.0**44, 2.0**-44), Format(2.0**24, 2.0**-32, bits=58)
+
+
+class Knowledge(IntEnum):
+    """What sides know of the rows that they both have, so that they count by themselves.
+
+    INSURERS: which are common; ALL: that every common row trains, and the fund which these are, too.
+    """
+
+    NOTHING = 0
+    INSURERS = 1
+    ALL = 2
 
 
 class Half(Protocol):

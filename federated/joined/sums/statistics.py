@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from federated.joined.sums import trees
-from federated.joined.sums.cuts import Bins, Persons
+from federated.joined.sums.cuts import COUNTED, Bins, Persons
 from federated.joined.sums.factors import (
     Arguments,
     Groups,
     Half,
     Halves,
     JoinedSum,
+    Knowledge,
     Multiplied,
     Owner,
     Shares,
@@ -260,11 +261,13 @@ def _magnitudes(side: Any, a: OfMagnitudes) -> Sums:
 Answer = Callable[[Any, Any, Mapping[str, Floats]], Sums]
 
 
-def alone(name: str, a: Any, owner: Owner, known: bool) -> Answer | None:
+def alone(name: str, a: Any, owner: Owner, known: Knowledge) -> Answer | None:
     """How each side answers for its own columns or rows by itself; None where it takes both sides.
 
-    known: whether insurers know who is common.
+    known: what sides know of common rows.
     """
+    if name in COUNTED and known == Knowledge.ALL:
+        return lambda side, a, arrays: COUNTED[name](a, arrays, side.owner).known(side)
     if name == "totals" and known:
         return trees.totals_alone
     if name == "magnitudes":  # public sizes, no sums

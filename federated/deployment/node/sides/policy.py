@@ -30,7 +30,7 @@ from federated.study.experiment import Experiment
 from federated.study.plan import StudyPlan
 from federated.study.rows import Features, columns_needed, usable
 from federated.study.settings import KEY
-from federated.study.sides import is_known
+from federated.study.sides import known_of
 from lab.errors import ConfigurationError, ContractError
 from lab.models.design import check_features
 from lab.queries.pair_cells import OfPairKinds
@@ -260,7 +260,7 @@ class SidePolicy(InsurerPolicy):
             columns=frozenset(self.columns_of(study)),
             product=experiment.protection.product,
             key_bits=experiment.protection.key_bits,
-            known=is_known(experiment),
+            known=known_of(experiment),
             tells_cuts=experiment.protection.cuts == "told",
         )
         for peer, alignment in self.alignments.made(keys).items():
