@@ -86,7 +86,7 @@ class Experiment(Strict):
         if isinstance(arms, dict):
             arms = {"run": list(ARMS_OF_SIDES)} | arms
             if values.get("protection", {}).get("product") == "paillier":
-                arms = {"replicates": 0} | arms  # which are made row by row, by triples alone
+                arms = {"replicates": 0} | arms  # which are made row by row, at some cost
         return {"parties": {"split": "uniform", "count": 1}} | values | {"arms": arms}
 
     @model_validator(mode="after")

@@ -34,6 +34,8 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
     "detection_rank": ("scoring", "claims, frauds and amounts by bin of the predicted probability"),
     "detection_groups": ("scoring", "claims and frauds, flagged and not, by group"),
     "cells": ("questions", "sums by cell of a question"),
+    "pair_kinds": ("questions", "which kinds of rows a joined side has, and their cells"),
+    "pair_cells": ("questions", "persons of two kinds together, and amounts by cell"),
     "violations": ("questions", "a veto on cells that would tell of few"),
     "drift": ("questions", "how far an amount is from being one person's"),
     "part of a decryption": ("opening totals", "its part of opening a total, with a proof"),

@@ -14,9 +14,9 @@ from datetime import date, timedelta
 
 import numpy as np
 import pytest
-from federated.link.service import party_log
 
 from federated.link.consent import consented
+from federated.link.party_log import party_log
 from federated.queries.person import bands
 from federated.queries.person.sides import AskedSide, ScoredSide
 from federated.queries.person.terms import ScoreTerms

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from federated.link.service import LOG, party_log
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from federated.cli.desk import identity_of
 from federated.link.consent import ConsentToken, consented
+from federated.link.party_log import LOG, party_log
 from federated.queries.person import bands, sides
 from federated.queries.person.sides import AskedSide, ScoredSide, history_of
 from federated.queries.person.terms import ScoreTerms
