@@ -21,7 +21,7 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.py"))
 def test_the_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAB_RUNS", str(tmp_path))
     book = jupytext.read(path)
-    NotebookClient(book, timeout=240, resources={"metadata": {"path": path.parent}}).execute()
+    NotebookClient(book, timeout=600, resources={"metadata": {"path": path.parent}}).execute()
     shown = [cell for cell in book.cells if cell.cell_type == "code" and cell.outputs]
     assert len(shown) >= 4
 

@@ -203,10 +203,21 @@ class SidePolicy(InsurerPolicy):
             key_bits=study.experiment.protection.key_bits,
             tells_cuts=False,
         )
-        for peer, alignment in self.alignments.made(keys).items():
-            side.places[peer] = pd.Series(alignment.place, index=frame.index)
-            side.sizes[peer] = alignment.size
+        self._place(side, keys, np.arange(len(frame)), frame.index)
         return side
+
+    def _place(
+        self, side: JoinedSide, keys: KeyTexts, row_numbers: NDArray[np.int64], labels: pd.Index
+    ) -> None:
+        """Say where a side's rows stand on its spines. row_numbers: of its table, with labels."""
+        for peer, alignment in self.alignments.made(keys).items():
+            side.places[peer] = pd.Series(alignment.place[row_numbers], index=labels)
+            side.sizes[peer] = alignment.size
+            side.persons[peer] = self.pairs.common(alignment.size)
+            if alignment.met is not None:
+                side.met[peer] = pd.Series(alignment.met[row_numbers], index=labels)
+            if alignment.row_keys is not None:
+                side.row_keys[peer] = alignment.row_keys[row_numbers]
 
     def _check_marks(self, experiment: Experiment) -> None:
         if self.role == "insurer":  # which rows are for testing is the insurer's to say
@@ -263,14 +274,7 @@ class SidePolicy(InsurerPolicy):
             known=known_of(experiment),
             tells_cuts=experiment.protection.cuts == "told",
         )
-        for peer, alignment in self.alignments.made(keys).items():
-            side.places[peer] = pd.Series(alignment.place[row_numbers], index=frame.index)
-            side.sizes[peer] = alignment.size
-            side.persons[peer] = self.pairs.common(alignment.size)
-            if alignment.met is not None:
-                side.met[peer] = pd.Series(alignment.met[row_numbers], index=frame.index)
-            if alignment.row_keys is not None:
-                side.row_keys[peer] = alignment.row_keys[row_numbers]
+        self._place(side, keys, row_numbers, frame.index)
         return side
 
     def _usable(self, study: StudyPlan, table: Table) -> tuple[pd.DataFrame, NDArray[np.int64]]:
