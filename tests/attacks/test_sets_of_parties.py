@@ -35,6 +35,7 @@ def difference(trial: Trial, name: str) -> dict[str, float]:
     return {what: everybody[what] - others[what] for what in everybody}
 
 
+@pytest.mark.slow
 def test_where_parties_may_leave_two_near_runs_show_an_insurer_s_own_sums(
     tmp_path: Path, authority_key: Any
 ) -> None:

@@ -39,6 +39,7 @@ def test_an_alignment_is_measured_with_its_memory(monkeypatch: pytest.MonkeyPatc
     assert {line[0] for line in lines} >= {"both sides' peak memory", "300 x 300, nobody learns"}
 
 
+@pytest.mark.slow
 def test_claims_of_three_payers_are_compared_and_asked_about(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -60,6 +61,7 @@ def test_trees_that_were_not_grown_never_take_less_than_nothing(
     assert whole.least * (1 - 1e-9) <= whole.seconds <= whole.most * (1 + 1e-9)
 
 
+@pytest.mark.slow
 def test_trees_of_joined_sides_are_measured_beside_the_pooled_ones() -> None:
     whats = [line[0] for line in joined_trees.figures(None, quick=True)]
     assert whats == [f"2,000 persons, 2 trees, {way}" for way in ("pooled", "paillier", "triples")]

@@ -161,6 +161,7 @@ def test_a_rotated_log_opens_no_question_again_for_fewer(
         assert everybody - count(made, without=["insurer 4"]) == rows
 
 
+@pytest.mark.slow
 def test_a_run_that_misses_a_party_waits_for_it_and_none_begins_without_it(
     tmp_path: Path, authority_key: Any
 ) -> None:

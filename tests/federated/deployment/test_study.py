@@ -131,6 +131,7 @@ def test_a_party_killed_in_a_round_comes_back_and_the_model_is_the_same(trial: T
     assert f"model {trial.pooled_hash(experiment)}" in trial.out("conductor")
 
 
+@pytest.mark.slow
 def test_a_party_stopped_past_the_deadline_is_left_out_and_late(trial: Trial) -> None:
     experiment = trial.experiment(2)
     trial.settings(answer_seconds=5.0)

@@ -83,6 +83,7 @@ def test_a_score_does_not_depend_on_how_sums_are_hidden(claims: Path) -> None:
     assert hidden == pytest.approx(clear, rel=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["random", "tpe"])
 def test_the_same_seed_gives_the_same_trials_and_the_same_best(claims: Path, method: str) -> None:
     change = {

@@ -273,6 +273,7 @@ def test_no_tree_knows_the_rows_held_out() -> None:
     assert (trace["validation"].iloc[1:] != other["validation"].iloc[1:]).all()
 
 
+@pytest.mark.slow
 def test_once_it_is_known_when_to_stop_so_many_trees_grow_from_all_rows() -> None:
     parts, task = split(claims("poisson", 600, 6), 3), task_of("poisson")
     stopping = {"trees": 60, "validation_share": 0.4, "patience": 6, "min_child_rows": 1.0}
@@ -500,6 +501,7 @@ def credit(published: Callable[[str], Path]) -> pd.DataFrame:
     return guest.merge(host, on="id").drop(columns="id").astype(float)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", ["made", "credit"])
 def test_as_good_as_scikit_learn_at_the_same_settings(table, published) -> None:
     frame = suspicious(20_000) if table == "made" else credit(published)

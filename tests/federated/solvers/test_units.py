@@ -102,6 +102,7 @@ def grown(parts: list[pd.DataFrame], task: Task, **more: Any) -> Any:
     return federate(parts, lambda f: trees.train(f, task, features, contract, chosen, seed=1)[0])
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(cases)
 def test_trees_are_rescaled_and_else_the_same(case: dict[str, Any]) -> None:

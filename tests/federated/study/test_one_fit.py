@@ -142,6 +142,7 @@ def test_every_spelling_of_a_letter_gives_one_fit(tmp_path: Path) -> None:
     assert model_of(other) == model_of(from_csv(tmp_path, frame))
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(st.randoms(use_true_random=False), st.sampled_from(sorted(MODELS)))
 def test_the_order_of_columns_gives_one_fit_and_that_of_rows_the_same_to_rounding(
