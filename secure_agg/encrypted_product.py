@@ -80,6 +80,11 @@ class Packing:
         return -(-self.terms.left // self.slots)
 
     @property
+    def ciphertexts(self) -> int:
+        """Of all rows."""
+        return self.terms.rows * self.groups
+
+    @property
     def shifts(self) -> tuple[int, int]:
         """What is added to the numbers of either side."""
         left, right = self.bits
@@ -137,7 +142,7 @@ def raised(
     terms, groups = packing.terms, packing.groups
     _agreed(matrix, terms.rows, terms.right)
     exponents = packing.shifted(matrix, 1)
-    ciphertexts = read_ciphertexts(ROWS, terms, public, message, terms.rows * groups)
+    ciphertexts = read_ciphertexts(ROWS, terms, public, message, packing.ciphertexts)
     firsts, place = _groups(exponents)
     n_squared = public.n_squared
     powers = []

@@ -95,7 +95,8 @@ class Blocks:
 
     @property
     def ciphertexts(self) -> int:
-        return -(-self.terms.rows // self.rows)
+        """Of all rows and columns."""
+        return sum(-(-self.terms.rows // few.rows) for _, few in self.parts)
 
     @property
     def sums(self) -> int:
@@ -166,7 +167,7 @@ def added(
     if matrix.min() < 0 or matrix.max() > 1:
         raise InvalidLayout("an indicator is neither 0 nor 1")
     parts = [few for _, few in blocks.parts]
-    rows = read_ciphertexts(ROWS, terms, public, message, sum(few.ciphertexts for few in parts))
+    rows = read_ciphertexts(ROWS, terms, public, message, blocks.ciphertexts)
     columns = np.ascontiguousarray(matrix.T, dtype=np.uint8)
     packed, masks, shares, at = list[mpz](), list[mpz](), list[Integers](), 0
     for few in parts:

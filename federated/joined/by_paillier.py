@@ -30,7 +30,7 @@ from secure_agg.arithmetic.ring import Digits, Integers
 from secure_agg.encrypted_product import Packing, Vectors
 from secure_agg.encrypted_sums import Blocks
 from secure_agg.errors import MalformedMessage
-from secure_agg.keys import PrivateKey, PublicKey, generate
+from secure_agg.keys import PrivateKey, PublicKey
 from secure_agg.triples import ProductTerms
 
 ENCRYPTED = b"SAGGJE01"
@@ -102,8 +102,8 @@ def encrypted_bytes(layout: Products, key_bits: int) -> tuple[int, int]:
     """The largest letters of the insurer's side and of the fund's, about."""
     ciphertext, curves, sizes = key_bits // 4, layout.curves, [0, 0]
     for product in layout.products:
-        way = _way(layout.total, product, generate, key_bits)
-        sizes[not way.left] += way.ciphertexts * ciphertext
+        left, how = _packed(layout.total, product, key_bits)
+        sizes[not left] += how.ciphertexts * ciphertext
     if curves is not None:
         vectors = Vectors(curves, (layout.total.form.bits, layout.total.form.bits), key_bits)
         sizes[0] = max(sizes[0], vectors.ciphertexts * ciphertext)
@@ -131,13 +131,6 @@ class _Way:
     key: Key
 
     @property
-    def ciphertexts(self) -> int:
-        """Of all rows."""
-        if isinstance(self.how, Blocks):
-            return sum(few.ciphertexts for _, few in self.how.parts)
-        return self.how.terms.rows * self.how.groups
-
-    @property
     def adds(self) -> bool:
         return isinstance(self.how, Blocks)
 
@@ -162,15 +155,19 @@ class _Way:
 
 
 def _way(total: JoinedSum, product: Product, key: Key, key_bits: int) -> _Way:
-    """The side of fewer columns encrypts; of indicators, the insurer's. It stands on the left."""
+    return _Way(*_packed(total, product, key_bits), key)
+
+
+def _packed(total: JoinedSum, product: Product, key_bits: int) -> tuple[bool, Packing | Blocks]:
+    """Whether the insurer's side encrypts, and how. The side of fewer columns does; of indicators, the
+    insurer's. It stands on the left of a packing."""
     (ours, theirs, terms), form = product, total.form
     left = form.indicators or terms.left <= terms.right
     if form.indicators:
-        blocks = Blocks(terms, form.bits_over(terms.rows), key_bits, form.encrypted)
-        return _Way(left, blocks, key)
+        return left, Blocks(terms, form.bits_over(terms.rows), key_bits, form.encrypted)
     share = terms.ring.bits + 1  # with its sign
     bits = [share if set(groups) & set(total.shared) else form.bits for groups in (ours, theirs)]
     if not left:
         terms = ProductTerms(terms.query, terms.rows, terms.right, terms.left, terms.ring)
         bits.reverse()
-    return _Way(left, Packing(terms, (bits[0], bits[1]), key_bits), key)
+    return left, Packing(terms, (bits[0], bits[1]), key_bits)

@@ -187,7 +187,7 @@ class Joined:
         sizes: Counter[str] = Counter()
         for pair in self.pairs:
             layout = pair.layout(request, total)
-            by_paillier = self._product == "paillier"
+            by_paillier = total.form.made_by(self._product) == "paillier"
             both = encrypted_bytes(layout, key_bits) if by_paillier else masked_bytes(layout)
             sizes.update({pair.insurer: both[0], pair.fund: both[1]})
         return dict(sizes)

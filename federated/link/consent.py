@@ -17,7 +17,7 @@ import hmac
 import secrets
 from collections.abc import Callable, Container, Mapping
 from datetime import date, timedelta
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError
 
@@ -28,20 +28,42 @@ from lab.files import canonical
 from lab.records import Strict
 from secure_agg.identity import Identity, signed_by
 
-CONSENT, RECEIPT = b"link consent", b"link receipt"
 PERSON = "the person"
 Answer = Literal["yes", "no", "refer", "not told"]
 Hex32 = Field(pattern=r"^[0-9a-f]{64}$")
 Hex64 = Field(pattern=r"^[0-9a-f]{128}$")
 
 
-class ConsentToken(Strict):
+class SignedRecord(Strict):
+    """A record with a signature of all else that it holds. domain: what the signature is for."""
+
+    domain: ClassVar[bytes]
+    signature: str = Field(default="", pattern=r"^([0-9a-f]{128})?$")
+
+    @property
+    def statement(self) -> bytes:
+        """What is signed."""
+        return canonical(self.model_dump(mode="json", exclude={"signature"}))
+
+    def signed(self, identity: Identity) -> Self:
+        """The record with this identity's signature."""
+        signature = identity.sign(self.domain, self.statement).hex()
+        return self.model_copy(update={"signature": signature})
+
+    def holds(self, verifying: bytes) -> bool:
+        """Whether the owner of this key says so."""
+        signature = bytes.fromhex(self.signature)
+        return signed_by(verifying, self.domain, self.statement, signature)
+
+
+class ConsentToken(SignedRecord):
     """One consent, signed.
 
     signer: a desk of the charter, or "the person"; person: its identifier, or a desk's handle
     question: SHA-256 of the blinded question, empty where the fund sees the person
     """
 
+    domain: ClassVar[bytes] = b"link consent"
     format: Literal["insurance-privacy-lab link consent 1"] = "insurance-privacy-lab link consent 1"
     signer: str
     insurer: str
@@ -54,11 +76,6 @@ class ConsentToken(Strict):
     number: str = Hex32
     question: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     signature: str = Hex64
-
-    @property
-    def statement(self) -> bytes:
-        """What is signed."""
-        return canonical(self.model_dump(mode="json", exclude={"signature"}))
 
     @property
     def digest(self) -> str:
@@ -81,12 +98,13 @@ class SignedQuestion(Strict):
     question: str = Field(default="", pattern=r"^([0-9a-f]{2})*$", max_length=4096)
 
 
-class Receipt(Strict):
+class Receipt(SignedRecord):
     """What one side says was asked and answered; for the person too.
 
     by: who says it; answer: "not told" where the look-up is oblivious and the fund says it
     """
 
+    domain: ClassVar[bytes] = b"link receipt"
     format: Literal["insurance-privacy-lab link receipt 1"] = "insurance-privacy-lab link receipt 1"
     consent: str = Hex32
     by: str
@@ -96,15 +114,6 @@ class Receipt(Strict):
     before: date
     day: date
     answer: Answer
-    signature: str = Field(default="", pattern=r"^([0-9a-f]{128})?$")
-
-    @property
-    def statement(self) -> bytes:
-        return canonical(self.model_dump(mode="json", exclude={"signature"}))
-
-    def holds(self, verifying: bytes) -> bool:
-        """Whether the owner of this key says so."""
-        return signed_by(verifying, RECEIPT, self.statement, bytes.fromhex(self.signature))
 
 
 def consented(
@@ -125,7 +134,7 @@ def consented(
     except ValidationError as error:
         places = ", ".join(".".join(map(str, item["loc"])) for item in error.errors())
         raise ConfigurationError(f"consent: not a valid {places}") from None
-    return draft.model_copy(update={"signature": signer.sign(CONSENT, draft.statement).hex()})
+    return draft.signed(signer)
 
 
 def consented_unseen(
@@ -168,7 +177,7 @@ def receipt(identity: Identity, consent: ConsentToken, day: date, answer: Answer
         day=day,
         answer=answer,
     )
-    return draft.model_copy(update={"signature": identity.sign(RECEIPT, draft.statement).hex()})
+    return draft.signed(identity)
 
 
 def check_consent(
@@ -232,7 +241,6 @@ def _unsigned(consent: ConsentToken, terms: ConditionTerms, person_keys: Mapping
         key = terms.signers.get(consent.signer, "")
     if not key:
         return "is signed by nobody whose key is known here"
-    signature = bytes.fromhex(consent.signature)
-    if not signed_by(bytes.fromhex(key), CONSENT, consent.statement, signature):
+    if not consent.holds(bytes.fromhex(key)):
         return "was altered, or lacks its signer's signature"
     return ""

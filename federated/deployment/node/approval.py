@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from federated.deployment.charter import Charter
-from federated.deployment.node.rules.settings import APPROVED, REQUESTS
 from federated.study.joined import LEARNS
 from federated.study.plan import StudyPlan
-from lab.errors import ConfigurationError
-from lab.files import canonical, write_whole
+from lab.audit import approvals
+from lab.files import canonical
 from lab.text import printable
 
 #: Values of a list that are shown; of those after them the number and a hash.
@@ -29,29 +28,14 @@ ONE_LINE = 3
 def waiting(folder: Path) -> dict[str, StudyPlan]:
     """Plans that wait for a person's approval, by digest. Raises :class:`ConfigurationError` for a
     file whose plan is another than its name says."""
-    plans = {}
-    for path in sorted((folder / REQUESTS).glob("*.json")):
-        if not (folder / APPROVED / path.stem).exists():
-            plan = StudyPlan.from_json(path.read_text(encoding="utf-8"))
-            if plan.digest != path.stem:
-                raise ConfigurationError(
-                    f"{path}: holds another plan than its name says; remove it"
-                )
-            plans[path.stem] = plan
-    return plans
+    return approvals.waiting(
+        folder, "plan", lambda path: StudyPlan.from_json(path.read_text(encoding="utf-8"))
+    )
 
 
 def approve(folder: Path, digest: str, who: str) -> str:
     """A person's approval of a plan; the node writes it in its log when it acts on it."""
-    matches = [full for full in waiting(folder) if full.startswith(digest)]
-    if len(matches) != 1 or len(digest) < 8:
-        raise ConfigurationError(
-            f"{digest}: {len(matches)} waiting plans have a digest that begins so; give at least its "
-            "first 8 digits; lab node requests lists them"
-        )
-    approval: dict[str, Any] = {"by": who, "experiment": matches[0]}
-    write_whole(folder / APPROVED / matches[0], canonical(approval), 0o600)
-    return matches[0]
+    return approvals.approve(folder, digest, who, waiting(folder), "plan")
 
 
 def request_lines(plan: StudyPlan, charter: Charter) -> list[str]:

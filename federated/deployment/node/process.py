@@ -36,7 +36,6 @@ from federated.deployment.node.roles import (
 from federated.deployment.node.rules.policy import InsurerPolicy
 from federated.deployment.node.rules.refusals import Refusal
 from federated.deployment.node.rules.settings import (
-    APPROVED,
     AUTHORITY,
     CERTIFICATE,
     KEY,
@@ -54,8 +53,9 @@ from federated.party.release import RELEASED
 from federated.party.state import Released
 from federated.study.plan import StudyPlan
 from federated.transport.node_line import LineError, NodeLine, bundle
+from lab.audit.approvals import approver
 from lab.errors import ConfigurationError, LabError, LogError, PeerError
-from lab.files import read_json, write_whole
+from lab.files import write_whole
 from lab.packages import restrict
 from lab.text import printable
 from secure_agg.errors import Blame, SecureAggError
@@ -271,9 +271,8 @@ class Node:
         if run_state.study and run_state.study != text:
             raise PeerError("coordinator: announces another study within a run")
         self._answers.begin(run_state, study)
-        approval = self.folder / APPROVED / study.digest
         if not run_state.study:
-            who = str(read_json(approval)["by"]) if approval.exists() else "its own rules"
+            who = approver(self.folder, study.digest) or "its own rules"
             details = {"statistic": study.title, "by": who, "plan": study.digest}
             self.log.append("approval", run=run_state.run, **details)
         run_state.study = text

@@ -35,8 +35,9 @@ from lab.scores import accuracy, places
 from lab.sums import Floats, Sums
 from secure_agg.arithmetic.ring import Integers, Ring
 
-#: Amounts are whole numbers of this part of an average row's; a row may have 2**30 times as much.
-PART = 2.0**-16
+#: Amounts are whole numbers of this part of an average row's. A row may have 2**21 times as much, and the sum
+#: of 2**28 such rows is below 2**62, within the ring.
+PART = 2.0**-12
 AMOUNTS = ("size", "actual", PERSONS)
 
 
@@ -44,7 +45,7 @@ AMOUNTS = ("size", "actual", PERSONS)
 class JoinedLorenz(Arguments):
     """``score_lorenz``: exposure, actual, expected and persons by bin of the rounded prediction."""
 
-    form: ClassVar[Format] = Format(2.0**46, 1.0, Ring(64), bits=48, indicators=True)
+    form: ClassVar[Format] = Format(2.0**33, 1.0, Ring(64), bits=63, indicators=True)
 
     @property
     def _model(self) -> GLM:

@@ -25,10 +25,10 @@ from secure_agg.arithmetic.ring import Integers
 
 
 @dataclass(frozen=True)
-class Step(Arguments):
-    """``glm_step``: score, curvature, deviance and Pearson's statistic at coefficients."""
+class _AtCoefficients(Arguments):
+    """What a fit asks at coefficients: the encoding in halves, the family as sums of products."""
 
-    a: glm.OfStep
+    a: glm.OfStep | glm.OfLikelihood
 
     @property
     def _halves(self) -> Halves:
@@ -37,6 +37,13 @@ class Step(Arguments):
     @property
     def _law(self) -> Law:
         return Law(self.a.task.law, self.a.scale)
+
+
+@dataclass(frozen=True)
+class Step(_AtCoefficients):
+    """``glm_step``: score, curvature, deviance and Pearson's statistic at coefficients."""
+
+    a: glm.OfStep
 
     def products(self) -> Multiplied:
         scores = tuple(f"score {k}" for k in range(len(self._law.score_rights)))
@@ -128,18 +135,10 @@ class Step(Arguments):
 
 
 @dataclass(frozen=True)
-class Likelihood(Arguments):
+class Likelihood(_AtCoefficients):
     """``glm_likelihood``: the log-likelihood at coefficients."""
 
     a: glm.OfLikelihood
-
-    @property
-    def _halves(self) -> Halves:
-        return Halves(self.a.encoding, self.owner)
-
-    @property
-    def _law(self) -> Law:
-        return Law(self.a.task.law, self.a.scale)
 
     def products(self) -> Multiplied:
         return [(("terms", "here", "valid"), ("loss", "here", "valid"))]

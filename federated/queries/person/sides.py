@@ -16,31 +16,29 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
 
 from federated.joined.sums.factors import Role
-from federated.link.consent import ConsentToken, check_consent
+from federated.link.consent import ConsentToken, SignedRecord, check_consent
 from federated.queries.person import bands
 from federated.queries.person.terms import ScoreTerms
 from lab.audit.log_format import Entry
 from lab.audit.log_writer import Log
 from lab.errors import PeerError, PolicyError
-from lab.files import canonical
 from lab.models.families import Family
-from lab.records import Strict
 from secure_agg.errors import InvalidElement
-from secure_agg.identity import Identity, signed_by
+from secure_agg.identity import Identity
 
-STATISTIC, RECEIPT, HANDLE = "score", b"score receipt", b"score of a person"
+STATISTIC, HANDLE = "score", b"score of a person"
 NOT_TOLD = "not told"
 
 
-class ScoreReceipt(Strict):
+class ScoreReceipt(SignedRecord):
     """What one side says was asked and answered; for the person too. answer: "not told" by who is asked."""
 
+    domain: ClassVar[bytes] = b"score receipt"
     format: Literal["insurance-privacy-lab score receipt 1"] = (
         "insurance-privacy-lab score receipt 1"
     )
@@ -52,15 +50,6 @@ class ScoreReceipt(Strict):
     model: str
     day: date
     answer: str
-    signature: str = Field(default="", pattern=r"^([0-9a-f]{128})?$")
-
-    @property
-    def statement(self) -> bytes:
-        return canonical(self.model_dump(mode="json", exclude={"signature"}))
-
-    def holds(self, verifying: bytes) -> bool:
-        """Whether the owner of this key says so."""
-        return signed_by(verifying, RECEIPT, self.statement, bytes.fromhex(self.signature))
 
 
 @dataclass(frozen=True)
@@ -102,8 +91,7 @@ class ScoredSide:
             day=day,
             answer=answer,
         )
-        signature = self.identity.sign(RECEIPT, draft.statement).hex()
-        return draft.model_copy(update={"signature": signature})
+        return draft.signed(self.identity)
 
     def handle(self, person: str) -> str:
         """What this side's log says in a person's place; it tells others nothing."""

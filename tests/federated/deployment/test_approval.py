@@ -16,8 +16,8 @@ from federated.deployment.charter import Charter
 from federated.deployment.enrolment import IDENTITY_FORMAT
 from federated.deployment.folders import CHARTER, IDENTITY
 from federated.deployment.node.approval import MOST_VALUES, plan_lines, request_lines, waiting
-from federated.deployment.node.rules.settings import APPROVED, REQUESTS
 from federated.study.plan import StudyPlan
+from lab.audit.approvals import APPROVED, REQUESTS
 from lab.errors import ConfigurationError
 from lab.files import canonical, write_whole
 from lab.models.profile import ProfileCells, Profiling

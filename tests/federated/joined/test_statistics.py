@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from flwr.app import Context, RecordDict
 
+from federated.hiding.protocol import Clear
 from federated.joined.by_paillier import by_paillier
 from federated.joined.product import (
     Products,
@@ -22,7 +23,9 @@ from federated.joined.product import (
     joined_sum,
     joined_total,
 )
+from federated.joined.protection import Joined, Pair
 from federated.joined.sums.factors import Halves, Role
+from federated.joined.sums.lorenz import JoinedLorenz
 from federated.party import statistics
 from federated.party.party import Party
 from federated.party.state import NodeState
@@ -30,6 +33,7 @@ from lab.errors import ModelError, PeerError, PolicyError
 from lab.models.design import Design, Encoding, Feature, Levels, Number
 from lab.models.families import Scale
 from lab.models.glm import GLM, Response, Task
+from lab.models.tree_model import Cuts
 from lab.privacy.joining import PARTIES, PERSONS
 from lab.scores import places
 from lab.sums import Sums, combine
@@ -328,6 +332,31 @@ def test_a_curve_by_paillier_is_the_curve_by_triples(private):
     request = statistics.request("score_lorenz", arguments, edges, query="", hiding="clear")
     by = [by_both(request, frame, way, private) for way in ("triples", "paillier")]
     assert all((by[0][name] == by[1][name]).all() for name in by[0].arrays)
+
+
+def test_the_sum_of_a_curve_can_t_run_over_its_ring(private):
+    form = JoinedLorenz.form
+    assert form.bound * 2**28 < 2 ** (form.bits - 1) and form.bits < form.ring.bits
+    frame, task = table(60), TASKS["gaussian on the log link"]
+    arguments = {name: a for name, a, _ in questions(frame, task)}["score_fit"]
+    arguments = {name: arguments[name] for name in ("model", "task", "scale")}
+    edges = {"edges": places.WHOLE.edges}
+    request = statistics.request("score_lorenz", arguments, edges, query="", hiding="clear")
+    frame.loc[3, "y"] = 2.0**25  # far more than any row may have of the average
+    with pytest.raises(ModelError, match="1 of 60 joined rows have numbers beyond all bounds"):
+        by_both(request, frame, "triples", private)
+
+
+def test_letters_are_counted_by_the_way_that_a_statistic_is_made():
+    """Bins are made by Paillier whatever the plan says: of a row one ciphertext and no matrix leaves."""
+    cuts = (Cuts(feature=Feature(column="dose"), edges=()),)
+    edges = {"edges": np.linspace(0, 6, 400)[None, :]}
+    arguments = {"task": TASKS["poisson"], "cuts": cuts}
+    request = statistics.request("trees_bins", arguments, edges, query="q", hiding="clear")
+    rows = 1000
+    joined = Joined(Clear(), (Pair("insurer", "fund", rows),), owner, "triples", 1)
+    letters = joined.letters(request, joined_sum(request, owner), 2048)
+    assert letters == {"insurer": rows * 512, "fund": 0}
 
 
 def test_what_no_side_knows_is_refused():

@@ -19,9 +19,7 @@ from numpy.typing import NDArray
 from federated.deployment.charter import Charter
 from federated.deployment.node.rules.refusals import Refusal, check_columns, check_disclosure
 from federated.deployment.node.rules.settings import (
-    APPROVED,
     QUESTIONS,
-    REQUESTS,
     SETTINGS,
     NodeSettings,
 )
@@ -30,6 +28,7 @@ from federated.party.statistics import belongs, find
 from federated.study.experiment import Experiment
 from federated.study.plan import StudyPlan
 from federated.study.rows import columns_needed, usable
+from lab.audit.approvals import approver, keep
 from lab.errors import ConfigurationError
 from lab.files import canonical, read_json, write_whole
 from lab.models.glm import Task
@@ -144,12 +143,8 @@ class InsurerPolicy:
             self._check_caps(experiment.data.cap, columns)
         if experiment.protection.sums != self.limits.hiding:
             raise Refusal("hiding", f"this party's sums must be hidden by '{self.limits.hiding}'")
-        if (
-            self.limits.approval == "always"
-            and not (self.folder / APPROVED / study.digest).exists()
-        ):
-            path = self.folder / REQUESTS / f"{study.digest}.json"
-            write_whole(path, study.to_json().encode(), 0o600)
+        if self.limits.approval == "always" and approver(self.folder, study.digest) is None:
+            keep(self.folder, study.digest, study.to_json().encode())
             raise Refusal(
                 "approval",
                 f"waits for a person's approval as {study.digest[:12]}; run it again after that",

@@ -20,6 +20,7 @@ from federated.deployment.enrolment import (
 )
 from federated.deployment.folders import make_folder, make_party
 from federated.link.own_terms import OwnLink
+from lab.audit.approvals import APPROVED, REQUESTS
 from lab.errors import ConfigurationError
 from lab.files import write_whole
 from lab.privacy.disclosure import Rules
@@ -28,7 +29,7 @@ from lab.records import Strict, parse, read_toml
 from lab.tables.sources import SOURCES
 
 SETTINGS, KEY, CERTIFICATE, AUTHORITY = "node.toml", "tls.key", "node.pem", "authority.pem"
-REQUESTS, APPROVED, STATE = "requests", "approved", "runs"
+STATE = "runs"
 #: Where an insurer keeps what it was asked in questions, and what they cost.
 QUESTIONS = "questions"
 
