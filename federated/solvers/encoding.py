@@ -9,7 +9,7 @@ import numpy as np
 from federated.federation import ModelTotals
 from lab.errors import ConfigurationError, ModelError
 from lab.models.agreement import bounds
-from lab.models.design import Encoding, Feature, Levels, Number, bends
+from lab.models.design import Encoding, Feature, Levels, Number, bends, rounded
 from lab.models.glm import Task
 from lab.privacy.joining import RARE, Opened, by_parties
 from lab.sums import Floats, Sums
@@ -115,7 +115,7 @@ def _bent(
 def _at_quantiles(
     federation: ModelTotals, task: Task, lines: list[Number], least: int
 ) -> dict[Feature, tuple[float, ...]]:
-    """Knots of each number, rounded to three digits: with as many rows between any two of them.
+    """Knots of each number, to three digits of its deviation: with as many rows between any two of them.
 
     A spline's first and last knot are at the ends of what most rows have (Harrell, Regression Modeling
     Strategies (2015), section 2.4.6). Raises :class:`ModelError` where values are too few for the knots.
@@ -139,10 +139,10 @@ def _at_quantiles(
         if np.diff(places).min(initial=np.inf) < 2 * (edges[1] - edges[0]):
             raise ModelError(
                 f"feature '{term.feature.name}': {count} knots do not lie apart, since many rows have the same "
-                "value; take fewer, or list them"
+                "value; take fewer, list them, or take the logarithm of the column"
             )
-        values = [float(f"{v:.3g}") for v in term.mean + term.scale * places]
-        knots[term.feature] = tuple(values)
+        values = rounded(term.mean + term.scale * places, term.scale)
+        knots[term.feature] = tuple(values.tolist())
     federation.opened.append(Opened("histogram", sum(map(len, knots.values()))))
     return knots
 

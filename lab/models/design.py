@@ -93,6 +93,15 @@ def bends(kind: Literal["natural", "straight"], knots: tuple[float, ...]) -> tup
     return tuple(Bend(kind=kind, knots=knots, at=k) for k in range(columns(kind, knots)))
 
 
+def rounded(values: Floats, spread: float) -> Floats:
+    """Values to three digits of their spread: short to read, and still apart.
+
+    >>> rounded(np.array([2013.237, 2016.881]), spread=2.5).tolist()
+    [2013.24, 2016.88]
+    """
+    return np.round(values, 2 - int(np.floor(np.log10(spread))))
+
+
 class Feature(Strict):
     """A feature as an experiment names it.
 

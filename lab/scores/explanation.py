@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from lab.models.design import Feature, Number
+from lab.models.design import Feature, Number, rounded
 from lab.models.files import terms_of
 from lab.records import Strict
 from lab.scores import accuracy
@@ -57,12 +57,12 @@ def values_of(model: Any, column: str, points: int) -> tuple[Value, ...]:
     read = [t for part in _parts(model) for t in terms_of(part) if t.feature.column == column]
     for term in read:
         edges = term.feature.cut or getattr(term, "edges", None)
+        if term.feature.ordinal or (edges is None and not isinstance(term, Number)):
+            return tuple(term.levels)
         if edges is not None:
             numbers |= set(_between(np.array(edges or (0.0,))))
-        elif not isinstance(term, Number):
-            return tuple(term.levels)
         elif term.bend is None:
-            numbers |= set(_around(term.feature, term.mean, term.scale, term.levels, points))
+            numbers |= set(_around(term.feature, term.mean, term.scale, points))
         else:
             ends = term.bend.knots[0], term.bend.knots[-1]
             numbers |= set(_in_units(term.feature, np.linspace(*ends, points)))
@@ -89,21 +89,17 @@ def _between(edges: Floats) -> Floats:
     return np.append(edges, edges[-1] + max(1.0, float(np.ptp(edges)) / len(edges)))
 
 
-def _around(
-    feature: Feature, mean: float, scale: float, levels: tuple[str, ...], points: int
-) -> Floats:
+def _around(feature: Feature, mean: float, scale: float, points: int) -> Floats:
     """Within two standard deviations; of 0 and 1, which a mean and a deviation give away, both."""
-    if feature.ordinal:
-        return np.arange(1.0, len(levels) + 1)
     if not feature.log and abs(scale**2 - mean * (1 - mean)) < 1e-9:
         return np.array([0.0, 1.0])
     return _in_units(feature, np.linspace(mean - 2 * scale, mean + 2 * scale, points))
 
 
 def _in_units(feature: Feature, values: Floats) -> Floats:
-    """Three digits, in the units of the column."""
+    """In the units of the column, to three digits of their range."""
     whole = np.exp(values) if feature.log else values
-    return np.array([float(f"{v:.3g}") for v in whole])
+    return rounded(whole, float(np.ptp(whole)))
 
 
 def _few(values: Floats, points: int) -> list[float]:

@@ -14,6 +14,7 @@ from statsmodels.genmod.families import links
 from lab.errors import ModelError
 from lab.models.design import Feature
 from lab.models.glm import Task
+from lab.scores.explanation import values_of
 from tests.conftest import fit_glm, split
 
 FAMILIES = {
@@ -275,6 +276,16 @@ def test_knots_are_at_the_quantiles_of_all_rows_however_they_are_split() -> None
     np.testing.assert_allclose(knots[0][0], wanted, atol=0.5)
     assert knots[0][-1][0] == pytest.approx(np.log(frame.income).median(), abs=0.05)
     assert fits[0].deviance == pytest.approx(fits[1].deviance, rel=1e-12)
+
+
+def test_knots_of_years_lie_apart_though_years_differ_in_their_last_digit() -> None:
+    frame = table("poisson").assign(year=lambda f: 2010 + f.age / 10)
+    ours = fit_glm(split(frame, 3), Task(target="y"), [Feature(column="year", spline=4)])
+    (first, *_) = ours.model.encoding.numbers
+    wanted = np.quantile(frame.year, [0.05, 0.35, 0.65, 0.95])
+    np.testing.assert_allclose(first.bend.knots, wanted, atol=0.1)
+    values = values_of(ours.model, "year", 6)
+    assert len(values) == 6 and np.ptp(values) == pytest.approx(np.ptp(first.bend.knots), rel=0.01)
 
 
 def test_more_knots_than_values_lie_apart_are_refused() -> None:

@@ -14,8 +14,10 @@ from federated.study.experiment import Experiment
 from federated.study.result import Study
 from federated.study.run_folder import summary
 from lab.errors import ConfigurationError
+from lab.models.design import Encoding, Feature, Number
+from lab.models.glm import GLM, Task
 from lab.report.page import render
-from lab.scores.explanation import values_of
+from lab.scores.explanation import partial_sums, values_of
 
 
 def written(folder: Path, n: int = 900) -> Path:
@@ -88,6 +90,18 @@ def test_what_matters_is_told_from_noise_by_intervals(tmp_path: Path) -> None:
     assert lost["noise"][1] < 0.005 and abs(lost["noise"][0]) < 0.01
     page = render(summary(made))
     assert "What is lost without a feature" in page and "What a feature makes of the rate" in page
+
+
+def test_an_ordinal_category_is_set_to_its_levels() -> None:
+    band = Number(
+        feature=Feature(column="band", ordinal=True), mean=2.0, scale=1.0, levels=("a", "b", "c")
+    )
+    model = GLM(task=Task(target="y"), encoding=Encoding(numbers=(band,)), beta=(0.0, 1.0))
+    values = values_of(model, "band", 12)
+    frame = pd.DataFrame({"band": ["a", "c"]})
+    rates = [partial_sums(model, frame, np.ones(2), "band", (v,)).total("expected") for v in values]
+    assert values == ("a", "b", "c")
+    np.testing.assert_allclose(rates, 2 * np.exp([-1.0, 0.0, 1.0]))
 
 
 def test_a_feature_that_is_none_is_refused_before_the_run(tmp_path: Path) -> None:
