@@ -80,7 +80,7 @@ class PairHistory:
             if before[name] != state.get(name, before[name]):
                 raise PolicyError(
                     f"{name} changed since this pair was first asked, and nobody can say which persons two "
-                    f"answers would differ by; remove {self._name} to begin a new history"
+                    f"answers would differ by; write {{}} into {self._name} to begin a new history"
                 )
         self._kept = self._kept.model_copy(update={"state": {**before, **state}})
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from federated.deployment.audit_logs import log_outcome
+from federated.deployment.audit_logs import LOG_NAME, log_outcome
 from federated.deployment.charter import Charter
 from federated.deployment.folders import identity_of
 from federated.deployment.node import profiles, solver
@@ -112,9 +112,10 @@ class SupervisorRole:
         """A question across joined sides: what they are asked for it, randomness, what is released."""
         if kind == MessageKind.DEALER:
             return self._dealer.begin(run_state.run, run_state.records, content)
-        asked = self._questions.setdefault(
-            run_state.run, PairQuestions(self._state / HISTORY, self._charter, self._rules, study)
-        )
+        if (asked := self._questions.get(run_state.run)) is None:
+            files = self._state / HISTORY, self._state.parent / LOG_NAME
+            asked = PairQuestions(*files, self._charter, self._rules, study)
+            self._questions[run_state.run] = asked
         if kind == MessageKind.NEXT:
             return asked.begin(Request.from_record(content))
         request = Request.from_record(content)

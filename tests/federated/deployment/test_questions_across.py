@@ -88,6 +88,20 @@ def test_a_side_keeps_the_limits_of_its_node(
 
 
 @pytest.mark.slow
+def test_nothing_is_answered_where_answers_before_are_forgotten(pair: AskedSides) -> None:
+    sql = f"select count(*) {JOIN}"
+    asked(pair, sql)
+    history = pair.root / "supervisor" / "runs" / "pair_history.json"
+    kept = history.read_bytes()
+    history.unlink()
+    with pytest.raises(LabError, match="is missing, while its log tells of answers across"):
+        asked(pair, sql)
+    history.write_text("{}")  # on purpose
+    assert asked(pair, sql).notna().all(axis=None)
+    history.write_bytes(kept)
+
+
+@pytest.mark.slow
 def test_a_side_refuses_columns_that_its_node_keeps_from_products(pair: AskedSides) -> None:
     pair.settle("fund", '"insurer 1" = ["*"]', '"insurer 1" = ["chronic"]')
     pair.kill("fund")

@@ -17,6 +17,7 @@ from federated.deployment.node.rules.refusals import Refusal
 from federated.joined.protection import PairReleaser
 from federated.messages import Request, message_of
 from federated.study.plan import StudyPlan
+from lab.audit import log_format as audit
 from lab.errors import PeerError
 from lab.files import canonical
 from lab.privacy.disclosure import Rules
@@ -28,9 +29,11 @@ HISTORY = "pair_history.json"
 
 
 class PairQuestions:
-    """The questions of one run. history: the file of all runs' answers; rules: the supervisor's."""
+    """The questions of one run. history: the file of all runs' answers; log: the supervisor's; rules: its own."""
 
-    def __init__(self, history: Path, charter: Charter, rules: Rules, study: StudyPlan) -> None:
+    def __init__(
+        self, history: Path, log: Path, charter: Charter, rules: Rules, study: StudyPlan
+    ) -> None:
         pairs, least = charter.pairs, rules.minimum_count.persons
         if pairs is None or least < pairs.minimum_persons:
             raise Refusal(
@@ -39,7 +42,7 @@ class PairQuestions:
                 f"{0 if pairs is None else pairs.minimum_persons}",
             )
         nullable = tuple(n for n, column in study.contract.columns.items() if column.nullable)
-        self._study, self._history = study, history
+        self._study, self._history, self._log = study, history, log
         self._rules, self._nullable = rules.of_joined_sides(), nullable
         self._releaser: PairReleaser | None = None
         self._pair: AskedOfPair | None = None
@@ -49,12 +52,26 @@ class PairQuestions:
         """What the sides are asked for a question. Raises what speaks against it."""
         if request.statistic != "cells":
             raise Refusal("analyses", f"'{request.statistic}' is not asked of joined sides")
+        self._check_kept()
         history = PairHistory(self._history)
         self._releaser = PairReleaser(self._rules, history, self._nullable, self._study.owner)
         self._pair, self._word = self._releaser.asked(request), None
         if not self._study.announces(self._pair.now.question):
             raise Refusal("analyses", "this question was not announced")
         return message_of(arguments=canonical(self._pair.arguments))
+
+    def _check_kept(self) -> None:
+        """Raises :class:`Refusal` where answers are forgotten that the log tells of."""
+        log = self._log
+        if self._history.exists() or not log.exists():
+            return
+        lines = audit.entries(audit.read_lines(log))
+        if any(line.kind == "release" and line.told["statistic"] == "pair_cells" for line in lines):
+            raise Refusal(
+                "history",
+                f"{self._history.name} of the supervisor is missing, while its log tells of answers across the two "
+                "sides; without it they could be asked what differs by few: put a copy back",
+            )
 
     def check(self, request: Request) -> None:
         """Raises :class:`PeerError` for a sum that is not the one that the question needs now."""
