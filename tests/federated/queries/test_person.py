@@ -108,7 +108,7 @@ def test_the_asker_reads_the_band_at_its_place_and_no_other(ours, theirs):
     read = partial(bands.read, reply, session=b"session", blinding=b"b" * 32, sender="fund")
     assert read(place) == table[place]
     others = [read(other) == table[other] for other in range(place % 7, bands.PLACES, 7)]
-    assert sum(others) <= 3  # a guess of one byte in 256
+    assert sum(others) <= 8  # a guess of one byte in 256: of 73, more than 8 once in 10**9
 
 
 def test_scores_are_told_as_bands(pair):
