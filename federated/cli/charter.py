@@ -188,7 +188,7 @@ def pair(file: Path, fund: str, insurers: tuple[str, ...], **terms: Any) -> None
     charter = charters.Charter.read(file)
     keys = dict(map(_key, (fund, *insurers)))
     pairs = parse(Pairs, {"fund": _key(fund)[0], "keys": keys, **terms}, where="pairs")
-    next_charter = charters.with_pairs(charter, pairs)
+    next_charter = charters.with_terms(charter, pairs=pairs)
     charters.write(file, next_charter, {})
     say(f"{file}: version {next_charter.version}; all members sign it now")
 
@@ -207,7 +207,26 @@ def agree_on_link(file: Path, terms: Path) -> None:
     from federated.deployment import charter as charters
     from federated.link.charter import LinkCharter
 
-    charter = charters.with_link(charters.Charter.read(file), LinkCharter.read(terms))
+    charter = charters.with_terms(charters.Charter.read(file), link=LinkCharter.read(terms))
+    charters.write(file, charter, {})
+    say(f"{file}: version {charter.version}; all members sign it now")
+
+
+@charter.command("scores")
+@click.argument("file", type=FILE)
+@click.argument("terms", type=FILE)
+def agree_on_scores(file: Path, terms: Path) -> None:
+    """Agree on what sides of pairs tell each other of one person; all members sign anew.
+
+    TERMS is a file as federated/queries/person/scores.toml: bands, purposes, rations.
+
+    \b
+    lab charter scores charter.json scores.toml
+    """
+    from federated.deployment import charter as charters
+    from federated.queries.person.terms import ScoreTerms
+
+    charter = charters.with_terms(charters.Charter.read(file), scores=ScoreTerms.read(terms))
     charters.write(file, charter, {})
     say(f"{file}: version {charter.version}; all members sign it now")
 
@@ -305,6 +324,7 @@ def show(file: Path, as_json: bool) -> None:
         ("analyses", ", ".join(charter.analyses)),
         ("contracts", contracts),
         *_pairs(charter),
+        *_scores(charter),
         *_link(charter),
         ("budget", f"ε {limits.epsilon:g}, δ {limits.delta:g} for each party, for ever"),
         ("digest", charter.digest),
@@ -315,8 +335,7 @@ def show(file: Path, as_json: bool) -> None:
 
 def _pairs(charter: Charter) -> list[tuple[str, str]]:
     """Whose persons are joined, and what is told of them."""
-    pairs = charter.pairs
-    if pairs is None:
+    if (pairs := charter.pairs) is None:
         return []
     sides = ", ".join(
         f"{name} by {' and '.join(key)}" for name, key in pairs.keys.items() if name != pairs.fund
@@ -330,10 +349,25 @@ def _pairs(charter: Charter) -> list[tuple[str, str]]:
     return [("joined", text)]
 
 
+def _scores(charter: Charter) -> list[tuple[str, str]]:
+    """What sides of pairs tell each other of one person."""
+    if (terms := charter.scores) is None:
+        return []
+    how = (
+        "EXACT" if terms.exact else f"in bands of {', '.join(f'{edge:g}' for edge in terms.bands)}"
+    )
+    who = ", ".join(f"{purpose} (the {role})" for purpose, role in terms.purposes.items())
+    text = (
+        f"of one person who signed, {how}; to {who}; never to {', '.join(terms.refused_purposes) or '–'}; "
+        f"{terms.scores_of_a_person} of a person in {terms.period_days} days, {terms.asker_a_month:,} an asker "
+        "in 30 days"
+    )
+    return [("scores", text)]
+
+
 def _link(charter: Charter) -> list[tuple[str, str]]:
     """What payers tell each other of a claim or a condition."""
-    link = charter.link
-    if link is None:
+    if (link := charter.link) is None:
         return []
     told = "that another has it" if link.tells == "match" else "that another has it, and who"
     keys = ", ".join(f"'{key.name}'" for key in link.key)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from federated.cli.console import plain_table, print_heading, say, say_lines, say_table, screen
+from federated.cli.desk import ask_scores
 from federated.cli.queries import tell_scores
 
 if TYPE_CHECKING:
@@ -248,6 +249,11 @@ def _contract(name: str) -> Contract:
     type=click.Path(path_type=Path, file_okay=False),
     help="Across an insurer and the fund: what each keeps; made if there is none.",
 )
+@click.option(
+    "--node",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="As a side of its own, with --consent: its folder; lab link serve runs there.",
+)
 @click.option("--person", "persons", multiple=True, help="Whom, with --sides; signs at its desk.")
 @click.option("--purpose", help="What for; default the first of the terms.")
 @click.option(
@@ -255,13 +261,14 @@ def _contract(name: str) -> Contract:
     "consents",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Or the file of a consent.",
+    help="The file of a consent.",
 )
 @click.option("--terms", type=click.Path(path_type=Path), help="Bands, purposes, rations.")
 def score(
     model: Path,
     table: str | None,
     sides: Path | None,
+    node: Path | None,
     persons: tuple[str, ...],
     purpose: str | None,
     consents: tuple[Path, ...],
@@ -271,19 +278,27 @@ def score(
     """Score a table: its rows with a column "prediction", as CSV unless --out says otherwise.
 
     MODEL is a model's JSON file or a run's folder, TABLE a CSV or Parquet file or a database. With --sides,
-    and no TABLE, the side that has the purpose asks the other for the band of a person's score.
+    or --node, and no TABLE, the side that has the purpose asks the other for the band of a person's score.
 
     \b
     lab score runs/20261124-005153-visits-rand-hie-df28 claims.csv --out scored.csv
     lab score runs/20261124-005153-visits-rand-hie-df28 claims.csv --reasons
     lab score runs/20261129-180417-claims-1238 --sides trial --person 17 --purpose "offer a renewal"
+    lab score insurer/results/e7f0505e233a4b17 --node insurer --consent consent.json
     lab score runs/20261129-180417-claims-1238 policies.parquet --side insurer
     """
     from lab.errors import ConfigurationError
 
+    if node is not None:
+        if table is not None or persons or sides is not None or terms or purpose or not consents:
+            raise ConfigurationError("--node takes --consent, which says whom and what for")
+        ask_scores(node, model, consents)
+        return
     if sides is None:
         if table is None:
-            raise ConfigurationError("name a TABLE, or --sides and --person")
+            raise ConfigurationError(
+                "name a TABLE, or --sides and --person, or --node and --consent"
+            )
         _score_table(model, table, **how)
         return
     if table is not None or not (persons or consents):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -195,59 +195,137 @@ def signer(folder: Path, name: str) -> None:
     from federated.deployment.link.signer import make_signer
 
     key = make_signer(folder, name).card.verifying.hex()
-    say("for [condition] of the file of lab charter link:")
+    say("for [condition] of the file of lab charter link, and for that of lab charter scores:")
     say(f'signers = {{ {json.dumps(name, ensure_ascii=False)} = "{key}" }}')
     say(f"put into {folder}: charter.json, charter.signatures.json")
 
 
 @click.command()
 @click.argument("folder", type=FOLDER)
-@click.option("--insurer", required=True, help="Who may ask.")
+@click.option("--insurer", required=True, help="Who may ask; a score the fund may ask for too.")
 @click.option("--person", required=True, help="Who signs, and is asked about.")
-@click.option("--group", required=True, help="Which group of conditions.")
-@click.option("--before", required=True, metavar="YYYY-MM-DD", help="Before which day.")
+@click.option("--group", help="Which group of conditions.")
+@click.option("--before", metavar="YYYY-MM-DD", help="Before which day.")
+@click.option("--model", help="Or a score: a run's folder at a side, or the model's digest.")
+@click.option("--of", default="", help="A score: who is asked, where the asker has several pairs.")
 @click.option("--purpose", default="", help="What for; default the charter's first purpose.")
 @click.option("--days", default=7, show_default=True, help="How long it is good for.")
 @click.option("--out", type=FILE, required=True, help="What the insurer gets: a new file.")
-def consent(
-    folder: Path,
-    insurer: str,
-    person: str,
-    group: str,
-    before: str,
-    purpose: str,
-    days: int,
-    out: Path,
-) -> None:
+def consent(folder: Path, model: str | None, out: Path, **word: Any) -> None:
     """Sign for a person that one question may be asked, once. FOLDER is a desk's.
 
     \b
     lab link consent clinic --insurer insurer-1 --person 91 --group diabetes --before 2022-03-01 \\
       --out consent.json
+    lab link consent clinic --insurer insurer-1 --person 91 --model insurer-1/results/e7f0505e233a4b17 \\
+      --purpose "offer a renewal" --out consent.json
     """
-    from datetime import UTC, datetime
+    from lab.errors import ConfigurationError
 
+    if out.exists():
+        raise ConfigurationError(f"{out}: exists; name a new file")
+    of_condition = word["group"] is not None and word["before"] is not None
+    if (model is None) != of_condition or (model is not None and (word["group"] or word["before"])):
+        raise ConfigurationError("needs --group and --before, or --model alone")
+    if model is None:
+        _sign_question(folder, out, **word)
+    else:
+        _sign_score(folder, out, model, **word)
+
+
+def _sign_question(
+    folder: Path, out: Path, *, group: str, before: str, of: str, **word: Any
+) -> None:
+    """A consent to one question about a condition."""
     from federated.deployment.link.signer import sign_question
     from lab.errors import ConfigurationError
     from lab.files import canonical, write_whole
 
-    if out.exists():
-        raise ConfigurationError(f"{out}: exists; name a new file")
-    today = datetime.now(UTC).date()
-    signed = sign_question(
-        folder,
-        insurer=insurer,
-        person=person,
-        group=group,
-        before=day_of(before),
-        today=today,
-        purpose=purpose,
-        days=days,
-    )
+    if of:
+        raise ConfigurationError("--of is for a score; conditions are asked of the charter's fund")
+    signed = sign_question(folder, group=group, before=day_of(before), today=_today(), **word)
     write_whole(out, canonical(signed.model_dump(mode="json")) + b"\n", 0o600)
-    word = signed.consent
-    say(f"{out}: {word.insurer} may ask {word.fund} once, until {word.expires}, to {word.purpose}:")
-    say(f"{word.group} on record before {word.before}?")
+    said = signed.consent
+    say(f"{out}: {said.insurer} may ask {said.fund} once, until {said.expires}, to {said.purpose}:")
+    say(f"{said.group} on record before {said.before}?")
+
+
+def _sign_score(
+    folder: Path,
+    out: Path,
+    model: str,
+    *,
+    insurer: str,
+    of: str,
+    group: None,
+    before: None,
+    **word: Any,
+) -> None:
+    """A consent to one score."""
+    from federated.deployment.link.signer import sign_score
+    from lab.files import canonical, write_whole
+
+    digest = digest_of(model)
+    signed = sign_score(folder, asker=insurer, asked=of, model=digest, today=_today(), **word)
+    write_whole(out, canonical(signed.model_dump(mode="json")) + b"\n", 0o600)
+    say(
+        f"{out}: {signed.insurer} may ask {signed.fund} once, until {signed.expires}, to {signed.purpose}:"
+    )
+    say(f"the score by model {digest[:16]}")
+
+
+def digest_of(model: str) -> str:
+    """The digest of a model: itself, or that of the model in a run's folder. Raises ConfigurationError."""
+    from lab.errors import ConfigurationError
+    from lab.models.files import digest, model_file
+
+    if len(model) == 64 and set(model) <= set("0123456789abcdef"):
+        return model
+    try:
+        return digest(model_file(Path(model)).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"{model}: can't be read ({error.strerror})") from None
+
+
+def _today() -> date:
+    from datetime import UTC, datetime
+
+    return datetime.now(UTC).date()
+
+
+def ask_scores(folder: Path, model: Path, consents: tuple[Path, ...]) -> None:
+    """Scores that a node asks for by consents, a line for each. Exit code 1 if none was told."""
+    from federated.cli.console import plain_table, screen
+    from federated.deployment.folders import SCORES_FOLDER
+    from federated.deployment.link.member import link_folder
+    from federated.queries.person.service import RECEIPTS, asked_score
+    from federated.queries.person.trial import read_consent
+    from lab.errors import ConfigurationError, PeerError, PolicyError
+
+    place, digest, told = link_folder(folder), digest_of(str(model)), 0
+    words = {file: read_consent(file) for file in consents}
+    for file, word in words.items():
+        if word.group != digest:
+            raise ConfigurationError(
+                f"{file}: is for scores by model {word.group[:16]}, not {digest[:16]}"
+            )
+    table = plain_table("person", "consent", "score")
+    with place.line() as line:
+        for file, word in words.items():
+            try:
+                answer = asked_score(place.identity, line, word)
+                again = f" (told on {answer.asker.day})" if answer.before else ""
+                said, told = f"{answer.score}{again}", told + 1
+            except (PeerError, PolicyError) as error:
+                said = f"refused: {error}" if isinstance(error, PolicyError) else str(error)
+            table.add_row(word.person, str(file), said)
+    console = screen()
+    console.print(table)
+    receipts = place.home / SCORES_FOLDER / RECEIPTS
+    console.print(f"\nby model {digest[:16]}, the columns of both sides", style="dim")
+    console.print(f"receipts of both, for the person: {receipts}", style="dim")
+    if not told:
+        raise SystemExit(1)
 
 
 def ask_condition(folder: Path, file: Path, as_json: bool) -> None:
@@ -276,8 +354,15 @@ def receipt(file: Path, charter_file: Path) -> None:
     \b
     lab link receipt receipts/3f2a….json --charter charter.json
     """
-    from federated.deployment.link.signer import read_receipts
+    from federated.deployment.link.signer import is_of_score, read_receipts, read_score_receipts
 
+    if is_of_score(file):
+        score = read_score_receipts(file, charter_file)
+        ours, theirs = score.asker, score.asked
+        say(f"{ours.by} asked {theirs.by} on {theirs.day}, to {ours.purpose}:")
+        say(f"the score by model {ours.model[:16]}: {score.score}")
+        say(f"signed by both; {theirs.by} saw neither score nor band; consent {ours.consent[:16]}…")
+        return
     told = read_receipts(file, charter_file)
     word, fund = told.insurer, told.fund
     say(f"{word.by} asked {fund.by} on {fund.day}, to {word.purpose}:")

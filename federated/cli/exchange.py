@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from federated.cli.charter import AnalysisName
 from federated.cli.console import plain_table, print_heading, say, say_with_time, screen
 from federated.cli.keys import FILE, FOLDER, unlock
+
+if TYPE_CHECKING:
+    from federated.link.consent import ConsentToken
 
 # The coordinator.
 
@@ -189,20 +192,24 @@ def node() -> None:
     multiple=True,
     help="The fund: columns of which trees may tell an insurer cuts; none unless named; may be repeated.",
 )
+@click.option(
+    "--scores",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Scores of single persons that each other side may be told in 30 days, at a joined side.",
+)
 def init_node(
     folder: Path,
-    name: str,
-    role: Any,
     path: str | None,
     contract: str | None,
-    encoding: str | None,
-    person: str | None,
     test: str | None,
     caps: tuple[str, ...],
-    analyses: tuple[str, ...],
     key: str | None,
     products: tuple[str, ...],
     cuts: tuple[str, ...],
+    scores: int,
+    **own: Any,
 ) -> None:
     """Make a node: keys, a commented node.toml, the enrolment to hand over.
 
@@ -212,31 +219,33 @@ def init_node(
     lab node init ping-an … --key member --product 'fund=*'
     """
     from federated.deployment.node.rules import settings as node_folder
+    from federated.queries.person.terms import OwnScores
     from lab.errors import ConfigurationError
 
-    if role != "supervisor" and not path:
+    if own["role"] != "supervisor" and not path:
         raise ConfigurationError("--data: an insurer's node needs to know where its rows are")
     if path and "://" not in path and Path(path).exists():
         path = str(Path(path).resolve())
     if contract and Path(contract).exists():
         contract = str(Path(contract).resolve())
     by_peer = _by_peer(key, {"--product": products, "--cuts": cuts})
+    joined = None
+    if key:
+        columns = {"products": by_peer["--product"], "cuts": by_peer["--cuts"]}
+        joined = node_folder.OwnPairs(key=tuple(key.split(",")), **columns)
+    elif scores:
+        raise ConfigurationError("--scores: is for a joined side, which has a --key")
     enrolment = node_folder.init(
         folder,
-        name,
-        role,
-        path,
-        contract,
-        encoding=encoding,
-        person=person,
+        path=path,
+        contract=contract,
         test=None if test is None else _mark(test),
         caps=dict(map(_cap, caps)),
-        analyses=analyses,
-        key=tuple(key.split(",")) if key else (),
-        products=by_peer["--product"],
-        cuts=by_peer["--cuts"],
+        joined=joined,
+        scores=OwnScores(a_month=scores) if scores else None,
+        **own,
     )
-    say(f"{folder}: node of {name}, fingerprint {enrolment.member.fingerprint}")
+    say(f"{folder}: node of {enrolment.member.name}, fingerprint {enrolment.member.fingerprint}")
     say(f"hand {folder}/enrolment.json to the coordinator")
     say(f"put into {folder}: charter.json, charter.signatures.json, admission.json")
 
@@ -332,27 +341,39 @@ def list_requests(folder: Path) -> None:
     \b
     lab node requests ping-an
     """
-    from federated.deployment.folders import charter_of, identity_of
-    from federated.deployment.link.member import LINK_FOLDER
+    from federated.deployment.folders import SCORES_FOLDER, charter_of, identity_of
     from federated.deployment.node.approval import request_lines, waiting
-    from federated.link.services.approvals import question_lines, waiting_questions
+    from federated.link.services.approvals import question_lines
 
-    plans, questions = waiting(folder), waiting_questions(folder / LINK_FOLDER)
+    plans, questions = waiting(folder), _questions(folder)
     if not plans and not questions:
         say("nothing waits for approval")
         return
     charter = charter_of(folder, identity_of(folder).card.name)
-    for digest, plan in plans.items():
-        for line in request_lines(plan, charter):
+    look_up = charter.link.condition.look_up if charter.link and charter.link.condition else ""
+    blocks = [(digest, request_lines(plan, charter)) for digest, plan in plans.items()]
+    blocks += [
+        (digest, question_lines(consent, look_up, score=place.name == SCORES_FOLDER))
+        for digest, (place, consent) in questions.items()
+    ]
+    for digest, lines in blocks:
+        for line in lines:
             say(line)
         say(f"  to approve: lab node approve {folder} {digest[:12]} --by NAME")
         say()
-    for digest, consent in questions.items():
-        look_up = charter.link.condition.look_up if charter.link and charter.link.condition else ""
-        for line in question_lines(consent, look_up):
-            say(line)
-        say(f"  to approve: lab node approve {folder} {digest[:12]} --by NAME")
-        say()
+
+
+def _questions(folder: Path) -> dict[str, tuple[Path, ConsentToken]]:
+    """Questions about a condition or a score that wait for a person, and where, by digest."""
+    from federated.deployment.folders import LINK_FOLDER, SCORES_FOLDER
+    from federated.link.services.approvals import waiting_questions
+
+    home = folder / LINK_FOLDER
+    return {
+        digest: (place, consent)
+        for place in (home, home / SCORES_FOLDER)
+        for digest, consent in waiting_questions(place).items()
+    }
 
 
 @node.command("approve")
@@ -365,12 +386,11 @@ def approve_request(folder: Path, digest: str, by: str) -> None:
     \b
     lab node approve ping-an 3f2a90c1d4e5 --by 'Li Wei'
     """
-    from federated.deployment.link.member import LINK_FOLDER
     from federated.deployment.node.approval import approve
-    from federated.link.services.approvals import approve_question, waiting_questions
+    from federated.link.services.approvals import approve_question
 
-    home = folder / LINK_FOLDER
-    if any(full.startswith(digest) for full in waiting_questions(home)):
-        say(f"approved {approve_question(home, digest, by)}")
-        return
-    say(f"approved {approve(folder, digest, by)}")
+    places = {place for full, (place, _) in _questions(folder).items() if full.startswith(digest)}
+    for place in places:
+        say(f"approved {approve_question(place, digest, by)}")
+    if not places:
+        say(f"approved {approve(folder, digest, by)}")

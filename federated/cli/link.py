@@ -274,20 +274,24 @@ def _one_question(
 @click.argument("log", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 def show_rates(log: Path, as_json: bool) -> None:
-    """Who asked a fund how often, by its log: questions, persons, groups, refusals, by day.
+    """Who asked a payer how often about conditions and scores, by its log: questions, persons, groups,
+    refusals, by day.
 
     \b
     lab link rates logs/public/log.jsonl
     """
-    from federated.link.condition import RATES, rates
+    from federated.link.condition import RATES, STATISTIC, rates
+    from federated.queries.person.sides import STATISTIC as SCORE
     from lab.audit.log_format import entries, read_lines
 
-    rows = rates(list(entries(read_lines(log))))
+    lines = list(entries(read_lines(log)))
+    rows = [(about, *row) for about in (STATISTIC, SCORE) for row in rates(lines, about)]
     if as_json:
-        say_json({"rates": [dict(zip(("insurer", "day", *RATES), r, strict=True)) for r in rows]})
+        columns = ("about", "asker", "day", *RATES)
+        say_json({"rates": [dict(zip(columns, row, strict=True)) for row in rows]})
         return
     names = [name.replace("_", " ") for name in RATES]
-    table = plain_table("insurer", "day", *names, numbers=names)
-    for insurer, day, *counts in rows:
-        table.add_row(insurer, day, *(f"{count:,}" for count in counts))
+    table = plain_table("about", "asker", "day", *names, numbers=names)
+    for about, asker, day, *counts in rows:
+        table.add_row(about, asker, day, *(f"{count:,}" for count in counts))
     screen().print(table)

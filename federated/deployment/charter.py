@@ -28,6 +28,7 @@ from federated.deployment.enrolment import INSURERS, Enrolment, Hex32, Member
 from federated.deployment.pairs import Pairs
 from federated.link.charter import LinkCharter
 from federated.party.statistics import analyses, belongs
+from federated.queries.person.terms import ScoreTerms
 from lab.errors import ConfigurationError, PeerError
 from lab.files import canonical, read_json, write_whole
 from lab.records import Strict, parse
@@ -98,7 +99,8 @@ class Charter(Strict):
 
     contracts: names of data contracts and the version in force; parties_may_leave: whether runs go on
     without a party, although totals with it and without it may show its own sums; pairs: which insurers
-    know the same persons, if any do; link: what payers may tell each other of a claim or a condition.
+    know the same persons, if any do; scores: what sides of pairs may tell each other of one person's;
+    link: what payers may tell each other of a claim or a condition.
     """
 
     format: Literal["insurance-privacy-lab charter 1"] = "insurance-privacy-lab charter 1"
@@ -113,6 +115,7 @@ class Charter(Strict):
     contracts: dict[str, int] = Field(min_length=1)
     limits: CharterLimits = CharterLimits()
     pairs: Pairs | None = None
+    scores: ScoreTerms | None = None
     link: LinkCharter | None = None
 
     @model_validator(mode="after")
@@ -136,6 +139,8 @@ class Charter(Strict):
             raise ValueError(f"needs exactly one coordinator among its members: {self.coordinator}")
         if self.pairs is not None:
             _check_sides(self.pairs, by_name)
+        elif self.scores is not None:
+            raise ValueError("scores: are told between sides of pairs; agree on these first")
         if self.link is not None:
             _check_payers(self.link, by_name)
         if self.key is not None:
@@ -268,14 +273,9 @@ def with_key(charter: Charter, public: PublicKey, opened_by: str | SplitKey) -> 
     return _next(charter, {"key": key})
 
 
-def with_pairs(charter: Charter, pairs: Pairs) -> Charter:
-    """The next version of a charter, whose insurers know the same persons. Raises ConfigurationError."""
-    return _next(charter, {"pairs": pairs.model_dump()})
-
-
-def with_link(charter: Charter, link: LinkCharter) -> Charter:
-    """The next version of a charter, whose payers tell each other this. Raises ConfigurationError."""
-    return _next(charter, {"link": link.model_dump()})
+def with_terms(charter: Charter, **terms: Strict) -> Charter:
+    """The next version of a charter, with its pairs, its scores or its link. Raises ConfigurationError."""
+    return _next(charter, {name: each.model_dump() for name, each in terms.items()})
 
 
 def _next(charter: Charter, change: dict[str, object]) -> Charter:

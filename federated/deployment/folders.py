@@ -12,6 +12,8 @@ from lab.files import read_json, write_whole
 from secure_agg.identity import Identity
 
 IDENTITY, CHARTER, ENROLMENT = "identity.json", "charter.json", "enrolment.json"
+#: Where a member keeps what it tells others beside studies: of claims, conditions, scores of one person.
+LINK_FOLDER, SCORES_FOLDER = "link", "scores"
 
 
 def make_folder(folder: Path) -> None:

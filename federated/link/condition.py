@@ -277,25 +277,32 @@ def history_of(lines: Sequence[Entry]) -> list[Asked]:
     ]
 
 
-#: What `rates` counts for each insurer and day; most_of_one: questions about the person asked about most.
+KINDS = ("request", "refusal")
+#: What `rates` counts for each asker and day; most_of_one: questions about the person asked about most.
 RATES = ("questions", "persons", "most_of_one", "groups", "refused", "probing")
 
 
-def rates(lines: Sequence[Entry]) -> list[tuple[str, str, int, int, int, int, int, int]]:
-    """(insurer, day, the counts of `RATES`) for each insurer and day of a fund's log."""
+def rates(
+    lines: Sequence[Entry], statistic: str = STATISTIC
+) -> list[tuple[str, str, int, int, int, int, int, int]]:
+    """(who asked, day, the counts of `RATES`) for each asker and day of the log of who is asked.
+
+    A question of several letters is one, by its consent's number."""
     days: dict[tuple[str, str], list[Entry]] = {}
     for line in lines:
-        if line.told.get("statistic") == STATISTIC and line.kind in ("request", "refusal"):
+        mine = line.kind == "request" and "number" not in line.told  # that this member asked itself
+        if line.told.get("statistic") == statistic and line.kind in KINDS and not mine:
             day = str(line.told.get("day", line.time[:10]))
             days.setdefault((str(line.told.get("by")), day), []).append(line)
     rows = []
-    for (insurer, day), entries in sorted(days.items()):
-        questions = [line for line in entries if line.kind == "request"]
+    for (asker, day), entries in sorted(days.items()):
+        requests = (line for line in entries if line.kind == "request")
+        questions = list({line.told["number"]: line for line in requests}.values())
         refusals = [line for line in entries if line.kind == "refusal"]
         persons = Counter(line.told["person"] for line in questions)
         groups = {line.told["group"] for line in questions}
         probing = sum(line.told["rule"] == "probing" for line in refusals)
         most = max(persons.values(), default=0)
         counts = len(questions), len(persons), most, len(groups), len(refusals), probing
-        rows.append((insurer, day, *counts))
+        rows.append((asker, day, *counts))
     return rows

@@ -8,15 +8,20 @@ it, or bring it a second time, in another session or to somebody else.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
+from pydantic import ValidationError
+
+from lab.records import Strict
 from secure_agg import wire
 from secure_agg.errors import FaultyParty, MalformedMessage
 from secure_agg.identity import Card, Identity
 
+Record = TypeVar("Record", bound=Strict)
 FORMAT, PARTS, PURPOSE = b"LABLTR01", b"LABPRT01", b"link letter"
 
 
@@ -129,6 +134,15 @@ def unpacked(content: bytes, sender: str) -> dict[str, bytes]:
     if len(parts) % 2 or len(set(names)) < len(names):
         _refuse(sender, "sent a letter that is not readable")
     return dict(zip(names, parts[1::2], strict=True))
+
+
+def record_of(record: type[Record], data: bytes, sender: str) -> Record:
+    """A record of JSON that came. Raises FaultyParty, without a value."""
+    try:
+        content: Any = json.loads(data)
+        return record.model_validate(content)
+    except (ValueError, ValidationError, RecursionError):
+        raise FaultyParty(f"{sender}: sent what is no {record.__name__}", sender) from None
 
 
 def _refuse(name: str, deed: str) -> NoReturn:

@@ -34,7 +34,7 @@ class OwnLink(Strict):
 
     def asks(self, charter: LinkCharter) -> int:
         """How often a day this member lets another payer ask about a claim."""
-        return _tighter(charter.desk.asks_a_day, self.asks_a_day)
+        return tighter(charter.desk.asks_a_day, self.asks_a_day)
 
     def tightened(self, terms: ConditionTerms) -> ConditionTerms:
         """The charter's terms as this member keeps them.
@@ -55,13 +55,14 @@ class OwnLink(Strict):
             update={
                 "groups": terms.groups if self.groups is None else self.groups,
                 "purposes": terms.purposes if self.purposes is None else self.purposes,
-                "insurer_a_day": _tighter(terms.insurer_a_day, self.insurer_a_day),
-                "person_a_day": _tighter(terms.person_a_day, self.person_a_day),
-                "groups_of_a_person": _tighter(terms.groups_of_a_person, self.groups_of_a_person),
-                "persons_of_a_group": _tighter(terms.persons_of_a_group, self.persons_of_a_group),
+                "insurer_a_day": tighter(terms.insurer_a_day, self.insurer_a_day),
+                "person_a_day": tighter(terms.person_a_day, self.person_a_day),
+                "groups_of_a_person": tighter(terms.groups_of_a_person, self.groups_of_a_person),
+                "persons_of_a_group": tighter(terms.persons_of_a_group, self.persons_of_a_group),
             }
         )
 
 
-def _tighter(charter: int, own: int | None) -> int:
+def tighter(charter: int, own: int | None) -> int:
+    """The lower of two limits; the charter's where a member sets none."""
     return charter if own is None else min(charter, own)

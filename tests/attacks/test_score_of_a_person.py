@@ -17,12 +17,15 @@ import pytest
 
 from federated.link.consent import consented
 from federated.link.party_log import party_log
-from federated.queries.person import bands
-from federated.queries.person.sides import AskedSide, ScoredSide
+from federated.queries.person import bands, leaves
+from federated.queries.person.asked import AskedSide, BroughtQuestion
+from federated.queries.person.sides import Linear, ScoredSide
 from federated.queries.person.terms import ScoreTerms
 from lab.errors import PolicyError
 from lab.models.families import Family
 from secure_agg.identity import Identity
+from secure_agg.ristretto import SIZE, blind, derived_key, encoded, finalize
+from tests.federated.queries.test_person_trees import model_of, sides_of
 
 LAW, TODAY, PERSONS = Family.make("poisson"), date(2026, 3, 1), 400
 #: The fund's columns: coefficients, and how common each value is.
@@ -114,14 +117,43 @@ def test_the_ration_ends_the_series_of_questions_that_the_attack_needs(tmp_path,
     wanted |= {"purpose": "offer a renewal", "before": TODAY, "expires": TODAY + timedelta(days=9)}
     with ExitStack() as stack:
         log = stack.enter_context(party_log(fund, tmp_path))
-        side = ScoredSide(fund, "fund", terms, "a" * 64, LAW, {"ann": 0.3}, log)
-        asked, replies = AskedSide(side, {}), 0
+        side = ScoredSide(fund, "fund", terms, "a" * 64, LAW, Linear({"ann": 0.3}), log)
+        asked, replies = AskedSide(side, {}, []), 0
         for place in (200, 210, 220):
             consent = consented(desk, "desk", wanted)
             sent = bands.asked(place, bytes.fromhex(consent.digest), b"b" * 32)
             try:
-                asked.answer(consent, "insurer", "insurer", sent, TODAY)
+                asked.answer(BroughtQuestion(consent, "insurer", "insurer", "band", sent), TODAY)
                 replies += 1
             except PolicyError as refusal:
                 assert refusal.rule == "ration"
     assert replies == TERMS.scores_of_a_person == 1
+
+
+@pytest.mark.parametrize("one_key", [False, True])
+def test_elements_of_one_group_of_leaves_tell_the_other_side_s_cuts_under_one_key_alone(
+    monkeypatch, one_key
+):
+    """The asker sends the first group's element, and in place of the second's one of another of its lines."""
+    if one_key:
+        monkeypatch.setattr(leaves, "_key", lambda secret, group: derived_key(secret, b"all"))
+    read = []
+    for stays in range(8):
+        ours, theirs = sides_of(model_of(5), [3, 1, stays, 2], "insurer")
+        first = next(g for g in ours.asker_groups if g.theirs and any(g.ways))
+        none = len(first.values)
+        texts = [leaves._text(b"session", 0, choice) for choice in (0, none)]
+        rest = len(ours.choices("ann")[1]) - 2
+        key = derived_key(b"b" * 32, b"own")
+        sent = blind(texts + [texts[0]] * rest, key).tobytes()
+        reply = leaves.answered(theirs, "ann", b"session", b"s" * 32, sent)
+        size = SIZE + leaves.LINE * (none + 1)
+        elements = encoded(reply[:SIZE], reply[size : size + SIZE])
+        values = finalize(texts, key, elements)
+        lines = [reply[SIZE + leaves.LINE * k :][: leaves.LINE] for k in (0, none)]
+        one, other = (leaves._unhidden(line, v) for line, v in zip(lines, values, strict=True))
+        led = leaves._leads(first.theirs, theirs.codes["ann"])
+        read.append(((one - other) % leaves.MODULUS == led * first.values[0] % leaves.MODULUS, led))
+    assert {led for _, led in read} == {False, True}
+    assert all(right for right, _ in read) == one_key
+    assert any(right for right, _ in read) == one_key

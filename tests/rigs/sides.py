@@ -126,7 +126,7 @@ class Sides(Trial):
         charter = super()._charter(key, analyses, names)
         keys = {name: ("card",) if name == "fund" else ("person",) for name in self.insurers}
         pairs = Pairs(fund="fund", keys=keys, cap=CAP, **self._pairs)
-        return charters.with_pairs(charter, pairs)
+        return charters.with_terms(charter, pairs=pairs)
 
     def _join(self, name: str) -> None:
         """Say in a node's settings what it gives into products."""

@@ -15,7 +15,8 @@ from federated.deployment import certificates
 from federated.deployment.charter import Charter
 from federated.deployment.coordinator import exchange
 from federated.deployment.enrolment import INSURERS
-from federated.deployment.folders import charter_of, identity_of, seed_of
+from federated.deployment.folders import LINK_FOLDER, charter_of, identity_of, seed_of
+from federated.deployment.link.scores import score_service
 from federated.deployment.node.rules.settings import (
     AUTHORITY,
     CERTIFICATE,
@@ -24,6 +25,7 @@ from federated.deployment.node.rules.settings import (
     admission_of,
 )
 from federated.link.charter import ConditionTerms, LinkCharter
+from federated.link.letters import LetterBox
 from federated.link.own_terms import OwnLink
 from federated.link.party_log import party_log
 from federated.link.ring import COORDINATOR
@@ -37,17 +39,16 @@ from federated.transport.relay_line import RelayLine
 from lab.errors import ConfigurationError
 from secure_agg.identity import Card, Identity
 
-LINK_FOLDER = "link"
-
 
 @dataclass(frozen=True)
 class LinkFolder:
-    """What a member's folder holds for a link. home: where the link keeps its own."""
+    """What a member's folder holds for a link. home: where the link keeps its own; settings: a node's."""
 
     folder: Path
     identity: Identity = field(repr=False)
     charter: Charter
     own: OwnLink
+    settings: NodeSettings | None = None
 
     @property
     def home(self) -> Path:
@@ -119,13 +120,31 @@ def link_folder(folder: Path) -> LinkFolder:
     if settings.role not in INSURERS:
         raise ConfigurationError(f"{folder}: is a {settings.role}'s; payers and the exchange link")
     charter = charter_of(folder, identity.card.name)
-    return LinkFolder(folder, identity, charter, settings.link or OwnLink())
+    return LinkFolder(folder, identity, charter, settings.link or OwnLink(), settings)
 
 
 def services(folder: LinkFolder, member: LinkMember) -> tuple[dict[str, Handler], list[str]]:
     """(what a member's process answers, what it can't, in words). Raises ConfigurationError."""
-    handlers: dict[str, Handler] = {}
-    own, gaps = own_box(folder.identity), []
+    own, charter = own_box(folder.identity), folder.charter
+    handlers, gaps = dict[str, Handler](), list[str]()
+    if charter.link is not None:
+        handlers, gaps = _of_link(folder, member, own)
+    if charter.scores is not None and folder.settings is not None:
+        handlers |= score_service(folder.folder, folder.settings, charter, member).handlers(own)
+    if not handlers:
+        raise ConfigurationError(
+            "; ".join(gaps)
+            or f"charter {charter.name}: has neither a link nor scores; agree on them with lab charter link, "
+            "or lab charter scores"
+        )
+    return handlers, gaps
+
+
+def _of_link(
+    folder: LinkFolder, member: LinkMember, own: LetterBox
+) -> tuple[dict[str, Handler], list[str]]:
+    """What it answers of claims and conditions, and what it can't."""
+    handlers, gaps = dict[str, Handler](), list[str]()
     try:
         desk = DeskService(read_desk(folder.home), member, folder.own.asks(folder.terms))
         handlers |= desk.handlers(own)
@@ -136,8 +155,6 @@ def services(folder: LinkFolder, member: LinkMember) -> tuple[dict[str, Handler]
         handlers |= _fund(folder, member, terms).handlers()
     elif terms is not None and folder.name != COORDINATOR:
         handlers |= InsurerService(folder.home, member, terms).handlers(own)
-    if not handlers:
-        raise ConfigurationError("; ".join(gaps))
     return handlers, gaps
 
 

@@ -2,8 +2,9 @@
 
     charter.json, its signatures     by the members' signatures over its hash
     logs                             by each member's signed checkpoints
-    rates.json                       read out of the fund's log again
-    questions.json                   each question about a condition, as the logs of both sides have it
+    rates.json                       read again out of the logs of those who are asked
+    questions.json                   each question about a condition or a score, as the logs of both sides
+                                     have it
     manifest.json                    follows from all others
 
 Nothing in it rests on the word of whoever exports it. The logs name no person: handles, consents by
@@ -36,11 +37,13 @@ from federated.deployment.evidence import (
 from federated.link.condition import RATES as COUNTED
 from federated.link.condition import STATISTIC, rates
 from federated.link.party_log import OF_LINK
+from federated.queries.person.sides import STATISTIC as SCORE
 from lab.audit import log_format as audit
 from lab.audit.log_format import Entry
 from lab.errors import ConfigurationError, LogError
 from lab.records import Strict, parse
 
+ABOUT = (STATISTIC, SCORE)
 RATES, QUESTIONS = "rates.json", "questions.json"
 FORMAT: Literal["insurance-privacy-lab link package 1"] = "insurance-privacy-lab link package 1"
 
@@ -139,20 +142,24 @@ def _check_log(name: str, data: bytes, charter: Charter, party: str) -> None:
 
 
 def _summaries(charter: Charter, files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """How often each insurer asked on each day, and each question as both sides noted it."""
+    """How often each asker asked on each day, and each question as both sides noted it."""
     lines = {
         party: list(audit.entries(files[log_name(charter, party)].splitlines(keepends=True)))
         for party in _members(charter)
         if log_name(charter, party) in files
     }
-    terms = charter.link.condition if charter.link else None
-    fund = terms.fund if terms else ""
-    columns = ("insurer", "day", *COUNTED)
-    counted = [dict(zip(columns, row, strict=True)) for row in rates(lines.get(fund, []))]
+    columns = ("asker", "day", *COUNTED)
+    counted = [
+        {"asked": party, "about": about, **dict(zip(columns, row, strict=True))}
+        for party, entries in lines.items()
+        for about in ABOUT
+        for row in rates(entries, about)
+        if row[0] != party
+    ]
     questions: dict[str, dict[str, Any]] = {}
     for party, entries in lines.items():
         for line in entries:
-            if line.told.get("statistic") == STATISTIC and "consent" in line.told:
+            if line.told.get("statistic") in ABOUT and "consent" in line.told:
                 _note(questions.setdefault(str(line.told["consent"]), {}), party, line)
     return {RATES: pretty(counted), QUESTIONS: pretty(dict(sorted(questions.items())))}
 

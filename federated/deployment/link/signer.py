@@ -11,16 +11,22 @@ from federated.deployment.charter import Charter
 from federated.deployment.enrolment import new_identity
 from federated.deployment.folders import CHARTER, IDENTITY, identity_of, make_folder
 from federated.link.charter import ConditionTerms
-from federated.link.consent import SignedQuestion, check_consent, consented, consented_unseen
+from federated.link.consent import (
+    ConsentToken,
+    SignedQuestion,
+    check_consent,
+    consented,
+    consented_unseen,
+)
 from federated.link.keys import one_identifier
 from federated.link.services.condition_service import Answered
+from federated.queries.person.service import ScoreAnswer
+from federated.queries.person.terms import DAYS, consent_to_score
 from lab.errors import ConfigurationError, PeerError
 from lab.files import canonical, read_json, write_whole
 from lab.records import parse
 from secure_agg.identity import Identity
 
-#: Days that a consent is good for, where nobody says another number.
-DAYS = 7
 HANDLES = "handles.json"
 
 
@@ -78,6 +84,81 @@ def sign_question(
     return SignedQuestion(
         consent=consent, person=identifier, blinding=blinding.hex(), question=question.hex()
     )
+
+
+def sign_score(
+    folder: Path,
+    *,
+    asker: str,
+    asked: str,
+    person: str,
+    model: str,
+    today: date,
+    purpose: str = "",
+    days: int = DAYS,
+) -> ConsentToken:
+    """A person's consent to one score of two sides, signed by the desk.
+
+    asked: the other side, "" where the asker is joined to one alone; model: its digest; purpose: the
+    charter's first if empty. Raises ConfigurationError, and PolicyError for what the charter does not allow.
+    """
+    identity, charter = identity_of(folder), charters.read_signed(folder / CHARTER)
+    terms, pairs = charter.scores, charter.pairs
+    if terms is None or pairs is None:
+        raise ConfigurationError(
+            f"charter {charter.name}: says nothing of scores; agree on them with lab charter scores"
+        )
+    if terms.signers.get(identity.card.name) != identity.card.verifying.hex():
+        raise ConfigurationError(
+            f"{folder}: the charter names no signer '{identity.card.name}' with this key; it must stand in "
+            "signers of the file of lab charter scores"
+        )
+    if asker not in pairs.keys:
+        raise ConfigurationError(f"--insurer {asker}: there are {', '.join(pairs.keys)}")
+    peers = pairs.peers(asker)
+    if (asked or len(peers) > 1) and asked not in peers:
+        raise ConfigurationError(f"--of {asked}: {asker} is joined to {', '.join(peers)}")
+    what = purpose or next(iter(terms.purposes))
+    terms.check_asker(what, pairs.role(asker))
+    consent = consent_to_score(
+        identity,
+        terms,
+        asker=asker,
+        asked=asked or peers[0],
+        person=one_identifier(person, "normal"),
+        purpose=what,
+        model=model,
+        today=today,
+        days=days,
+    )
+    held = terms.consent_terms(consent.fund, model)
+    check_consent(consent, held, asker, today, (), {})
+    return consent
+
+
+def is_of_score(path: Path) -> bool:
+    """Whether receipts are of a score, by the file's form."""
+    content = read_json(path)
+    return isinstance(content, dict) and "score" in content
+
+
+def read_score_receipts(path: Path, charter_file: Path) -> ScoreAnswer:
+    """What both sides signed of one score. Raises as `read_receipts`."""
+    charter, told = (
+        charters.read_signed(charter_file),
+        parse(ScoreAnswer, read_json(path), where=str(path)),
+    )
+    for receipt, name in ((told.asker, told.asker.asker), (told.asked, told.asked.asked)):
+        if receipt.by != name or not receipt.holds(charter.member(name).card.verifying):
+            raise PeerError(
+                f"{path}: the receipt of {name} was altered, or lacks its signature", name
+            )
+    said = [
+        r.model_dump(exclude={"by", "answer", "day", "signature"}) for r in (told.asker, told.asked)
+    ]
+    if said[0] != said[1] or told.score != told.asker.answer:
+        raise PeerError(f"{path}: the two receipts are of different questions or answers")
+    return told
 
 
 def read_receipts(path: Path, charter_file: Path) -> Answered:

@@ -101,7 +101,7 @@ def _sign(root: Path, payers: list[str], terms: LinkCharter) -> None:
     )
     for name in payers:
         charter = charters.with_member(charter, Enrolment.read(root / name / ENROLMENT))
-    charter = charters.with_link(charter, terms)
+    charter = charters.with_terms(charter, link=terms)
     members = {name: root / name for name in (EXCHANGE, *payers)}
     signatures = {n: charters.sign(charter, identity_of(at)) for n, at in members.items()}
     signer = [root / SIGNER] if (root / SIGNER).exists() else []

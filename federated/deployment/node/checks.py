@@ -19,6 +19,7 @@ from federated.deployment import certificates
 from federated.deployment.audit_logs import LOG_NAME, verify_together
 from federated.deployment.enrolment import INSURERS
 from federated.deployment.folders import IDENTITY, charter_of, identity_of
+from federated.deployment.node.results import joined_runs
 from federated.deployment.node.rules.policy import InsurerPolicy
 from federated.deployment.node.rules.settings import (
     AUTHORITY,
@@ -57,6 +58,7 @@ def examine(folder: Path) -> list[Finding]:
         ("charter", checks.charter),
         ("data", checks.data),
         ("joined", checks.joined),
+        ("scores", checks.scores),
         ("link", checks.link),
         ("log", checks.log),
         ("admission", checks.admission),
@@ -197,6 +199,18 @@ class _Checks:
         return (
             f"{len(table.frame):,} rows by {' and '.join(side.own.key)} to {'; '.join(aligned)}"
             f"{_cuts_of(side, peers)}"
+        )
+
+    def scores(self) -> str:
+        charter, own = charter_of(self._folder, self._settings.name), self._settings.scores
+        if charter.scores is None or own is None:
+            return "of one person: tells none"
+        terms, models = own.tightened(charter.scores), joined_runs(self._folder)
+        approval = ", each approved by a person" * (own.approval == "always")
+        return (
+            f"of one person: {terms.asker_a_month:,} an asker in 30 days, {terms.scores_of_a_person:,} of a "
+            f"person in {terms.period_days} days, to {', '.join(terms.purposes)}; "
+            f"models here: {len(models):,}{approval}"
         )
 
     def link(self) -> str:

@@ -24,11 +24,11 @@ from lab.privacy.joining import NO_RULE
 
 #: Where a node keeps what it was given: a folder for each run, as `lab score` reads it.
 RESULTS = "results"
-MODEL, SCORES = Path("models", "federated.json"), "scores.json"
+MODEL, SCORES, PLAN = Path("models", "federated.json"), "scores.json", "plan.json"
 
 
 def take(folder: Path, run: str, study: StudyPlan, party: Party, outcome: Outcome) -> str:
-    """Keep the model, and this party's scores beside it; returns a line for whoever looks on."""
+    """Keep the model with its plan, and this party's scores beside it; returns a line for whoever looks on."""
     file = list(outcome.models.values())[-1].file
     place = folder / RESULTS / run
     record: dict[str, Any] = {"experiment": study.experiment.name, "hash": models.digest(file)}
@@ -38,9 +38,25 @@ def take(folder: Path, run: str, study: StudyPlan, party: Party, outcome: Outcom
     except LabError as error:  # too few test rows, or none that a score can be taken of
         record["scores"], record["why"] = {}, str(error)
     (place / MODEL).parent.mkdir(parents=True, exist_ok=True)
+    write_whole(place / PLAN, study.to_json().encode(), 0o600)
     write_whole(place / MODEL, file.encode(), 0o600)
     write_whole(place / SCORES, canonical(plain(record)) + b"\n", 0o600)
     return f"run {run}: model {record['hash'][:16]} is in {place}; {_headline(record)}"
+
+
+def joined_runs(folder: Path) -> dict[str, Path]:
+    """Folders of a node's results whose models are of joined sides, by the model's digest."""
+    runs = (model.parent.parent for model in sorted((folder / RESULTS).glob(f"*/{MODEL}")))
+    return {
+        models.digest((run / MODEL).read_text(encoding="utf-8")): run
+        for run in runs
+        if (run / PLAN).exists() and plan_of(run).experiment.joined
+    }
+
+
+def plan_of(run: Path) -> StudyPlan:
+    """The plan of a run in a node's results."""
+    return StudyPlan.from_json((run / PLAN).read_text(encoding="utf-8"))
 
 
 def _scores(study: StudyPlan, party: Party, outcome: Outcome) -> dict[str, dict[str, Any]]:

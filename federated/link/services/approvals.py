@@ -1,7 +1,7 @@
-"""A person at the fund approves a question before it is answered.
+"""A person at a member approves a question about a condition or a score before it is answered.
 
-A question that waits is refused and kept in a file; the person approves it by its digest, and the
-insurer asks again with the same consent, which is not used by waiting.
+A question that waits is refused and kept in a file; the person approves it by its digest, and whoever
+asked asks again with the same consent, which is not used by waiting.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lab.text import printable
 def approved_by(folder: Path, consent: ConsentToken) -> str:
     """Who approved a question. Raises PolicyError, and keeps the question, where nobody did.
 
-    folder: of the fund's link
+    folder: the service's
     """
     if (who := approvals.approver(folder, consent.digest)) is not None:
         return who
@@ -43,14 +43,21 @@ def approve_question(folder: Path, digest: str, who: str) -> str:
     return approvals.approve(folder, digest, who, waiting_questions(folder), "question")
 
 
-def question_lines(consent: ConsentToken, look_up: str) -> list[str]:
-    """A question as a person reads it before approving."""
+def question_lines(consent: ConsentToken, look_up: str, *, score: bool = False) -> list[str]:
+    """A question as a person reads it before approving. score: whether it is about a person's score."""
     who = printable(consent.person)
-    person = who if look_up == "open" else f"not told; handle {who[:12]}"
+    person = who if score or look_up == "open" else f"not told; handle {who[:12]}"
+    if score:
+        what, question = "score of one person", f"a score by model {consent.group[:16]}"
+    else:
+        what, question = (
+            "condition known before",
+            f"{consent.group} on record before {consent.before}?",
+        )
     return [
-        f"{consent.digest[:12]}  condition known before",
+        f"{consent.digest[:12]}  {what}",
         f"  asked by   {consent.insurer}, to {consent.purpose}",
-        f"  question   {consent.group} on record before {consent.before}?",
+        f"  question   {question}",
         f"  person     {person}",
         f"  consent    signed at {consent.signer}, good until {consent.expires}",
         f"  digest     {consent.digest}",

@@ -12,20 +12,16 @@ one question, whatever was killed when, and its letter, brought again, gets the 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, TypeVar
-
-from pydantic import ValidationError
 
 from federated.link.charter import ConditionTerms
 from federated.link.condition import STATISTIC, FundSide, InsurerSide, history_of
 from federated.link.consent import Answer, ConsentToken, Receipt, SignedQuestion
-from federated.link.letters import Letter, LetterBox, number_of, packed, unpacked
+from federated.link.letters import Letter, LetterBox, number_of, packed, record_of, unpacked
 from federated.link.lookup import HiddenList
 from federated.link.party_log import LOG
 from federated.link.services.approvals import approved_by
@@ -55,7 +51,6 @@ ASKED, RECEIPTS, LIST = "asked", "receipts", "list.bin"
 LIST_PATIENCE_SECONDS = 20.0
 #: Bytes of a list's entry and of an element, for the log.
 ENTRY, ELEMENT = 17, 32
-Record = TypeVar("Record", bound=Strict)
 
 
 class Answered(Strict):
@@ -123,7 +118,7 @@ class FundService:
     def _question(self, data: bytes) -> tuple[Letter, ConsentToken, bytes]:
         letter = self._box.read(data, CONDITION)
         content = unpacked(letter.content, letter.sender)
-        consent = _parsed(ConsentToken, content.get("consent", b""), letter.sender)
+        consent = record_of(ConsentToken, content.get("consent", b""), letter.sender)
         if content.get("list") != self.record.digest.encode():
             raise PolicyError("the record has changed, and so has its list; fetch it anew", "list")
         return letter, consent, content.get("question", b"")
@@ -158,7 +153,7 @@ class InsurerService:
 
     def ask(self, data: bytes) -> bytes:
         """The answer to what a desk signed. Raises the fund's refusal, and PeerError."""
-        signed = _parsed(SignedQuestion, data, self.member.name)
+        signed = record_of(SignedQuestion, data, self.member.name)
         place = self.folder / RECEIPTS / f"{signed.consent.digest}.json"
         with self._turn:
             if place.exists():
@@ -182,7 +177,7 @@ class InsurerService:
             InsurerSide(self.member.identity, self.terms, self.member.log, table),
             self.terms.fund,
         )
-        theirs = _parsed(Receipt, content.get("receipt", b""), fund)
+        theirs = record_of(Receipt, content.get("receipt", b""), fund)
         verifying = self.member.cards[fund].verifying
         if theirs.consent != signed.consent.digest or not theirs.holds(verifying):
             raise FaultyParty(
@@ -257,7 +252,7 @@ class InsurerService:
 def asked_about(identity: Identity, line: RelayLine, signed: SignedQuestion) -> Answered:
     """One question, asked through the insurer's own process. Raises its refusal, and PeerError."""
     content = canonical(signed.model_dump(mode="json"))
-    return _parsed(Answered, ask_own(identity, line, QUESTION, content), identity.card.name)
+    return record_of(Answered, ask_own(identity, line, QUESTION, content), identity.card.name)
 
 
 def _session(member: LinkMember) -> bytes:
@@ -267,15 +262,6 @@ def _session(member: LinkMember) -> bytes:
 
 def _box(member: LinkMember) -> LetterBox:
     return LetterBox(member.identity, _session(member), member.cards)
-
-
-def _parsed(record: type[Record], data: bytes, sender: str) -> Record:
-    """A record of JSON that came. Raises FaultyParty, without a value."""
-    try:
-        content: Any = json.loads(data)
-        return record.model_validate(content)
-    except (ValueError, ValidationError, RecursionError):
-        raise FaultyParty(f"{sender}: sent what is no {record.__name__}", sender) from None
 
 
 def read_question(path: Path) -> SignedQuestion:

@@ -50,9 +50,15 @@ def place_of(part: float) -> int:
     return place
 
 
-def bands_at(part: float, edges: Sequence[float], law: Family) -> Bands:
-    """(places,) the band at each place of the asker's part, for a part of the other's."""
+def bands_at(part: float, edges: Sequence[float], law: Family, *, wraps: bool = False) -> Bands:
+    """(places,) the band at each place of the asker's part, for a part of the other's.
+
+    wraps: whether sums of the two parts go on at the other end of the grid
+    """
     sums = part + STEP * (np.arange(PLACES) - PLACES // 2)
+    if wraps:
+        reach = STEP * PLACES / 2
+        sums = (sums + reach) % (2 * reach) - reach
     return np.searchsorted([law.eta(edge) for edge in edges], sums, side="right").astype(np.int64)
 
 

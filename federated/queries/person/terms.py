@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import itertools
+from datetime import date, timedelta
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from federated.joined.sums.factors import Role
 from federated.link.charter import ConditionTerms
-from lab.errors import PolicyError
+from federated.link.consent import ConsentToken, consented
+from federated.link.own_terms import tighter
+from lab.errors import ConfigurationError, PolicyError
 from lab.records import Strict, parse, read_toml
+from secure_agg.identity import Identity
 
 SHIPPED = Path(__file__).with_name("scores.toml")
 #: Most edges: a place in a table of bands is one byte.
 MOST_EDGES = 16
+#: Days that a consent is good for, where nobody says another number.
+DAYS = 7
 
 
 class ScoreTerms(Strict):
     """purposes: each with the side that asks; bands: rising edges of the score, in the model's unit;
     exact: the score itself is told, and with it the other side's part of it
-    scores_of_a_person: of one asker within period_days; signers: desks at which persons sign
+    scores_of_a_person: of one asker within period_days; asker_a_month: within 30 days
+    signers: name to Ed25519 key (hexadecimal) of the desks at which persons sign
     """
 
     purposes: dict[str, Role] = Field(min_length=1)
@@ -31,6 +38,7 @@ class ScoreTerms(Strict):
     scores_of_a_person: int = Field(default=1, ge=1)
     period_days: int = Field(default=365, ge=1)
     asker_a_day: int = Field(default=100, ge=1)
+    asker_a_month: int = Field(default=1_000, ge=1)
     token_days: int = Field(default=30, ge=1)
     signers: dict[str, str] = Field(default_factory=dict)
 
@@ -75,3 +83,55 @@ class ScoreTerms(Strict):
         """
         words = [f"{low:g} to {high:g}" for low, high in itertools.pairwise(self.bands)]
         return [f"below {self.bands[0]:g}", *words, f"{self.bands[-1]:g} and above"][place]
+
+
+class OwnScores(Strict):
+    """``[scores]`` of node.toml: what this side answers others, each at most what both sides signed; without
+    the section it answers nobody. a_month: to each asker, within 30 days; of_a_person: within the terms'
+    period; purposes: by which it may be asked; approval: whether a person approves each score."""
+
+    a_month: int = Field(ge=1)
+    of_a_person: int | None = Field(default=None, ge=1)
+    purposes: tuple[str, ...] | None = None
+    approval: Literal["never", "always"] = "never"
+
+    def tightened(self, terms: ScoreTerms) -> ScoreTerms:
+        """The terms as this side keeps them. Raises ConfigurationError for a purpose that is none of them."""
+        own = terms.purposes if self.purposes is None else self.purposes
+        if unknown := set(own) - set(terms.purposes):
+            raise ConfigurationError(
+                f"node.toml: scores.purposes: '{min(unknown)}' is not in the charter; there are "
+                f"{', '.join(terms.purposes)}"
+            )
+        return terms.model_copy(
+            update={
+                "purposes": {name: terms.purposes[name] for name in own},
+                "asker_a_month": tighter(terms.asker_a_month, self.a_month),
+                "scores_of_a_person": tighter(terms.scores_of_a_person, self.of_a_person),
+            }
+        )
+
+
+def consent_to_score(
+    signer: Identity,
+    terms: ScoreTerms,
+    *,
+    asker: str,
+    asked: str,
+    person: str,
+    purpose: str,
+    model: str,
+    today: date,
+    days: int = DAYS,
+) -> ConsentToken:
+    """A person's consent to one score by one model, signed at a desk. model: its digest."""
+    wanted: dict[str, object] = {
+        "insurer": asker,
+        "fund": asked,
+        "person": person,
+        "purpose": purpose,
+        "group": model,
+        "before": today,
+        "expires": today + timedelta(days=min(days, terms.token_days)),
+    }
+    return consented(signer, signer.card.name, wanted)

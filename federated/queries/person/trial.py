@@ -8,35 +8,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import ValidationError
 
 from federated.joined.side import OTHER
-from federated.joined.sums.factors import Halves, Role
-from federated.link.consent import ConsentToken, consented
+from federated.joined.sums.factors import Role
+from federated.link.consent import ConsentToken
 from federated.link.keys import one_identifier
 from federated.link.party_log import LOG, party_log
 from federated.queries.pair import check_one_insurer
-from federated.queries.person import sides
-from federated.queries.person.sides import AskedSide, ScoredSide, ScoreReceipt, history_of
-from federated.queries.person.terms import ScoreTerms
+from federated.queries.person import asker
+from federated.queries.person.asked import AskedSide, BroughtQuestion, history_of
+from federated.queries.person.asker import ScoreQuestion
+from federated.queries.person.holdings import check_bands, holding_of, scored_model
+from federated.queries.person.sides import ScoredSide, ScoreReceipt
+from federated.queries.person.terms import ScoreTerms, consent_to_score
 from federated.study.experiment import Experiment
 from federated.study.joined import JoinedTables, joined_tables
 from federated.study.rows import declared_categories
-from federated.study.settings import KEY
 from lab.audit.log_format import entries, read_lines
 from lab.errors import ConfigurationError
 from lab.files import read_json, write_whole
 from lab.models import files
-from lab.models.glm import GLM
 from secure_agg.identity import Identity
 
 DESK, CONSENTS, RECEIPTS = "consent desk", "consents", "receipts"
-FIRST_DAYS = 7
 
 
 @dataclass(frozen=True)
@@ -60,12 +59,12 @@ class ScoringTrial:
         identity_of: Callable[[str], Identity],
         stack: ExitStack,
     ) -> None:
-        experiment, self.model = _experiment(run), _glm(run)
+        experiment, self.model = _experiment(run), scored_model(run)
         self.folder, self._identity_of = folder, identity_of
         self.desk = identity_of(DESK)
         signers = {DESK: self.desk.card.verifying.hex()} | terms.signers
         self.terms = terms.model_copy(update={"signers": signers})
-        _check_bands(self.terms, self.model)
+        check_bands(self.terms, self.model)
         self.digest = files.digest((run / "models" / "federated.json").read_text())
         tables = joined_tables(experiment, declared_categories(experiment))
         names: dict[Role, str] = {"insurer": tables.names[0], "fund": tables.fund_name}
@@ -82,10 +81,11 @@ class ScoringTrial:
         stack: ExitStack,
     ) -> ScoredSide:
         identity = self._identity_of(name)
-        parts = parts_of(self.model, tables, experiment, role)
+        frame = tables.insurers if role == "insurer" else tables.fund
+        holding = holding_of(self.model, frame, tables.owner(), experiment.data.cap, role)
         log = stack.enter_context(party_log(identity, self.folder / name, of=""))
         law = self.model.task.law
-        return ScoredSide(identity, role, self.terms, self.digest, law, parts, log)
+        return ScoredSide(identity, role, self.terms, self.digest, law, holding, log)
 
     def consent(self, person: str, purpose: str, today: date) -> Path:
         """The file of a consent that the person signs at the desk today. Raises ConfigurationError."""
@@ -93,27 +93,35 @@ class ScoringTrial:
             owners = ", ".join(f"'{p}' ({side})" for p, side in self.terms.purposes.items())
             raise ConfigurationError(f"--purpose '{purpose}': the terms have {owners}")
         role = self.terms.purposes[purpose]
-        wanted: dict[str, object] = {
-            "insurer": self.sides[role].name,
-            "fund": self.sides[OTHER[role]].name,
-            "person": one_identifier(person, "normal"),
-            "purpose": purpose,
-            "group": self.digest,
-            "before": today,
-            "expires": today + timedelta(days=min(FIRST_DAYS, self.terms.token_days)),
-        }
-        token = consented(self.desk, DESK, wanted)
+        token = consent_to_score(
+            self.desk,
+            self.terms,
+            asker=self.sides[role].name,
+            asked=self.sides[OTHER[role]].name,
+            person=one_identifier(person, "normal"),
+            purpose=purpose,
+            model=self.digest,
+            today=today,
+        )
         return self._write(CONSENTS, token.digest[:12], token)
 
     def ask(self, consent: ConsentToken, today: date) -> ToldBand:
         """One question through both sides. Raises PolicyError by the rules of the side that is asked."""
         role: Role = "fund" if consent.insurer == self.sides["fund"].name else "insurer"
-        asker, other = self.sides[role], self.sides[OTHER[role]]
+        own, other = self.sides[role], self.sides[OTHER[role]]
         log = self.folder / other.name / LOG
         asked = AskedSide(other, {}, history_of(entries(read_lines(log))))
-        own = sides.question(asker, consent)
-        reply, theirs = asked.answer(consent, asker.name, role, own.sent, today)
-        answer, ours = sides.read(asker, own, reply, today)
+
+        def brought(question: ScoreQuestion) -> tuple[bytes, ScoreReceipt]:
+            step, sent = question.step, question.sent
+            return asked.answer(BroughtQuestion(consent, own.name, role, step, sent), today)
+
+        question = asker.question(own, consent)
+        reply, theirs = brought(question)
+        if question.step == "leaves":
+            question = asker.go_on(own, question, reply)
+            reply, theirs = brought(question)
+        answer, ours = asker.read(own, question, reply, today)
         for receipt in (ours, theirs):
             self._write(RECEIPTS, f"{consent.digest[:12]}-{receipt.by}", receipt)
         return ToldBand(answer, (ours, theirs))
@@ -133,23 +141,6 @@ def read_consent(file: Path) -> ConsentToken:
         raise ConfigurationError(f"{file}: is no consent, or a damaged one") from None
 
 
-def parts_of(
-    model: GLM, tables: JoinedTables, experiment: Experiment, role: Role
-) -> dict[str, float]:
-    """A side's part of the linear predictor of each of its persons, by the person's key; the intercept
-    is the insurer's."""
-    frame = tables.insurers if role == "insurer" else tables.fund
-    limits = {c: most for c, most in experiment.data.cap.items() if c in frame}
-    frame = frame.assign(**{c: frame[c].clip(upper=most) for c, most in limits.items()})
-    halves = Halves(model.encoding, tables.owner())
-    features = [term.feature for term in model.encoding.numbers]
-    features += [term.feature for term in model.encoding.categories]
-    own = [each.column for each in features if halves.owner(each.column) == role]
-    frame = frame[frame[own].notna().all(axis=1)]
-    beta = np.array(model.beta)[halves.places[role]]
-    return dict(zip(frame[KEY], (halves.matrix(role, frame) @ beta).tolist(), strict=True))
-
-
 def _experiment(run: Path) -> Experiment:
     """The experiment of a run over one insurer and the fund."""
     try:
@@ -163,23 +154,3 @@ def _experiment(run: Path) -> Experiment:
         )
     check_one_insurer(experiment)
     return experiment
-
-
-def _glm(run: Path) -> GLM:
-    """The model of a run's two sides together."""
-    model = files.read(run)
-    if not isinstance(model, GLM):
-        raise ConfigurationError(
-            f"{run}: scores of one person are of a glm, whose two sides add up; this is a {model.kind}"
-        )
-    return model
-
-
-def _check_bands(terms: ScoreTerms, model: GLM) -> None:
-    low = 0.0 if model.task.law.link != "identity" else -np.inf
-    high = 1.0 if model.task.law.name == "binomial" else np.inf
-    if not all(low < edge < high for edge in terms.bands):
-        raise ConfigurationError(
-            f"bands: edges of a {model.task.law.name} score must lie between {low:g} and {high:g}, got "
-            f"{list(terms.bands)}"
-        )

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from federated.cli.desk import identity_of
 from federated.link.consent import ConsentToken, consented
 from federated.link.party_log import LOG, party_log
-from federated.queries.person import bands, sides
-from federated.queries.person.sides import AskedSide, ScoredSide, history_of
+from federated.queries.person import asker, bands
+from federated.queries.person.asked import AskedSide, BroughtQuestion, history_of
+from federated.queries.person.sides import Linear, ScoredSide
 from federated.queries.person.terms import ScoreTerms
 from federated.queries.person.trial import ScoringTrial, read_consent
 from federated.run import run
@@ -42,6 +43,12 @@ OURS = {"ann": -2.0, "bob": -1.1, "cho": 0.4, "far": 40.0, "own": 0.0}
 THEIRS = {"ann": -0.6, "bob": 0.3, "cho": 0.9, "far": 0.0}
 
 
+def brought(consent: ConsentToken, sent: bytes, **changes: Any) -> BroughtQuestion:
+    """A question that the insurer brings."""
+    whose: dict[str, Any] = {"asker": "insurer", "role": "insurer", "step": "band"}
+    return BroughtQuestion(consent, sent=sent, **(whose | changes))
+
+
 class Pair:
     """Both sides with their logs; insurer asks, fund is asked."""
 
@@ -56,7 +63,7 @@ class Pair:
     def _side(self, name: str, parts: dict[str, float], stack: ExitStack) -> ScoredSide:
         identity = Identity(name, name.encode().ljust(32, b"."))
         log = stack.enter_context(party_log(identity, self.folder / name))
-        return ScoredSide(identity, name, self.terms, "a" * 64, LAW, parts, log)
+        return ScoredSide(identity, name, self.terms, "a" * 64, LAW, Linear(parts), log)
 
     def asked(self) -> AskedSide:
         """The fund, as it is after a restart."""
@@ -70,9 +77,9 @@ class Pair:
         return consented(DESK, "desk", wanted | changes)
 
     def ask(self, consent: ConsentToken, today: date = TODAY) -> str:
-        own = sides.question(self.insurer, consent)
-        reply, theirs = self.asked().answer(consent, "insurer", "insurer", own.sent, today)
-        answer, ours = sides.read(self.insurer, own, reply, today)
+        own = asker.question(self.insurer, consent)
+        reply, theirs = self.asked().answer(brought(consent, own.sent), today)
+        answer, ours = asker.read(self.insurer, own, reply, today)
         for receipt, side in ((ours, self.insurer), (theirs, self.fund)):
             assert receipt.holds(side.identity.card.verifying) and receipt.by == side.name
         assert (ours.answer, theirs.answer) == (answer, "not told")
@@ -125,7 +132,7 @@ def test_an_exact_score_is_told_where_the_terms_say_so(pair):
 def test_nothing_of_the_question_tells_the_asker_s_part(pair):
     """The same place twice is two questions that have nothing in common."""
     one = pair()
-    sent = [sides.question(one.insurer, one.consent()).sent for _ in range(2)]
+    sent = [asker.question(one.insurer, one.consent()).sent for _ in range(2)]
     assert sent[0] != sent[1] and {len(each) for each in sent} == {32}
 
 
@@ -177,7 +184,7 @@ def test_a_person_s_scores_are_rationed_over_restarts(pair):
 def test_an_asker_s_scores_of_a_day_are_rationed(pair):
     one = pair(asker_a_day=1)
     one.ask(one.consent())
-    with pytest.raises(PolicyError, match="has asked for 1 scores today"):
+    with pytest.raises(PolicyError, match="was told 1 score today"):
         one.ask(one.consent("bob"))
     assert one.ask(one.consent("bob"), TODAY + timedelta(days=1)) == "0.4 and above"
 
@@ -185,14 +192,14 @@ def test_an_asker_s_scores_of_a_day_are_rationed(pair):
 def test_what_is_no_place_and_no_table_is_blamed_on_its_sender(pair):
     one = pair()
     consent = one.consent()
-    good = sides.question(one.insurer, consent).sent
+    good = asker.question(one.insurer, consent).sent
     for sent in (b"", b"\xff" * 32, bytes(31), good + good):
         with pytest.raises(PeerError, match="insurer: sent what is no blinded place"):
-            one.asked().answer(consent, "insurer", "insurer", sent, TODAY)
-    own = sides.question(one.insurer, consent)
+            one.asked().answer(brought(consent, sent), TODAY)
+    own = asker.question(one.insurer, consent)
     for reply in (b"", b"\xff" * 544):
         with pytest.raises(PeerError, match="fund: sent what is no"):
-            sides.read(one.insurer, own, reply, TODAY)
+            asker.read(one.insurer, own, reply, TODAY)
 
 
 def test_no_log_and_no_letter_names_a_person(pair):

@@ -20,6 +20,7 @@ from federated.deployment.enrolment import (
 )
 from federated.deployment.folders import make_folder, make_party
 from federated.link.own_terms import OwnLink
+from federated.queries.person.terms import OwnScores
 from lab.audit.approvals import APPROVED, REQUESTS
 from lab.errors import ConfigurationError
 from lab.files import write_whole
@@ -108,6 +109,7 @@ class NodeSettings(Strict):
     data: OwnData | None = None
     limits: NodeLimits = NodeLimits()
     joined: OwnPairs | None = None
+    scores: OwnScores | None = None
     link: OwnLink | None = None
     budget: Budget | None = None
 
@@ -131,6 +133,12 @@ bits_per_person = 100          # cuts that each may be told, ever
 equations_per_person = 0.5     # numbers about a column that may be opened, ever, for
                                # each person in common
 alignments = 10                # begun with each other side, ever
+
+{scores}[scores]                       # what of one person others are told here (lab link serve); without
+{scores}                               # this section nothing; each at most what all signed
+{scores}a_month = {a_month:<21}# scores that each asker may be told in 30 days
+# of_a_person = 1              # of one person, in the charter's period; purposes likewise
+# approval = "always"          # a person approves each score first
 """
 TEMPLATE = """# What this insurer's node holds and takes part in. Nothing outside can loosen it.
 name = {name}
@@ -191,16 +199,14 @@ def init(
     test: tuple[str, str | int] | None = None,
     caps: Mapping[str, float] | None = None,
     analyses: tuple[str, ...] = ("glm",),
-    key: tuple[str, ...] = (),
-    products: Mapping[str, tuple[str, ...]] | None = None,
-    cuts: Mapping[str, tuple[str, ...]] | None = None,
+    joined: OwnPairs | None = None,
+    scores: OwnScores | None = None,
 ) -> Enrolment:
     """A new node in a new folder: keys, a commented node.toml, the enrolment to hand over.
 
     encoding: of a CSV that is not UTF-8; person: the column of who a row belongs to, "" where each is
     a person's; test: the column and the value that mark rows for testing; caps: the largest value by
-    column; key: the columns that name a person, at a side of joined pairs; products: its columns that may
-    enter products, by the other side; cuts: those of which trees may tell cuts.
+    column; joined, scores: of a side of joined pairs.
     """
     make_folder(folder)
     for subfolder in (REQUESTS, APPROVED, STATE):
@@ -224,24 +230,21 @@ def init(
             "analyses": f"analyses = {_toml(list(analyses))} ",
             "caps": f"caps = {_table(caps or {})} ",
             "data": "\n".join(f"{name} = {_toml(v)}" for name, v in data.items() if v),
-            "joined": _joined(key, products or {}, cuts or {}) if key else "",
+            "joined": _joined(joined, scores) if joined else "",
         }
         text = TEMPLATE.format(**names, **fields)
     write_whole(folder / SETTINGS, text.encode(), 0o600)  # an address may hold a password
     return enrolment
 
 
-def _joined(
-    key: tuple[str, ...],
-    products: Mapping[str, tuple[str, ...]],
-    cuts: Mapping[str, tuple[str, ...]],
-) -> str:
-    """The section of a side of joined pairs."""
+def _joined(own: OwnPairs, scores: OwnScores | None) -> str:
+    """The sections of a side of joined pairs."""
     columns = {
-        name: f"{name} = {_table({peer: list(own) for peer, own in by_peer.items()})} "
-        for name, by_peer in (("products", products), ("cuts", cuts))
+        name: f"{name} = {_table({peer: list(each) for peer, each in by_peer.items()})} "
+        for name, by_peer in (("products", own.products), ("cuts", own.cuts))
     }
-    return JOINED.format(key=f"key = {_toml(list(key))} ", **columns)
+    limits = {"scores": "" if scores else "# ", "a_month": scores.a_month if scores else 100}
+    return JOINED.format(key=f"key = {_toml(list(own.key))} ", **columns, **limits)
 
 
 def _table(values: Mapping[str, object]) -> str:

@@ -82,7 +82,7 @@ def test_a_package_shows_rates_and_each_question_as_both_sides_noted_it(root: Pa
     assert manifest.charter == Charter.read(root / "fund" / "charter.json").digest
     files = unzipped(file)
     (line,) = json.loads(files[RATES])
-    assert (line["insurer"], line["questions"], line["persons"], line["refused"]) == (
+    assert (line["asker"], line["questions"], line["persons"], line["refused"]) == (
         "north",
         1,
         1,
