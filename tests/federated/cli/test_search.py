@@ -62,6 +62,7 @@ def test_tune_says_its_cost_alone(claims: Path) -> None:  # noqa: F811
     assert not list((claims.parent / "runs").glob("tune*/result.json"))
 
 
+@pytest.mark.slow
 def test_tune_is_one_json_object(claims: Path) -> None:  # noqa: F811
     done = shown("tune", claims, "--json", "--no-track", "--set", "tune.outer=2")
     result = json.loads(done.stdout)

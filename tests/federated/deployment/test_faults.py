@@ -105,7 +105,7 @@ def test_a_run_whose_exchange_does_not_come_back_ends_in_time_and_goes_on_later(
 @pytest.mark.parametrize(
     ("kinds", "seed", "target"),
     [
-        (KINDS, 1, 2),
+        pytest.param(KINDS, 1, 2, marks=pytest.mark.slow),
         *(
             pytest.param((kind,), seed, 3 + at, marks=pytest.mark.slow)
             for at, (kind, seed) in enumerate((k, s) for k in KINDS for s in (2, 3))

@@ -131,6 +131,7 @@ def count(trial: Trial, **options: Any) -> int:
     return int(answer["count(*)"].item())
 
 
+@pytest.mark.slow
 def test_a_rotated_log_opens_no_question_again_for_fewer(
     tmp_path: Path, authority_key: Any
 ) -> None:

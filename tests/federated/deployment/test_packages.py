@@ -22,7 +22,7 @@ from tests.rigs.trial import Trial, started
 @pytest.mark.parametrize(
     ("hiding", "split"),
     [
-        ("paillier", False),
+        pytest.param("paillier", False, marks=pytest.mark.slow),
         pytest.param("masks", False, marks=pytest.mark.slow),
         pytest.param("paillier", True, marks=pytest.mark.slow),
     ],

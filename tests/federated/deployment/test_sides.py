@@ -208,6 +208,7 @@ def test_who_approves_sees_whose_rows_are_joined(pair: Sides) -> None:
     assert "by randomness that the supervisor deals; the fund's columns are chronic, stays" in text
 
 
+@pytest.mark.slow
 def test_a_column_too_many_ends_the_run_before_a_letter_leaves(pair: Sides) -> None:
     pair.settle("fund", "equations_per_person = 50", "equations_per_person = 0.5")
     pair.kill("fund", signal.SIGTERM)

@@ -148,6 +148,7 @@ def test_a_column_that_never_varies_does_not_end_a_trial(claims: Path) -> None:
     assert all(trial.score is not None for trial in tuned.trials)
 
 
+@pytest.mark.slow
 def test_an_outer_loop_judges_what_was_chosen_without_its_fold(claims: Path) -> None:
     tuned = searched(claims, tune__outer=2)
     assert len(tuned.nested) == 2 and all(len(each.folds) == 1 for each in tuned.nested)

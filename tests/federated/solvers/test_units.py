@@ -81,6 +81,7 @@ cases = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(cases)
 def test_a_glm_is_rescaled_and_else_the_same(case: dict[str, Any]) -> None:

@@ -125,7 +125,10 @@ def test_csv_parquet_and_postgresql_give_one_fit(
     assert len({model_of(one) for one in studies}) == 1
 
 
-@pytest.mark.parametrize("kind", sorted(MODELS))
+@pytest.mark.parametrize(
+    "kind",
+    ["glm", *(pytest.param(k, marks=pytest.mark.slow) for k in sorted(MODELS) if k != "glm")],
+)
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "cp1252", "latin-1", "gb18030", "mac-roman"])
 def test_every_encoding_that_is_stated_gives_one_fit(
     tmp_path: Path, kind: str, encoding: str
@@ -160,6 +163,7 @@ def test_the_order_of_columns_gives_one_fit_and_that_of_rows_the_same_to_roundin
     np.testing.assert_allclose(predictions(shuffled), predictions(plain), rtol=1e-9)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 999), st.integers(3, 6), st.sampled_from(sorted(MODELS)))
 def test_every_split_of_the_rows_gives_one_fit(

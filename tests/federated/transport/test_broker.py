@@ -425,6 +425,7 @@ def betray(out: Path, network: str, port: int, data: bytes) -> None:
         line.close()
 
 
+@pytest.mark.slow
 def test_nothing_but_tls_is_on_the_loopback_of_a_run_and_no_canary(
     tmp_path_factory: pytest.TempPathFactory, authority_key: Any
 ) -> None:

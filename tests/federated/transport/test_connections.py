@@ -165,6 +165,7 @@ def test_a_limit_outside_its_bounds_is_told(tmp_path: Path, key: str, value: flo
         exchange.Settings.read(folder)
 
 
+@pytest.mark.slow
 def test_silent_connections_of_an_unguarded_exchange_stay_open(
     tmp_path_factory: Any, authority_key: Any
 ) -> None:

@@ -119,6 +119,7 @@ def test_the_model_reads_whole_numbers_and_codes_as_text_or_as_numbers(
         model.predict(rows.assign(age="old"))
 
 
+@pytest.mark.slow
 def test_the_page_opens_on_the_runs_and_sigterm_leaves_no_process(study: Study) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
