@@ -285,6 +285,8 @@ def digest_of(model: str) -> str:
         return digest(model_file(Path(model)).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigurationError(f"{model}: can't be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{model}: is no model's file") from None
 
 
 def _today() -> date:
@@ -300,7 +302,8 @@ def ask_scores(folder: Path, model: Path, consents: tuple[Path, ...]) -> None:
     from federated.deployment.link.member import link_folder
     from federated.queries.person.service import RECEIPTS, asked_score
     from federated.queries.person.trial import read_consent
-    from lab.errors import ConfigurationError, PeerError, PolicyError
+    from lab.errors import ConfigurationError, LabError, PolicyError
+    from secure_agg.errors import SecureAggError
 
     place, digest, told = link_folder(folder), digest_of(str(model)), 0
     words = {file: read_consent(file) for file in consents}
@@ -316,7 +319,7 @@ def ask_scores(folder: Path, model: Path, consents: tuple[Path, ...]) -> None:
                 answer = asked_score(place.identity, line, word)
                 again = f" (told on {answer.asker.day})" if answer.before else ""
                 said, told = f"{answer.score}{again}", told + 1
-            except (PeerError, PolicyError) as error:
+            except (LabError, SecureAggError) as error:
                 said = f"refused: {error}" if isinstance(error, PolicyError) else str(error)
             table.add_row(word.person, str(file), said)
     console = screen()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -87,14 +88,20 @@ class ConditionTerms(Strict):
     persons_of_a_group: int = Field(default=500, ge=1)
 
     @model_validator(mode="after")
-    def _purposes_are_apart(self) -> Self:
-        both = set(self.purposes) & set(self.refused_purposes)
-        if both:
-            raise ValueError(f"'{min(both)}' is a purpose and a refused purpose")
-        for name, key in self.signers.items():
-            if len(key) != 64 or not set(key) <= set("0123456789abcdef"):
-                raise ValueError(f"signers.{name}: a key has 64 hexadecimal digits")
+    def _consents_can_be_checked(self) -> Self:
+        check_consents(self.purposes, self.refused_purposes, self.signers)
         return self
+
+
+def check_consents(
+    purposes: Iterable[str], refused: Iterable[str], signers: Mapping[str, str]
+) -> None:
+    """Raises ValueError for a purpose that is refused too, and a signer whose key is none."""
+    if both := set(purposes) & set(refused):
+        raise ValueError(f"refused_purposes: '{min(both)}' is a purpose too")
+    for name, key in signers.items():
+        if len(key) != 64 or not set(key) <= set("0123456789abcdef"):
+            raise ValueError(f"signers.{name}: a key has 64 hexadecimal digits")
 
 
 class LinkCharter(Strict):

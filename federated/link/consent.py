@@ -29,6 +29,8 @@ from lab.records import Strict
 from secure_agg.identity import Identity, signed_by
 
 PERSON = "the person"
+#: Signs of a text in a consent, at most: it stands in a line of a log.
+LONGEST = 500
 Answer = Literal["yes", "no", "refer", "not told"]
 Hex32 = Field(pattern=r"^[0-9a-f]{64}$")
 Hex64 = Field(pattern=r"^[0-9a-f]{128}$")
@@ -65,12 +67,12 @@ class ConsentToken(SignedRecord):
 
     domain: ClassVar[bytes] = b"link consent"
     format: Literal["insurance-privacy-lab link consent 1"] = "insurance-privacy-lab link consent 1"
-    signer: str
-    insurer: str
-    fund: str
-    person: str = Field(min_length=1)
-    purpose: str
-    group: str
+    signer: str = Field(max_length=LONGEST)
+    insurer: str = Field(max_length=LONGEST)
+    fund: str = Field(max_length=LONGEST)
+    person: str = Field(min_length=1, max_length=LONGEST)
+    purpose: str = Field(max_length=LONGEST)
+    group: str = Field(max_length=LONGEST)
     before: date
     expires: date
     number: str = Hex32

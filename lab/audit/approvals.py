@@ -33,7 +33,12 @@ def keep(folder: Path, digest: str, content: bytes) -> None:
 def approver(folder: Path, digest: str) -> str | None:
     """Who approved it; None where nobody did."""
     path = folder / APPROVED / digest
-    return str(read_json(path)["by"]) if path.exists() else None
+    if not path.exists():
+        return None
+    content = read_json(path)
+    if not isinstance(content, dict) or "by" not in content:
+        raise ConfigurationError(f"{path}: is damaged; remove it, and approve again")
+    return str(content["by"])
 
 
 def waiting(folder: Path, what: str, read: Callable[[Path], Waiting]) -> dict[str, Waiting]:

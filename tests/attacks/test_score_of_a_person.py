@@ -11,18 +11,24 @@ from __future__ import annotations
 import itertools
 from contextlib import ExitStack
 from datetime import date, timedelta
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from federated.link.consent import consented
 from federated.link.party_log import party_log
 from federated.queries.person import bands, leaves
 from federated.queries.person.asked import AskedSide, BroughtQuestion
+from federated.queries.person.leaves import SharedTrees
 from federated.queries.person.sides import Linear, ScoredSide
 from federated.queries.person.terms import ScoreTerms
+from federated.study.arms import perform
+from federated.study.experiment import Experiment
 from lab.errors import PolicyError
 from lab.models.families import Family
+from lab.models.tree_model import Trees, binned
 from secure_agg.identity import Identity
 from secure_agg.ristretto import SIZE, blind, derived_key, encoded, finalize
 from tests.federated.queries.test_person_trees import model_of, sides_of
@@ -43,6 +49,8 @@ ROWS = np.array(list(itertools.product(*(range(len(c)) for c, _ in COLUMNS.value
 PARTS = sum(np.array(c)[ROWS[:, k]] for k, (c, _) in enumerate(COLUMNS.values()))
 COMMON = np.prod([np.array(p)[ROWS[:, k]] for k, (_, p) in enumerate(COLUMNS.values())], axis=0)
 TERMS = ScoreTerms.read()
+ILL, WEIGHTS = ROWS[:, RAREST] == 1, COMMON / COMMON.sum()
+OWN = ("own 0", "own 1", "own 2")
 
 
 def population() -> tuple[np.ndarray, np.ndarray]:
@@ -130,6 +138,75 @@ def test_the_ration_ends_the_series_of_questions_that_the_attack_needs(tmp_path,
     assert replies == TERMS.scores_of_a_person == 1
 
 
+def aimed(sums: np.ndarray) -> tuple[float, float]:
+    """(share of the ill found, share of those found who are) by the one place that finds most of them.
+
+    sums: (rows of values,) of the score on the link's scale, with an own part of 0; whoever is more likely
+    than not to be ill in a band is taken to be."""
+    best = (0.0, 0.0)
+    scales = [LAW.eta(edge) for edge in TERMS.bands]
+    for place in range(bands.PLACES):
+        own = bands.STEP * (place - bands.PLACES // 2)
+        band = np.searchsorted(scales, sums + own, side="right")
+        weights = np.bincount(band, WEIGHTS, len(scales) + 1)
+        likely = np.bincount(band, WEIGHTS * ILL, len(scales) + 1) > weights / 2
+        right = float(WEIGHTS[ILL & likely[band]].sum())
+        if right > best[0] * WEIGHTS[ILL].sum():
+            best = (right / WEIGHTS[ILL].sum(), right / WEIGHTS[likely[band]].sum())
+    return best
+
+
+def test_one_band_of_a_glm_aimed_at_a_condition_finds_two_of_three_who_have_it():
+    found, right = aimed(PARTS)
+    assert (round(found, 2), round(right, 2)) == (0.66, 0.53)
+
+
+def grown(folder: Path) -> Trees:
+    """Trees on the fund's columns and three of the insurer's, grown on 20,000 persons."""
+    rng = np.random.default_rng(1)
+    row = rng.choice(len(ROWS), 20_000, p=WEIGHTS)
+    frame = pd.DataFrame(ROWS[row], columns=list(COLUMNS)).assign(
+        **{name: rng.integers(0, 5, len(row)) for name in OWN}
+    )
+    eta = -2.3 + PARTS[row] + 0.15 * frame[OWN[0]] - 0.2 * (frame[OWN[1]] == 1)
+    frame.assign(y=rng.poisson(np.exp(eta))).to_csv(folder / "t.csv", index=False)
+    content = {
+        "name": "trees",
+        "data": {"path": str(folder / "t.csv"), "target": "y", "features": [*COLUMNS, *OWN]},
+        "model": {"kind": "trees", "family": "poisson", "trees": 60, "depth": 4},
+        "parties": {"split": "uniform", "count": 3},
+        "protection": {"sums": "clear"},
+        "arms": {"run": ["federated"], "replicates": 0},
+    }
+    content["model"] |= {"learning_rate": 0.1, "validation_share": 0.0}
+    study = perform(Experiment.model_validate(content))
+    model = study.arms["federated"].models["all"]["model"].model
+    assert isinstance(model, Trees)
+    return model
+
+
+def test_one_band_of_trees_whose_lines_are_made_up_finds_all_who_have_a_condition(tmp_path):
+    """The asker reads of each group the line that parts the ill from the others best, as if its own cuts
+    led there; with own columns as they are, the place alone made up, it finds fewer."""
+    model = grown(tmp_path)
+    frame = pd.DataFrame(ROWS, columns=list(COLUMNS)).assign(**dict.fromkeys(OWN, 0))
+    codes = {str(k): row for k, row in enumerate(binned(frame, model.cuts))}
+    fund = SharedTrees(model, "fund", frozenset(COLUMNS), codes)
+    secret = b"s" * 32
+    groups = [g for g in fund.asked_groups if g.theirs and any(g.ways)]
+    masks = sum(leaves._mask(secret, number) for number in range(len(groups)))
+    alone = np.array([leaves.amount(leaves.asked_share(fund, k, secret) + masks) for k in codes])
+    led = np.array([[leaves._leads(g.theirs, row) for g in groups] for row in codes.values()])
+    lines = np.array([[max(*g.values, 0), min(*g.values, 0)] for g in groups]) * leaves.UNIT
+    likely = (WEIGHTS[ILL] @ led[ILL] / WEIGHTS[ILL].sum()) > WEIGHTS[~ILL] @ led[~ILL] / (
+        WEIGHTS[~ILL].sum()
+    )
+    found, right = aimed(alone + led @ np.where(likely, lines[:, 0], lines[:, 1]))
+    assert found > 0.95 and right > 0.95
+    honest, _ = aimed(model.eta(frame))
+    assert honest < 0.9
+
+
 @pytest.mark.parametrize("one_key", [False, True])
 def test_elements_of_one_group_of_leaves_tell_the_other_side_s_cuts_under_one_key_alone(
     monkeypatch, one_key
@@ -152,7 +229,7 @@ def test_elements_of_one_group_of_leaves_tell_the_other_side_s_cuts_under_one_ke
         values = finalize(texts, key, elements)
         lines = [reply[SIZE + leaves.LINE * k :][: leaves.LINE] for k in (0, none)]
         one, other = (leaves._unhidden(line, v) for line, v in zip(lines, values, strict=True))
-        led = leaves._leads(first.theirs, theirs.codes["ann"])
+        led = leaves._leads(first.theirs, theirs.persons["ann"])
         read.append(((one - other) % leaves.MODULUS == led * first.values[0] % leaves.MODULUS, led))
     assert {led for _, led in read} == {False, True}
     assert all(right for right, _ in read) == one_key

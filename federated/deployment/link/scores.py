@@ -14,7 +14,7 @@ from federated.link.party_log import LOG
 from federated.link.services.fund_record import read_person_keys
 from federated.link.services.process import LinkMember
 from federated.queries.person.asked import history_of
-from federated.queries.person.holdings import check_bands, holding_of, scored_model
+from federated.queries.person.holdings import check_terms, holding_of, scored_model
 from federated.queries.person.service import ScoreRules, ScoreService
 from federated.queries.person.sides import ScoredSide
 from federated.queries.person.terms import ScoreTerms
@@ -32,14 +32,16 @@ def score_service(
     spelling = policy.contract().columns[person_column(policy)].spelling
     home = folder / LINK_FOLDER
     keys = settings.link.person_keys if settings.link else None
+    policy.keyed()  # a table that breaks its contract is told now, not to whom asks
 
     @cache
-    def side_of(digest: str) -> ScoredSide:
-        return _side(folder, digest, policy, terms, member)
+    def side_of(digest: str, peer: str) -> ScoredSide:
+        return _side(folder, digest, peer, policy, terms, member)
 
     past = entries(read_lines(home / LOG)) if (home / LOG).exists() else ()
     rules = ScoreRules(
         roles={name: charter.pairs.role(name) for name in charter.pairs.peers(settings.name)},
+        terms=terms,
         answers=own is not None,
         approval=own is not None and own.approval == "always",
         person_keys=read_person_keys(folder / keys, spelling) if keys else {},
@@ -58,7 +60,12 @@ def person_column(policy: SidePolicy) -> str:
 
 
 def _side(
-    folder: Path, digest: str, policy: SidePolicy, terms: ScoreTerms, member: LinkMember
+    folder: Path,
+    digest: str,
+    peer: str,
+    policy: SidePolicy,
+    terms: ScoreTerms,
+    member: LinkMember,
 ) -> ScoredSide:
     run = joined_runs(folder).get(digest)
     if run is None:
@@ -67,7 +74,9 @@ def _side(
             "model",
         )
     plan, model = plan_of(run), scored_model(run)
-    check_bands(terms, model)
+    if peer not in {block.name for block in plan.experiment.joined}:
+        raise PolicyError(f"{peer} took no part in the run of this model", "model")
+    check_terms(terms, model)
     frame = policy.keyed()[0].frame
     holding = holding_of(model, frame, plan.owner, plan.experiment.data.cap, policy.role)
     spelling = policy.contract().columns[person_column(policy)].spelling

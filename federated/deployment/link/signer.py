@@ -21,6 +21,7 @@ from federated.link.consent import (
 from federated.link.keys import one_identifier
 from federated.link.services.condition_service import Answered
 from federated.queries.person.service import ScoreAnswer
+from federated.queries.person.sides import NOT_TOLD
 from federated.queries.person.terms import DAYS, consent_to_score
 from lab.errors import ConfigurationError, PeerError
 from lab.files import canonical, read_json, write_whole
@@ -125,7 +126,7 @@ def sign_score(
         terms,
         asker=asker,
         asked=asked or peers[0],
-        person=one_identifier(person, "normal"),
+        person=person.strip(),
         purpose=what,
         model=model,
         today=today,
@@ -156,7 +157,7 @@ def read_score_receipts(path: Path, charter_file: Path) -> ScoreAnswer:
     said = [
         r.model_dump(exclude={"by", "answer", "day", "signature"}) for r in (told.asker, told.asked)
     ]
-    if said[0] != said[1] or told.score != told.asker.answer:
+    if said[0] != said[1] or (told.score, NOT_TOLD) != (told.asker.answer, told.asked.answer):
         raise PeerError(f"{path}: the two receipts are of different questions or answers")
     return told
 

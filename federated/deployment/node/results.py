@@ -6,6 +6,7 @@ The scores stay with the insurer, so that nobody compares insurers by them.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,15 @@ def take(folder: Path, run: str, study: StudyPlan, party: Party, outcome: Outcom
 
 def joined_runs(folder: Path) -> dict[str, Path]:
     """Folders of a node's results whose models are of joined sides, by the model's digest."""
-    runs = (model.parent.parent for model in sorted((folder / RESULTS).glob(f"*/{MODEL}")))
-    return {
-        models.digest((run / MODEL).read_text(encoding="utf-8")): run
-        for run in runs
-        if (run / PLAN).exists() and plan_of(run).experiment.joined
-    }
+    found = {}
+    for model in sorted((folder / RESULTS).glob(f"*/{MODEL}")):
+        run = model.parent.parent
+        with suppress(
+            ConfigurationError, OSError, UnicodeDecodeError
+        ):  # of another version, or damaged
+            if plan_of(run).experiment.joined:
+                found[models.digest(model.read_text(encoding="utf-8"))] = run
+    return found
 
 
 def plan_of(run: Path) -> StudyPlan:

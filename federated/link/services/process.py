@@ -29,6 +29,7 @@ from lab.text import printable
 from secure_agg.errors import Blame, FaultyParty, SecureAggError
 from secure_agg.identity import Card, Identity
 
+Brought = TypeVar("Brought")
 Told = TypeVar("Told")
 #: What answers a call: bytes for bytes.
 Handler = Callable[[bytes], bytes]
@@ -70,11 +71,11 @@ class LinkMember:
         self.log.append("release", **told, **counts)
 
     def noting(
-        self, statistic: str, step: Callable[[bytes], Told], by: str = "unknown"
-    ) -> Callable[[bytes], Told]:
+        self, statistic: str, step: Callable[[Brought], Told], by: str = "unknown"
+    ) -> Callable[[Brought], Told]:
         """The step, with a line in the log for what it refuses. by: whom, where nobody is to blame."""
 
-        def noted(data: bytes) -> Told:
+        def noted(data: Brought) -> Told:
             try:
                 return step(data)
             except (LabError, SecureAggError) as error:

@@ -25,20 +25,24 @@ from lab.audit.log_format import Entry
 from lab.errors import PeerError, PolicyError
 from secure_agg.errors import InvalidElement
 
-MONTH = 30
+MONTH, SALT = 30, 16
 LEAVES = b"score leaves"
 
 
 @dataclass(frozen=True)
 class ToldScore:
-    """One score that was told. person: a handle of the log's owner; letter: digest of what brought it."""
+    """A letter that was answered. person: a handle of the log's owner; consent, letter: their digests;
+    salt: of the random numbers of its answer; row: stands for the person's row."""
 
     day: date
     asker: str
     person: str
     number: str
-    step: Step = "band"
-    letter: str = ""
+    consent: str
+    step: Step
+    letter: str
+    salt: str
+    row: str
 
 
 @dataclass(frozen=True)
@@ -74,57 +78,78 @@ class AskedSide:
     def answer(self, brought: BroughtQuestion, today: date) -> tuple[bytes, ScoreReceipt]:
         """(what the asker reads, this side's receipt).
 
-        Raises :class:`PolicyError` by the rule "consent", "purpose", "ration", "person" or "approval", and
-        :class:`PeerError` for what is no question; each is logged, and nothing is told."""
+        Raises :class:`PolicyError` by the rule "kind", "consent", "purpose", "ration", "person", "table" or
+        "approval", and :class:`PeerError` for what is no question; each is logged, and nothing is told."""
         side, consent, asker = self.side, brought.consent, brought.asker
         try:
             line = self._admitted(brought, today)
-            reply = self._reply(brought)
-            if self._approval is not None and self._is_new(line):
+            is_new = line not in self.history
+            if self._approval is not None and is_new and line.step == side.steps[0]:
                 by = self._approval(consent)
                 side.log.append("approval", statistic=STATISTIC, by=by, consent=consent.digest)
+            if is_new:  # before its answer is made: a letter that is no question is used up too
+                self._note(line, brought)
+            reply = self._reply(brought, bytes.fromhex(line.salt))
         except (PolicyError, PeerError) as error:
             told = {"rule": error.rule, "text": str(error), "by": asker, "day": today.isoformat()}
             side.log.append("refusal", statistic=STATISTIC, **told)
             raise
-        if line not in self.history:
-            told = {"number": line.number, "day": today.isoformat(), "letter": line.letter}
-            side.log.append("request", **about(side, consent, asker), step=line.step, **told)
-            self.history.append(line)
         how = "exact" if side.terms.exact else f"one of {len(side.terms.bands) + 1} bands"
         how = "shares of leaves" if line.step == "leaves" else how
         told = {"by": asker, "answer": how, "number": line.number, "consent": consent.digest}
         side.log.append("answer", statistic=STATISTIC, **told)
         return reply, side.receipt(consent, today, NOT_TOLD)
 
-    def _is_new(self, line: ToldScore) -> bool:
-        return line.step == self.side.first and line not in self.history
+    def _note(self, line: ToldScore, brought: BroughtQuestion) -> None:
+        names = ("number", "step", "letter", "salt", "row")
+        told = {"day": line.day.isoformat(), **{name: getattr(line, name) for name in names}}
+        about_it = about(self.side, brought.consent, brought.asker)
+        self.side.log.append("request", **about_it, **told)
+        self.history.append(line)
 
     def _admitted(self, brought: BroughtQuestion, today: date) -> ToldScore:
+        """The line of a question that may be answered: the one before of a letter brought again."""
+        # 1. What is asked, by whom, of which model.
         side, terms, consent = self.side, self.side.terms, brought.consent
         terms.check_asker(consent.purpose, brought.role)
         if consent.group != side.model:
             raise PolicyError("the consent is for scores of another model than this one", "consent")
-        before = [each for each in self.history if each.number == consent.number]
-        same = [each for each in before if each.step == brought.step]
+        if brought.step not in side.steps:
+            raise PeerError(f"{brought.asker}: asks about leaves of a model without", brought.asker)
+        # 2. Whether the consent is good, and unused by this step. What it began it may end later.
+        own = [each for each in self.history if each.consent == consent.digest]
+        same = [each for each in own if each.step == brought.step]
         repeated = bool(same) and same[0].letter == brought.letter != ""
-        held = terms.consent_terms(side.name, side.model)
-        spent = {each.number for each in same if not repeated}
-        check_consent(consent, held, brought.asker, today, spent, self.person_keys)
-        person = side.handle(side.key(consent.person))
+        others = {each.number for each in self.history if each.consent != consent.digest}
+        spent = others | {each.number for each in same if not repeated}
+        held, day = terms.consent_terms(side.name, side.model), own[0].day if own else today
+        check_consent(consent, held, brought.asker, day, spent, self.person_keys)
+        # 3. The person's row, the same as when the question began.
+        key = side.key(consent.person)
+        salt = own[0].salt if own else secrets.token_hex(SALT)
+        row = side.row(key, bytes.fromhex(salt))
+        if own and own[0].row != row:
+            raise PolicyError(
+                "this person's row has changed since the question began; let the person sign another consent",
+                "table",
+            )
         if repeated:
             return same[0]
+        # 4. Rations, of a question that begins.
         line = ToldScore(
             day=today,
             asker=brought.asker,
-            person=person,
+            person=side.handle(key),
             number=consent.number,
+            consent=consent.digest,
             step=brought.step,
             letter=brought.letter,
+            salt=salt,
+            row=row,
         )
-        if brought.step == side.first:
+        if brought.step == side.steps[0]:
             self._check_rations(line)
-        elif not before or (line.asker, line.person) != (before[0].asker, before[0].person):
+        elif not own:
             raise PolicyError("the consent was not used for a question about leaves", "consent")
         return line
 
@@ -151,14 +176,13 @@ class AskedSide:
                 "ration",
             )
 
-    def _reply(self, brought: BroughtQuestion) -> bytes:
+    def _reply(self, brought: BroughtQuestion, salt: bytes) -> bytes:
         side, consent = self.side, brought.consent
         holding, session = side.holding, bytes.fromhex(consent.digest)
-        person = side.key(consent.person)
-        secret = side.derived(LEAVES, session)
+        person, secret = side.key(consent.person), side.derived(LEAVES, salt + session)
         try:
             if not isinstance(holding, SharedTrees):
-                part = holding.parts[person]
+                part = holding.persons[person]
             elif brought.step == "leaves":
                 return leaves.answered(holding, person, session, secret, brought.sent)
             else:
@@ -176,17 +200,15 @@ class AskedSide:
 
 def history_of(lines: Iterable[Entry]) -> list[ToldScore]:
     """What was told, by the log of the side that is asked: one that was restarted goes on counting."""
+    told = (line.told for line in lines if line.kind == "request")
     return [
         ToldScore(
-            date.fromisoformat(line.told["day"]),
-            line.told["by"],
-            line.told["person"],
-            line.told["number"],
-            line.told["step"],
-            line.told["letter"],
+            day=date.fromisoformat(line["day"]),
+            **{name: line[name] for name in ("person", "number", "consent")},
+            asker=line["by"],
+            step=line.get("step", "band"),
+            **{name: line.get(name, "") for name in ("letter", "salt", "row")},
         )
-        for line in lines
-        if line.kind == "request"
-        and line.told.get("statistic") == STATISTIC
-        and "number" in line.told
+        for line in told
+        if line.get("statistic") == STATISTIC and "number" in line
     ]

@@ -38,6 +38,8 @@ def question(
     """The asker's first step. Raises :class:`PolicyError` for a person whom it does not have, or whose
     part is beyond the grid."""
     side.terms.check_asker(consent.purpose, side.role)
+    if consent.group != side.model:
+        raise PolicyError("the consent is for scores of another model than this one", "consent")
     person = side.key(consent.person)
     if isinstance(side.holding, SharedTrees):
         own, choices = side.holding.choices(person)
@@ -52,7 +54,7 @@ def question(
             sent=sent,
         )
     else:
-        first = _about_band(side, consent, side.holding.parts[person], randomness(32))
+        first = _about_band(side, consent, side.holding.persons[person], randomness(32))
     side.log.append("request", **about(side, consent, side.name))
     return first
 
@@ -92,7 +94,7 @@ def _place(side: ScoredSide, part: float) -> int:
         if isinstance(side.holding, SharedTrees):
             part = leaves.wrapped(round(part / bands.STEP) * bands.STEP)
         return bands.place_of(part)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise PolicyError(
             f"{side.name}: its part of this person's score is beyond the grid of bands", "person"
         ) from None
@@ -110,7 +112,11 @@ def read(
             raise PeerError(f"{other}: sent what is no part of a score", other)
         total = asked.part + float(np.frombuffer(reply, "<f8")[0])
         total = leaves.wrapped(total) if isinstance(side.holding, SharedTrees) else total
-        said = f"{float(side.law.mean(np.array([total]))[0]):.6g}"
+        with np.errstate(over="ignore", invalid="ignore"):
+            score = float(side.law.mean(np.array([total]))[0])
+        if not np.isfinite(score):
+            raise PeerError(f"{other}: sent what is no part of a score", other)
+        said = f"{score:.6g}"
     else:
         session, place = bytes.fromhex(consent.digest), _place(side, asked.part)
         band = bands.read(reply, place, session, asked.blinding, other)

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from federated.joined.sums.factors import Role
+from federated.queries.person.bands import STEP
 from lab.errors import ConfigurationError, PeerError
 from lab.models.tree_model import LEAF, Tree, Trees
 from secure_agg import wire
@@ -61,8 +62,8 @@ class LeafGroup:
 
 @dataclass(frozen=True)
 class SharedTrees:
-    """Trees of two sides, as one of them has them. own: the columns that it holds; codes: by the person's
-    key, the bins of all features, of which only its own are right.
+    """Trees of two sides, as one of them has them. own: the columns that it holds; persons: by their key,
+    the bins of all features, of which only its own are right.
 
     Raises ConfigurationError where a score may be beyond the shares.
     """
@@ -70,13 +71,13 @@ class SharedTrees:
     model: Trees
     role: Role
     own: frozenset[str]
-    codes: Mapping[str, Codes]
+    persons: Mapping[str, Codes]
 
     def __post_init__(self) -> None:
         most = abs(self.model.intercept) + sum(
             max(abs(v) for v in tree.value) for tree in self.model.trees
         )
-        if most >= REACH:
+        if most >= REACH - STEP:
             raise ConfigurationError(
                 f"these trees may add up to {most:.3g} on the link's scale, and scores of one person are "
                 f"shared up to {REACH:g}"
@@ -99,7 +100,7 @@ class SharedTrees:
 
     def choices(self, person: str) -> tuple[int, list[int]]:
         """(this side's own share, its choice in each group that has to be asked about)."""
-        codes, own, choices = self.codes[person], self.base, []
+        codes, own, choices = self.persons[person], self.base, []
         for group in self.asker_groups:
             here = _first(group.ways, codes)
             if _is_asked(group):
@@ -132,7 +133,7 @@ def asked(choices: Sequence[int], session: bytes, blinding: bytes) -> bytes:
 
 def asked_share(leaves: SharedTrees, person: str, secret: bytes) -> int:
     """The share of the side that is asked. secret: 32 bytes, of this session alone."""
-    codes, share, number = leaves.codes[person], leaves.base, 0
+    codes, share, number = leaves.persons[person], leaves.base, 0
     for group in leaves.asked_groups:
         if _is_asked(group):
             share -= _mask(secret, number)
@@ -150,7 +151,7 @@ def answered(
     """What the side that is asked sends back. secret: as of its share.
 
     Raises InvalidElement, and ValueError for anything but one element for each group."""
-    codes, sent = leaves.codes[person], bytearray()
+    codes, sent = leaves.persons[person], bytearray()
     groups = [group for group in leaves.asked_groups if _is_asked(group)]
     if len(question) != SIZE * len(groups):
         raise ValueError

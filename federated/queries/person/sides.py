@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from datetime import date
 from typing import ClassVar, Literal
 
+import numpy as np
+
 from federated.joined.sums.factors import Role
 from federated.link.charter import Spelling
 from federated.link.consent import ConsentToken, SignedRecord
@@ -33,7 +35,7 @@ from secure_agg.identity import Identity
 
 #: What a question is about: the band, and of trees the leaves before.
 Step = Literal["leaves", "band"]
-STATISTIC, HANDLE = "score", b"score of a person"
+STATISTIC, HANDLE, ROW = "score", b"score of a person", b"score row"
 NOT_TOLD = "not told"
 
 
@@ -56,9 +58,9 @@ class ScoreReceipt(SignedRecord):
 
 @dataclass(frozen=True)
 class Linear:
-    """A side's part of each person's linear predictor of a GLM, by the person's key."""
+    """A side's part of each person's linear predictor of a GLM. persons: by their key."""
 
-    parts: Mapping[str, float]
+    persons: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,9 @@ class ScoredSide:
         return self.identity.card.name
 
     @property
-    def first(self) -> Step:
-        """What is asked about first."""
-        return "leaves" if isinstance(self.holding, SharedTrees) else "band"
+    def steps(self) -> tuple[Step, ...]:
+        """What is asked about, in this order."""
+        return ("leaves", "band") if isinstance(self.holding, SharedTrees) else ("band",)
 
     def receipt(self, consent: ConsentToken, day: date, answer: str) -> ScoreReceipt:
         """What this side says was asked and answered."""
@@ -105,14 +107,17 @@ class ScoredSide:
             key = one_identifier(person, self.spelling)
         except ConfigurationError as error:
             raise PolicyError(f"{self.name}: {error}", "person") from None
-        holding = self.holding
-        if key not in (holding.codes if isinstance(holding, SharedTrees) else holding.parts):
+        if key not in self.holding.persons:
             raise PolicyError(f"{self.name} has no complete row of this person", "person")
         return key
 
     def handle(self, person: str) -> str:
         """What this side's log says in the place of a person's key; it tells others nothing."""
         return self.derived(HANDLE, person.encode()).hex()
+
+    def row(self, key: str, salt: bytes) -> str:
+        """What stands for a person's row in this side's log; another where the row has changed."""
+        return self.derived(ROW, salt + np.asarray(self.holding.persons[key]).tobytes()).hex()
 
     def derived(self, purpose: bytes, of: bytes) -> bytes:
         """32 bytes that this side alone can make, the same each time."""

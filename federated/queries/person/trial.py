@@ -17,13 +17,12 @@ from pydantic import ValidationError
 from federated.joined.side import OTHER
 from federated.joined.sums.factors import Role
 from federated.link.consent import ConsentToken
-from federated.link.keys import one_identifier
 from federated.link.party_log import LOG, party_log
 from federated.queries.pair import check_one_insurer
 from federated.queries.person import asker
 from federated.queries.person.asked import AskedSide, BroughtQuestion, history_of
 from federated.queries.person.asker import ScoreQuestion
-from federated.queries.person.holdings import check_bands, holding_of, scored_model
+from federated.queries.person.holdings import check_terms, holding_of, scored_model
 from federated.queries.person.sides import ScoredSide, ScoreReceipt
 from federated.queries.person.terms import ScoreTerms, consent_to_score
 from federated.study.experiment import Experiment
@@ -64,7 +63,7 @@ class ScoringTrial:
         self.desk = identity_of(DESK)
         signers = {DESK: self.desk.card.verifying.hex()} | terms.signers
         self.terms = terms.model_copy(update={"signers": signers})
-        check_bands(self.terms, self.model)
+        check_terms(self.terms, self.model)
         self.digest = files.digest((run / "models" / "federated.json").read_text())
         tables = joined_tables(experiment, declared_categories(experiment))
         names: dict[Role, str] = {"insurer": tables.names[0], "fund": tables.fund_name}
@@ -98,7 +97,7 @@ class ScoringTrial:
             self.terms,
             asker=self.sides[role].name,
             asked=self.sides[OTHER[role]].name,
-            person=one_identifier(person, "normal"),
+            person=person.strip(),
             purpose=purpose,
             model=self.digest,
             today=today,

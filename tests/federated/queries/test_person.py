@@ -190,12 +190,12 @@ def test_an_asker_s_scores_of_a_day_are_rationed(pair):
 
 
 def test_what_is_no_place_and_no_table_is_blamed_on_its_sender(pair):
-    one = pair()
+    one = pair(scores_of_a_person=9)
     consent = one.consent()
     good = asker.question(one.insurer, consent).sent
     for sent in (b"", b"\xff" * 32, bytes(31), good + good):
         with pytest.raises(PeerError, match="insurer: sent what is no blinded place"):
-            one.asked().answer(brought(consent, sent), TODAY)
+            one.asked().answer(brought(one.consent(), sent), TODAY)
     own = asker.question(one.insurer, consent)
     for reply in (b"", b"\xff" * 544):
         with pytest.raises(PeerError, match="fund: sent what is no"):

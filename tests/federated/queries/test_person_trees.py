@@ -157,6 +157,7 @@ DESK = Identity("desk", b"d" * 32)
 TERMS = ScoreTerms(
     purposes={"offer a renewal": "insurer"},
     bands=(0.5, 1.0),
+    kinds=("glm", "trees"),
     signers={"desk": DESK.card.verifying.hex()},
     scores_of_a_person=2,
 )
@@ -215,7 +216,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_scores_of_a_run_are_those_of_its_trees_on_the_joined_table(finished, tmp_path, exact):
-    terms = ScoreTerms(purposes=PURPOSES, bands=(0.5, 1.0, 2.0), exact=exact)
+    terms = ScoreTerms(purposes=PURPOSES, bands=(0.5, 1.0, 2.0), exact=exact, kinds=("trees",))
     whole, model = persons(), files.read(finished)
     assert isinstance(model, Trees) and any(f != LEAF for t in model.trees for f in t.feature)
     rows = whole.iloc[:6]

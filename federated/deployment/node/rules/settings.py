@@ -138,6 +138,7 @@ alignments = 10                # begun with each other side, ever
 {scores}                               # this section nothing; each at most what all signed
 {scores}a_month = {a_month:<21}# scores that each asker may be told in 30 days
 # of_a_person = 1              # of one person, in the charter's period; purposes likewise
+# kinds = ["glm", "trees"]     # of models; of trees an asker can read more than of a glm
 # approval = "always"          # a person approves each score first
 """
 TEMPLATE = """# What this insurer's node holds and takes part in. Nothing outside can loosen it.

@@ -30,7 +30,7 @@ from tests.rigs.trial import started
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-BANDS = (0.5, 1.0, 2.0)
+BANDS, KINDS = (0.5, 1.0, 2.0), ("glm", "trees")
 TODAY = datetime.now(UTC).date()
 INSURER, FUND, DESK = "insurer 1", "fund", "clinic"
 OFFER, INVITE = "offer a renewal", "invite to a care programme"
@@ -51,7 +51,13 @@ class ScoredSides(Sides):
         desk = make_signer(self.root / DESK, DESK).card.verifying.hex()
         purposes = {OFFER: "insurer", INVITE: "fund"}
         terms = ScoreTerms.model_validate(
-            {"purposes": purposes, "bands": BANDS, "signers": {DESK: desk}, "scores_of_a_person": 2}
+            {
+                "purposes": purposes,
+                "bands": BANDS,
+                "kinds": KINDS,
+                "signers": {DESK: desk},
+                "scores_of_a_person": 2,
+            }
         )
         return charters.with_terms(super()._charter(key, analyses, contracts), scores=terms)
 
@@ -59,6 +65,7 @@ class ScoredSides(Sides):
         """Say in a side's settings what it tells others; it must be started again."""
         path = self.root / name / "node.toml"
         before = path.read_text().split("\n[scores]")[0]
+        values |= {"kinds": KINDS} if values else {}
         lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
         path.write_text("\n".join([before, "[scores]" if values else "", *lines, ""]))
 
