@@ -335,17 +335,24 @@ def simulated_scorer(
     experiment: Experiment, comparisons: Comparisons, alone: Mapping[str, Parties], least: Least
 ) -> Scorer:
     """For parties whose rows are here, each of which is scored by itself."""
-    totals = {part: _totals_of_each(alone, task) for part, task in experiment.all_tasks().items()}
+    tasks = experiment.all_tasks()
+    totals = {part: _totals_of_each(alone, task) for part, task in tasks.items()}
     constants = {part: Scale.of(combine(list(each.values()))) for part, each in totals.items()}
     own = {
         name: {
             part: Scale.of(each[name])
             for part, each in totals.items()
-            if each[name].rows and each[name].total("target") > 0
+            if each[name].rows and _has_a_rate(tasks[part], each[name])
         }
         for name in alone
     }
     return Scorer(experiment, constants, *comparisons, alone, least, own)
+
+
+def _has_a_rate(task: Task, totals: Sums) -> bool:
+    """Whether a party's own rate is a model: not where its target is 0, or 1, in all rows."""
+    certain = task.family == "binomial" and totals.total("positive") == totals.total("rows")
+    return totals.total("target") > 0 and not certain
 
 
 def _totals_of_each(alone: Mapping[str, Parties], task: Task) -> dict[str, Sums]:
