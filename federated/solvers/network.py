@@ -259,7 +259,8 @@ class NetworkSettings(ModelSettings):
 
     ``imbalance`` is for frauds that are few: ``weights`` lets both classes weigh the same,
     ``focal`` lets rows that are told apart easily weigh less, the more so the higher
-    ``focal_gamma``. Scores stay probabilities.
+    ``focal_gamma``. Scores stay probabilities. ``own_rate`` is for parties whose frauds are alike, but
+    for how many they are.
     """
 
     kind: Literal["network"] = Field(description="A feed-forward network, trained in rounds.")
@@ -282,6 +283,10 @@ class NetworkSettings(ModelSettings):
         description="For few frauds: weights lets both classes weigh the same, focal lets rows that are easily told apart weigh less (Lin et al. 2017).",
     )
     focal_gamma: float = Field(2.0, ge=0, le=10, description="How much less they weigh.")
+    own_rate: bool = Field(
+        False,
+        description="For label skew, where parties' frauds are alike and only their rates differ: each trains with its own rate as given, and counts by what its rows say.",
+    )
     strategy: StrategySettings = Field(StrategySettings(), description="How rounds are combined.")
     personal: PersonalSettings = Field(
         PersonalSettings(),
@@ -296,6 +301,11 @@ class NetworkSettings(ModelSettings):
         if self.imbalance != "none" and self.family != "binomial":
             raise ValueError(
                 f"imbalance = '{self.imbalance}' needs family = 'binomial', got '{self.family}'"
+            )
+        if self.own_rate and (self.family != "binomial" or self.imbalance == "focal"):
+            raise ValueError(
+                "own_rate = true needs family = 'binomial' and imbalance = 'none' or 'weights', "
+                f"got '{self.family}' and '{self.imbalance}'"
             )
         return self
 
