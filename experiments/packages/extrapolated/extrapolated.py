@@ -33,7 +33,7 @@ LEAST = 1e-8
 class Settings(NetworkSettings):
     """``[model]`` with ``kind = "extrapolated"``: all that a network takes, but another's strategy."""
 
-    kind: Literal["extrapolated"]
+    kind: Literal["extrapolated"]  # type: ignore[assignment]
 
     def check(self) -> None:
         if self.strategy != StrategySettings():
@@ -43,7 +43,7 @@ class Settings(NetworkSettings):
 class MODEL(Network):
     """The network as a file; it predicts as any."""
 
-    kind: Literal["extrapolated"] = "extrapolated"
+    kind: Literal["extrapolated"] = "extrapolated"  # type: ignore[assignment]
 
 
 (UPDATE,) = network.STATISTICS
@@ -84,6 +84,6 @@ def solve(
 ) -> Solution:
     """The network after all rounds, and its loss by round."""
     encoding = agree(federation, task, features, contract, settings.min_persons, left_out)
-    own = {"statistic": "extrapolated_update", "combine": extrapolate}
-    model, losses = train(federation, task, encoding, settings, seed, watch, **own)
+    known = (federation, task, encoding, settings, seed, watch)
+    model, losses = train(*known, statistic="extrapolated_update", combine=extrapolate)
     return Solution(MODEL(**model.model_dump() | {"kind": "extrapolated"}), losses)
