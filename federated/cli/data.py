@@ -241,7 +241,9 @@ def _contract(name: str) -> Contract:
 @click.option("--query", help="Rows to read where the table is a database: SQL.")
 @click.option("--encoding", help="Of a CSV that is not UTF-8, as gb18030 or cp1252.")
 @click.option(
-    "--reasons", is_flag=True, help="With the features that move each score most (glm, trees)."
+    "--reasons",
+    is_flag=True,
+    help="With the features that move each score most, by Shapley values (glm, trees).",
 )
 @click.option("--side", help="Score by the model of this side's columns alone: insurer or fund.")
 @click.option(

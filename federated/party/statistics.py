@@ -6,27 +6,22 @@ and are named after it; they are read when they are first needed, because some l
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from federated.messages import Hiding, Request
+from federated.party import scores
 from lab.errors import PeerError, PolicyError
 from lab.models import agreement, glm, profile
-from lab.models.design import Design, Encoding, Levels, Number, codes_of
-from lab.models.families import Scale
-from lab.models.files import from_json, kinds, statistics_of
+from lab.models.design import Design, Encoding, Levels, Number
+from lab.models.files import kinds, statistics_of
 from lab.models.glm import Response, Task
 from lab.privacy.disclosure import Rules
 from lab.queries.pair_cells import OfPairCells, OfPairKinds
 from lab.queries.questions import Question
 from lab.records import Strict
-from lab.scores import accuracy, detection, explanation, groups
 from lab.statistics import ACROSS, ANY_MODEL, PROFILES, QUESTIONS, Arrays, Holding, Part, Statistic
-from lab.sums import Floats, Sums
+from lab.sums import Sums
 
 # Arguments.
 
@@ -67,50 +62,6 @@ class OfTask(Strict):
     most: tuple[float, float, float, float]
 
 
-class OfFit(Strict):
-    model: str
-    task: Task
-    scale: Scale
-    replicates: int
-    seed: int
-
-
-class OfScores(Strict):
-    model: str
-    task: Task
-
-
-class OfCurve(OfScores):
-    """scale: of the market, around whose mean joined sides count bins."""
-
-    scale: Scale
-
-
-class OfScoresByLevel(OfScores):
-    feature: Levels
-
-
-class OfPartial(OfScores):
-    column: str
-    values: tuple[float | str, ...]
-
-
-class OfShuffled(OfFit):
-    column: str
-
-
-class OfRanking(OfScores):
-    truth: str
-    amount: str | None
-    replicates: int
-    seed: int
-
-
-class OfGroups(OfRanking):
-    group: Levels
-    threshold: float
-
-
 class OfProfile(Strict):
     cells: profile.ProfileCells
     rules: Rules
@@ -140,27 +91,6 @@ def response(holding: Holding, task: Task, part: Part) -> Response:
     return Response(holding.rows(task, part), task)
 
 
-def scored(holding: Holding, model: str, task: Task) -> accuracy.Scored:
-    """Test rows beside what a model predicts for them; resampled by person."""
-    rows = holding.rows(task, "test")
-    truth, unit = Response(rows, task), holding.units(task, "test")
-    rate = from_json(model).predict(rows)
-    return accuracy.Scored(truth.y, rate, truth.exposure, truth.weight, unit)
-
-
-def _resampling(holding: Holding, seed: int) -> list[int]:
-    """The seed of a party's resamples: nobody else can draw them."""
-    return [seed, *hmac.digest(holding.secret, b"resamples", "sha256")]
-
-
-def _judged(holding: Holding, a: OfRanking | OfGroups) -> tuple[Floats, Floats]:
-    """Truth and amount of each test row; amounts are 0 where no column has them."""
-    rows = holding.rows(a.task, "test")
-    truth = rows[a.truth].to_numpy(dtype=np.float64)
-    amount = rows[a.amount].to_numpy(dtype=np.float64) if a.amount else 0 * truth
-    return truth, amount
-
-
 # Functions.
 
 
@@ -185,78 +115,6 @@ def _histogram(holding: Holding, a: OfHistogram, arrays: Arrays) -> Sums:
 
 def _totals(holding: Holding, a: OfTask, arrays: Arrays) -> Sums:
     return glm.totals(holding.once(response, a.task, a.part), a.most)
-
-
-def _score_fit(holding: Holding, a: OfFit, arrays: Arrays) -> Sums:
-    return accuracy.fit_sums(
-        holding.once(scored, a.model, a.task),
-        family=a.task.law,
-        scale=a.scale,
-        replicates=a.replicates,
-        seed=_resampling(holding, a.seed),
-        counts=a.task.counts_with_exposure,
-    )
-
-
-def _explain_partial(holding: Holding, a: OfPartial, arrays: Arrays) -> Sums:
-    size = holding.once(scored, a.model, a.task).size
-    rows = holding.rows(a.task, "test")
-    return explanation.partial_sums(from_json(a.model), rows, size, a.column, a.values)
-
-
-def _explain_shuffled(holding: Holding, a: OfShuffled, arrays: Arrays) -> Sums:
-    own = hmac.digest(holding.secret, b"shuffled " + a.column.encode(), "sha256")
-    rows = explanation.shuffled(holding.rows(a.task, "test"), a.column, [a.seed, *own])
-    plain = holding.once(scored, a.model, a.task)
-    return accuracy.fit_sums(
-        replace(plain, rate=from_json(a.model).predict(rows)),
-        family=a.task.law,
-        scale=a.scale,
-        replicates=a.replicates,
-        seed=_resampling(holding, a.seed),
-    )
-
-
-def _score_lorenz(holding: Holding, a: OfCurve, arrays: Arrays) -> Sums:
-    return accuracy.lorenz_sums(holding.once(scored, a.model, a.task), edges=arrays["edges"])
-
-
-def _score_levels(holding: Holding, a: OfScoresByLevel, arrays: Arrays) -> Sums:
-    rows, levels = holding.rows(a.task, "test"), a.feature.levels
-    codes = codes_of(a.feature.feature.texts(rows), levels)
-    return accuracy.level_sums(
-        holding.once(scored, a.model, a.task), codes=codes, count=len(levels)
-    )
-
-
-def _detection_rank(holding: Holding, a: OfRanking, arrays: Arrays) -> Sums:
-    scores, (truth, amount) = holding.once(scored, a.model, a.task), _judged(holding, a)
-    return detection.rank_sums(
-        truth,
-        scores.rate,
-        amount,
-        scores.unit,
-        edges=arrays["edges"],
-        replicates=a.replicates,
-        seed=_resampling(holding, a.seed),
-    )
-
-
-def _detection_groups(holding: Holding, a: OfGroups, arrays: Arrays) -> Sums:
-    texts = a.group.feature.texts(holding.rows(a.task, "test"))
-    truth, amount = _judged(holding, a)
-    scores = holding.once(scored, a.model, a.task)
-    return groups.group_sums(
-        truth,
-        scores.rate,
-        amount,
-        scores.unit,
-        codes=codes_of(texts, a.group.levels).astype(np.int64),
-        count=len(a.group.levels),
-        threshold=a.threshold,
-        replicates=a.replicates,
-        seed=_resampling(holding, a.seed),
-    )
 
 
 def _profile(holding: Holding, a: OfProfile, arrays: Arrays) -> Sums:
@@ -315,13 +173,17 @@ COMMON: Mapping[str, Statistic] = {
         _any_model("level_parties", OfPresence, _level_parties),
         _any_model("totals", OfTask, _totals),
         _any_model("histogram", OfHistogram, _histogram, "edges"),
-        _any_model("score_fit", OfFit, _score_fit),
-        _by_cell("score_lorenz", OfCurve, _score_lorenz, "edges"),
-        _by_cell("score_levels", OfScoresByLevel, _score_levels),
-        _any_model("explain_partial", OfPartial, _explain_partial),
-        _any_model("explain_shuffled", OfShuffled, _explain_shuffled),
-        _by_cell("detection_rank", OfRanking, _detection_rank, "edges"),
-        _by_cell("detection_groups", OfGroups, _detection_groups),
+        _any_model("score_fit", scores.OfFit, scores.score_fit),
+        _by_cell("score_lorenz", scores.OfCurve, scores.score_lorenz, "edges"),
+        _by_cell("score_levels", scores.OfScoresByLevel, scores.score_levels),
+        _any_model("explain_partial", scores.OfPartial, scores.explain_partial),
+        _any_model("explain_shuffled", scores.OfShuffled, scores.explain_shuffled),
+        _by_cell("explain_intervals", scores.OfIntervals, scores.explain_intervals),
+        _by_cell("explain_local", scores.OfIntervals, scores.explain_local),
+        _any_model("explain_grid", scores.OfGrid, scores.explain_grid),
+        _any_model("explain_excess", scores.OfGrid, scores.explain_excess, "joint", "excess"),
+        _by_cell("detection_rank", scores.OfRanking, scores.detection_rank, "edges"),
+        _by_cell("detection_groups", scores.OfGroups, scores.detection_groups),
         _by_rules("profile", OfProfile, _profile),
         _by_rules("cells", OfQuestion, _cells),
         _by_rules("violations", OfViolations, _violations),

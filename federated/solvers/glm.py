@@ -20,6 +20,7 @@ from federated.solvers.encoding import agree, magnitudes
 from federated.solvers.solution import ModelSettings, Solution, Watch
 from lab.errors import ConfigurationError, ModelError, PeerError
 from lab.models.design import Encoding, Feature
+from lab.models.effects import told_mean
 from lab.models.families import Family, FamilyName, LinkName, Scale
 from lab.models.glm import GLM, REACH, Task
 from lab.privacy.joining import Opened
@@ -145,11 +146,13 @@ def fit(
     )
     transform = encoding.raw_transform()
     covariance = dispersion * transform @ np.linalg.inv(matrix) @ transform.T
-    # Coefficients after each step, their errors, and what the fit prints.
-    federation.opened.append(Opened("glm_step", (len(trace) + 1) * len(beta) + 2 * len(trace)))
+    means = [told_mean(float(mean)) for mean in matrix[0, 1:] / matrix[0, 0]]
+    model = GLM(task=task, encoding=encoding, beta=tuple(beta.tolist()), means=tuple(means))
+    # Coefficients after each step, their errors, means of columns, what the fit prints.
+    federation.opened.append(Opened("glm_step", (len(trace) + 2) * len(beta) + 2 * len(trace)))
     federation.opened.append(Opened("glm_likelihood", 5))
     return Fit(
-        model=GLM(task=task, encoding=encoding, beta=tuple(beta.tolist())),
+        model=model,
         rows=rows,
         ridge=ridge,
         deviance=state.total("deviance"),

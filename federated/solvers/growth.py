@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.models import kernels
+from lab.models.effects import told_share
 from lab.models.tree_model import LEAF, Cuts, Tree
 from lab.models.tree_rows import GRAIN, Place, TreesRecipe
 from lab.models.trees import Ask
@@ -92,7 +93,7 @@ class Growth:
         self.ordered = np.array([cuts[j].edges is not None for j in chosen])
         self.direction = np.array([cuts[j].monotone for j in chosen])
         self.feature, self.left, self.bins = [LEAF], [0], [0]
-        self.value, self.gain = [0.0], [0.0]
+        self.value, self.gain, self.share = [0.0], [0.0], [0.0]
         self._way: dict[int, float] = {}  # of each node that is cut, its own gain included
         self.told: set[int] = set()  # nodes whose cuts parties were told
 
@@ -139,9 +140,8 @@ class Growth:
         return tree
 
     def _shape(self) -> Tree:
-        """The tree so far, without values: who is asked to count needs none."""
-        tree = self._tree()
-        return tree.model_copy(update={"value": (0.0,) * len(tree.value)})
+        """The tree so far, without values."""
+        return self._tree().shape()
 
     def _tree(self) -> Tree:
         return Tree(
@@ -149,6 +149,7 @@ class Growth:
             left=tuple(self.left),
             bins=tuple(f"{bins:x}" for bins in self.bins),
             value=tuple(v * self.recipe.step for v in self.value),
+            share=tuple(self.share),
         )
 
     def _cut(self, node: _Node, best: _Cut) -> tuple[_Node, _Node, _Node]:
@@ -157,6 +158,7 @@ class Growth:
         first = len(self.feature)
         self.feature[node.number], self.left[node.number] = best.feature, first
         self.bins[node.number], self.gain[node.number] = best.bins, best.gain
+        self.share[node.number] = told_share(best.sums[1] / node.sums[1])
         rest = (node.sums[0] - best.sums[0], node.sums[1] - best.sums[1])
         on_the_way = (self._leaf(node), node.low, node.high, self._way[node.number])
         left, right = _Node(first, best.sums, *on_the_way), _Node(first + 1, rest, *on_the_way)
@@ -172,6 +174,7 @@ class Growth:
             self.bins.append(0)
             self.value.append(0.0)
             self.gain.append(0.0)
+            self.share.append(0.0)
             self._settle(child)
         return node, left, right
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -34,6 +35,8 @@ from lab.tables.contracts import Contract
 if TYPE_CHECKING:
     from lab.models.network_model import Network
 
+#: Weights after a round, from those before it and the opened total of its updates.
+Combine = Callable[[dict[str, Floats], Sums], dict[str, Floats]]
 #: Histogram over which knots are found: standard deviations either side, and bins.
 REACH, BINS = 6.0, 960
 #: Two knots closer than this share of their feature's range become one.
@@ -47,8 +50,15 @@ def train(
     settings: NetworkSettings,
     seed: int,
     watch: Watch | None = None,
+    *,
+    statistic: str = "network_update",
+    combine: Combine | None = None,
 ) -> tuple[Network, pd.DataFrame]:
-    """(model, loss by round). Same seed and same rows give the same bits."""
+    """(model, loss by round). Same seed and same rows give the same bits.
+
+    statistic: what a party adds up in a round; combine: how a round ends, by default as Flower's
+    strategy in the settings says. A package gives others (`lab.packages`).
+    """
     from lab.models import network_model  # torch is loaded for networks alone
 
     network_model.single_threaded()
@@ -67,7 +77,7 @@ def train(
         if watch:
             watch(f"round {at} of {settings.rounds}", at, settings.rounds)
         total = federation.sum(
-            "network_update",
+            statistic,
             weights,
             **parts,
             learning_rate=_learning_rate(settings, at),
@@ -76,10 +86,10 @@ def train(
             seed=seed,
             scale=Scale.of(totals),
         )
-        weights = _combined(strategy, weights, total, at)
+        weights = combine(weights, total) if combine else _combined(strategy, weights, total, at)
         trace.append({"step": at, "loss": total.total("loss") / total.total("rows")})
     numbers = 1 + sum(array.size for array in weights.values())  # after each round, and its loss
-    federation.opened.append(Opened("network_update", settings.rounds * numbers))
+    federation.opened.append(Opened(statistic, settings.rounds * numbers))
     model = network_model.Network(**parts, safetensors=network_model.Network.pack(weights))
     return model, pd.DataFrame(trace)
 
@@ -249,7 +259,8 @@ class NetworkSettings(ModelSettings):
 
     ``imbalance`` is for frauds that are few: ``weights`` lets both classes weigh the same,
     ``focal`` lets rows that are told apart easily weigh less, the more so the higher
-    ``focal_gamma``. Scores stay probabilities.
+    ``focal_gamma``. Scores stay probabilities. ``own_rate`` is for parties whose frauds are alike, but
+    for how many they are.
     """
 
     kind: Literal["network"] = Field(description="A feed-forward network, trained in rounds.")
@@ -272,6 +283,10 @@ class NetworkSettings(ModelSettings):
         description="For few frauds: weights lets both classes weigh the same, focal lets rows that are easily told apart weigh less (Lin et al. 2017).",
     )
     focal_gamma: float = Field(2.0, ge=0, le=10, description="How much less they weigh.")
+    own_rate: bool = Field(
+        False,
+        description="For label skew, where parties' frauds are alike and only their rates differ: each trains with its own rate as given, and counts by what its rows say.",
+    )
     strategy: StrategySettings = Field(StrategySettings(), description="How rounds are combined.")
     personal: PersonalSettings = Field(
         PersonalSettings(),
@@ -286,6 +301,11 @@ class NetworkSettings(ModelSettings):
         if self.imbalance != "none" and self.family != "binomial":
             raise ValueError(
                 f"imbalance = '{self.imbalance}' needs family = 'binomial', got '{self.family}'"
+            )
+        if self.own_rate and (self.family != "binomial" or self.imbalance == "focal"):
+            raise ValueError(
+                "own_rate = true needs family = 'binomial' and imbalance = 'none' or 'weights', "
+                f"got '{self.family}' and '{self.imbalance}'"
             )
         return self
 

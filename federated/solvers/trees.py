@@ -269,8 +269,7 @@ def _of_enough(
     """
     gain = np.array(growth.gain)
     while True:
-        shape = tree.model_copy(update={"value": (0.0,) * len(tree.value)})
-        persons = ask.persons(place.model_copy(update={"growing": shape}))
+        persons = ask.persons(place.model_copy(update={"growing": tree.shape()}))
         smaller, nodes = tree.joined(persons, settings.min_persons)
         gain = gain[list(nodes)]
         if len(smaller.feature) in (1, len(tree.feature)):
@@ -278,7 +277,10 @@ def _of_enough(
             cut = feature != LEAF
             if len(feature) > 1:  # a lone root stands on all rows
                 behind = persons[~cut]
-                ask.federation.opened.append(Opened.cells("trees_leaves", len(feature), behind))
+                told = len(feature) + int(
+                    cut.sum()
+                )  # values, and the share that goes left at a cut
+                ask.federation.opened.append(Opened.cells("trees_leaves", told, behind))
             by_feature = np.bincount(feature[cut], gain[cut], len(growth.cuts))
             return smaller, by_feature.astype(np.float64)
         tree = smaller

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -31,6 +32,8 @@ from lab.models.glm import Product
 from lab.models.profile import Profile
 from lab.privacy.joining import PERSONS, Least, Opened, by_statistic
 from lab.scores.explanation import Explained
+from lab.scores.interaction import Interaction
+from lab.scores.local_effects import LocalEffects
 from lab.sums import Limit, Sums
 from lab.tables.contracts import Contract
 
@@ -111,6 +114,11 @@ def carry_out(plan: StudyPlan, federation: ModelTotals, watch: Watch | None = No
             "[detection]: a ranking is judged in bins, some of few persons, and here all parties see "
             "every total; use protection.sums = 'paillier' with protection.key = 'authority'"
         )
+    if federation.everybody and experiment.explain and experiment.explain.local:
+        raise ConfigurationError(
+            "explain.local: effects stand on intervals, some of few persons, and here all parties see every "
+            "total; drop it, or use protection.sums = 'paillier' with protection.key = 'authority'"
+        )
     federation.least_parties = plan.least_parties
     profiles = [federation.profile(cells, plan.rules) for cells in plan.cells]
     fitted = fit_models(
@@ -141,6 +149,12 @@ def _told(evaluation: Evaluation) -> Iterator[Opened]:
     for each in evaluation.explained.values():
         yield Opened("explain_partial", len(each.expected))
         yield Opened("explain_shuffled", _size(each.shuffled))
+        if each.local is not None:
+            effects = each.local.sums
+            yield Opened.cells("explain_local", _size(effects), effects[PERSONS])
+    for pair in evaluation.pairs:
+        yield Opened("explain_grid", pair.told)
+        yield Opened("explain_excess", 3)
     cells = [("score_lorenz", evaluation.lorenz)]
     cells += [("score_levels", sums) for _, sums in evaluation.levels.values()]
     if evaluation.detected is not None:
@@ -260,9 +274,9 @@ def _evaluation_out(evaluation: Evaluation) -> dict[str, Any]:
         "detected": detected
         and {"rank": _sums_out(detected.rank), "groups": _levels_out(detected.groups)},
         "explained": [
-            [column, list(each.values), list(each.expected), _sums_out(each.shuffled)]
-            for column, each in evaluation.explained.items()
+            [column, *_explained_out(each)] for column, each in evaluation.explained.items()
         ],
+        "pairs": [plain(list(vars(pair).values())) for pair in evaluation.pairs],
     }
 
 
@@ -273,12 +287,29 @@ def _evaluation_in(record: Mapping[str, Any]) -> Evaluation:
         record["lorenz"] and _sums_in(record["lorenz"]),
         _levels_in(record["levels"]),
         detected and Detected(_sums_in(detected["rank"]), _levels_in(detected["groups"])),
-        explained={
-            str(column): Explained(
-                tuple(v if isinstance(v, str) else float(v) for v in values),
-                tuple(float(rate) for rate in expected),
-                _sums_in(shuffled),
-            )
-            for column, values, expected, shuffled in record["explained"]
-        },
+        explained={str(column): _explained_in(line) for column, *line in record["explained"]},
+        pairs=tuple(_pair_in(*line) for line in record["pairs"]),
     )
+
+
+def _explained_out(each: Explained) -> list[Any]:
+    local = each.local
+    effects = local and [list(local.edges), _sums_out(local.sums)]
+    return [list(each.values), list(each.expected), _sums_out(each.shuffled), effects]
+
+
+def _explained_in(line: Sequence[Any]) -> Explained:
+    values, expected, shuffled, effects = line
+    local = effects and LocalEffects(_values_in(effects[0]), _sums_in(effects[1]))
+    rates = tuple(float(rate) for rate in expected)
+    return Explained(_values_in(values), rates, _sums_in(shuffled), local or None)
+
+
+def _values_in(values: Sequence[Any]) -> tuple[float | str, ...]:
+    return tuple(v if isinstance(v, str) else float(v) for v in values)
+
+
+def _pair_in(columns: Sequence[str], told: int, *shares: float | None) -> Interaction:
+    one, other = map(str, columns)
+    share, low, high = (math.nan if each is None else float(each) for each in shares)
+    return Interaction((one, other), int(told), share, low, high)

@@ -301,14 +301,10 @@ def _curves(study: Study, arm: str) -> dict[str, Any]:
         "tenths": _records(scoring.deciles(lorenz).reset_index()) if lorenz else [],
         "levels": levels,
         "explained": [
-            {
-                "feature": column,
-                "values": list(each.values),
-                "rates": list(each.expected),
-                "importance": plain(each.importance(evaluation.fit)),
-            }
+            {"feature": column} | each.curves(evaluation.fit)
             for column, each in evaluation.explained.items()
         ],
+        "pairs": [pair.drawn for pair in evaluation.pairs],
         "detection": None
         if evaluation.detected is None
         else _detection(study, evaluation.detected),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 
 from federated.federation import ModelTotals, Parties
+from federated.solvers import explaining
 from federated.solvers.encoding import is_category
+from federated.solvers.explaining import Ask
 from federated.study.experiment import Experiment
 from federated.study.rows import Features
 from federated.study.simulation import SimulatedMarket
@@ -24,7 +26,8 @@ from lab.privacy import joining
 from lab.privacy.joining import NO_RULE, PERSONS, Least, by_parties
 from lab.scores import accuracy as scoring
 from lab.scores import detection, places
-from lab.scores.explanation import Explained, columns_of, values_of
+from lab.scores.explanation import Explained
+from lab.scores.interaction import Interaction
 from lab.sums import Sums, combine
 from lab.tables.contracts import Contract
 
@@ -32,8 +35,6 @@ from lab.tables.contracts import Contract
 CUTS = (-1.5, -0.5, 0.5, 1.5)
 #: A bound of sums that stay where they are.
 MOST = 2.0**300
-Ask = Callable[..., Sums]
-
 
 #: ModelTotals by level of some columns: names of the levels, and the totals.
 ByLevel = dict[str, tuple[tuple[str, ...], Sums]]
@@ -64,6 +65,7 @@ class Evaluation:
     detected: Detected | None = None
     own_null: float | None = None
     explained: Mapping[str, Explained] = field(default_factory=dict)
+    pairs: tuple[Interaction, ...] = ()
 
     @property
     def scores(self) -> scoring.Scores:
@@ -149,25 +151,18 @@ class Scorer:
             rounded = federation is not None and self._of_sides
             total = self._evaluate(part, everybody, self._least, whole=whole, rounded=rounded)
             if federation is not None and part == next(reversed(self.tasks)):
-                total = replace(total, explained=self._explain(part, model[part], everybody))
+                total = self._explained(part, model[part], everybody, total)
             evaluations[part] = {"all": total, **self._own(part, model)}
         return evaluations
 
-    def _explain(self, part: str, model: str, ask: Ask) -> dict[str, Explained]:
-        """What a model makes of each feature that ``[explain]`` names, over everybody's test rows."""
-        settings, explained = self.experiment.explain, dict[str, Explained]()
-        if settings is None:
-            return explained
-        read = models.from_json(model)
-        for column in settings.features or columns_of(read):
-            values = values_of(read, column, settings.points)
-            if not values:  # it never varied, and was left out
-                continue
-            sums = ask("explain_partial", column=column, values=values)
-            rates = (sums["expected"] / sums.total("size")).tolist()
-            lost = ask("explain_shuffled", column=column, **self._resampled(part))
-            explained[column] = Explained(values, tuple(rates), lost)
-        return explained
+    def _explained(self, part: str, model: str, ask: Ask, total: Evaluation) -> Evaluation:
+        """With what a model makes of the features that ``[explain]`` names, over everybody's test rows."""
+        if (settings := self.experiment.explain) is None:
+            return total
+        resampled = self._resampled(part)
+        explained = explaining.features(ask, model, settings, resampled, self._least)
+        pairs = explaining.pairs(ask, model, settings, explained, total.fit, resampled)
+        return replace(total, explained=explained, pairs=pairs)
 
     def beside(
         self, model: dict[str, str], everybody: Mapping[str, Evaluation]
@@ -324,11 +319,15 @@ def public_comparisons(
 
 def _check_explained(experiment: Experiment, features: Features) -> None:
     """Raises :class:`ConfigurationError` for a column of ``[explain]`` that is no feature."""
-    read = [feature.column for own in features.values() for feature in own]
-    for name in (experiment.explain and experiment.explain.features) or ():
+    if (settings := experiment.explain) is None:
+        return
+    read = list(dict.fromkeys(feature.column for own in features.values() for feature in own))
+    named = [("features", name) for name in settings.features or ()]
+    named += [("pairs", name) for pair in settings.listed_pairs for name in pair]
+    for key, name in named:
         if name not in read:
             raise ConfigurationError(
-                f"explain.features: '{name}' is no feature of the model; these are: {', '.join(read)}"
+                f"explain.{key}: '{name}' is no feature of the model; these are: {', '.join(read)}"
             )
 
 
@@ -336,17 +335,24 @@ def simulated_scorer(
     experiment: Experiment, comparisons: Comparisons, alone: Mapping[str, Parties], least: Least
 ) -> Scorer:
     """For parties whose rows are here, each of which is scored by itself."""
-    totals = {part: _totals_of_each(alone, task) for part, task in experiment.all_tasks().items()}
+    tasks = experiment.all_tasks()
+    totals = {part: _totals_of_each(alone, task) for part, task in tasks.items()}
     constants = {part: Scale.of(combine(list(each.values()))) for part, each in totals.items()}
     own = {
         name: {
             part: Scale.of(each[name])
             for part, each in totals.items()
-            if each[name].rows and each[name].total("target") > 0
+            if each[name].rows and _has_a_rate(tasks[part], each[name])
         }
         for name in alone
     }
     return Scorer(experiment, constants, *comparisons, alone, least, own)
+
+
+def _has_a_rate(task: Task, totals: Sums) -> bool:
+    """Whether a party's own rate is a model: not where its target is 0, or 1, in all rows."""
+    certain = task.family == "binomial" and totals.total("positive") == totals.total("rows")
+    return totals.total("target") > 0 and not certain
 
 
 def _totals_of_each(alone: Mapping[str, Parties], task: Task) -> dict[str, Sums]:

@@ -1,25 +1,29 @@
 """Why a model scores a row as it does, and which features it goes by: both from the model alone.
 
-A linear predictor is a base and what each feature adds to it. GLM: coefficient times (value - mean)
-for numbers, the level's coefficient for categories; the base is a row of mean numbers and base
-levels. Trees: the change of a node's value at each cut on the row's path goes to the feature that
-is cut (Saabas, "Interpreting random forests", 2014; Palczewska et al., "Interpreting random forest
-models using a feature contribution method", 2013); the base is the value of all roots. Both are
-exact: base and effects add up to the linear predictor.
+A linear predictor is that of an average row and what each feature adds to it, its Shapley value: what it
+changes where it becomes known, averaged over all orders in which features may (Shapley, 1953). GLM:
+coefficient times (column - mean). Trees: Lundberg et al. (2020), where a row goes on by shares at a cut
+whose feature is not known yet. A row counts in means and shares by the second derivative of its loss, as
+in the fit: both follow from totals that the solver has. All add up to the linear predictor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from lab.errors import ModelError
 from lab.sums import Floats
 
 #: Reasons that are given for a row.
 REASONS = 3
+#: What to do about a model's file from before the reasons were Shapley values.
+AGAIN = "run its experiment again, or leave out --reasons"
+#: Means and shares are told to this fraction: how many persons are behind one does not follow to a person.
+FRACTION = 2.0**-10
 #: An effect below this share of a row's largest is none: it is rounding.
 NOTHING = 1e-12
 
@@ -44,6 +48,25 @@ class Effects:
         for j, name in enumerate(columns):
             totals[:, names.index(name)] += values[:, j]
         return cls(base, names, totals)
+
+    @classmethod
+    def linear(
+        cls,
+        beta: Sequence[float],
+        means: Sequence[float],
+        columns: Sequence[str],
+        blocks: Iterable[Floats],
+    ) -> Effects:
+        """Of an intercept and a slope for each column, whose means are over the rows of the fit.
+
+        blocks: (rows, columns), one after the other, each gone when the next is read. Raises
+        :class:`ModelError` for a model without means.
+        """
+        if len(means) != len(columns):
+            raise ModelError(f"reasons: this model's file has no means of its columns; {AGAIN}")
+        slopes, mean = np.array(beta[1:]), np.array(means)
+        values = [np.zeros((0, len(columns))), *((x - mean) * slopes for x in blocks)]
+        return cls.of(float(beta[0] + slopes @ mean), columns, np.vstack(values))
 
     def plus(self, other: Effects) -> Effects:
         """The effects of a product of two means on the log link."""
@@ -75,6 +98,20 @@ class Effects:
             table[f"reason_{k + 1}"] = names.take(at).to_series(index=effect.index).where(some)
             table[f"effect_{k + 1}"] = effect.where(some)
         return pd.DataFrame(table)
+
+
+def told_share(share: float) -> float:
+    """A share as the model's file has it: neither nobody nor everybody goes one way at a cut.
+
+    >>> told_share(0.3), told_share(1.0)
+    (0.2998046875, 0.9990234375)
+    """
+    return min(max(told_mean(share), FRACTION), 1 - FRACTION)
+
+
+def told_mean(mean: float) -> float:
+    """A mean as the model's file has it."""
+    return round(mean / FRACTION) * FRACTION
 
 
 def reason_columns(most: int = REASONS) -> list[str]:

@@ -301,18 +301,23 @@ STATISTICS = (
 class GLM(Strict):
     """A fitted model: all that is needed to score a table, as plain numbers.
 
-    ``beta`` belongs to the standardised columns of ``encoding``.
+    ``beta`` belongs to the standardised columns of ``encoding``; ``means``: of these columns but the
+    intercept, over the training rows as they weigh in the fit; empty where a file does not say.
     """
 
     kind: Literal["glm"] = "glm"
     task: Task
     encoding: Encoding
     beta: tuple[float, ...]
+    means: tuple[float, ...] = ()
 
     @model_validator(mode="after")
     def _one_for_each_column(self) -> Self:
-        if len(self.beta) != self.encoding.width:
-            raise ValueError(f"beta: needs {self.encoding.width} values, got {len(self.beta)}")
+        width = self.encoding.width
+        if len(self.beta) != width:
+            raise ValueError(f"beta: needs {width} values, got {len(self.beta)}")
+        if self.means and len(self.means) != width - 1:
+            raise ValueError(f"means: needs {width - 1} values, got {len(self.means)}")
         return self
 
     def predict(self, frame: pd.DataFrame) -> Floats:
@@ -325,12 +330,9 @@ class GLM(Strict):
         return out
 
     def effects(self, frame: pd.DataFrame) -> Effects:
-        """What each column adds to the linear predictor of each row."""
-        columns, values = self.encoding.columns, []
-        for _, x in Design(frame, self.encoding).blocks():
-            own = Effects.of(self.beta[0], columns, x[:, 1:] * np.array(self.beta[1:]))
-            values.append(own.values)
-        return Effects(self.beta[0], own.names, np.vstack(values))
+        """The Shapley value of each column for each row; raises :class:`ModelError` without means."""
+        blocks = (x[:, 1:] for _, x in Design(frame, self.encoding).blocks())
+        return Effects.linear(self.beta, self.means, self.encoding.columns, blocks)
 
     def importance(self, exposures: Exposures) -> dict[str, float]:
         """Standard deviation of what each column adds to the linear predictor: of a number from its

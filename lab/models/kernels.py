@@ -5,8 +5,9 @@ Sums are of integers, so that no order of rows and no split of them changes a bi
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from math import comb
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 from numba import njit
@@ -290,3 +291,95 @@ def leaf_value(
 def _fall(g: float, h: float, value: float, pull: Pull) -> float:  # pragma: no cover
     """Twice the fall of the loss, penalties included, with a leaf of this value."""
     return -(2.0 * g * value + (h + pull[1]) * value * value + 2.0 * pull[0] * abs(value))
+
+
+class Paths(NamedTuple):
+    """The ways to the leaves of a tree. features, weights: (leaves, most) what is cut on the way, each
+    once, and the share of rows that its cuts let through; bins: (leaves, most, 256) whether they let a bin
+    through; lengths: (leaves,) features on the way; values: (leaves,)."""
+
+    features: Ints
+    weights: Floats
+    bins: Bools
+    lengths: Ints
+    values: Floats
+
+    @property
+    def mean(self) -> float:
+        """Of an average row."""
+        return float(self.values @ self.weights.prod(axis=1))
+
+
+def paths(ways: Sequence[Mapping[int, tuple[Bools, float]]], values: Sequence[float]) -> Paths:
+    """ways: of each leaf, by feature the bins that its cuts let through, and the share of rows."""
+    most = max((len(way) for way in ways), default=0)
+    features, weights = np.zeros((len(ways), most), np.int64), np.ones((len(ways), most))
+    bins = np.zeros((len(ways), most, 256), dtype=bool)
+    for k, way in enumerate(ways):
+        for j, (feature, (through, share)) in enumerate(way.items()):
+            features[k, j], weights[k, j], bins[k, j] = feature, share, through
+    lengths = np.array([len(way) for way in ways], dtype=np.int64)
+    return Paths(features, weights, bins, lengths, np.array(values, dtype=np.float64))
+
+
+#: Features on the way to a leaf, at most: depth 10, and one more for good measure.
+MOST_ON_A_WAY = 11
+#: [m, s] how many of the orders of m features put a given one behind s given others: s! (m - s - 1)! / m!
+SUBSETS = np.array(
+    [
+        [1 / (m * comb(m - 1, s)) if s < m else 0.0 for s in range(MOST_ON_A_WAY + 1)]
+        for m in range(MOST_ON_A_WAY + 1)
+    ]
+)
+
+
+@compiled
+def shapley(
+    codes: Bytes,
+    features: Ints,
+    weights: Floats,
+    bins: Bools,
+    lengths: Ints,
+    values: Floats,
+    subsets: Floats,
+    out: Floats,
+) -> None:  # pragma: no cover
+    """Add to ``out`` (rows, features) the Shapley values of a tree whose rows go on by share where a
+    feature is not known: Lundberg et al., "From local explanations to global understanding with explainable
+    AI for trees" (2020), algorithm 2, leaf by leaf.
+
+    A leaf's game is a product over the features on its way, of 1 or 0 where one is known (it lets the row
+    through or not), else of its share. ``sums[s]`` adds up, over all s of those that let the row through,
+    the shares of the others of them.
+    """
+    sums, open_ = np.zeros(subsets.shape[0] + 1), np.zeros(subsets.shape[0], np.int64)
+    for i in range(codes.shape[0]):
+        for k in range(values.shape[0]):
+            m, through, shut = lengths[k], 0, values[k]
+            for j in range(m):
+                if bins[k, j, codes[i, features[k, j]]]:
+                    open_[through] = j
+                    through += 1
+                else:
+                    shut *= weights[k, j]
+            sums[0] = 1.0
+            for n in range(through):
+                share = weights[k, open_[n]]
+                sums[n + 1] = sums[n]
+                for s in range(n, 0, -1):
+                    sums[s] = sums[s] * share + sums[s - 1]
+                sums[0] *= share
+            if through < m:
+                total = 0.0
+                for s in range(through + 1):
+                    total += subsets[m, s] * sums[s]
+                for j in range(m):
+                    if not bins[k, j, codes[i, features[k, j]]]:
+                        out[i, features[k, j]] -= shut * total
+            for n in range(through):
+                share = weights[k, open_[n]]
+                without, total = 0.0, 0.0  # the sums without this feature, from the last down
+                for s in range(through, 0, -1):
+                    without = sums[s] - share * without
+                    total += subsets[m, s - 1] * without
+                out[i, features[k, open_[n]]] += shut * (1 - share) * total

@@ -8,13 +8,19 @@ into neural networks", 2019). Nothing here uses torch's global randomness.
 Where frauds are few, both classes may weigh the same, or rows that are told apart easily may weigh
 less (Lin et al., "Focal loss for dense object detection", 2017, section 3). Either loss is smallest
 at another number than the probability; what :meth:`Network.predict` gives is the probability.
+
+Where parties' frauds are alike and only their rates differ (label skew), a party's log odds are those of
+all parties and a shift that its own rate gives away (Zhang et al., "Federated learning with label
+distribution skew via logits calibration", 2022; Saerens et al., "Adjusting the outputs of a classifier to
+new a priori probabilities", 2002). With the shift in the loss the weights need not carry it.
 """
 
 from __future__ import annotations
 
 import hmac
+import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -44,13 +50,34 @@ CHANGE = Limit(bound=2.0**28, resolution=2.0**-24)
 
 @dataclass(frozen=True)
 class Tensors:
-    """A party's training rows: bent numbers (n, w), codes (n, c), target, weight, log exposure."""
+    """A party's training rows: bent numbers (n, w), codes (n, c), target, weight, log exposure.
+
+    shift: by how much the log odds of all of them are above those of all parties' rows, where the loss is
+    told so.
+    """
 
     numbers: Tensor
     codes: Tensor
     y: Tensor
     weight: Tensor
     offset: Tensor
+    shift: float = 0.0
+
+    def at_own_rate(self, intercept: float) -> Tensors:
+        """The same rows, whose loss knows their own rate of 1; intercept: the log odds of all parties.
+
+        One 1 at the rate of all is added, so that a party without any has a rate too.
+        """
+        ones = float((self.weight * self.y).sum()) + 1
+        zeros = float((self.weight * (1 - self.y)).sum()) + math.exp(-intercept)
+        return replace(self, shift=math.log(ones / zeros) - intercept)
+
+    def information(self, intercept: float) -> int:
+        """For how many rows they count: as what they say of log odds, beside rows at the rate of all."""
+        own, everybody = (
+            1 / math.cosh(eta / 2) ** 2 for eta in (intercept + self.shift, intercept)
+        )
+        return max(1, round(len(self.y) * own / everybody)) if len(self.y) else 0
 
 
 def tensors(frame: pd.DataFrame, response: Response, encoding: Encoding, bends: Bends) -> Tensors:
@@ -63,13 +90,21 @@ def tensors(frame: pd.DataFrame, response: Response, encoding: Encoding, bends: 
     return Tensors(numbers, codes, y, weight, offset)
 
 
-def loss(family: str, recipe: NetworkRecipe, eta: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+def loss(
+    family: str,
+    recipe: NetworkRecipe,
+    eta: Tensor,
+    y: Tensor,
+    weight: Tensor,
+    shift: float = 0.0,
+) -> Tensor:
     """Mean negative log-likelihood up to constants, on the log link (logit for binomial).
 
     With ``weights`` a class weighs 1 / (2 share) and ``eta`` stays the logit of the probability:
     the loss sees it less the intercept, by which weighting shifts the best logit (King & Zeng,
     "Logistic regression in rare events data", 2001, section 4). With ``focal`` a row weighs
-    (1 - q)**gamma, q being what is predicted for what happened.
+    (1 - q)**gamma, q being what is predicted for what happened. With ``shift`` a party's rows have other
+    log odds than ``eta`` says, all by as much.
     """
     match family, recipe.imbalance:
         case "poisson", _:
@@ -77,14 +112,14 @@ def loss(family: str, recipe: NetworkRecipe, eta: Tensor, y: Tensor, weight: Ten
         case "gamma", _:
             terms = y * torch.exp(-eta) + eta
         case _, "weights":
-            share = torch.sigmoid((2 * y - 1) * recipe.intercept)
+            share = torch.sigmoid((2 * y - 1) * (recipe.intercept + shift))
             shifted = eta - recipe.intercept
             terms = (F.softplus(shifted) - y * shifted) / (2 * share)
         case _, "focal":
             right = (2 * y - 1) * eta
             terms = torch.exp(recipe.focal_gamma * F.logsigmoid(-right)) * F.softplus(-right)
         case _:
-            terms = F.softplus(eta) - y * eta
+            terms = F.softplus(eta + shift) - y * (eta + shift)
     return (weight * terms).sum() / weight.sum()
 
 
@@ -99,12 +134,16 @@ def update(
     seed: int,
     most: float,
 ) -> Sums:
-    """Local training from ``start``: the change of each weight times the rows, the rows, the loss.
+    """Local training from ``start``: the change of each weight times the rows, the rows, the loss. With
+    ``own_rate`` rows count by :meth:`Tensors.information`.
 
     most: a bound of the loss, at which it is cut off. With ``proximal_mu`` the loss gets mu / 2 |w - start|^2 (Li et al., "Federated optimization in
     heterogeneous networks", 2020).
     """
     n = len(rows.y)
+    if recipe.own_rate:
+        rows = rows.at_own_rate(recipe.intercept)
+        n = rows.information(recipe.intercept)
     weights, mean_loss = trained(
         rows, recipe, family, start, start, learning_rate, proximal_mu, seed
     )
@@ -113,7 +152,7 @@ def update(
     loss = limit_of(most)
     total_loss = np.clip([n * mean_loss], -loss.bound, loss.bound)
     arrays |= {"rows": np.array([float(n)]), "loss": total_loss}
-    return Sums(arrays, limits | {"rows": COUNT, "loss": loss}, n)
+    return Sums(arrays, limits | {"rows": COUNT, "loss": loss}, len(rows.y))
 
 
 class OfUpdate(Strict):
@@ -185,7 +224,8 @@ def trained(
         order = torch.randperm(n, generator=generator)
         for at in order.tensor_split(min(recipe.batches, n)):
             eta = forward(weights, rows.numbers[at], rows.codes[at], recipe, generator)
-            value = loss(family, recipe, eta + rows.offset[at], rows.y[at], rows.weight[at])
+            parts = (eta + rows.offset[at], rows.y[at], rows.weight[at])
+            value = loss(family, recipe, *parts, rows.shift)
             total, steps = total + float(value.detach()), steps + 1
             if proximal_mu:
                 gaps = [((weights[k] - origin[k]) ** 2).sum() for k in weights]

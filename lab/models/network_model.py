@@ -36,7 +36,7 @@ class NetworkRecipe(Strict):
     ``batches``: mini-batches to an epoch, the same number at every party, so that a small party
     takes as many steps as a large one. ``intercept``: the linear predictor of the constant model,
     from the totals of all parties; it is not trained, so that weight decay pulls towards the
-    constant model and not towards 0. ``imbalance`` is for 0 and 1 alone.
+    constant model and not towards 0. ``imbalance`` and ``own_rate`` are for 0 and 1 alone.
     """
 
     hidden: tuple[int, ...]
@@ -48,6 +48,7 @@ class NetworkRecipe(Strict):
     weight_decay: float
     imbalance: Imbalance = "none"
     focal_gamma: float = Field(2.0, ge=0, le=10)
+    own_rate: bool = False
 
     @cached_property
     def start(self) -> float:

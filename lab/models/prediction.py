@@ -100,15 +100,10 @@ def _meaning_of_effects(model: Any, effects: Effects) -> str:
     bare = _bare(model)
     link = (bare.frequency if isinstance(bare, Product) else bare).task.law.link
     predictor = {"log": "the logarithm of ", "logit": "the log odds of ", "inverse": "1 over "}
-    base = (
-        "what an average row has before the first cut"
-        if hasattr(bare, "cuts")
-        else "a row of mean numbers and base levels"
-    )
     factor = "; exp(effect) multiplies the prediction" if link == "log" else ""
     return (
         f"reasons: effect_1 is what reason_1 adds to {predictor.get(link, '')}the prediction{factor}; "
-        f"against {effects.base:.6g}, {base}"
+        f"against {effects.base:.6g}, that of an average row; all effects of a row add up to its own"
     )
 
 

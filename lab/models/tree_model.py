@@ -14,7 +14,7 @@ from pydantic import model_validator
 from lab.errors import ModelError
 from lab.models import kernels
 from lab.models.design import Feature, codes_of
-from lab.models.effects import Effects, Exposures
+from lab.models.effects import AGAIN, Effects, Exposures
 from lab.models.glm import Task
 from lab.privacy.joining import PARTIES, PERSONS, behind
 from lab.records import Strict
@@ -84,12 +84,14 @@ def persons_in(frame: pd.DataFrame, unit: Floats, cuts: tuple[Cuts, ...]) -> Sum
 class Tree(Strict):
     """A tree by its nodes, the root first. A leaf has feature -1; another node's children are
     ``left`` and ``left + 1``, and of ``bins`` (hexadecimal) bit k is set where bin k goes left.
-    ``value``: of each node, where it is a leaf; those above the leaves say what a cut changes."""
+    ``value``: of each node, where it is a leaf; ``share``: of each node that is cut, how much of what
+    it was grown from goes left, by the loss's second derivative; empty where a file does not say."""
 
     feature: tuple[int, ...] = (LEAF,)
     left: tuple[int, ...] = (0,)
     bins: tuple[str, ...] = ("0",)
     value: tuple[float, ...] = (0.0,)
+    share: tuple[float, ...] = ()
 
     @model_validator(mode="after")
     def _is_a_tree(self) -> Self:
@@ -106,6 +108,8 @@ class Tree(Strict):
                 raise ValueError("children must come after their parent")
         if not all(re.fullmatch("[0-9a-f]{1,64}", bins) for bins in self.bins):
             raise ValueError("bins must be hexadecimal numbers of at most 256 bits")
+        if self.share and not (len(self.share) == count and all(0 <= s <= 1 for s in self.share)):
+            raise ValueError("share must be numbers from 0 to 1, one for each node, or be left out")
         return self
 
     @cached_property
@@ -158,17 +162,31 @@ class Tree(Strict):
             left=tuple(left),
             bins=tuple("0" if end else self.bins[at] for at, end in zip(order, leaf, strict=True)),
             value=tuple(self.value[at] for at in order),
+            share=tuple(0.0 if end else self.share[at] for at, end in zip(order, leaf, strict=True))
+            if self.share
+            else (),
         )
         return tree, tuple(order)
 
-    def path_effects(self, features: int) -> Floats:
-        """(nodes, features) what the cuts on the way to each node add to the root's value."""
-        effects = np.zeros((len(self.feature), features))
+    def shape(self) -> Tree:
+        """Its cuts alone: who is asked to count at its nodes needs no more."""
+        return self.model_copy(update={"value": (0.0,) * len(self.value), "share": ()})
+
+    def paths(self) -> kernels.Paths:
+        """What the way to each leaf asks of each feature that is cut on it."""
+        ways: list[dict[int, tuple[NDArray[np.bool_], float]]] = [{} for _ in self.feature]
+        anything = np.ones(self.goes_left.shape[1], dtype=bool)
         for at, (feature, left) in enumerate(zip(self.feature, self.left, strict=True)):
-            for child in (left, left + 1) if feature != LEAF else ():
-                effects[child] = effects[at]
-                effects[child, feature] += self.value[child] - self.value[at]
-        return effects
+            if feature == LEAF:
+                continue
+            for child, goes, share in (
+                (left, self.goes_left[at], self.share[at]),
+                (left + 1, ~self.goes_left[at], 1 - self.share[at]),
+            ):
+                bins, before = ways[at].get(feature, (anything, 1.0))
+                ways[child] = {**ways[at], feature: (bins & goes, before * share)}
+        leaves = [at for at, feature in enumerate(self.feature) if feature == LEAF]
+        return kernels.paths([ways[at] for at in leaves], [self.value[at] for at in leaves])
 
     def add_values(self, codes: NDArray[np.uint8], eta: Floats) -> None:
         """Add to each row of ``eta`` the value of its leaf."""
@@ -211,25 +229,20 @@ class Trees(Strict):
         return eta
 
     def effects(self, frame: pd.DataFrame) -> Effects:
-        """What each column adds to the linear predictor of each row.
+        """The Shapley value of each column for each row: what it adds to the linear predictor.
 
-        Raises :class:`ModelError` for a file that holds no values above the leaves.
+        Raises :class:`ModelError` for a file that does not say how much went which way.
         """
-        cut = [
-            (t, at) for t in self.trees for at, feature in enumerate(t.feature) if feature != LEAF
-        ]
-        if cut and not any(tree.value[at] for tree, at in cut):
+        if any(len(tree.feature) > 1 and not tree.share for tree in self.trees):
             raise ModelError(
-                "reasons: this model's file holds no values above its leaves, from which they follow; "
-                "run its experiment again"
+                f"reasons: this model's file does not say which share goes left; {AGAIN}"
             )
-        codes = binned(frame, self.cuts)
+        codes, base = binned(frame, self.cuts), self.intercept
         values = np.zeros((len(frame), len(self.cuts)))
         for tree in self.trees:
-            node = np.zeros(len(frame), dtype=np.int32)
-            tree.descend(codes, node)
-            values += tree.path_effects(len(self.cuts))[node]
-        base = self.intercept + sum(tree.value[0] for tree in self.trees)
+            paths = tree.paths()
+            base += paths.mean
+            kernels.shapley(codes, *paths, kernels.SUBSETS, values)
         return Effects.of(base, [cut.feature.column for cut in self.cuts], values)
 
     def importance(self, exposures: Exposures) -> dict[str, float]:

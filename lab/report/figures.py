@@ -14,6 +14,7 @@ from lab.report.figures_model import (
     convergence,
     dependence,
     importance,
+    interactions,
     shuffling,
 )
 from lab.report.style import (
@@ -336,9 +337,15 @@ _EXPLAINED: tuple[tuple[str, str, Draw], ...] = (
     ),
     (
         "What a feature makes of the rate",
-        "The mean predicted rate with one column set to a value in all test rows, for the features that matter most. "
-        "Not what would happen if the column changed.",
+        "The mean predicted rate with one column set to a value in all test rows, for the features that matter most; "
+        "dashed, where asked for, the effects in rows that lie there, added up. Not what would happen if the column changed.",
         dependence,
+    ),
+    (
+        "Features that go together",
+        "How much of what two features do to the rate is not the sum of what each does (H² of Friedman and Popescu), "
+        "on test rows.",
+        interactions,
     ),
 )
 #: The figures of a model of claims.

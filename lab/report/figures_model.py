@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lab.report.style import COLOURS, PALE, Result, resize
+from lab.report.style import COLOURS, INK, PALE, Result, resize
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 MOST_LINES = 40
 #: Features whose curves are drawn.
 MOST_CURVES = 6
+#: Partial dependence, and accumulated local effects beside it.
+STYLES: tuple[dict[str, Any], ...] = (
+    {"marker": "o", "lw": 1.4},
+    {"marker": "D", "lw": 1.2, "ls": (0, (3, 2))},
+)
 
 
 def convergence(result: Result, axes: Axes) -> str:
@@ -129,27 +134,80 @@ def shuffling(result: Result, axes: Axes) -> str:
 
 
 def dependence(result: Result, axes: Axes) -> str:
-    """The mean predicted rate with a feature at each of its values, of those that matter most."""
+    """The mean predicted rate with a feature at each of its values, of those that matter most; beside it
+    its accumulated local effects where they were asked for."""
     rows = explained(result)[:MOST_CURVES]
     if not rows:
         return ""
     resize(axes, 5.2, 1.2 * len(rows) + 0.4)
     axes.set_axis_off()
-    top = max(max(row["rates"]) for row in rows)
+    rates = [rate for row in rows for curve in _curves(row) for rate in curve["rates"]]
+    low, high = min(0.0, *rates), max(rates)
     for k, row in enumerate(rows):
         own = axes.inset_axes((0.0, 1 - (k + 0.78) / len(rows), 1.0, 0.6 / len(rows)))
-        named = any(isinstance(value, str) for value in row["values"])
-        x = range(len(row["values"])) if named else row["values"]
-        own.plot(
-            x, row["rates"], marker="o", ms=3, lw=0 if named else 1.4, color=COLOURS["federated"]
-        )
-        if named:
-            own.set_xticks(range(len(row["values"])), row["values"])
+        _draw_curves(row, own)
         own.set_title(row["feature"], loc="left", fontsize="small")
-        own.set_ylim(0, 1.1 * top)
-    return "; ".join(
-        f"{row['feature']} from {min(row['rates']):.4g} to {max(row['rates']):.4g}" for row in rows
-    )
+        own.set_ylim(1.1 * low, 1.1 * high)
+        if k == 0 and any("local" in row for row in rows):
+            own.legend(
+                *_key(), loc="lower right", bbox_to_anchor=(1.0, 0.95), ncols=2, fontsize="small"
+            )
+    words = [f"{row['feature']} {_words(_curves(row))}" for row in rows]
+    return "; ".join(words)
+
+
+def _curves(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Partial dependence, and accumulated local effects where they are there."""
+    return [row, *([row["local"]] if "local" in row else [])]
+
+
+def _words(curves: list[dict[str, Any]]) -> str:
+    ends = [f"from {min(c['rates']):.4g} to {max(c['rates']):.4g}" for c in curves]
+    return ", where rows have it ".join(ends)
+
+
+def _draw_curves(row: dict[str, Any], axes: Axes) -> None:
+    named = any(isinstance(value, str) for value in row["values"])
+    for curve, colour, style in zip(
+        _curves(row), (COLOURS["federated"], INK), STYLES, strict=False
+    ):
+        x = [row["values"].index(v) for v in curve["values"]] if named else curve["values"]
+        style = {**style, "lw": 0} if named else style
+        axes.plot(x, curve["rates"], ms=3, color=colour, **style)
+    if named:
+        axes.set_xticks(range(len(row["values"])), row["values"])
+
+
+def _key() -> tuple[list[Any], list[str]]:
+    """What the two curves are."""
+    from matplotlib.lines import Line2D
+
+    colours = (COLOURS["federated"], INK)
+    lines = [Line2D([], [], ms=3, color=c, **s) for c, s in zip(colours, STYLES, strict=True)]
+    return lines, ["in all rows", "where rows have it"]
+
+
+def interactions(result: Result, axes: Axes) -> str:
+    """H² of pairs of features, the greatest first."""
+    rows = (result["curves"].get("federated") or {}).get("pairs") or []
+    rows = [row for row in rows if row["interaction"][0] is not None]
+    rows = sorted(rows, key=lambda row: row["interaction"][0])[-MOST_LINES:]
+    if not rows:
+        return ""
+    resize(axes, 5.2, 1.0 + 0.21 * len(rows))
+    names = [" and ".join(row["features"]) for row in rows]
+    for y, row in enumerate(rows):
+        share, low, high = row["interaction"]
+        if low is not None:
+            axes.plot([low, high], [y, y], color=COLOURS["federated"], lw=1.4)
+        axes.scatter([share], [y], color=COLOURS["federated"], s=14, zorder=3)
+    axes.set_yticks(range(len(rows)), names)
+    axes.set_ylim(-0.8, len(rows) - 0.2)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
+    axes.set_xlabel("share of the pair's effect that is interaction, 95 % interval")
+    shares = [f"{100 * row['interaction'][0]:.2f} %" for row in rows]
+    return "; ".join(f"{n} {s}" for n, s in zip(names[::-1], shares[::-1], strict=True))
 
 
 def shared_importance(result: Result) -> list[dict[str, Any]]:

@@ -81,7 +81,7 @@ def fit_sums(
             rows.size,
         ]
     )
-    totals = _resampled(columns, rows.unit, replicates, seed).T
+    totals = resampled(columns, rows.unit, replicates, seed).T
     names = ("deviance", "null_deviance", "actual", "expected", "size")
     arrays = {name: total.copy() for name, total in zip(names, totals, strict=True)}
     arrays["rows"] = np.array([float(len(rows.y))])
@@ -112,7 +112,7 @@ def weighted_limits(family: Family, scale: Scale) -> dict[str, Limit]:
     }
 
 
-def _resampled(columns: Floats, units: Floats, replicates: int, seed: list[int]) -> Floats:
+def resampled(columns: Floats, units: Floats, replicates: int, seed: list[int]) -> Floats:
     """(replicates + 1, columns) sums of the sample itself, then of resamples by unit."""
     totals = np.zeros((replicates + 1, columns.shape[1]))
     totals[0] = columns.sum(axis=0)

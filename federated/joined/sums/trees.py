@@ -30,7 +30,7 @@ from federated.joined.sums.factors import (
     indicators,
     within,
 )
-from federated.party import statistics
+from federated.party import scores, statistics
 from federated.party.party import Party
 from lab.errors import PeerError, PolicyError
 from lab.models.files import from_json
@@ -246,7 +246,7 @@ class LevelsOfFund(Arguments):
 
     def left(self, side: Any) -> Groups:
         frame, view = side.rows(self.a.task, "test"), side.common.party
-        rows = statistics.scored(view, told_model(side, self.a.model), self.a.task)
+        rows = scores.scored(view, told_model(side, self.a.model), self.a.task)
         terms = [rows.size, rows.weight * rows.y, rows.weight * rows.rate * rows.exposure]
         whole = np.zeros((len(frame), len(TERMS)))
         whole[frame.index.isin(view.test.index)] = np.column_stack(terms)

@@ -21,7 +21,7 @@ from federated.cli.main import main
 from federated.run import run
 from federated.study.arms import perform
 from federated.study.experiment import Experiment
-from lab.errors import ConfigurationError, ModelError
+from lab.errors import ConfigurationError
 from lab.models import files as models
 from lab.models import prediction
 from lab.report import tracking
@@ -368,8 +368,8 @@ def test_reasons_are_the_largest_effects_and_all_effects_make_the_score(
     assert "exp(effect) multiplies the prediction" in err
     table = pd.read_csv(io.StringIO(out))
     model: Any = models.read(folder / f"{kind}.json")
-    rows = policies()
-    rows["region"] = rows["region"].astype("category")
+    rows = policies().astype({"share": "str"})
+    rows = rows.astype({"share": "category", "region": "category"})
     effects = model.effects(rows)
     total = effects.base + effects.values.sum(axis=1)
     np.testing.assert_allclose(total, linear_predictor(model, rows), rtol=0, atol=1e-12)
@@ -379,41 +379,17 @@ def test_reasons_are_the_largest_effects_and_all_effects_make_the_score(
         assert table["effect_1"][at] == pytest.approx(effects.values[at, order[0]], rel=1e-12)
 
 
-def test_an_effect_of_a_glm_is_its_coefficient_times_what_differs_from_the_mean(
-    folder: Path,
+@pytest.mark.parametrize("kind", ["glm", "trees"])
+def test_a_file_from_before_shapley_values_gives_no_reasons_and_says_so(
+    kind: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model: Any = models.read(folder / "glm.json")
-    rows = policies().assign(region="east")
-    rows["region"] = rows["region"].astype("category")
-    effects = model.effects(rows)
-    (number,) = model.encoding.numbers
-    slope = model.beta[1] / number.scale
-    wanted = slope * (rows["income"] - number.mean)
-    at = effects.names.index("income")
-    np.testing.assert_allclose(effects.values[:, at], wanted, rtol=1e-12, atol=1e-15)
-    assert not effects.values[:, effects.names.index("region")].any()  # the base level
-
-
-def test_a_cut_of_a_tree_is_the_reason_where_it_is_the_only_one() -> None:
-    from lab.models.design import Feature
-    from lab.models.glm import Task
-    from lab.models.tree_model import LEAF, Cuts, Tree, Trees
-
-    tree = Tree(
-        feature=(0, LEAF, 1, LEAF, LEAF),
-        left=(1, 0, 3, 0, 0),
-        bins=("1", "0", "1", "0", "0"),
-        value=(0.1, -0.4, 0.5, 0.2, 0.9),
-    )
-    cuts = tuple(Cuts(feature=Feature(column=c), edges=(1.0,)) for c in ("age", "visits"))
-    model = Trees(task=Task(target="n"), cuts=cuts, intercept=-1.0, trees=(tree,))
-    effects = model.effects(pd.DataFrame({"age": [0.0, 2.0], "visits": [5.0, 5.0]}))
-    assert effects.base == pytest.approx(-0.9)
-    np.testing.assert_allclose(effects.values, [[-0.5, 0.0], [0.4, 0.4]], atol=1e-15)
-    assert effects.reasons(2)["reason_2"].fillna("").tolist() == ["", "visits"]
-    older = tree.model_copy(update={"value": (0.0, -0.4, 0.0, 0.2, 0.9)})
-    with pytest.raises(ModelError, match="run its experiment again"):
-        model.model_copy(update={"trees": (older,)}).effects(pd.DataFrame())
+    values = json.loads((folder / f"{kind}.json").read_text())
+    for part in (values, *values.get("trees", [])):
+        part.pop("means" if kind == "glm" else "share", None)
+    (tmp_path / "old.json").write_text(json.dumps(values))
+    code, out, err = lab(capsys, "score", tmp_path / "old.json", folder / "t.csv", "--reasons")
+    assert (code, out) == (1, "")
+    assert "run its experiment again, or leave out --reasons" in err
 
 
 def test_a_network_gives_no_reasons_and_says_so(

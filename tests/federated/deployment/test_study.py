@@ -388,3 +388,20 @@ def test_rand_hie_among_three_real_insurers_gives_the_model_of_the_simulation(
         study = run_study(experiment, loopback.exchange)
     simulated = run(experiment, runs=tmp_path / "runs", track=False)
     assert hash_of(study) == hash_of(simulated)
+
+
+@pytest.mark.slow
+def test_real_parties_explain_a_line_as_a_line(trial: Trial) -> None:
+    explain = {"points": 5, "local": True, "pairs": [["x1", "x2"]]}
+    experiment = trial.experiment(5, explain=explain, arms={"replicates": 10})
+    study = trial.run(experiment)
+    arm = study.arms["federated"]
+    evaluation = arm.evaluations["model"]["all"]
+    fitted = arm.models["all"]["model"].model
+    (pair,) = evaluation.pairs
+    assert pair.columns == ("x1", "x2") and abs(pair.share) < 1e-9
+    for term, slope in zip(fitted.encoding.numbers, fitted.beta[1:], strict=True):
+        local = evaluation.explained[term.feature.column].local
+        rise = np.diff(local.accumulated) / np.diff(local.edges)
+        np.testing.assert_allclose(rise, slope / term.scale, rtol=1e-5)
+        assert (local.sums["persons"] >= 10).all()

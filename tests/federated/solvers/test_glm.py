@@ -12,7 +12,7 @@ import statsmodels.api as sm
 from statsmodels.genmod.families import links
 
 from lab.errors import ModelError
-from lab.models.design import Feature
+from lab.models.design import Design, Feature
 from lab.models.glm import Task
 from lab.scores.explanation import values_of
 from tests.conftest import fit_glm, split
@@ -93,6 +93,23 @@ def test_offset_and_weights_enter_as_in_statsmodels() -> None:
     np.testing.assert_allclose(ours.coefficients()["estimate"], theirs.params, rtol=1e-8)
     np.testing.assert_allclose(ours.coefficients()["standard_error"], theirs.bse, rtol=1e-8)
     assert ours.null_deviance == pytest.approx(theirs.null_deviance, rel=1e-8)
+
+
+def test_means_are_of_the_columns_as_rows_weigh_in_the_fit() -> None:
+    frame = table("poisson")
+    task = Task(target="y", exposure="years")
+    model = fit_glm(split(frame, 4), task, ["age", "income", "region"]).model
+    rows = frame.astype({"region": "category"})
+    design = Design(rows, model.encoding).matrix()
+    weight = model.predict(rows) * frame.years  # the second derivative of a Poisson's loss
+    np.testing.assert_allclose(
+        model.means, np.average(design[:, 1:], axis=0, weights=weight), rtol=0, atol=2**-11 + 1e-9
+    )
+    effects = model.effects(rows)
+    mean = np.average(effects.values, axis=0, weights=weight)
+    np.testing.assert_allclose(mean, 0, atol=1e-2)
+    total = effects.base + effects.values.sum(axis=1)
+    np.testing.assert_allclose(np.exp(total), model.predict(rows), rtol=1e-12)
 
 
 def test_fit_through_paillier_equals_the_pooled_fit(paillier) -> None:

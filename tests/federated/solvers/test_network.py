@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import logit
 
 from federated.federation import Federation
 from federated.solvers.encoding import agree
@@ -40,13 +41,14 @@ def fit(
     settings = NetworkSettings(
         kind="network",
         hidden=(8,),
-        rounds=4,
+        rounds=more.pop("rounds", 4),
         batches=5,
         strategy=strategy or StrategySettings(),
         **more,
     )
     single_threaded()
-    task = Task(target="y", exposure="years")
+    family = settings.family
+    task = Task(target="y", exposure="years" if family == "poisson" else None, family=family)
     features = tuple(Feature(column=c) for c in ("age", "income", "region"))
 
     def work(federation: Federation):
@@ -84,6 +86,31 @@ def test_paillier_gives_the_same_network(paillier) -> None:
     hidden, _ = fit(parts, protection=paillier)
     frame = table("poisson", 500, seed=9)
     np.testing.assert_allclose(hidden.predict(frame), clear.predict(frame), rtol=1e-5)
+
+
+def test_own_rates_bring_parties_of_other_rates_near_the_pooled_network() -> None:
+    frame = table("binomial", 3000)
+    ones, zeros = frame[frame.y == 1], frame[frame.y == 0]
+    cut, half = len(ones) * 9 // 10, len(zeros) // 2
+    parts = [
+        pd.concat([ones[:cut], zeros[:100]]),
+        pd.concat([ones[cut:], zeros[100:half]]),
+        zeros[half:],
+    ]
+
+    def predictions(parts: list[pd.DataFrame], own_rate: bool) -> np.ndarray:
+        model, _ = fit(parts, family="binomial", rounds=8, own_rate=own_rate)
+        return logit(model.predict(frame))
+
+    pooled = predictions([frame], False)
+    off = {own: np.abs(predictions(parts, own) - pooled).mean() for own in (False, True)}
+    assert off[True] < 0.5 * off[False]
+
+
+@pytest.mark.parametrize("more", [{"family": "poisson"}, {"imbalance": "focal"}])
+def test_an_own_rate_is_refused_where_it_means_nothing(more: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="own_rate = true needs family = 'binomial'"):
+        NetworkSettings(kind="network", **({"family": "binomial", "own_rate": True} | more))
 
 
 def test_a_parameter_of_another_strategy_is_refused() -> None:

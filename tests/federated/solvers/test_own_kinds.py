@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,9 @@ from federated.study.experiment import Experiment
 from lab import packages
 from lab.errors import ConfigurationError, PeerError
 from lab.models import files
+from lab.sums import SCORE, Sums
 
-SHIPPED = Path(__file__).parents[3] / "experiments" / "packages" / "credibility"
+SHIPPED = Path(__file__).parents[3] / "experiments" / "packages"
 
 #: Average claims of five states in twelve quarters, and their numbers (Hachemeister 1975).
 RATIOS = """1738 1642 1794 2051 2079 2234 2032 2035 2115 2262 2267 2517
@@ -50,15 +52,24 @@ def installed(folder: Path, name: str, module: str, code: str = "") -> None:
         (folder / f"{module}.py").write_text(code)
 
 
-@pytest.fixture
-def credibility(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def shipped(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     folder = tmp_path / "site"
-    installed(folder, "credibility", "credibility")
-    shutil.copy(SHIPPED / "credibility.py", folder)
+    installed(folder, name, name)
+    shutil.copy(SHIPPED / name / f"{name}.py", folder)
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setattr(packages, "_allowed", None)
-    yield folder
-    sys.modules.pop("credibility", None)
+    yield packages.load(name)
+    sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def credibility(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    yield from shipped("credibility", tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def extrapolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    yield from shipped("extrapolated", tmp_path, monkeypatch)
 
 
 def experiment(folder: Path, **changes: Any) -> Experiment:
@@ -90,8 +101,10 @@ def experiment(folder: Path, **changes: Any) -> Experiment:
     return Experiment.model_validate(values | changes)
 
 
-def test_the_shipped_kind_gives_hachemeister_s_premiums(credibility: Path) -> None:
-    study = perform(experiment(credibility))
+def test_the_shipped_kind_gives_hachemeister_s_premiums(
+    credibility: ModuleType, tmp_path: Path
+) -> None:
+    study = perform(experiment(tmp_path))
     fits = [study.arms[arm].models["all"]["model"].model for arm in ("federated", "pooled")]
     one, other = fits
     np.testing.assert_allclose(one.premiums, other.premiums, rtol=1e-12)
@@ -105,11 +118,73 @@ def test_the_shipped_kind_gives_hachemeister_s_premiums(credibility: Path) -> No
     np.testing.assert_allclose(again.predict(new), [one.premiums[3], one.collective])
 
 
-def test_keys_of_its_settings_are_checked_as_ours_are(credibility: Path) -> None:
+def test_keys_of_its_settings_are_checked_as_ours_are(
+    credibility: ModuleType, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match="weighting"):
-        experiment(credibility, model={"kind": "credibility", "weighting": 1})
-    study = experiment(credibility)
+        experiment(tmp_path, model={"kind": "credibility", "weighting": 1})
+    study = experiment(tmp_path)
     assert Experiment.model_validate_json(study.model_dump_json()) == study
+
+
+def of_networks(folder: Path, kind: str, run: list[str], **model: Any) -> Experiment:
+    rng = np.random.default_rng(2)
+    frame = pd.DataFrame({"age": rng.integers(20, 70, 400), "paid": rng.poisson(1.0, 400)})
+    frame["paid"] += rng.poisson(frame.age / 40)
+    frame["insurer"] = np.where(frame.paid == 0, "a", np.where(frame.paid < 4, "b", "c"))
+    frame.to_csv(folder / "ages.csv", index=False)
+    values = {
+        "name": "rounds",
+        "data": {
+            "path": str(folder / "ages.csv"),
+            "target": "paid",
+            "features": ["age"],
+            "test": 0.0,
+        },
+        "parties": {"split": "column", "column": "insurer"},
+        "model": {"kind": kind, "hidden": [4], "rounds": 3, "batches": 4} | model,
+        "protection": {"sums": "clear"},
+        "arms": {"run": run, "replicates": 0},
+    }
+    return Experiment.model_validate(values)
+
+
+def test_a_shipped_strategy_goes_further_the_more_parties_disagree(
+    extrapolated: ModuleType,
+) -> None:
+    def after(changes: list[list[float]]) -> list[float]:
+        parts = [
+            {"w": 5.0 * np.array(c), "rows": np.array([5.0]), "square": 5.0 * np.dot(c, c)}
+            for c in changes
+        ]
+        arrays = {name: np.sum([p[name] for p in parts], axis=0) for name in parts[0]}
+        arrays["square"] = np.reshape(arrays["square"], 1)
+        total = Sums(arrays, dict.fromkeys(arrays, SCORE), 5 * len(changes))
+        return list(extrapolated.extrapolate({"w": np.zeros(4)}, total)["w"])
+
+    four = np.eye(4).tolist()
+    np.testing.assert_allclose(after(four), [0.5] * 4, rtol=1e-6)  # the mean is 0.25, the step 2
+    np.testing.assert_allclose(after(four[:1] * 3), [1, 0, 0, 0])  # all agree: the mean itself
+
+
+def test_a_shipped_strategy_is_the_mean_for_one_party_and_another_model_for_three(
+    extrapolated: ModuleType, tmp_path: Path
+) -> None:
+    arms = ["federated", "pooled"]
+    own = perform(of_networks(tmp_path, "extrapolated", arms))
+    ours = perform(of_networks(tmp_path, "network", arms))
+    weights = {
+        (kind, arm): study.arms[arm].models["all"]["model"].model.safetensors
+        for kind, study in (("own", own), ("ours", ours))
+        for arm in arms
+    }
+    assert weights["own", "pooled"] == weights["ours", "pooled"]
+    assert weights["own", "federated"] != weights["ours", "federated"]
+    model = own.arms["federated"].models["all"]["model"].model
+    assert model.kind == "extrapolated"
+    assert files.from_json(model.model_dump_json()).model_dump() == model.model_dump()
+    with pytest.raises(ConfigurationError, match="an extrapolated network has its own; drop it"):
+        perform(of_networks(tmp_path, "extrapolated", arms, strategy={"name": "FedAvgM"}))
 
 
 def test_a_kind_that_no_package_adds_is_refused(tmp_path: Path) -> None:

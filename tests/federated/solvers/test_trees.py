@@ -619,7 +619,7 @@ def test_bins_of_few_persons_are_joined_before_a_tree_grows() -> None:
     assert len(fine.edges) > 3 and all_levels.levels == ("a", "b", "lone")
 
 
-def test_a_node_above_leaves_has_the_mean_of_its_rows_and_gains_are_what_cuts_explain() -> None:
+def test_a_node_has_the_mean_of_its_rows_and_their_share_and_gains_are_what_cuts_explain() -> None:
     """Of a Gaussian tree without shrinking, whose values are means of what is not explained yet."""
     frame = claims("gaussian", 900, 3, missing=0.0)
     settings_of_means = {"trees": 1, "depth": 2, "learning_rate": 1.0, "l2": 0.0}
@@ -633,6 +633,8 @@ def test_a_node_above_leaves_has_the_mean_of_its_rows_and_gains_are_what_cuts_ex
     for at in reversed(range(len(tree.feature))):
         if tree.feature[at] >= 0:
             groups[at] = groups[tree.left[at]] | groups[tree.left[at] + 1]
+            left = groups[tree.left[at]].sum() / groups[at].sum()
+            assert tree.share[at] == pytest.approx(left, abs=2**-11)
         assert tree.value[at] == pytest.approx(rest[groups[at]].mean(), rel=1e-3, abs=1e-3 * 1e5)
     share = model.gains / np.sum(model.gains)
     explained = [

@@ -368,7 +368,9 @@ def test_rounding_between_machines_is_no_deviation() -> None:
 
 def test_an_outcome_comes_back_from_its_bytes() -> None:
     for kind in KINDS:
-        rig = Rig(plan_of(kind, explain={"points": 3}), Clear(), replayed=False)
+        rig = Rig(
+            plan_of(kind, explain={"points": 3, "local": True, "pairs": 2}), Clear(), replayed=False
+        )
         with closing(rig):
             outcome = carried_out(rig.steps(), rig.answer)
         assert outcome.evaluations["model"].explained

@@ -351,3 +351,24 @@ def test_the_arm_alone_has_a_line_for_the_whole_market_where_one_party_has_no_fi
     note = study.arms["alone"].notes["whole market"]
     assert note == "scored over the 2 parties that have a model; without one: 1"
     assert "all" not in set(study.differences["party"])
+
+
+def test_a_party_all_of_whose_rows_are_frauds_is_scored(tmp_path: Path) -> None:
+    frame = policies()
+    frame["claims"] = (frame["claims"] > 0).astype(int)
+    party = np.where(frame.index < 600, "b", "c")
+    frame["party"] = np.where((frame.index < 120) & (frame["claims"] == 1), "frauds", party)
+    study = perform(
+        experiment(
+            tmp_path,
+            frame,
+            {"target": "claims", "features": ["age"]},
+            None,
+            model={"kind": "glm", "family": "binomial"},
+            arms={"run": ["federated"], "replicates": 0},
+            parties={"split": "column", "column": "party"},
+        )
+    )
+    evaluations = study.arms["federated"].evaluations["model"]
+    assert evaluations["party frauds"].own_null is None
+    assert evaluations["party b"].own_null is not None

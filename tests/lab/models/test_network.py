@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 
-from lab.models.network import loss
+from lab.models.network import Tensors, loss
 from lab.models.network_model import NetworkRecipe, unfocused
 
 
@@ -25,10 +25,11 @@ def recipe(imbalance: str, gamma: float = 2.0, rate: float = 0.1) -> NetworkReci
     )
 
 
-def mean_loss(how: NetworkRecipe, eta: float, p: float) -> float:
+def mean_loss(how: NetworkRecipe, eta: float, p: float, shift: float = 0.0) -> float:
     """Of rows with this logit, a share p of them fraud."""
     y, weight = torch.tensor([1.0, 0.0]), torch.tensor([p, 1 - p], dtype=torch.float64)
-    return float(loss("binomial", how, torch.full((2,), eta, dtype=torch.float64), y, weight))
+    etas = torch.full((2,), eta, dtype=torch.float64)
+    return float(loss("binomial", how, etas, y, weight, shift))
 
 
 def test_the_focal_loss_has_its_published_values() -> None:
@@ -69,6 +70,40 @@ def test_every_loss_is_least_at_the_probability(
     ).x
     found = unfocused(np.array([least]), gamma)[0] if imbalance == "focal" else least
     assert expit(found) == pytest.approx(p, rel=2e-3)
+
+
+@pytest.mark.parametrize("imbalance", ["none", "weights"])
+@pytest.mark.parametrize("shift", [-3.0, 0.5, 4.0])
+def test_a_loss_that_knows_the_own_rate_is_least_at_the_log_odds_of_all(
+    imbalance: str, shift: float
+) -> None:
+    how, p = recipe(imbalance), 0.03
+    own = float(expit(logit(p) + shift))  # of a party whose frauds are alike, but more or fewer
+    least = minimize_scalar(
+        lambda eta: mean_loss(how, eta, own, shift),
+        bounds=(-15, 15),
+        method="bounded",
+        options={"xatol": 1e-9},
+    ).x
+    assert least == pytest.approx(logit(p), abs=1e-4)
+
+
+def test_rows_say_their_own_rate_and_count_by_what_they_say() -> None:
+    def rows(ones: int, zeros: int) -> Tensors:
+        y = torch.tensor([1.0] * ones + [0.0] * zeros)
+        none = torch.zeros(len(y), 0)
+        return Tensors(none, none.long(), y, torch.ones(len(y)), torch.zeros(len(y)))
+
+    everybody = float(logit(0.1))  # one 1 at that rate comes with nine 0
+    half = rows(51, 43).at_own_rate(everybody)
+    assert half.shift == pytest.approx(0 - everybody)
+    assert half.information(everybody) == round(94 * 0.25 / 0.09)
+    assert rows(10, 90).at_own_rate(everybody).shift == pytest.approx(0)
+    assert rows(10, 90).at_own_rate(everybody).information(everybody) == 100
+    pure = rows(0, 991).at_own_rate(everybody)
+    assert pure.shift == pytest.approx(-np.log(1000) - everybody)
+    assert pure.information(everybody) == round(991 * (1000 / 1001**2) / 0.09)
+    assert rows(0, 0).information(everybody) == 0
 
 
 @given(gamma=st.floats(0.0, 10.0), rate=st.floats(0.001, 0.999))
