@@ -367,11 +367,12 @@ class Experiment(Strict):
             hint = f"; did you mean '{near}'?" if near else ""
             raise ConfigurationError(f"data.features: there is no column '{name}'{hint}")
         column = contract.columns[name]
-        if name in other_roles:
+        beside = name == self.data.exposure  # an input beside the offset, where it is named
+        if name in other_roles and not beside:
             raise ConfigurationError(
-                f"data.features: '{name}' is the target, exposure, weight or person and cannot be a feature"
+                f"data.features: '{name}' is the target, weight or person and cannot be a feature"
             )
-        if column.role != "feature":
+        if column.role != "feature" and not beside:
             raise ConfigurationError(
                 f"data.features: '{name}' has the role '{column.role}' in contract {contract.name}"
             )

@@ -68,7 +68,7 @@ class Data(Strict):
     target: str = Field(description="The column that is modelled.")
     exposure: str | None = Field(
         None,
-        description="Exposure column, in years; default: the contract's, '' for none.",
+        description="Exposure column, in years; default: the contract's, '' for none. Named among the features too it is an input beside the offset.",
     )
     exposure_as: Literal["offset", "weight"] = Field(
         "offset",

@@ -96,6 +96,18 @@ def test_the_exposure_of_the_contract_is_taken_and_said(tmp_path: Path) -> None:
     np.testing.assert_allclose(coefficients(study), theirs.params, rtol=1e-8)
 
 
+def test_exposure_can_be_an_input_beside_the_offset(tmp_path: Path) -> None:
+    study = perform(experiment(tmp_path, data={"features": ["age", "region", "years"]}))
+    assert "years, by contract claims-v1" in "".join(study.notices)
+    rows = study.market.pooled().train  # type: ignore[attr-defined]
+    own = design(study)
+    own.insert(2, "years", rows["years"])
+    theirs = sm.GLM(rows["claims"], own, sm.families.Poisson(), exposure=rows["years"]).fit()
+    ours = coefficients(study)
+    assert ours["years"] == pytest.approx(theirs.params["years"], rel=1e-7)
+    assert ours.iloc[0] == pytest.approx(theirs.params.iloc[0], rel=1e-7)
+
+
 def test_without_exposure_is_said_in_so_many_words(tmp_path: Path) -> None:
     study = perform(experiment(tmp_path, data={"exposure": ""}))
     rows = study.market.pooled().train  # type: ignore[attr-defined]
@@ -109,8 +121,8 @@ def test_without_exposure_is_said_in_so_many_words(tmp_path: Path) -> None:
     [
         ({"exposure": "age"}, "data.exposure: 'age' has another role.*'years' is the exposure"),
         ({"target": "years"}, "data.target: 'years' has another role.*'claims' is the target"),
-        ({"features": ["age", "years"]}, "'years' is the target, exposure"),
         ({"exposure": "", "features": ["age", "years"]}, "'years' has the role 'exposure'"),
+        ({"features": ["age", "claims"]}, "'claims' is the target, weight or person"),
         ({"features": ["age", "policy_no"]}, "'policy_no' is named like an identifier"),
     ],
 )
