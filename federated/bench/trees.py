@@ -68,7 +68,7 @@ def figures(path: Path | None, quick: bool) -> list[Row]:
     mean, between the fastest and the slowest of them."""
     few = 4
     rows, count = (50_000, 20) if quick else (1_000_000, 100)
-    frame = _suspicious(rows)
+    frame = suspicious(rows)
     _boosted(frame.head(5_000), 1, Clear())  # numba compiles
     clear, start = _boosted(frame, count, Clear()), _boosted(frame, few, Clear())
     protection = Paillier(KeyAuthority(generate(2048)))
@@ -159,7 +159,7 @@ def _parts(work: Callable[[], Boosting]) -> tuple[Boosting, dict[str, float]]:
     return result, parts | {"choosing cuts and all else": whole - sum(parts.values())}
 
 
-def _suspicious(rows: int) -> pd.DataFrame:
+def suspicious(rows: int) -> pd.DataFrame:
     """Forty columns, half of them skewed amounts, and one claim in forty fraudulent."""
     rng = np.random.default_rng(1)
     x = rng.normal(size=(rows, 40))
