@@ -14,14 +14,14 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from pydantic import Field
 
 from lab.errors import PeerError
 from lab.models import kernels
 from lab.models.glm import Response, Task
-from lab.models.tree_model import LEAF, MOST_CELLS, Cuts, Tree, Trees, persons_in
+from lab.models.tree_model import LEAF, MOST_CELLS, Cuts, Owned, Tree, Trees, binned, persons_in
 from lab.models.tree_rows import GRAIN, LOSS, Place, Rows, TreesRecipe
-from lab.privacy.joining import behind
 from lab.records import Strict
 from lab.statistics import Arrays, Holding, Statistic
 from lab.sums import COUNT, FLAG, HEADS, Floats, Limit, Sums
@@ -122,8 +122,8 @@ def persons_at(rows: Rows, place: Place) -> Sums:
     Raises :class:`PeerError` where the way to the tree is unknown.
     """
     rows.follow(place)
-    nodes = rows.training.node[rows.in_tree].astype(np.int64)
-    persons = behind(nodes, rows.persons[rows.in_tree], len(place.growing.feature))
+    nodes = np.where(rows.in_tree, rows.training.node, np.int32(LEAF))
+    persons = rows.owned.behind(nodes, len(place.growing.feature))
     return Sums(
         persons, dict.fromkeys(persons, HEADS), len(rows.training.y) + len(rows.validation.y)
     )
@@ -180,6 +180,10 @@ def _response(holding: Holding, task: Task) -> Response:
     return Response(holding.rows(task, "train"), task)
 
 
+def _coded(holding: Holding, task: Task, cuts: tuple[Cuts, ...]) -> NDArray[np.uint8]:
+    return binned(holding.rows(task, "train"), cuts)
+
+
 def _sorted(holding: Holding, task: Task, cuts: tuple[Cuts, ...]) -> list[Floats]:
     return in_order(holding.rows(task, "train"), cuts)
 
@@ -187,11 +191,12 @@ def _sorted(holding: Holding, task: Task, cuts: tuple[Cuts, ...]) -> list[Floats
 def growing_rows(holding: Holding, terms: TreesTerms) -> Rows:
     """Rows that trees grow from; which are held out goes by their owner."""
     task = terms.task
-    holding.forget(_sorted)  # bins are agreed by now
-    rows, owners = holding.rows(task, "train"), holding.owners(task, "train")
+    codes, owners = holding.once(_coded, task, terms.cuts, at_hand=1), holding.owners(task, "train")
     response, drawing = holding.once(_response, task), holding.rows_secret
     units, known = holding.units(task, "train"), (task, terms.recipe, holding.finished)
-    return Rows(rows, response, owners, terms.cuts, *known, units=units, secret=drawing)
+    for made in (_sorted, _coded):  # bins are agreed by now
+        holding.forget(made)
+    return Rows(codes, response, owners, terms.cuts, *known, units=units, secret=drawing)
 
 
 def _bins(holding: Holding, a: OfBins, arrays: Arrays) -> Sums:
@@ -200,7 +205,8 @@ def _bins(holding: Holding, a: OfBins, arrays: Arrays) -> Sums:
 
 
 def _persons(holding: Holding, a: OfBins, arrays: Arrays) -> Sums:
-    return persons_in(holding.rows(a.task, "train"), holding.units(a.task, "train"), a.cuts)
+    codes = holding.once(_coded, a.task, a.cuts, at_hand=1)
+    return persons_in(codes, Owned.of(holding.units(a.task, "train")), a.cuts)
 
 
 def _level(holding: Holding, a: OfLevel, arrays: Arrays) -> Sums:
