@@ -205,7 +205,8 @@ class Growth:
             return
         self.told |= {at for at, feature in enumerate(self.feature) if feature != LEAF}
         lesser = [min(pair[1:], key=lambda n: n.sums[1]) for pair in pairs]
-        fullest = [float(np.max(pair[0].hessian, initial=0.0)) for pair in pairs]
+        bins = [pair[0].hessian for pair in pairs]
+        fullest = [float(h.max()) if h is not None else np.inf for h in bins]
         ask = Ask(
             place=place.model_copy(update={"growing": self._shape()}),
             nodes=tuple(node.number for node in lesser),
