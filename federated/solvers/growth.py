@@ -198,22 +198,19 @@ class Growth:
         ask_parties: Callable[[Ask], Sums],
     ) -> None:
         """Derivatives by bin for children that can be cut: the lesser of two is asked, the other
-        follows. No bin of a node holds more than all of it, nor more than its
-        parent's fullest bin: narrow bounds cost less to hide."""
+        follows. No bin of a node holds more than all of it, nor more than its parent's."""
         pairs = [pair for pair in pairs if any(map(self._can_be_cut, pair[1:]))]
         if not pairs:
             return
         self.told |= {at for at, feature in enumerate(self.feature) if feature != LEAF}
         lesser = [min(pair[1:], key=lambda n: n.sums[1]) for pair in pairs]
-        bins = [pair[0].hessian for pair in pairs]
-        fullest = [float(h.max()) if h is not None else np.inf for h in bins]
         ask = Ask(
             place=place.model_copy(update={"growing": self._shape()}),
             nodes=tuple(node.number for node in lesser),
             features=tuple(self.chosen),
             most=tuple(
-                (_bound(pair[0].gross), _bound(min(most, node.sums[1])))
-                for pair, most, node in zip(pairs, fullest, lesser, strict=True)
+                (_bound(pair[0].gross), _bound(node.sums[1]))
+                for pair, node in zip(pairs, lesser, strict=True)
             ),
         )
         total = ask_parties(ask)
