@@ -97,11 +97,11 @@ def _recall(holder: Party, memory: NodeState) -> None:
     for digest, data in memory.profiles():
         if digest not in holder.profiles:
             holder.profiles[digest] = profile.read(data)
-    for chain, text in memory.trees():
-        if chain not in holder.finished:
-            from lab.models import tree_rows
+    kept = memory.trees()
+    for chain in kept.keys() - holder.finished.keys():
+        from lab.models import tree_rows
 
-            holder.finished[chain] = tree_rows.read_finished(text)
+        holder.finished[chain] = tree_rows.read_finished(str(kept[chain]))
     if isinstance(holder, joined.JoinedSide) and holder.places:
         for cut, bits in memory.told():
             if cut not in holder.told:
@@ -110,10 +110,9 @@ def _recall(holder: Party, memory: NodeState) -> None:
 
 def _keep_trees(holder: Party, memory: NodeState) -> None:
     """Keep finished trees and cuts that were told, so that rows can follow them anew."""
-    chains = dict(memory.trees())
-    for chain, (before, tree) in holder.finished.items():
-        if chain not in chains:
-            memory.keep_tree(chain, f"[{json.dumps(before)},{tree.model_dump_json()}]")
+    for chain in holder.finished.keys() - memory.trees().keys():
+        before, tree = holder.finished[chain]
+        memory.keep_tree(chain, f"[{json.dumps(before)},{tree.model_dump_json()}]")
     if isinstance(holder, joined.JoinedSide):
         kept = {cut for cut, _ in memory.told()}
         for cut in holder.told.keys() - kept:

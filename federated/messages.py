@@ -11,13 +11,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from lab.errors import TRAVELLING, LabError, ModelError, PeerError
+from lab.statistics import text_of
 from lab.sums import COUNT, FLAG, Floats, Limit, Sums
 from lab.text import printable
 
@@ -51,12 +52,15 @@ class Request:
     signature: bytes = b""
 
     @cached_property
+    def text(self) -> str:
+        """The arguments as text, in the one form in which they are signed and sent."""
+        return text_of(self.arguments)
+
+    @cached_property
     def question(self) -> bytes:
         """SHA-256 of what is asked; parties sign it, so that all were asked the same."""
-        header = json.dumps(
-            [self.statistic, self.arguments, self.charter], sort_keys=True, allow_nan=False
-        )
-        digest = hashlib.sha256(header.encode())
+        names = json.dumps([self.statistic, self.charter])
+        digest = hashlib.sha256(f"{names} {self.text}".encode())
         for name in sorted(self.arrays):
             array = np.ascontiguousarray(self.arrays[name], "<f8")
             digest.update(json.dumps([name, array.shape]).encode())
@@ -68,9 +72,9 @@ class Request:
             {
                 "query": self.query,
                 "statistic": self.statistic,
-                "arguments": json.dumps(self.arguments, allow_nan=False),
+                "arguments": self.text,
                 "hiding": self.hiding,
-                "parties": list(self.parties),
+                "parties": "\n".join(self.parties),
                 "charter": self.charter,
                 "step": self.step,
                 "signature": self.signature,
@@ -81,33 +85,46 @@ class Request:
     @classmethod
     def from_record(cls, record: RecordDict) -> Request:
         try:
-            header = record.config_records["request"]
+            header = cast(ConfigRecord, record["request"])
             hiding = str(header["hiding"])
             if hiding not in get_args(Hiding):
                 choices = ", ".join(get_args(Hiding))
                 raise PeerError(f"request: hiding must be one of {choices}, got {hiding!r}")
-            parties, arguments = header["parties"], json.loads(str(header["arguments"]))
-            if not isinstance(parties, list) or not isinstance(arguments, dict):
-                raise PeerError("request: parties must be a list of names, arguments an object")
+            parties, (arguments, text) = (
+                str(header["parties"]),
+                _arguments(str(header["arguments"])),
+            )
             signature = header["signature"]
             names = [str(header[name]) for name in ("query", "statistic", "charter")]
-            if not all(map(str.isprintable, [*names, *map(str, parties)])):
+            if not all(map(str.isprintable, [*names, parties.replace("\n", "")])):
                 raise PeerError("request: its names must be printable")
             if not isinstance(signature, bytes):
                 raise PeerError("request: its signature must be bytes")
-            return cls(
+            request = cls(
                 query=str(header["query"]),
                 statistic=str(header["statistic"]),
                 arguments=arguments,
-                arrays=from_arrays(record.array_records["arrays"]),
+                arrays=from_arrays(cast(ArrayRecord, record["arrays"])),
                 hiding=cast(Hiding, hiding),
-                parties=tuple(map(str, parties)),
+                parties=tuple(parties.split("\n")) if parties else (),
                 charter=str(header["charter"]),
                 step=int(str(header["step"])),
                 signature=signature,
             )
+            vars(request)["text"] = text  # what the property would find
+            return request
         except UNREADABLE as error:
             raise PeerError(f"request: not readable: {type(error).__name__}") from None
+
+
+@lru_cache(8)
+def _arguments(received: str) -> tuple[Mapping[str, Any], str]:
+    """The arguments in a text that came, and that text in its one form; parties in one process, who
+    are sent the same, parse it once."""
+    arguments = json.loads(received)
+    if not isinstance(arguments, dict):
+        raise PeerError("request: arguments must be an object")
+    return arguments, text_of(arguments)
 
 
 @dataclass(frozen=True)
@@ -126,30 +143,31 @@ class Reply:
     def to_record(self) -> RecordDict:
         form = form_to_json(self.form)
         header = ConfigRecord({"party": self.party, "rows": self.rows, "form": form})
-        body = to_arrays(self.clear or {}) if self.hidden is None else blobs(hidden=self.hidden)
+        if self.hidden is None:
+            arrays = [self.clear[name].ravel() for name in self.form] if self.clear else []
+            body = to_arrays({"sums": np.concatenate([np.zeros(0), *arrays])})
+        else:
+            body = blobs(hidden=self.hidden)
         return RecordDict({"reply": header, "body": body})
 
     @classmethod
     def from_record(cls, record: RecordDict) -> Reply:
         try:
-            header, body = record.config_records["reply"], record.array_records["body"]
-            form = form_from_json(str(header["form"]))
+            header = cast(ConfigRecord, record["reply"])
+            body = cast(ArrayRecord, record["body"])
+            form, party = form_from_json(str(header["form"])), printable(str(header["party"]))
             hidden = any(array.stype == BYTES for array in body.values())
             reply = cls(
-                party=printable(str(header["party"])),
+                party=party,
                 rows=int(header["rows"]),
                 form=form,
-                clear=None if hidden else from_arrays(body),
+                clear=None if hidden else _in_form(from_arrays(body)["sums"], form),
                 hidden=unblob(body, "hidden") if hidden else None,
             )
         except UNREADABLE as error:
             raise PeerError(f"reply: not readable: {type(error).__name__}") from None
         if not 0 <= reply.rows <= MOST_ROWS:
             raise PeerError(f"{reply.party}: rows must be 0 to {MOST_ROWS:,}")
-        if reply.clear is not None and {n: a.shape for n, a in reply.clear.items()} != {
-            n: shape for n, (shape, _) in form.items()
-        }:
-            raise PeerError(f"{reply.party}: arrays do not have the form the reply declares")
         return reply
 
     @property
@@ -164,11 +182,21 @@ class Reply:
         return cls(party, sums.rows, form_of(sums), clear, hidden)
 
 
+def _in_form(numbers: Floats, form: Form) -> dict[str, Floats]:
+    """Numbers one array after the other, in the shapes of a form. Raises :class:`PeerError`."""
+    sizes = [int(np.prod(shape, dtype=object)) for shape, _ in form.values()]
+    if min(sizes, default=0) < 0 or sum(sizes) != len(numbers):
+        raise PeerError("reply: its sums do not have the form that it declares")
+    parts = np.split(numbers, np.cumsum(sizes)[:-1])
+    return {n: p.reshape(s) for (n, (s, _)), p in zip(form.items(), parts, strict=bool(sizes))}
+
+
 def form_to_json(form: Form) -> str:
     """A form as text: shape, bound and resolution of each array."""
     return json.dumps({name: [list(s), x.bound, x.resolution] for name, (s, x) in form.items()})
 
 
+@lru_cache(8)
 def form_from_json(text: str) -> Form:
     """The form that `form_to_json` wrote. Raises :class:`PeerError`."""
     try:

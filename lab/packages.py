@@ -8,7 +8,9 @@ reach of its data: there only kinds that its owner named are loaded, see :func:`
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 
@@ -27,8 +29,14 @@ def restrict(kinds: Iterable[str]) -> None:
     _allowed = frozenset(kinds)
 
 
-def installed() -> dict[str, EntryPoint]:
+def installed() -> Mapping[str, EntryPoint]:
     """The kinds that packages on this machine add, by name; nothing of them is loaded."""
+    return _found(tuple(sys.path))
+
+
+@lru_cache(4)
+def _found(path: tuple[str, ...]) -> Mapping[str, EntryPoint]:
+    """The same, looked up once: every question asks, and every package on the machine is read."""
     return {point.name: point for point in entry_points(group=GROUP) if point.name.isalpha()}
 
 

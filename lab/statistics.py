@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, Protocol, TypeVar
 
 import pandas as pd
@@ -89,30 +90,39 @@ class Statistic:
 
     def written(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments in the one form in which they travel. Raises :class:`PeerError`."""
-        return self._record(arguments).model_dump(mode="json")
+        return self.record(arguments).model_dump(mode="json")
 
-    def read(self, arguments: Mapping[str, Any], arrays: Arrays) -> Any:
-        """The record of arguments that came, in exactly the form in which they are written.
+    def read(self, text: str, arrays: Arrays) -> Any:
+        """The record of arguments that came as this text, exactly the one in which they are written.
 
         The same question in two forms would count as two. Raises :class:`PeerError`.
         """
-        record = self._record(arguments)
-        if _text(record.model_dump(mode="json")) != _text(arguments):
-            raise PeerError(f"request: {self.name}: its arguments are not in canonical form")
+        record = _read(self, text)
         if self.arrays is not None and set(arrays) != set(self.arrays):
             names = ", ".join(self.arrays) or "none"
             raise PeerError(f"request: {self.name} must come with exactly these arrays: {names}")
         return record
 
-    def _record(self, arguments: Mapping[str, Any]) -> Strict:
+    def record(self, arguments: Mapping[str, Any]) -> Strict:
+        """The record of these arguments. Raises :class:`PeerError`."""
         try:
             return self.arguments.model_validate(dict(arguments))
         except ValidationError as error:
             raise PeerError(f"request: {self.name}: {_reason(error)}") from None
 
 
-def _text(arguments: Mapping[str, Any]) -> str:
-    return json.dumps(dict(arguments), sort_keys=True)
+def text_of(arguments: Mapping[str, Any]) -> str:
+    """Arguments as the one text that is signed and sent."""
+    return json.dumps(dict(arguments), sort_keys=True, allow_nan=False)
+
+
+@lru_cache(8)
+def _read(row: Statistic, text: str) -> Strict:
+    """The record of a text; parties in one process, who are asked the same, read it once."""
+    record = row.record(json.loads(text))
+    if text_of(record.model_dump(mode="json")) != text:
+        raise PeerError(f"request: {row.name}: its arguments are not in canonical form")
+    return record
 
 
 def _reason(error: ValidationError) -> str:

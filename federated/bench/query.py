@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from federated.bench.encryption import phe_seconds
 from federated.bench.measurement import Row, row, timed
+from federated.bench.paillier import phe_seconds
 from federated.hiding.paillier import KeyAuthority, Paillier
 from federated.hiding.protocol import Clear
 from federated.queries.desk import Desk

@@ -13,8 +13,8 @@ from lab.errors import ConfigurationError
 #: Each a module beside this one, loaded when it is asked for: ``figures`` are its rows, whose
 #: docstring is printed below them.
 BENCHES = (
-    "paillier", "masks", "alignment", "product", "link", "glm", "grid", "query", "trees", "quality",
-    "joined-trees", "steps", "exchange",
+    "paillier", "masks", "alignment", "product", "link", "glm", "grid", "query", "trees", "parties",
+    "quality", "joined-trees", "steps", "exchange",
 )  # fmt: skip
 
 

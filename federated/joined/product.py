@@ -65,12 +65,12 @@ def joined_sum(request: Request, owner: Owner) -> JoinedSum:
     if make is None:
         raise PeerError(f"'{request.statistic[:60]}' can't be asked of joined parties")
     row = statistics.find(request.statistic)
-    return make(row.read(request.arguments, request.arrays), request.arrays, owner)
+    return make(row.read(request.text, request.arrays), request.arrays, owner)
 
 
 def answer_alone(request: Request, owner: Owner, known: Knowledge) -> tuple[Answer | None, Any]:
     """How a side answers a request by itself, if it does, and the arguments."""
-    a = statistics.find(request.statistic).read(request.arguments, request.arrays)
+    a = statistics.find(request.statistic).read(request.text, request.arrays)
     return alone(request.statistic, a, owner, known), a
 
 

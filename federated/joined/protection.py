@@ -91,7 +91,7 @@ class PairReleaser:
     def asked(self, request: Request) -> AskedOfPair:
         """The question after all that were answered. Raises :class:`PolicyError` for other rules, and
         :class:`PeerError` for what is no question."""
-        a = find("cells").read(request.arguments, request.arrays)
+        a = find("cells").read(request.text, request.arrays)
         if a.rules != self.rules:
             raise PolicyError(
                 "the question was asked under other disclosure rules than the releaser's"

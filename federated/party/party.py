@@ -143,7 +143,7 @@ class Party:
         row = statistics.find(request.statistic)
         if (row.analysis == QUESTIONS) != (self.policy.answers == QUESTIONS):
             raise PolicyError(f"this party answers {self.policy.answers} alone")
-        sums = row.function(self, row.read(request.arguments, request.arrays), request.arrays)
+        sums = row.function(self, row.read(request.text, request.arrays), request.arrays)
         if not row.released:
             self.check_rows(request.statistic, sums)
         return sums

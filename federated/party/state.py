@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import cast
 
 from flwr.app import ConfigRecord, Context
 from gmpy2 import mpz
@@ -47,7 +48,9 @@ class NodeState:
     """A view of one node's state; two views of the same context are the same memory."""
 
     def __init__(self, context: Context, name: str, hiding: Hiding) -> None:
-        self._records, self._name, self._hiding = context.state.config_records, name, hiding
+        self._name, self._hiding = name, hiding
+        # Not context.state.config_records, which copies all of them for every message.
+        self._records = cast(MutableMapping[str, ConfigRecord], context.state)
         self.seat = int(context.node_config["partition-id"])
         self.minimum_parties = int(context.node_config.get("minimum-parties", 0))
 
@@ -240,9 +243,10 @@ class NodeState:
         """Keep a finished tree, under the digest of all trees up to it."""
         self._listed("trees")[chain] = data
 
-    def trees(self) -> list[tuple[str, str]]:
-        """Trees kept, by digest."""
-        return [(d, str(v)) for d, v in self._listed("trees").items()]
+    def trees(self) -> Mapping[str, object]:
+        """Trees kept, as text, by digest."""
+        kept: Mapping[str, object] = self._listed("trees")
+        return kept
 
     def keep_told(self, cut: str, bits: bytes) -> None:
         """Keep a cut on a column of the fund, and the bits that it told of persons."""
@@ -269,12 +273,12 @@ class NodeState:
 
     def note(self, released: Released) -> None:
         """Write a line of the receipt."""
-        lines = f"{self.receipt()}{json.dumps(asdict(released))}\n"
-        self._records["receipt"] = ConfigRecord({"lines": lines})
+        lines = f"{self.receipt()}{json.dumps(vars(released))}\n"
+        self._listed("receipt")["lines"] = lines
 
     def receipt(self) -> str:
         """What passed the gate so far, one JSON object to a line."""
-        return str(self._records.get("receipt", ConfigRecord({"lines": ""}))["lines"])
+        return str(self._listed("receipt").get("lines", ""))
 
     def _listed(self, name: str) -> ConfigRecord:
         """A record that grows by queries; written in place, for it is written often."""
@@ -283,7 +287,7 @@ class NodeState:
         return self._records[name]
 
     def _get(self, record: str, key: str) -> bytes:
-        value = self._records.get(record, ConfigRecord()).get(key, b"")
+        value = self._records[record].get(key, b"") if record in self._records else b""
         assert isinstance(value, bytes)
         return value
 

@@ -15,8 +15,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID
-from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.common.serde import (
+    message_from_proto,
+    message_to_proto,
+    metadata_to_proto,
+    recorddict_to_proto,
+)
 from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -91,10 +97,17 @@ class InProcessGrid(OneRun):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         identities = []
+        contents: dict[
+            int, tuple[RecordDict, ProtoRecordDict]
+        ] = {}  # what all nodes are sent is written once
         for message in messages:
-            identity = str(uuid.uuid4())
+            identity, content = str(uuid.uuid4()), message.content
             message.metadata.__dict__["_message_id"] = identity
-            wire = message_to_proto(message).SerializeToString()
+            if id(content) not in contents:
+                contents[id(content)] = content, recorddict_to_proto(content)
+            metadata = metadata_to_proto(message.metadata)
+            written = ProtoMessage(metadata=metadata, content=contents[id(content)][1])
+            wire = written.SerializeToString()
             node = message.metadata.dst_node_id
             self._pending[identity] = (node, self._pool.submit(self._deliver, node, wire))
             identities.append(identity)

@@ -62,6 +62,28 @@ def bins(values: Floats, edges: Floats, out: Bytes) -> None:  # pragma: no cover
 
 
 @compiled
+def behind(
+    group: Nodes | Bytes, order: Ints, unit: Ints, home: Ints, persons: Floats, parties: Floats
+) -> None:  # pragma: no cover
+    """Add to ``persons`` and ``parties`` (groups,) the distinct units and homes of each group.
+
+    group: (rows,) of each row, -1 for none. order: the rows, those of a unit one after the other and
+    those of a home as well; unit, home: (rows,) of the rows in that order.
+    """
+    last_unit = np.full(persons.shape[0], -1, dtype=np.int64)
+    last_home = np.full(persons.shape[0], -1, dtype=np.int64)
+    for k in range(order.shape[0]):
+        at = group[order[k]]
+        if at < 0 or last_unit[at] == unit[k]:
+            continue
+        last_unit[at] = unit[k]
+        persons[at] += 1.0
+        if last_home[at] != home[k]:
+            last_home[at] = home[k]
+            parties[at] += 1.0
+
+
+@compiled
 def descend(
     codes: Bytes, node: Nodes, feature: Ints, left: Ints, goes_left: Bools
 ) -> None:  # pragma: no cover

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cached_property
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from lab.models import kernels
 from lab.models.design import Feature, codes_of
 from lab.models.effects import AGAIN, Effects, Exposures
 from lab.models.glm import Task
-from lab.privacy.joining import PARTIES, PERSONS, behind
+from lab.privacy.joining import HOME, PARTIES, PERSONS
 from lab.records import Strict
 from lab.sums import HEADS, Floats, Sums
 
@@ -66,19 +66,37 @@ class Cuts(Strict):
             kernels.bins(self.feature.numbers(frame, self.levels), np.array(self.edges), out)
 
 
-def persons_in(frame: pd.DataFrame, unit: Floats, cuts: tuple[Cuts, ...]) -> Sums:
+class Owned(NamedTuple):
+    """Rows by who they belong to, put in order once: persons are counted at every tree. order: the
+    rows, those of a person one after the other; unit, home: (rows,) of the rows in that order."""
+
+    order: NDArray[np.int64]
+    unit: NDArray[np.int64]
+    home: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, unit: Floats) -> Owned:
+        """unit: (rows,) of persons, `HOME` apart from party to party."""
+        order = np.argsort(unit, kind="stable")
+        ranked = unit[order]
+        new = [np.diff(at, prepend=at[:1]) > 0 for at in (ranked, np.floor(ranked / HOME))]
+        return cls(order, np.cumsum(new[0]), np.cumsum(new[1]))
+
+    def behind(self, group: NDArray[np.int32] | NDArray[np.uint8], count: int) -> dict[str, Floats]:
+        """(count,) distinct persons, and parties, of each group. group: (rows,), -1 for none."""
+        persons, parties = np.zeros(count), np.zeros(count)
+        kernels.behind(group, *self, persons, parties)
+        return {PERSONS: persons, PARTIES: parties}
+
+
+def persons_in(codes: NDArray[np.uint8], owned: Owned, cuts: tuple[Cuts, ...]) -> Sums:
     """Distinct persons, within the party, in each bin of each feature, one feature after the other.
 
-    unit: (rows,) who each row belongs to.
+    codes: (rows, features) their bins.
     """
-    persons: dict[str, list[Floats]] = {PERSONS: [], PARTIES: []}
-    codes = np.empty(len(frame), dtype=np.uint8)
-    for cut in cuts:
-        cut.codes(frame, codes)
-        for name, values in behind(codes.astype(np.int64), unit, cut.bins).items():
-            persons[name].append(values)
-    arrays = {name: np.concatenate(values) for name, values in persons.items()}
-    return Sums(arrays, dict.fromkeys(arrays, HEADS), len(frame))
+    persons = [owned.behind(codes[:, j], cut.bins) for j, cut in enumerate(cuts)]
+    arrays = {name: np.concatenate([each[name] for each in persons]) for name in (PERSONS, PARTIES)}
+    return Sums(arrays, dict.fromkeys(arrays, HEADS), len(codes))
 
 
 class Tree(Strict):

@@ -14,7 +14,7 @@ from lab.errors import ConfigurationError, PeerError
 from lab.models import kernels
 from lab.models.families import Family
 from lab.models.glm import Response, Task
-from lab.models.tree_model import Cuts, Tree, binned
+from lab.models.tree_model import Cuts, Owned, Tree
 from lab.records import Strict
 from lab.sums import Floats, Limit
 from lab.tables.partition import drawn
@@ -124,14 +124,14 @@ class Side:
 class Rows:
     """A party's rows while trees grow.
 
-    keys: (rows,) of persons or rows, by which the validation share, and the share of each tree, are
+    codes: (rows, features) the bin of each value. keys: (rows,) of persons or rows, by which the validation share, and the share of each tree, are
     drawn with a secret of the party's: nobody who asks can choose them. units: (rows,) the same as
     numbers. finished: the trees so far, which are followed anew where the rows come from a restart.
     """
 
     def __init__(
         self,
-        frame: pd.DataFrame,
+        codes: NDArray[np.uint8],
         response: Response,
         keys: pd.Series,
         cuts: tuple[Cuts, ...],
@@ -148,14 +148,14 @@ class Rows:
             raise ConfigurationError(
                 f"model.link: trees fit {task.family} on its default link alone; drop the key"
             )
-        codes, apart = binned(frame, cuts), drawn(keys, recipe.validation_share, secret, "held out")
+        apart = drawn(keys, recipe.validation_share, secret, "held out")
         self.apart = apart
         self.training = self._side(codes, response, ~apart)
         self.validation = self._side(codes, response, apart)
         units = pd.factorize(keys)[0].astype(np.float64) if units is None else units
-        self.persons = units[~apart]
+        self.owned = Owned.of(units[~apart])
         self._keys, self._secret = keys[~apart], secret
-        self.in_tree = np.ones(len(self.persons), dtype=bool)  # rows that the tree is grown from
+        self.in_tree = np.ones(len(self.training.y), dtype=bool)  # rows that the tree is grown from
         self._features: tuple[int, ...] = ()
         self._codes = self.training.codes[:, :0]
         self._restart()

@@ -9,16 +9,19 @@ trees are the same to the bit however the rows are split and whether or not the 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from pydantic import Field
 
 from lab.errors import PeerError
 from lab.models import kernels
 from lab.models.glm import Response, Task
-from lab.models.tree_model import LEAF, MOST_CELLS, Cuts, Tree, Trees, persons_in
+from lab.models.tree_model import LEAF, MOST_CELLS, Cuts, Owned, Tree, Trees, binned, persons_in
 from lab.models.tree_rows import GRAIN, LOSS, Place, Rows, TreesRecipe
-from lab.privacy.joining import behind
 from lab.records import Strict
 from lab.statistics import Arrays, Holding, Statistic
 from lab.sums import COUNT, FLAG, HEADS, Floats, Limit, Sums
@@ -95,20 +98,19 @@ def level(rows: Rows, ask: Ask) -> Sums:
     kernels.histograms(codes, side.node, slot, side.derivatives, start, histograms, gross)
     arrays: dict[str, Floats] = {"gross": np.asarray(gross * GRAIN, dtype=np.float64)}
     limits = {"gross": Limit(max(most[0] for most in ask.most), GRAIN)}
-    for k, (node, most) in enumerate(zip(histograms, ask.most, strict=True)):
+    for k, (node, most) in enumerate(zip(histograms * GRAIN, ask.most, strict=True)):
         for i, name in enumerate(("gradient", "hessian")):
-            arrays[f"{name} {k}"] = np.asarray(node[i::2] * GRAIN, dtype=np.float64)
-            limits[f"{name} {k}"] = Limit(most[i], GRAIN)
+            arrays[f"{name} {k}"], limits[f"{name} {k}"] = node[i::2], Limit(most[i], GRAIN)
     if len(slot) == 1:
         both = (rows.training, rows.validation)
         arrays["loss"] = np.array([s.loss for s in both]) * LOSS.resolution
         arrays["size"] = np.array([float(len(s.y)) for s in both])
         limits |= {"loss": LOSS, "size": COUNT}
-    beyond = rows.training.beyond or rows.validation.beyond
-    for name, array in arrays.items():
+    over = [name for name in arrays if np.abs(arrays[name]).max() > limits[name].bound]
+    for name in over:
         bound = limits[name].bound
-        beyond = beyond or bool(np.abs(array).max(initial=0.0) > bound)
-        arrays[name] = np.clip(array, -bound, bound)
+        arrays[name] = np.clip(arrays[name], -bound, bound)
+    beyond = bool(over) or rows.training.beyond or rows.validation.beyond
     arrays["beyond"], limits["beyond"] = np.array([float(beyond)]), FLAG
     return Sums(arrays, limits, len(rows.training.y) + len(rows.validation.y))
 
@@ -120,8 +122,8 @@ def persons_at(rows: Rows, place: Place) -> Sums:
     Raises :class:`PeerError` where the way to the tree is unknown.
     """
     rows.follow(place)
-    nodes = rows.training.node[rows.in_tree].astype(np.int64)
-    persons = behind(nodes, rows.persons[rows.in_tree], len(place.growing.feature))
+    nodes = np.where(rows.in_tree, rows.training.node, np.int32(LEAF))
+    persons = rows.owned.behind(nodes, len(place.growing.feature))
     return Sums(
         persons, dict.fromkeys(persons, HEADS), len(rows.training.y) + len(rows.validation.y)
     )
@@ -134,21 +136,43 @@ class OfBins(Strict):
     cuts: tuple[Cuts, ...]
 
 
-class OfLevel(Strict):
-    """Arguments of :func:`level`."""
+@dataclass(frozen=True, eq=False)
+class TreesTerms:
+    """What trees grow from, and how; the same object for the same terms (:func:`trees_terms`), so that
+    a party finds its rows by them without comparing thousands of edges at every question."""
 
     task: Task
     cuts: tuple[Cuts, ...]
     recipe: TreesRecipe
+
+
+@lru_cache(8)
+def trees_terms(task: Task, cuts: tuple[Cuts, ...], recipe: TreesRecipe) -> TreesTerms:
+    """The one object of these terms."""
+    return TreesTerms(task, cuts, recipe)
+
+
+class OfGrowing(Strict):
+    """Arguments of all that is asked while trees grow."""
+
+    task: Task
+    cuts: tuple[Cuts, ...]
+    recipe: TreesRecipe
+
+    @cached_property
+    def terms(self) -> TreesTerms:
+        return trees_terms(self.task, self.cuts, self.recipe)
+
+
+class OfLevel(OfGrowing):
+    """Arguments of :func:`level`."""
+
     ask: Ask
 
 
-class OfLeaves(Strict):
+class OfLeaves(OfGrowing):
     """Arguments of :func:`persons_at`."""
 
-    task: Task
-    cuts: tuple[Cuts, ...]
-    recipe: TreesRecipe
     place: Place
 
 
@@ -156,17 +180,23 @@ def _response(holding: Holding, task: Task) -> Response:
     return Response(holding.rows(task, "train"), task)
 
 
+def _coded(holding: Holding, task: Task, cuts: tuple[Cuts, ...]) -> NDArray[np.uint8]:
+    return binned(holding.rows(task, "train"), cuts)
+
+
 def _sorted(holding: Holding, task: Task, cuts: tuple[Cuts, ...]) -> list[Floats]:
     return in_order(holding.rows(task, "train"), cuts)
 
 
-def growing_rows(holding: Holding, cuts: tuple[Cuts, ...], task: Task, recipe: TreesRecipe) -> Rows:
+def growing_rows(holding: Holding, terms: TreesTerms) -> Rows:
     """Rows that trees grow from; which are held out goes by their owner."""
-    holding.forget(_sorted)  # bins are agreed by now
-    rows, owners = holding.rows(task, "train"), holding.owners(task, "train")
+    task = terms.task
+    codes, owners = holding.once(_coded, task, terms.cuts, at_hand=1), holding.owners(task, "train")
     response, drawing = holding.once(_response, task), holding.rows_secret
-    units, known = holding.units(task, "train"), (task, recipe, holding.finished)
-    return Rows(rows, response, owners, cuts, *known, units=units, secret=drawing)
+    units, known = holding.units(task, "train"), (task, terms.recipe, holding.finished)
+    for made in (_sorted, _coded):  # bins are agreed by now
+        holding.forget(made)
+    return Rows(codes, response, owners, terms.cuts, *known, units=units, secret=drawing)
 
 
 def _bins(holding: Holding, a: OfBins, arrays: Arrays) -> Sums:
@@ -175,15 +205,16 @@ def _bins(holding: Holding, a: OfBins, arrays: Arrays) -> Sums:
 
 
 def _persons(holding: Holding, a: OfBins, arrays: Arrays) -> Sums:
-    return persons_in(holding.rows(a.task, "train"), holding.units(a.task, "train"), a.cuts)
+    codes = holding.once(_coded, a.task, a.cuts, at_hand=1)
+    return persons_in(codes, Owned.of(holding.units(a.task, "train")), a.cuts)
 
 
 def _level(holding: Holding, a: OfLevel, arrays: Arrays) -> Sums:
-    return level(holding.once(growing_rows, a.cuts, a.task, a.recipe, at_hand=1), a.ask)
+    return level(holding.once(growing_rows, a.terms, at_hand=1), a.ask)
 
 
 def _leaves(holding: Holding, a: OfLeaves, arrays: Arrays) -> Sums:
-    return persons_at(holding.once(growing_rows, a.cuts, a.task, a.recipe, at_hand=1), a.place)
+    return persons_at(holding.once(growing_rows, a.terms, at_hand=1), a.place)
 
 
 STATISTICS = (

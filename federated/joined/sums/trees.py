@@ -37,7 +37,7 @@ from lab.models.files import from_json
 from lab.models.glm import Task
 from lab.models.tree_model import Cuts, Trees, binned
 from lab.models.tree_rows import GRAIN, LOSS, Place
-from lab.models.trees import OfLeaves, OfLevel, growing_rows, level, persons_at
+from lab.models.trees import OfLeaves, OfLevel, growing_rows, level, persons_at, trees_terms
 from lab.privacy.joining import PERSONS
 from lab.scores import accuracy
 from lab.sums import COUNT, FLAG, HEADS, Floats, Limit, Sums
@@ -68,7 +68,8 @@ class _Place(Arguments):
     def rows(self, side: Any) -> Any:
         """The insurer's common rows, at the leaves of the tree that grows."""
         common, a = side.common, self.a
-        rows = common.party.once(growing_rows, common.terms(a.cuts), a.task, a.recipe, at_hand=1)
+        terms = trees_terms(a.task, common.terms(a.cuts), a.recipe)
+        rows = common.party.once(growing_rows, terms, at_hand=1)
         for j, cut in enumerate(a.cuts):
             if self.owner(cut.feature.column) == "fund":
                 rows.recode(j, common.codes(cut, "train"))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federated.bench import link, masks
+from federated.bench import link, masks, parties
 from federated.bench.joined import alignment
 from federated.bench.joined import trees as joined_trees
 from federated.bench.report import BENCHES, module_of, report
@@ -47,6 +47,16 @@ def test_claims_of_three_payers_are_compared_and_asked_about(
     lines = link.figures(None, quick=True)
     assert [line[0].partition(", ")[0] for line in lines[:2]] == ["3 x 400 invoices"] * 2
     assert all(float(line[1].removesuffix(" s")) < 1 for line in lines[1:])
+
+
+@pytest.mark.slow
+def test_the_same_rows_are_solved_by_few_parties_and_by_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(parties, "PARTIES", (3, 6))
+    lines = [line for line in parties.figures(None, quick=True) if line[3]]
+    assert [line[0].partition(",")[0] for line in lines] == ["trees", "GLM"] * 2
+    assert all(line[0].endswith("6 parties") and line[2].startswith("3 parties") for line in lines)
 
 
 @given(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from federated.party.party import Party
 from federated.transport.in_process import InProcessGrid, run_in_process
 from lab.errors import PeerError
 from lab.models.glm import Task
-from lab.sums import Limit
+from lab.sums import COUNT, Limit, Sums
 
 
 def echo(delay: bool = False) -> ClientApp:
@@ -72,6 +73,24 @@ def test_a_request_survives_the_wire_bit_for_bit() -> None:
     got = Request.from_record(sent.to_record())
     assert got.arguments == sent.arguments
     assert got.arrays["beta"].tobytes() == sent.arrays["beta"].tobytes()
+
+
+def test_nodes_that_are_asked_the_same_parse_it_once() -> None:
+    record = Request("q-1", "totals", {"b": 1, "a": [2.5]}, {}, parties=("x", "y z")).to_record()
+    one, other = Request.from_record(record), Request.from_record(record)
+    assert one.arguments is other.arguments
+    assert one.text == '{"a": [2.5], "b": 1}' and one.parties == ("x", "y z")
+    changed = replace(one, arguments={"a": [2.5]})
+    assert changed.text == '{"a": [2.5]}' and changed.question != one.question
+
+
+def test_sums_in_the_clear_come_back_in_their_shapes() -> None:
+    arrays = {"b": np.arange(6.0).reshape(2, 3), "a": np.array([7.0]), "c": np.zeros((0, 4))}
+    sums = Sums(arrays, dict.fromkeys(arrays, COUNT), 5)
+    got = Reply.from_record(Reply.of("p", sums, None).to_record()).sums
+    assert {n: a.tolist() for n, a in got.arrays.items()} == {
+        n: a.tolist() for n, a in arrays.items()
+    }
 
 
 def test_unknown_array_encodings_are_refused_unread() -> None:

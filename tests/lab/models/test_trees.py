@@ -21,6 +21,7 @@ from lab.models import kernels, tree_model, tree_rows, trees
 from lab.models.design import Feature, check_features
 from lab.models.families import Family
 from lab.models.glm import Response, Task
+from lab.privacy.joining import HOME, behind
 from lab.tables.partition import drawn
 
 FAMILIES = [
@@ -78,7 +79,8 @@ def rows(
     finished: tree_rows.Finished | None = None,
 ):
     keys = frame.index.to_series()
-    return tree_rows.Rows(frame, Response(frame, task), keys, CUTS, task, recipe, finished)
+    codes = tree_model.binned(frame, CUTS)
+    return tree_rows.Rows(codes, Response(frame, task), keys, CUTS, task, recipe, finished)
 
 
 def ask(**changes):
@@ -346,3 +348,18 @@ def test_a_bound_that_a_party_does_not_keep_is_told_in_the_sum_and_not_by_a_refu
     tight = trees.level(party, ask(most=((0.5, 64.0),)))
     assert tight.total("beyond") == 1
     assert np.abs(tight["gradient 0"]).max() <= 0.5 < np.abs(within["gradient 0"]).max()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(1, 7))
+def test_persons_behind_groups_are_those_of_all_distinct_pairs(
+    seed: int, rows: int, groups: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    unit = rng.integers(0, 9, rows) + HOME * rng.integers(0, 3, rows)
+    group = rng.integers(-1, groups, rows).astype(np.int32)
+    counted = tree_model.Owned.of(unit).behind(group, groups)
+    there = group >= 0
+    expected = behind(group[there].astype(np.int64), unit[there], groups)
+    assert {n: a.tolist() for n, a in counted.items()} == {
+        n: a.tolist() for n, a in expected.items()
+    }

@@ -34,7 +34,7 @@ from federated.study.sides import known_of
 from lab.errors import ConfigurationError, ContractError
 from lab.models.design import check_features
 from lab.queries.pair_cells import OfPairKinds
-from lab.statistics import ACROSS, QUESTIONS
+from lab.statistics import ACROSS, QUESTIONS, text_of
 from lab.tables.identifiers import KeyTexts, key_texts
 from lab.tables.sources import Table
 
@@ -159,7 +159,7 @@ class SidePolicy(InsurerPolicy):
         if find(statistic).analysis != ACROSS:
             raise Refusal("analyses", f"'{statistic}' is not asked of joined sides")
         self._allow(study)
-        asked: OfPairKinds = find(statistic).read(json.loads(arguments), {})
+        asked: OfPairKinds = find(statistic).read(text_of(json.loads(arguments)), {})
         if not study.announces(asked.questions[-1]):
             raise Refusal("analyses", "this question was not announced")
 
