@@ -14,7 +14,7 @@ from lab.models.glm import Task
 from lab.privacy.joining import RARE, Opened, by_parties
 from lab.sums import Floats, Sums
 from lab.tables.contracts import Contract
-from lab.tables.values import DECIMAL, code
+from lab.tables.values import DECIMAL, code, level_of
 
 #: Intervals that quantiles are read off, and how far they reach, in standard deviations.
 INTERVALS, REACH = 1024, 8.0
@@ -34,7 +34,8 @@ def agree(
 
     Levels come from the contract; where it lists none, every party announces the names of the
     levels it holds (names, no counts). A level without a training row is left out, levels of fewer
-    than ``least`` persons become one. Means and scales are exact for any split of the rows. Raises
+    than ``least`` persons become one. The base comes first: the one that the feature names, else the
+    level of most rows, or where everybody sees the totals the first. Means and scales are exact for any split of the rows. Raises
     :class:`ModelError` for a column that is the same in every training row; given a list
     ``left_out``, such a column is left out instead and its name noted there.
     """
@@ -207,8 +208,26 @@ def levelled(
         if len(term.levels) < 2:
             leave_out(term.feature.name, left_out)
         else:
-            categories.append(term)
+            categories.append(term if term.feature.base is None else _from_base(term))
     return tuple(categories)
+
+
+def _from_base(term: Levels) -> Levels:
+    """With the level that the feature names first. Raises :class:`ModelError` where there is none."""
+    base = term.feature.base
+    name = base if isinstance(base, str) else level_of(base or 0.0)
+    if name not in term.levels:
+        raise ModelError(
+            f"feature '{term.feature.column}': base '{name}' is no level that enough persons have; these "
+            f"are: {', '.join(term.levels)}"
+        )
+    return _first(term, term.levels.index(name))
+
+
+def _first(term: Levels, base: int) -> Levels:
+    """With the level at this place first."""
+    levels = term.levels
+    return term.model_copy(update={"levels": (levels[base], *levels[:base], *levels[base + 1 :])})
 
 
 def _counted(
@@ -227,7 +246,8 @@ def _counted(
         levels = (*names[~few & (rows > 0)], *rare)
         behind = np.append(persons[~few], persons[few].sum() if rare else 0)
         federation.opened.append(Opened.cells("level_counts", len(levels), behind))
-        categories.append(term.model_copy(update={"levels": levels}))
+        most = int(np.argmax(rows[~few & (rows > 0)])) if len(levels) > len(rare) else 0
+        categories.append(_first(term.model_copy(update={"levels": levels}), most))
     return categories
 
 

@@ -1,4 +1,4 @@
-"""Fitting a generalised linear model from sums: Fisher scoring with step halving.
+"""Fitting a generalised linear model from sums.
 
 The solver sees totals only and the totals do not depend on who holds which row, so the fit is
 the pooled maximum-likelihood fit for any split (McCullagh & Nelder 1989, section 2.5; for sums
@@ -17,30 +17,17 @@ from scipy import stats
 
 from federated.federation import ModelTotals
 from federated.solvers.encoding import agree, magnitudes
+from federated.solvers.fisher import Problem, scoring
 from federated.solvers.solution import ModelSettings, Solution, Watch
-from lab.errors import ConfigurationError, ModelError, PeerError
+from lab.errors import ConfigurationError, ModelError
 from lab.models.design import Encoding, Feature
 from lab.models.families import Family, FamilyName, LinkName, Scale
-from lab.models.glm import GLM, REACH, Task
+from lab.models.glm import GLM, Task
 from lab.privacy.joining import Opened
 from lab.records import Strict
+from lab.scores.relativities import MULTIPLY, contrasts, table
 from lab.sums import Floats, Sums
 from lab.tables.contracts import Contract
-
-MAX_STEPS = 60
-MAX_HALVINGS = 25
-#: A step this small, in standard errors, is the last; the sums at its start differ from those at its
-#: end by less than float64 shows in a standard error.
-STEP_TOLERANCE = 1e-8
-#: What parties' rounding to the grid of the score may add up to, in its resolution.
-ROUNDING = 64
-#: Steps that gain less than this part of what chance gains while they still are long: the
-#: coefficient goes to infinity.
-NO_GAIN = 1e-3
-#: On the log and logit links one step changes no coefficient by more: a factor of 4.5.
-LONGEST_STEP = 1.5
-#: Smallest eigenvalue of the scaled curvature, below which columns count as collinear.
-COLLINEAR = 1e-11
 
 
 @dataclass(frozen=True)
@@ -48,8 +35,9 @@ class Fit:
     """A fitted model with what an actuary expects to read; all totals are over training rows.
 
     ``errors`` (p,), standard errors, belong to the table's own units, in the order of
-    ``encoding.names``. The covariances of coefficients are told to nobody: with them the curvature
-    would be, whose entries for two levels are sums over the rows that have both.
+    ``encoding.names``, ``contrast_errors`` to the lines of `lab.scores.relativities`. The covariances of
+    coefficients are told to nobody: with them the curvature would be, whose entries for two levels are
+    sums over the rows that have both.
     """
 
     model: GLM
@@ -61,6 +49,7 @@ class Fit:
     dispersion: float
     scale: Scale
     errors: Floats
+    contrast_errors: Floats
     trace: tuple[tuple[float, float], ...]  # (deviance, largest step) after each step
 
     @property
@@ -88,6 +77,13 @@ class Fit:
                 "high": estimate + width,
             }
         )
+
+    def relativities(self, level: float = 0.95) -> pd.DataFrame:
+        """feature, level, relativity, low, high; no line where effects do not multiply."""
+        model = self.model
+        lines = contrasts(model.encoding) if model.task.law.link in MULTIPLY else ()
+        errors = self.contrast_errors[: len(lines)]
+        return table(lines, np.array(model.beta), errors, float(stats.norm.ppf(0.5 + level / 2)))
 
 
 def solve(
@@ -130,8 +126,8 @@ def fit(
         raise ModelError(f"{rows} training rows cannot carry {encoding.width} coefficients")
     start, scale = constant_predictor(task.law, totals), Scale.of(totals)
     # 2. Fisher scoring from there.
-    problem = _Problem(federation, task, encoding, scale, ridge * totals.total("weight"))
-    beta, state, matrix, trace = _scoring(problem, start)
+    problem = Problem(federation, task, encoding, scale, ridge * totals.total("weight"))
+    beta, state, matrix, trace = scoring(problem, start)
     # 3. What is printed beside the coefficients.
     dispersion = state.total("pearson") / (rows - encoding.width) if task.law.dispersed else 1.0
     profiled = task.law.name == "gaussian" and task.law.link == "identity"
@@ -143,10 +139,10 @@ def fit(
         dispersion=state.total("deviance") / rows if profiled else dispersion,
         scale=scale,
     )
-    transform = encoding.raw_transform()
-    covariance = dispersion * transform @ np.linalg.inv(matrix) @ transform.T
-    # Coefficients after each step, their errors, and what the fit prints.
-    federation.opened.append(Opened("glm_step", (len(trace) + 1) * len(beta) + 2 * len(trace)))
+    covariance, lines = dispersion * np.linalg.inv(matrix), contrasts(encoding)
+    # Coefficients after each step, their errors and those of curves, and what the fit prints.
+    told = (len(trace) + 1) * len(beta) + 2 * len(trace) + sum(line.own for line in lines)
+    federation.opened.append(Opened("glm_step", told))
     federation.opened.append(Opened("glm_likelihood", 5))
     return Fit(
         model=GLM(task=task, encoding=encoding, beta=tuple(beta.tolist())),
@@ -157,18 +153,24 @@ def fit(
         log_likelihood=likelihood.total("log_likelihood"),
         dispersion=dispersion,
         scale=scale,
-        errors=np.sqrt(np.diag(covariance)),
+        errors=_errors(covariance, encoding.raw_transform()),
+        contrast_errors=_errors(covariance, np.array([line.place for line in lines])),
         trace=tuple(trace),
     )
 
 
-def _null_deviance(problem: _Problem, start: float, first: float) -> float:
+def _errors(covariance: Any, places: Floats) -> Floats:
+    """Standard errors of linear functions of the coefficients. places: (functions, p)."""
+    return np.asarray(np.sqrt(np.einsum("ij,jk,ik->i", places, covariance, places)))
+
+
+def _null_deviance(problem: Problem, start: float, first: float) -> float:
     """The deviance of the constant model. first: that from which the iteration started, which is the
     one where its mean is a ratio."""
     if problem.task.exposure is None or problem.task.law.name == "poisson":
         return first
     empty = replace(problem, encoding=Encoding(), penalty=0.0)
-    return _scoring(empty, start)[1].total("deviance")
+    return scoring(empty, start)[1].total("deviance")
 
 
 def _start(federation: ModelTotals, task: Task, encoding: Encoding, least: int) -> Sums:
@@ -221,132 +223,6 @@ def constant_predictor(family: Family, totals: Sums) -> float:
     if family.link == "log" and mean <= 0:
         raise ModelError("the mean of the target must be above 0 on the log link")
     return family.eta(mean)
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """What Fisher scoring minimises: deviance + penalty * |beta|^2 without the intercept."""
-
-    federation: ModelTotals
-    task: Task
-    encoding: Encoding
-    scale: Scale
-    penalty: float
-
-    def at(self, beta: Floats) -> Sums:
-        """The sums at beta. Raises :class:`PeerError` if parties left since the fit began."""
-        sums = self.federation.sum(
-            "glm_step",
-            {"beta": beta},
-            task=self.task,
-            encoding=self.encoding,
-            scale=self.scale,
-        )
-        if sums.rows != self.scale.rows:
-            raise PeerError(
-                f"a fit began over {self.scale.rows:,} rows and is now over {sums.rows:,}: a party left "
-                "or came back. All steps of a fit need the same parties; run it again"
-            )
-        return sums
-
-    def curvature(self, sums: Sums) -> Floats:
-        matrix = np.zeros((self.encoding.width, self.encoding.width))
-        unit = self.scale.curvature(self.task.law)
-        matrix[self.encoding.pairs] = unit * sums["curvature"]
-        matrix += np.triu(matrix, 1).T
-        matrix[np.diag_indices_from(matrix)] += self.penalties
-        return matrix
-
-    def score(self, beta: Floats, sums: Sums) -> Floats:
-        return sums["score"] - self.penalties * beta
-
-    def value(self, beta: Floats, sums: Sums) -> float:
-        if sums.total("valid") < self.scale.rows:
-            return float("inf")
-        return sums.total("deviance") + float(self.penalties @ beta**2)
-
-    def is_last(self, move: Floats, matrix: Floats, sums: Sums, dispersion: float) -> bool:
-        """Whether a step is small against standard errors, or against rounding. A standard error is
-        at least the root of dispersion / curvature, whatever the units."""
-        information = np.sqrt(np.diag(matrix))
-        rounding = ROUNDING * sums.limits["score"].resolution / information
-        return bool(
-            (np.abs(move) * information <= STEP_TOLERANCE * np.sqrt(dispersion) + rounding).all()
-        )
-
-    @property
-    def penalties(self) -> Floats:
-        return np.array([0.0] + [self.penalty] * (self.encoding.width - 1))
-
-
-def _scoring(
-    problem: _Problem, intercept: float
-) -> tuple[Floats, Sums, Floats, list[tuple[float, float]]]:
-    """(beta, the sums there, curvature, trace of (deviance, next step)) at the optimum."""
-    names = problem.encoding.names
-    beta = np.zeros(problem.encoding.width)
-    beta[0] = intercept
-    state = problem.at(beta)
-    if state.total("valid") < problem.scale.rows:
-        raise ModelError(
-            f"some rows weigh more than {REACH} times all rows of an average model: cap the target "
-            "or the weight, or take the logarithm of a feature"
-        )
-    _refuse_collinear(problem.curvature(state), names)
-    trace: list[tuple[float, float]] = []
-    drifting = 0
-    for _ in range(MAX_STEPS):
-        gradient, matrix = problem.score(beta, state), problem.curvature(state)
-        try:
-            move = np.linalg.solve(matrix, gradient)
-        except np.linalg.LinAlgError:
-            raise _diverged(names, gradient) from None
-        largest = float(np.abs(move).max())
-        trace.append((state.total("deviance"), largest))
-        dispersion = state.total("pearson") / problem.scale.rows
-        if problem.is_last(np.asarray(move), matrix, state, dispersion):
-            return beta + move, state, matrix, trace
-        before, gain = problem.value(beta, state), float(gradient @ move)
-        drifting = drifting + 1 if gain < NO_GAIN * dispersion and largest > 0.3 else 0
-        if drifting >= 4:
-            raise _diverged(names, move)
-        if problem.task.law.link in ("log", "logit"):  # longer steps overshoot, and cost a round
-            move = move * min(1.0, LONGEST_STEP / largest)
-        for _ in range(MAX_HALVINGS):
-            trial = beta + move
-            reached = problem.at(trial)
-            if problem.value(trial, reached) <= before + 1e-10 * trace[0][0]:
-                break
-            move = move / 2
-        else:
-            raise _diverged(names, move)
-        beta, state = trial, reached
-    raise _diverged(names, move)
-
-
-def _refuse_collinear(matrix: Floats, names: tuple[str, ...]) -> None:
-    scale = np.sqrt(np.diag(matrix))
-    flat = [name for name, s in zip(names, scale, strict=True) if not s > 0]
-    if flat:
-        raise ModelError(f"column {', '.join(flat)} is 0 in every training row; leave it out")
-    values, vectors = np.linalg.eigh(matrix / np.outer(scale, scale))
-    if values[0] > COLLINEAR * values[-1]:
-        return
-    share = np.abs(vectors[:, 0])
-    together = [name for name, s in zip(names, share, strict=True) if s > 0.05 * share.max()]
-    raise ModelError(
-        f"columns {', '.join(together)} are collinear: one follows from the others; "
-        "leave one out or set model.ridge"
-    )
-
-
-def _diverged(names: tuple[str, ...], move: Any) -> ModelError:
-    worst = names[int(np.abs(move).argmax())]
-    return ModelError(
-        f"no finite estimate: the coefficient of '{worst}' grows without end, its rows are "
-        "separated (all or none of them have the event); join its level to others of few persons by a "
-        "higher model.min_persons, leave it out or set model.ridge"
-    )
 
 
 class SeveritySettings(Strict):

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from federated.joined.sums.laws import check_law
 from federated.shipped import experiment_file
+from federated.solvers.features import check_feature
 from federated.solvers.glm import GLMSettings
 from federated.solvers.kinds import AnySettings
 from federated.solvers.trees import TreesSettings
@@ -36,7 +37,7 @@ from lab.models.design import Feature
 from lab.models.families import Family
 from lab.models.glm import Task, premium_task
 from lab.models.profile import Profiling
-from lab.records import Strict, nearest, parse, read_toml, set_key
+from lab.records import Strict, parse, read_toml, set_key
 from lab.scores.explanation import Explain
 from lab.tables.contracts import Column, Contract
 from lab.tables.partition import Split
@@ -345,7 +346,7 @@ class Experiment(Strict):
             )
         features = tuple(Feature(column=f) if isinstance(f, str) else f for f in choice)
         for feature in features:
-            self._check_feature(feature, contract, other_roles)
+            check_feature(feature, contract, other_roles, self.model.kind)
         if not features:
             raise ConfigurationError("data.features: there is no feature to model with")
         return features
@@ -358,32 +359,6 @@ class Experiment(Strict):
             raise ConfigurationError(
                 f"data.person: '{self.data.person}' names the person of a row; leave it out of profiles "
                 "and of detection"
-            )
-
-    def _check_feature(self, feature: Feature, contract: Contract, other_roles: set[str]) -> None:
-        name = feature.column
-        if name not in contract.columns:
-            near = nearest(name, list(contract.columns))
-            hint = f"; did you mean '{near}'?" if near else ""
-            raise ConfigurationError(f"data.features: there is no column '{name}'{hint}")
-        column = contract.columns[name]
-        if name in other_roles:
-            raise ConfigurationError(
-                f"data.features: '{name}' is the target, exposure, weight or person and cannot be a feature"
-            )
-        if column.role != "feature":
-            raise ConfigurationError(
-                f"data.features: '{name}' has the role '{column.role}' in contract {contract.name}"
-            )
-        curved = feature.knots is not None
-        if column.type == "category" and (feature.log or feature.cut or curved):
-            raise ConfigurationError(
-                f"data.features: '{name}' is a category; log, cut, spline and pieces are for numbers"
-            )
-        if curved and self.model.kind != "glm":
-            raise ConfigurationError(
-                f"data.features: '{name}' has a curve, which a GLM takes; drop spline or pieces, for "
-                f"{self.model.kind} bend by themselves"
             )
 
     def columns_besides_features(self) -> list[str]:

@@ -197,12 +197,16 @@ def fit_models(
 
 # As text and back.
 
+#: Arrays of a GLM's fit.
+_ERRORS = ("errors", "contrast_errors")
+
 
 def _fitted_out(fitted: Fitted) -> dict[str, Any]:
     fit = fitted.fit
     record = {name: value for name, value in vars(fit).items() if name != "model"} if fit else None
     if record is not None:
-        record |= {"errors": record["errors"].tolist(), "scale": record["scale"].model_dump()}
+        record |= {name: record[name].tolist() for name in _ERRORS}
+        record |= {"scale": record["scale"].model_dump()}
     trace = fitted.trace.replace({np.nan: None}).astype(object)
     return {
         "file": fitted.file,
@@ -218,9 +222,9 @@ def _fitted_in(record: Mapping[str, Any]) -> Fitted:
     fit = record["fit"]
     if fit is not None:
         steps = tuple((float(deviance), float(step)) for deviance, step in fit["trace"])
-        errors = np.array(fit["errors"], dtype=np.float64)
+        arrays = {name: np.array(fit[name], dtype=np.float64) for name in _ERRORS}
         scale = Scale.model_validate(fit["scale"])
-        fit = Fit(model=model, **{**fit, "errors": errors, "trace": steps, "scale": scale})
+        fit = Fit(model=model, **{**fit, **arrays, "trace": steps, "scale": scale})
     trace = pd.DataFrame(record["trace"]["rows"], columns=record["trace"]["columns"])
     return Fitted(model, fit, trace.apply(pd.to_numeric), tuple(profiles))
 

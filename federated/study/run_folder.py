@@ -272,6 +272,7 @@ def _importance(arm: ArmResult, model: Any, part: str) -> dict[str, float] | Non
 def _fit(fit: Any) -> dict[str, Any]:
     return {
         "coefficients": _records(fit.coefficients()),
+        "relativities": _records(fit.relativities()),
         "rows": fit.rows,
         "log_likelihood": fit.log_likelihood,
         "deviance": fit.deviance,

@@ -12,9 +12,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from lab.models.design import Levels, Number, codes_of
+from lab.errors import ConfigurationError, ContractError
+from lab.models.design import Feature, Levels, Number, codes_of
 from lab.models.glm import Response, Task
-from lab.privacy.joining import PARTIES, PERSONS, behind, in_order, persons_by
+from lab.privacy.joining import PARTIES, PERSONS, RARE, behind, in_order, persons_by
 from lab.records import Strict
 from lab.statistics import Arrays, Holding
 from lab.sums import COUNT, FLAG, Floats, Sums, limit_of
@@ -125,3 +126,47 @@ def level_parties(
     """
     persons = level_counts(frame, features, owners)[PERSONS]
     return Sums({"parties": (persons >= least).astype(float)}, {"parties": FLAG}, len(frame))
+
+
+def seen_levels(
+    frame: pd.DataFrame, feature: Feature, owners: pd.Series | None = None, minimum: int = 1
+) -> list[str]:
+    """Level names present at this party, sorted: what a party announces where no contract lists them.
+
+    owners: who each row belongs to, else every row is somebody's own. A level of fewer than
+    ``minimum`` persons is not named; where there is one, :data:`RARE` stands for all of them.
+    """
+    texts = feature.texts(frame)
+    unit = (
+        np.arange(len(frame)) if owners is None else pd.factorize(owners, use_na_sentinel=False)[0]
+    )
+    pairs = pd.DataFrame({"level": texts.cat.codes.to_numpy(), "unit": unit}).drop_duplicates()
+    level = pairs["level"].to_numpy()
+    persons = np.bincount(level[level >= 0], minlength=len(texts.cat.categories))
+    counts = zip(texts.cat.categories, persons, strict=True)
+    return sorted({str(name) if n >= minimum else RARE for name, n in counts if n > 0})
+
+
+def check_features(frame: pd.DataFrame, features: tuple[Feature, ...], missing: str) -> None:
+    """Refuse missing values in features, unless the experiment says that they take the mean, or
+    that they are kept."""
+    for feature in features:
+        empty = frame[feature.column].isna()
+        number = pd.api.types.is_numeric_dtype(frame[feature.column])
+        takes_mean = number and not (feature.category or feature.cut)
+        if empty.any() and missing != "keep" and (missing == "refuse" or not takes_mean):
+            rows = ", ".join(str(i + 1) for i in frame.index[empty][:5])
+            raise ContractError(
+                f"feature '{feature.column}' is missing in some rows; "
+                "set data.missing = 'drop' to leave these rows out, or 'keep' for trees"
+                + (", or 'mean' to fill in the mean" if takes_mean else "")
+                + ("" if number else "; where NA or None is a level, list it in a contract"),
+                (
+                    f"missing in {int(empty.sum())} rows (first: {rows})",
+                ),  # for the party's own eyes
+            )
+        if feature.ordinal and number:
+            raise ConfigurationError(
+                f"feature '{feature.column}': ordinal needs a category whose levels a contract lists; "
+                "this column holds numbers, drop the key"
+            )

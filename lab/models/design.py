@@ -20,7 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from lab.errors import ConfigurationError, ContractError
+from lab.errors import ContractError
 from lab.privacy.joining import RARE
 from lab.records import Strict
 from lab.sums import Floats
@@ -109,6 +109,7 @@ class Feature(Strict):
     up to 20, above 20 up to 25, above 25. ``category``: each value is a level. ``ordinal``: the
     position of a category's level in its contract, as a number. ``spline``, ``pieces``: a curve instead of
     a straight line, see :class:`Bend`, through so many knots at quantiles or through these knots.
+    ``base``: what relativities are 1.00 at, a level or a value.
     """
 
     column: str = Field(description="A column of the table.")
@@ -126,6 +127,10 @@ class Feature(Strict):
     )
     pieces: int | tuple[float, ...] | None = Field(
         None, description="Straight pieces: how many knots between them, or the knots."
+    )
+    base: str | float | None = Field(
+        None,
+        description="Where a GLM's relativity is 1: a level, or a value of a number; default: the level of most training rows, the mean.",
     )
 
     @model_validator(mode="after")
@@ -347,47 +352,3 @@ def codes_of(values: pd.Series, levels: tuple[str, ...]) -> NDArray[np.int32]:
     places = [position.get(str(v), other) for v in values.cat.categories]
     table = np.array([*places, -1], dtype=np.int32)
     return table[values.cat.codes.to_numpy()]
-
-
-def seen_levels(
-    frame: pd.DataFrame, feature: Feature, owners: pd.Series | None = None, minimum: int = 1
-) -> list[str]:
-    """Level names present at this party, sorted: what a party announces where no contract lists them.
-
-    owners: who each row belongs to, else every row is somebody's own. A level of fewer than
-    ``minimum`` persons is not named; where there is one, :data:`RARE` stands for all of them.
-    """
-    texts = feature.texts(frame)
-    unit = (
-        np.arange(len(frame)) if owners is None else pd.factorize(owners, use_na_sentinel=False)[0]
-    )
-    pairs = pd.DataFrame({"level": texts.cat.codes.to_numpy(), "unit": unit}).drop_duplicates()
-    level = pairs["level"].to_numpy()
-    persons = np.bincount(level[level >= 0], minlength=len(texts.cat.categories))
-    counts = zip(texts.cat.categories, persons, strict=True)
-    return sorted({str(name) if n >= minimum else RARE for name, n in counts if n > 0})
-
-
-def check_features(frame: pd.DataFrame, features: tuple[Feature, ...], missing: str) -> None:
-    """Refuse missing values in features, unless the experiment says that they take the mean, or
-    that they are kept."""
-    for feature in features:
-        empty = frame[feature.column].isna()
-        number = pd.api.types.is_numeric_dtype(frame[feature.column])
-        takes_mean = number and not (feature.category or feature.cut)
-        if empty.any() and missing != "keep" and (missing == "refuse" or not takes_mean):
-            rows = ", ".join(str(i + 1) for i in frame.index[empty][:5])
-            raise ContractError(
-                f"feature '{feature.column}' is missing in some rows; "
-                "set data.missing = 'drop' to leave these rows out, or 'keep' for trees"
-                + (", or 'mean' to fill in the mean" if takes_mean else "")
-                + ("" if number else "; where NA or None is a level, list it in a contract"),
-                (
-                    f"missing in {int(empty.sum())} rows (first: {rows})",
-                ),  # for the party's own eyes
-            )
-        if feature.ordinal and number:
-            raise ConfigurationError(
-                f"feature '{feature.column}': ordinal needs a category whose levels a contract lists; "
-                "this column holds numbers, drop the key"
-            )

@@ -171,6 +171,37 @@ def coefficients(result: Result) -> list[tuple[str, Result, PageTable]]:
     return tables
 
 
+def relativities(result: Result) -> list[tuple[str, PageTable]]:
+    """(arm and part, the factors of its GLM by feature) of the shared arms; with the exposure of the rows
+    that models are judged by, where they were compared by the same level."""
+    rows_of = judged(result).split(",")[0]
+    of = f"exposure of {rows_of}" if result["experiment"]["data"]["exposure"] else rows_of
+    tables = []
+    for name, fit, _ in coefficients(result):
+        arm, _, part = name.partition(", ")
+        curves = result["curves"].get(arm, {}).get("levels", {}) if part != "severity" else {}
+        size = {
+            (column, level): value
+            for column, each in curves.items()
+            for level, value in zip(each["levels"], each["size"], strict=True)
+        }
+        rows = [
+            (
+                line["feature"],
+                line["level"],
+                number(line["relativity"], 3),
+                *(number(line[end], 3) for end in ("low", "high")),
+                number(size.get((line["feature"], line["level"])), 0),
+            )
+            for line in fit.get("relativities", [])
+        ]
+        if rows:
+            base = [k for k, line in enumerate(fit["relativities"]) if line["low"] is None]
+            columns = ("feature", "level", "relativity", "low", "high", of)
+            tables.append((name, PageTable.of(columns, rows, left=(0, 1), strong=base)))
+    return tables
+
+
 def _p(value: float | None) -> str:
     return "<0.0001" if value is not None and value < 5e-5 else number(value, 4)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from lab.models.design import Design, Encoding, Feature, Levels, codes_of, seen_levels
+from lab.models.agreement import seen_levels
+from lab.models.design import Design, Encoding, Feature, Levels, codes_of
 from lab.privacy.joining import RARE
 
 BRAND = Feature(column="brand")

@@ -1,0 +1,60 @@
+"""What a feature of an experiment may be, by the contract and the kind of model."""
+
+from __future__ import annotations
+
+from federated.solvers.encoding import is_category
+from lab.errors import ConfigurationError
+from lab.models.design import Feature
+from lab.records import nearest
+from lab.tables.contracts import Contract
+
+
+def check_feature(feature: Feature, contract: Contract, others: set[str], kind: str) -> None:
+    """Raises ConfigurationError for a feature that can't be one. others: columns of the target, the
+    exposure and so on; kind: of model."""
+    name = feature.column
+    if name not in contract.columns:
+        near = nearest(name, list(contract.columns))
+        hint = f"; did you mean '{near}'?" if near else ""
+        raise ConfigurationError(f"data.features: there is no column '{name}'{hint}")
+    column = contract.columns[name]
+    if name in others:
+        raise ConfigurationError(
+            f"data.features: '{name}' is the target, exposure, weight or person and cannot be a feature"
+        )
+    if column.role != "feature":
+        raise ConfigurationError(
+            f"data.features: '{name}' has the role '{column.role}' in contract {contract.name}"
+        )
+    curved = feature.knots is not None
+    if column.type == "category" and (feature.log or feature.cut or curved):
+        raise ConfigurationError(
+            f"data.features: '{name}' is a category; log, cut, spline and pieces are for numbers"
+        )
+    if kind == "glm":
+        _check_base(feature, contract)
+        return
+    for key in ("spline", "pieces", "base"):
+        if getattr(feature, key) is not None:
+            raise ConfigurationError(
+                f"data.features: '{name}' has {key}, which a GLM takes; drop it for {kind}"
+            )
+
+
+def _check_base(feature: Feature, contract: Contract) -> None:
+    """A level where the feature has levels, a value where it is a number."""
+    base, levels = feature.base, contract.columns[feature.column].levels
+    where = f"data.features: base of '{feature.column}'"
+    if base is None:
+        return
+    if feature.ordinal:
+        if base not in (levels or ()):
+            raise ConfigurationError(
+                f"{where} must be one of {', '.join(levels or ())}, got {base!r}"
+            )
+    elif isinstance(base, str) and not is_category(feature, contract):
+        raise ConfigurationError(f"{where} must be a number, got {base!r}")
+    elif feature.log and float(base) <= 0:
+        raise ConfigurationError(
+            f"{where} must be above 0 where its logarithm is taken, got {base:g}"
+        )

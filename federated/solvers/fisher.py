@@ -1,0 +1,164 @@
+"""Fisher scoring with step halving, from totals of score and curvature.
+
+McCullagh & Nelder 1989, section 2.5; columns that follow from each other, and coefficients that grow without
+end, are named.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from federated.federation import ModelTotals
+from lab.errors import ModelError, PeerError
+from lab.models.design import Encoding
+from lab.models.families import Scale
+from lab.models.glm import REACH, Task
+from lab.sums import Floats, Sums
+
+MAX_STEPS = 60
+MAX_HALVINGS = 25
+#: A step this small, in standard errors, is the last; the sums at its start differ from those at its
+#: end by less than float64 shows in a standard error.
+STEP_TOLERANCE = 1e-8
+#: So is one this small that is not half of the one before: what is left is the error of the sums, which
+#: joined sides make of curves.
+STALLED = 1e-6
+#: What parties' rounding to the grid of the score may add up to, in its resolution.
+ROUNDING = 64
+#: Steps that gain less than this part of what chance gains while they still are long: the
+#: coefficient goes to infinity.
+NO_GAIN = 1e-3
+#: On the log and logit links one step changes no coefficient by more: a factor of 4.5.
+LONGEST_STEP = 1.5
+#: Smallest eigenvalue of the scaled curvature, below which columns count as collinear.
+COLLINEAR = 1e-11
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What Fisher scoring minimises: deviance + penalty * |beta|^2 without the intercept."""
+
+    federation: ModelTotals
+    task: Task
+    encoding: Encoding
+    scale: Scale
+    penalty: float
+
+    def at(self, beta: Floats) -> Sums:
+        """The sums at beta. Raises :class:`PeerError` if parties left since the fit began."""
+        sums = self.federation.sum(
+            "glm_step",
+            {"beta": beta},
+            task=self.task,
+            encoding=self.encoding,
+            scale=self.scale,
+        )
+        if sums.rows != self.scale.rows:
+            raise PeerError(
+                f"a fit began over {self.scale.rows:,} rows and is now over {sums.rows:,}: a party left "
+                "or came back. All steps of a fit need the same parties; run it again"
+            )
+        return sums
+
+    def curvature(self, sums: Sums) -> Floats:
+        matrix = np.zeros((self.encoding.width, self.encoding.width))
+        unit = self.scale.curvature(self.task.law)
+        matrix[self.encoding.pairs] = unit * sums["curvature"]
+        matrix += np.triu(matrix, 1).T
+        matrix[np.diag_indices_from(matrix)] += self.penalties
+        return matrix
+
+    def score(self, beta: Floats, sums: Sums) -> Floats:
+        return sums["score"] - self.penalties * beta
+
+    def value(self, beta: Floats, sums: Sums) -> float:
+        if sums.total("valid") < self.scale.rows:
+            return float("inf")
+        return sums.total("deviance") + float(self.penalties @ beta**2)
+
+    def length(self, move: Floats, matrix: Floats, sums: Sums) -> float:
+        """A step in standard errors, less what rounding may add to it. A standard error is at least the
+        root of dispersion / curvature, whatever the units."""
+        information = np.sqrt(np.diag(matrix))
+        rounding = ROUNDING * sums.limits["score"].resolution / information
+        dispersion = sums.total("pearson") / self.scale.rows
+        beyond = float((np.abs(move) * information - rounding).max())
+        return beyond / float(np.sqrt(max(dispersion, np.finfo(float).tiny)))
+
+    @property
+    def penalties(self) -> Floats:
+        return np.array([0.0] + [self.penalty] * (self.encoding.width - 1))
+
+
+def scoring(
+    problem: Problem, intercept: float
+) -> tuple[Floats, Sums, Floats, list[tuple[float, float]]]:
+    """(beta, the sums there, curvature, trace of (deviance, next step)) at the optimum."""
+    names = problem.encoding.names
+    beta = np.zeros(problem.encoding.width)
+    beta[0] = intercept
+    state = problem.at(beta)
+    if state.total("valid") < problem.scale.rows:
+        raise ModelError(
+            f"some rows weigh more than {REACH} times all rows of an average model: cap the target "
+            "or the weight, or take the logarithm of a feature"
+        )
+    _refuse_collinear(problem.curvature(state), names)
+    trace: list[tuple[float, float]] = []
+    drifting, length = 0, np.inf
+    for _ in range(MAX_STEPS):
+        gradient, matrix = problem.score(beta, state), problem.curvature(state)
+        try:
+            move = np.linalg.solve(matrix, gradient)
+        except np.linalg.LinAlgError:
+            raise _diverged(names, gradient) from None
+        largest = float(np.abs(move).max())
+        trace.append((state.total("deviance"), largest))
+        length, last = problem.length(np.asarray(move), matrix, state), length
+        if length <= STEP_TOLERANCE or last / 2 < length <= STALLED:
+            return beta + move, state, matrix, trace
+        before, gain = problem.value(beta, state), float(gradient @ move)
+        chance = NO_GAIN * state.total("pearson") / problem.scale.rows
+        drifting = drifting + 1 if gain < chance and largest > 0.3 else 0
+        if drifting >= 4:
+            raise _diverged(names, move)
+        if problem.task.law.link in ("log", "logit"):  # longer steps overshoot, and cost a round
+            move = move * min(1.0, LONGEST_STEP / largest)
+        for _ in range(MAX_HALVINGS):
+            trial = beta + move
+            reached = problem.at(trial)
+            if problem.value(trial, reached) <= before + 1e-10 * trace[0][0]:
+                break
+            move = move / 2
+        else:
+            raise _diverged(names, move)
+        beta, state = trial, reached
+    raise _diverged(names, move)
+
+
+def _refuse_collinear(matrix: Floats, names: tuple[str, ...]) -> None:
+    scale = np.sqrt(np.diag(matrix))
+    flat = [name for name, s in zip(names, scale, strict=True) if not s > 0]
+    if flat:
+        raise ModelError(f"column {', '.join(flat)} is 0 in every training row; leave it out")
+    values, vectors = np.linalg.eigh(matrix / np.outer(scale, scale))
+    if values[0] > COLLINEAR * values[-1]:
+        return
+    share = np.abs(vectors[:, 0])
+    together = [name for name, s in zip(names, share, strict=True) if s > 0.05 * share.max()]
+    raise ModelError(
+        f"columns {', '.join(together)} are collinear: one follows from the others; "
+        "leave one out or set model.ridge"
+    )
+
+
+def _diverged(names: tuple[str, ...], move: Any) -> ModelError:
+    worst = names[int(np.abs(move).argmax())]
+    return ModelError(
+        f"no finite estimate: the coefficient of '{worst}' grows without end, its rows are "
+        "separated (all or none of them have the event); join its level to others of few persons by a "
+        "higher model.min_persons, leave it out or set model.ridge"
+    )
