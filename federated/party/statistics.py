@@ -44,7 +44,7 @@ class OfMoments(OfNumbers):
 
 class OfLevels(Strict):
     task: Task
-    features: tuple[Levels, ...]
+    features: tuple[agreement.Counted, ...]
 
 
 class OfPresence(OfLevels):

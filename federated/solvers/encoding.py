@@ -7,6 +7,7 @@ from decimal import Decimal
 import numpy as np
 
 from federated.federation import ModelTotals
+from federated.solvers.crosses import Pair, crossed_columns
 from lab.errors import ConfigurationError, ModelError
 from lab.models.agreement import bounds
 from lab.models.design import Encoding, Feature, Levels, Number, bends, rounded
@@ -29,6 +30,7 @@ def agree(
     contract: Contract,
     least: int,
     left_out: list[str] | None = None,
+    interactions: tuple[Pair, ...] = (),
 ) -> Encoding:
     """The encoding of ``features``: levels, means and scales over all parties' training rows.
 
@@ -46,12 +48,16 @@ def agree(
             )
     categorical = [f for f in features if is_category(f, contract)]
     numeric = [f for f in features if not is_category(f, contract)]
-    return Encoding(
+    encoding = Encoding(
         numbers=_standardised(
             federation, task, _bent(federation, task, numeric, contract, least), left_out
         ),
         categories=levelled(federation, task, categorical, contract, least, left_out),
     )
+    crosses, without = crossed_columns(federation, task, encoding, interactions, least)
+    for name in without:
+        leave_out(name, left_out)
+    return encoding.model_copy(update={"crosses": tuple(crosses)}) if crosses else encoding
 
 
 def is_category(feature: Feature, contract: Contract) -> bool:

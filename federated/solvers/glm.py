@@ -16,6 +16,7 @@ from pydantic import Field
 from scipy import stats
 
 from federated.federation import ModelTotals
+from federated.solvers.crosses import crossed, refuse_few
 from federated.solvers.encoding import agree, magnitudes
 from federated.solvers.fisher import Problem, scoring
 from federated.solvers.solution import ModelSettings, Solution, Watch
@@ -103,7 +104,8 @@ def solve(
             "whose entries for two columns may stand on few persons; use protection.sums = 'paillier' with "
             "protection.key = 'authority', or a single feature"
         )
-    encoding = agree(federation, task, features, contract, settings.min_persons, left_out)
+    pairs = crossed(features, settings.interactions_of(task))
+    encoding = agree(federation, task, features, contract, settings.min_persons, left_out, pairs)
     fitted = fit(federation, task, encoding, settings.ridge, settings.min_persons)
     steps = pd.DataFrame(fitted.trace, columns=["deviance", "largest_step"])
     return Solution(fitted.model, steps.rename_axis("step").reset_index(), fitted)
@@ -181,34 +183,8 @@ def _start(federation: ModelTotals, task: Task, encoding: Encoding, least: int) 
     if federation.alone or federation.everybody or least <= 1 or not encoding.categories:
         return federation.sum("totals", task=task, part="train", most=most)
     totals = federation.sum("glm_start", task=task, encoding=encoding, most=most)
-    _refuse_few(totals["persons"], encoding, least)
+    refuse_few(totals["persons"], encoding, least)
     return totals
-
-
-def _refuse_few(persons: Floats, encoding: Encoding, least: int) -> None:
-    """Refuse levels that few persons tell from all other columns together.
-
-    A combination of levels with whole coefficients that is not 0 for k persons alone shows their
-    targets. By Cauchy and Schwarz each coefficient in it then has at most the information of k
-    persons, given all others: 1 / (X'X)^-1[j, j]. A level of ``least`` persons beside a base of n
-    has 1 / (1 / least + 1 / n), and may lose a fifth of that to other columns.
-    """
-    matrix = np.zeros((encoding.width, encoding.width))
-    matrix[encoding.pairs] = persons
-    matrix += np.triu(matrix, 1).T
-    inverse = np.diag(np.linalg.pinv(matrix, hermitian=True))
-    at, few = 1 + len(encoding.numbers), []
-    for term in encoding.categories:
-        end = at + len(term.levels) - 1
-        base = matrix[0, 0] - np.diag(matrix)[at:end].sum()
-        enough = 0.8 / (1 / least + 1 / max(base, 1.0))
-        few += [encoding.names[j] for j in range(at, end) if inverse[j] * enough > 1]
-        at = end
-    if few:
-        raise ModelError(
-            f"fewer than {least} persons tell {', '.join(few)} from the other columns together, so "
-            "that the coefficients would show their targets; join levels or leave a feature out"
-        )
 
 
 def constant_predictor(family: Family, totals: Sums) -> float:
@@ -237,6 +213,9 @@ class SeveritySettings(Strict):
     features: tuple[str | Feature, ...] | None = Field(
         None, description="As data.features; default: the same."
     )
+    interactions: tuple[str, ...] | None = Field(
+        None, description="As model.interactions; default: the same."
+    )
 
 
 class GLMSettings(ModelSettings):
@@ -249,6 +228,10 @@ class GLMSettings(ModelSettings):
     ridge: float = Field(
         0.0, ge=0, description="λ of: mean half deviance + λ/2·‖β‖² over standardised columns."
     )
+    interactions: tuple[str, ...] = Field(
+        (),
+        description="Pairs of features that act together, as 'age:region'; each has what it does alone besides.",
+    )
     joint_cells: Literal["tell", "refuse"] = Field(
         "tell",
         description="Where all parties see totals: fit nevertheless, though entries of the curvature for two columns may stand on few persons, or refuse.",
@@ -260,6 +243,19 @@ class GLMSettings(ModelSettings):
 
     def law(self) -> dict[str, Any]:
         return {"family": self.family, "link": self.link, "power": self.power}
+
+    @property
+    def crosses(self) -> bool:
+        """Whether any part has interactions."""
+        return bool(self.interactions or (self.severity and self.severity.interactions))
+
+    def interactions_of(self, task: Task) -> tuple[str, ...]:
+        """The interactions of one part of the model."""
+        severity = self.severity
+        own = severity is not None and (task.target, task.per) == (severity.target, severity.per)
+        if severity is None or not own or severity.interactions is None:
+            return self.interactions
+        return severity.interactions
 
 
 Settings = GLMSettings

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from federated.joined.sums.laws import check_law
 from federated.shipped import experiment_file
+from federated.solvers.crosses import crossed
 from federated.solvers.features import check_feature
 from federated.solvers.glm import GLMSettings
 from federated.solvers.kinds import AnySettings
@@ -160,6 +161,10 @@ class Experiment(Strict):
         if self.model.kind == "trees":
             self._check_joined_trees()
             return
+        if isinstance(self.model, GLMSettings) and self.model.crosses:
+            raise ConfigurationError(
+                "model.interactions: are not made of columns of two sides; drop them over joined sides"
+            )
         if self.detection:
             raise ConfigurationError(
                 "detection: ranking takes each row's score, which over joined sides the insurer knows of "
@@ -347,6 +352,8 @@ class Experiment(Strict):
         features = tuple(Feature(column=f) if isinstance(f, str) else f for f in choice)
         for feature in features:
             check_feature(feature, contract, other_roles, self.model.kind)
+        if isinstance(self.model, GLMSettings):
+            crossed(features, self.model.interactions_of(self.tasks()[task]))
         if not features:
             raise ConfigurationError("data.features: there is no feature to model with")
         return features

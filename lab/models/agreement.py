@@ -9,17 +9,22 @@ from means over all rows.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 import pandas as pd
+from pydantic import Discriminator
 
 from lab.errors import ConfigurationError, ContractError
-from lab.models.design import Feature, Levels, Number, codes_of
+from lab.models.design import Feature, LevelPairs, Levels, Number
 from lab.models.glm import Response, Task
 from lab.privacy.joining import PARTIES, PERSONS, RARE, behind, in_order, persons_by
 from lab.records import Strict
 from lab.statistics import Arrays, Holding
 from lab.sums import COUNT, FLAG, Floats, Sums, limit_of
 
+#: What is counted by level.
+Counted = Annotated[Levels | LevelPairs, Discriminator("kind")]
 #: Sizes that sums are told apart by.
 CLASSES = 2.0 ** np.arange(-96, 105, 8)
 STEP = 2.0**8
@@ -99,15 +104,15 @@ def histogram(
     return Sums({"count": counts}, {"count": COUNT}, len(frame))
 
 
-def level_counts(frame: pd.DataFrame, features: tuple[Levels, ...], owners: Floats) -> Sums:
-    """Rows and persons at each level of each categorical feature, one after the other.
+def level_counts(frame: pd.DataFrame, features: tuple[Counted, ...], owners: Floats) -> Sums:
+    """Rows and persons at each level of each categorical feature, or of two together, one after the other.
 
     owners: (rows,) who each row belongs to.
     """
     rows = [np.zeros(0)]
     persons: dict[str, list[Floats]] = {PERSONS: [np.zeros(0)], PARTIES: [np.zeros(0)]}
     for term in features:
-        codes, size = codes_of(term.feature.texts(frame), term.levels), len(term.levels)
+        codes, size = term.codes(frame), len(term.levels)
         there = codes >= 0
         rows.append(np.bincount(codes[there], minlength=size).astype(float))
         for name, values in behind(codes[there].astype(np.int64), owners[there], size).items():
@@ -118,7 +123,7 @@ def level_counts(frame: pd.DataFrame, features: tuple[Levels, ...], owners: Floa
 
 
 def level_parties(
-    frame: pd.DataFrame, features: tuple[Levels, ...], owners: Floats, least: int
+    frame: pd.DataFrame, features: tuple[Counted, ...], owners: Floats, least: int
 ) -> Sums:
     """1 for each level at which this party has ``least`` persons, 0 for the others.
 

@@ -238,13 +238,39 @@ class Levels(Strict):
     feature: Feature
     levels: tuple[str, ...]
 
+    def codes(self, frame: pd.DataFrame) -> NDArray[np.int32]:
+        """The place of each row's level, -1 where it is not among them."""
+        return codes_of(self.feature.texts(frame), self.levels)
+
+
+class LevelPairs(Strict):
+    """Levels of two categories together, as they are counted."""
+
+    kind: Literal["pairs"] = "pairs"
+    left: Levels
+    right: Levels
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """Each level of the left with all of the right."""
+        return tuple(
+            ":".join(both) for both in itertools.product(self.left.levels, self.right.levels)
+        )
+
+    def codes(self, frame: pd.DataFrame) -> NDArray[np.int32]:
+        """The place of each row's levels, -1 where one of them is not among them."""
+        left, right = self.left.codes(frame), self.right.codes(frame)
+        return np.where((left < 0) | (right < 0), -1, left * len(self.right.levels) + right)
+
 
 class Encoding(Strict):
-    """The agreed design: an intercept, then the terms in order. Missing numbers take the mean;
-    a level that no training row had takes the base level."""
+    """The agreed design: an intercept, then the terms in order, then products. Missing numbers take the
+    mean; a level that no training row had takes the base level. ``crosses``: of each product, the places
+    of the two columns that are multiplied, as they are standardised."""
 
     numbers: tuple[Number, ...] = ()
     categories: tuple[Levels, ...] = ()
+    crosses: tuple[tuple[int, int], ...] = ()
 
     @model_validator(mode="after")
     def _levels_have_codes(self) -> Self:
@@ -254,12 +280,22 @@ class Encoding(Strict):
                     f"category '{term.feature.column}' needs 2 to {MOST_LEVELS:,} levels, "
                     f"got {len(term.levels):,}"
                 )
+        if any(not 0 < i < j <= len(self.features) for i, j in self.crosses):
+            raise ValueError("crosses: each takes the places of two columns of terms, in order")
         return self
 
     @cached_property
-    def names(self) -> tuple[str, ...]:
-        """Column names: intercept, ``age``, ``log(density)``, ``region[T.north]``."""
+    def features(self) -> tuple[Feature, ...]:
+        """The feature behind each column of a term, from place 1 on."""
         return (
+            *(term.feature for term in self.numbers),
+            *(term.feature for term in self.categories for _ in term.levels[1:]),
+        )
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Column names: intercept, ``age``, ``log(density)``, ``region[T.north]``, ``age:region[T.north]``."""
+        own = (
             "intercept",
             *(term.name for term in self.numbers),
             *(
@@ -268,14 +304,13 @@ class Encoding(Strict):
                 for level in term.levels[1:]
             ),
         )
+        return (*own, *(f"{own[i]}:{own[j]}" for i, j in self.crosses))
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
-        """The table's column behind each column of the design, but the intercept."""
-        return (
-            *(term.feature.column for term in self.numbers),
-            *(term.feature.column for term in self.categories for _ in term.levels[1:]),
-        )
+        """The table's column behind each column of the design, but the intercept; of a product both."""
+        own = tuple(feature.column for feature in self.features)
+        return (*own, *(f"{own[i - 1]}:{own[j - 1]}" for i, j in self.crosses))
 
     @property
     def width(self) -> int:
@@ -285,21 +320,28 @@ class Encoding(Strict):
     def pairs(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Rows and columns of the upper triangle of X'WX that can differ from zero: two levels of
         one category never meet in a row."""
-        factor = np.arange(self.width)  # each number its own, the levels of a category together
+        size = 1 + len(self.features)
+        factor = np.arange(size)  # each number its own, the levels of a category together
         start = 1 + len(self.numbers)
         for term in self.categories:
-            factor[start : start + len(term.levels) - 1] = self.width + start
+            factor[start : start + len(term.levels) - 1] = size + start
             start += len(term.levels) - 1
+        apart = (factor[:, None] == factor) & ~np.eye(size, dtype=bool)
+        made_of = np.array([*((k, k) for k in range(size)), *self.crosses])  # (width, 2)
         i, j = np.triu_indices(self.width)
-        meet = (i == j) | (factor[i] != factor[j])
-        return i[meet], j[meet]
+        never = apart[made_of[i][:, :, None], made_of[j][:, None, :]].any(axis=(1, 2))
+        return i[~never], j[~never]
 
     def raw_transform(self) -> Floats:
         """T with beta_raw = T beta: from standardised columns to the table's own units, (p, p)."""
-        transform = np.eye(self.width)
+        size = 1 + len(self.features)
+        mean, scale, transform = np.zeros(size), np.ones(size), np.eye(self.width)
         for j, term in enumerate(self.numbers, start=1):
-            transform[j, j] = 1 / term.scale
-            transform[0, j] = -term.mean / term.scale
+            mean[j], scale[j] = term.mean, term.scale
+            transform[j, j], transform[0, j] = 1 / term.scale, -term.mean / term.scale
+        for k, (i, j) in enumerate(self.crosses, start=size):
+            products = np.array([1, -mean[j], -mean[i], mean[i] * mean[j]])
+            transform[[k, i, j, 0], k] = products / (scale[i] * scale[j])
         return transform
 
 
@@ -317,9 +359,10 @@ class Design:
         self.codes: list[tuple[NDArray[np.int32], int, int]] = []
         start = 1 + len(encoding.numbers)
         for category in encoding.categories:
-            codes = codes_of(category.feature.texts(frame), category.levels)
+            codes = category.codes(frame)
             self.codes.append((codes.clip(min=0), start, len(category.levels) - 1))
             start += len(category.levels) - 1
+        self.crosses = np.array(encoding.crosses, dtype=np.intp).reshape(-1, 2)
 
     def blocks(self) -> Iterator[tuple[slice, Floats]]:
         """(rows, dense matrix of shape (rows, width)); the matrix may be changed, the next one overwrites it."""
@@ -336,6 +379,8 @@ class Design:
                     level = codes[part]
                     at = np.flatnonzero(level)
                     block[at, start - 1 + level[at]] = 1.0
+            for k, (i, j) in enumerate(self.crosses, start=self.width - len(self.crosses)):
+                np.multiply(block[:, i], block[:, j], out=block[:, k])
             yield part, block
 
     def matrix(self) -> Floats:

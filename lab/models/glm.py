@@ -15,7 +15,7 @@ from pydantic import model_validator
 
 from lab.errors import ContractError
 from lab.models.design import Design, Encoding
-from lab.models.effects import Effects, Exposures, spread
+from lab.models.effects import Effects, Exposures, spreads
 from lab.models.families import Family, FamilyName, LinkName, Scale
 from lab.records import Strict
 from lab.statistics import Arrays, Holding, Statistic
@@ -335,19 +335,7 @@ class GLM(Strict):
     def importance(self, exposures: Exposures) -> dict[str, float]:
         """Standard deviation of what each column adds to the linear predictor: of a number from its
         training rows, of a category over ``exposures``, or with equal levels where they are not told."""
-        size = dict.fromkeys(self.encoding.columns, 0.0)
-        slopes = iter(self.beta[1:])
-        for number in self.encoding.numbers:
-            column = number.feature.column
-            size[column] = float(np.hypot(size[column], next(slopes)))
-        for term in self.encoding.categories:
-            column = term.feature.column
-            own = np.array([0.0, *(next(slopes) for _ in term.levels[1:])])
-            exposure = exposures.get(column, {})
-            weight = np.array([exposure.get(level, 0.0) for level in term.levels])
-            deviation = spread(own, weight if weight.any() else np.ones(len(own)))
-            size[column] = float(np.hypot(size[column], deviation))
-        return size
+        return spreads(self.encoding, np.array(self.beta), exposures)
 
 
 def premium_task(frequency: Task, severity: Task) -> Task:
@@ -374,11 +362,13 @@ class Product(Strict):
     def as_one(self) -> GLM:
         """The same predictions as one model of the amount: on the log link linear predictors add up.
 
-        Raises ContractError where a part has another link.
+        Raises ContractError where a part has another link, or products of columns.
         """
         parts = (self.frequency, self.severity)
-        if any(part.task.law.link != "log" for part in parts):
-            raise ContractError("a product is one model on the log link alone")
+        if any(part.task.law.link != "log" or part.encoding.crosses for part in parts):
+            raise ContractError(
+                "a product is one model on the log link alone, without interactions"
+            )
         numbers, categories = [], []
         for part in parts:
             slopes, end = part.beta[1:], len(part.encoding.numbers)

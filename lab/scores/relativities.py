@@ -40,8 +40,12 @@ class Contrast:
 
 
 def contrasts(encoding: Encoding) -> tuple[Contrast, ...]:
-    """A line for each level of a category, for some values of a number, in the order of the encoding."""
-    return (*_of_numbers(encoding), *_of_levels(encoding))
+    """A line for each level of a category, for some values of a number, in the order of the encoding.
+
+    A line of an interaction is what both do beyond their own factors: two levels together, or a number that
+    is above its mean by its standard deviation. One with a curve has no line.
+    """
+    return (*_of_numbers(encoding), *_of_levels(encoding), *_of_crosses(encoding))
 
 
 def table(lines: tuple[Contrast, ...], beta: Floats, errors: Floats, width: float) -> pd.DataFrame:
@@ -81,6 +85,23 @@ def _of_numbers(encoding: Encoding) -> Iterator[Contrast]:
                 there, here = term.standardised(_column(term, [value, base]))
                 place[at] = there - here
             yield Contrast(feature.name, _shown(value), place, own=len(own) > 1)
+
+
+def _of_crosses(encoding: Encoding) -> Iterator[Contrast]:
+    """A line for each product."""
+    marks: list[tuple[str, float] | None] = [
+        None
+    ]  # of each column, and how much of it the line has
+    for number in encoding.numbers:
+        step = float(rounded(np.array([number.scale]), number.scale)[0])
+        marks.append(None if number.bend else (f"{step:+.12g}", step / number.scale))
+    marks += [(level, 1.0) for term in encoding.categories for level in term.levels[1:]]
+    for at, (i, j) in enumerate(encoding.crosses, start=len(marks)):
+        one, other = marks[i], marks[j]
+        if one and other:
+            place = np.zeros(encoding.width)
+            place[at] = one[1] * other[1]
+            yield Contrast(encoding.columns[at - 1], f"{one[0]}:{other[0]}", place)
 
 
 def _column(term: Number, values: list[float | str]) -> pd.DataFrame:
