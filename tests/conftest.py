@@ -18,6 +18,7 @@ from federated.hiding.protocol import Clear, Protection
 from federated.party.party import Party, Policy
 from federated.solvers import glm
 from federated.solvers.crosses import crossed
+from federated.solvers.elastic import Penalty
 from federated.solvers.encoding import agree
 from federated.transport import in_process as grid
 from lab.models.design import Feature
@@ -113,6 +114,7 @@ def fit_glm(
     workers: int = 2,
     least: int = 1,
     interactions: tuple[str, ...] = (),
+    penalty: Penalty | None = None,
 ) -> glm.Fit:
     """A GLM over these parties."""
     agreed = contract or draft(frames[0], "test")
@@ -121,7 +123,7 @@ def fit_glm(
     def work(federation: Federation) -> glm.Fit:
         pairs = crossed(chosen, interactions)
         encoding = agree(federation, task, chosen, agreed, least, None, pairs)
-        return glm.fit(federation, task, encoding, ridge, least)
+        return glm.fit(federation, task, encoding, penalty or Penalty((ridge,)), least)
 
     fit: glm.Fit = federate(frames, work, protection, workers)
     return fit

@@ -35,17 +35,23 @@ NO_GAIN = 1e-3
 LONGEST_STEP = 1.5
 #: Smallest eigenvalue of the scaled curvature, below which columns count as collinear.
 COLLINEAR = 1e-11
+#: Sweeps over all coordinates, and a change in standard errors that is the last.
+MOST_SWEEPS, SWEPT = 10_000, 1e-9
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What Fisher scoring minimises: deviance + penalty * |beta|^2 without the intercept."""
+    """What Fisher scoring minimises: deviance / 2 + penalty / 2 * |beta|^2 + absolute * |beta|, of which the
+    intercept is no part. rows: that it is over, all but those of a share of persons."""
 
     federation: ModelTotals
     task: Task
     encoding: Encoding
     scale: Scale
-    penalty: float
+    rows: int
+    penalty: float = 0.0
+    absolute: float = 0.0
+    share: float = 0.0
 
     def at(self, beta: Floats) -> Sums:
         """The sums at beta. Raises :class:`PeerError` if parties left since the fit began."""
@@ -55,10 +61,11 @@ class Problem:
             task=self.task,
             encoding=self.encoding,
             scale=self.scale,
+            share=self.share,
         )
-        if sums.rows != self.scale.rows:
+        if sums.rows != self.rows:
             raise PeerError(
-                f"a fit began over {self.scale.rows:,} rows and is now over {sums.rows:,}: a party left "
+                f"a fit began over {self.rows:,} rows and is now over {sums.rows:,}: a party left "
                 "or came back. All steps of a fit need the same parties; run it again"
             )
         return sums
@@ -75,16 +82,23 @@ class Problem:
         return sums["score"] - self.penalties * beta
 
     def value(self, beta: Floats, sums: Sums) -> float:
-        if sums.total("valid") < self.scale.rows:
+        if sums.total("valid") < self.rows:
             return float("inf")
-        return sums.total("deviance") + float(self.penalties @ beta**2)
+        size = 2 * self.absolute * np.abs(beta[1:]).sum()
+        return sums.total("deviance") + float(self.penalties @ beta**2 + size)
+
+    def target(self, beta: Floats, gradient: Floats, matrix: Floats) -> Floats:
+        """The coefficients that the sums at beta point to. Raises LinAlgError."""
+        if self.absolute:
+            return descended(beta, gradient, matrix, self.absolute)
+        return beta + np.asarray(np.linalg.solve(matrix, gradient))
 
     def length(self, move: Floats, matrix: Floats, sums: Sums) -> float:
         """A step in standard errors, less what rounding may add to it. A standard error is at least the
         root of dispersion / curvature, whatever the units."""
         information = np.sqrt(np.diag(matrix))
         rounding = ROUNDING * sums.limits["score"].resolution / information
-        dispersion = sums.total("pearson") / self.scale.rows
+        dispersion = sums.total("pearson") / self.rows
         beyond = float((np.abs(move) * information - rounding).max())
         return beyond / float(np.sqrt(max(dispersion, np.finfo(float).tiny)))
 
@@ -93,15 +107,45 @@ class Problem:
         return np.array([0.0] + [self.penalty] * (self.encoding.width - 1))
 
 
-def scoring(
-    problem: Problem, intercept: float
-) -> tuple[Floats, Sums, Floats, list[tuple[float, float]]]:
-    """(beta, the sums there, curvature, trace of (deviance, next step)) at the optimum."""
-    names = problem.encoding.names
-    beta = np.zeros(problem.encoding.width)
-    beta[0] = intercept
+#: (beta, the sums there, curvature, trace of (deviance, next step)) at an optimum.
+Found = tuple[Floats, Sums, Floats, list[tuple[float, float]]]
+
+
+def constant(encoding: Encoding, intercept: float) -> Floats:
+    """The coefficients of the constant model."""
+    return np.array([intercept, *[0.0] * (encoding.width - 1)])
+
+
+def descended(beta: Floats, gradient: Floats, matrix: Floats, absolute: float) -> Floats:
+    """The minimum of half (b - beta)' matrix (b - beta) - gradient'(b - beta) + absolute * |b|, the first of b
+    left free: coordinates in turn (Friedman, Hastie & Tibshirani, "Regularization paths for generalized linear
+    models via coordinate descent", 2010), then those that are not 0 at once, to every digit."""
+    found, curvature = beta.copy(), np.diag(matrix)
+    least = np.array([0.0] + [absolute] * (len(beta) - 1))
+    rest = gradient.copy()  # of the slope at what is found
+    for _ in range(MOST_SWEEPS):
+        largest = 0.0
+        for j in range(len(beta)):
+            there = rest[j] + curvature[j] * found[j]
+            to = np.sign(there) * max(abs(there) - least[j], 0.0) / curvature[j]
+            if (change := to - found[j]) != 0:
+                rest -= change * matrix[:, j]
+                largest = max(largest, abs(change) * np.sqrt(curvature[j]))
+                found[j] = to
+        if largest <= SWEPT * np.sqrt(np.abs(gradient @ beta) + 1.0):
+            break
+    at = np.flatnonzero((found != 0) | (least == 0))
+    slope = gradient + matrix @ beta - least * np.sign(found)
+    exact = np.zeros_like(beta)
+    exact[at] = np.linalg.solve(matrix[np.ix_(at, at)], slope[at])
+    return exact if (np.sign(exact) == np.sign(found))[1:].all() else found
+
+
+def scoring(problem: Problem, start: Floats) -> Found:
+    """The optimum. start: (p,)."""
+    names, beta = problem.encoding.names, start
     state = problem.at(beta)
-    if state.total("valid") < problem.scale.rows:
+    if state.total("valid") < problem.rows:
         raise ModelError(
             f"some rows weigh more than {REACH} times all rows of an average model: cap the target "
             "or the weight, or take the logarithm of a feature"
@@ -112,27 +156,29 @@ def scoring(
     for _ in range(MAX_STEPS):
         gradient, matrix = problem.score(beta, state), problem.curvature(state)
         try:
-            move = np.linalg.solve(matrix, gradient)
+            target = problem.target(beta, gradient, matrix)
         except np.linalg.LinAlgError:
             raise _diverged(names, gradient) from None
+        move = target - beta
         largest = float(np.abs(move).max())
         trace.append((state.total("deviance"), largest))
-        length, last = problem.length(np.asarray(move), matrix, state), length
+        length, last = problem.length(move, matrix, state), length
         if length <= STEP_TOLERANCE or last / 2 < length <= STALLED:
-            return beta + move, state, matrix, trace
+            return target, state, matrix, trace
         before, gain = problem.value(beta, state), float(gradient @ move)
-        chance = NO_GAIN * state.total("pearson") / problem.scale.rows
+        chance = NO_GAIN * state.total("pearson") / problem.rows
         drifting = drifting + 1 if gain < chance and largest > 0.3 else 0
         if drifting >= 4:
             raise _diverged(names, move)
+        reach = 1.0
         if problem.task.law.link in ("log", "logit"):  # longer steps overshoot, and cost a round
-            move = move * min(1.0, LONGEST_STEP / largest)
+            reach = min(1.0, LONGEST_STEP / max(largest, LONGEST_STEP))
         for _ in range(MAX_HALVINGS):
-            trial = beta + move
+            trial = target if reach == 1 else beta + reach * move
             reached = problem.at(trial)
             if problem.value(trial, reached) <= before + 1e-10 * trace[0][0]:
                 break
-            move = move / 2
+            reach /= 2
         else:
             raise _diverged(names, move)
         beta, state = trial, reached

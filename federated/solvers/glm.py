@@ -8,17 +8,18 @@ over parties: Wu et al., "Grid Binary LOgistic REgression", 2012).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
+from pydantic import Field, model_validator
 from scipy import stats
 
 from federated.federation import ModelTotals
 from federated.solvers.crosses import crossed, refuse_few
+from federated.solvers.elastic import NONE, Path, Penalty, best, choose
 from federated.solvers.encoding import agree, magnitudes
-from federated.solvers.fisher import Problem, scoring
+from federated.solvers.fisher import Found, Problem, constant, scoring
 from federated.solvers.solution import ModelSettings, Solution, Watch
 from lab.errors import ConfigurationError, ModelError
 from lab.models.design import Encoding, Feature
@@ -43,7 +44,8 @@ class Fit:
 
     model: GLM
     rows: int
-    ridge: float
+    alpha: float
+    path: Path  # where alpha was chosen: each alpha, and the deviance of held-out rows
     deviance: float
     null_deviance: float
     log_likelihood: float
@@ -54,15 +56,47 @@ class Fit:
     trace: tuple[tuple[float, float], ...]  # (deviance, largest step) after each step
 
     @property
+    def drawn(self) -> str:
+        """How many coefficients a penalty drew to 0, in words; empty where it draws none so far."""
+        slopes = np.array(self.model.beta[1:])
+        without = int((slopes == 0).sum())
+        if not without and not self.path:
+            return ""
+        chosen = f", chosen of {len(self.path)} by held-out persons" if self.path else ""
+        return f"{without} of {len(slopes)} coefficients left out at alpha {self.alpha:g}{chosen}"
+
+    def record(self) -> dict[str, Any]:
+        """As a run keeps it."""
+        names = (
+            "rows",
+            "log_likelihood",
+            "deviance",
+            "null_deviance",
+            "dispersion",
+            "aic",
+            "alpha",
+            "drawn",
+        )
+        return {
+            "coefficients": self.coefficients().to_dict("records"),
+            "relativities": self.relativities().to_dict("records"),
+            **{name: getattr(self, name) for name in names},
+            "deviance_explained": self.deviance_explained,
+            "path": [list(step) for step in self.path],
+            "steps": len(self.trace),
+        }
+
+    @property
     def aic(self) -> float:
-        return -2 * self.log_likelihood + 2 * self.model.encoding.width
+        return -2 * self.log_likelihood + 2 * len(np.flatnonzero(self.model.beta))
 
     @property
     def deviance_explained(self) -> float:
         return 1 - self.deviance / self.null_deviance
 
     def coefficients(self, level: float = 0.95) -> pd.DataFrame:
-        """name, estimate, standard_error, z, p_value, low, high; in the table's own units."""
+        """name, estimate, standard_error, z, p_value, low, high; in the table's own units. What was drawn to
+        0 is left out; where coefficients may be, none has an error."""
         encoding = self.model.encoding
         estimate = encoding.raw_transform() @ np.array(self.model.beta)
         error = self.errors
@@ -106,16 +140,19 @@ def solve(
         )
     pairs = crossed(features, settings.interactions_of(task))
     encoding = agree(federation, task, features, contract, settings.min_persons, left_out, pairs)
-    fitted = fit(federation, task, encoding, settings.ridge, settings.min_persons)
+    fitted = fit(federation, task, encoding, settings.penalty, settings.min_persons)
     steps = pd.DataFrame(fitted.trace, columns=["deviance", "largest_step"])
     return Solution(fitted.model, steps.rename_axis("step").reset_index(), fitted)
 
 
 def fit(
-    federation: ModelTotals, task: Task, encoding: Encoding, ridge: float = 0.0, least: int = 1
+    federation: ModelTotals,
+    task: Task,
+    encoding: Encoding,
+    penalty: Penalty = NONE,
+    least: int = 1,
 ) -> Fit:
-    """The maximum-likelihood fit, or with ``ridge`` the minimum of
-    mean half deviance + ridge / 2 * |beta|^2 over standardised columns, intercept left free.
+    """The maximum-likelihood fit, or the least mean half deviance + penalty over standardised columns.
 
     Raises :class:`ModelError` for collinear columns, separation and non-convergence, each with
     the columns concerned, and for coefficients of levels that fewer than about ``least`` persons
@@ -127,11 +164,23 @@ def fit(
     if rows <= encoding.width:
         raise ModelError(f"{rows} training rows cannot carry {encoding.width} coefficients")
     start, scale = constant_predictor(task.law, totals), Scale.of(totals)
-    # 2. Fisher scoring from there.
-    problem = Problem(federation, task, encoding, scale, ridge * totals.total("weight"))
-    beta, state, matrix, trace = scoring(problem, start)
-    # 3. What is printed beside the coefficients.
-    dispersion = state.total("pearson") / (rows - encoding.width) if task.law.dispersed else 1.0
+    problem, weight = Problem(federation, task, encoding, scale, rows), totals.total("weight")
+    # 2. How strongly coefficients are drawn to 0, by rows that the path is not fitted on.
+    path = choose(problem, penalty, start, weight, least) if penalty.chooses else ()
+    alpha = best(path) if path else (penalty.alphas or (0.0,))[0]
+    # 3. Fisher scoring over all rows.
+    problem = penalty.on(problem, alpha, weight)
+    found = scoring(problem, constant(encoding, start))
+    # 4. What is printed beside the coefficients.
+    return _fitted(problem, found, start, alpha, path)
+
+
+def _fitted(problem: Problem, found: Found, start: float, alpha: float, path: Path) -> Fit:
+    """The fit with its errors and its likelihood, and what was told of it."""
+    federation, task, encoding = problem.federation, problem.task, problem.encoding
+    rows, (beta, state, matrix, trace) = problem.rows, found
+    free = rows - len(np.flatnonzero(beta))
+    dispersion = state.total("pearson") / free if task.law.dispersed else 1.0
     profiled = task.law.name == "gaussian" and task.law.link == "identity"
     likelihood = federation.sum(
         "glm_likelihood",
@@ -139,9 +188,11 @@ def fit(
         task=task,
         encoding=encoding,
         dispersion=state.total("deviance") / rows if profiled else dispersion,
-        scale=scale,
+        scale=problem.scale,
     )
     covariance, lines = dispersion * np.linalg.inv(matrix), contrasts(encoding)
+    if problem.absolute:  # which coefficients are left out was chosen by the same rows
+        covariance = np.full_like(matrix, np.nan)
     # Coefficients after each step, their errors and those of curves, and what the fit prints.
     told = (len(trace) + 1) * len(beta) + 2 * len(trace) + sum(line.own for line in lines)
     federation.opened.append(Opened("glm_step", told))
@@ -149,12 +200,13 @@ def fit(
     return Fit(
         model=GLM(task=task, encoding=encoding, beta=tuple(beta.tolist())),
         rows=rows,
-        ridge=ridge,
+        alpha=alpha,
+        path=path,
         deviance=state.total("deviance"),
         null_deviance=_null_deviance(problem, start, trace[0][0]),
         log_likelihood=likelihood.total("log_likelihood"),
         dispersion=dispersion,
-        scale=scale,
+        scale=problem.scale,
         errors=_errors(covariance, encoding.raw_transform()),
         contrast_errors=_errors(covariance, np.array([line.place for line in lines])),
         trace=tuple(trace),
@@ -171,8 +223,8 @@ def _null_deviance(problem: Problem, start: float, first: float) -> float:
     one where its mean is a ratio."""
     if problem.task.exposure is None or problem.task.law.name == "poisson":
         return first
-    empty = replace(problem, encoding=Encoding(), penalty=0.0)
-    return scoring(empty, start)[1].total("deviance")
+    empty = replace(problem, encoding=Encoding(), penalty=0.0, absolute=0.0)
+    return scoring(empty, np.array([start]))[1].total("deviance")
 
 
 def _start(federation: ModelTotals, task: Task, encoding: Encoding, least: int) -> Sums:
@@ -228,6 +280,22 @@ class GLMSettings(ModelSettings):
     ridge: float = Field(
         0.0, ge=0, description="λ of: mean half deviance + λ/2·‖β‖² over standardised columns."
     )
+    alpha: float | tuple[float, ...] | Literal["path"] | None = Field(
+        None,
+        description="α of: mean half deviance + α·(l1·‖β‖₁ + (1 − l1)/2·‖β‖²); a list, or 'path' for 20 that the rows set: the one by which held-out rows have the least deviance.",
+    )
+    l1: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Share of the penalty that draws coefficients all the way to 0; 1 unless said.",
+    )
+    validation_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of persons that judge alpha; 0.2 unless said where there is a choice.",
+    )
     interactions: tuple[str, ...] = Field(
         (),
         description="Pairs of features that act together, as 'age:region'; each has what it does alone besides.",
@@ -243,6 +311,37 @@ class GLMSettings(ModelSettings):
 
     def law(self) -> dict[str, Any]:
         return {"family": self.family, "link": self.link, "power": self.power}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _judges(cls, values: Any) -> Any:
+        """Persons judge where there is a choice."""
+        if isinstance(values, dict) and isinstance(values.get("alpha"), str | list | tuple):
+            return {"validation_share": 0.2} | values
+        return values
+
+    @model_validator(mode="after")
+    def _one_penalty(self) -> Self:
+        alphas = (self.alpha,) if isinstance(self.alpha, float) else self.alpha
+        if self.alpha is None and (self.l1 is not None or self.validation_share):
+            raise ValueError("l1 and validation_share belong to alpha; set it, or drop them")
+        if self.alpha is not None and self.ridge:
+            raise ValueError("ridge and alpha are one penalty; keep alpha, with l1 below 1")
+        if isinstance(alphas, tuple) and (
+            not alphas or min(alphas) <= 0 or len({*alphas}) < len(alphas)
+        ):
+            raise ValueError(f"alpha must be above 0, in a list each once, got {self.alpha}")
+        if self.penalty.chooses and not self.validation_share:
+            raise ValueError("alpha is chosen by held-out persons; set validation_share above 0")
+        return self
+
+    @property
+    def penalty(self) -> Penalty:
+        if self.alpha is None:
+            return Penalty((self.ridge,))
+        several = self.alpha if isinstance(self.alpha, tuple) else None
+        alphas = (self.alpha,) if isinstance(self.alpha, float) else several
+        return Penalty(alphas, 1.0 if self.l1 is None else self.l1, self.validation_share)
 
     @property
     def crosses(self) -> bool:

@@ -36,7 +36,8 @@ from federated.study.settings import (
 from lab.errors import ConfigurationError
 from lab.models.design import Feature
 from lab.models.families import Family
-from lab.models.glm import Task, premium_task
+from lab.models.files import premium_task
+from lab.models.glm import Task
 from lab.models.profile import Profiling
 from lab.records import Strict, parse, read_toml, set_key
 from lab.scores.explanation import Explain
@@ -164,6 +165,10 @@ class Experiment(Strict):
         if isinstance(self.model, GLMSettings) and self.model.crosses:
             raise ConfigurationError(
                 "model.interactions: are not made of columns of two sides; drop them over joined sides"
+            )
+        if isinstance(self.model, GLMSettings) and self.model.penalty.chooses:
+            raise ConfigurationError(
+                "model.alpha: joined sides hold out no persons to choose it by; give one number"
             )
         if self.detection:
             raise ConfigurationError(

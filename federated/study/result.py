@@ -275,6 +275,8 @@ class Study:
                 fitted = arm.models.get("all", {}).get(part)
                 read = {term.feature for term in terms_of(fitted.model)} if fitted else features
                 names = [f.name for f in features if f not in read]
+                if fitted and fitted.fit and fitted.fit.drawn:
+                    lines.append(f"{name}: {fitted.fit.drawn}")
                 if names:
                     lines.append(
                         f"{name}: left out, the same in all training rows but few: {_listed(names)}"

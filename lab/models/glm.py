@@ -6,12 +6,12 @@ X'WX, the score X'W(z - eta) and the deviance at given coefficients: sums over r
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import Literal, Self
 
 import numpy as np
 import pandas as pd
-from pydantic import model_validator
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
 from lab.errors import ContractError
 from lab.models.design import Design, Encoding
@@ -20,6 +20,7 @@ from lab.models.families import Family, FamilyName, LinkName, Scale
 from lab.records import Strict
 from lab.statistics import Arrays, Holding, Statistic
 from lab.sums import COUNT, Floats, Limit, Sums, limit_of
+from lab.tables.partition import drawn
 
 #: How far sums at other coefficients may be beyond those of the constant model.
 REACH = 2**8
@@ -235,6 +236,34 @@ def likelihood(
     return Sums({"log_likelihood": np.array([total])}, {"log_likelihood": limit}, design.rows)
 
 
+def held_out(
+    design: Design,
+    response: Response,
+    owners: Floats,
+    *,
+    family: Family,
+    betas: Floats,
+    scale: Scale,
+) -> Sums:
+    """``deviance`` (models,) of rows that judge models, of how many of them the mean of each model lies
+    within the family's range, ``valid``, and the ``persons`` behind them. betas: (models, p)."""
+    deviance, valid = np.zeros(len(betas)), np.zeros(len(betas))
+    for part, x in design.blocks():
+        y, weight = response.y[part], response.weight[part]
+        with np.errstate(all="ignore"):
+            mu = family.mean(x @ betas.T + response.offset[part][:, None])
+        inside = np.isfinite(mu) & ((mu > 0) | (family.name == "gaussian"))
+        valid += inside.sum(axis=0)
+        for k in np.flatnonzero(inside.all(axis=0)):
+            deviance[k] += float(weight @ family.deviance(y, mu[:, k]))
+    limits = {"deviance": limits_of(family, scale)["deviance"], "valid": COUNT, "persons": COUNT}
+    beyond = ~(deviance <= limits["deviance"].bound)
+    deviance[beyond], valid[beyond] = 0.0, 0.0
+    persons = np.array([float(len(np.unique(owners)))])
+    arrays = {"deviance": deviance, "valid": valid, "persons": persons}
+    return Sums(arrays, limits, design.rows)
+
+
 class OfStart(Strict):
     """Arguments of :func:`start`."""
 
@@ -244,11 +273,13 @@ class OfStart(Strict):
 
 
 class OfStep(Strict):
-    """Arguments of :func:`step`, with the coefficients beside them."""
+    """Arguments of :func:`step`, with the coefficients beside them. share: of persons who judge models, and
+    whose rows are not in the sums."""
 
     task: Task
     encoding: Encoding
     scale: Scale
+    share: float = Field(0.0, ge=0, lt=1)
 
 
 class OfLikelihood(Strict):
@@ -260,17 +291,39 @@ class OfLikelihood(Strict):
     scale: Scale
 
 
-def _design(holding: Holding, encoding: Encoding, task: Task) -> Design:
-    return Design(holding.rows(task, "train"), encoding)
+def _chosen(holding: Holding, task: Task, share: float, judging: bool) -> NDArray[np.bool_]:
+    """Training rows of all persons but a share, or of those who are to judge; nobody but the party can draw
+    them."""
+    owners = holding.owners(task, "train")
+    return np.asarray(drawn(owners, share, holding.rows_secret, "held out") == judging)
 
 
-def _response(holding: Holding, task: Task) -> Response:
-    return Response(holding.rows(task, "train"), task)
+def _design(
+    holding: Holding, encoding: Encoding, task: Task, share: float = 0.0, judging: bool = False
+) -> Design:
+    rows = holding.rows(task, "train")
+    return Design(rows[_chosen(holding, task, share, judging)] if share else rows, encoding)
+
+
+def _response(holding: Holding, task: Task, share: float = 0.0, judging: bool = False) -> Response:
+    rows = holding.rows(task, "train")
+    return Response(rows[_chosen(holding, task, share, judging)] if share else rows, task)
+
+
+def _held_out(holding: Holding, a: OfStep, arrays: Arrays) -> Sums:
+    return held_out(
+        holding.once(_design, a.encoding, a.task, a.share, True),
+        holding.once(_response, a.task, a.share, True),
+        holding.units(a.task, "train")[_chosen(holding, a.task, a.share, True)],
+        family=a.task.law,
+        betas=arrays["betas"],
+        scale=a.scale,
+    )
 
 
 def _step(holding: Holding, a: OfStep, arrays: Arrays) -> Sums:
-    design = holding.once(_design, a.encoding, a.task)
-    response = holding.once(_response, a.task)
+    design = holding.once(_design, a.encoding, a.task, a.share)
+    response = holding.once(_response, a.task, a.share)
     return step(design, response, family=a.task.law, beta=arrays["beta"], scale=a.scale)
 
 
@@ -294,6 +347,7 @@ def _start(holding: Holding, a: OfStart, arrays: Arrays) -> Sums:
 STATISTICS = (
     Statistic("glm_start", OfStart, _start, "glm", cells=True),
     Statistic("glm_step", OfStep, _step, "glm", ("beta",)),
+    Statistic("glm_held_out", OfStep, _held_out, "glm", ("betas",)),
     Statistic("glm_likelihood", OfLikelihood, _likelihood, "glm", ("beta",)),
 )
 
@@ -336,51 +390,6 @@ class GLM(Strict):
         """Standard deviation of what each column adds to the linear predictor: of a number from its
         training rows, of a category over ``exposures``, or with equal levels where they are not told."""
         return spreads(self.encoding, np.array(self.beta), exposures)
-
-
-def premium_task(frequency: Task, severity: Task) -> Task:
-    """The pure premium as a response: the amount with the frequency's exposure, Tweedie 1.5."""
-    exposure = {"exposure": frequency.exposure, "exposure_as": frequency.exposure_as}
-    return Task(target=severity.target, family="tweedie", power=1.5, **exposure)
-
-
-class Product(Strict):
-    """Pure premium: claim frequency times mean claim amount."""
-
-    kind: Literal["product"] = "product"
-    frequency: GLM
-    severity: GLM
-
-    def predict(self, frame: pd.DataFrame) -> Floats:
-        """Expected amount for one unit of exposure, one for each row."""
-        return self.frequency.predict(frame) * self.severity.predict(frame)
-
-    def effects(self, frame: pd.DataFrame) -> Effects:
-        """What each column adds to the logarithm of the pure premium of each row."""
-        return self.frequency.effects(frame).plus(self.severity.effects(frame))
-
-    def as_one(self) -> GLM:
-        """The same predictions as one model of the amount: on the log link linear predictors add up.
-
-        Raises ContractError where a part has another link, or products of columns.
-        """
-        parts = (self.frequency, self.severity)
-        if any(part.task.law.link != "log" or part.encoding.crosses for part in parts):
-            raise ContractError(
-                "a product is one model on the log link alone, without interactions"
-            )
-        numbers, categories = [], []
-        for part in parts:
-            slopes, end = part.beta[1:], len(part.encoding.numbers)
-            numbers.append(slopes[:end])
-            categories.append(slopes[end:])
-        encoding = Encoding(
-            numbers=tuple(term for part in parts for term in part.encoding.numbers),
-            categories=tuple(term for part in parts for term in part.encoding.categories),
-        )
-        beta = (sum(part.beta[0] for part in parts), *chain(*numbers), *chain(*categories))
-        task = premium_task(self.frequency.task, self.severity.task)
-        return GLM(task=task, encoding=encoding, beta=beta)
 
 
 #: What a file of this kind holds.

@@ -158,7 +158,8 @@ def coefficients(result: Result) -> list[tuple[str, Result, PageTable]]:
                 rows = [
                     (
                         c["name"],
-                        *(number(c[k], 6) for k in ("estimate", "standard_error")),
+                        "left out" if c["estimate"] == 0 else number(c["estimate"], 6),
+                        number(c["standard_error"], 6),
                         number(c["z"], 2),
                         _p(c["p_value"]),
                         *(number(c[k], 6) for k in ("low", "high")),
@@ -196,7 +197,7 @@ def relativities(result: Result) -> list[tuple[str, PageTable]]:
             for line in fit.get("relativities", [])
         ]
         if rows:
-            base = [k for k, line in enumerate(fit["relativities"]) if line["low"] is None]
+            base = [k for k, line in enumerate(fit["relativities"]) if line["relativity"] == 1]
             columns = ("feature", "level", "relativity", "low", "high", of)
             tables.append((name, PageTable.of(columns, rows, left=(0, 1), strong=base)))
     return tables

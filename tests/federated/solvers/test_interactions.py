@@ -178,7 +178,7 @@ def test_a_level_that_a_cell_takes_all_persons_of_is_refused() -> None:
     def work(federation: Federation) -> glm.Fit:
         features = (Feature(column="region"), Feature(column="same"))
         encoding = agree(federation, task, features, draft(frame, "test"), 10)
-        return glm.fit(federation, task, encoding, 0.0, 10)
+        return glm.fit(federation, task, encoding, least=10)
 
     with pytest.raises(ModelError, match="fewer than 10 persons tell"):
         federate(split(frame, 3), work)

@@ -131,6 +131,7 @@ def test_the_joined_fit_is_statsmodels_on_the_joined_table(tmp_path):
         ({"family": "gaussian"}, {"exposure": None}),
         ({"family": "tweedie", "power": 1.5}, {"target": "paid"}),
         ({"family": "poisson", "ridge": 0.01}, {}),
+        ({"family": "poisson", "alpha": 0.05, "l1": 0.8}, {}),
         (
             {},
             {
