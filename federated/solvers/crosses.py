@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from federated.federation import ModelTotals
 from lab.errors import ConfigurationError, ModelError
-from lab.models.design import Encoding, Feature, LevelPairs
+from lab.models.agreement import LevelPairs
+from lab.models.design import Encoding, Feature
 from lab.models.glm import Task
 from lab.privacy.joining import Opened, by_parties
 from lab.records import nearest

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from federated.solvers.fisher import Problem, constant, scoring
+from federated.solvers.shapes import roughness
 from lab.errors import ModelError
 from lab.privacy.joining import Opened
 from lab.sums import Floats, Sums
@@ -40,8 +41,9 @@ class Penalty:
 
     def on(self, problem: Problem, alpha: float, weight: float) -> Problem:
         """The problem with this alpha. weight: of all rows that it is over."""
-        squared = alpha * (1 - self.l1) * weight
-        return replace(problem, penalty=squared, absolute=alpha * self.l1 * weight)
+        squared = alpha * (1 - self.l1) * np.diag(np.sign(np.arange(problem.encoding.width)))
+        penalty = weight * (squared + roughness(problem.encoding))
+        return replace(problem, penalty=penalty, absolute=alpha * self.l1 * weight)
 
 
 #: No penalty at all.

@@ -7,6 +7,7 @@ from lab.errors import ConfigurationError
 from lab.models.design import Feature
 from lab.records import nearest
 from lab.tables.contracts import Contract
+from lab.tables.values import DECIMAL
 
 
 def check_feature(feature: Feature, contract: Contract, others: set[str], kind: str) -> None:
@@ -33,8 +34,9 @@ def check_feature(feature: Feature, contract: Contract, others: set[str], kind: 
         )
     if kind == "glm":
         _check_base(feature, contract)
+        _check_order(feature, contract)
         return
-    for key in ("spline", "pieces", "base"):
+    for key in ("spline", "pieces", "base", "smooth", "monotone"):
         if getattr(feature, key) is not None:
             raise ConfigurationError(
                 f"data.features: '{name}' has {key}, which a GLM takes; drop it for {kind}"
@@ -58,3 +60,22 @@ def _check_base(feature: Feature, contract: Contract) -> None:
         raise ConfigurationError(
             f"{where} must be above 0 where its logarithm is taken, got {base:g}"
         )
+
+
+def _check_order(feature: Feature, contract: Contract) -> None:
+    """Levels that are smoothed, or that rise, need an order: intervals, or numbers."""
+    if feature.smooth is None and feature.monotone is None:
+        return
+    column = contract.columns[feature.column]
+    if feature.cut is not None or (feature.category and column.type != "category"):
+        return
+    if is_category(feature, contract) and column.levels and all(map(_is_number, column.levels)):
+        return
+    raise ConfigurationError(
+        f"data.features: '{feature.column}' has no levels in an order to smooth or to let rise; give cut points, "
+        "or take the values of a number as levels (category = true)"
+    )
+
+
+def _is_number(level: str) -> bool:
+    return DECIMAL.fullmatch(level) is not None

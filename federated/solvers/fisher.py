@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from federated.federation import ModelTotals
+from federated.solvers.shapes import Monotone
 from lab.errors import ModelError, PeerError
 from lab.models.design import Encoding
 from lab.models.families import Scale
@@ -41,16 +42,18 @@ MOST_SWEEPS, SWEPT = 10_000, 1e-9
 
 @dataclass(frozen=True)
 class Problem:
-    """What Fisher scoring minimises: deviance / 2 + penalty / 2 * |beta|^2 + absolute * |beta|, of which the
-    intercept is no part. rows: that it is over, all but those of a share of persons."""
+    """What Fisher scoring minimises: deviance / 2 + beta' penalty beta / 2 + absolute * |beta|, of which the
+    intercept is no part, where some coefficients may have to rise. rows: that it is over, all but those of a
+    share of persons."""
 
     federation: ModelTotals
     task: Task
     encoding: Encoding
     scale: Scale
     rows: int
-    penalty: float = 0.0
+    penalty: Floats
     absolute: float = 0.0
+    monotone: Monotone | None = None
     share: float = 0.0
 
     def at(self, beta: Floats) -> Sums:
@@ -75,20 +78,21 @@ class Problem:
         unit = self.scale.curvature(self.task.law)
         matrix[self.encoding.pairs] = unit * sums["curvature"]
         matrix += np.triu(matrix, 1).T
-        matrix[np.diag_indices_from(matrix)] += self.penalties
-        return matrix
+        return matrix + self.penalty
 
     def score(self, beta: Floats, sums: Sums) -> Floats:
-        return sums["score"] - self.penalties * beta
+        return sums["score"] - self.penalty @ beta
 
     def value(self, beta: Floats, sums: Sums) -> float:
         if sums.total("valid") < self.rows:
             return float("inf")
         size = 2 * self.absolute * np.abs(beta[1:]).sum()
-        return sums.total("deviance") + float(self.penalties @ beta**2 + size)
+        return sums.total("deviance") + float(beta @ self.penalty @ beta + size)
 
     def target(self, beta: Floats, gradient: Floats, matrix: Floats) -> Floats:
         """The coefficients that the sums at beta point to. Raises LinAlgError."""
+        if self.monotone is not None:
+            return self.monotone.target(beta, gradient, matrix)
         if self.absolute:
             return descended(beta, gradient, matrix, self.absolute)
         return beta + np.asarray(np.linalg.solve(matrix, gradient))
@@ -101,10 +105,6 @@ class Problem:
         dispersion = sums.total("pearson") / self.rows
         beyond = float((np.abs(move) * information - rounding).max())
         return beyond / float(np.sqrt(max(dispersion, np.finfo(float).tiny)))
-
-    @property
-    def penalties(self) -> Floats:
-        return np.array([0.0] + [self.penalty] * (self.encoding.width - 1))
 
 
 #: (beta, the sums there, curvature, trace of (deviance, next step)) at an optimum.

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from scipy import stats
 
@@ -20,6 +21,7 @@ from federated.solvers.crosses import crossed, refuse_few
 from federated.solvers.elastic import NONE, Path, Penalty, best, choose
 from federated.solvers.encoding import agree, magnitudes
 from federated.solvers.fisher import Found, Problem, constant, scoring
+from federated.solvers.shapes import Monotone
 from federated.solvers.solution import ModelSettings, Solution, Watch
 from lab.errors import ConfigurationError, ModelError
 from lab.models.design import Encoding, Feature
@@ -164,7 +166,9 @@ def fit(
     if rows <= encoding.width:
         raise ModelError(f"{rows} training rows cannot carry {encoding.width} coefficients")
     start, scale = constant_predictor(task.law, totals), Scale.of(totals)
-    problem, weight = Problem(federation, task, encoding, scale, rows), totals.total("weight")
+    free, shape = np.zeros((encoding.width, encoding.width)), Monotone.of(encoding)
+    problem = Problem(federation, task, encoding, scale, rows, free, monotone=shape)
+    weight = totals.total("weight")
     # 2. How strongly coefficients are drawn to 0, by rows that the path is not fitted on.
     path = choose(problem, penalty, start, weight, least) if penalty.chooses else ()
     alpha = best(path) if path else (penalty.alphas or (0.0,))[0]
@@ -190,9 +194,11 @@ def _fitted(problem: Problem, found: Found, start: float, alpha: float, path: Pa
         dispersion=state.total("deviance") / rows if profiled else dispersion,
         scale=problem.scale,
     )
-    covariance, lines = dispersion * np.linalg.inv(matrix), contrasts(encoding)
-    if problem.absolute:  # which coefficients are left out was chosen by the same rows
-        covariance = np.full_like(matrix, np.nan)
+    lines, shape = contrasts(encoding), problem.monotone
+    covariance = dispersion * (shape.covariance(beta, matrix) if shape else np.linalg.inv(matrix))
+    held = np.full(len(beta), bool(problem.absolute))  # the same rows chose what they are equal to
+    if shape is not None:
+        held |= shape.held(beta)
     # Coefficients after each step, their errors and those of curves, and what the fit prints.
     told = (len(trace) + 1) * len(beta) + 2 * len(trace) + sum(line.own for line in lines)
     federation.opened.append(Opened("glm_step", told))
@@ -207,15 +213,17 @@ def _fitted(problem: Problem, found: Found, start: float, alpha: float, path: Pa
         log_likelihood=likelihood.total("log_likelihood"),
         dispersion=dispersion,
         scale=problem.scale,
-        errors=_errors(covariance, encoding.raw_transform()),
-        contrast_errors=_errors(covariance, np.array([line.place for line in lines])),
+        errors=_errors(covariance, encoding.raw_transform(), held),
+        contrast_errors=_errors(covariance, np.array([line.place for line in lines]), held),
         trace=tuple(trace),
     )
 
 
-def _errors(covariance: Any, places: Floats) -> Floats:
-    """Standard errors of linear functions of the coefficients. places: (functions, p)."""
-    return np.asarray(np.sqrt(np.einsum("ij,jk,ik->i", places, covariance, places)))
+def _errors(covariance: Any, places: Floats, held: NDArray[np.bool_]) -> Floats:
+    """Standard errors of linear functions of the coefficients, none of those of coefficients that are held.
+    places: (functions, p)."""
+    errors = np.sqrt(np.einsum("ij,jk,ik->i", places, covariance, places))
+    return np.where((places[:, held] != 0).any(axis=1), np.nan, errors)
 
 
 def _null_deviance(problem: Problem, start: float, first: float) -> float:
@@ -223,7 +231,9 @@ def _null_deviance(problem: Problem, start: float, first: float) -> float:
     one where its mean is a ratio."""
     if problem.task.exposure is None or problem.task.law.name == "poisson":
         return first
-    empty = replace(problem, encoding=Encoding(), penalty=0.0, absolute=0.0)
+    empty = replace(
+        problem, encoding=Encoding(), penalty=np.zeros((1, 1)), absolute=0.0, monotone=None
+    )
     return scoring(empty, np.array([start]))[1].total("deviance")
 
 

@@ -358,6 +358,10 @@ class Experiment(Strict):
         for feature in features:
             check_feature(feature, contract, other_roles, self.model.kind)
         if isinstance(self.model, GLMSettings):
+            if self.model.alpha is not None and any(f.monotone for f in features):
+                raise ConfigurationError(
+                    "model.alpha: a fit with monotone features takes model.ridge alone; drop one of them"
+                )
             crossed(features, self.model.interactions_of(self.tasks()[task]))
         if not features:
             raise ConfigurationError("data.features: there is no feature to model with")

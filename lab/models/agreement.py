@@ -9,19 +9,42 @@ from means over all rows.
 
 from __future__ import annotations
 
-from typing import Annotated
+import itertools
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from pydantic import Discriminator
 
 from lab.errors import ConfigurationError, ContractError
-from lab.models.design import Feature, LevelPairs, Levels, Number
+from lab.models.design import Feature, Levels, Number
 from lab.models.glm import Response, Task
 from lab.privacy.joining import PARTIES, PERSONS, RARE, behind, in_order, persons_by
 from lab.records import Strict
 from lab.statistics import Arrays, Holding
 from lab.sums import COUNT, FLAG, Floats, Sums, limit_of
+
+
+class LevelPairs(Strict):
+    """Levels of two categories together, as they are counted."""
+
+    kind: Literal["pairs"] = "pairs"
+    left: Levels
+    right: Levels
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """Each level of the left with all of the right."""
+        return tuple(
+            ":".join(both) for both in itertools.product(self.left.levels, self.right.levels)
+        )
+
+    def codes(self, frame: pd.DataFrame) -> NDArray[np.int32]:
+        """The place of each row's levels, -1 where one of them is not among them."""
+        left, right = self.left.codes(frame), self.right.codes(frame)
+        return np.where((left < 0) | (right < 0), -1, left * len(self.right.levels) + right)
+
 
 #: What is counted by level.
 Counted = Annotated[Levels | LevelPairs, Discriminator("kind")]

@@ -24,7 +24,7 @@ from lab.errors import ContractError
 from lab.privacy.joining import RARE
 from lab.records import Strict
 from lab.sums import Floats
-from lab.tables.values import level_of
+from lab.tables.values import DECIMAL, level_of
 
 #: Rows handled at once: a block of the design stays in the processor's cache.
 BLOCK = 4096
@@ -109,7 +109,7 @@ class Feature(Strict):
     up to 20, above 20 up to 25, above 25. ``category``: each value is a level. ``ordinal``: the
     position of a category's level in its contract, as a number. ``spline``, ``pieces``: a curve instead of
     a straight line, see :class:`Bend`, through so many knots at quantiles or through these knots.
-    ``base``: what relativities are 1.00 at, a level or a value.
+    ``base``: what relativities are 1.00 at, a level or a value. ``smooth``, ``monotone``: of levels in an order.
     """
 
     column: str = Field(description="A column of the table.")
@@ -121,7 +121,6 @@ class Feature(Strict):
     ordinal: bool = Field(
         False, description="Take the position of a category's level in its contract, as a number."
     )
-
     spline: int | tuple[float, ...] | None = Field(
         None, description="A natural cubic spline: how many knots, or the knots."
     )
@@ -131,6 +130,18 @@ class Feature(Strict):
     base: str | float | None = Field(
         None,
         description="Where a GLM's relativity is 1: a level, or a value of a number; default: the level of most training rows, the mean.",
+    )
+    smooth: float | None = Field(
+        None,
+        gt=0,
+        le=1000,
+        description="In a GLM, λ of: λ/2·Σ differences² of neighbouring levels.",
+    )
+    differences: Literal[1, 2] = Field(
+        2, description="Which differences smooth takes: 1 draws levels together, 2 to a line."
+    )
+    monotone: Literal["rising", "falling"] | None = Field(
+        None, description="In a GLM, coefficients of levels that never fall, or never rise."
     )
 
     @model_validator(mode="after")
@@ -242,25 +253,15 @@ class Levels(Strict):
         """The place of each row's level, -1 where it is not among them."""
         return codes_of(self.feature.texts(frame), self.levels)
 
-
-class LevelPairs(Strict):
-    """Levels of two categories together, as they are counted."""
-
-    kind: Literal["pairs"] = "pairs"
-    left: Levels
-    right: Levels
-
     @property
-    def levels(self) -> tuple[str, ...]:
-        """Each level of the left with all of the right."""
-        return tuple(
-            ":".join(both) for both in itertools.product(self.left.levels, self.right.levels)
-        )
-
-    def codes(self, frame: pd.DataFrame) -> NDArray[np.int32]:
-        """The place of each row's levels, -1 where one of them is not among them."""
-        left, right = self.left.codes(frame), self.right.codes(frame)
-        return np.where((left < 0) | (right < 0), -1, left * len(self.right.levels) + right)
+    def order(self) -> list[int]:
+        """The places of levels as intervals or numbers rise, else as they are; joined levels have none."""
+        names = [name for name in self.levels if name != RARE]
+        if self.feature.cut is not None:
+            names.sort(key=self.feature.intervals().index)
+        elif all(map(DECIMAL.fullmatch, names)):
+            names.sort(key=float)
+        return [self.levels.index(name) for name in names]
 
 
 class Encoding(Strict):

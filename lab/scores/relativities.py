@@ -65,11 +65,12 @@ def table(lines: tuple[Contrast, ...], beta: Floats, errors: Floats, width: floa
 def _of_levels(encoding: Encoding) -> Iterator[Contrast]:
     at = len(encoding.numbers)
     for term in encoding.categories:
-        for k, level in enumerate(term.levels):
+        joined = [k for k in range(len(term.levels)) if k not in term.order]
+        for k in (*term.order, *joined):
             place = np.zeros(encoding.width)
             if k:
                 place[at + k] = 1.0
-            yield Contrast(term.feature.column, level, place)
+            yield Contrast(term.feature.column, term.levels[k], place)
         at += len(term.levels) - 1
 
 

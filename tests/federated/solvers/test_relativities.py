@@ -91,6 +91,12 @@ def test_a_line_is_1_at_its_base_value_and_read_two_deviations_around_its_mean()
     assert (log["relativity"] == 1.0).sum() == 1 and float(log.index[0]) > 0
 
 
+def test_intervals_stand_as_they_rise_with_the_base_in_its_place() -> None:
+    cut = Feature(column="age", cut=(30.0, 60.0), base="30-60")
+    lines = relativities(policies(), cut, exposure="years").loc["age"]
+    assert lines.index.tolist() == ["<=30", "30-60", ">60"] and lines["low"].isna().tolist()[1]
+
+
 def test_the_base_of_a_category_can_be_named_and_changes_no_prediction() -> None:
     frame = policies()
     fits = [

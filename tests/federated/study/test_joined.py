@@ -136,6 +136,15 @@ def test_the_joined_fit_is_statsmodels_on_the_joined_table(tmp_path):
             {},
             {
                 "features": [
+                    {"column": "age", "cut": (35.0, 50.0, 65.0), "monotone": "falling"},
+                    {"column": "stays", "cut": (0.0, 1.0), "smooth": 0.05},
+                ]
+            },
+        ),
+        (
+            {},
+            {
+                "features": [
                     {"column": "age", "spline": (20.0, 40.0, 60.0, 80.0)},
                     {"column": "stays", "pieces": (1.0,)},
                 ]
