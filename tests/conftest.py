@@ -115,6 +115,7 @@ def fit_glm(
     least: int = 1,
     interactions: tuple[str, ...] = (),
     penalty: Penalty | None = None,
+    theta: Any = None,
 ) -> glm.Fit:
     """A GLM over these parties."""
     agreed = contract or draft(frames[0], "test")
@@ -123,7 +124,7 @@ def fit_glm(
     def work(federation: Federation) -> glm.Fit:
         pairs = crossed(chosen, interactions)
         encoding = agree(federation, task, chosen, agreed, least, None, pairs)
-        return glm.fit(federation, task, encoding, penalty or Penalty((ridge,)), least)
+        return glm.fit(federation, task, encoding, penalty or Penalty((ridge,)), least, theta)
 
     fit: glm.Fit = federate(frames, work, protection, workers)
     return fit

@@ -6,7 +6,7 @@ end, are named.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from federated.federation import ModelTotals
 from federated.solvers.shapes import Monotone
 from lab.errors import ModelError, PeerError
 from lab.models.design import Encoding
-from lab.models.families import Scale
+from lab.models.families import Family, Scale
 from lab.models.glm import REACH, Task
 from lab.sums import Floats, Sums
 
@@ -54,7 +54,13 @@ class Problem:
     penalty: Floats
     absolute: float = 0.0
     monotone: Monotone | None = None
+    theta: float | None = None
     share: float = 0.0
+
+    @property
+    def law(self) -> Family:
+        law = self.task.law
+        return law if self.theta is None else replace(law, theta=self.theta)
 
     def at(self, beta: Floats) -> Sums:
         """The sums at beta. Raises :class:`PeerError` if parties left since the fit began."""
@@ -64,6 +70,7 @@ class Problem:
             task=self.task,
             encoding=self.encoding,
             scale=self.scale,
+            theta=self.theta,
             share=self.share,
         )
         if sums.rows != self.rows:
@@ -75,7 +82,7 @@ class Problem:
 
     def curvature(self, sums: Sums) -> Floats:
         matrix = np.zeros((self.encoding.width, self.encoding.width))
-        unit = self.scale.curvature(self.task.law)
+        unit = self.scale.curvature(self.law)
         matrix[self.encoding.pairs] = unit * sums["curvature"]
         matrix += np.triu(matrix, 1).T
         return matrix + self.penalty

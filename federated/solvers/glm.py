@@ -23,6 +23,7 @@ from federated.solvers.encoding import agree, magnitudes
 from federated.solvers.fisher import Found, Problem, constant, scoring
 from federated.solvers.shapes import Monotone
 from federated.solvers.solution import ModelSettings, Solution, Watch
+from federated.solvers.theta import fitted_theta
 from lab.errors import ConfigurationError, ModelError
 from lab.models.design import Encoding, Feature
 from lab.models.families import Family, FamilyName, LinkName, Scale
@@ -46,6 +47,7 @@ class Fit:
 
     model: GLM
     rows: int
+    theta: float | None  # of counts that are negative binomial
     alpha: float
     path: Path  # where alpha was chosen: each alpha, and the deviance of held-out rows
     deviance: float
@@ -75,6 +77,7 @@ class Fit:
             "deviance",
             "null_deviance",
             "dispersion",
+            "theta",
             "aic",
             "alpha",
             "drawn",
@@ -90,7 +93,8 @@ class Fit:
 
     @property
     def aic(self) -> float:
-        return -2 * self.log_likelihood + 2 * len(np.flatnonzero(self.model.beta))
+        own = len(np.flatnonzero(self.model.beta)) + (self.theta is not None)
+        return -2 * self.log_likelihood + 2 * own
 
     @property
     def deviance_explained(self) -> float:
@@ -142,7 +146,8 @@ def solve(
         )
     pairs = crossed(features, settings.interactions_of(task))
     encoding = agree(federation, task, features, contract, settings.min_persons, left_out, pairs)
-    fitted = fit(federation, task, encoding, settings.penalty, settings.min_persons)
+    theta = settings.theta if task.family == "poisson" else None
+    fitted = fit(federation, task, encoding, settings.penalty, settings.min_persons, theta)
     steps = pd.DataFrame(fitted.trace, columns=["deviance", "largest_step"])
     return Solution(fitted.model, steps.rename_axis("step").reset_index(), fitted)
 
@@ -153,8 +158,10 @@ def fit(
     encoding: Encoding,
     penalty: Penalty = NONE,
     least: int = 1,
+    theta: float | Literal["fit"] | None = None,
 ) -> Fit:
     """The maximum-likelihood fit, or the least mean half deviance + penalty over standardised columns.
+    theta: of counts that are negative binomial.
 
     Raises :class:`ModelError` for collinear columns, separation and non-convergence, each with
     the columns concerned, and for coefficients of levels that fewer than about ``least`` persons
@@ -173,8 +180,11 @@ def fit(
     path = choose(problem, penalty, start, weight, least) if penalty.chooses else ()
     alpha = best(path) if path else (penalty.alphas or (0.0,))[0]
     # 3. Fisher scoring over all rows.
-    problem = penalty.on(problem, alpha, weight)
+    fixed = None if theta == "fit" else theta
+    problem = replace(penalty.on(problem, alpha, weight), theta=fixed)
     found = scoring(problem, constant(encoding, start))
+    if theta == "fit":
+        problem, found = fitted_theta(problem, found)
     # 4. What is printed beside the coefficients.
     return _fitted(problem, found, start, alpha, path)
 
@@ -193,6 +203,7 @@ def _fitted(problem: Problem, found: Found, start: float, alpha: float, path: Pa
         encoding=encoding,
         dispersion=state.total("deviance") / rows if profiled else dispersion,
         scale=problem.scale,
+        theta=problem.theta,
     )
     lines, shape = contrasts(encoding), problem.monotone
     covariance = dispersion * (shape.covariance(beta, matrix) if shape else np.linalg.inv(matrix))
@@ -206,6 +217,7 @@ def _fitted(problem: Problem, found: Found, start: float, alpha: float, path: Pa
     return Fit(
         model=GLM(task=task, encoding=encoding, beta=tuple(beta.tolist())),
         rows=rows,
+        theta=problem.theta,
         alpha=alpha,
         path=path,
         deviance=state.total("deviance"),
@@ -229,7 +241,8 @@ def _errors(covariance: Any, places: Floats, held: NDArray[np.bool_]) -> Floats:
 def _null_deviance(problem: Problem, start: float, first: float) -> float:
     """The deviance of the constant model. first: that from which the iteration started, which is the
     one where its mean is a ratio."""
-    if problem.task.exposure is None or problem.task.law.name == "poisson":
+    poisson = problem.task.law.name == "poisson" and problem.theta is None
+    if poisson or (problem.task.exposure is None and problem.theta is None):
         return first
     empty = replace(
         problem, encoding=Encoding(), penalty=np.zeros((1, 1)), absolute=0.0, monotone=None
@@ -290,6 +303,10 @@ class GLMSettings(ModelSettings):
     ridge: float = Field(
         0.0, ge=0, description="λ of: mean half deviance + λ/2·‖β‖² over standardised columns."
     )
+    theta: float | Literal["fit"] | None = Field(
+        None,
+        description="Counts are negative binomial, of variance μ + μ²/θ, instead of Poisson: θ, or 'fit' for the one of the greatest likelihood.",
+    )
     alpha: float | tuple[float, ...] | Literal["path"] | None = Field(
         None,
         description="α of: mean half deviance + α·(l1·‖β‖₁ + (1 − l1)/2·‖β‖²); a list, or 'path' for 20 that the rows set: the one by which held-out rows have the least deviance.",
@@ -335,6 +352,14 @@ class GLMSettings(ModelSettings):
         alphas = (self.alpha,) if isinstance(self.alpha, float) else self.alpha
         if self.alpha is None and (self.l1 is not None or self.validation_share):
             raise ValueError("l1 and validation_share belong to alpha; set it, or drop them")
+        if self.theta is not None and self.family != "poisson":
+            raise ValueError(
+                f"theta belongs to counts, family poisson, not to {self.family}; drop it"
+            )
+        if isinstance(self.theta, float) and not 0 < self.theta < np.inf:
+            raise ValueError(f"theta must be above 0 and finite, or 'fit', got {self.theta:g}")
+        if self.theta is not None and self.alpha is not None:
+            raise ValueError("a negative binomial takes ridge alone; drop alpha or theta")
         if self.alpha is not None and self.ridge:
             raise ValueError("ridge and alpha are one penalty; keep alpha, with l1 below 1")
         if isinstance(alphas, tuple) and (

@@ -166,6 +166,8 @@ class Experiment(Strict):
             raise ConfigurationError(
                 "model.interactions: are not made of columns of two sides; drop them over joined sides"
             )
+        if isinstance(self.model, GLMSettings) and self.model.theta is not None:
+            raise ConfigurationError("model.theta: joined sides fit Poisson counts; drop it")
         if isinstance(self.model, GLMSettings) and self.model.penalty.chooses:
             raise ConfigurationError(
                 "model.alpha: joined sides hold out no persons to choose it by; give one number"

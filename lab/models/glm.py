@@ -6,6 +6,7 @@ X'WX, the score X'W(z - eta) and the deviance at given coefficients: sums over r
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, Self
 
 import numpy as np
@@ -20,6 +21,7 @@ from lab.models.families import Family, FamilyName, LinkName, Scale
 from lab.records import Strict
 from lab.statistics import Arrays, Holding, Statistic
 from lab.sums import COUNT, Floats, Limit, Sums, limit_of
+from lab.tables.checks import refuse_rows
 from lab.tables.partition import drawn
 
 #: How far sums at other coefficients may be beyond those of the constant model.
@@ -70,13 +72,13 @@ class Task(Strict):
         if self.per is None:
             return
         claims, amount = frame[self.per], frame[self.target]
-        _refuse_rows(
+        refuse_rows(
             (claims < 0) | ((claims == 0) & (amount != 0)),
             f"column '{self.per}' must count the claims behind '{self.target}': 0 or more, and not 0 "
             "where there is an amount",
         )
         if self.family == "gamma":
-            _refuse_rows(
+            refuse_rows(
                 (claims > 0) & (amount == 0),
                 f"'{self.target}' is 0 for claims of '{self.per}', which no gamma model takes: fit a "
                 f"family that does (tweedie), or let '{self.per}' count paid claims alone, here and "
@@ -113,20 +115,11 @@ class Response:
 
 def _positive(frame: pd.DataFrame, name: str) -> Floats:
     values = frame[name]
-    _refuse_rows(
+    refuse_rows(
         ~(values > 0),
         f"column '{name}' must be above 0 to be an exposure or a weight; leave out the other rows",
     )
     return np.asarray(values, dtype=np.float64)
-
-
-def _refuse_rows(wrong: pd.Series, rule: str) -> None:
-    """Raises ContractError where rows break a rule; how many and which, by the numbers in the
-    index, are for the party's own eyes."""
-    rows = wrong.index[wrong]
-    if len(rows):
-        first = ", ".join(str(row + 1) for row in rows[:5])
-        raise ContractError(rule, (f"{len(rows):,} of {len(wrong):,} rows (first: {first})",))
 
 
 #: What :func:`totals` sums beside the numbers of rows, in the order of their bounds.
@@ -220,7 +213,6 @@ def limits_of(family: Family, scale: Scale) -> dict[str, Limit]:
 def likelihood(
     design: Design,
     response: Response,
-    *,
     family: Family,
     beta: Floats,
     dispersion: float,
@@ -237,31 +229,35 @@ def likelihood(
 
 
 def held_out(
-    design: Design,
-    response: Response,
-    owners: Floats,
-    *,
-    family: Family,
-    betas: Floats,
-    scale: Scale,
+    design: Design, response: Response, owners: Floats, family: Family, betas: Floats, scale: Scale
 ) -> Sums:
-    """``deviance`` (models,) of rows that judge models, of how many of them the mean of each model lies
-    within the family's range, ``valid``, and the ``persons`` behind them. betas: (models, p)."""
-    deviance, valid = np.zeros(len(betas)), np.zeros(len(betas))
+    """``deviance`` (models,) of rows that judge models, their number in ``valid`` where each mean of the model
+    lies within the family's range, and the ``persons`` behind them. betas: (models, p)."""
+    deviance = np.zeros(len(betas))
     for part, x in design.blocks():
-        y, weight = response.y[part], response.weight[part]
         with np.errstate(all="ignore"):
-            mu = family.mean(x @ betas.T + response.offset[part][:, None])
-        inside = np.isfinite(mu) & ((mu > 0) | (family.name == "gaussian"))
-        valid += inside.sum(axis=0)
-        for k in np.flatnonzero(inside.all(axis=0)):
-            deviance[k] += float(weight @ family.deviance(y, mu[:, k]))
+            for k, eta in enumerate(betas @ x.T + response.offset[part]):
+                unit = family.deviance(response.y[part], family.mean(eta))
+                deviance[k] += float(response.weight[part] @ unit)
     limits = {"deviance": limits_of(family, scale)["deviance"], "valid": COUNT, "persons": COUNT}
-    beyond = ~(deviance <= limits["deviance"].bound)
-    deviance[beyond], valid[beyond] = 0.0, 0.0
+    within = deviance <= limits["deviance"].bound
+    deviance, valid = np.where(within, deviance, 0.0), np.where(within, float(design.rows), 0.0)
     persons = np.array([float(len(np.unique(owners)))])
     arrays = {"deviance": deviance, "valid": valid, "persons": persons}
     return Sums(arrays, limits, design.rows)
+
+
+def by_theta(
+    design: Design, response: Response, *, family: Family, beta: Floats, scale: Scale
+) -> Sums:
+    """``first`` and ``second`` derivative of NB2's log-likelihood by log(theta), at ``beta``."""
+    slopes = np.zeros(2)
+    for part, x in design.blocks():
+        mu = family.mean(x @ beta + response.offset[part])
+        slopes += [float(response.weight[part] @ d) for d in family.by_theta(response.y[part], mu)]
+    limit = limit_of(scale.rows * REACH * scale.likelihood(family, 1.0))
+    arrays = {"first": slopes[:1], "second": slopes[1:]}
+    return Sums(arrays, dict.fromkeys(arrays, limit), design.rows)
 
 
 class OfStart(Strict):
@@ -272,23 +268,31 @@ class OfStart(Strict):
     most: tuple[float, float, float, float]
 
 
-class OfStep(Strict):
+class OfFamily(Strict):
+    """What is modelled, in which columns. theta: of counts that are negative binomial."""
+
+    task: Task
+    encoding: Encoding
+    scale: Scale
+    theta: float | None = Field(None, gt=0)
+
+    @property
+    def law(self) -> Family:
+        law = self.task.law
+        return law if self.theta is None else replace(law, theta=self.theta)
+
+
+class OfStep(OfFamily):
     """Arguments of :func:`step`, with the coefficients beside them. share: of persons who judge models, and
     whose rows are not in the sums."""
 
-    task: Task
-    encoding: Encoding
-    scale: Scale
     share: float = Field(0.0, ge=0, lt=1)
 
 
-class OfLikelihood(Strict):
+class OfLikelihood(OfFamily):
     """Arguments of :func:`likelihood`, with the coefficients beside them."""
 
-    task: Task
-    encoding: Encoding
     dispersion: float
-    scale: Scale
 
 
 def _chosen(holding: Holding, task: Task, share: float, judging: bool) -> NDArray[np.bool_]:
@@ -315,7 +319,7 @@ def _held_out(holding: Holding, a: OfStep, arrays: Arrays) -> Sums:
         holding.once(_design, a.encoding, a.task, a.share, True),
         holding.once(_response, a.task, a.share, True),
         holding.units(a.task, "train")[_chosen(holding, a.task, a.share, True)],
-        family=a.task.law,
+        family=a.law,
         betas=arrays["betas"],
         scale=a.scale,
     )
@@ -324,18 +328,18 @@ def _held_out(holding: Holding, a: OfStep, arrays: Arrays) -> Sums:
 def _step(holding: Holding, a: OfStep, arrays: Arrays) -> Sums:
     design = holding.once(_design, a.encoding, a.task, a.share)
     response = holding.once(_response, a.task, a.share)
-    return step(design, response, family=a.task.law, beta=arrays["beta"], scale=a.scale)
+    return step(design, response, family=a.law, beta=arrays["beta"], scale=a.scale)
 
 
 def _likelihood(holding: Holding, a: OfLikelihood, arrays: Arrays) -> Sums:
-    return likelihood(
-        holding.once(_design, a.encoding, a.task),
-        holding.once(_response, a.task),
-        family=a.task.law,
-        beta=arrays["beta"],
-        dispersion=a.dispersion,
-        scale=a.scale,
-    )
+    design, response = holding.once(_design, a.encoding, a.task), holding.once(_response, a.task)
+    law, beta, phi = a.law, arrays["beta"], a.dispersion
+    return likelihood(design, response, family=law, beta=beta, dispersion=phi, scale=a.scale)
+
+
+def _by_theta(holding: Holding, a: OfFamily, arrays: Arrays) -> Sums:
+    design, response = holding.once(_design, a.encoding, a.task), holding.once(_response, a.task)
+    return by_theta(design, response, family=a.law, beta=arrays["beta"], scale=a.scale)
 
 
 def _start(holding: Holding, a: OfStart, arrays: Arrays) -> Sums:
@@ -348,6 +352,7 @@ STATISTICS = (
     Statistic("glm_start", OfStart, _start, "glm", cells=True),
     Statistic("glm_step", OfStep, _step, "glm", ("beta",)),
     Statistic("glm_held_out", OfStep, _held_out, "glm", ("betas",)),
+    Statistic("glm_theta", OfFamily, _by_theta, "glm", ("beta",)),
     Statistic("glm_likelihood", OfLikelihood, _likelihood, "glm", ("beta",)),
 )
 
@@ -371,8 +376,7 @@ class GLM(Strict):
 
     def predict(self, frame: pd.DataFrame) -> Floats:
         """The mean for one unit of exposure (or for one claim), one for each row."""
-        family = self.task.law
-        design = Design(frame, self.encoding)
+        family, design = self.task.law, Design(frame, self.encoding)
         out = np.empty(len(frame))
         for part, x in design.blocks():
             out[part] = family.mean(x @ np.array(self.beta))
