@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from functools import partial
 
 import numpy as np
 
@@ -31,15 +32,18 @@ def agree(
     least: int,
     left_out: list[str] | None = None,
     interactions: tuple[Pair, ...] = (),
+    *,
+    based: bool = True,
 ) -> Encoding:
     """The encoding of ``features``: levels, means and scales over all parties' training rows.
 
     Levels come from the contract; where it lists none, every party announces the names of the
     levels it holds (names, no counts). A level without a training row is left out, levels of fewer
     than ``least`` persons become one. The base comes first: the one that the feature names, else the
-    level of most rows, or where everybody sees the totals the first. Means and scales are exact for any split of the rows. Raises
-    :class:`ModelError` for a column that is the same in every training row; given a list
-    ``left_out``, such a column is left out instead and its name noted there.
+    level of most rows; where everybody sees the totals, or no effect is ``based`` on a level, the first
+    stays. Means and scales are exact for any split of the rows. Raises :class:`ModelError` for a column
+    that is the same in every training row; given a list ``left_out``, such a column is left out instead
+    and its name noted there.
     """
     for feature in features:
         if feature.ordinal and contract.columns[feature.column].levels is None:
@@ -52,7 +56,7 @@ def agree(
         numbers=_standardised(
             federation, task, _bent(federation, task, numeric, contract, least), left_out
         ),
-        categories=levelled(federation, task, categorical, contract, least, left_out),
+        categories=levelled(federation, task, categorical, contract, least, left_out, based=based),
     )
     crosses, without = crossed_columns(federation, task, encoding, interactions, least)
     for name in without:
@@ -200,6 +204,8 @@ def levelled(
     contract: Contract,
     least: int,
     left_out: list[str] | None,
+    *,
+    based: bool = True,
 ) -> tuple[Levels, ...]:
     """Levels that stand on ``least`` persons, all others joined into one (:data:`RARE`).
 
@@ -208,7 +214,7 @@ def levelled(
     terms = _named_levels(federation, task, features, contract)
     if not terms:
         return ()
-    standing = _present if federation.everybody else _counted
+    standing = _present if federation.everybody else partial(_counted, based=based)
     categories = []
     for term in standing(federation, task, terms, least):
         if len(term.levels) < 2:
@@ -237,7 +243,7 @@ def _first(term: Levels, base: int) -> Levels:
 
 
 def _counted(
-    federation: ModelTotals, task: Task, terms: tuple[Levels, ...], least: int
+    federation: ModelTotals, task: Task, terms: tuple[Levels, ...], least: int, *, based: bool
 ) -> list[Levels]:
     """By the persons at each level, which whoever opens totals keeps to itself."""
     totals = federation.sum("level_counts", task=task, features=terms)
@@ -252,7 +258,8 @@ def _counted(
         levels = (*names[~few & (rows > 0)], *rare)
         behind = np.append(persons[~few], persons[few].sum() if rare else 0)
         federation.opened.append(Opened.cells("level_counts", len(levels), behind))
-        most = int(np.argmax(rows[~few & (rows > 0)])) if len(levels) > len(rare) else 0
+        named = based and len(levels) > len(rare)
+        most = int(np.argmax(rows[~few & (rows > 0)])) if named else 0
         categories.append(_first(term.model_copy(update={"levels": levels}), most))
     return categories
 

@@ -75,7 +75,11 @@ def test_partial_dependence_is_that_of_all_rows_in_one_place(
     explained = made.arms["federated"].evaluations["model"]["all"].explained
     assert set(explained) == {"age", "smoker", "region", "noise"}
     assert explained["smoker"].values == (0.0, 1.0) or model["kind"] != "glm"
-    assert explained["region"].values == ("east", "north", "west")
+    levels = explained["region"].values
+    assert sorted(levels) == ["east", "north", "west"]
+    assert levels[0] == (
+        "north" if model["kind"] == "glm" else "east"
+    )  # of most rows: a GLM's base
     for column, each in explained.items():
         for value, rate in zip(each.values, each.expected, strict=True):
             whole = fitted.predict(rows.assign(**{column: value}))
