@@ -72,7 +72,8 @@ def choose(problem: Problem, penalty: Penalty, start: float, weight: float, leas
     judged = _held_out(problem, penalty, np.array(betas))
     deviance = np.where(judged["valid"] < judged.rows, np.inf, judged["deviance"])
     problem.federation.opened.append(Opened("glm_step", told))
-    problem.federation.opened.append(Opened("glm_held_out", len(betas) + 2))
+    judges_told = Opened.cells("glm_held_out", len(betas) + 2, judged["persons"])
+    problem.federation.opened.append(judges_told)
     if not np.isfinite(deviance).any():
         raise ModelError(
             "no alpha gives held-out rows a mean within the family's range; change model.alpha"

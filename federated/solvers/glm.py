@@ -64,8 +64,8 @@ class Fit:
         """How many coefficients a penalty drew to 0, in words; empty where it draws none so far."""
         slopes = np.array(self.model.beta[1:])
         without = int((slopes == 0).sum())
-        if not without and not self.path:
-            return ""
+        if not self.path and not (without and np.isnan(self.errors).all()):
+            return ""  # levels that are held equal to their base are there
         chosen = f", chosen of {len(self.path)} by held-out persons" if self.path else ""
         return f"{without} of {len(slopes)} coefficients left out at alpha {self.alpha:g}{chosen}"
 

@@ -158,7 +158,9 @@ def coefficients(result: Result) -> list[tuple[str, Result, PageTable]]:
                 rows = [
                     (
                         c["name"],
-                        "left out" if c["estimate"] == 0 else number(c["estimate"], 6),
+                        "left out"
+                        if fit.get("drawn") and c["estimate"] == 0
+                        else number(c["estimate"], 6),
                         number(c["standard_error"], 6),
                         number(c["z"], 2),
                         _p(c["p_value"]),
