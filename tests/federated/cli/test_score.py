@@ -383,7 +383,8 @@ def test_an_effect_of_a_glm_is_its_coefficient_times_what_differs_from_the_mean(
     folder: Path,
 ) -> None:
     model: Any = models.read(folder / "glm.json")
-    rows = policies().assign(region="east")
+    (category,) = model.encoding.categories
+    rows = policies().assign(region=category.levels[0])
     rows["region"] = rows["region"].astype("category")
     effects = model.effects(rows)
     (number,) = model.encoding.numbers
