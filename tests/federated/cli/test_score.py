@@ -383,8 +383,8 @@ def test_an_effect_of_a_glm_is_its_coefficient_times_what_differs_from_the_mean(
     folder: Path,
 ) -> None:
     model: Any = models.read(folder / "glm.json")
-    (category,) = model.encoding.categories
-    rows = policies().assign(region=category.levels[0])
+    terms = {term.feature.column: term for term in model.encoding.categories}
+    rows = policies().assign(region=terms["region"].levels[0])
     rows["region"] = rows["region"].astype("category")
     effects = model.effects(rows)
     (number,) = model.encoding.numbers
