@@ -27,7 +27,8 @@ from federated.party.party import Party
 from federated.party.state import NodeState, Released
 from lab.errors import BudgetError, LabError, PeerError, PolicyError
 from lab.models import profile
-from lab.models.design import Feature, seen_levels
+from lab.models.agreement import seen_levels
+from lab.models.design import Feature
 from lab.models.glm import Task
 from lab.privacy.joining import RARE
 from secure_agg.errors import SecureAggError

@@ -17,6 +17,8 @@ from federated.hiding.paillier import KeyAuthority, Paillier
 from federated.hiding.protocol import Clear, Protection
 from federated.party.party import Party, Policy
 from federated.solvers import glm
+from federated.solvers.crosses import crossed
+from federated.solvers.elastic import Penalty
 from federated.solvers.encoding import agree
 from federated.transport import in_process as grid
 from lab.models.design import Feature
@@ -110,13 +112,19 @@ def fit_glm(
     protection: Protection | None = None,
     ridge: float = 0.0,
     workers: int = 2,
+    least: int = 1,
+    interactions: tuple[str, ...] = (),
+    penalty: Penalty | None = None,
+    theta: Any = None,
 ) -> glm.Fit:
     """A GLM over these parties."""
     agreed = contract or draft(frames[0], "test")
     chosen = tuple(Feature(column=f) if isinstance(f, str) else f for f in features)
 
     def work(federation: Federation) -> glm.Fit:
-        return glm.fit(federation, task, agree(federation, task, chosen, agreed, 1), ridge)
+        pairs = crossed(chosen, interactions)
+        encoding = agree(federation, task, chosen, agreed, least, None, pairs)
+        return glm.fit(federation, task, encoding, penalty or Penalty((ridge,)), least, theta)
 
     fit: glm.Fit = federate(frames, work, protection, workers)
     return fit

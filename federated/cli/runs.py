@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,6 +23,10 @@ from federated.cli.console import (
     say_json,
     screen,
 )
+from lab.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @click.command()
@@ -183,6 +187,50 @@ def remove_runs(
         if yes or confirmed(f"delete {path}?"):
             remove(path)
             say(f"deleted {path}")
+
+
+@runs.command()
+@click.argument("name", metavar="RUN")
+@click.option("--arm", default="federated", show_default=True, help="Whose model.")
+@click.option("--runs", "folder", type=click.Path(path_type=Path), help="As of lab runs.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON list and nothing else.")
+@click.pass_context
+def relativities(
+    context: click.Context, name: str, arm: str, folder: Path | None, as_json: bool
+) -> None:
+    """By what factor each level and value multiplies the mean, in a run's GLM.
+
+    \b
+    lab runs relativities 20261124-005153
+    """
+    from federated.study.run_folder import finished, plain
+    from lab.report.finished_run import FinishedRun
+
+    assert context.parent is not None
+    path = finished(folder or context.parent.params["runs"], Path(name).name)
+    lines = FinishedRun(path).relativities
+    arms = list(dict.fromkeys(lines["arm"])) if len(lines) else []
+    if arm not in arms:
+        raise ConfigurationError(
+            f"{path}: no relativities of '{arm}'; there are those of {', '.join(arms) or 'no arm'} (of GLMs on the log or logit link)"
+        )
+    own = lines[lines["arm"] == arm].drop(columns="arm")
+    if as_json:
+        say_json(plain(own.to_dict("records")))
+    else:
+        screen().print(_factors(own))
+
+
+def _factors(lines: pd.DataFrame) -> Any:
+    """Relativities as a table; the part of the model where there are two."""
+    parts = lines["part"].nunique() > 1
+    numbers = ("relativity", "low", "high")
+    columns = (*(("part",) if parts else ()), "feature", "level", *numbers)
+    table = plain_table(*columns, numbers=numbers)
+    for line in lines.to_dict("records"):
+        values = ("" if line[name] != line[name] else f"{line[name]:.3f}" for name in numbers)
+        table.add_row(*(str(line[name]) for name in columns[: -len(numbers)]), *values)
+    return table
 
 
 @click.command()

@@ -13,7 +13,7 @@ from federated.messages import Hiding, Request
 from federated.party import scores
 from lab.errors import PeerError, PolicyError
 from lab.models import agreement, glm, profile
-from lab.models.design import Design, Encoding, Levels, Number
+from lab.models.design import Design, Encoding, Number
 from lab.models.files import kinds, statistics_of
 from lab.models.glm import Response, Task
 from lab.privacy.disclosure import Rules
@@ -39,7 +39,7 @@ class OfMoments(OfNumbers):
 
 class OfLevels(Strict):
     task: Task
-    features: tuple[Levels, ...]
+    features: tuple[agreement.Counted, ...]
 
 
 class OfPresence(OfLevels):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from functools import partial
 
 import numpy as np
 
 from federated.federation import ModelTotals
+from federated.solvers.crosses import Pair, crossed_columns
 from lab.errors import ConfigurationError, ModelError
 from lab.models.agreement import bounds
 from lab.models.design import Encoding, Feature, Levels, Number, bends, rounded
@@ -14,7 +16,7 @@ from lab.models.glm import Task
 from lab.privacy.joining import RARE, Opened, by_parties
 from lab.sums import Floats, Sums
 from lab.tables.contracts import Contract
-from lab.tables.values import DECIMAL, code
+from lab.tables.values import DECIMAL, code, level_of
 
 #: Intervals that quantiles are read off, and how far they reach, in standard deviations.
 INTERVALS, REACH = 1024, 8.0
@@ -29,14 +31,19 @@ def agree(
     contract: Contract,
     least: int,
     left_out: list[str] | None = None,
+    interactions: tuple[Pair, ...] = (),
+    *,
+    based: bool = True,
 ) -> Encoding:
     """The encoding of ``features``: levels, means and scales over all parties' training rows.
 
     Levels come from the contract; where it lists none, every party announces the names of the
     levels it holds (names, no counts). A level without a training row is left out, levels of fewer
-    than ``least`` persons become one. Means and scales are exact for any split of the rows. Raises
-    :class:`ModelError` for a column that is the same in every training row; given a list
-    ``left_out``, such a column is left out instead and its name noted there.
+    than ``least`` persons become one. The base comes first: the one that the feature names, else the
+    level of most rows; where everybody sees the totals, or no effect is ``based`` on a level, the first
+    stays. Means and scales are exact for any split of the rows. Raises :class:`ModelError` for a column
+    that is the same in every training row; given a list ``left_out``, such a column is left out instead
+    and its name noted there.
     """
     for feature in features:
         if feature.ordinal and contract.columns[feature.column].levels is None:
@@ -45,12 +52,16 @@ def agree(
             )
     categorical = [f for f in features if is_category(f, contract)]
     numeric = [f for f in features if not is_category(f, contract)]
-    return Encoding(
+    encoding = Encoding(
         numbers=_standardised(
             federation, task, _bent(federation, task, numeric, contract, least), left_out
         ),
-        categories=levelled(federation, task, categorical, contract, least, left_out),
+        categories=levelled(federation, task, categorical, contract, least, left_out, based=based),
     )
+    crosses, without = crossed_columns(federation, task, encoding, interactions, least)
+    for name in without:
+        leave_out(name, left_out)
+    return encoding.model_copy(update={"crosses": tuple(crosses)}) if crosses else encoding
 
 
 def is_category(feature: Feature, contract: Contract) -> bool:
@@ -193,6 +204,8 @@ def levelled(
     contract: Contract,
     least: int,
     left_out: list[str] | None,
+    *,
+    based: bool = True,
 ) -> tuple[Levels, ...]:
     """Levels that stand on ``least`` persons, all others joined into one (:data:`RARE`).
 
@@ -201,18 +214,36 @@ def levelled(
     terms = _named_levels(federation, task, features, contract)
     if not terms:
         return ()
-    standing = _present if federation.everybody else _counted
+    standing = _present if federation.everybody else partial(_counted, based=based)
     categories = []
     for term in standing(federation, task, terms, least):
         if len(term.levels) < 2:
             leave_out(term.feature.name, left_out)
         else:
-            categories.append(term)
+            categories.append(term if term.feature.base is None else _from_base(term))
     return tuple(categories)
 
 
+def _from_base(term: Levels) -> Levels:
+    """With the level that the feature names first. Raises :class:`ModelError` where there is none."""
+    base = term.feature.base
+    name = base if isinstance(base, str) else level_of(base or 0.0)
+    if name not in term.levels:
+        raise ModelError(
+            f"feature '{term.feature.column}': base '{name}' is no level that enough persons have; these "
+            f"are: {', '.join(term.levels)}"
+        )
+    return _first(term, term.levels.index(name))
+
+
+def _first(term: Levels, base: int) -> Levels:
+    """With the level at this place first."""
+    levels = term.levels
+    return term.model_copy(update={"levels": (levels[base], *levels[:base], *levels[base + 1 :])})
+
+
 def _counted(
-    federation: ModelTotals, task: Task, terms: tuple[Levels, ...], least: int
+    federation: ModelTotals, task: Task, terms: tuple[Levels, ...], least: int, *, based: bool
 ) -> list[Levels]:
     """By the persons at each level, which whoever opens totals keeps to itself."""
     totals = federation.sum("level_counts", task=task, features=terms)
@@ -227,7 +258,9 @@ def _counted(
         levels = (*names[~few & (rows > 0)], *rare)
         behind = np.append(persons[~few], persons[few].sum() if rare else 0)
         federation.opened.append(Opened.cells("level_counts", len(levels), behind))
-        categories.append(term.model_copy(update={"levels": levels}))
+        named = based and len(levels) > len(rare)
+        most = int(np.argmax(rows[~few & (rows > 0)])) if named else 0
+        categories.append(_first(term.model_copy(update={"levels": levels}), most))
     return categories
 
 

@@ -1,4 +1,4 @@
-"""Fitting a generalised linear model from sums: Fisher scoring with step halving.
+"""Fitting a generalised linear model from sums.
 
 The solver sees totals only and the totals do not depend on who holds which row, so the fit is
 the pooled maximum-likelihood fit for any split (McCullagh & Nelder 1989, section 2.5; for sums
@@ -8,40 +8,31 @@ over parties: Wu et al., "Grid Binary LOgistic REgression", 2012).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
 from scipy import stats
 
 from federated.federation import ModelTotals
+from federated.solvers.crosses import crossed, refuse_few
+from federated.solvers.elastic import NONE, Path, Penalty, best, choose
 from federated.solvers.encoding import agree, magnitudes
+from federated.solvers.fisher import Found, Problem, constant, fitted_theta, scoring
+from federated.solvers.shapes import Monotone
 from federated.solvers.solution import ModelSettings, Solution, Watch
-from lab.errors import ConfigurationError, ModelError, PeerError
+from lab.errors import ConfigurationError, ModelError
 from lab.models.design import Encoding, Feature
 from lab.models.effects import told_mean
 from lab.models.families import Family, FamilyName, LinkName, Scale
-from lab.models.glm import GLM, REACH, Task
+from lab.models.glm import GLM, Task
 from lab.privacy.joining import Opened
 from lab.records import Strict
+from lab.scores.relativities import MULTIPLY, contrasts, table
 from lab.sums import Floats, Sums
 from lab.tables.contracts import Contract
-
-MAX_STEPS = 60
-MAX_HALVINGS = 25
-#: A step this small, in standard errors, is the last; the sums at its start differ from those at its
-#: end by less than float64 shows in a standard error.
-STEP_TOLERANCE = 1e-8
-#: What parties' rounding to the grid of the score may add up to, in its resolution.
-ROUNDING = 64
-#: Steps that gain less than this part of what chance gains while they still are long: the
-#: coefficient goes to infinity.
-NO_GAIN = 1e-3
-#: On the log and logit links one step changes no coefficient by more: a factor of 4.5.
-LONGEST_STEP = 1.5
-#: Smallest eigenvalue of the scaled curvature, below which columns count as collinear.
-COLLINEAR = 1e-11
 
 
 @dataclass(frozen=True)
@@ -49,31 +40,69 @@ class Fit:
     """A fitted model with what an actuary expects to read; all totals are over training rows.
 
     ``errors`` (p,), standard errors, belong to the table's own units, in the order of
-    ``encoding.names``. The covariances of coefficients are told to nobody: with them the curvature
-    would be, whose entries for two levels are sums over the rows that have both.
+    ``encoding.names``, ``contrast_errors`` to the lines of `lab.scores.relativities`. The covariances of
+    coefficients are told to nobody: with them the curvature would be, whose entries for two levels are
+    sums over the rows that have both.
     """
 
     model: GLM
     rows: int
-    ridge: float
+    theta: float | None  # of counts that are negative binomial
+    alpha: float
+    path: Path  # where alpha was chosen: each alpha, and the deviance of held-out rows
     deviance: float
     null_deviance: float
     log_likelihood: float
     dispersion: float
     scale: Scale
     errors: Floats
+    contrast_errors: Floats
     trace: tuple[tuple[float, float], ...]  # (deviance, largest step) after each step
 
     @property
+    def drawn(self) -> str:
+        """How many coefficients a penalty drew to 0, in words; empty where it draws none so far."""
+        slopes = np.array(self.model.beta[1:])
+        without = int((slopes == 0).sum())
+        if not self.path and not (without and np.isnan(self.errors).all()):
+            return ""  # levels that are held equal to their base are there
+        chosen = f", chosen of {len(self.path)} by held-out persons" if self.path else ""
+        return f"{without} of {len(slopes)} coefficients left out at alpha {self.alpha:g}{chosen}"
+
+    def record(self) -> dict[str, Any]:
+        """As a run keeps it."""
+        names = (
+            "rows",
+            "log_likelihood",
+            "deviance",
+            "null_deviance",
+            "dispersion",
+            "theta",
+            "aic",
+            "alpha",
+            "drawn",
+        )
+        return {
+            "coefficients": self.coefficients().to_dict("records"),
+            "relativities": self.relativities().to_dict("records"),
+            **{name: getattr(self, name) for name in names},
+            "deviance_explained": self.deviance_explained,
+            "path": [list(step) for step in self.path],
+            "steps": len(self.trace),
+        }
+
+    @property
     def aic(self) -> float:
-        return -2 * self.log_likelihood + 2 * self.model.encoding.width
+        own = len(np.flatnonzero(self.model.beta)) + (self.theta is not None)
+        return -2 * self.log_likelihood + 2 * own
 
     @property
     def deviance_explained(self) -> float:
         return 1 - self.deviance / self.null_deviance
 
     def coefficients(self, level: float = 0.95) -> pd.DataFrame:
-        """name, estimate, standard_error, z, p_value, low, high; in the table's own units."""
+        """name, estimate, standard_error, z, p_value, low, high; in the table's own units. What was drawn to
+        0 is left out; where coefficients may be, none has an error."""
         encoding = self.model.encoding
         estimate = encoding.raw_transform() @ np.array(self.model.beta)
         error = self.errors
@@ -89,6 +118,13 @@ class Fit:
                 "high": estimate + width,
             }
         )
+
+    def relativities(self, level: float = 0.95) -> pd.DataFrame:
+        """feature, level, relativity, low, high; no line where effects do not multiply."""
+        model = self.model
+        lines = contrasts(model.encoding) if model.task.law.link in MULTIPLY else ()
+        errors = self.contrast_errors[: len(lines)]
+        return table(lines, np.array(model.beta), errors, float(stats.norm.ppf(0.5 + level / 2)))
 
 
 def solve(
@@ -108,17 +144,24 @@ def solve(
             "whose entries for two columns may stand on few persons; use protection.sums = 'paillier' with "
             "protection.key = 'authority', or a single feature"
         )
-    encoding = agree(federation, task, features, contract, settings.min_persons, left_out)
-    fitted = fit(federation, task, encoding, settings.ridge, settings.min_persons)
+    pairs = crossed(features, settings.interactions_of(task))
+    encoding = agree(federation, task, features, contract, settings.min_persons, left_out, pairs)
+    theta = settings.theta if task.family == "poisson" else None
+    fitted = fit(federation, task, encoding, settings.penalty, settings.min_persons, theta)
     steps = pd.DataFrame(fitted.trace, columns=["deviance", "largest_step"])
     return Solution(fitted.model, steps.rename_axis("step").reset_index(), fitted)
 
 
 def fit(
-    federation: ModelTotals, task: Task, encoding: Encoding, ridge: float = 0.0, least: int = 1
+    federation: ModelTotals,
+    task: Task,
+    encoding: Encoding,
+    penalty: Penalty = NONE,
+    least: int = 1,
+    theta: float | Literal["fit"] | None = None,
 ) -> Fit:
-    """The maximum-likelihood fit, or with ``ridge`` the minimum of
-    mean half deviance + ridge / 2 * |beta|^2 over standardised columns, intercept left free.
+    """The maximum-likelihood fit, or the least mean half deviance + penalty over standardised columns.
+    theta: of counts that are negative binomial.
 
     Raises :class:`ModelError` for collinear columns, separation and non-convergence, each with
     the columns concerned, and for coefficients of levels that fewer than about ``least`` persons
@@ -130,11 +173,28 @@ def fit(
     if rows <= encoding.width:
         raise ModelError(f"{rows} training rows cannot carry {encoding.width} coefficients")
     start, scale = constant_predictor(task.law, totals), Scale.of(totals)
-    # 2. Fisher scoring from there.
-    problem = _Problem(federation, task, encoding, scale, ridge * totals.total("weight"))
-    beta, state, matrix, trace = _scoring(problem, start)
-    # 3. What is printed beside the coefficients.
-    dispersion = state.total("pearson") / (rows - encoding.width) if task.law.dispersed else 1.0
+    free, shape = np.zeros((encoding.width, encoding.width)), Monotone.of(encoding)
+    problem = Problem(federation, task, encoding, scale, rows, free, monotone=shape)
+    weight = totals.total("weight")
+    # 2. How strongly coefficients are drawn to 0, by rows that the path is not fitted on.
+    path = choose(problem, penalty, start, weight, least) if penalty.chooses else ()
+    alpha = best(path) if path else (penalty.alphas or (0.0,))[0]
+    # 3. Fisher scoring over all rows.
+    fixed = None if theta == "fit" else theta
+    problem = replace(penalty.on(problem, alpha, weight), theta=fixed)
+    found = scoring(problem, constant(encoding, start))
+    if theta == "fit":
+        problem, found = fitted_theta(problem, found)
+    # 4. What is printed beside the coefficients.
+    return _fitted(problem, found, start, alpha, path)
+
+
+def _fitted(problem: Problem, found: Found, start: float, alpha: float, path: Path) -> Fit:
+    """The fit with its errors and its likelihood, and what was told of it."""
+    federation, task, encoding = problem.federation, problem.task, problem.encoding
+    rows, (beta, state, matrix, trace) = problem.rows, found
+    free = rows - len(np.flatnonzero(beta))
+    dispersion = state.total("pearson") / free if task.law.dispersed else 1.0
     profiled = task.law.name == "gaussian" and task.law.link == "identity"
     likelihood = federation.sum(
         "glm_likelihood",
@@ -142,36 +202,54 @@ def fit(
         task=task,
         encoding=encoding,
         dispersion=state.total("deviance") / rows if profiled else dispersion,
-        scale=scale,
+        scale=problem.scale,
+        theta=problem.theta,
     )
-    transform = encoding.raw_transform()
-    covariance = dispersion * transform @ np.linalg.inv(matrix) @ transform.T
+    lines, shape = contrasts(encoding), problem.monotone
+    covariance = dispersion * (shape.covariance(beta, matrix) if shape else np.linalg.inv(matrix))
+    held = np.full(len(beta), bool(problem.absolute))  # the same rows chose what they are equal to
+    if shape is not None:
+        held |= shape.held(beta)
     means = [told_mean(float(mean)) for mean in matrix[0, 1:] / matrix[0, 0]]
     model = GLM(task=task, encoding=encoding, beta=tuple(beta.tolist()), means=tuple(means))
-    # Coefficients after each step, their errors, means of columns, what the fit prints.
-    federation.opened.append(Opened("glm_step", (len(trace) + 2) * len(beta) + 2 * len(trace)))
+    # Coefficients after each step, their errors and those of curves, means, and what the fit prints.
+    told = (len(trace) + 2) * len(beta) + 2 * len(trace) + sum(line.own for line in lines)
+    federation.opened.append(Opened("glm_step", told))
     federation.opened.append(Opened("glm_likelihood", 5))
     return Fit(
         model=model,
         rows=rows,
-        ridge=ridge,
+        theta=problem.theta,
+        alpha=alpha,
+        path=path,
         deviance=state.total("deviance"),
         null_deviance=_null_deviance(problem, start, trace[0][0]),
         log_likelihood=likelihood.total("log_likelihood"),
         dispersion=dispersion,
-        scale=scale,
-        errors=np.sqrt(np.diag(covariance)),
+        scale=problem.scale,
+        errors=_errors(covariance, encoding.raw_transform(), held),
+        contrast_errors=_errors(covariance, np.array([line.place for line in lines]), held),
         trace=tuple(trace),
     )
 
 
-def _null_deviance(problem: _Problem, start: float, first: float) -> float:
+def _errors(covariance: Any, places: Floats, held: NDArray[np.bool_]) -> Floats:
+    """Standard errors of linear functions of the coefficients, none of those of coefficients that are held.
+    places: (functions, p)."""
+    errors = np.sqrt(np.einsum("ij,jk,ik->i", places, covariance, places))
+    return np.where((places[:, held] != 0).any(axis=1), np.nan, errors)
+
+
+def _null_deviance(problem: Problem, start: float, first: float) -> float:
     """The deviance of the constant model. first: that from which the iteration started, which is the
     one where its mean is a ratio."""
-    if problem.task.exposure is None or problem.task.law.name == "poisson":
+    poisson = problem.task.law.name == "poisson" and problem.theta is None
+    if poisson or (problem.task.exposure is None and problem.theta is None):
         return first
-    empty = replace(problem, encoding=Encoding(), penalty=0.0)
-    return _scoring(empty, start)[1].total("deviance")
+    empty = replace(
+        problem, encoding=Encoding(), penalty=np.zeros((1, 1)), absolute=0.0, monotone=None
+    )
+    return scoring(empty, np.array([start]))[1].total("deviance")
 
 
 def _start(federation: ModelTotals, task: Task, encoding: Encoding, least: int) -> Sums:
@@ -182,34 +260,8 @@ def _start(federation: ModelTotals, task: Task, encoding: Encoding, least: int) 
     if federation.alone or federation.everybody or least <= 1 or not encoding.categories:
         return federation.sum("totals", task=task, part="train", most=most)
     totals = federation.sum("glm_start", task=task, encoding=encoding, most=most)
-    _refuse_few(totals["persons"], encoding, least)
+    refuse_few(totals["persons"], encoding, least)
     return totals
-
-
-def _refuse_few(persons: Floats, encoding: Encoding, least: int) -> None:
-    """Refuse levels that few persons tell from all other columns together.
-
-    A combination of levels with whole coefficients that is not 0 for k persons alone shows their
-    targets. By Cauchy and Schwarz each coefficient in it then has at most the information of k
-    persons, given all others: 1 / (X'X)^-1[j, j]. A level of ``least`` persons beside a base of n
-    has 1 / (1 / least + 1 / n), and may lose a fifth of that to other columns.
-    """
-    matrix = np.zeros((encoding.width, encoding.width))
-    matrix[encoding.pairs] = persons
-    matrix += np.triu(matrix, 1).T
-    inverse = np.diag(np.linalg.pinv(matrix, hermitian=True))
-    at, few = 1 + len(encoding.numbers), []
-    for term in encoding.categories:
-        end = at + len(term.levels) - 1
-        base = matrix[0, 0] - np.diag(matrix)[at:end].sum()
-        enough = 0.8 / (1 / least + 1 / max(base, 1.0))
-        few += [encoding.names[j] for j in range(at, end) if inverse[j] * enough > 1]
-        at = end
-    if few:
-        raise ModelError(
-            f"fewer than {least} persons tell {', '.join(few)} from the other columns together, so "
-            "that the coefficients would show their targets; join levels or leave a feature out"
-        )
 
 
 def constant_predictor(family: Family, totals: Sums) -> float:
@@ -226,132 +278,6 @@ def constant_predictor(family: Family, totals: Sums) -> float:
     return family.eta(mean)
 
 
-@dataclass(frozen=True)
-class _Problem:
-    """What Fisher scoring minimises: deviance + penalty * |beta|^2 without the intercept."""
-
-    federation: ModelTotals
-    task: Task
-    encoding: Encoding
-    scale: Scale
-    penalty: float
-
-    def at(self, beta: Floats) -> Sums:
-        """The sums at beta. Raises :class:`PeerError` if parties left since the fit began."""
-        sums = self.federation.sum(
-            "glm_step",
-            {"beta": beta},
-            task=self.task,
-            encoding=self.encoding,
-            scale=self.scale,
-        )
-        if sums.rows != self.scale.rows:
-            raise PeerError(
-                f"a fit began over {self.scale.rows:,} rows and is now over {sums.rows:,}: a party left "
-                "or came back. All steps of a fit need the same parties; run it again"
-            )
-        return sums
-
-    def curvature(self, sums: Sums) -> Floats:
-        matrix = np.zeros((self.encoding.width, self.encoding.width))
-        unit = self.scale.curvature(self.task.law)
-        matrix[self.encoding.pairs] = unit * sums["curvature"]
-        matrix += np.triu(matrix, 1).T
-        matrix[np.diag_indices_from(matrix)] += self.penalties
-        return matrix
-
-    def score(self, beta: Floats, sums: Sums) -> Floats:
-        return sums["score"] - self.penalties * beta
-
-    def value(self, beta: Floats, sums: Sums) -> float:
-        if sums.total("valid") < self.scale.rows:
-            return float("inf")
-        return sums.total("deviance") + float(self.penalties @ beta**2)
-
-    def is_last(self, move: Floats, matrix: Floats, sums: Sums, dispersion: float) -> bool:
-        """Whether a step is small against standard errors, or against rounding. A standard error is
-        at least the root of dispersion / curvature, whatever the units."""
-        information = np.sqrt(np.diag(matrix))
-        rounding = ROUNDING * sums.limits["score"].resolution / information
-        return bool(
-            (np.abs(move) * information <= STEP_TOLERANCE * np.sqrt(dispersion) + rounding).all()
-        )
-
-    @property
-    def penalties(self) -> Floats:
-        return np.array([0.0] + [self.penalty] * (self.encoding.width - 1))
-
-
-def _scoring(
-    problem: _Problem, intercept: float
-) -> tuple[Floats, Sums, Floats, list[tuple[float, float]]]:
-    """(beta, the sums there, curvature, trace of (deviance, next step)) at the optimum."""
-    names = problem.encoding.names
-    beta = np.zeros(problem.encoding.width)
-    beta[0] = intercept
-    state = problem.at(beta)
-    if state.total("valid") < problem.scale.rows:
-        raise ModelError(
-            f"some rows weigh more than {REACH} times all rows of an average model: cap the target "
-            "or the weight, or take the logarithm of a feature"
-        )
-    _refuse_collinear(problem.curvature(state), names)
-    trace: list[tuple[float, float]] = []
-    drifting = 0
-    for _ in range(MAX_STEPS):
-        gradient, matrix = problem.score(beta, state), problem.curvature(state)
-        try:
-            move = np.linalg.solve(matrix, gradient)
-        except np.linalg.LinAlgError:
-            raise _diverged(names, gradient) from None
-        largest = float(np.abs(move).max())
-        trace.append((state.total("deviance"), largest))
-        dispersion = state.total("pearson") / problem.scale.rows
-        if problem.is_last(np.asarray(move), matrix, state, dispersion):
-            return beta + move, state, matrix, trace
-        before, gain = problem.value(beta, state), float(gradient @ move)
-        drifting = drifting + 1 if gain < NO_GAIN * dispersion and largest > 0.3 else 0
-        if drifting >= 4:
-            raise _diverged(names, move)
-        if problem.task.law.link in ("log", "logit"):  # longer steps overshoot, and cost a round
-            move = move * min(1.0, LONGEST_STEP / largest)
-        for _ in range(MAX_HALVINGS):
-            trial = beta + move
-            reached = problem.at(trial)
-            if problem.value(trial, reached) <= before + 1e-10 * trace[0][0]:
-                break
-            move = move / 2
-        else:
-            raise _diverged(names, move)
-        beta, state = trial, reached
-    raise _diverged(names, move)
-
-
-def _refuse_collinear(matrix: Floats, names: tuple[str, ...]) -> None:
-    scale = np.sqrt(np.diag(matrix))
-    flat = [name for name, s in zip(names, scale, strict=True) if not s > 0]
-    if flat:
-        raise ModelError(f"column {', '.join(flat)} is 0 in every training row; leave it out")
-    values, vectors = np.linalg.eigh(matrix / np.outer(scale, scale))
-    if values[0] > COLLINEAR * values[-1]:
-        return
-    share = np.abs(vectors[:, 0])
-    together = [name for name, s in zip(names, share, strict=True) if s > 0.05 * share.max()]
-    raise ModelError(
-        f"columns {', '.join(together)} are collinear: one follows from the others; "
-        "leave one out or set model.ridge"
-    )
-
-
-def _diverged(names: tuple[str, ...], move: Any) -> ModelError:
-    worst = names[int(np.abs(move).argmax())]
-    return ModelError(
-        f"no finite estimate: the coefficient of '{worst}' grows without end, its rows are "
-        "separated (all or none of them have the event); join its level to others of few persons by a "
-        "higher model.min_persons, leave it out or set model.ridge"
-    )
-
-
 class SeveritySettings(Strict):
     """``[model.severity]``: a second GLM of the amount per claim; the product is the pure premium."""
 
@@ -363,6 +289,9 @@ class SeveritySettings(Strict):
     power: float | None = Field(None, description="Power of the variance, for tweedie.")
     features: tuple[str | Feature, ...] | None = Field(
         None, description="As data.features; default: the same."
+    )
+    interactions: tuple[str, ...] | None = Field(
+        None, description="As model.interactions; default: the same."
     )
 
 
@@ -376,6 +305,30 @@ class GLMSettings(ModelSettings):
     ridge: float = Field(
         0.0, ge=0, description="λ of: mean half deviance + λ/2·‖β‖² over standardised columns."
     )
+    theta: float | Literal["fit"] | None = Field(
+        None,
+        description="Counts are negative binomial, of variance μ + μ²/θ, instead of Poisson: θ, or 'fit' for the one of the greatest likelihood.",
+    )
+    alpha: float | tuple[float, ...] | Literal["path"] | None = Field(
+        None,
+        description="α of: mean half deviance + α·(l1·‖β‖₁ + (1 − l1)/2·‖β‖²); a list, or 'path' for 20 that the rows set: the one by which held-out rows have the least deviance.",
+    )
+    l1: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Share of the penalty that draws coefficients all the way to 0; 1 unless said.",
+    )
+    validation_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of persons that judge alpha; 0.2 unless said where there is a choice.",
+    )
+    interactions: tuple[str, ...] = Field(
+        (),
+        description="Pairs of features that act together, as 'age:region'; each has what it does alone besides.",
+    )
     joint_cells: Literal["tell", "refuse"] = Field(
         "tell",
         description="Where all parties see totals: fit nevertheless, though entries of the curvature for two columns may stand on few persons, or refuse.",
@@ -387,6 +340,58 @@ class GLMSettings(ModelSettings):
 
     def law(self) -> dict[str, Any]:
         return {"family": self.family, "link": self.link, "power": self.power}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _judges(cls, values: Any) -> Any:
+        """Persons judge where there is a choice."""
+        if isinstance(values, dict) and isinstance(values.get("alpha"), str | list | tuple):
+            return {"validation_share": 0.2} | values
+        return values
+
+    @model_validator(mode="after")
+    def _one_penalty(self) -> Self:
+        alphas = (self.alpha,) if isinstance(self.alpha, float) else self.alpha
+        if self.alpha is None and (self.l1 is not None or self.validation_share):
+            raise ValueError("l1 and validation_share belong to alpha; set it, or drop them")
+        if self.theta is not None and self.family != "poisson":
+            raise ValueError(
+                f"theta belongs to counts, family poisson, not to {self.family}; drop it"
+            )
+        if isinstance(self.theta, float) and not 0 < self.theta < np.inf:
+            raise ValueError(f"theta must be above 0 and finite, or 'fit', got {self.theta:g}")
+        if self.theta is not None and self.alpha is not None:
+            raise ValueError("a negative binomial takes ridge alone; drop alpha or theta")
+        if self.alpha is not None and self.ridge:
+            raise ValueError("ridge and alpha are one penalty; keep alpha, with l1 below 1")
+        if isinstance(alphas, tuple) and (
+            not alphas or min(alphas) <= 0 or len({*alphas}) < len(alphas)
+        ):
+            raise ValueError(f"alpha must be above 0, in a list each once, got {self.alpha}")
+        if self.penalty.chooses and not self.validation_share:
+            raise ValueError("alpha is chosen by held-out persons; set validation_share above 0")
+        return self
+
+    @property
+    def penalty(self) -> Penalty:
+        if self.alpha is None:
+            return Penalty((self.ridge,))
+        several = self.alpha if isinstance(self.alpha, tuple) else None
+        alphas = (self.alpha,) if isinstance(self.alpha, float) else several
+        return Penalty(alphas, 1.0 if self.l1 is None else self.l1, self.validation_share)
+
+    @property
+    def crosses(self) -> bool:
+        """Whether any part has interactions."""
+        return bool(self.interactions or (self.severity and self.severity.interactions))
+
+    def interactions_of(self, task: Task) -> tuple[str, ...]:
+        """The interactions of one part of the model."""
+        severity = self.severity
+        own = severity is not None and (task.target, task.per) == (severity.target, severity.per)
+        if severity is None or not own or severity.interactions is None:
+            return self.interactions
+        return severity.interactions
 
 
 Settings = GLMSettings

@@ -122,7 +122,8 @@ def solve(
     left_out: list[str] | None = None,
 ) -> Solution:
     """The network after all rounds, and its loss by round."""
-    encoding = agree(federation, task, features, contract, settings.min_persons, left_out)
+    least = settings.min_persons
+    encoding = agree(federation, task, features, contract, least, left_out, based=False)
     model, losses = train(federation, task, encoding, settings, seed, watch)
     return Solution(model, losses)
 

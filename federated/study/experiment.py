@@ -15,6 +15,8 @@ from pydantic import Field, model_validator
 
 from federated.joined.sums.laws import check_law
 from federated.shipped import experiment_file
+from federated.solvers.crosses import crossed
+from federated.solvers.features import check_feature
 from federated.solvers.glm import GLMSettings
 from federated.solvers.kinds import AnySettings
 from federated.solvers.trees import TreesSettings
@@ -34,9 +36,10 @@ from federated.study.settings import (
 from lab.errors import ConfigurationError
 from lab.models.design import Feature
 from lab.models.families import Family
-from lab.models.glm import Task, premium_task
+from lab.models.files import premium_task
+from lab.models.glm import Task
 from lab.models.profile import Profiling
-from lab.records import Strict, nearest, parse, read_toml, set_key
+from lab.records import Strict, parse, read_toml, set_key
 from lab.scores.explanation import Explain
 from lab.tables.contracts import Column, Contract
 from lab.tables.partition import Split
@@ -159,6 +162,16 @@ class Experiment(Strict):
         if self.model.kind == "trees":
             self._check_joined_trees()
             return
+        if isinstance(self.model, GLMSettings) and self.model.crosses:
+            raise ConfigurationError(
+                "model.interactions: are not made of columns of two sides; drop them over joined sides"
+            )
+        if isinstance(self.model, GLMSettings) and self.model.theta is not None:
+            raise ConfigurationError("model.theta: joined sides fit Poisson counts; drop it")
+        if isinstance(self.model, GLMSettings) and self.model.penalty.chooses:
+            raise ConfigurationError(
+                "model.alpha: joined sides hold out no persons to choose it by; give one number"
+            )
         if self.detection:
             raise ConfigurationError(
                 "detection: ranking takes each row's score, which over joined sides the insurer knows of "
@@ -345,7 +358,13 @@ class Experiment(Strict):
             )
         features = tuple(Feature(column=f) if isinstance(f, str) else f for f in choice)
         for feature in features:
-            self._check_feature(feature, contract, other_roles)
+            check_feature(feature, contract, other_roles, self.data.exposure, self.model.kind)
+        if isinstance(self.model, GLMSettings):
+            if self.model.alpha is not None and any(f.monotone for f in features):
+                raise ConfigurationError(
+                    "model.alpha: a fit with monotone features takes model.ridge alone; drop one of them"
+                )
+            crossed(features, self.model.interactions_of(self.tasks()[task]))
         if not features:
             raise ConfigurationError("data.features: there is no feature to model with")
         return features
@@ -358,33 +377,6 @@ class Experiment(Strict):
             raise ConfigurationError(
                 f"data.person: '{self.data.person}' names the person of a row; leave it out of profiles "
                 "and of detection"
-            )
-
-    def _check_feature(self, feature: Feature, contract: Contract, other_roles: set[str]) -> None:
-        name = feature.column
-        if name not in contract.columns:
-            near = nearest(name, list(contract.columns))
-            hint = f"; did you mean '{near}'?" if near else ""
-            raise ConfigurationError(f"data.features: there is no column '{name}'{hint}")
-        column = contract.columns[name]
-        beside = name == self.data.exposure  # an input beside the offset, where it is named
-        if name in other_roles and not beside:
-            raise ConfigurationError(
-                f"data.features: '{name}' is the target, weight or person and cannot be a feature"
-            )
-        if column.role != "feature" and not beside:
-            raise ConfigurationError(
-                f"data.features: '{name}' has the role '{column.role}' in contract {contract.name}"
-            )
-        curved = feature.knots is not None
-        if column.type == "category" and (feature.log or feature.cut or curved):
-            raise ConfigurationError(
-                f"data.features: '{name}' is a category; log, cut, spline and pieces are for numbers"
-            )
-        if curved and self.model.kind != "glm":
-            raise ConfigurationError(
-                f"data.features: '{name}' has a curve, which a GLM takes; drop spline or pieces, for "
-                f"{self.model.kind} bend by themselves"
             )
 
     def columns_besides_features(self) -> list[str]:

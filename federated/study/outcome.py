@@ -28,7 +28,7 @@ from lab.errors import ConfigurationError, PeerError
 from lab.files import canonical
 from lab.models import files as models
 from lab.models.families import Scale
-from lab.models.glm import Product
+from lab.models.files import Product
 from lab.models.profile import Profile
 from lab.privacy.joining import PERSONS, Least, Opened, by_statistic
 from lab.scores.explanation import Explained
@@ -211,12 +211,16 @@ def fit_models(
 
 # As text and back.
 
+#: Arrays of a GLM's fit.
+_ERRORS = ("errors", "contrast_errors")
+
 
 def _fitted_out(fitted: Fitted) -> dict[str, Any]:
     fit = fitted.fit
     record = {name: value for name, value in vars(fit).items() if name != "model"} if fit else None
     if record is not None:
-        record |= {"errors": record["errors"].tolist(), "scale": record["scale"].model_dump()}
+        record |= {name: plain(record[name].tolist()) for name in _ERRORS}
+        record |= {"scale": record["scale"].model_dump()}
     trace = fitted.trace.replace({np.nan: None}).astype(object)
     return {
         "file": fitted.file,
@@ -232,9 +236,11 @@ def _fitted_in(record: Mapping[str, Any]) -> Fitted:
     fit = record["fit"]
     if fit is not None:
         steps = tuple((float(deviance), float(step)) for deviance, step in fit["trace"])
-        errors = np.array(fit["errors"], dtype=np.float64)
+        arrays = {name: np.array(fit[name], dtype=np.float64) for name in _ERRORS}
         scale = Scale.model_validate(fit["scale"])
-        fit = Fit(model=model, **{**fit, "errors": errors, "trace": steps, "scale": scale})
+        path = tuple((float(alpha), float(deviance)) for alpha, deviance in fit["path"])
+        own = {**arrays, "trace": steps, "path": path, "scale": scale}
+        fit = Fit(model=model, **{**fit, **own})
     trace = pd.DataFrame(record["trace"]["rows"], columns=record["trace"]["columns"])
     return Fitted(model, fit, trace.apply(pd.to_numeric), tuple(profiles))
 

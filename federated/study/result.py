@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,6 @@ from federated.study.experiment import Experiment
 from federated.study.rows import StudiedMarket
 from federated.study.scoring import Evaluation, scored
 from federated.study.settings import SIDES, Arm, Detection, Query
-from lab.models.design import Feature
 from lab.models.files import digest, terms_of
 from lab.models.profile import Profile, Profiled
 from lab.privacy.joining import Opened, by_statistic
@@ -145,8 +144,16 @@ class Study:
     @property
     def coefficients(self) -> pd.DataFrame:
         """The coefficient tables of all GLM fits, one under the other."""
+        return self._of_fits(glm.Fit.coefficients)
+
+    @property
+    def relativities(self) -> pd.DataFrame:
+        """By what factor each level and value of a feature multiplies, of all GLM fits."""
+        return self._of_fits(glm.Fit.relativities)
+
+    def _of_fits(self, table: Callable[[glm.Fit], pd.DataFrame]) -> pd.DataFrame:
         tables = [
-            fit.coefficients().assign(part=part, arm=arm)
+            table(fit).assign(part=part, arm=arm)
             for part in self.experiment.tasks()
             for arm, fit in self.fits(part).items()
         ]
@@ -266,9 +273,10 @@ class Study:
                 continue
             for part, features in self.market.features.items():
                 fitted = arm.models.get("all", {}).get(part)
-                names = (
-                    [f.name for f in features if f not in _terms(fitted.model)] if fitted else []
-                )
+                read = {term.feature for term in terms_of(fitted.model)} if fitted else features
+                names = [f.name for f in features if f not in read]
+                if fitted and fitted.fit and fitted.fit.drawn:
+                    lines.append(f"{name}: {fitted.fit.drawn}")
                 if names:
                     lines.append(
                         f"{name}: left out, the same in all training rows but few: {_listed(names)}"
@@ -355,11 +363,6 @@ def _unbalanced(evaluation: Evaluation | None, most: float) -> str | None:
         return None
     interval = f" (95 % interval {low:.3f} to {high:.3f})" if low == low else ""
     return f"expects {ratio:.3f} times the actual total{interval}"
-
-
-def _terms(model: Any) -> set[Feature]:
-    """The features that a model reads."""
-    return {term.feature for term in terms_of(model)}
 
 
 def _by_value(reasons: Mapping[str, str]) -> list[tuple[str, list[str]]]:

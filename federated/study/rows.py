@@ -14,7 +14,8 @@ from federated.solvers.glm import GLMSettings
 from federated.study.experiment import Experiment
 from federated.study.settings import BLOCK, KEY
 from lab.errors import ConfigurationError, ContractError
-from lab.models.design import Feature, check_features
+from lab.models.agreement import check_features
+from lab.models.design import Feature
 from lab.models.glm import Response
 from lab.records import nearest
 from lab.tables.contracts import Column, Contract, identifying, unsuited

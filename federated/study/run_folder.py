@@ -247,7 +247,7 @@ def _scores(study: Study, arm: str, part: str) -> dict[str, Any]:
 def _models(study: Study, arm: str, part: str) -> dict[str, Any]:
     """Fits and hashes: one for a shared model, one for each party where every party has its own."""
     models = {h: parts[part] for h, parts in study.arms[arm].models.items() if part in parts}
-    fits = {h: _fit(m.fit) for h, m in models.items() if m.fit is not None}
+    fits = {h: m.fit.record() for h, m in models.items() if m.fit is not None}
     hashes = {h: m.hash for h, m in models.items()}
     if "all" in models:
         importance = _importance(study.arms[arm], models["all"].model, part)
@@ -267,20 +267,6 @@ def _importance(arm: ArmResult, model: Any, part: str) -> dict[str, float] | Non
     }
     sizes: dict[str, float] = model.importance(exposures)
     return sizes
-
-
-def _fit(fit: Any) -> dict[str, Any]:
-    return {
-        "coefficients": _records(fit.coefficients()),
-        "rows": fit.rows,
-        "log_likelihood": fit.log_likelihood,
-        "deviance": fit.deviance,
-        "null_deviance": fit.null_deviance,
-        "deviance_explained": fit.deviance_explained,
-        "dispersion": fit.dispersion,
-        "aic": fit.aic,
-        "steps": len(fit.trace),
-    }
 
 
 def _curves(study: Study, arm: str) -> dict[str, Any]:

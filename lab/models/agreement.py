@@ -9,16 +9,45 @@ from means over all rows.
 
 from __future__ import annotations
 
+import itertools
+from typing import Annotated, Literal
+
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+from pydantic import Discriminator
 
-from lab.models.design import Levels, Number, codes_of
+from lab.errors import ConfigurationError, ContractError
+from lab.models.design import Feature, Levels, Number
 from lab.models.glm import Response, Task
-from lab.privacy.joining import PARTIES, PERSONS, behind, in_order, persons_by
+from lab.privacy.joining import PARTIES, PERSONS, RARE, behind, in_order, persons_by
 from lab.records import Strict
 from lab.statistics import Arrays, Holding
 from lab.sums import COUNT, FLAG, Floats, Sums, limit_of
 
+
+class LevelPairs(Strict):
+    """Levels of two categories together, as they are counted."""
+
+    kind: Literal["pairs"] = "pairs"
+    left: Levels
+    right: Levels
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """Each level of the left with all of the right."""
+        return tuple(
+            ":".join(both) for both in itertools.product(self.left.levels, self.right.levels)
+        )
+
+    def codes(self, frame: pd.DataFrame) -> NDArray[np.int32]:
+        """The place of each row's levels, -1 where one of them is not among them."""
+        left, right = self.left.codes(frame), self.right.codes(frame)
+        return np.where((left < 0) | (right < 0), -1, left * len(self.right.levels) + right)
+
+
+#: What is counted by level.
+Counted = Annotated[Levels | LevelPairs, Discriminator("kind")]
 #: Sizes that sums are told apart by.
 CLASSES = 2.0 ** np.arange(-96, 105, 8)
 STEP = 2.0**8
@@ -98,15 +127,15 @@ def histogram(
     return Sums({"count": counts}, {"count": COUNT}, len(frame))
 
 
-def level_counts(frame: pd.DataFrame, features: tuple[Levels, ...], owners: Floats) -> Sums:
-    """Rows and persons at each level of each categorical feature, one after the other.
+def level_counts(frame: pd.DataFrame, features: tuple[Counted, ...], owners: Floats) -> Sums:
+    """Rows and persons at each level of each categorical feature, or of two together, one after the other.
 
     owners: (rows,) who each row belongs to.
     """
     rows = [np.zeros(0)]
     persons: dict[str, list[Floats]] = {PERSONS: [np.zeros(0)], PARTIES: [np.zeros(0)]}
     for term in features:
-        codes, size = codes_of(term.feature.texts(frame), term.levels), len(term.levels)
+        codes, size = term.codes(frame), len(term.levels)
         there = codes >= 0
         rows.append(np.bincount(codes[there], minlength=size).astype(float))
         for name, values in behind(codes[there].astype(np.int64), owners[there], size).items():
@@ -117,7 +146,7 @@ def level_counts(frame: pd.DataFrame, features: tuple[Levels, ...], owners: Floa
 
 
 def level_parties(
-    frame: pd.DataFrame, features: tuple[Levels, ...], owners: Floats, least: int
+    frame: pd.DataFrame, features: tuple[Counted, ...], owners: Floats, least: int
 ) -> Sums:
     """1 for each level at which this party has ``least`` persons, 0 for the others.
 
@@ -125,3 +154,47 @@ def level_parties(
     """
     persons = level_counts(frame, features, owners)[PERSONS]
     return Sums({"parties": (persons >= least).astype(float)}, {"parties": FLAG}, len(frame))
+
+
+def seen_levels(
+    frame: pd.DataFrame, feature: Feature, owners: pd.Series | None = None, minimum: int = 1
+) -> list[str]:
+    """Level names present at this party, sorted: what a party announces where no contract lists them.
+
+    owners: who each row belongs to, else every row is somebody's own. A level of fewer than
+    ``minimum`` persons is not named; where there is one, :data:`RARE` stands for all of them.
+    """
+    texts = feature.texts(frame)
+    unit = (
+        np.arange(len(frame)) if owners is None else pd.factorize(owners, use_na_sentinel=False)[0]
+    )
+    pairs = pd.DataFrame({"level": texts.cat.codes.to_numpy(), "unit": unit}).drop_duplicates()
+    level = pairs["level"].to_numpy()
+    persons = np.bincount(level[level >= 0], minlength=len(texts.cat.categories))
+    counts = zip(texts.cat.categories, persons, strict=True)
+    return sorted({str(name) if n >= minimum else RARE for name, n in counts if n > 0})
+
+
+def check_features(frame: pd.DataFrame, features: tuple[Feature, ...], missing: str) -> None:
+    """Refuse missing values in features, unless the experiment says that they take the mean, or
+    that they are kept."""
+    for feature in features:
+        empty = frame[feature.column].isna()
+        number = pd.api.types.is_numeric_dtype(frame[feature.column])
+        takes_mean = number and not (feature.category or feature.cut)
+        if empty.any() and missing != "keep" and (missing == "refuse" or not takes_mean):
+            rows = ", ".join(str(i + 1) for i in frame.index[empty][:5])
+            raise ContractError(
+                f"feature '{feature.column}' is missing in some rows; "
+                "set data.missing = 'drop' to leave these rows out, or 'keep' for trees"
+                + (", or 'mean' to fill in the mean" if takes_mean else "")
+                + ("" if number else "; where NA or None is a level, list it in a contract"),
+                (
+                    f"missing in {int(empty.sum())} rows (first: {rows})",
+                ),  # for the party's own eyes
+            )
+        if feature.ordinal and number:
+            raise ConfigurationError(
+                f"feature '{feature.column}': ordinal needs a category whose levels a contract lists; "
+                "this column holds numbers, drop the key"
+            )

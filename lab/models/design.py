@@ -20,11 +20,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from lab.errors import ConfigurationError, ContractError
+from lab.errors import ContractError
 from lab.privacy.joining import RARE
 from lab.records import Strict
 from lab.sums import Floats
-from lab.tables.values import level_of
+from lab.tables.values import DECIMAL, level_of
 
 #: Rows handled at once: a block of the design stays in the processor's cache.
 BLOCK = 4096
@@ -109,6 +109,7 @@ class Feature(Strict):
     up to 20, above 20 up to 25, above 25. ``category``: each value is a level. ``ordinal``: the
     position of a category's level in its contract, as a number. ``spline``, ``pieces``: a curve instead of
     a straight line, see :class:`Bend`, through so many knots at quantiles or through these knots.
+    ``base``: what relativities are 1.00 at, a level or a value. ``smooth``, ``monotone``: of levels in an order.
     """
 
     column: str = Field(description="A column of the table.")
@@ -120,12 +121,27 @@ class Feature(Strict):
     ordinal: bool = Field(
         False, description="Take the position of a category's level in its contract, as a number."
     )
-
     spline: int | tuple[float, ...] | None = Field(
         None, description="A natural cubic spline: how many knots, or the knots."
     )
     pieces: int | tuple[float, ...] | None = Field(
         None, description="Straight pieces: how many knots between them, or the knots."
+    )
+    base: str | float | None = Field(
+        None,
+        description="Where a GLM's relativity is 1: a level, or a value of a number; default: the level of most training rows, the mean.",
+    )
+    smooth: float | None = Field(
+        None,
+        gt=0,
+        le=1000,
+        description="In a GLM, λ of: λ/2·Σ differences² of neighbouring levels.",
+    )
+    differences: Literal[1, 2] = Field(
+        2, description="Which differences smooth takes: 1 draws levels together, 2 to a line."
+    )
+    monotone: Literal["rising", "falling"] | None = Field(
+        None, description="In a GLM, coefficients of levels that never fall, or never rise."
     )
 
     @model_validator(mode="after")
@@ -233,13 +249,29 @@ class Levels(Strict):
     feature: Feature
     levels: tuple[str, ...]
 
+    def codes(self, frame: pd.DataFrame) -> NDArray[np.int32]:
+        """The place of each row's level, -1 where it is not among them."""
+        return codes_of(self.feature.texts(frame), self.levels)
+
+    @property
+    def order(self) -> list[int]:
+        """The places of levels as intervals or numbers rise, else as they are; joined levels have none."""
+        names = [name for name in self.levels if name != RARE]
+        if self.feature.cut is not None:
+            names.sort(key=self.feature.intervals().index)
+        elif all(map(DECIMAL.fullmatch, names)):
+            names.sort(key=float)
+        return [self.levels.index(name) for name in names]
+
 
 class Encoding(Strict):
-    """The agreed design: an intercept, then the terms in order. Missing numbers take the mean;
-    a level that no training row had takes the base level."""
+    """The agreed design: an intercept, then the terms in order, then products. Missing numbers take the
+    mean; a level that no training row had takes the base level. ``crosses``: of each product, the places
+    of the two columns that are multiplied, as they are standardised."""
 
     numbers: tuple[Number, ...] = ()
     categories: tuple[Levels, ...] = ()
+    crosses: tuple[tuple[int, int], ...] = ()
 
     @model_validator(mode="after")
     def _levels_have_codes(self) -> Self:
@@ -249,12 +281,22 @@ class Encoding(Strict):
                     f"category '{term.feature.column}' needs 2 to {MOST_LEVELS:,} levels, "
                     f"got {len(term.levels):,}"
                 )
+        if any(not 0 < i < j <= len(self.features) for i, j in self.crosses):
+            raise ValueError("crosses: each takes the places of two columns of terms, in order")
         return self
 
     @cached_property
-    def names(self) -> tuple[str, ...]:
-        """Column names: intercept, ``age``, ``log(density)``, ``region[T.north]``."""
+    def features(self) -> tuple[Feature, ...]:
+        """The feature behind each column of a term, from place 1 on."""
         return (
+            *(term.feature for term in self.numbers),
+            *(term.feature for term in self.categories for _ in term.levels[1:]),
+        )
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Column names: intercept, ``age``, ``log(density)``, ``region[T.north]``, ``age:region[T.north]``."""
+        own = (
             "intercept",
             *(term.name for term in self.numbers),
             *(
@@ -263,14 +305,13 @@ class Encoding(Strict):
                 for level in term.levels[1:]
             ),
         )
+        return (*own, *(f"{own[i]}:{own[j]}" for i, j in self.crosses))
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
-        """The table's column behind each column of the design, but the intercept."""
-        return (
-            *(term.feature.column for term in self.numbers),
-            *(term.feature.column for term in self.categories for _ in term.levels[1:]),
-        )
+        """The table's column behind each column of the design, but the intercept; of a product both."""
+        own = tuple(feature.column for feature in self.features)
+        return (*own, *(f"{own[i - 1]}:{own[j - 1]}" for i, j in self.crosses))
 
     @property
     def width(self) -> int:
@@ -280,21 +321,28 @@ class Encoding(Strict):
     def pairs(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Rows and columns of the upper triangle of X'WX that can differ from zero: two levels of
         one category never meet in a row."""
-        factor = np.arange(self.width)  # each number its own, the levels of a category together
+        size = 1 + len(self.features)
+        factor = np.arange(size)  # each number its own, the levels of a category together
         start = 1 + len(self.numbers)
         for term in self.categories:
-            factor[start : start + len(term.levels) - 1] = self.width + start
+            factor[start : start + len(term.levels) - 1] = size + start
             start += len(term.levels) - 1
+        apart = (factor[:, None] == factor) & ~np.eye(size, dtype=bool)
+        made_of = np.array([*((k, k) for k in range(size)), *self.crosses])  # (width, 2)
         i, j = np.triu_indices(self.width)
-        meet = (i == j) | (factor[i] != factor[j])
-        return i[meet], j[meet]
+        never = apart[made_of[i][:, :, None], made_of[j][:, None, :]].any(axis=(1, 2))
+        return i[~never], j[~never]
 
     def raw_transform(self) -> Floats:
         """T with beta_raw = T beta: from standardised columns to the table's own units, (p, p)."""
-        transform = np.eye(self.width)
+        size = 1 + len(self.features)
+        mean, scale, transform = np.zeros(size), np.ones(size), np.eye(self.width)
         for j, term in enumerate(self.numbers, start=1):
-            transform[j, j] = 1 / term.scale
-            transform[0, j] = -term.mean / term.scale
+            mean[j], scale[j] = term.mean, term.scale
+            transform[j, j], transform[0, j] = 1 / term.scale, -term.mean / term.scale
+        for k, (i, j) in enumerate(self.crosses, start=size):
+            products = np.array([1, -mean[j], -mean[i], mean[i] * mean[j]])
+            transform[[k, i, j, 0], k] = products / (scale[i] * scale[j])
         return transform
 
 
@@ -312,9 +360,10 @@ class Design:
         self.codes: list[tuple[NDArray[np.int32], int, int]] = []
         start = 1 + len(encoding.numbers)
         for category in encoding.categories:
-            codes = codes_of(category.feature.texts(frame), category.levels)
+            codes = category.codes(frame)
             self.codes.append((codes.clip(min=0), start, len(category.levels) - 1))
             start += len(category.levels) - 1
+        self.crosses = np.array(encoding.crosses, dtype=np.intp).reshape(-1, 2)
 
     def blocks(self) -> Iterator[tuple[slice, Floats]]:
         """(rows, dense matrix of shape (rows, width)); the matrix may be changed, the next one overwrites it."""
@@ -331,6 +380,8 @@ class Design:
                     level = codes[part]
                     at = np.flatnonzero(level)
                     block[at, start - 1 + level[at]] = 1.0
+            for k, (i, j) in enumerate(self.crosses, start=self.width - len(self.crosses)):
+                np.multiply(block[:, i], block[:, j], out=block[:, k])
             yield part, block
 
     def matrix(self) -> Floats:
@@ -347,47 +398,3 @@ def codes_of(values: pd.Series, levels: tuple[str, ...]) -> NDArray[np.int32]:
     places = [position.get(str(v), other) for v in values.cat.categories]
     table = np.array([*places, -1], dtype=np.int32)
     return table[values.cat.codes.to_numpy()]
-
-
-def seen_levels(
-    frame: pd.DataFrame, feature: Feature, owners: pd.Series | None = None, minimum: int = 1
-) -> list[str]:
-    """Level names present at this party, sorted: what a party announces where no contract lists them.
-
-    owners: who each row belongs to, else every row is somebody's own. A level of fewer than
-    ``minimum`` persons is not named; where there is one, :data:`RARE` stands for all of them.
-    """
-    texts = feature.texts(frame)
-    unit = (
-        np.arange(len(frame)) if owners is None else pd.factorize(owners, use_na_sentinel=False)[0]
-    )
-    pairs = pd.DataFrame({"level": texts.cat.codes.to_numpy(), "unit": unit}).drop_duplicates()
-    level = pairs["level"].to_numpy()
-    persons = np.bincount(level[level >= 0], minlength=len(texts.cat.categories))
-    counts = zip(texts.cat.categories, persons, strict=True)
-    return sorted({str(name) if n >= minimum else RARE for name, n in counts if n > 0})
-
-
-def check_features(frame: pd.DataFrame, features: tuple[Feature, ...], missing: str) -> None:
-    """Refuse missing values in features, unless the experiment says that they take the mean, or
-    that they are kept."""
-    for feature in features:
-        empty = frame[feature.column].isna()
-        number = pd.api.types.is_numeric_dtype(frame[feature.column])
-        takes_mean = number and not (feature.category or feature.cut)
-        if empty.any() and missing != "keep" and (missing == "refuse" or not takes_mean):
-            rows = ", ".join(str(i + 1) for i in frame.index[empty][:5])
-            raise ContractError(
-                f"feature '{feature.column}' is missing in some rows; "
-                "set data.missing = 'drop' to leave these rows out, or 'keep' for trees"
-                + (", or 'mean' to fill in the mean" if takes_mean else "")
-                + ("" if number else "; where NA or None is a level, list it in a contract"),
-                (
-                    f"missing in {int(empty.sum())} rows (first: {rows})",
-                ),  # for the party's own eyes
-            )
-        if feature.ordinal and number:
-            raise ConfigurationError(
-                f"feature '{feature.column}': ordinal needs a category whose levels a contract lists; "
-                "this column holds numbers, drop the key"
-            )

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from lab.errors import ModelError
+from lab.models.design import Encoding
 from lab.sums import Floats
 
 #: Reasons that are given for a row.
@@ -131,3 +132,33 @@ def spread(effects: Floats, exposure: Floats) -> float:
     """
     mean = np.average(effects, weights=exposure)
     return float(np.sqrt(np.average((effects - mean) ** 2, weights=exposure)))
+
+
+def spreads(encoding: Encoding, beta: Floats, exposures: Exposures) -> dict[str, float]:
+    """Standard deviation of what each column, or product of two, adds to a GLM's linear predictor; of a
+    product as it is where the two are independent."""
+    size = dict.fromkeys(encoding.columns, 0.0)
+    share = [1.0, *(1.0 for _ in encoding.numbers)]  # of rows at a level; of a number's square
+    for term in encoding.categories:
+        column, at = term.feature.column, len(share)
+        told = exposures.get(column, {})
+        weight = np.array([told.get(level, 0.0) for level in term.levels])
+        weight = weight if weight.any() else np.ones(len(weight))
+        own = np.array([0.0, *beta[at : at + len(weight) - 1]])
+        size[column] = float(np.hypot(size[column], spread(own, weight)))
+        share += (weight[1:] / weight.sum()).tolist()
+    for number, slope in zip(encoding.numbers, beta[1:], strict=False):
+        column = number.feature.column
+        size[column] = float(np.hypot(size[column], slope))
+    return size | _of_products(encoding, beta, np.array(share))
+
+
+def _of_products(encoding: Encoding, beta: Floats, share: Floats) -> dict[str, float]:
+    """share: of each column of a term, the mean of its square."""
+    squares, means, end = dict[str, float](), dict[str, float](), len(share)
+    for at, (i, j) in enumerate(encoding.crosses, start=end):
+        name, both = encoding.columns[at - 1], share[i] * share[j]
+        squares[name] = squares.get(name, 0.0) + both * beta[at] ** 2
+        if i > len(encoding.numbers):  # two levels; a number's mean is 0
+            means[name] = means.get(name, 0.0) + both * beta[at]
+    return {k: float(np.sqrt(max(v - means.get(k, 0.0) ** 2, 0.0))) for k, v in squares.items()}

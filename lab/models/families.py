@@ -30,6 +30,7 @@ CANONICAL = {"gaussian": "identity", "poisson": "log", "gamma": "inverse", "bino
 @dataclass(frozen=True)
 class Family:
     """A family with its link; ``power`` is the variance power p, which Tweedie alone asks for (1 < p < 2).
+    Counts with a finite ``theta`` vary by mu + mu**2 / theta: negative binomial (NB2).
 
     The default link is ``log``, the actuaries' choice, for Poisson, Gamma and Tweedie, and the
     canonical one for Gaussian and binomial.
@@ -41,6 +42,7 @@ class Family:
     name: FamilyName
     link: Literal["identity", "log", "inverse", "logit"]
     power: float
+    theta: float = np.inf
 
     @staticmethod
     def make(name: FamilyName, link: LinkName | None = None, power: float | None = None) -> Family:
@@ -116,7 +118,7 @@ class Family:
             case "gaussian":
                 return np.ones_like(mu)
             case "poisson":
-                return mu
+                return mu + mu**2 / self.theta
             case "gamma":
                 return mu**2
             case "tweedie":
@@ -143,6 +145,9 @@ class Family:
             match self.name:
                 case "gaussian":
                     d = (y - mu) ** 2
+                case "poisson" if self.theta < np.inf:
+                    t = self.theta
+                    d = 2 * (special.xlogy(y, y / mu) - (y + t) * np.log1p((y - mu) / (mu + t)))
                 case "poisson":
                     d = 2 * (special.xlogy(y, y / mu) - (y - mu))
                 case "gamma":
@@ -177,6 +182,11 @@ class Family:
         match self.name:
             case "gaussian":
                 density = -0.5 * ((y - mu) ** 2 / phi + np.log(2 * np.pi * phi))
+            case "poisson" if self.theta < np.inf:
+                t = self.theta
+                chosen = special.gammaln(y + t) - special.gammaln(t) - special.gammaln(y + 1)
+                share = special.xlogy(y, mu / (mu + t)) - t * np.log1p(mu / t)
+                density = (chosen + share) / phi
             case "poisson":
                 density = (special.xlogy(y, mu) - mu - special.gammaln(y + 1)) / phi
             case "gamma":
@@ -197,6 +207,18 @@ class Family:
                 series = special.log_wright_bessel(alpha, 0.0, np.exp(log_t))
                 density[positive] += series - np.log(y[positive])
         return density
+
+    def by_theta(self, y: Floats, mu: Floats) -> tuple[Floats, Floats]:
+        """First and second derivative of each row's log-density of NB2 by log(theta).
+
+        Lawless, "Negative binomial and mixed Poisson regression" (1987), section 2.
+        """
+        t = self.theta
+        part = mu + t
+        first = special.digamma(y + t) - special.digamma(t) - np.log1p(mu / t) + (mu - y) / part
+        second = special.polygamma(1, y + t) - special.polygamma(1, t) + 1 / t - 2 / part
+        second += (y + t) / part**2
+        return t * first, t**2 * second + t * first
 
 
 #: How far sums of a model may be beyond those of the constant model, before they are cut off.

@@ -6,19 +6,68 @@ import hashlib
 import json
 from collections.abc import Mapping
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import pandas as pd
 
 from lab import packages
-from lab.errors import ConfigurationError
-from lab.models.glm import Product
+from lab.errors import ConfigurationError, ContractError
+from lab.models.design import Encoding
+from lab.models.effects import Effects
+from lab.models.glm import GLM, Task
 from lab.models.profile import Profiled
 from lab.records import Strict, parse
 from lab.statistics import Statistic
 from lab.sums import Floats
+
+
+def premium_task(frequency: Task, severity: Task) -> Task:
+    """The pure premium as a response: the amount with the frequency's exposure, Tweedie 1.5."""
+    exposure = {"exposure": frequency.exposure, "exposure_as": frequency.exposure_as}
+    return Task(target=severity.target, family="tweedie", power=1.5, **exposure)
+
+
+class Product(Strict):
+    """Pure premium: claim frequency times mean claim amount."""
+
+    kind: Literal["product"] = "product"
+    frequency: GLM
+    severity: GLM
+
+    def predict(self, frame: pd.DataFrame) -> Floats:
+        """Expected amount for one unit of exposure, one for each row."""
+        return self.frequency.predict(frame) * self.severity.predict(frame)
+
+    def effects(self, frame: pd.DataFrame) -> Effects:
+        """What each column adds to the logarithm of the pure premium of each row."""
+        return self.frequency.effects(frame).plus(self.severity.effects(frame))
+
+    def as_one(self) -> GLM:
+        """The same predictions as one model of the amount: on the log link linear predictors add up.
+
+        Raises ContractError where a part has another link, or products of columns.
+        """
+        parts = (self.frequency, self.severity)
+        if any(part.task.law.link != "log" or part.encoding.crosses for part in parts):
+            raise ContractError(
+                "a product is one model on the log link alone, without interactions"
+            )
+        numbers, categories = [], []
+        for part in parts:
+            slopes, end = part.beta[1:], len(part.encoding.numbers)
+            numbers.append(slopes[:end])
+            categories.append(slopes[end:])
+        encoding = Encoding(
+            numbers=tuple(term for part in parts for term in part.encoding.numbers),
+            categories=tuple(term for part in parts for term in part.encoding.categories),
+        )
+        beta = (sum(part.beta[0] for part in parts), *chain(*numbers), *chain(*categories))
+        task = premium_task(self.frequency.task, self.severity.task)
+        return GLM(task=task, encoding=encoding, beta=beta)
+
 
 #: Every kind of model of ours; packages may add others (`lab.packages`). A kind has two files of its name: ``lab/models/KIND.py`` with its ``MODEL``, a
 #: party's sums and their ``STATISTICS``, and ``federated/solvers/KIND.py`` with its ``Settings`` and

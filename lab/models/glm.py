@@ -6,20 +6,23 @@ X'WX, the score X'W(z - eta) and the deviance at given coefficients: sums over r
 
 from __future__ import annotations
 
-from itertools import chain
+from dataclasses import replace
 from typing import Literal, Self
 
 import numpy as np
 import pandas as pd
-from pydantic import model_validator
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
 from lab.errors import ContractError
 from lab.models.design import Design, Encoding
-from lab.models.effects import Effects, Exposures, spread
+from lab.models.effects import Effects, Exposures, spreads
 from lab.models.families import Family, FamilyName, LinkName, Scale
 from lab.records import Strict
 from lab.statistics import Arrays, Holding, Statistic
 from lab.sums import COUNT, Floats, Limit, Sums, limit_of
+from lab.tables.checks import refuse_rows
+from lab.tables.partition import drawn
 
 #: How far sums at other coefficients may be beyond those of the constant model.
 REACH = 2**8
@@ -69,13 +72,13 @@ class Task(Strict):
         if self.per is None:
             return
         claims, amount = frame[self.per], frame[self.target]
-        _refuse_rows(
+        refuse_rows(
             (claims < 0) | ((claims == 0) & (amount != 0)),
             f"column '{self.per}' must count the claims behind '{self.target}': 0 or more, and not 0 "
             "where there is an amount",
         )
         if self.family == "gamma":
-            _refuse_rows(
+            refuse_rows(
                 (claims > 0) & (amount == 0),
                 f"'{self.target}' is 0 for claims of '{self.per}', which no gamma model takes: fit a "
                 f"family that does (tweedie), or let '{self.per}' count paid claims alone, here and "
@@ -112,20 +115,11 @@ class Response:
 
 def _positive(frame: pd.DataFrame, name: str) -> Floats:
     values = frame[name]
-    _refuse_rows(
+    refuse_rows(
         ~(values > 0),
         f"column '{name}' must be above 0 to be an exposure or a weight; leave out the other rows",
     )
     return np.asarray(values, dtype=np.float64)
-
-
-def _refuse_rows(wrong: pd.Series, rule: str) -> None:
-    """Raises ContractError where rows break a rule; how many and which, by the numbers in the
-    index, are for the party's own eyes."""
-    rows = wrong.index[wrong]
-    if len(rows):
-        first = ", ".join(str(row + 1) for row in rows[:5])
-        raise ContractError(rule, (f"{len(rows):,} of {len(wrong):,} rows (first: {first})",))
 
 
 #: What :func:`totals` sums beside the numbers of rows, in the order of their bounds.
@@ -219,7 +213,6 @@ def limits_of(family: Family, scale: Scale) -> dict[str, Limit]:
 def likelihood(
     design: Design,
     response: Response,
-    *,
     family: Family,
     beta: Floats,
     dispersion: float,
@@ -235,6 +228,38 @@ def likelihood(
     return Sums({"log_likelihood": np.array([total])}, {"log_likelihood": limit}, design.rows)
 
 
+def held_out(
+    design: Design, response: Response, owners: Floats, family: Family, betas: Floats, scale: Scale
+) -> Sums:
+    """``deviance`` (models,) of rows that judge models, their number in ``valid`` where each mean of the model
+    lies within the family's range, and the ``persons`` behind them. betas: (models, p)."""
+    deviance = np.zeros(len(betas))
+    for part, x in design.blocks():
+        with np.errstate(all="ignore"):
+            for k, eta in enumerate(betas @ x.T + response.offset[part]):
+                unit = family.deviance(response.y[part], family.mean(eta))
+                deviance[k] += float(response.weight[part] @ unit)
+    limits = {"deviance": limits_of(family, scale)["deviance"], "valid": COUNT, "persons": COUNT}
+    within = deviance <= limits["deviance"].bound
+    deviance, valid = np.where(within, deviance, 0.0), np.where(within, float(design.rows), 0.0)
+    persons = np.array([float(len(np.unique(owners)))])
+    arrays = {"deviance": deviance, "valid": valid, "persons": persons}
+    return Sums(arrays, limits, design.rows)
+
+
+def by_theta(
+    design: Design, response: Response, *, family: Family, beta: Floats, scale: Scale
+) -> Sums:
+    """``first`` and ``second`` derivative of NB2's log-likelihood by log(theta), at ``beta``."""
+    slopes = np.zeros(2)
+    for part, x in design.blocks():
+        mu = family.mean(x @ beta + response.offset[part])
+        slopes += [float(response.weight[part] @ d) for d in family.by_theta(response.y[part], mu)]
+    limit = limit_of(scale.rows * REACH * scale.likelihood(family, 1.0))
+    arrays = {"first": slopes[:1], "second": slopes[1:]}
+    return Sums(arrays, dict.fromkeys(arrays, limit), design.rows)
+
+
 class OfStart(Strict):
     """Arguments of :func:`start`."""
 
@@ -243,46 +268,78 @@ class OfStart(Strict):
     most: tuple[float, float, float, float]
 
 
-class OfStep(Strict):
-    """Arguments of :func:`step`, with the coefficients beside them."""
+class OfFamily(Strict):
+    """What is modelled, in which columns. theta: of counts that are negative binomial."""
 
     task: Task
     encoding: Encoding
     scale: Scale
+    theta: float | None = Field(None, gt=0)
+
+    @property
+    def law(self) -> Family:
+        law = self.task.law
+        return law if self.theta is None else replace(law, theta=self.theta)
 
 
-class OfLikelihood(Strict):
+class OfStep(OfFamily):
+    """Arguments of :func:`step`, with the coefficients beside them. share: of persons who judge models, and
+    whose rows are not in the sums."""
+
+    share: float = Field(0.0, ge=0, lt=1)
+
+
+class OfLikelihood(OfFamily):
     """Arguments of :func:`likelihood`, with the coefficients beside them."""
 
-    task: Task
-    encoding: Encoding
     dispersion: float
-    scale: Scale
 
 
-def _design(holding: Holding, encoding: Encoding, task: Task) -> Design:
-    return Design(holding.rows(task, "train"), encoding)
+def _chosen(holding: Holding, task: Task, share: float, judging: bool) -> NDArray[np.bool_]:
+    """Training rows of all persons but a share, or of those who are to judge; nobody but the party can draw
+    them."""
+    owners = holding.owners(task, "train")
+    return np.asarray(drawn(owners, share, holding.rows_secret, "held out") == judging)
 
 
-def _response(holding: Holding, task: Task) -> Response:
-    return Response(holding.rows(task, "train"), task)
+def _design(
+    holding: Holding, encoding: Encoding, task: Task, share: float = 0.0, judging: bool = False
+) -> Design:
+    rows = holding.rows(task, "train")
+    return Design(rows[_chosen(holding, task, share, judging)] if share else rows, encoding)
+
+
+def _response(holding: Holding, task: Task, share: float = 0.0, judging: bool = False) -> Response:
+    rows = holding.rows(task, "train")
+    return Response(rows[_chosen(holding, task, share, judging)] if share else rows, task)
+
+
+def _held_out(holding: Holding, a: OfStep, arrays: Arrays) -> Sums:
+    return held_out(
+        holding.once(_design, a.encoding, a.task, a.share, True),
+        holding.once(_response, a.task, a.share, True),
+        holding.units(a.task, "train")[_chosen(holding, a.task, a.share, True)],
+        family=a.law,
+        betas=arrays["betas"],
+        scale=a.scale,
+    )
 
 
 def _step(holding: Holding, a: OfStep, arrays: Arrays) -> Sums:
-    design = holding.once(_design, a.encoding, a.task)
-    response = holding.once(_response, a.task)
-    return step(design, response, family=a.task.law, beta=arrays["beta"], scale=a.scale)
+    design = holding.once(_design, a.encoding, a.task, a.share)
+    response = holding.once(_response, a.task, a.share)
+    return step(design, response, family=a.law, beta=arrays["beta"], scale=a.scale)
 
 
 def _likelihood(holding: Holding, a: OfLikelihood, arrays: Arrays) -> Sums:
-    return likelihood(
-        holding.once(_design, a.encoding, a.task),
-        holding.once(_response, a.task),
-        family=a.task.law,
-        beta=arrays["beta"],
-        dispersion=a.dispersion,
-        scale=a.scale,
-    )
+    design, response = holding.once(_design, a.encoding, a.task), holding.once(_response, a.task)
+    law, beta, phi = a.law, arrays["beta"], a.dispersion
+    return likelihood(design, response, family=law, beta=beta, dispersion=phi, scale=a.scale)
+
+
+def _by_theta(holding: Holding, a: OfFamily, arrays: Arrays) -> Sums:
+    design, response = holding.once(_design, a.encoding, a.task), holding.once(_response, a.task)
+    return by_theta(design, response, family=a.law, beta=arrays["beta"], scale=a.scale)
 
 
 def _start(holding: Holding, a: OfStart, arrays: Arrays) -> Sums:
@@ -294,6 +351,8 @@ def _start(holding: Holding, a: OfStart, arrays: Arrays) -> Sums:
 STATISTICS = (
     Statistic("glm_start", OfStart, _start, "glm", cells=True),
     Statistic("glm_step", OfStep, _step, "glm", ("beta",)),
+    Statistic("glm_held_out", OfStep, _held_out, "glm", ("betas",)),
+    Statistic("glm_theta", OfFamily, _by_theta, "glm", ("beta",)),
     Statistic("glm_likelihood", OfLikelihood, _likelihood, "glm", ("beta",)),
 )
 
@@ -301,8 +360,8 @@ STATISTICS = (
 class GLM(Strict):
     """A fitted model: all that is needed to score a table, as plain numbers.
 
-    ``beta`` belongs to the standardised columns of ``encoding``; ``means``: of these columns but the
-    intercept, over the training rows as they weigh in the fit; empty where a file does not say.
+    ``beta``: of the standardised columns of ``encoding``; ``means``: of these but the intercept, over the
+    training rows as they weigh in the fit; empty where a file does not say.
     """
 
     kind: Literal["glm"] = "glm"
@@ -314,16 +373,14 @@ class GLM(Strict):
     @model_validator(mode="after")
     def _one_for_each_column(self) -> Self:
         width = self.encoding.width
-        if len(self.beta) != width:
-            raise ValueError(f"beta: needs {width} values, got {len(self.beta)}")
-        if self.means and len(self.means) != width - 1:
-            raise ValueError(f"means: needs {width - 1} values, got {len(self.means)}")
+        for name, own, needed in (("beta", self.beta, width), ("means", self.means, width - 1)):
+            if len(own) != needed and (own or name == "beta"):
+                raise ValueError(f"{name}: needs {needed} values, got {len(own)}")
         return self
 
     def predict(self, frame: pd.DataFrame) -> Floats:
         """The mean for one unit of exposure (or for one claim), one for each row."""
-        family = self.task.law
-        design = Design(frame, self.encoding)
+        family, design = self.task.law, Design(frame, self.encoding)
         out = np.empty(len(frame))
         for part, x in design.blocks():
             out[part] = family.mean(x @ np.array(self.beta))
@@ -331,68 +388,12 @@ class GLM(Strict):
 
     def effects(self, frame: pd.DataFrame) -> Effects:
         """The Shapley value of each column for each row; raises :class:`ModelError` without means."""
-        blocks = (x[:, 1:] for _, x in Design(frame, self.encoding).blocks())
-        return Effects.linear(self.beta, self.means, self.encoding.columns, blocks)
+        x = (x[:, 1:] for _, x in Design(frame, self.encoding).blocks())
+        return Effects.linear(self.beta, self.means, self.encoding.columns, x)
 
     def importance(self, exposures: Exposures) -> dict[str, float]:
-        """Standard deviation of what each column adds to the linear predictor: of a number from its
-        training rows, of a category over ``exposures``, or with equal levels where they are not told."""
-        size = dict.fromkeys(self.encoding.columns, 0.0)
-        slopes = iter(self.beta[1:])
-        for number in self.encoding.numbers:
-            column = number.feature.column
-            size[column] = float(np.hypot(size[column], next(slopes)))
-        for term in self.encoding.categories:
-            column = term.feature.column
-            own = np.array([0.0, *(next(slopes) for _ in term.levels[1:])])
-            exposure = exposures.get(column, {})
-            weight = np.array([exposure.get(level, 0.0) for level in term.levels])
-            deviation = spread(own, weight if weight.any() else np.ones(len(own)))
-            size[column] = float(np.hypot(size[column], deviation))
-        return size
-
-
-def premium_task(frequency: Task, severity: Task) -> Task:
-    """The pure premium as a response: the amount with the frequency's exposure, Tweedie 1.5."""
-    exposure = {"exposure": frequency.exposure, "exposure_as": frequency.exposure_as}
-    return Task(target=severity.target, family="tweedie", power=1.5, **exposure)
-
-
-class Product(Strict):
-    """Pure premium: claim frequency times mean claim amount."""
-
-    kind: Literal["product"] = "product"
-    frequency: GLM
-    severity: GLM
-
-    def predict(self, frame: pd.DataFrame) -> Floats:
-        """Expected amount for one unit of exposure, one for each row."""
-        return self.frequency.predict(frame) * self.severity.predict(frame)
-
-    def effects(self, frame: pd.DataFrame) -> Effects:
-        """What each column adds to the logarithm of the pure premium of each row."""
-        return self.frequency.effects(frame).plus(self.severity.effects(frame))
-
-    def as_one(self) -> GLM:
-        """The same predictions as one model of the amount: on the log link linear predictors add up.
-
-        Raises ContractError where a part has another link.
-        """
-        parts = (self.frequency, self.severity)
-        if any(part.task.law.link != "log" for part in parts):
-            raise ContractError("a product is one model on the log link alone")
-        numbers, categories = [], []
-        for part in parts:
-            slopes, end = part.beta[1:], len(part.encoding.numbers)
-            numbers.append(slopes[:end])
-            categories.append(slopes[end:])
-        encoding = Encoding(
-            numbers=tuple(term for part in parts for term in part.encoding.numbers),
-            categories=tuple(term for part in parts for term in part.encoding.categories),
-        )
-        beta = (sum(part.beta[0] for part in parts), *chain(*numbers), *chain(*categories))
-        task = premium_task(self.frequency.task, self.severity.task)
-        return GLM(task=task, encoding=encoding, beta=beta)
+        """Standard deviation of what each column adds; of a category over ``exposures``, if they are told."""
+        return spreads(self.encoding, np.array(self.beta), exposures)
 
 
 #: What a file of this kind holds.

@@ -1,6 +1,7 @@
 """The inner loops of boosted trees, compiled by numba; all of them release Python's lock.
 
-Sums are of integers, so that no order of rows and no split of them changes a bit.
+Sums are of integers, so that no order of rows and no split of them changes a bit. Longer than 400 lines because
+numba compiles and keeps a file's functions together.
 """
 
 from __future__ import annotations

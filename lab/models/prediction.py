@@ -14,7 +14,7 @@ from lab.errors import ConfigurationError, ContractError, ModelError
 from lab.models import files as models
 from lab.models.design import Feature, Number
 from lab.models.effects import Effects, reason_columns
-from lab.models.glm import Product
+from lab.models.files import Product
 from lab.models.profile import Profiled
 from lab.sums import Floats
 from lab.tables import sources

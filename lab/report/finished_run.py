@@ -50,8 +50,16 @@ class FinishedRun:
     @property
     def coefficients(self) -> pd.DataFrame:
         """The coefficient tables of all GLM fits, one under the other."""
+        return self._of_fits("coefficients")
+
+    @property
+    def relativities(self) -> pd.DataFrame:
+        """By what factor each level and value of a feature multiplies, of all GLM fits."""
+        return self._of_fits("relativities")
+
+    def _of_fits(self, name: str) -> pd.DataFrame:
         tables = [
-            pd.DataFrame(fit["coefficients"]).assign(part=part, arm=arm)
+            pd.DataFrame(fit.get(name, [])).assign(part=part, arm=arm)
             for part, arm, fit in sorted(self._fits(), key=lambda each: each[0])
         ]
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

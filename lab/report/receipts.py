@@ -22,6 +22,8 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
         "fitting the model",
         "curvature, score and deviance at the coefficients of a step",
     ),
+    "glm_theta": ("fitting the model", "the slope of the likelihood by theta"),
+    "glm_held_out": ("fitting the model", "the deviance of rows that judge penalties"),
     "glm_likelihood": ("fitting the model", "the log-likelihood of the fit"),
     "network_update": ("fitting the model", "the weighted change of the network's weights"),
     "trees_level": ("fitting the model", "derivatives of the loss by bin, node by node"),

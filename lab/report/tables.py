@@ -158,7 +158,10 @@ def coefficients(result: Result) -> list[tuple[str, Result, PageTable]]:
                 rows = [
                     (
                         c["name"],
-                        *(number(c[k], 6) for k in ("estimate", "standard_error")),
+                        "left out"
+                        if fit.get("drawn") and c["estimate"] == 0
+                        else number(c["estimate"], 6),
+                        number(c["standard_error"], 6),
                         number(c["z"], 2),
                         _p(c["p_value"]),
                         *(number(c[k], 6) for k in ("low", "high")),
@@ -168,6 +171,37 @@ def coefficients(result: Result) -> list[tuple[str, Result, PageTable]]:
                 columns = ("term", "estimate", "standard error", "z", "p", "low", "high")
                 name = f"{arm}, {part}" if part else arm
                 tables.append((name, fit, PageTable.of(columns, rows)))
+    return tables
+
+
+def relativities(result: Result) -> list[tuple[str, PageTable]]:
+    """(arm and part, the factors of its GLM by feature) of the shared arms; with the exposure of the rows
+    that models are judged by, where they were compared by the same level."""
+    rows_of = judged(result).split(",")[0]
+    of = f"exposure of {rows_of}" if result["experiment"]["data"]["exposure"] else rows_of
+    tables = []
+    for name, fit, _ in coefficients(result):
+        arm, _, part = name.partition(", ")
+        curves = result["curves"].get(arm, {}).get("levels", {}) if part != "severity" else {}
+        size = {
+            (column, level): value
+            for column, each in curves.items()
+            for level, value in zip(each["levels"], each["size"], strict=True)
+        }
+        rows = [
+            (
+                line["feature"],
+                line["level"],
+                number(line["relativity"], 3),
+                *(number(line[end], 3) for end in ("low", "high")),
+                number(size.get((line["feature"], line["level"])), 0),
+            )
+            for line in fit.get("relativities", [])
+        ]
+        if rows:
+            base = [k for k, line in enumerate(fit["relativities"]) if line["relativity"] == 1]
+            columns = ("feature", "level", "relativity", "low", "high", of)
+            tables.append((name, PageTable.of(columns, rows, left=(0, 1), strong=base)))
     return tables
 
 

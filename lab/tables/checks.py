@@ -264,3 +264,12 @@ def _line(name: str, column: Column, fault: Fault) -> str:
         value = f", and {fault.got} is read as empty{hint}"
     advice = f"; {column.advice}" if column.advice else ""
     return f"row{'s' * (fault.count > 1)} {rows}{more}: {name} {fault.rule}{value}{advice}"
+
+
+def refuse_rows(wrong: pd.Series, rule: str) -> None:
+    """Raises ContractError where rows break a rule; how many and which, by the numbers in the
+    index, are for the party's own eyes."""
+    rows = wrong.index[wrong]
+    if len(rows):
+        first = ", ".join(str(row + 1) for row in rows[:5])
+        raise ContractError(rule, (f"{len(rows):,} of {len(wrong):,} rows (first: {first})",))

@@ -12,7 +12,7 @@ from federated import app
 from federated.study import simulation
 from federated.study.arms import perform
 from federated.study.experiment import Experiment
-from lab.models.design import seen_levels
+from lab.models.agreement import seen_levels
 
 PATIENTS = 90
 TREES = {"kind": "trees", "family": "poisson", "trees": 3, "min_child_rows": 4.0}

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lab.errors import ConfigurationError
 from lab.models.design import Design, Encoding, codes_of
 from lab.statistics import Part
 from lab.sums import Floats, Sums
@@ -184,6 +185,10 @@ class Halves:
 
     encoding: Encoding
     owner: Owner
+
+    def __post_init__(self) -> None:
+        if self.encoding.crosses:
+            raise ConfigurationError("model.interactions: joined sides have none; leave them out")
 
     def _part(self, role: Role) -> Encoding:
         return Encoding(

@@ -206,6 +206,8 @@ class Law:
 
 def check_law(family: Family) -> None:
     """Raises :class:`ConfigurationError` for a family whose sums are no inner products."""
+    if family.theta < np.inf:
+        raise ConfigurationError("model.theta: joined sides fit Poisson counts; drop it")
     if family.link == "log" and family.name in ("poisson", "gamma", "tweedie", "gaussian"):
         return
     if (family.name, family.link) in (("gaussian", "identity"), ("binomial", "logit")):

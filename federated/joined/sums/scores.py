@@ -34,8 +34,8 @@ from federated.joined.sums.laws import (
 )
 from lab.errors import ConfigurationError
 from lab.models.families import Family, Scale
-from lab.models.files import from_json
-from lab.models.glm import GLM, Product, Response
+from lab.models.files import Product, from_json
+from lab.models.glm import GLM, Response
 from lab.privacy.joining import PERSONS
 from lab.scores import accuracy
 from lab.sums import Floats, Sums

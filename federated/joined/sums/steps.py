@@ -36,7 +36,7 @@ class _AtCoefficients(Arguments):
 
     @property
     def _law(self) -> Law:
-        return Law(self.a.task.law, self.a.scale)
+        return Law(self.a.law, self.a.scale)
 
 
 @dataclass(frozen=True)

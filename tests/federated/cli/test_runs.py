@@ -65,6 +65,16 @@ def test_a_listing_is_one_json_list(runs: Path, study: Study) -> None:
     assert json.loads(shown("--json", "--runs", runs / "none").output) == []
 
 
+def test_relativities_of_a_run_are_printed_and_an_arm_without_any_is_refused(runs: Path) -> None:
+    lines = shown("--runs", runs, "relativities", "20261130").output.splitlines()
+    assert lines[0].split() == ["feature", "level", "relativity", "low", "high"]
+    assert any(line.split()[-1] == "1.000" for line in lines)
+    written = shown("--runs", runs, "relativities", "20261130", "--json").output
+    assert len(json.loads(written)) == len(lines) - 1
+    refused = shown("--runs", runs, "relativities", "20261130", "--arm", "pool")
+    assert "no relativities of 'pool'; there are those of" in str(refused.exception)
+
+
 def test_a_run_is_removed_after_a_yes(runs: Path) -> None:
     folder = runs / "20261130-130000-a-33"
     assert "delete" in shown("--runs", runs, "rm", "20261130", answer="n\n").output

@@ -61,6 +61,7 @@ STOPPED = {**TREES, "validation_share": 0.3, "patience": 1, "features": 0.6}
 NETWORK = {"kind": "network", "family": "binomial", "hidden": [4], "rounds": 2, "epochs": 1}
 
 GLM = {"kind": "glm", "family": "binomial"}
+CROSSED = {**GLM, "interactions": ["sex:clinic", "age:sex"]}
 
 
 def claims(rows: int) -> pd.DataFrame:
@@ -172,7 +173,7 @@ def simulated(experiment: Experiment, made: Payers) -> result.Study:
         pytest.param(
             {**NETWORK, "imbalance": "weights"}, None, id="network", marks=pytest.mark.slow
         ),
-        pytest.param(GLM, {"groups": ["sex"]}, id="glm", marks=pytest.mark.slow),
+        pytest.param(CROSSED, {"groups": ["sex"]}, id="glm", marks=pytest.mark.slow),
     ],
 )
 def test_real_parties_give_the_model_and_the_scores_of_the_simulation(

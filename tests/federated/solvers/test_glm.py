@@ -239,7 +239,10 @@ def test_amount_per_claim_is_weighted_by_claims_over_rows_that_have_any() -> Non
 
 def test_transforms_make_the_columns_they_name() -> None:
     frame = table("poisson")
-    features = [Feature(column="income", log=True), Feature(column="age", cut=(30, 60))]
+    features = [
+        Feature(column="income", log=True),
+        Feature(column="age", cut=(30, 60), base="<=30"),
+    ]
     ours = fit_glm(split(frame, 3), Task(target="y"), features)
     cut = pd.cut(frame.age, [-np.inf, 30, 60, np.inf])
     x = pd.concat(

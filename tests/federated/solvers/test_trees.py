@@ -21,7 +21,8 @@ from federated.run import run
 from federated.solvers.trees import TreesSettings, solve, train
 from federated.study.experiment import Experiment
 from lab.errors import ConfigurationError, ContractError, ModelError
-from lab.models.design import Feature, check_features
+from lab.models.agreement import check_features
+from lab.models.design import Feature
 from lab.models.glm import Task
 from lab.models.tree_model import Tree, Trees, binned
 from lab.tables.contracts import Column, Contract, draft

@@ -63,7 +63,12 @@ def written(folder: Path, insurers: int = 1) -> dict[str, Any]:
         "data": {
             "target": "claims",
             "exposure": "years",
-            "features": ["age", "region", "stays", "chronic"],
+            "features": [
+                "age",
+                {"column": "region", "base": "east"},
+                "stays",
+                {"column": "chronic", "base": "no"},
+            ],
             "test": 0.0,
         },
         "joined": [*tables, {"role": "fund", "path": str(folder / "fund.csv"), "key": "card"}],
@@ -126,6 +131,16 @@ def test_the_joined_fit_is_statsmodels_on_the_joined_table(tmp_path):
         ({"family": "gaussian"}, {"exposure": None}),
         ({"family": "tweedie", "power": 1.5}, {"target": "paid"}),
         ({"family": "poisson", "ridge": 0.01}, {}),
+        ({"family": "poisson", "alpha": 0.05, "l1": 0.8}, {}),
+        (
+            {},
+            {
+                "features": [
+                    {"column": "age", "cut": (35.0, 50.0, 65.0), "monotone": "falling"},
+                    {"column": "stays", "cut": (0.0, 1.0), "smooth": 0.05},
+                ]
+            },
+        ),
         (
             {},
             {
@@ -169,7 +184,8 @@ def test_a_logistic_fit_is_statsmodels_on_the_joined_table(tmp_path):
     changes = {"target": "any", "exposure": None, "features": ["age", "stays", "chronic"]}
     study = perform(experiment(written(tmp_path), model={"family": "binomial"}, data=changes))
     frame = persons().iloc[:BOTH]
-    x = np.column_stack([np.ones(BOTH), frame.age, frame.stays, frame.chronic == "yes"]).astype(
+    base = frame.chronic.value_counts().index[0]
+    x = np.column_stack([np.ones(BOTH), frame.age, frame.stays, frame.chronic != base]).astype(
         float
     )
     right = sm.GLM(frame["any"], x, family=sm.families.Binomial()).fit(

@@ -20,7 +20,7 @@ SEVERITY = {
     "target": "paid",
     "per": "claims",
     "family": "gamma",
-    "features": ["age", "chronic"],
+    "features": ["age", {"column": "chronic", "base": "no"}],
 }
 
 

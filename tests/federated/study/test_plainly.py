@@ -78,7 +78,8 @@ def coefficients(study: Study) -> pd.Series:
 
 def design(study: Study) -> pd.DataFrame:
     rows = study.market.pooled().train  # type: ignore[attr-defined]
-    dummies = pd.get_dummies(rows["region"].astype("str"), drop_first=True, dtype=float)
+    base = rows["region"].astype("str").value_counts().index[0]  # the level of most rows
+    dummies = pd.get_dummies(rows["region"].astype("str"), dtype=float).drop(columns=base)
     return sm.add_constant(pd.concat([rows["age"], dummies], axis=1))
 
 

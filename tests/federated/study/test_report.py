@@ -7,12 +7,14 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from federated.run import run
 from federated.study.experiment import Experiment
 from federated.study.result import Study
-from lab.report import page
+from lab.report import page, tables
+from lab.report.finished_run import FinishedRun
 from tests.federated.study.test_rows import experiment, table
 from tests.lab.report.test_page import Outline
 
@@ -66,11 +68,24 @@ def test_features_are_shown_by_how_much_the_model_goes_by_them(study: Study) -> 
     (number,) = model.encoding.numbers
     assert importance[number.feature.column] == pytest.approx(abs(model.beta[1]))
     levels = result["curves"]["federated"]["levels"]["region"]
-    effects = np.array([0.0, *model.beta[2:]])
+    own = dict(zip(model.encoding.categories[0].levels, [0.0, *model.beta[2:]], strict=True))
+    effects = np.array([own[level] for level in levels["levels"]])
     mean = np.average(effects, weights=levels["size"])
     wanted = np.sqrt(np.average((effects - mean) ** 2, weights=levels["size"]))
     assert importance["region"] == pytest.approx(wanted)
     assert "What the model goes by" in html(study)
+
+
+def test_relativities_are_on_the_page_with_their_base_and_what_was_exposed(study: Study) -> None:
+    lines = study.relativities
+    own = lines[(lines["arm"] == "federated") & (lines["feature"] == "region")]
+    kept = FinishedRun(study.folder)
+    pd.testing.assert_frame_equal(kept.relativities, lines, check_dtype=False)
+    (name, table), *_ = tables.relativities(kept.result)
+    rows = [row for row in table.rows if row[0] == "region"]
+    assert name == "federated" and [row[1] for row in rows] == own["level"].tolist()
+    assert rows[0][2:5] == ("1.000", "–", "–") and all(row[5] != "–" for row in rows)
+    assert "Relativities, federated" in html(study)
 
 
 def test_a_result_of_before_still_makes_a_page(study: Study) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import pytest
 
-from lab.models.design import Design, Encoding, Feature, Levels, codes_of, seen_levels
+from lab.models.agreement import seen_levels
+from lab.models.design import Design, Encoding, Feature, Levels, codes_of
 from lab.privacy.joining import RARE
 
 BRAND = Feature(column="brand")
@@ -46,3 +48,10 @@ def test_rare_levels_have_a_column_of_their_own_and_not_the_base_level() -> None
     term = Levels(feature=BRAND, levels=("a", "b", RARE))
     design = Design(brands(a=1, b=1, y=1, z=1), Encoding(categories=(term,)))
     assert design.matrix().tolist() == [[1, 0, 0], [1, 1, 0], [1, 0, 1], [1, 0, 1]]
+
+
+def test_a_product_of_columns_that_are_not_there_is_refused() -> None:
+    term = Levels(feature=BRAND, levels=("a", "b", "c"))
+    for places in ((0, 1), (2, 1), (1, 3)):
+        with pytest.raises(ValueError, match="crosses: each takes the places of two columns"):
+            Encoding(categories=(term,), crosses=(places,))

@@ -13,7 +13,8 @@ import pytest
 
 from lab.errors import ModelError
 from lab.models.design import Encoding, Feature, Levels, Number
-from lab.models.glm import GLM, Product, Task
+from lab.models.files import Product
+from lab.models.glm import GLM, Task
 from lab.models.tree_model import LEAF, Cuts, Tree, Trees, binned
 
 CUTS = tuple(Cuts(feature=Feature(column=c), edges=(1.0, 2.0, 3.0)) for c in "abcd")

@@ -18,7 +18,8 @@ from pydantic import ValidationError
 from lab.errors import ConfigurationError, PeerError
 from lab.models import files as models
 from lab.models import kernels, tree_model, tree_rows, trees
-from lab.models.design import Feature, check_features
+from lab.models.agreement import check_features
+from lab.models.design import Feature
 from lab.models.families import Family
 from lab.models.glm import Response, Task
 from lab.privacy.joining import HOME, behind

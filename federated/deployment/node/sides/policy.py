@@ -32,7 +32,7 @@ from federated.study.rows import Features, columns_needed, usable
 from federated.study.settings import KEY
 from federated.study.sides import known_of
 from lab.errors import ConfigurationError, ContractError
-from lab.models.design import check_features
+from lab.models.agreement import check_features
 from lab.queries.pair_cells import OfPairKinds
 from lab.statistics import ACROSS, QUESTIONS, text_of
 from lab.tables.identifiers import KeyTexts, key_texts
