@@ -10,12 +10,11 @@ from means over all rows.
 from __future__ import annotations
 
 import itertools
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import Discriminator
 
 from lab.errors import ConfigurationError, ContractError
 from lab.models.design import Feature, Levels, Number
@@ -47,7 +46,7 @@ class LevelPairs(Strict):
 
 
 #: What is counted by level.
-Counted = Annotated[Levels | LevelPairs, Discriminator("kind")]
+Counted = Levels | LevelPairs
 #: Sizes that sums are told apart by.
 CLASSES = 2.0 ** np.arange(-96, 105, 8)
 STEP = 2.0**8
