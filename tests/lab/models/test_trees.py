@@ -351,6 +351,7 @@ def test_a_bound_that_a_party_does_not_keep_is_told_in_the_sum_and_not_by_a_refu
     assert np.abs(tight["gradient 0"]).max() <= 0.5 < np.abs(within["gradient 0"]).max()
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(1, 7))
 def test_persons_behind_groups_are_those_of_all_distinct_pairs(
     seed: int, rows: int, groups: int
