@@ -123,9 +123,11 @@ def _values(term: Number) -> tuple[list[float | str], float | str]:
         own, middle = np.array([0.0, 1.0]), 0.0  # which a mean and a deviation give away
     else:
         own, middle = ends, term.mean
-    if feature.log:
-        own, middle = np.exp(own), float(np.exp(middle))
-    own, (middle,) = (rounded(x, float(np.ptp(own))) for x in (own, np.array([middle])))
+    if feature.log:  # two digits each: places on a logarithm are not of one width
+        own = np.array([float(f"{value:.1e}") for value in np.exp(own)])
+        middle = float(f"{np.exp(middle):.1e}")
+    else:
+        own, (middle,) = (rounded(x, float(np.ptp(own))) for x in (own, np.array([middle])))
     base = float(middle) if feature.base is None else float(feature.base)
     return [float(value) for value in np.unique([*own, base])], base
 

@@ -331,7 +331,7 @@ class Trial(LoopbackExchange):
                 features = experiment.features(read, "model")
                 encoding = agree(federation, task, features, read, 10)
                 assert experiment.model.kind == "glm"
-                fit = glm.fit(federation, task, encoding, experiment.model.ridge)
+                fit = glm.fit(federation, task, encoding, experiment.model.penalty)
                 return digest(str(fit.model.model_dump_json()))
         finally:
             grid.close()

@@ -91,6 +91,15 @@ def test_a_line_is_1_at_its_base_value_and_read_two_deviations_around_its_mean()
     assert (log["relativity"] == 1.0).sum() == 1 and float(log.index[0]) > 0
 
 
+def test_a_logarithm_is_read_at_two_digits_of_each_place_however_wide_it_is() -> None:
+    frame = policies().assign(density=lambda f: np.exp((f.age - 50) / 5))
+    ours = relativities(frame, Feature(column="density", log=True)).loc["log(density)"]
+    places = ours.index.astype(float)
+    assert (places > 0).all() and places.max() / places.min() > 1e4
+    slope = np.log(ours["relativity"]) / np.log(places / float(ours.index[ours["low"].isna()][0]))
+    np.testing.assert_allclose(slope.dropna(), slope.dropna().iloc[0], rtol=1e-9)
+
+
 def test_intervals_stand_as_they_rise_with_the_base_in_its_place() -> None:
     cut = Feature(column="age", cut=(30.0, 60.0), base="30-60")
     lines = relativities(policies(), cut, exposure="years").loc["age"]

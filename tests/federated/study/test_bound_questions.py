@@ -388,6 +388,8 @@ def test_an_outcome_holds_errors_of_coefficients_and_no_covariances() -> None:
     rig = Rig(plan_of("glm"), Clear(), replayed=False)
     with closing(rig):
         fit = json.loads(carried_out(rig.steps(), rig.answer).to_bytes())["models"][0][1]["fit"]
-    assert {name for name, value in fit.items() if isinstance(value, list)} == {"errors", "trace"}
-    assert np.shape(fit["errors"]) == (3,)
+    lists = {name for name, value in fit.items() if isinstance(value, list)}
+    assert lists == {"errors", "contrast_errors", "path", "trace"}
+    assert np.shape(fit["errors"]) == (3,) and fit["path"] == []
+    assert np.ndim(fit["contrast_errors"]) == 1  # of single lines of a table, none of two features
     assert all(len(step) == 2 for step in fit["trace"])
