@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from functools import partial
 
 import numpy as np
 
@@ -32,16 +31,13 @@ def agree(
     least: int,
     left_out: list[str] | None = None,
     interactions: tuple[Pair, ...] = (),
-    *,
-    based: bool = True,
 ) -> Encoding:
     """The encoding of ``features``: levels, means and scales over all parties' training rows.
 
     Levels come from the contract; where it lists none, every party announces the names of the
     levels it holds (names, no counts). A level without a training row is left out, levels of fewer
-    than ``least`` persons become one. The base comes first: the one that the feature names, else the
-    level of most rows; where everybody sees the totals, or no effect is ``based`` on a level, the first
-    stays. Means and scales are exact for any split of the rows. Raises :class:`ModelError` for a column
+    than ``least`` persons become one. The base comes first where the feature names it, so that a
+    model is the same however sums are hidden. Means and scales are exact for any split of the rows. Raises :class:`ModelError` for a column
     that is the same in every training row; given a list ``left_out``, such a column is left out instead
     and its name noted there.
     """
@@ -56,7 +52,7 @@ def agree(
         numbers=_standardised(
             federation, task, _bent(federation, task, numeric, contract, least), left_out
         ),
-        categories=levelled(federation, task, categorical, contract, least, left_out, based=based),
+        categories=levelled(federation, task, categorical, contract, least, left_out),
     )
     crosses, without = crossed_columns(federation, task, encoding, interactions, least)
     for name in without:
@@ -204,8 +200,6 @@ def levelled(
     contract: Contract,
     least: int,
     left_out: list[str] | None,
-    *,
-    based: bool = True,
 ) -> tuple[Levels, ...]:
     """Levels that stand on ``least`` persons, all others joined into one (:data:`RARE`).
 
@@ -214,7 +208,7 @@ def levelled(
     terms = _named_levels(federation, task, features, contract)
     if not terms:
         return ()
-    standing = _present if federation.everybody else partial(_counted, based=based)
+    standing = _present if federation.everybody else _counted
     categories = []
     for term in standing(federation, task, terms, least):
         if len(term.levels) < 2:
@@ -233,17 +227,12 @@ def _from_base(term: Levels) -> Levels:
             f"feature '{term.feature.column}': base '{name}' is no level that enough persons have; these "
             f"are: {', '.join(term.levels)}"
         )
-    return _first(term, term.levels.index(name))
-
-
-def _first(term: Levels, base: int) -> Levels:
-    """With the level at this place first."""
-    levels = term.levels
-    return term.model_copy(update={"levels": (levels[base], *levels[:base], *levels[base + 1 :])})
+    others = (level for level in term.levels if level != name)
+    return term.model_copy(update={"levels": (name, *others)})
 
 
 def _counted(
-    federation: ModelTotals, task: Task, terms: tuple[Levels, ...], least: int, *, based: bool
+    federation: ModelTotals, task: Task, terms: tuple[Levels, ...], least: int
 ) -> list[Levels]:
     """By the persons at each level, which whoever opens totals keeps to itself."""
     totals = federation.sum("level_counts", task=task, features=terms)
@@ -258,9 +247,7 @@ def _counted(
         levels = (*names[~few & (rows > 0)], *rare)
         behind = np.append(persons[~few], persons[few].sum() if rare else 0)
         federation.opened.append(Opened.cells("level_counts", len(levels), behind))
-        named = based and len(levels) > len(rare)
-        most = int(np.argmax(rows[~few & (rows > 0)])) if named else 0
-        categories.append(_first(term.model_copy(update={"levels": levels}), most))
+        categories.append(term.model_copy(update={"levels": levels}))
     return categories
 
 

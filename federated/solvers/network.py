@@ -123,7 +123,7 @@ def solve(
 ) -> Solution:
     """The network after all rounds, and its loss by round."""
     least = settings.min_persons
-    encoding = agree(federation, task, features, contract, least, left_out, based=False)
+    encoding = agree(federation, task, features, contract, least, left_out)
     model, losses = train(federation, task, encoding, settings, seed, watch)
     return Solution(model, losses)
 

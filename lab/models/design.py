@@ -129,7 +129,7 @@ class Feature(Strict):
     )
     base: str | float | None = Field(
         None,
-        description="Where a GLM's relativity is 1: a level, or a value of a number; default: the level of most training rows, the mean.",
+        description="Where a GLM's relativity is 1: a level, or a value of a number; default: the first level, the mean.",
     )
     smooth: float | None = Field(
         None,

@@ -31,7 +31,6 @@ MODEL: dict[str, Any] = {
 
 def trees(folder: Path, insurers: int = 1, **tables: dict[str, Any]) -> Experiment:
     values = written(folder, insurers)
-    values["data"]["features"] = ["age", "region", "stays", "chronic"]  # without a GLM's bases
     values |= {"model": MODEL, "alignment": {"learns": "both"}}
     return experiment(values, **{"arms": {}, **tables})
 

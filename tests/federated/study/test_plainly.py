@@ -78,8 +78,7 @@ def coefficients(study: Study) -> pd.Series:
 
 def design(study: Study) -> pd.DataFrame:
     rows = study.market.pooled().train  # type: ignore[attr-defined]
-    base = rows["region"].astype("str").value_counts().index[0]  # the level of most rows
-    dummies = pd.get_dummies(rows["region"].astype("str"), dtype=float).drop(columns=base)
+    dummies = pd.get_dummies(rows["region"].astype("str"), drop_first=True, dtype=float)
     return sm.add_constant(pd.concat([rows["age"], dummies], axis=1))
 
 
