@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -216,6 +217,16 @@ def test_an_enrolment_altered_on_the_way_is_refused(
     path.write_text(json.dumps(document | {"member": change(document["member"])}))
     with pytest.raises(PeerError, match="proof is not by its key"):
         Enrolment.read(path)
+
+
+def test_a_key_whose_point_is_compressed_is_no_key_and_no_defect() -> None:
+    kind, data = flower_key().split()[:2]
+    key = bytearray(base64.b64decode(data))
+    key[key.index(b"\x00\x00\x00\x61\x04") + 4] = 2
+    with pytest.raises(ValueError, match="flower_key is no OpenSSH public key"):
+        enrol(
+            Identity.generate("reinsurer"), "commercial", f"{kind} {base64.b64encode(key).decode()}"
+        )
 
 
 def test_fingerprints_that_people_compare_tell_members_apart(five: Members) -> None:

@@ -271,7 +271,7 @@ def test_a_log_that_does_not_hold_or_comes_twice_is_not_packed(
     with pytest.raises(LogError, match="second log of"):
         export(run, charter, [*logs(tmp_path), logs(tmp_path)[0]])
     spoilt = logs(tmp_path)[0]
-    spoilt.write_bytes(spoilt.read_bytes().replace(b"4096", b"4097"))
+    spoilt.write_bytes(spoilt.read_bytes().replace(b":4096", b":4097"))
     with pytest.raises(LogError, match="line 4: does not follow"):
         export(run, charter, logs(tmp_path))
 
