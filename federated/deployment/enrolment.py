@@ -123,7 +123,11 @@ def openssh(line: str) -> str:
 
     try:
         key = load_ssh_public_key(line.encode())
-    except (ValueError, UnsupportedAlgorithm, NotImplementedError):  # the last of a compressed point
+    except (
+        ValueError,
+        UnsupportedAlgorithm,
+        NotImplementedError,
+    ):  # the last of a compressed point
         raise ValueError("flower_key is no OpenSSH public key") from None
     if not isinstance(key, EllipticCurvePublicKey):
         raise ValueError("flower_key must be of a NIST curve, as ecdsa-sha2-nistp384")
