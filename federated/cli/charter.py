@@ -188,9 +188,7 @@ def pair(file: Path, fund: str, insurers: tuple[str, ...], **terms: Any) -> None
     charter = charters.Charter.read(file)
     keys = dict(map(_key, (fund, *insurers)))
     pairs = parse(Pairs, {"fund": _key(fund)[0], "keys": keys, **terms}, where="pairs")
-    next_charter = charters.with_terms(charter, pairs=pairs)
-    charters.write(file, next_charter, {})
-    say(f"{file}: version {next_charter.version}; all members sign it now")
+    _next(file, charters.with_terms(charter, pairs=pairs))
 
 
 @charter.command("link")
@@ -207,18 +205,14 @@ def agree_on_link(file: Path, terms: Path) -> None:
     from federated.deployment import charter as charters
     from federated.link.charter import LinkCharter
 
-    charter = charters.with_terms(charters.Charter.read(file), link=LinkCharter.read(terms))
-    charters.write(file, charter, {})
-    say(f"{file}: version {charter.version}; all members sign it now")
+    _next(file, charters.with_terms(charters.Charter.read(file), link=LinkCharter.read(terms)))
 
 
 @charter.command("scores")
 @click.argument("file", type=FILE)
 @click.argument("terms", type=FILE)
 def agree_on_scores(file: Path, terms: Path) -> None:
-    """Agree on what sides of pairs tell each other of one person; all members sign anew.
-
-    TERMS is a file as federated/queries/person/scores.toml: bands, purposes, rations.
+    """Agree on what sides tell each other of one person, by a file as federated/queries/person/scores.toml.
 
     \b
     lab charter scores charter.json scores.toml
@@ -226,7 +220,13 @@ def agree_on_scores(file: Path, terms: Path) -> None:
     from federated.deployment import charter as charters
     from federated.queries.person.terms import ScoreTerms
 
-    charter = charters.with_terms(charters.Charter.read(file), scores=ScoreTerms.read(terms))
+    _next(file, charters.with_terms(charters.Charter.read(file), scores=ScoreTerms.read(terms)))
+
+
+def _next(file: Path, charter: Charter) -> None:
+    """The next version of a charter, which nobody has signed."""
+    from federated.deployment import charter as charters
+
     charters.write(file, charter, {})
     say(f"{file}: version {charter.version}; all members sign it now")
 
@@ -354,13 +354,13 @@ def _scores(charter: Charter) -> list[tuple[str, str]]:
     if (terms := charter.scores) is None:
         return []
     how = (
-        "EXACT" if terms.exact else f"in bands of {', '.join(f'{edge:g}' for edge in terms.bands)}"
+        "EXACT" if terms.exact else f"as {', '.join(map(terms.band, range(len(terms.bands) + 1)))}"
     )
     who = ", ".join(f"{purpose} (the {role})" for purpose, role in terms.purposes.items())
     text = (
-        f"of one person who signed, {how}; to {who}; never to {', '.join(terms.refused_purposes) or '–'}; "
-        f"{terms.scores_of_a_person} of a person in {terms.period_days} days, {terms.asker_a_month:,} an asker "
-        "in 30 days"
+        f"of one person who signed, by {' and '.join(terms.kinds)}, {how}; to {who}; "
+        f"never to {', '.join(terms.refused_purposes) or '–'}; {terms.scores_of_a_person} of a person in {terms.period_days} days, "
+        f"{terms.asker_a_month:,} an asker in 30 days"
     )
     return [("scores", text)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 from federated.deployment.charter import Charter
@@ -21,6 +21,9 @@ from federated.queries.person.terms import ScoreTerms
 from lab.audit.log_format import entries, read_lines
 from lab.errors import ConfigurationError, PolicyError
 
+#: Models that are kept at hand, each with the rows of one state of the table.
+SIDES_KEPT = 8
+
 
 def score_service(
     folder: Path, settings: NodeSettings, charter: Charter, member: LinkMember
@@ -28,25 +31,35 @@ def score_service(
     """The service of a side of the charter's pairs. folder: the node's. Raises ConfigurationError."""
     assert charter.pairs is not None and charter.scores is not None
     policy, own = SidePolicy(folder, settings, charter), settings.scores
-    terms = charter.scores if own is None else own.tightened(charter.scores)
+    signed = charter.scores
     spelling = policy.contract().columns[person_column(policy)].spelling
     home = folder / LINK_FOLDER
     keys = settings.link.person_keys if settings.link else None
     policy.keyed()  # a table that breaks its contract is told now, not to whom asks
 
-    @cache
+    @lru_cache(SIDES_KEPT)
+    def read(digest: str, peer: str, table: object) -> ScoredSide:
+        return _side(folder, digest, peer, policy, signed, member)
+
     def side_of(digest: str, peer: str) -> ScoredSide:
-        return _side(folder, digest, peer, policy, terms, member)
+        return read(digest, peer, _state_of(policy))
 
     past = entries(read_lines(home / LOG)) if (home / LOG).exists() else ()
     rules = ScoreRules(
         roles={name: charter.pairs.role(name) for name in charter.pairs.peers(settings.name)},
-        terms=terms,
+        terms=signed if own is None else own.tightened(signed),
         answers=own is not None,
         approval=own is not None and own.approval == "always",
         person_keys=read_person_keys(folder / keys, spelling) if keys else {},
     )
     return ScoreService(home / SCORES_FOLDER, member, rules, side_of, history_of(past))
+
+
+def _state_of(policy: SidePolicy) -> object:
+    """Another one where the file of the table has changed; of a database always the same, so that its rows
+    are those of when the process was started."""
+    path = Path(policy.data.path or "")
+    return (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
 
 
 def person_column(policy: SidePolicy) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from federated.deployment.folders import CHARTER, IDENTITY, identity_of, make_fo
 from federated.link.charter import ConditionTerms
 from federated.link.consent import (
     ConsentToken,
+    Receipt,
     SignedQuestion,
     check_consent,
     consented,
@@ -21,7 +23,7 @@ from federated.link.consent import (
 from federated.link.keys import one_identifier
 from federated.link.services.condition_service import Answered
 from federated.queries.person.service import ScoreAnswer
-from federated.queries.person.sides import NOT_TOLD
+from federated.queries.person.sides import NOT_TOLD, ScoreReceipt
 from federated.queries.person.terms import DAYS, consent_to_score
 from lab.errors import ConfigurationError, PeerError
 from lab.files import canonical, read_json, write_whole
@@ -57,11 +59,7 @@ def sign_question(
     """
     identity, charter = identity_of(folder), charters.read_signed(folder / CHARTER)
     terms, name = _terms(charter), identity.card.name
-    if terms.signers.get(name) != identity.card.verifying.hex():
-        raise ConfigurationError(
-            f"{folder}: the charter names no signer '{name}' with this key; it must stand in "
-            "condition.signers of the file of lab charter link"
-        )
+    _check_signer(identity, terms.signers, "condition.signers of the file of lab charter link")
     if insurer == terms.fund or insurer not in charter.roster:
         others = ", ".join(n for n in charter.roster.names if n != terms.fund)
         raise ConfigurationError(f"--insurer {insurer}: there are {others}")
@@ -109,11 +107,7 @@ def sign_score(
         raise ConfigurationError(
             f"charter {charter.name}: says nothing of scores; agree on them with lab charter scores"
         )
-    if terms.signers.get(identity.card.name) != identity.card.verifying.hex():
-        raise ConfigurationError(
-            f"{folder}: the charter names no signer '{identity.card.name}' with this key; it must stand in "
-            "signers of the file of lab charter scores"
-        )
+    _check_signer(identity, terms.signers, "signers of the file of lab charter scores")
     if asker not in pairs.keys:
         raise ConfigurationError(f"--insurer {asker}: there are {', '.join(pairs.keys)}")
     peers = pairs.peers(asker)
@@ -137,6 +131,14 @@ def sign_score(
     return consent
 
 
+def _check_signer(identity: Identity, signers: Mapping[str, str], where: str) -> None:
+    name = identity.card.name
+    if signers.get(name) != identity.card.verifying.hex():
+        raise ConfigurationError(
+            f"the charter names no signer '{name}' with this desk's key; it must stand in {where}"
+        )
+
+
 def is_of_score(path: Path) -> bool:
     """Whether receipts are of a score, by the file's form."""
     content = read_json(path)
@@ -145,20 +147,12 @@ def is_of_score(path: Path) -> bool:
 
 def read_score_receipts(path: Path, charter_file: Path) -> ScoreAnswer:
     """What both sides signed of one score. Raises as `read_receipts`."""
-    charter, told = (
-        charters.read_signed(charter_file),
-        parse(ScoreAnswer, read_json(path), where=str(path)),
-    )
-    for receipt, name in ((told.asker, told.asker.asker), (told.asked, told.asked.asked)):
-        if receipt.by != name or not receipt.holds(charter.member(name).card.verifying):
-            raise PeerError(
-                f"{path}: the receipt of {name} was altered, or lacks its signature", name
-            )
-    said = [
-        r.model_dump(exclude={"by", "answer", "day", "signature"}) for r in (told.asker, told.asked)
-    ]
-    if said[0] != said[1] or (told.score, NOT_TOLD) != (told.asker.answer, told.asked.answer):
-        raise PeerError(f"{path}: the two receipts are of different questions or answers")
+    charter = charters.read_signed(charter_file)
+    told = parse(ScoreAnswer, read_json(path), where=str(path))
+    names = told.asker.asker, told.asker.asked
+    _check_receipts(path, charter, dict(zip(names, (told.asker, told.asked), strict=True)))
+    if (told.score, NOT_TOLD) != (told.asker.answer, told.asked.answer):
+        raise PeerError(f"{path}: the answer is not that of the receipts")
     return told
 
 
@@ -167,21 +161,29 @@ def read_receipts(path: Path, charter_file: Path) -> Answered:
     did not sign it or says something else."""
     charter = charters.read_signed(charter_file)
     told = parse(Answered, read_json(path), where=str(path))
-    fund = _terms(charter).fund
-    for receipt, name in ((told.fund, fund), (told.insurer, told.insurer.insurer)):
-        if receipt.by != name or not receipt.holds(charter.member(name).card.verifying):
-            raise PeerError(
-                f"{path}: the receipt of {name} was altered, or lacks its signature", name
-            )
-    said = [
-        each.model_dump(exclude={"by", "answer", "day", "signature"})
-        for each in (told.fund, told.insurer)
-    ]
-    if said[0] != said[1] or told.fund.answer not in (told.insurer.answer, "not told"):
+    names = _terms(charter).fund, told.insurer.insurer
+    _check_receipts(path, charter, dict(zip(names, (told.fund, told.insurer), strict=True)))
+    if told.fund.answer not in (told.insurer.answer, "not told"):
         raise PeerError(f"{path}: the two receipts are of different questions or answers")
     if told.answer != told.insurer.answer:
         raise PeerError(f"{path}: the answer is not that of the receipts")
     return told
+
+
+def _check_receipts(
+    path: Path, charter: Charter, receipts: Mapping[str, Receipt | ScoreReceipt]
+) -> None:
+    """Raises :class:`PeerError` unless each is signed by whom it is named by, and all are of one question."""
+    for name, receipt in receipts.items():
+        if receipt.by != name or not receipt.holds(charter.member(name).card.verifying):
+            raise PeerError(
+                f"{path}: the receipt of {name} was altered, or lacks its signature", name
+            )
+    ours, theirs = (
+        each.model_dump(exclude={"by", "answer", "day", "signature"}) for each in receipts.values()
+    )
+    if ours != theirs:
+        raise PeerError(f"{path}: the two receipts are of different questions or answers")
 
 
 def _terms(charter: Charter) -> ConditionTerms:

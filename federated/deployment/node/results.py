@@ -25,6 +25,8 @@ from lab.privacy.joining import NO_RULE
 
 #: Where a node keeps what it was given: a folder for each run, as `lab score` reads it.
 RESULTS = "results"
+#: What is raised for results of another version, or damaged ones.
+UNREADABLE = (ConfigurationError, OSError, UnicodeDecodeError)
 MODEL, SCORES, PLAN = Path("models", "federated.json"), "scores.json", "plan.json"
 
 
@@ -50,9 +52,7 @@ def joined_runs(folder: Path) -> dict[str, Path]:
     found = {}
     for model in sorted((folder / RESULTS).glob(f"*/{MODEL}")):
         run = model.parent.parent
-        with suppress(
-            ConfigurationError, OSError, UnicodeDecodeError
-        ):  # of another version, or damaged
+        with suppress(*UNREADABLE):
             if plan_of(run).experiment.joined:
                 found[models.digest(model.read_text(encoding="utf-8"))] = run
     return found

@@ -28,17 +28,19 @@ from federated.link.services.approvals import approved_by
 from federated.link.services.fund_record import FundRecord, list_digest, listed
 from federated.link.services.process import (
     Handler,
+    KeptAnswer,
     LetterNumbers,
     LinkMember,
     ask,
     ask_own,
     own_handler,
+    told_once,
 )
 from federated.transport.relay_line import PATIENCE_SECONDS, RelayLine
 from lab.audit.log_format import entries, read_lines
 from lab.errors import ConfigurationError, PolicyError
 from lab.files import canonical, read_json, write_whole
-from lab.records import Strict, parse
+from lab.records import parse
 from secure_agg.errors import FaultyParty
 from secure_agg.identity import Identity
 
@@ -53,13 +55,12 @@ LIST_PATIENCE_SECONDS = 20.0
 ENTRY, ELEMENT = 17, 32
 
 
-class Answered(Strict):
-    """An answer and what both sides sign of it, for the person too. before: it was told earlier."""
+class Answered(KeptAnswer):
+    """An answer and what both sides sign of it, for the person too."""
 
     answer: Answer
     fund: Receipt
     insurer: Receipt
-    before: bool = False
 
 
 class FundService:
@@ -156,13 +157,9 @@ class InsurerService:
         signed = record_of(SignedQuestion, data, self.member.name)
         place = self.folder / RECEIPTS / f"{signed.consent.digest}.json"
         with self._turn:
-            if place.exists():
-                told = parse(Answered, read_json(place), where=str(place))
-                return told.model_copy(update={"before": True}).model_dump_json().encode()
-            answered = self._ask(signed)
-            write_whole(place, answered.model_dump_json(indent=1).encode() + b"\n", 0o600)
-            self._letter_file(signed).unlink()
-            return answered.model_dump_json().encode()
+            told = told_once(place, Answered, lambda: self._ask(signed))
+            self._letter_file(signed).unlink(missing_ok=True)
+            return told
 
     def _ask(self, signed: SignedQuestion) -> Answered:
         name, table = self._current_list()

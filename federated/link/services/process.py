@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Event, Lock
 from typing import Any, NoReturn, TypeVar
 
@@ -25,6 +26,8 @@ from federated.transport.relay_line import (
 )
 from lab.audit.log_writer import Log
 from lab.errors import TRAVELLING, LabError, PeerError, PolicyError
+from lab.files import read_json, write_whole
+from lab.records import Strict, parse
 from lab.text import printable
 from secure_agg.errors import Blame, FaultyParty, SecureAggError
 from secure_agg.identity import Card, Identity
@@ -155,6 +158,25 @@ def ask_own(identity: Identity, line: RelayLine, service: str, content: bytes) -
     if answer.number != number:
         raise FaultyParty("the exchange: brings the answer to another question", "the exchange")
     return answer.content
+
+
+class KeptAnswer(Strict):
+    """What a member was told, with the receipts of it. before: it was told earlier."""
+
+    before: bool = False
+
+
+Answer = TypeVar("Answer", bound=KeptAnswer)
+
+
+def told_once(place: Path, form: type[Answer], make: Callable[[], Answer]) -> bytes:
+    """What was told before, by the file at this place; else what is told now, once it is kept there."""
+    if place.exists():
+        told = parse(form, read_json(place), where=str(place)).model_copy(update={"before": True})
+    else:
+        told = make()
+        write_whole(place, told.model_dump_json(indent=1).encode() + b"\n", 0o600)
+    return told.model_dump_json().encode()
 
 
 def own_box(identity: Identity) -> LetterBox:

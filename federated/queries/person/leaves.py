@@ -138,10 +138,8 @@ def asked_share(leaves: SharedTrees, person: str, secret: bytes) -> int:
         if _is_asked(group):
             share -= _mask(secret, number)
             number += 1
-        elif group.theirs and _leads(
-            group.theirs, codes
-        ):  # where the asker's cuts lead in any case
-            share += group.values[0]
+        elif group.theirs and _leads(group.theirs, codes):
+            share += group.values[0]  # where the asker's cuts lead in any case
     return share % MODULUS
 
 

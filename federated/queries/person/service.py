@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
@@ -27,11 +27,13 @@ from federated.link.letters import Letter, LetterBox, packed, record_of, unpacke
 from federated.link.services.approvals import approved_by
 from federated.link.services.process import (
     Handler,
+    KeptAnswer,
     LetterNumbers,
     LinkMember,
     ask,
     ask_own,
     own_handler,
+    told_once,
 )
 from federated.queries.person import asker
 from federated.queries.person.asked import AskedSide, BroughtQuestion, ToldScore
@@ -40,8 +42,7 @@ from federated.queries.person.sides import NOT_TOLD, STATISTIC, ScoredSide, Scor
 from federated.queries.person.terms import ScoreTerms
 from federated.transport.relay_line import PATIENCE_SECONDS, RelayLine
 from lab.errors import ConfigurationError, ContractError, ModelError, PeerError, PolicyError
-from lab.files import canonical, read_json, write_whole
-from lab.records import Strict, parse
+from lab.files import canonical, write_whole
 from secure_agg.errors import FaultyParty
 from secure_agg.identity import Identity
 from secure_agg.ristretto import SIZE
@@ -56,21 +57,22 @@ VOID = b"void"
 REPLIES_KEPT = 64
 #: Seconds for a reply about leaves, of which there may be thousands.
 LEAVES_PATIENCE_SECONDS = 20.0
+#: Errors whose texts may hold values and paths, which stay here.
+UNTOLD = (ConfigurationError, ContractError, ModelError)
 STEPS: Mapping[bytes, Step] = {b"leaves": "leaves", b"band": "band"}
 
 
-class ScoreAnswer(Strict):
-    """A score, and what both sides sign of it, for the person too. before: it was told earlier."""
+class ScoreAnswer(KeptAnswer):
+    """A score, and what both sides sign of it, for the person too."""
 
     score: str
     asker: ScoreReceipt
     asked: ScoreReceipt
-    before: bool = False
 
 
 @dataclass(frozen=True)
 class ScoreRules:
-    """What a side answers. roles: by name, of the other sides of its pairs; terms: as it keeps them;
+    """What a side answers. roles: by name, of the other sides of its pairs; terms: by which it answers;
     answers: whether it answers at all; approval: whether a person approves each; person_keys: of persons who
     sign themselves."""
 
@@ -153,16 +155,14 @@ class ScoreService:
         held = terms.consent_terms(self.member.name, consent.group)
         check_consent(consent, held, brought.asker, day, (), self.rules.person_keys)
         try:
-            return self._side_of(consent.group, brought.asker)
-        except (
-            ConfigurationError,
-            ContractError,
-            ModelError,
-        ):  # whose texts may hold values and paths
+            side = self._side_of(consent.group, brought.asker)
+        except UNTOLD:
             raise PolicyError(
                 f"{self.member.name} can't score by this model now; its owner finds why with lab node check",
                 "model",
             ) from None
+        terms.check_kind(side.kind)
+        return replace(side, terms=terms)
 
     # Who asks.
 
@@ -171,13 +171,9 @@ class ScoreService:
         consent = record_of(ConsentToken, data, self.member.name)
         place = self.folder / RECEIPTS / f"{consent.digest}.json"
         with self._asking:
-            if place.exists():
-                told = parse(ScoreAnswer, read_json(place), where=str(place))
-                return told.model_copy(update={"before": True}).model_dump_json().encode()
-            answer = self._ask(consent)
-            write_whole(place, answer.model_dump_json(indent=1).encode() + b"\n", 0o600)
-            self._state(consent).unlink()
-            return answer.model_dump_json().encode()
+            told = told_once(place, ScoreAnswer, lambda: self._ask(consent))
+            self._state(consent).unlink(missing_ok=True)
+            return told
 
     def _ask(self, consent: ConsentToken) -> ScoreAnswer:
         if consent.insurer != self.member.name or consent.fund not in self.rules.roles:

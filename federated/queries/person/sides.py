@@ -82,6 +82,11 @@ class ScoredSide:
         return self.identity.card.name
 
     @property
+    def kind(self) -> str:
+        """The kind of the model."""
+        return "trees" if isinstance(self.holding, SharedTrees) else "glm"
+
+    @property
     def steps(self) -> tuple[Step, ...]:
         """What is asked about, in this order."""
         return ("leaves", "band") if isinstance(self.holding, SharedTrees) else ("band",)

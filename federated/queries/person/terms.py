@@ -56,7 +56,7 @@ class ScoreTerms(Strict):
         """Raises :class:`PolicyError` for a kind of model of which no scores are told."""
         if kind not in self.kinds:
             raise PolicyError(
-                f"scores are told of {', '.join(self.kinds)}, and this model is of kind {kind}; kinds of the "
+                f"scores are told of {', '.join(self.kinds) or 'no kind'}, and this model is of kind {kind}; kinds of the "
                 "terms and of node.toml must both have it",
                 "kind",
             )

@@ -22,7 +22,7 @@ from federated.queries.person.asked import history_of
 from federated.queries.person.asker import question
 from federated.queries.person.service import COUNTED, REPLY, SCORE, ScoreRules, ScoreService
 from federated.queries.person.sides import Linear, ScoredSide
-from federated.queries.person.terms import ScoreTerms, consent_to_score
+from federated.queries.person.terms import OwnScores, ScoreTerms, consent_to_score
 from lab.audit.log_format import entries, read_lines
 from lab.errors import ConfigurationError, ContractError, LabError, PeerError, PolicyError
 from lab.files import canonical
@@ -75,7 +75,13 @@ class Rig:
         for name in SIDES:
             self.start(name)
 
-    def start(self, name: str, charter: str = "c" * 64, approval: bool = False) -> None:
+    def start(
+        self,
+        name: str,
+        charter: str = "c" * 64,
+        approval: bool = False,
+        answers: OwnScores | None = None,
+    ) -> None:
         """A side's process, or again after it was killed."""
         if name in self.logs:
             self.logs.pop(name).close()
@@ -91,7 +97,8 @@ class Rig:
             return ScoredSide(IDENTITIES[name], SIDES[name], TERMS, digest, LAW, holding, log)
 
         peer = OTHER[name]
-        rules = ScoreRules({peer: SIDES[peer]}, TERMS, True, approval)
+        terms = TERMS if answers is None else answers.tightened(TERMS)
+        rules = ScoreRules({peer: SIDES[peer]}, terms, True, approval)
         past = history_of(list(entries(read_lines(self.folder / name / LOG))))
         home = self.folder / name / "scores"
         self.line.services[name] = ScoreService(home, member, rules, side_of, past, lambda: TODAY)
@@ -233,6 +240,17 @@ def test_a_question_whose_answer_was_lost_goes_on_under_the_next_charter(
     lines = entries(read_lines(rig.folder / "fund" / LOG))
     steps = [line.told["step"] for line in lines if line.kind == "request"]
     assert steps == (["band"] if model == GLM else ["leaves", "band"])
+
+
+def test_what_a_side_answers_does_not_bound_what_it_asks(rig: Rig) -> None:
+    rig.start("insurer", answers=OwnScores(a_month=1))  # tells of glms alone
+    assert rig.ask(rig.consent(model=TREES))["score"]
+    rig.start("fund", answers=OwnScores(a_month=9))
+    with pytest.raises(
+        PolicyError, match=r"scores are told of glm, and this model is of kind trees"
+    ):
+        rig.ask(rig.consent("ann", TREES))
+    assert rig.ask(rig.consent("bob"))["score"]
 
 
 def test_each_score_is_approved_once(rig: Rig) -> None:

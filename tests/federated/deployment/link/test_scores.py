@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 
@@ -240,6 +241,11 @@ def test_what_is_not_allowed_is_refused_in_one_line(
     }
     for words, text in refusals.items():
         assert words in text, text
+    path = sides.root / "tables" / FUND / "table.parquet"
+    table = pd.read_parquet(path)
+    table[table.card != person].to_parquet(path, index=False)  # read anew, without a restart
+    assert "fund has no complete row" in sides.ask(run, sides.consent(run, person))
+    table.to_parquet(path, index=False)
     home = sides.root / FUND / "results" / run
     home.rename(sides.root / "kept")
     sides.again(FUND)
